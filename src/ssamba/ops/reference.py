@@ -1,0 +1,110 @@
+"""The plain torch form of every operator: slow, short, and the truth that the fast forms are tested against.
+
+Shape legend, used in the whole package:
+
+====  ==========================================================================
+B     batch
+L     tokens (time steps of the scan)
+R     directions of the scan: 0 runs left to right, 1 runs right to left
+K     blocks that read the same input (2 in a reference pair)
+E     inner channels of one block (2 x width)
+N     states of one channel (16)
+W     taps of the depthwise convolution (4)
+P     outputs of the input-dependent projection: rank + 2 N
+====  ==========================================================================
+
+Everything is computed in float32, or in float64 when the input is float64; the result has the input's dtype.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def _compute_dtype(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def conv_silu(x_BLKE: Tensor, weight_RKEW: Tensor, bias_RKE: Tensor) -> Tensor:
+    """Depthwise causal convolution and SiLU, once for each direction.
+
+    Direction 0 reads positions ``t-W+1 .. t``, direction 1 (anti-causal) ``t .. t+W-1`` with the taps mirrored, which is
+    what the causal convolution does on the reversed sequence (REFERENCE.md, "Encoder", mixer). Returns ``u_BLRKE``.
+    """
+    dtype = _compute_dtype(x_BLKE)
+    batch, length, blocks, channels = x_BLKE.shape
+    directions, width = weight_RKEW.shape[0], weight_RKEW.shape[-1]
+    x_BDL = x_BLKE.to(dtype).permute(0, 2, 3, 1).reshape(batch, blocks * channels, length)
+    outputs = []
+    for r in range(directions):
+        weight_D1W = weight_RKEW[r].to(dtype).reshape(blocks * channels, 1, width)
+        bias_D = bias_RKE[r].to(dtype).reshape(blocks * channels)
+        pad = (width - 1, 0) if r == 0 else (0, width - 1)
+        taps = weight_D1W if r == 0 else weight_D1W.flip(-1)
+        u_BDL = F.silu(F.conv1d(F.pad(x_BDL, pad), taps, bias_D, groups=blocks * channels))
+        outputs.append(u_BDL.reshape(batch, blocks, channels, length).permute(0, 3, 1, 2))
+    return torch.stack(outputs, dim=2).to(x_BLKE.dtype)
+
+
+def selective_scan(
+    u_BLRKE: Tensor,
+    dt_BLRKE: Tensor,
+    A_RKEN: Tensor,
+    B_BLRKN: Tensor,
+    C_BLRKN: Tensor,
+    D_RKE: Tensor,
+    dt_bias_RKE: Tensor,
+    z_BLKE: Tensor | None = None,
+) -> Tensor:
+    """Selective scan in both directions, averaged over the directions and gated (Mamba, arXiv 2312.00752, eq. 2 and 4).
+
+    ``delta = softplus(dt + dt_bias)``; ``h[t] = exp(delta A) h[t-1] + delta B u``; ``y[t] = C . h[t] + D u``; then
+    ``silu(z) * mean over R of y``. ``A`` is negative. Without ``z`` there is no gate. Returns ``y_BLKE``.
+    """
+    dtype = _compute_dtype(u_BLRKE)
+    u, A, B, C = (x.to(dtype) for x in (u_BLRKE, A_RKEN, B_BLRKN, C_BLRKN))
+    delta_BLRKE = F.softplus(dt_BLRKE.to(dtype) + dt_bias_RKE.to(dtype))
+    batch, length, directions, blocks, channels = u.shape
+    total: Tensor | None = None
+    for r in range(directions):
+        h_BKEN = u.new_zeros(batch, blocks, channels, A.shape[-1])
+        steps: list[Tensor] = []
+        for t in range(length) if r == 0 else range(length - 1, -1, -1):
+            delta_BKE1 = delta_BLRKE[:, t, r].unsqueeze(-1)
+            drive = delta_BKE1 * u[:, t, r].unsqueeze(-1) * B[:, t, r].unsqueeze(-2)
+            h_BKEN = torch.exp(delta_BKE1 * A[r]) * h_BKEN + drive
+            steps.append((h_BKEN * C[:, t, r].unsqueeze(-2)).sum(-1))
+        y_BLKE = torch.stack(steps if r == 0 else steps[::-1], dim=1) + D_RKE[r].to(dtype) * u[:, :, r]
+        total = y_BLKE if total is None else total + y_BLKE
+    assert total is not None
+    out = total / directions
+    if z_BLKE is not None:
+        out = out * F.silu(z_BLKE.to(dtype))
+    return out.to(u_BLRKE.dtype)
+
+
+def bimamba_inner(
+    x_BLKE: Tensor,
+    z_BLKE: Tensor,
+    conv_weight_RKEW: Tensor,
+    conv_bias_RKE: Tensor,
+    x_proj_RKPE: Tensor,
+    dt_proj_RKEr: Tensor,
+    dt_bias_RKE: Tensor,
+    A_log_RKEN: Tensor,
+    D_RKE: Tensor,
+) -> Tensor:
+    """Everything of the bidirectional mixer between its input and its output projection. Returns ``y_BLKE``.
+
+    convolution + SiLU, the input-dependent projection to (dt, B, C), dt's low-rank expansion, both scans, skip, mean of
+    the directions and gate (Vision Mamba, arXiv 2401.09417, algorithm 1; REFERENCE.md, "Encoder").
+    """
+    rank, states = dt_proj_RKEr.shape[-1], A_log_RKEN.shape[-1]
+    u_BLRKE = conv_silu(x_BLKE, conv_weight_RKEW, conv_bias_RKE)
+    p_BLRKP = torch.einsum("blrke,rkpe->blrkp", u_BLRKE, x_proj_RKPE)
+    dt_BLRKr, B_BLRKN, C_BLRKN = p_BLRKP.split([rank, states, states], dim=-1)
+    dt_BLRKE = torch.einsum("blrkp,rkep->blrke", dt_BLRKr, dt_proj_RKEr)
+    A_RKEN = -torch.exp(A_log_RKEN.to(_compute_dtype(A_log_RKEN)))
+    return selective_scan(u_BLRKE, dt_BLRKE, A_RKEN, B_BLRKN, C_BLRKN, D_RKE, dt_bias_RKE, z_BLKE)
