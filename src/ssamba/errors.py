@@ -1,0 +1,43 @@
+"""Problems that the user can mend, each told in one line.
+
+Everything derived from :class:`SsambaError` carries a message that names the file, the offending value and the mend. The
+command line prints ``str(error)`` and exits with code 2; a traceback is kept for what is our own mistake.
+"""
+
+from __future__ import annotations
+
+import os
+
+
+class SsambaError(Exception):
+    """A problem with what the user gave: one clear line that says what is wrong and how to mend it."""
+
+
+class AudioError(SsambaError):
+    """Audio that cannot be used: missing, unreadable, truncated, too short, or holding NaN.
+
+    Attributes:
+        path: the file, or None for audio given in memory.
+        reason: the problem alone, without the path.
+    """
+
+    def __init__(self, path: str | os.PathLike[str] | None, reason: str) -> None:
+        self.path = None if path is None else os.fspath(path)
+        self.reason = " ".join(reason.split())
+        super().__init__(f"{'audio' if self.path is None else self.path}: {self.reason}")
+
+    def __reduce__(self) -> tuple[type[AudioError], tuple[str | None, str]]:
+        # Exceptions are rebuilt from .args when they cross a process boundary; ours has one argument fewer than __init__.
+        return type(self), (self.path, self.reason)
+
+
+class DataError(SsambaError):
+    """A data set that cannot be used: a manifest without its columns, an empty folder, too many unreadable clips."""
+
+
+class ConfigError(SsambaError):
+    """A setting out of its range, unknown, or at odds with another."""
+
+
+class CheckpointError(SsambaError):
+    """A checkpoint that is missing, damaged, or of another model."""
