@@ -1,7 +1,7 @@
 """Problems that the user can mend, each told in one line.
 
-Everything derived from :class:`SsambaError` carries a message that names the file, the offending value and the mend. The
-command line prints ``str(error)`` and exits with code 2; a traceback is kept for what is our own mistake.
+Everything derived from :class:`SsambaError` carries a message that names the file, the offending value and the mend.
+The command line prints ``str(error)`` and exits with code 2; a traceback is kept for what is our own mistake.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class AudioError(SsambaError):
         super().__init__(f"{'audio' if self.path is None else self.path}: {self.reason}")
 
     def __reduce__(self) -> tuple[type[AudioError], tuple[str | None, str]]:
-        # Exceptions are rebuilt from .args when they cross a process boundary; ours has one argument fewer than __init__.
+        # Exceptions cross a process boundary as .args, which here hold the joined message and not what __init__ takes.
         return type(self), (self.path, self.reason)
 
 
