@@ -1,0 +1,142 @@
+"""The dimensions of a model: a frozen, validated dataclass that is stored as ``config.json`` beside the weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ssamba.errors import ConfigError
+
+AUDIOSET_MEAN, AUDIOSET_STD = -4.2677393, 4.5689974
+"""Log-mel statistics of AudioSet + LibriSpeech, used by the official checkpoints (REFERENCE.md, "Front end")."""
+
+WIDTHS = {"tiny": 192, "small": 384, "base": 768}
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that the weights depend on, and the front end that they were trained with.
+
+    Units: ``frames`` and the time sides are log-mel frames of 10 ms, the frequency sides are mel bins, ``drop_path`` is
+    the rate of the last block. Raises ``ConfigError`` on values that no model can have.
+    """
+
+    width: int = 192
+    depth: int = 24
+    frames: int = 1024
+    patch_frequency: int = 16
+    patch_time: int = 16
+    stride_frequency: int = 16
+    stride_time: int = 16
+    state_size: int = 16
+    expand: int = 2
+    conv_width: int = 4
+    dt_rank: int = 0
+    drop_path: float = 0.1
+    mel_bins: int = 128
+    sample_rate: int = 16000
+    mean: float = AUDIOSET_MEAN
+    std: float = AUDIOSET_STD
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            self._check(field.name, field.type == "int")
+        if self.dt_rank == 0:
+            object.__setattr__(self, "dt_rank", math.ceil(self.width / 16))
+        if self.depth % 2:
+            raise ConfigError(f"depth is {self.depth}: blocks come in pairs, give an even number")
+        if self.mel_bins < self.patch_frequency or self.frames < self.patch_time:
+            raise ConfigError(
+                f"a patch of {self.patch_frequency} x {self.patch_time} (mel bins x frames) does not fit into "
+                f"{self.mel_bins} x {self.frames}: give more frames or smaller patches"
+            )
+        if not 0 <= self.drop_path < 1:
+            raise ConfigError(f"drop_path is {self.drop_path}: give a rate from 0 to below 1")
+        if not self.std > 0:
+            raise ConfigError(f"std is {self.std}: give a positive number")
+
+    def _check(self, name: str, whole: bool) -> None:
+        value = getattr(self, name)
+        good = isinstance(value, int) if whole else isinstance(value, (int, float)) and math.isfinite(value)
+        if isinstance(value, bool) or not good:
+            raise ConfigError(f"{name} is {value!r}: give a {'whole ' if whole else ''}number")
+        if whole and value < (0 if name == "dt_rank" else 1):
+            raise ConfigError(f"{name} is {value}: give a positive number")
+
+    @classmethod
+    def tiny(cls, **changes: Any) -> Config:
+        """Width 192, 24 blocks: 7.1 M parameters with both pretraining heads."""
+        return cls(width=WIDTHS["tiny"], **changes)
+
+    @classmethod
+    def small(cls, **changes: Any) -> Config:
+        """Width 384, 24 blocks: 25.8 M parameters with both pretraining heads."""
+        return cls(width=WIDTHS["small"], **changes)
+
+    @classmethod
+    def base(cls, **changes: Any) -> Config:
+        """Width 768, 24 blocks: 98.3 M parameters with both pretraining heads."""
+        return cls(width=WIDTHS["base"], **changes)
+
+    @property
+    def inner(self) -> int:
+        """Inner channels of one block (E)."""
+        return self.expand * self.width
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patches along (frequency, time)."""
+        return (
+            (self.mel_bins - self.patch_frequency) // self.stride_frequency + 1,
+            (self.frames - self.patch_time) // self.stride_time + 1,
+        )
+
+    @property
+    def patch_size(self) -> int:
+        """Values in one patch."""
+        return self.patch_frequency * self.patch_time
+
+    def replace(self, **changes: Any) -> Config:
+        """A copy with some values changed, validated again."""
+        return dataclasses.replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for ``config.json``."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], source: str = "config") -> Config:
+        """The reverse of ``to_dict``. Raises ``ConfigError`` naming ``source`` and the nearest known key."""
+        known = [f.name for f in dataclasses.fields(cls)]
+        for key in values:
+            if key not in known:
+                raise ConfigError(f"{source}: unknown value '{key}'{nearest(key, known)}")
+        try:
+            return cls(**values)
+        except ConfigError as error:
+            raise ConfigError(f"{source}: {error}") from None
+
+
+def nearest(word: str, known: list[str]) -> str:
+    """``", did you mean 'x'?"`` for the closest of the known words, or an empty string."""
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f", did you mean '{close[0]}'?" if close else ""
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file. Raises ``ConfigError`` that names the file."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise ConfigError(f"{path}: is not JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path}: holds a {type(value).__name__}, expected a JSON object")
+    return value

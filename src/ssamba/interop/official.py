@@ -1,0 +1,197 @@
+"""Official SSAMBA checkpoints (`torch.save` of a state dict): strict, in both directions.
+
+Key forms are those of REFERENCE.md, "Official checkpoints". The reference keeps one set of weights per block and scan
+direction; here the two blocks of a pair and both directions are stacked. In an odd block, which the reference runs on the
+reversed sequence, the unsuffixed weights scan right to left and the ``_b`` weights left to right.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ssamba.config import Config
+from ssamba.errors import CheckpointError
+from ssamba.models.blocks import BLOCKS, DIRECTIONS
+from ssamba.models.ssamba import SSAMBA
+
+PREFIX = "module."
+KNOWN_EXTRAS = ("v.head.weight", "v.head.bias", "p_input_fdim", "p_input_tdim")
+"""Keys that official files carry and the model does not use."""
+
+PLAIN = {
+    "v.cls_token": "cls_token",
+    "v.pos_embed": "positions",
+    "mask_embed": "mask_embedding",
+    "v.patch_embed.proj.weight": "patch_embed.weight",
+    "v.patch_embed.proj.bias": "patch_embed.bias",
+    "v.norm_f.weight": "norm.weight",
+    "v.norm_f.bias": "norm.bias",
+} | {
+    f"{theirs}.{i}.{kind}": f"heads.{ours}.{i}.{kind}"
+    for theirs, ours in (("cpredlayer", "discriminative"), ("gpredlayer", "generative"))
+    for i in (0, 2)
+    for kind in ("weight", "bias")
+}
+
+PER_DIRECTION = {
+    "conv1d{}.weight": "conv_weight_RKEW",
+    "conv1d{}.bias": "conv_bias_RKE",
+    "x_proj{}.weight": "x_proj_RKPE",
+    "dt_proj{}.weight": "dt_proj_RKEr",
+    "dt_proj{}.bias": "dt_bias_RKE",
+    "A{}_log": "A_log_RKEN",
+    "D{}": "D_RKE",
+}
+"""Official name, with the place of the direction's suffix, -> stacked name."""
+
+
+def from_official(state: dict[str, Tensor], source: str = "checkpoint") -> tuple[Config, dict[str, Tensor]]:
+    """Official state dict -> the configuration its shapes give and the state dict of ``SSAMBA``.
+
+    Works with or without ``module.`` and with or without the two heads. Raises ``CheckpointError`` naming ``source``
+    and every key that is missing, unexpected or of a shape that does not fit.
+    """
+    state = {k.removeprefix(PREFIX): v for k, v in state.items()}
+    if "v.blocks.0.attn.qkv.weight" in state:
+        raise CheckpointError(f"{source}: is an SSAST checkpoint (a transformer), expected SSAMBA's keys 'v.layers.N.mixer.*'")
+    config = _config_from_shapes(state, source)
+    heads = any(k.startswith(("cpredlayer", "gpredlayer")) for k in state)
+    with torch.device("meta"):
+        model = SSAMBA(config, heads=heads)
+    expected = {k: v.shape for k, v in to_official(model.state_dict(), prefix="").items()}
+    _compare(expected, state, source)
+    return config, _stack(state, config)
+
+
+def _config_from_shapes(state: dict[str, Tensor], source: str) -> Config:
+    numbers = {int(m[1]) for k in state if (m := re.match(r"v\.layers\.(\d+)\.", k))}
+    keys = ("v.pos_embed", "v.patch_embed.proj.weight", "v.layers.0.mixer.A_log", "v.layers.0.mixer.dt_proj.weight")
+    missing = [k for k in (*keys, "v.layers.0.mixer.conv1d.weight") if k not in state]
+    if missing:
+        raise CheckpointError(f"{source}: is not an SSAMBA checkpoint, it lacks {', '.join(missing)}")
+    position, patch, a_log, dt = (state[k] for k in keys)
+    if patch.dim() != 4 or position.dim() != 3 or a_log.dim() != 2 or dt.dim() != 2:
+        raise CheckpointError(f"{source}: is not an SSAMBA checkpoint, shapes of {', '.join(keys)} do not fit")
+    width, patch_f, patch_t = patch.shape[0], patch.shape[2], patch.shape[3]
+    mel_bins = int(state.get("p_input_fdim", torch.tensor(128)))
+    n_patches = position.shape[1] - 1
+    rows = max(mel_bins // patch_f, 1)
+    frames = int(state.get("p_input_tdim", torch.tensor(n_patches // rows * patch_t)))
+    config = Config(
+        width=width,
+        depth=max(numbers) + 1,
+        frames=frames,
+        mel_bins=mel_bins,
+        patch_frequency=patch_f,
+        patch_time=patch_t,
+        stride_frequency=patch_f,
+        stride_time=patch_t,
+        state_size=a_log.shape[1],
+        expand=max(a_log.shape[0] // width, 1),
+        conv_width=state["v.layers.0.mixer.conv1d.weight"].shape[-1],
+        dt_rank=dt.shape[1],
+    )
+    if config.grid[0] * config.grid[1] != n_patches:
+        raise CheckpointError(
+            f"{source}: {n_patches} positions do not fit the grid {config.grid[0]} x {config.grid[1]} of "
+            f"{mel_bins} x {frames} features"
+        )
+    return config
+
+
+def _compare(expected: dict[str, torch.Size], state: dict[str, Tensor], source: str) -> None:
+    problems = [f"missing {k}" for k in expected if k not in state]
+    problems += [f"unexpected {k}" for k in state if k not in expected and k not in KNOWN_EXTRAS]
+    problems += [
+        f"{k} has shape {tuple(state[k].shape)}, expected {tuple(shape)}"
+        for k, shape in expected.items()
+        if k in state and state[k].shape != shape
+    ]
+    if problems:
+        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise CheckpointError(f"{source}: does not fit an SSAMBA model: {'; '.join(problems[:5])}{more}")
+
+
+def _suffix(block: int, direction: int) -> str:
+    """Suffix in the official names of one scan, by the block's place in its pair and the direction in time."""
+    return "_b" if direction != block else ""
+
+
+def _stack(state: dict[str, Tensor], config: Config) -> dict[str, Tensor]:
+    out = {ours: state[theirs].clone() for theirs, ours in PLAIN.items() if theirs in state}
+    inner = config.inner
+    for pair in range(config.depth // BLOCKS):
+        blocks = [f"v.layers.{BLOCKS * pair + k}." for k in range(BLOCKS)]
+        ours = f"pairs.{pair}."
+
+        def per_block(name: str, blocks: list[str] = blocks) -> list[Tensor]:
+            return [state[b + name] for b in blocks]
+
+        out[ours + "norm_weight_Kd"] = torch.stack(per_block("norm.weight"))
+        out[ours + "norm_bias_Kd"] = torch.stack(per_block("norm.bias"))
+        halves = [w.unflatten(0, (2, inner)) for w in per_block("mixer.in_proj.weight")]
+        out[ours + "in_proj_hKEd"] = torch.stack(halves, dim=1)
+        out[ours + "out_proj_dKE"] = torch.stack(per_block("mixer.out_proj.weight"), dim=1)
+        for theirs, name in PER_DIRECTION.items():
+            lanes = [
+                torch.stack([state[b + "mixer." + theirs.format(_suffix(k, r))] for k, b in enumerate(blocks)])
+                for r in range(DIRECTIONS)
+            ]
+            stacked = torch.stack(lanes)
+            out[ours + name] = stacked.squeeze(3) if theirs == "conv1d{}.weight" else stacked
+    return out
+
+
+def to_official(state: dict[str, Tensor], prefix: str = PREFIX) -> dict[str, Tensor]:
+    """State dict (or gradients under the same names) of ``SSAMBA`` -> official keys; the reverse of ``from_official``.
+
+    The unused extras (``KNOWN_EXTRAS``) are not part of a model: whoever writes a file adds them.
+    """
+    out: dict[str, Tensor] = {}
+    back = {ours: theirs for theirs, ours in PLAIN.items()}
+    for key, tensor in state.items():
+        if key in back:
+            out[prefix + back[key]] = tensor
+            continue
+        _, number, name = key.split(".")
+        for k in range(BLOCKS):
+            block = f"{prefix}v.layers.{BLOCKS * int(number) + k}."
+            out |= {block + n: t for n, t in _unstack_block(name, tensor, k).items()}
+    return out
+
+
+def _unstack_block(name: str, tensor: Tensor, k: int) -> dict[str, Tensor]:
+    """One block's official tensors out of a stacked one."""
+    if name in ("norm_weight_Kd", "norm_bias_Kd"):
+        return {"norm." + name.split("_")[1]: tensor[k].clone()}
+    if name == "in_proj_hKEd":
+        return {"mixer.in_proj.weight": tensor[:, k].flatten(0, 1).clone()}
+    if name == "out_proj_dKE":
+        return {"mixer.out_proj.weight": tensor[:, k].clone()}
+    theirs = {ours: t for t, ours in PER_DIRECTION.items()}[name]
+    out = {}
+    for r in range(DIRECTIONS):
+        lane = tensor[r, k].clone()
+        out["mixer." + theirs.format(_suffix(k, r))] = lane[:, None] if name == "conv_weight_RKEW" else lane
+    return out
+
+
+def read_pth(path: Path) -> dict[str, Tensor]:
+    """A state dict from an untrusted `.pth`: only tensors are read, nothing in the file is executed.
+
+    Raises ``CheckpointError`` for files that hold anything else.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
+    except Exception as error:  # the unpickler raises many kinds; each means that the file is not plain tensors
+        reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+        raise CheckpointError(f"{path}: is not a plain file of tensors and was not loaded ({reason})") from None
+    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
+        raise CheckpointError(f"{path}: holds something else than a state dict of tensors")
+    return state

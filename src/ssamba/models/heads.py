@@ -1,0 +1,29 @@
+"""The two pretraining heads: one names the masked patch (discriminative), one draws it (generative)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Generator, nn
+
+from ssamba.config import Config
+
+
+class PretrainingHeads(nn.Module):
+    """Two perceptrons d -> d -> patch values (REFERENCE.md, "Pretraining")."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        d = config.width
+        self.discriminative = nn.Sequential(nn.Linear(d, d), nn.ReLU(), nn.Linear(d, config.patch_size))
+        self.generative = nn.Sequential(nn.Linear(d, d), nn.ReLU(), nn.Linear(d, config.patch_size))
+
+    @torch.no_grad()
+    def reset_parameters(self, generator: Generator | None = None) -> None:
+        """PyTorch's default weights, biases 0, from an explicit generator."""
+        for layer in self.modules():
+            if isinstance(layer, nn.Linear):
+                bound = 1 / math.sqrt(layer.in_features)
+                layer.weight.uniform_(-bound, bound, generator=generator)
+                layer.bias.zero_()

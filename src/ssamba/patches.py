@@ -1,0 +1,65 @@
+"""The patch grid: cutting log-mel features into patches, the order of tokens, and positions for another grid.
+
+Tokens are frequency-major: index = f * T + t, time runs fastest (REFERENCE.md, "Encoder").
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ssamba.config import Config
+
+
+def columns(frames: int, config: Config) -> int:
+    """Patch columns that cover ``frames`` log-mel frames, the last one padded where it is not full; at least 1."""
+    missing = max(frames - config.patch_time, 0)
+    return -(-missing // config.stride_time) + 1
+
+
+def covered_frames(n_columns: int, config: Config) -> int:
+    """Log-mel frames that ``n_columns`` patch columns read."""
+    return (n_columns - 1) * config.stride_time + config.patch_time
+
+
+def patchify(features: Tensor, config: Config) -> Tensor:
+    """Raw patches: (B, frames, mel_bins) -> (B, F*T, patch_frequency*patch_time), frequency-major in and among patches.
+
+    Frames beyond the last full column are left out.
+    """
+    image_BFT = features.transpose(1, 2)
+    tiles = image_BFT.unfold(1, config.patch_frequency, config.stride_frequency)
+    tiles = tiles.unfold(2, config.patch_time, config.stride_time)
+    return tiles.reshape(features.shape[0], -1, config.patch_size)
+
+
+def unpatchify(patches: Tensor, config: Config, n_columns: int) -> Tensor:
+    """The reverse of ``patchify`` for non-overlapping patches: (B, F*T, values) -> (B, frames, mel_bins)."""
+    batch, rows = patches.shape[0], config.grid[0]
+    tiles = patches.reshape(batch, rows, n_columns, config.patch_frequency, config.patch_time)
+    return tiles.permute(0, 2, 4, 1, 3).reshape(batch, n_columns * config.patch_time, rows * config.patch_frequency)
+
+
+def resize_positions(positions: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+    """Position embedding (1, 1 + F*T, d) for another (frequency, time) grid; the CLS position in front is kept.
+
+    A shorter side is cut from the centre, a longer one interpolated (bilinear, align_corners False): first time, then
+    frequency, as for fine-tuning in SSAST (arXiv 2110.09784; REFERENCE.md, "Fine-tuning").
+    """
+    if old == new:
+        return positions
+    width = positions.shape[-1]
+    image = positions[:, 1:].transpose(1, 2).reshape(1, width, *old)
+    image = _resize_side(image, dim=3, length=new[1])
+    image = _resize_side(image, dim=2, length=new[0])
+    return torch.cat([positions[:, :1], image.reshape(1, width, -1).transpose(1, 2)], dim=1)
+
+
+def _resize_side(image: Tensor, dim: int, length: int) -> Tensor:
+    old = image.shape[dim]
+    if length <= old:
+        start = old // 2 - length // 2
+        return image.narrow(dim, start, length)
+    size = (length, image.shape[3]) if dim == 2 else (image.shape[2], length)
+    return F.interpolate(image, size=size, mode="bilinear", align_corners=False)
