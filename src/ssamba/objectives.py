@@ -15,11 +15,12 @@ def info_nce(prediction_BMp: Tensor, target_BMp: Tensor) -> tuple[Tensor, Tensor
     """InfoNCE over the masked patches of each clip: (loss, accuracy).
 
     logits[i, j] = target_i . prediction_j; the loss is -mean of the diagonal of log-softmax over j; the accuracy counts
-    the j whose highest logit over i lies on the diagonal.
+    the j whose highest log-softmax value over i lies on the diagonal.
     """
     logits_Bij = target_BMp.float() @ prediction_BMp.float().transpose(1, 2)
-    loss = -logits_Bij.log_softmax(dim=2).diagonal(dim1=1, dim2=2).mean()
-    best_Bj = logits_Bij.argmax(dim=1)
+    log_probability_Bij = logits_Bij.log_softmax(dim=2)
+    loss = -log_probability_Bij.diagonal(dim1=1, dim2=2).mean()
+    best_Bj = log_probability_Bij.argmax(dim=1)
     hits = best_Bj == torch.arange(best_Bj.shape[1], device=best_Bj.device)
     return loss, hits.float().mean()
 

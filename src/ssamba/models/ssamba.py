@@ -37,7 +37,8 @@ class SSAMBA(nn.Module):
         self.pairs = nn.ModuleList(BlockPair(config) for _ in range(config.depth // BLOCKS))
         self.norm = nn.LayerNorm(d, eps=NORM_EPS)
         self.heads = PretrainingHeads(config) if heads else None
-        self.reset_parameters(generator)
+        if not self.positions.is_meta:
+            self.reset_parameters(generator)
 
     @torch.no_grad()
     def reset_parameters(self, generator: Generator | None = None) -> None:

@@ -1,0 +1,51 @@
+"""Writing so that nothing is lost or half-written: beside the target first, then renamed over it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+from ssamba.errors import SsambaError
+
+
+def explain(error: OSError, path: Path) -> SsambaError:
+    """One line for a file that cannot be written."""
+    return SsambaError(f"{path}: cannot be written ({error.strerror or error}); choose another place or free some space")
+
+
+def make_folder(path: Path) -> Path:
+    """Create a folder and its parents. Raises ``SsambaError`` when that cannot be done."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise explain(error, path) from None
+    return path
+
+
+@contextlib.contextmanager
+def beside(path: Path) -> Iterator[Path]:
+    """A temporary path in the same folder; when the block ends well it is flushed to disk and renamed to ``path``.
+
+    When the block fails, ``path`` stays as it was. ``OSError`` (full disk, no permission) becomes ``SsambaError``.
+    """
+    make_folder(path.parent)
+    # The suffix stays last: some writers choose their format by it.
+    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}")
+    try:
+        yield temporary
+        with open(temporary, "rb+") as handle:
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise explain(error, path) from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    with beside(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

@@ -1,0 +1,66 @@
+"""``ssamba.load``: one way in for every kind of weights."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ssamba.config import Config
+from ssamba.errors import CheckpointError, ConfigError
+from ssamba.interop.official import KNOWN_EXTRAS, PREFIX, from_official, read_pth
+from ssamba.models.ssamba import SSAMBA
+from ssamba.models.store import build, read_model
+
+Source = str | os.PathLike[str]
+
+
+def pick_device(device: str | torch.device = "auto") -> torch.device:
+    """``auto`` is the first CUDA (or ROCm) device, else the CPU. Raises ``ConfigError`` for one that is not there."""
+    if str(device) == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise ConfigError(f"device '{device}': give auto, cpu or cuda") from None
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device '{device}': no CUDA device is visible here, give cpu or auto")
+    return chosen
+
+
+def read_source(source: Source) -> tuple[Config, dict[str, Tensor]]:
+    """Configuration and tensors of a run or model directory or an official `.pth`. Raises ``CheckpointError``."""
+    path = Path(source)
+    if path.is_dir():
+        return read_model(path)
+    if path.is_file():
+        state = read_pth(path)
+        config, tensors = from_official(state, str(path))
+        bare = {k.removeprefix(PREFIX): v for k, v in state.items()}
+        return config, tensors | {f"extras.{k}": bare[k] for k in KNOWN_EXTRAS if k in bare}
+    raise CheckpointError(f"{source}: no such file or directory; give a run directory or an official SSAMBA .pth")
+
+
+def load(
+    source: Source,
+    device: str | torch.device = "auto",
+    heads: bool = False,
+    stride: int | None = None,
+    frames: int | None = None,
+) -> SSAMBA:
+    """A model, ready to use (evaluation mode).
+
+    ``source`` is a run directory, a converted model directory or an official SSAMBA `.pth`. ``heads`` keeps the two
+    pretraining heads. ``stride`` (both axes) and ``frames`` (10 ms each) choose another patch grid: positions are
+    resized as for fine-tuning. Raises ``CheckpointError`` or ``ConfigError`` with one line that names the file.
+    """
+    chosen = pick_device(device)
+    config, tensors = read_source(source)
+    if heads and not any(k.startswith("heads.") for k in tensors):
+        raise CheckpointError(f"{source}: has no pretraining heads: load it without heads=True")
+    model = build(config, tensors, heads)
+    if stride is not None or frames is not None:
+        model = model.with_grid(stride, frames)
+    return model.to(chosen).eval()
