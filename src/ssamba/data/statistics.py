@@ -1,0 +1,141 @@
+"""Mean and standard deviation of a set's log-mel values, for the front end's normalisation."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from math import sqrt
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ssamba.data.audio import SAMPLE_RATE, stream_audio
+from ssamba.data.manifest import Clip, Source
+from ssamba.data.scan import Progress, SkipList
+from ssamba.errors import AudioError, DataError
+
+__all__ = ["Statistics", "compute_statistics"]
+
+_BLOCK_SECONDS = 60.0
+_IN_FLIGHT = 32
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What was measured.
+
+    Attributes:
+        mean, std: over every log-mel value (all frames and bands together; population standard deviation).
+        frames: 10 ms frames measured.
+        clips: files measured.
+    """
+
+    mean: float
+    std: float
+    frames: int
+    clips: int
+
+
+@dataclass(frozen=True)
+class _Moments:
+    """Number, mean and sum of squared deviations of some values; two of them merge exactly (Chan et al. 1979)."""
+
+    count: int = 0
+    mean: float = 0.0
+    m2: float = 0.0
+    frames: int = 0
+
+    def merged(self, other: _Moments) -> _Moments:
+        count = self.count + other.count
+        if not count:
+            return self
+        delta = other.mean - self.mean
+        return _Moments(
+            count,
+            self.mean + delta * other.count / count,
+            self.m2 + other.m2 + delta * delta * self.count * other.count / count,
+            self.frames + other.frames,
+        )
+
+
+def compute_statistics(
+    sources: Sequence[Source],
+    features_fn: Callable[[Tensor], Tensor],
+    max_clips: int | None = None,
+    threads: int = 2,
+    seed: int = 0,
+    skip: SkipList | None = None,
+    progress: Progress | None = None,
+) -> Statistics:
+    """Measure log-mel mean and standard deviation over whole files, without padding.
+
+    Files are read in blocks of a minute, so memory does not grow with their length (a block's end drops the frames that
+    would reach into the next, under 0.1 %). The result does not depend on the number of threads.
+
+    Args:
+        sources: the clips; their weights play no part.
+        features_fn: (samples,) float32 at 16 kHz -> (frames, bands), such as :func:`ssamba.frontend.log_mel`.
+        max_clips: measure a random choice of so many; None measures all.
+        threads: decoders at a time.
+        seed: of that choice.
+        skip: where unreadable files are counted; None keeps a list in memory.
+        progress: called as progress(done, total).
+
+    Raises:
+        DataError: no clips, none readable, too many unreadable, or values that never vary.
+    """
+    clips = [clip for source in sources for clip in source.clips]
+    if max_clips is not None and max_clips < len(clips):
+        chosen = np.random.default_rng([seed, 0]).choice(len(clips), max_clips, replace=False)
+        clips = [clips[index] for index in np.sort(chosen)]
+    skip = SkipList() if skip is None else skip
+    total, measured = _Moments(), 0
+    for done, (clip, result) in enumerate(_measure_all(clips, features_fn, threads), start=1):
+        if isinstance(result, AudioError):
+            skip.record(clip.path, result.reason)
+        else:
+            skip.succeeded((clip.path,))
+            total, measured = total.merged(result), measured + 1
+        if progress is not None:
+            progress(done, len(clips))
+    skip.check(final=True)
+    if not measured:
+        raise DataError("no readable clips to measure statistics on")
+    std = sqrt(total.m2 / total.count)
+    if not std > 0:
+        raise DataError(f"every log-mel value of the {measured} clips is {total.mean:.4f}; is all the audio silence?")
+    return Statistics(total.mean, std, total.frames, measured)
+
+
+def _measure_all(
+    clips: Sequence[Clip], features_fn: Callable[[Tensor], Tensor], threads: int
+) -> Iterator[tuple[Clip, _Moments | AudioError]]:
+    """Results in the clips' order, so that rounding is the same for any number of threads."""
+    waiting: deque[tuple[Clip, Future[_Moments | AudioError]]] = deque()
+    with ThreadPoolExecutor(max_workers=max(1, threads)) as pool:
+        for clip in clips:
+            waiting.append((clip, pool.submit(_measure, clip, features_fn)))
+            if len(waiting) > _IN_FLIGHT:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        for first, future in waiting:
+            yield first, future.result()
+
+
+def _measure(clip: Clip, features_fn: Callable[[Tensor], Tensor]) -> _Moments | AudioError:
+    moments = _Moments()
+    try:
+        for block in stream_audio(clip.path, _BLOCK_SECONDS):
+            if len(block) < 0.025 * SAMPLE_RATE:
+                continue  # the last crumb of a long file
+            with torch.inference_mode():
+                features = features_fn(torch.from_numpy(block)).to("cpu", torch.float64)
+            mean = float(features.mean())
+            deviations = float((features - mean).square().sum())
+            moments = moments.merged(_Moments(features.numel(), mean, deviations, features.shape[0]))
+    except AudioError as error:
+        return error
+    return moments
