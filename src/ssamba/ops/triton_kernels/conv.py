@@ -1,0 +1,248 @@
+# mypy: disable-error-code="no-untyped-def"
+"""Depthwise convolution + SiLU in both directions: alone, fused with the input-dependent projection, and its backward."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+
+@triton.jit
+def _sigmoid(v):
+    return 1.0 / (1.0 + tl.exp2(v * -1.4426950408889634))
+
+
+@triton.jit
+def _preactivation(
+    x_ptr, w_ptr, b_ptr, t, length, stride_t, col, col_ok, width, REV: tl.constexpr, W: tl.constexpr
+):  # fmt: skip
+    """bias + sum_j w[W-1-j] x[t -+ j] for a tile of positions ``t`` (any int vector) and channels ``col``."""
+    v = tl.load(b_ptr + col, mask=col_ok, other=0.0).to(tl.float32)[None, :]
+    for j in tl.static_range(W):
+        w = tl.load(w_ptr + col * W + (W - 1 - j), mask=col_ok, other=0.0).to(tl.float32)
+        at = t + j if REV else t - j
+        ok = ((at >= 0) & (at < length))[:, None] & col_ok[None, :]
+        v += w[None, :] * tl.load(x_ptr + at[:, None] * stride_t + col[None, :], mask=ok, other=0.0).to(tl.float32)
+    return v
+
+
+@triton.jit
+def _conv_silu(
+    x_ptr, w_ptr, b_ptr, u_ptr, batch, length, width, stride_b, stride_t, stride_k,
+    R: tl.constexpr, K: tl.constexpr, W: tl.constexpr, BT: tl.constexpr, BE: tl.constexpr,
+):  # fmt: skip
+    t = tl.program_id(0) * BT + tl.arange(0, BT).to(tl.int64)
+    col = tl.program_id(1) * BE + tl.arange(0, BE)
+    b = (tl.program_id(2) // K).to(tl.int64)
+    k = tl.program_id(2) % K
+    col_ok = col < width
+    ok = (t < length)[:, None] & col_ok[None, :]
+    x_ptr += b * stride_b + k * stride_k
+    for r in tl.static_range(R):
+        lane = (r * K + k).to(tl.int64)
+        v = _preactivation(
+            x_ptr, w_ptr + lane * width * W, b_ptr + lane * width, t, length, stride_t, col, col_ok, width, r == 1, W
+        )
+        u = v * _sigmoid(v)
+        at = ((lane * batch + b) * length + t[:, None]) * width + col[None, :]
+        tl.store(u_ptr + at, u.to(u_ptr.dtype.element_ty), mask=ok)
+
+
+@triton.jit
+def _conv_proj(
+    x_ptr, w_ptr, b_ptr, proj_ptr, p_ptr, batch, length, width, stride_b, stride_t, stride_k,
+    R: tl.constexpr, K: tl.constexpr, W: tl.constexpr, P: tl.constexpr,
+    BT: tl.constexpr, BE: tl.constexpr, BP: tl.constexpr, PREC: tl.constexpr,
+):  # fmt: skip
+    """p = silu(conv(x)) @ proj^T for every direction; u lives in registers only, one read of x serves all directions."""
+    t = tl.program_id(0) * BT + tl.arange(0, BT).to(tl.int64)
+    b = (tl.program_id(1) // K).to(tl.int64)
+    k = tl.program_id(1) % K
+    x_ptr += b * stride_b + k * stride_k
+    out = tl.arange(0, BP)
+    acc0 = tl.zeros((BT, BP), tl.float32)
+    acc1 = tl.zeros((BT, BP), tl.float32)
+    dtype = p_ptr.dtype.element_ty
+    for start in range(0, width, BE):
+        col = start + tl.arange(0, BE)
+        col_ok = col < width
+        w_ok = col_ok[:, None] & (out < P)[None, :]
+        w_at = out[None, :] * width + col[:, None]
+        v = _preactivation(
+            x_ptr, w_ptr + k * width * W, b_ptr + k * width, t, length, stride_t, col, col_ok, width, False, W
+        )
+        u = tl.where(col_ok[None, :], v * _sigmoid(v), 0.0).to(dtype)
+        proj = tl.load(proj_ptr + k * P * width + w_at, mask=w_ok, other=0.0).to(dtype)
+        acc0 = tl.dot(u, proj, acc0, input_precision=PREC)
+        if R == 2:
+            lane = K + k
+            v = _preactivation(
+                x_ptr, w_ptr + lane * width * W, b_ptr + lane * width, t, length, stride_t, col, col_ok, width, True, W
+            )
+            u = tl.where(col_ok[None, :], v * _sigmoid(v), 0.0).to(dtype)
+            proj = tl.load(proj_ptr + lane * P * width + w_at, mask=w_ok, other=0.0).to(dtype)
+            acc1 = tl.dot(u, proj, acc1, input_precision=PREC)
+    ok = (t < length)[:, None] & (out < P)[None, :]
+    at = ((k.to(tl.int64) * batch + b) * length + t[:, None]) * P + out[None, :]
+    tl.store(p_ptr + at, acc0.to(dtype), mask=ok)
+    if R == 2:
+        at = (((K + k).to(tl.int64) * batch + b) * length + t[:, None]) * P + out[None, :]
+        tl.store(p_ptr + at, acc1.to(dtype), mask=ok)
+
+
+@triton.jit
+def _activation_backward(
+    x_ptr, w_ptr, b_ptr, du_ptr, u_ptr, batch, length, width, stride_b, stride_t, stride_k,
+    R: tl.constexpr, K: tl.constexpr, W: tl.constexpr, BT: tl.constexpr, BE: tl.constexpr,
+):  # fmt: skip
+    """du becomes du silu'(v) in place, and u is written: the projection's weight gradient needs it."""
+    t = tl.program_id(0) * BT + tl.arange(0, BT).to(tl.int64)
+    col = tl.program_id(1) * BE + tl.arange(0, BE)
+    b = (tl.program_id(2) // K).to(tl.int64)
+    k = tl.program_id(2) % K
+    col_ok = col < width
+    ok = (t < length)[:, None] & col_ok[None, :]
+    x_ptr += b * stride_b + k * stride_k
+    for r in tl.static_range(R):
+        lane = (r * K + k).to(tl.int64)
+        v = _preactivation(
+            x_ptr, w_ptr + lane * width * W, b_ptr + lane * width, t, length, stride_t, col, col_ok, width, r == 1, W
+        )
+        sig = _sigmoid(v)
+        at = ((lane * batch + b) * length + t[:, None]) * width + col[None, :]
+        du = tl.load(du_ptr + at, mask=ok, other=0.0).to(tl.float32)
+        g = du * sig * (1.0 + v * (1.0 - sig))
+        tl.store(du_ptr + at, g.to(du_ptr.dtype.element_ty), mask=ok)
+        tl.store(u_ptr + at, (v * sig).to(u_ptr.dtype.element_ty), mask=ok)
+
+
+@triton.jit
+def _tap_gradients(
+    x, x_at_t, g_ptr, w_ptr, acc, dx, t, length, width, col, col_ok, REV: tl.constexpr, W: tl.constexpr, WP: tl.constexpr
+):  # fmt: skip
+    """Adds one direction's share to ``dx`` and, row j of ``acc`` for tap j (row W for the bias), to the weights' sums."""
+    row = tl.arange(0, WP)
+    for j in tl.static_range(W):
+        at = t - j if REV else t + j
+        ok = ((at >= 0) & (at < length) & x_at_t)[:, None] & col_ok[None, :]
+        g = tl.load(g_ptr + at[:, None] * width + col[None, :], mask=ok, other=0.0).to(tl.float32)
+        w = tl.load(w_ptr + col * W + (W - 1 - j), mask=col_ok, other=0.0).to(tl.float32)
+        dx += g * w[None, :]
+        acc += tl.where(row[:, None] == W - 1 - j, tl.sum(g * x, 0)[None, :], 0.0)
+        if j == 0:
+            acc += tl.where(row[:, None] == W, tl.sum(g, 0)[None, :], 0.0)
+    return acc, dx
+
+
+@triton.jit
+def _conv_backward(
+    x_ptr, w_ptr, g_ptr, dx_ptr, part_ptr, batch, length, width, steps,
+    stride_b, stride_t, stride_k, dstride_b, dstride_t, dstride_k,
+    R: tl.constexpr, K: tl.constexpr, W: tl.constexpr, WP: tl.constexpr, BT: tl.constexpr, BE: tl.constexpr,
+):  # fmt: skip
+    """dx[t] = sum over r, j of w_r[W-1-j] g_r[t +- j]; the same reads of g give the weights' gradient, g_r[t +- j] x[t].
+
+    One program owns ``steps`` positions and writes its sums over them: (time part, B, R, K, W + 1, E), bias last.
+    """
+    col = tl.program_id(0) * BE + tl.arange(0, BE)
+    b = (tl.program_id(2) // K).to(tl.int64)
+    k = tl.program_id(2) % K
+    col_ok = col < width
+    x_ptr += b * stride_b + k * stride_k
+    dx_ptr += b * dstride_b + k * dstride_k
+    g0_ptr = g_ptr + (k * batch + b) * length * width
+    g1_ptr = g_ptr + ((K + k) * batch + b) * length * width
+    first = tl.program_id(1) * steps
+    acc0 = tl.zeros((WP, BE), tl.float32)
+    acc1 = tl.zeros((WP, BE), tl.float32)
+    for start in range(first, tl.minimum(first + steps, length), BT):
+        t = start + tl.arange(0, BT).to(tl.int64)
+        ok_t = (t < length) & (t < first + steps)
+        ok = ok_t[:, None] & col_ok[None, :]
+        x = tl.load(x_ptr + t[:, None] * stride_t + col[None, :], mask=ok, other=0.0).to(tl.float32)
+        dx = tl.zeros((BT, BE), tl.float32)
+        acc0, dx = _tap_gradients(
+            x, ok_t, g0_ptr, w_ptr + k * width * W, acc0, dx, t, length, width, col, col_ok, False, W, WP
+        )
+        if R == 2:
+            acc1, dx = _tap_gradients(
+                x, ok_t, g1_ptr, w_ptr + (K + k) * width * W, acc1, dx, t, length, width, col, col_ok, True, W, WP
+            )
+        tl.store(dx_ptr + t[:, None] * dstride_t + col[None, :], dx.to(dx_ptr.dtype.element_ty), mask=ok)
+    row = tl.arange(0, WP)
+    part_ptr += ((tl.program_id(1) * batch + b) * R * K + k) * (W + 1) * width
+    ok = (row < W + 1)[:, None] & col_ok[None, :]
+    tl.store(part_ptr + row[:, None] * width + col[None, :], acc0, mask=ok)
+    if R == 2:
+        tl.store(part_ptr + K * (W + 1) * width + row[:, None] * width + col[None, :], acc1, mask=ok)
+
+
+def _tiles(width: int) -> tuple[int, int]:
+    """Positions and channels of an elementwise tile."""
+    channels = min(64, max(16, triton.next_power_of_2(width)))
+    return 2048 // channels, channels
+
+
+def conv_silu(x_BLKE: Tensor, weight_RKEW: Tensor, bias_RKE: Tensor) -> Tensor:
+    """``u_GBLE`` for all lanes; ``x`` may be strided in all but its last dimension."""
+    batch, length, blocks, width = x_BLKE.shape
+    directions, taps = weight_RKEW.shape[0], weight_RKEW.shape[-1]
+    u = x_BLKE.new_empty(directions * blocks, batch, length, width)
+    bt, be = _tiles(width)
+    if u.numel():
+        _conv_silu[(triton.cdiv(length, bt), triton.cdiv(width, be), batch * blocks)](
+            x_BLKE, weight_RKEW, bias_RKE, u, batch, length, width, *x_BLKE.stride()[:3],
+            R=directions, K=blocks, W=taps, BT=bt, BE=be, num_warps=4,
+        )  # fmt: skip
+    return u
+
+
+def conv_proj(x_BLKE: Tensor, weight_RKEW: Tensor, bias_RKE: Tensor, proj_RKPE: Tensor) -> Tensor:
+    """``p_GBLP = silu(conv(x)) proj^T`` without writing ``silu(conv(x))`` to memory."""
+    batch, length, blocks, width = x_BLKE.shape
+    directions, taps, outputs = weight_RKEW.shape[0], weight_RKEW.shape[-1], proj_RKPE.shape[2]
+    p = x_BLKE.new_empty(directions * blocks, batch, length, outputs)
+    bp = max(16, triton.next_power_of_2(outputs))
+    precision = "ieee" if x_BLKE.dtype != torch.float32 or torch.version.cuda is None else "tf32x3"
+    if p.numel():
+        _conv_proj[(triton.cdiv(length, 64), batch * blocks)](
+            x_BLKE, weight_RKEW, bias_RKE, proj_RKPE, p, batch, length, width, *x_BLKE.stride()[:3],
+            R=directions, K=blocks, W=taps, P=outputs, BT=64, BE=32, BP=bp, PREC=precision, num_warps=4,
+        )  # fmt: skip
+    return p
+
+
+def activation_backward(x_BLKE: Tensor, weight_RKEW: Tensor, bias_RKE: Tensor, du_GBLE: Tensor) -> Tensor:
+    """Multiplies ``du`` by silu' at the pre-activation, in place, and returns ``u_GBLE``."""
+    batch, length, blocks, width = x_BLKE.shape
+    u = torch.empty_like(du_GBLE)
+    bt, be = _tiles(width)
+    if u.numel():
+        _activation_backward[(triton.cdiv(length, bt), triton.cdiv(width, be), batch * blocks)](
+            x_BLKE, weight_RKEW, bias_RKE, du_GBLE, u, batch, length, width, *x_BLKE.stride()[:3],
+            R=weight_RKEW.shape[0], K=blocks, W=weight_RKEW.shape[-1], BT=bt, BE=be, num_warps=4,
+        )  # fmt: skip
+    return u
+
+
+def conv_backward(x_BLKE: Tensor, weight_RKEW: Tensor, g_GBLE: Tensor, dx_BLKE: Tensor) -> tuple[Tensor, Tensor]:
+    """Writes ``dx`` (strided like ``x`` may be) and returns the gradients of the taps and the bias, in float32."""
+    batch, length, blocks, width = x_BLKE.shape
+    directions, taps = weight_RKEW.shape[0], weight_RKEW.shape[-1]
+    bt, be = _tiles(width)
+    column_programs = triton.cdiv(width, be) * batch * blocks
+    # Enough programs to fill a large GPU, few enough that the partial sums stay small.
+    parts = max(1, min(triton.cdiv(length, 2 * bt), triton.cdiv(2048, max(column_programs, 1))))
+    steps = triton.cdiv(triton.cdiv(length, parts), bt) * bt
+    parts = max(1, triton.cdiv(length, steps)) if steps else 1
+    part = torch.zeros(parts, batch, directions, blocks, taps + 1, width, device=x_BLKE.device, dtype=torch.float32)
+    if g_GBLE.numel():
+        _conv_backward[(triton.cdiv(width, be), parts, batch * blocks)](
+            x_BLKE, weight_RKEW, g_GBLE, dx_BLKE, part, batch, length, width, steps,
+            *x_BLKE.stride()[:3], *dx_BLKE.stride()[:3],
+            R=directions, K=blocks, W=taps, WP=triton.next_power_of_2(taps + 1), BT=bt, BE=be, num_warps=4,
+        )  # fmt: skip
+    total = part.sum((0, 1))
+    return total[:, :, :taps].transpose(-1, -2).contiguous(), total[:, :, taps].contiguous()
