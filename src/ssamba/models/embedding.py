@@ -4,12 +4,15 @@ Recordings that fit the model's grid go through in one pass with their own numbe
 into overlapping windows of the grid's length, whose tokens are cross-faded, or with ``whole=True`` go through in one
 pass with interpolated positions. Only recordings with the same number of columns share a batch, so no padding ever
 reaches the scan and a batch gives what its members give alone.
+
+Cutting, encoding and cross-fading each work on a stream, so that recordings in memory and files of any length
+(``ssamba.embed_files``) share them: ``WindowCutter`` -> ``encode_windows`` -> ``CrossFade``.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
 
 TOKENS_AT_ONCE = {"cpu": 4096, "cuda": 262144}
 """Tokens in one pass: enough to fill the device, little enough to keep the memory flat."""
+PASSES_WAITING = 4
+"""Passes' worth of windows that may wait for others of their width, before the fullest batch runs as it is."""
 
 
 @dataclass(frozen=True)
@@ -72,37 +77,159 @@ def embed_audio(model: SSAMBA, audio: Any, sample_rate: int = 16000, whole: bool
     return embed_features([frontend.normalise(x, config.mean, config.std) for x in log_mels], model, whole)
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class Window:
+    """One piece of a recording for the model: which recording, its first patch column, features (frames, mel_bins).
+
+    ``last`` marks the window that ends with the recording.
+    """
+
+    recording: int
+    start: int
+    features: Tensor
+    last: bool
+
+
+class WindowCutter:
+    """Cuts one recording's normalised features, fed in pieces of any size, into windows.
+
+    The starts are those of ``window_starts``; with ``whole`` there is one window, however long. Holds little more than
+    two windows (or everything, with ``whole``).
+    """
+
+    def __init__(self, config: Config, recording: int = 0, whole: bool = False) -> None:
+        self._config = config
+        self._recording = recording
+        self._window = None if whole else config.grid[1]
+        self._base = 0  # column at which the held frames begin: that of the latest window
+        self._next = 0  # column at which the next regular window begins
+        self._frames = 0
+        self._held: list[Tensor] = []
+
+    def feed(self, features: Tensor) -> Iterator[Window]:
+        """Take the next (frames, mel_bins); gives the windows that are complete and not the recording's last."""
+        self._held.append(features)
+        self._frames += features.shape[0]
+        if self._window is None:
+            return
+        step = self._config.stride_time
+        length = patches.covered_frames(self._window, self._config)
+        # One frame beyond a window shows that it is not the last.
+        while self._frames > self._next * step + length:
+            held = self._joined()
+            first = (self._next - self._base) * step
+            self._held = [held[first:]]
+            self._base = self._next
+            self._next += max(self._window // 2, 1)
+            yield Window(self._recording, self._base, held[first : first + length], last=False)
+
+    def finish(self) -> Window:
+        """The window that ends with the recording; its last column is filled up with padding."""
+        n = patches.columns(self._frames, self._config)
+        width = n if self._window is None else min(n, self._window)
+        start = n - width
+        held = self._joined()[(start - self._base) * self._config.stride_time :]
+        missing = patches.covered_frames(width, self._config) - held.shape[0]
+        pad_value = frontend.normalise(torch.zeros(()), self._config.mean, self._config.std).item()
+        return Window(self._recording, start, F.pad(held, (0, 0, 0, missing), value=pad_value), last=True)
+
+    def _joined(self) -> Tensor:
+        if len(self._held) > 1:
+            self._held = [torch.cat(self._held)]
+        return self._held[0]
+
+
+class CrossFade:
+    """Joins the tokens of one recording's windows, in their order, by triangular weights.
+
+    Holds only columns that a later window may still touch. Results are (F, columns, d) in time order.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self._window = config.grid[1]
+        self._first = 0  # column at which the sums begin
+        self._total: Tensor | None = None
+        self._weight: Tensor | None = None
+
+    def add(self, window: Window, tokens_FTd: Tensor) -> Tensor:
+        """Add a window's tokens; gives the next columns that are final, after the last window all that are left."""
+        width = tokens_FTd.shape[1]
+        if self._total is None or self._weight is None:
+            self._total, self._weight = tokens_FTd[:, :0], tokens_FTd.new_zeros(0)
+        done = self._take(window.start - self._first)
+        fade = torch.ones(width)
+        if width == self._window:
+            fade = torch.minimum(torch.arange(1, width + 1), torch.arange(width, 0, -1))
+        fade = fade.to(tokens_FTd)
+        missing = width - self._total.shape[1]
+        self._total = F.pad(self._total, (0, 0, 0, missing)) + tokens_FTd * fade[:, None]
+        self._weight = F.pad(self._weight, (0, missing)) + fade
+        return torch.cat([done, self._take(width)], dim=1) if window.last else done
+
+    def _take(self, n_columns: int) -> Tensor:
+        assert self._total is not None
+        assert self._weight is not None
+        done = self._total[:, :n_columns] / self._weight[:n_columns, None]
+        self._total, self._weight = self._total[:, n_columns:], self._weight[n_columns:]
+        self._first += n_columns
+        return done
+
+
+def encode_windows(
+    model: SSAMBA, windows: Iterable[Window], batch: int | None = None
+) -> Iterator[tuple[Window, Tensor]]:
+    """Encode windows of many recordings in full batches: pairs of a window and its tokens (F, T, d) float32.
+
+    Windows of equal width share a pass of ``batch`` windows (None: as many as the device takes well). The windows of
+    one recording keep their order; those of different recordings may change theirs.
+    """
+    rows = model.config.grid[0]
+    limit = TOKENS_AT_ONCE.get(model.device.type, TOKENS_AT_ONCE["cpu"])
+    groups: dict[int, list[Window]] = defaultdict(list)
+    waiting = 0
+    for window in windows:
+        frames = window.features.shape[0]
+        tokens = 1 + rows * patches.columns(frames, model.config)
+        groups[frames].append(window)
+        waiting += frames
+        full = len(groups[frames]) >= (batch or max(1, limit // tokens))
+        crowded = waiting // model.config.stride_time * rows > PASSES_WAITING * limit
+        if full or crowded:
+            if not full:
+                frames = max(groups, key=lambda k: k * len(groups[k]))
+            group = groups.pop(frames)
+            waiting -= frames * len(group)
+            yield from _encode_group(model, group)
+    for group in groups.values():
+        yield from _encode_group(model, group)
+
+
+def _encode_group(model: SSAMBA, group: list[Window]) -> Iterator[tuple[Window, Tensor]]:
+    with torch.no_grad():
+        tokens_BLd = model.encode(torch.stack([window.features for window in group]))
+    tokens_BFTd = tokens_BLd[:, 1:].unflatten(1, (model.config.grid[0], -1)).float()
+    yield from zip(group, tokens_BFTd, strict=True)
+
+
 def embed_features(features: Sequence[Tensor], model: SSAMBA, whole: bool = False) -> Embeddings:
     """Embed normalised log-mel features of different lengths, a list of (frames, mel_bins), without their padding."""
     config = model.config
-    pad_value = frontend.normalise(torch.zeros(()), config.mean, config.std).item()
-    counts = [patches.columns(x.shape[0], config) for x in features]
-    window = config.grid[1]
-    # Jobs of equal width share batches: width -> (recording, first column, features of the window).
-    jobs: dict[int, list[tuple[int, int, Tensor]]] = defaultdict(list)
-    for i, (x, n) in enumerate(zip(features, counts, strict=True)):
-        x = F.pad(x, (0, 0, 0, max(0, patches.covered_frames(n, config) - x.shape[0])), value=pad_value)
-        width = n if whole else min(n, window)
-        for start in window_starts(n, width):
-            first = start * config.stride_time
-            jobs[width].append((i, start, x[first : first + patches.covered_frames(width, config)]))
-    rows, longest = config.grid[0], max(counts)
-    total = torch.zeros(len(features), rows, longest, config.width, device=model.device)
-    weight = torch.zeros(len(features), longest, device=model.device)
-    for width, group in jobs.items():
-        fade = torch.ones(width, device=model.device)
-        if width == window:
-            fade = torch.minimum(torch.arange(1, width + 1), torch.arange(width, 0, -1)).to(fade)
-        size = max(1, TOKENS_AT_ONCE.get(model.device.type, 4096) // (1 + rows * width))
-        for begin in range(0, len(group), size):
-            part = group[begin : begin + size]
-            tokens = model.encode(torch.stack([x for _, _, x in part]))
-            grid = tokens[:, 1:].unflatten(1, (rows, width)).float()
-            for (i, start, _), patch in zip(part, grid, strict=True):
-                total[i, :, start : start + width] += patch * fade[:, None]
-                weight[i, start : start + width] += fade
-    total /= weight.clamp_min(1e-6)[:, None, :, None]
+    fades = [CrossFade(config) for _ in features]
+    parts: list[list[Tensor]] = [[] for _ in features]
+    for window, tokens_FTd in encode_windows(model, _cut_all(features, config, whole)):
+        parts[window.recording].append(fades[window.recording].add(window, tokens_FTd))
+    grids_FTd = [torch.cat(part, dim=1) for part in parts]
+    counts = [grid.shape[1] for grid in grids_FTd]
+    longest = max(counts)
+    patches_BFTd = torch.stack([F.pad(grid, (0, 0, 0, longest - grid.shape[1])) for grid in grids_FTd])
     lengths = torch.tensor(counts, device=model.device)
-    clip = total.sum(dim=(1, 2)) / (lengths * rows)[:, None]
-    return Embeddings(clip, total.mean(dim=1), frame_times(longest, config).to(model.device), total, lengths)
+    clip = patches_BFTd.sum(dim=(1, 2)) / (lengths * config.grid[0])[:, None]
+    times = frame_times(longest, config).to(model.device)
+    return Embeddings(clip, patches_BFTd.mean(dim=1), times, patches_BFTd, lengths)
+
+
+def _cut_all(features: Sequence[Tensor], config: Config, whole: bool) -> Iterator[Window]:
+    for i, x in enumerate(features):
+        cutter = WindowCutter(config, i, whole)
+        yield from cutter.feed(x)
+        yield cutter.finish()
