@@ -13,7 +13,9 @@ from ssamba.errors import SsambaError
 
 def explain(error: OSError, path: Path) -> SsambaError:
     """One line for a file that cannot be written."""
-    return SsambaError(f"{path}: cannot be written ({error.strerror or error}); choose another place or free some space")
+    return SsambaError(
+        f"{path}: cannot be written ({error.strerror or error}); choose another place or free some space"
+    )
 
 
 def make_folder(path: Path) -> Path:
@@ -38,6 +40,8 @@ def beside(path: Path) -> Iterator[Path]:
         yield temporary
         with open(temporary, "rb+") as handle:
             os.fsync(handle.fileno())
+        # Some writers create private files; a result gets the permissions of any new file.
+        os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except OSError as error:
         raise explain(error, path) from None
@@ -49,3 +53,10 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all."""
     with beside(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def _umask() -> int:
+    """The process's mask for new files; the system can only tell it by setting it."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssamba.config import AUDIOSET_MEAN, AUDIOSET_STD
-from ssamba.errors import AudioError
+from ssamba.errors import AudioError, ConfigError
 
 SAMPLE_RATE = 16000
 FRAME_LENGTH, FRAME_SHIFT, FFT_SIZE = 400, 160, 512
@@ -27,13 +27,15 @@ PRE_EMPHASIS = 0.97
 LOW_FREQUENCY = 20.0
 FRAMES_AT_ONCE = 32768
 """Frames transformed together: bounds the memory of an hour-long recording to about 300 MB."""
+LOUDEST = 1e15
+"""Samples beyond this overflow the float32 power spectrum; no recording has them."""
 
 Audio = np.ndarray | Tensor | Sequence[float]
 
 
 @lru_cache(maxsize=8)
 def mel_filters(mel_bins: int = 128, sample_rate: int = SAMPLE_RATE) -> Tensor:
-    """Kaldi's triangular filters on the HTK mel scale, (FFT_SIZE/2 + 1, mel_bins), the last row 0 (Nyquist is unused)."""
+    """Kaldi's triangular filters on the HTK mel scale, (FFT_SIZE/2 + 1, mel_bins); the last row, Nyquist, is 0."""
 
     def mel(hertz: np.ndarray | float) -> np.ndarray:
         return 1127.0 * np.log1p(np.asarray(hertz, dtype=np.float64) / 700.0)
@@ -59,7 +61,9 @@ def log_mel(waveforms: Tensor, mel_bins: int = 128) -> Tensor:
         return log_mel(waveforms[None], mel_bins)[0]
     n_frames = frame_count(waveforms.shape[1])
     if n_frames == 0:
-        raise AudioError(None, f"{waveforms.shape[1]} samples at 16 kHz, one frame takes {FRAME_LENGTH}: give 25 ms or more")
+        raise AudioError(
+            None, f"{waveforms.shape[1]} samples at 16 kHz, one frame takes {FRAME_LENGTH}: give 25 ms or more"
+        )
     waveforms = waveforms.float()
     waveforms = waveforms - waveforms.mean(dim=1, keepdim=True)
     frames = waveforms.unfold(1, FRAME_LENGTH, FRAME_SHIFT)
@@ -76,7 +80,9 @@ def _log_mel_of_frames(frames: Tensor, filters: Tensor) -> Tensor:
     window = torch.hann_window(FRAME_LENGTH, periodic=False, device=frames.device)
     spectrum = torch.fft.rfft((frames - PRE_EMPHASIS * previous) * window, n=FFT_SIZE)
     power = spectrum.real.square() + spectrum.imag.square()
-    return (power @ filters).clamp_min(torch.finfo(torch.float32).eps).log()
+    # Mixed precision would round the energies to 8 bits and return them as bfloat16.
+    with torch.autocast(frames.device.type, enabled=False):
+        return (power @ filters).clamp_min(torch.finfo(torch.float32).eps).log()
 
 
 def fit_length(log_mels: Tensor, target_length: int) -> Tensor:
@@ -92,34 +98,55 @@ def normalise(log_mels: Tensor, mean: float = AUDIOSET_MEAN, std: float = AUDIOS
 def to_waveform(audio: Audio, sample_rate: int = SAMPLE_RATE) -> Tensor:
     """One recording in memory -> (samples,) float32 at 16 kHz on the CPU.
 
-    Takes numpy or torch, floats or integers (scaled to [-1, 1) by their type). Raises ``AudioError`` on other shapes,
-    on NaN or infinite samples, and on a sample rate below 1.
+    Takes numpy, torch or a list: floats, or integers of up to 32 bits (scaled to [-1, 1) by their type). Raises
+    ``AudioError`` on other types and shapes, on NaN, infinite or absurdly large samples, and on a sample rate below 1.
     """
-    array = audio.detach().cpu().numpy() if isinstance(audio, Tensor) else np.asarray(audio)
+    array = _to_array(audio)
+    if array.dtype.kind not in "fiu":
+        found = "text" if array.dtype.kind in "US" else f"values of type {array.dtype}"
+        raise AudioError(None, f"holds {found}, not samples: give numbers; a file has to be read first")
     if array.ndim != 1:
         raise AudioError(None, f"shape {array.shape}: give one channel as (samples,), or mix down before")
-    if sample_rate < 1:
+    if not 1 <= sample_rate < math.inf:
         raise AudioError(None, f"sample rate {sample_rate}: give samples per second")
-    if np.issubdtype(array.dtype, np.integer):
+    if array.dtype.kind in "iu" and array.dtype.itemsize > 4:
+        raise AudioError(None, f"{array.dtype} samples have no known full scale: give floats from -1 to 1, or int16")
+    if array.dtype.kind in "iu":
         limits = np.iinfo(array.dtype)
         middle, half = (limits.min + limits.max + 1) // 2, (limits.max - limits.min + 1) // 2
         array = (array.astype(np.float64) - middle) / half
     array = np.ascontiguousarray(array, dtype=np.float32)
     if not np.isfinite(array).all():
         raise AudioError(None, "holds NaN or infinite samples: repair or leave out the recording")
+    if (loudest := max(array.max(initial=0.0), -array.min(initial=0.0))) > LOUDEST:
+        raise AudioError(None, f"holds samples of {loudest:.0e}: give floats from -1 to 1")
     if sample_rate != SAMPLE_RATE:
         array = soxr.resample(array, sample_rate, SAMPLE_RATE)
     return torch.from_numpy(np.array(array, dtype=np.float32, copy=True))
 
 
+def _to_array(audio: Audio | Sequence[Audio]) -> np.ndarray:
+    if isinstance(audio, Tensor):
+        # numpy has no bfloat16.
+        audio = audio.detach().cpu()
+        return (audio.float() if audio.dtype == torch.bfloat16 else audio).numpy()
+    try:
+        return np.asarray(audio)
+    except ValueError:
+        raise AudioError(None, "a list that is neither samples nor recordings: give one kind") from None
+
+
 def to_waveforms(audio: Audio | Sequence[Audio], sample_rate: int = SAMPLE_RATE) -> list[Tensor]:
-    """(samples,), (batch, samples) or a list of recordings -> a list of (samples,) waveforms at 16 kHz."""
+    """(samples,), (batch, samples) or a list of recordings -> a list of (samples,) waveforms at 16 kHz.
+
+    Raises ``AudioError`` as ``to_waveform`` does, and for a batch of no recordings.
+    """
     if isinstance(audio, (list, tuple)) and len(audio) and not np.isscalar(audio[0]):
         return [to_waveform(one, sample_rate) for one in audio]
-    array = audio if isinstance(audio, Tensor) else np.asarray(audio)
-    if array.ndim == 2:
-        return [to_waveform(row, sample_rate) for row in array]
-    return [to_waveform(array, sample_rate)]
+    array = _to_array(audio)
+    if array.ndim == 2 and not len(array):
+        raise AudioError(None, f"shape {array.shape}: holds no recording")
+    return [to_waveform(one, sample_rate) for one in (array if array.ndim == 2 else [array])]
 
 
 def features(
@@ -133,8 +160,10 @@ def features(
 
     ``audio`` is (samples,), (batch, samples) or a list of different lengths; ``target_length`` is in frames of 10 ms.
     Without it the longest recording decides. Shorter ones are padded with 0.0 before normalisation, as in the
-    reference, so padding is not 0 afterwards. Raises ``AudioError``.
+    reference, so padding is not 0 afterwards. Raises ``AudioError``, and ``ConfigError`` for a length below 1.
     """
+    if target_length is not None and target_length < 1:
+        raise ConfigError(f"target_length is {target_length}: give frames of 10 ms, at least 1")
     log_mels = [log_mel(waveform) for waveform in to_waveforms(audio, sample_rate)]
     length = target_length or max(x.shape[0] for x in log_mels)
     return normalise(torch.stack([fit_length(x, length) for x in log_mels]), mean, std)
@@ -147,4 +176,4 @@ def seconds_of_frame(frame: float) -> float:
 
 def samples_of_frames(frames: int) -> int:
     """Samples at 16 kHz that give exactly that many frames."""
-    return math.ceil((frames - 1) * FRAME_SHIFT + FRAME_LENGTH)
+    return (frames - 1) * FRAME_SHIFT + FRAME_LENGTH

@@ -14,7 +14,9 @@ CLUSTER_SIDES = (3, 4, 5)
 def _check_count(count: int, grid: tuple[int, int]) -> None:
     patches = grid[0] * grid[1]
     if not 0 < count < patches:
-        raise ConfigError(f"mask of {count} patches: the grid {grid[0]} x {grid[1]} has {patches}, mask 1 to {patches - 1}")
+        raise ConfigError(
+            f"mask of {count} patches: the grid {grid[0]} x {grid[1]} has {patches}, mask 1 to {patches - 1}"
+        )
 
 
 def cluster_masks(

@@ -17,7 +17,9 @@ def info_nce(prediction_BMp: Tensor, target_BMp: Tensor) -> tuple[Tensor, Tensor
     logits[i, j] = target_i . prediction_j; the loss is -mean of the diagonal of log-softmax over j; the accuracy counts
     the j whose highest log-softmax value over i lies on the diagonal.
     """
-    logits_Bij = target_BMp.float() @ prediction_BMp.float().transpose(1, 2)
+    # Mixed precision would round the products of this one matrix, whose differences are the loss.
+    with torch.autocast(prediction_BMp.device.type, enabled=False):
+        logits_Bij = target_BMp.float() @ prediction_BMp.float().transpose(1, 2)
     log_probability_Bij = logits_Bij.log_softmax(dim=2)
     loss = -log_probability_Bij.diagonal(dim1=1, dim2=2).mean()
     best_Bj = log_probability_Bij.argmax(dim=1)

@@ -57,7 +57,9 @@ def from_official(state: dict[str, Tensor], source: str = "checkpoint") -> tuple
     """
     state = {k.removeprefix(PREFIX): v for k, v in state.items()}
     if "v.blocks.0.attn.qkv.weight" in state:
-        raise CheckpointError(f"{source}: is an SSAST checkpoint (a transformer), expected SSAMBA's keys 'v.layers.N.mixer.*'")
+        raise CheckpointError(
+            f"{source}: is an SSAST checkpoint (a transformer), expected SSAMBA's keys 'v.layers.N.mixer.*'"
+        )
     config = _config_from_shapes(state, source)
     heads = any(k.startswith(("cpredlayer", "gpredlayer")) for k in state)
     with torch.device("meta"):

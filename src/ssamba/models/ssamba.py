@@ -200,5 +200,3 @@ def gather_patches(values_BPx: Tensor, mask_BM: Tensor) -> Tensor:
     """Rows of (B, P, x) at patch indices (B, M) -> (B, M, x)."""
     index = mask_BM.to(values_BPx.device)[..., None].expand(-1, -1, values_BPx.shape[-1])
     return values_BPx.gather(1, index)
-
-

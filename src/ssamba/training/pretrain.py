@@ -1,0 +1,275 @@
+"""Self-supervised pretraining: masked log-mel patches, named by one head and drawn by the other."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+from tqdm import tqdm
+
+from ssamba import frontend, masking
+from ssamba.config import Config
+from ssamba.data.dataset import Batch, CropLoader, load_crops
+from ssamba.data.manifest import Clip, Source, read_sources
+from ssamba.data.sampling import PretrainPlan, centre_crops, split_validation
+from ssamba.data.scan import SkipList, scan_sources
+from ssamba.data.statistics import compute_statistics
+from ssamba.errors import ConfigError, DataError
+from ssamba.files import make_folder, write_text
+from ssamba.loading import pick_device, read_source
+from ssamba.models.ssamba import SSAMBA
+from ssamba.models.store import CONFIG_FILE, build, read_config, save_config
+from ssamba.training.checkpoint import STATE_FILE
+from ssamba.training.loop import Loop, LoopSettings
+from ssamba.training.recipe import PretrainRecipe
+from ssamba.training.schedule import PlateauSchedule
+from ssamba.training.seeds import generator
+
+RECIPE_FILE, SKIPPED_FILE = "recipe.yaml", "skipped.csv"
+MAY_CHANGE = ("epochs", "steps", "workers", "save_minutes")
+"""Values that a resumed run may be given anew: they do not change the steps, only how many and how they are fed."""
+METRICS = {
+    "joint": ("loss", "nce", "accuracy", "mse"),
+    "discriminative": ("loss", "nce", "accuracy"),
+    "generative": ("loss", "mse"),
+}
+STATISTICS_CLIPS = 1000
+CACHE_BYTES = 2 << 30
+"""Decoded audio kept in memory between epochs: 18 hours."""
+
+
+def crop_seconds(frames: int) -> float:
+    """Seconds of audio that give exactly ``frames`` log-mel frames."""
+    return frontend.samples_of_frames(frames) / frontend.SAMPLE_RATE
+
+
+def batch_features(waveforms: Tensor, lengths: Tensor, config: Config) -> Tensor:
+    """Padded waveforms (B, samples) with real lengths (B,) -> normalised log-mel (B, config.frames, mel_bins).
+
+    Frames beyond a recording's end are 0.0 before normalisation, as the reference pads.
+    """
+    log_mels = frontend.fit_length(frontend.log_mel(waveforms, config.mel_bins), config.frames)
+    shift, length = frontend.FRAME_SHIFT, frontend.FRAME_LENGTH
+    real = torch.where(lengths < length, 0, 1 + (lengths - length) // shift)
+    inside = torch.arange(config.frames, device=log_mels.device) < real[:, None]
+    return frontend.normalise(log_mels * inside[..., None], config.mean, config.std)
+
+
+class PretrainTask:
+    """Masked-patch pretraining as the training loop sees it."""
+
+    def __init__(
+        self, recipe: PretrainRecipe, model: SSAMBA, plan: PretrainPlan, held_out: list[Clip], skip: SkipList
+    ) -> None:
+        self.recipe, self.model, self.plan, self.skip = recipe, model, plan, skip
+        self.metrics = METRICS[recipe.objective]
+        self.batch_size = recipe.batch
+        self.steps_per_epoch = plan.steps_per_epoch
+        self.total_steps = recipe.steps or max(1, math.ceil(recipe.epochs * plan.crops_per_epoch / recipe.batch))
+        specs = centre_crops(held_out[: recipe.validation_clips], plan.crop_seconds)
+        waveforms, lengths = load_crops(specs, skip, recipe.workers)
+        parts = zip(waveforms.split(recipe.batch), lengths.split(recipe.batch), strict=True)
+        self.validation = torch.cat([batch_features(w, n, model.config) for w, n in parts])
+        self.validation_masks = self._masks(
+            len(self.validation), "validation", 0, recipe.validation_mask or recipe.mask
+        )
+
+    def _masks(self, batch: int, purpose: str, step: int, count: int) -> tuple[Tensor, Tensor | None]:
+        """The masks of one step's passes."""
+        recipe, grid = self.recipe, self.model.config.grid
+
+        def draw(index: int) -> Tensor:
+            source = generator(recipe.seed, f"{purpose} mask {index}", step)
+            if recipe.mask_kind == "frame":
+                return masking.frame_masks(batch, grid, count, source)
+            return masking.cluster_masks(batch, grid, count, source, recipe.reference_quirks)
+
+        two = recipe.objective == "joint" and recipe.passes == 2
+        return draw(0), draw(1) if two else None
+
+    def batches(self, start_step: int) -> Iterator[Batch]:
+        """Batches of waveforms, decoded ahead."""
+        return iter(
+            CropLoader(
+                self.plan,
+                workers=self.recipe.workers,
+                start_step=start_step,
+                stop_step=self.total_steps,
+                skip=self.skip,
+                cache_bytes=CACHE_BYTES,
+            )
+        )
+
+    def losses(self, step: int, batch: Batch) -> dict[str, Tensor]:
+        """One step's losses; masks and stochastic depth depend on (seed, step) alone."""
+        device = self.model.device
+        with torch.autocast(device.type, enabled=False):
+            waveforms, lengths = (x.to(device, non_blocking=True) for x in (batch.waveforms, batch.lengths))
+            features = batch_features(waveforms, lengths, self.model.config)
+        mask_a, mask_b = self._masks(len(features), "training", step, self.recipe.mask)
+        drop = generator(self.recipe.seed, "stochastic depth", step)
+        keep = (self.model.draw_keep(len(features), drop), self.model.draw_keep(len(features), drop))
+        return self.model.losses(features, mask_a, mask_b, self.recipe.objective, keep)
+
+    def validate(self) -> dict[str, float]:
+        """Losses on the held-out clips with fixed masks, averaged over clips."""
+        sums = dict.fromkeys(self.metrics, 0.0)
+        mask_a, mask_b = self.validation_masks
+        for start in range(0, len(self.validation), self.recipe.batch):
+            rows = slice(start, start + self.recipe.batch)
+            features = self.validation[rows]
+            losses = self.model.losses(
+                features, mask_a[rows], None if mask_b is None else mask_b[rows], self.recipe.objective
+            )
+            for key, value in losses.items():
+                sums[key] += float(value) * len(features)
+        return {k: v / len(self.validation) for k, v in sums.items()}
+
+    def score(self, metrics: dict[str, float]) -> float:
+        """The accuracy of naming patches; for the generative objective, less error."""
+        return metrics.get("accuracy", -metrics["loss"])
+
+
+def pretrain(
+    data: list[str],
+    out: Path,
+    recipe: PretrainRecipe,
+    source: str | None = None,
+    device: str = "auto",
+) -> None:
+    """Pretrain on ``data`` into the run directory ``out``, or go on with the run that is there.
+
+    ``data`` are folders, manifests or files, each with an optional weight (docs/data.md). ``source`` is a run or an
+    official checkpoint to start from: it decides the size, the recipe's ``frames`` the grid. The directory then holds
+    config.json and model.safetensors (best by validation), state.safetensors (for resume), log.csv, tensorboard/,
+    recipe.yaml, state.json and skipped.csv. Raises ``SsambaError`` for what the user can mend, ``Interrupted`` after
+    Ctrl-C.
+    """
+    chosen = pick_device(device)
+    make_folder(out)
+    resuming = (out / STATE_FILE).exists()
+    if resuming:
+        _check_same_recipe(out, recipe, source)
+    elif (out / CONFIG_FILE).exists() and not (out / RECIPE_FILE).exists():
+        raise ConfigError(f"{out}: holds a model that is no pretraining run; choose another --out")
+    skip = SkipList(out / SKIPPED_FILE)
+    sources = _scan(read_sources(data), skip)
+    training, held_out = split_validation(sources, fraction=recipe.validation, seed=recipe.seed)
+    if not held_out:
+        raise DataError(f"{data[0]}: one file alone leaves none for validation; give two or more")
+    plan = PretrainPlan(training, recipe.batch, recipe.seed, crop_seconds(recipe.frames))
+    if resuming:
+        _check_same_data(out, plan)
+        config, _ = read_config(out)
+        model = SSAMBA(config, heads=True)
+    else:
+        model = _new_model(recipe, training, source, skip)
+    task = PretrainTask(recipe, model.to(chosen), plan, held_out, skip)
+    if not resuming:
+        save_config(out, model.config, heads=True)
+        values = {"recipe": recipe.to_dict(), "from": source, "data": list(data), "plan": plan.fingerprint}
+        write_text(out / RECIPE_FILE, yaml.safe_dump(values, sort_keys=False))
+    loop = Loop(
+        task,
+        out,
+        torch.optim.AdamW(
+            model.parameters(),
+            lr=recipe.lr,
+            betas=(recipe.beta1, recipe.beta2),
+            weight_decay=recipe.weight_decay,
+            fused=chosen.type == "cuda",
+        ),
+        PlateauSchedule(recipe.lr, recipe.warmup_steps, recipe.warmup_every, recipe.patience, recipe.lr_decay),
+        LoopSettings(recipe.validate_every, recipe.log_every, recipe.save_minutes, recipe.clip_norm),
+        precision(recipe.precision, chosen),
+    )
+    loop.run()
+
+
+def precision(name: str, device: torch.device) -> AbstractContextManager[Any]:
+    """The autocast context of a run. Raises ``ConfigError`` for bf16 on a GPU without it."""
+    able = device.type == "cpu" or torch.cuda.is_bf16_supported()
+    if name == "bf16" and not able:
+        raise ConfigError("precision: bf16, this GPU does not have it; give fp32")
+    if name == "fp32" or (name == "auto" and (device.type == "cpu" or not able)):
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, torch.bfloat16)
+
+
+def _scan(sources: list[Source], skip: SkipList) -> list[Source]:
+    with tqdm(desc="reading lengths", unit="file", leave=False, delay=1.0) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        return scan_sources(sources, skip, progress=progress)
+
+
+def _new_model(recipe: PretrainRecipe, training: list[Source], source: str | None, skip: SkipList) -> SSAMBA:
+    first = generator(recipe.seed, "weights")
+    if source is None:
+        model = SSAMBA(recipe.config(), heads=True, generator=first)
+    else:
+        config, tensors = read_source(source)
+        heads = any(k.startswith("heads.") for k in tensors)
+        model = build(config.replace(drop_path=recipe.drop_path), tensors, heads)
+        if not heads:
+            fresh = SSAMBA(model.config, heads=True, generator=first)
+            fresh.load_state_dict(model.state_dict(), strict=False)
+            model = fresh
+        if recipe.frames != config.frames:
+            model = model.with_grid(frames=recipe.frames)
+        recipe_patch = (recipe.patch_frequency, recipe.patch_time)
+        if recipe_patch != (config.patch_frequency, config.patch_time):
+            raise ConfigError(
+                f"{source}: has patches of {config.patch_frequency} x {config.patch_time}, the recipe says "
+                f"{recipe_patch[0]} x {recipe_patch[1]}"
+            )
+        if (config.stride_frequency, config.stride_time) != recipe_patch:
+            raise ConfigError(f"{source}: its patches overlap, pretraining needs stride equal to patch size")
+    if recipe.statistics == "measure":
+        with tqdm(desc="measuring log-mel statistics", unit="file", leave=False, delay=1.0) as bar:
+            measured = compute_statistics(
+                training,
+                lambda x: frontend.log_mel(x, model.config.mel_bins),
+                max_clips=STATISTICS_CLIPS,
+                seed=recipe.seed,
+                skip=skip,
+                progress=lambda done, total: bar.update(done - bar.n),
+            )
+        model.config = model.config.replace(mean=measured.mean, std=measured.std)
+    return model
+
+
+def _check_same_recipe(out: Path, recipe: PretrainRecipe, source: str | None) -> None:
+    """Refuse to go on with another recipe: the steps would not be those of the run."""
+    try:
+        stored = yaml.safe_load((out / RECIPE_FILE).read_text(encoding="utf-8"))
+        values, origin = dict(stored["recipe"]), stored["from"]
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError):
+        raise ConfigError(f"{out / RECIPE_FILE}: is missing or damaged; choose another --out") from None
+    now = {**dataclasses.asdict(recipe), "from": source}
+    for key, value in {**values, "from": origin}.items():
+        if key not in MAY_CHANGE and now.get(key) != value:
+            raise ConfigError(
+                f"{out}: the run there has {key} {value}, this command says {now.get(key)}; repeat the first command "
+                "to go on with it, or choose another --out"
+            )
+
+
+def _check_same_data(out: Path, plan: PretrainPlan) -> None:
+    stored = yaml.safe_load((out / RECIPE_FILE).read_text(encoding="utf-8")).get("plan")
+    if stored != plan.fingerprint:
+        raise DataError(
+            f"{out}: the data changed since the run began (files came, went or have another length); restore them, or "
+            f"begin anew with --from {out} and another --out"
+        )

@@ -1,0 +1,146 @@
+"""The hyperparameters of pretraining: a dataclass whose fields are the recipe's keys and the command line's options."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ssamba.config import WIDTHS, Config, nearest
+from ssamba.errors import ConfigError
+from ssamba.objectives import OBJECTIVES
+
+
+def option(default: Any, help: str, choices: tuple[str, ...] = ()) -> Any:
+    """A dataclass field with the text and the choices that the command line shows."""
+    return field(default=default, metadata={"help": help, "choices": choices})
+
+
+@dataclass(frozen=True)
+class PretrainRecipe:
+    """One pretraining run. Raises ``ConfigError`` on values that make no run."""
+
+    size: str = option("tiny", "width and depth of the encoder", tuple(WIDTHS))
+    width: int = option(0, "width, 0 takes it from the size")
+    depth: int = option(0, "number of blocks (even), 0 takes it from the size")
+    frames: int = option(1024, "length of a training clip in log-mel frames of 10 ms")
+    patch_frequency: int = option(16, "mel bins in a patch")
+    patch_time: int = option(16, "frames in a patch")
+    drop_path: float = option(0.1, "rate of stochastic depth at the last block")
+    statistics: str = option(
+        "reference", "log-mel mean and std: AudioSet's, or measured on DATA", ("reference", "measure")
+    )
+    mask: int = option(400, "patches hidden from the encoder")
+    mask_kind: str = option("cluster", "squares of patches, or single ones at random", ("cluster", "frame"))
+    reference_quirks: bool = option(False, "draw cluster masks with the reference's quirks")
+    objective: str = option("joint", "what the heads are trained for", OBJECTIVES)
+    passes: int = option(1, "joint objective: 1 pass for both heads, or 2 with a mask each as in the reference")
+    batch: int = option(64, "clips in a step")
+    epochs: float = option(10.0, "epochs; an epoch shows every recording about once in full length")
+    steps: int = option(0, "steps instead of epochs, where above 0")
+    lr: float = option(1e-4, "peak learning rate of AdamW")
+    weight_decay: float = option(5e-8, "weight decay of AdamW")
+    beta1: float = option(0.95, "AdamW's decay of the mean gradient")
+    beta2: float = option(0.999, "AdamW's decay of the mean squared gradient")
+    clip_norm: float = option(0.0, "largest gradient norm, 0 leaves gradients as they are")
+    warmup_steps: int = option(1000, "steps over which the rate rises from 0")
+    warmup_every: int = option(50, "steps between two raises during warm-up")
+    validate_every: int = option(4000, "steps between two validations; there is always one at the end")
+    patience: int = option(2, "validations without a better accuracy before the rate falls")
+    lr_decay: float = option(0.5, "factor by which the rate then falls")
+    validation: float = option(0.02, "share of the files held out for validation")
+    validation_clips: int = option(256, "most clips in a validation")
+    validation_mask: int = option(0, "patches hidden in validation, 0 takes as many as in training")
+    seed: int = option(0, "seed of weights, clips, crops and masks")
+    workers: int = option(2, "threads that decode audio")
+    precision: str = option("auto", "auto is bf16 on a GPU that has it and fp32 elsewhere", ("auto", "fp32", "bf16"))
+    save_minutes: float = option(2.0, "minutes between two saved states")
+    log_every: int = option(10, "steps between two lines of the log")
+
+    def __post_init__(self) -> None:
+        for f in dataclasses.fields(self):
+            value, choices = getattr(self, f.name), f.metadata["choices"]
+            if choices and value not in choices:
+                raise ConfigError(
+                    f"{f.name}: '{value}'{nearest(str(value), list(choices))} choose {', '.join(choices)}"
+                )
+            _check_type(f.name, value, type(f.default))
+        for name in ("batch", "warmup_every", "validate_every", "patience", "log_every", "validation_clips", "workers"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}: {getattr(self, name)}, give 1 or more")
+        for name in ("width", "depth", "steps", "seed", "warmup_steps", "clip_norm", "weight_decay", "save_minutes"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name}: {getattr(self, name)}, give 0 or more")
+        if self.lr <= 0 or not 0 < self.lr_decay <= 1:
+            raise ConfigError(
+                f"lr {self.lr} and lr_decay {self.lr_decay}: give a positive rate and a factor of at most 1"
+            )
+        if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
+            raise ConfigError(f"beta1 {self.beta1}, beta2 {self.beta2}: give numbers from 0 to below 1")
+        if self.passes not in (1, 2):
+            raise ConfigError(f"passes: {self.passes}, give 1 or 2")
+        if not 0 < self.validation < 1:
+            raise ConfigError(f"validation: {self.validation}, give a share between 0 and 1")
+        if self.steps == 0 and self.epochs <= 0:
+            raise ConfigError(f"epochs: {self.epochs}, give more than 0, or steps")
+        self._check_masks()
+
+    def _check_masks(self) -> None:
+        rows, cols = self.config().grid
+        for name, value in (("mask", self.mask), ("validation_mask", self.validation_mask or self.mask)):
+            if not 0 < value < rows * cols:
+                raise ConfigError(f"{name}: {value} patches, the grid {rows} x {cols} allows 1 to {rows * cols - 1}")
+
+    def config(self) -> Config:
+        """The model that the recipe trains (before statistics are measured)."""
+        return Config(
+            width=self.width or WIDTHS[self.size],
+            depth=self.depth or Config.depth,
+            frames=self.frames,
+            patch_frequency=self.patch_frequency,
+            patch_time=self.patch_time,
+            stride_frequency=self.patch_frequency,
+            stride_time=self.patch_time,
+            drop_path=self.drop_path,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for the run directory."""
+        return dataclasses.asdict(self)
+
+
+def _check_type(name: str, value: Any, kind: type) -> None:
+    good = isinstance(value, kind) or (kind is float and isinstance(value, int))
+    if not good or (kind is not bool and isinstance(value, bool)):
+        raise ConfigError(f"{name}: {value!r}, give a value of type {kind.__name__}")
+
+
+def load_recipe(path: Path | None = None) -> dict[str, Any]:
+    """Values of a recipe file, by default the reference's. Raises ``ConfigError`` naming unknown keys' nearest match."""
+    source = str(path or "recipes/pretrain.yaml")
+    try:
+        if path is None:
+            text = resources.files("ssamba").joinpath("recipes/pretrain.yaml").read_text(encoding="utf-8")
+        else:
+            text = path.read_text(encoding="utf-8")
+        values = yaml.safe_load(text) or {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{source}: cannot be read ({error})") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{source}: is not YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{source}: holds a {type(values).__name__}, expected 'key: value' lines")
+    known = [f.name for f in dataclasses.fields(PretrainRecipe)]
+    for key in values:
+        if key not in known:
+            raise ConfigError(f"{source}: unknown value '{key}'{nearest(str(key), known)}")
+    return values
+
+
+def make_recipe(path: Path | None = None, overrides: dict[str, Any] | None = None) -> PretrainRecipe:
+    """A recipe file (by default the reference's) with some values overridden. Raises ``ConfigError``."""
+    return PretrainRecipe(**(load_recipe(path) | (overrides or {})))
