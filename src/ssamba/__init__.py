@@ -1,4 +1,4 @@
-"""Linear-time audio representations: self-supervised bidirectional Mamba on log-mel patches (SSAMBA, arXiv 2405.11831)."""
+"""Linear-time audio representations: bidirectional Mamba on log-mel patches (SSAMBA, arXiv 2405.11831)."""
 
 from ssamba.config import Config
 from ssamba.errors import AudioError, CheckpointError, ConfigError, DataError, SsambaError

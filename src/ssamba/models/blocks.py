@@ -2,7 +2,7 @@
 
 The reference runs an even block on the sequence and an odd block on the reversed sequence and adds the results. Both
 read the same input, and reversing the sequence around a block equals exchanging its directions. So a pair is one wide
-step: one input product, four scans at once, one output product, no flip (REFERENCE.md, "What that structure really is").
+step: one input product, four scans at once, one output product, no flip (REFERENCE.md, "Encoder").
 Shape letters are those of ``ssamba.ops.reference``; d is the width, h is 2 for the halves x and z.
 """
 
@@ -92,7 +92,7 @@ class BlockPair(nn.Module):
         return self._mix(xz_BLhKE), joined_BLd * BLOCKS
 
     def _folded_input(self) -> tuple[Tensor, Tensor]:
-        """Input product with each block's LayerNorm scale and shift folded in: both blocks share the normalised input."""
+        """Input product with each block's LayerNorm scale and shift folded in: the normalised input is shared."""
         weight_hKEd = self.in_proj_hKEd * self.norm_weight_Kd[:, None]
         bias_hKE = (self.in_proj_hKEd * self.norm_bias_Kd[:, None]).sum(-1)
         return weight_hKEd, bias_hKE

@@ -1,4 +1,4 @@
-"""The SSAMBA encoder: patches, CLS and positions, a chain of block pairs, the final norm, and the pretraining losses."""
+"""The SSAMBA encoder: patches, CLS and positions, a chain of block pairs, the final norm, the pretraining losses."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ def save_model(folder: Path, model: SSAMBA, extras: dict[str, Tensor] | None = N
 
 
 def read_config(folder: Path) -> tuple[Config, bool]:
-    """Configuration and whether the weights include the pretraining heads. Raises ``ConfigError``, ``CheckpointError``."""
+    """Configuration, and whether the weights have pretraining heads. Raises ``ConfigError``, ``CheckpointError``."""
     path = folder / CONFIG_FILE
     description = read_json(path)
     if description.get("format") != FORMAT or description.get("encoder") != "ssamba":
@@ -87,7 +87,7 @@ def read_model(folder: Path) -> tuple[Config, dict[str, Tensor]]:
 
 
 def build(config: Config, tensors: dict[str, Tensor], heads: bool) -> SSAMBA:
-    """A model out of tensors that fit it, without drawing initial weights first. Heads are left out unless asked for."""
+    """A model out of tensors that fit it, without drawing initial weights; heads only when asked for."""
     with torch.device("meta"):
         model = SSAMBA(config, heads=heads)
     wanted = model.state_dict()

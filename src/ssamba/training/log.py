@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from tensorboardX import SummaryWriter
@@ -40,13 +41,13 @@ class RunLog:
         self._writer = csv.DictWriter(self._file, columns, lineterminator="\n")
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
-    def write(self, row: dict[str, float | int | str]) -> None:
+    def write(self, row: Mapping[str, float]) -> None:
         """One row; numbers also go to TensorBoard. Raises ``SsambaError`` when the disk refuses it."""
         try:
             self._writer.writerow({k: _text(v) for k, v in row.items()})
             self._file.flush()
             for key, value in row.items():
-                if key not in ("step", "seconds") and not isinstance(value, str):
+                if key not in ("step", "seconds"):
                     group = "validation/" + key[4:] if key.startswith("val_") else "training/" + key
                     self._board.add_scalar(group, value, int(row["step"]))
         except OSError as error:
@@ -60,5 +61,5 @@ class RunLog:
         self._board.close()
 
 
-def _text(value: float | int | str) -> str:
+def _text(value: float) -> str:
     return f"{value:.9g}" if isinstance(value, float) else str(value)

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 import yaml
 from torch import Tensor
-from tqdm import tqdm
 
 from ssamba import frontend, masking
 from ssamba.config import Config
@@ -27,6 +26,7 @@ from ssamba.files import make_folder, write_text
 from ssamba.loading import pick_device, read_source
 from ssamba.models.ssamba import SSAMBA
 from ssamba.models.store import CONFIG_FILE, build, read_config, save_config
+from ssamba.progress import Bar
 from ssamba.training.checkpoint import STATE_FILE
 from ssamba.training.loop import Loop, LoopSettings
 from ssamba.training.recipe import PretrainRecipe
@@ -205,13 +205,8 @@ def precision(name: str, device: torch.device) -> AbstractContextManager[Any]:
 
 
 def _scan(sources: list[Source], skip: SkipList) -> list[Source]:
-    with tqdm(desc="reading lengths", unit="file", leave=False, delay=1.0) as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        return scan_sources(sources, skip, progress=progress)
+    with Bar("reading lengths") as bar:
+        return scan_sources(sources, skip, progress=bar.update)
 
 
 def _new_model(recipe: PretrainRecipe, training: list[Source], source: str | None, skip: SkipList) -> SSAMBA:
@@ -237,14 +232,14 @@ def _new_model(recipe: PretrainRecipe, training: list[Source], source: str | Non
         if (config.stride_frequency, config.stride_time) != recipe_patch:
             raise ConfigError(f"{source}: its patches overlap, pretraining needs stride equal to patch size")
     if recipe.statistics == "measure":
-        with tqdm(desc="measuring log-mel statistics", unit="file", leave=False, delay=1.0) as bar:
+        with Bar("measuring log-mel statistics") as bar:
             measured = compute_statistics(
                 training,
                 lambda x: frontend.log_mel(x, model.config.mel_bins),
                 max_clips=STATISTICS_CLIPS,
                 seed=recipe.seed,
                 skip=skip,
-                progress=lambda done, total: bar.update(done - bar.n),
+                progress=bar.update,
             )
         model.config = model.config.replace(mean=measured.mean, std=measured.std)
     return model

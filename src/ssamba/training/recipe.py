@@ -120,7 +120,7 @@ def _check_type(name: str, value: Any, kind: type) -> None:
 
 
 def load_recipe(path: Path | None = None) -> dict[str, Any]:
-    """Values of a recipe file, by default the reference's. Raises ``ConfigError`` naming unknown keys' nearest match."""
+    """Values of a recipe file, by default the reference's. Raises ``ConfigError`` for unknown keys."""
     source = str(path or "recipes/pretrain.yaml")
     try:
         if path is None:

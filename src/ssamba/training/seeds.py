@@ -1,4 +1,4 @@
-"""Generators that depend on nothing but a seed and the place where they are used, so that a resumed run draws the same."""
+"""Generators that depend on a seed and the place of use alone, so that a resumed run draws the same."""
 
 from __future__ import annotations
 
