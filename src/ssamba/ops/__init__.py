@@ -1,5 +1,143 @@
-"""Operators: one name for each, the fastest form that can run chosen here and nowhere else."""
+"""Operators: one name for each, the fastest form that can run chosen here and nowhere else.
 
-from ssamba.ops.reference import bimamba_inner, conv_silu, selective_scan
+``use_backend`` (or the environment variable ``SSAMBA_BACKEND``) overrides the choice. Where the fast form cannot run,
+one warning for each reason says so and the reference form runs. Shapes: ``ssamba.ops.reference``'s legend.
+"""
 
-__all__ = ["bimamba_inner", "conv_silu", "selective_scan"]
+from __future__ import annotations
+
+import importlib
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from ssamba.errors import ConfigError
+from ssamba.ops import cpu, reference
+
+__all__ = ["bimamba_inner", "conv_silu", "selective_scan", "use_backend"]
+
+_BACKENDS = ("auto", "reference", "cpu", "triton")
+_FAST_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_MAX_STATES, _MAX_DIRECTIONS = 64, 2
+
+_forced: str | None = None  # what use_backend says; None leaves it to the environment
+_warned: set[str] = set()
+_modules: dict[str, ModuleType | str] = {}  # a module, or why it cannot be had
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Runs the operators in one form: "auto", "reference", "cpu" or "triton". It holds for every thread of the process.
+
+    A forced form that cannot run raises instead of falling back.
+    """
+    global _forced
+    before, _forced = _forced, _check_backend(name, "use_backend")
+    try:
+        yield
+    finally:
+        _forced = before
+
+
+def _check_backend(name: str, source: str) -> str:
+    if name not in _BACKENDS:
+        raise ConfigError(f"{source}: unknown backend {name!r}; choose one of {', '.join(_BACKENDS)}")
+    return name
+
+
+def _fast_module(name: str) -> ModuleType | str:
+    """The module of a fast form, or the reason why it cannot be used. Looked up once."""
+    if name not in _modules:
+        try:
+            if name == "cpu":
+                importlib.import_module("numba")
+            _modules[name] = importlib.import_module(f"ssamba.ops.{name}")
+        except Exception as error:  # a broken installation may raise anything; the warning passes it on
+            _modules[name] = f"{type(error).__name__}: {error}"
+    return _modules[name]
+
+
+def _limits(x: Tensor, directions: int, states: int) -> str | None:
+    """Why the fast forms cannot take these arguments, or None."""
+    if x.dtype not in _FAST_DTYPES:
+        return f"{str(x.dtype).removeprefix('torch.')} is computed by the reference form only"
+    if states > _MAX_STATES:
+        return f"the fast forms take at most {_MAX_STATES} states, got {states}"
+    if directions > _MAX_DIRECTIONS:
+        return f"the fast forms take at most {_MAX_DIRECTIONS} directions, got {directions}"
+    return None
+
+
+def _choose(operator: str, x: Tensor, directions: int, states: int) -> ModuleType:
+    """The module whose ``operator`` runs."""
+    backend = _forced or _check_backend(os.environ.get("SSAMBA_BACKEND", "auto"), "SSAMBA_BACKEND")
+    if backend == "reference":
+        return reference
+    device = x.device.type
+    name = backend if backend != "auto" else {"cpu": "cpu", "cuda": "triton"}.get(device, "")
+    reason = _limits(x, directions, states)
+    if reason is None and not name:
+        reason = f"there is no fast form for device {device}"
+    if reason is None:
+        # A graph being traced cannot import; numba is a dependency, and without it the operator itself says so.
+        module = cpu if name == "cpu" and torch.compiler.is_compiling() else _fast_module(name)
+        if isinstance(module, str):
+            reason = f"the {name} form cannot be loaded ({module})"
+        elif hasattr(module, operator):
+            return module
+        else:
+            reason = f"there is no {name} form of it alone"
+    if backend != "auto":
+        raise ConfigError(f"{operator} cannot run with backend {backend!r}: {reason}")
+    _warn_once(f"ssamba.ops.{operator} runs in its slow reference form: {reason}")
+    return reference
+
+
+def _warn_once(message: str) -> None:
+    if not torch.compiler.is_compiling() and message not in _warned:
+        _warned.add(message)
+        warnings.warn(message, RuntimeWarning, stacklevel=4)
+
+
+def conv_silu(x_BLKE: Tensor, weight_RKEW: Tensor, bias_RKE: Tensor) -> Tensor:
+    """Depthwise causal convolution and SiLU for each direction: see ``reference.conv_silu``."""
+    module = _choose("conv_silu", x_BLKE, weight_RKEW.shape[0], 1)
+    return module.conv_silu(x_BLKE, weight_RKEW, bias_RKE)
+
+
+def selective_scan(
+    u_BLRKE: Tensor,
+    dt_BLRKE: Tensor,
+    A_RKEN: Tensor,
+    B_BLRKN: Tensor,
+    C_BLRKN: Tensor,
+    D_RKE: Tensor,
+    dt_bias_RKE: Tensor,
+    z_BLKE: Tensor | None = None,
+) -> Tensor:
+    """Gated mean of the directions' selective scans: see ``reference.selective_scan``."""
+    module = _choose("selective_scan", u_BLRKE, A_RKEN.shape[0], A_RKEN.shape[-1])
+    return module.selective_scan(u_BLRKE, dt_BLRKE, A_RKEN, B_BLRKN, C_BLRKN, D_RKE, dt_bias_RKE, z_BLKE)
+
+
+def bimamba_inner(
+    x_BLKE: Tensor,
+    z_BLKE: Tensor,
+    conv_weight_RKEW: Tensor,
+    conv_bias_RKE: Tensor,
+    x_proj_RKPE: Tensor,
+    dt_proj_RKEr: Tensor,
+    dt_bias_RKE: Tensor,
+    A_log_RKEN: Tensor,
+    D_RKE: Tensor,
+) -> Tensor:
+    """The mixer between its input and its output projection: see ``reference.bimamba_inner``."""
+    module = _choose("bimamba_inner", x_BLKE, A_log_RKEN.shape[0], A_log_RKEN.shape[-1])
+    return module.bimamba_inner(
+        x_BLKE, z_BLKE, conv_weight_RKEW, conv_bias_RKE, x_proj_RKPE, dt_proj_RKEr, dt_bias_RKE, A_log_RKEN, D_RKE
+    )
