@@ -288,7 +288,10 @@ def _seek(file: soundfile.SoundFile, path: PathLike, first: int) -> int:
     try:
         return int(file.seek(target))
     except (soundfile.SoundFileError, RuntimeError) as error:
-        raise AudioError(path, f"is damaged: no seek to {target / file.samplerate:.2f} s ({error})") from None
+        detail = str(error).strip(" .")
+        raise AudioError(
+            path, f"is damaged or truncated: no seek to {target / file.samplerate:.2f} s ({detail})"
+        ) from None
 
 
 def _read_range(file: soundfile.SoundFile, path: PathLike, sample_rate: int, first: int, count: int | None) -> Waveform:
