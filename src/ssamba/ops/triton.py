@@ -39,7 +39,7 @@ def _inner_forward(x: Tensor, z: Tensor, params: _Params) -> tuple[Tensor, Tenso
     x, z = _dense(x), _dense(z)
     with torch.autocast(x.device.type, enabled=False):
         p_GBLP = conv.conv_proj(x, conv_weight, conv_bias, x_proj)
-        if nvrtc_scan.usable(x, a_log):
+        if nvrtc_scan.usable(x, a_log, conv_weight.shape[-1], x_proj.shape[2]):
             y = nvrtc_scan.forward(x, z, p_GBLP, conv_weight, conv_bias, dt_proj, dt_bias, a_log, skip)
             return y, p_GBLP
         u, dt = _expand(x, p_GBLP, conv_weight, conv_bias, dt_proj)
@@ -62,9 +62,9 @@ def _inner_backward(
     x, z, dy = _dense(x), _dense(z), dy.contiguous()
     rank = dt_proj.shape[-1]
     with torch.autocast(x.device.type, enabled=False):
-        if nvrtc_scan.usable(x, a_log):
+        if nvrtc_scan.usable(x, a_log, conv_weight.shape[-1], x_proj.shape[2]):
             du, ddt, dbc, da_log, dvec = nvrtc_scan.backward(
-                dy, x, z, p_GBLP, conv_weight, conv_bias, dt_proj, dt_bias, a_log, skip, dz
+                dy, x, z, p_GBLP, conv_weight, conv_bias, dt_proj, dt_bias, a_log, skip, dz=dz
             )
         else:
             u, dt = _expand(x, p_GBLP, conv_weight, conv_bias, dt_proj)

@@ -1,0 +1,122 @@
+"""CUDA C++ compiled at run time by the NVRTC library that torch's CUDA wheels carry, and launched through the driver.
+
+No compiler, no headers and no private torch API: two shared libraries through ctypes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import sys
+from pathlib import Path
+
+import torch
+
+
+class Unavailable(RuntimeError):
+    """NVRTC or the driver cannot be loaded, or does not know this GPU."""
+
+
+def _open(names: list[str], folders: list[Path]) -> ctypes.CDLL:
+    for name in [*names, *(str(f / n) for f in folders for n in names if (f / n).exists())]:
+        try:
+            return ctypes.CDLL(name)
+        except OSError:
+            continue
+    raise Unavailable(f"none of {', '.join(names)} could be loaded")
+
+
+@functools.cache
+def _driver() -> ctypes.CDLL:
+    return _open(["nvcuda.dll"] if sys.platform == "win32" else ["libcuda.so.1"], [])
+
+
+@functools.cache
+def _compiler() -> ctypes.CDLL:
+    major = (torch.version.cuda or "0").split(".")[0]
+    site = Path(torch.__file__).resolve().parent.parent
+    folders = [site / "nvidia" / f"cu{major}" / "lib", site / "nvidia" / "cuda_nvrtc" / "lib", site / "torch" / "lib"]
+    if sys.platform == "win32":
+        return _open([p.name for f in folders[2:] for p in f.glob("nvrtc64_*_0.dll")], folders)
+    return _open([f"libnvrtc.so.{major}"], folders)
+
+
+def _check(code: int, what: str) -> None:
+    if code:
+        text = ctypes.c_char_p()
+        _driver().cuGetErrorString(code, ctypes.byref(text))
+        raise RuntimeError(f"{what} failed: {(text.value or b'unknown error').decode()} ({code})")
+
+
+def compile_source(source: str, options: tuple[str, ...]) -> bytes:
+    """The cubin of ``source``. Raises RuntimeError with the compiler's log."""
+    lib = _compiler()
+    program = ctypes.c_void_p()
+    if lib.nvrtcCreateProgram(ctypes.byref(program), source.encode(), b"ssamba.cu", 0, None, None):
+        raise RuntimeError("nvrtcCreateProgram failed")
+    try:
+        raw = (ctypes.c_char_p * len(options))(*(o.encode() for o in options))
+        if lib.nvrtcCompileProgram(program, len(options), raw):
+            size = ctypes.c_size_t()
+            lib.nvrtcGetProgramLogSize(program, ctypes.byref(size))
+            log = ctypes.create_string_buffer(size.value)
+            lib.nvrtcGetProgramLog(program, log)
+            raise RuntimeError(f"NVRTC refused a kernel (options {options}):\n{log.value.decode(errors='replace')[:4000]}")
+        size = ctypes.c_size_t()
+        lib.nvrtcGetCUBINSize(program, ctypes.byref(size))
+        cubin = ctypes.create_string_buffer(size.value)
+        lib.nvrtcGetCUBIN(program, cubin)
+        return cubin.raw
+    finally:
+        lib.nvrtcDestroyProgram(ctypes.byref(program))
+
+
+class Kernel:
+    """One function of one module, loaded on one device."""
+
+    def __init__(self, cubin: bytes, name: str) -> None:
+        self._module, self._function = ctypes.c_void_p(), ctypes.c_void_p()
+        driver = _driver()
+        _check(driver.cuModuleLoadData(ctypes.byref(self._module), cubin), "cuModuleLoadData")
+        found = driver.cuModuleGetFunction(ctypes.byref(self._function), self._module, name.encode())
+        _check(found, f"cuModuleGetFunction({name})")
+
+    def __call__(self, grid: tuple[int, int, int], threads: int, args: ctypes.Structure) -> None:
+        """Launches on torch's current stream; ``args`` is the kernel's only parameter, passed by value."""
+        params = (ctypes.c_void_p * 1)(ctypes.addressof(args))
+        stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
+        _check(
+            _driver().cuLaunchKernel(self._function, *grid, threads, 1, 1, 0, stream, params, None), "cuLaunchKernel"
+        )
+
+
+@functools.cache
+def kernel(source: str, name: str, defines: tuple[str, ...], device: int) -> Kernel:
+    """Compiled once for each set of ``defines``, loaded once for each device. ``device`` must be the current one."""
+    return Kernel(_cubin(source, defines, torch.cuda.get_device_capability(device)), name)
+
+
+@functools.cache
+def _cubin(source: str, defines: tuple[str, ...], capability: tuple[int, int]) -> bytes:
+    arch = f"--gpu-architecture=sm_{capability[0]}{capability[1]}"
+    # In the text rather than as options: NVRTC's own header comes first and knows nothing of our short names.
+    lines = "".join(f"#define {d.replace('=', ' ', 1)}\n" for d in defines)
+    return compile_source(lines + source, (arch, "--std=c++17", "--use_fast_math"))
+
+
+@functools.cache
+def available(device: int) -> bool:
+    """Whether NVRTC can compile for this device. An AMD GPU, or a build of torch without NVRTC, cannot."""
+    if torch.version.cuda is None:
+        return False
+    try:
+        _driver()
+        count = ctypes.c_int()
+        lib = _compiler()
+        lib.nvrtcGetNumSupportedArchs(ctypes.byref(count))
+        known = (ctypes.c_int * count.value)()
+        lib.nvrtcGetSupportedArchs(known)
+    except (Unavailable, AttributeError):
+        return False
+    major, minor = torch.cuda.get_device_capability(device)
+    return major >= 7 and major * 10 + minor in list(known)

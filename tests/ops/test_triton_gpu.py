@@ -1,0 +1,164 @@
+"""Values and every gradient of the GPU kernels against the reference form in float64, on a GPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ssamba.ops import reference
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
+]
+BOUND = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 4e-3}
+NAMES = "xz conv_weight conv_bias x_proj dt_proj dt_bias A_log D".split()
+
+
+def inputs(B: int, L: int, K: int, E: int, N: int, r: int, R: int, dtype: torch.dtype, trained: bool) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(1000 * L + E + N)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    xz = draw(B, L, 2, K, E).to(dtype)
+    a_log = torch.log(torch.arange(1.0, N + 1)).repeat(R, K, E, 1)
+    if trained:  # spread decays, negative skips, some channels with large steps
+        a_log = a_log + 0.7 * draw(R, K, E, N)
+    dt_bias = torch.exp(torch.rand(R, K, E, generator=generator) * 4.6 - 6.9).log() + (draw(R, K, E) if trained else 0)
+    weights = [draw(R, K, E, 4) * 0.5, draw(R, K, E) * 0.1, draw(R, K, r + 2 * N, E) / E**0.5]
+    weights += [draw(R, K, E, r) / r**0.5, dt_bias, a_log, draw(R, K, E) if trained else torch.ones(R, K, E)]
+    # The reference sees exactly the rounded values that the kernels use.
+    if dtype != torch.float32:
+        weights[2:4] = [w.to(dtype).float() for w in weights[2:4]]
+    return [t.cuda() for t in [xz, *weights]]
+
+
+def error(found: Tensor, expected: Tensor) -> float:
+    assert torch.isfinite(found).all()
+    return float((found.detach().double() - expected.detach()).norm() / expected.detach().norm().clamp_min(1e-12))
+
+
+def poison(B: int, L: int, K: int, E: int, dtype: torch.dtype) -> None:
+    """Leaves NaN in the memory that the allocator hands out next."""
+    held = [torch.full((B, L, K, E), float("nan"), device="cuda", dtype=dtype) for _ in range(12)]
+    held += [torch.full((B, L, K, E), float("nan"), device="cuda") for _ in range(6)]
+    del held
+
+
+def compare(B: int, L: int, K: int, E: int, N: int, r: int, R: int, dtype: torch.dtype, trained: bool = True) -> None:
+    from ssamba.ops.triton import bimamba_inner, bimamba_inner_packed
+
+    tensors = inputs(B, L, K, E, N, r, R, dtype, trained)
+    exact = [t.double().requires_grad_() for t in tensors]
+    expected = reference.bimamba_inner(exact[0][:, :, 0], exact[0][:, :, 1], *exact[1:])
+    weight = torch.randn(expected.shape, generator=torch.Generator().manual_seed(3)).cuda().to(dtype)
+    expected_grads = torch.autograd.grad((expected * weight.double()).sum(), exact)
+    poison(B, L, K, E, dtype)
+    mine = [t.clone().requires_grad_() for t in tensors]
+    packed = L % 2 == 0
+    y = bimamba_inner_packed(*mine) if packed else bimamba_inner(mine[0][:, :, 0], mine[0][:, :, 1], *mine[1:])
+    assert y.dtype == dtype
+    assert error(y, expected) < BOUND[dtype]
+    for name, grad, truth in zip(NAMES, torch.autograd.grad((y * weight).sum(), mine), expected_grads, strict=True):
+        if truth.norm() > 1e-9:
+            assert error(grad, truth) < BOUND[dtype], name
+
+
+@pytest.fixture(params=["cuda", "triton"])
+def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("SSAMBA_GPU_SCAN", request.param)
+    return request.param
+
+
+SHAPES = [
+    # B, L, K, E, N, r, R
+    (1, 1, 2, 3, 16, 2, 2), (2, 7, 2, 1, 16, 1, 2), (1, 513, 2, 48, 16, 12, 2), (2, 1212, 2, 20, 5, 3, 2),
+    (1, 65, 1, 1536, 16, 48, 2), (3, 130, 2, 70, 1, 5, 2), (1, 100, 2, 33, 64, 8, 2), (2, 40, 3, 17, 33, 4, 2),
+    (1, 50, 2, 24, 16, 4, 1), (2, 64, 2, 384, 16, 12, 2),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_values_and_gradients(shape: tuple[int, ...], dtype: torch.dtype, form: str) -> None:
+    compare(*shape, dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_long(dtype: torch.dtype, form: str) -> None:
+    compare(1, 22016, 1, 8, 16, 2, 2, dtype=dtype, trained=False)
+
+
+def test_two_runs_give_the_same_bits(form: str) -> None:
+    from ssamba.ops.triton import bimamba_inner_packed
+
+    tensors = inputs(2, 300, 2, 96, 16, 6, 2, torch.bfloat16, True)
+    runs = []
+    for _ in range(2):
+        mine = [t.clone().requires_grad_() for t in tensors]
+        y = bimamba_inner_packed(*mine)
+        runs.append([y, *torch.autograd.grad(y.float().square().sum(), mine)])
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+
+def test_graph_compile_and_checkpoint() -> None:
+    from ssamba.ops.triton import bimamba_inner_packed
+
+    tensors = inputs(2, 40, 2, 32, 16, 4, 2, torch.float32, True)
+
+    def run(*t: Tensor) -> Tensor:
+        return bimamba_inner_packed(t[0] * 1.5, *t[1:]).square()
+
+    def grads(call) -> list[Tensor]:  # type: ignore[no-untyped-def]
+        mine = [t.clone().requires_grad_() for t in tensors]
+        return list(torch.autograd.grad(call(*mine).sum(), mine))
+
+    plain = grads(run)
+    kept = grads(lambda *t: torch.utils.checkpoint.checkpoint(run, *t, use_reentrant=False))
+    assert all(torch.equal(a, b) for a, b in zip(plain, kept, strict=True))
+    built = grads(torch.compile(run, fullgraph=True))
+    assert all(error(a, b.double()) < 1e-5 for a, b in zip(built, plain, strict=True))
+    with torch.no_grad():
+        expected = run(*tensors)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            out = run(*tensors)
+        out.fill_(float("nan"))
+        graph.replay()
+        assert torch.equal(out, expected)
+
+
+@pytest.mark.parametrize("affine", [False, True])
+@pytest.mark.parametrize("width", [1, 192, 500, 768])
+def test_add_layer_norm(affine: bool, width: int) -> None:
+    from ssamba.ops.triton import add_layer_norm
+
+    x, residual = (torch.randn(3, 37, width, device="cuda", requires_grad=True) for _ in range(2))
+    weight, bias = (torch.randn(width, device="cuda", requires_grad=True) for _ in range(2)) if affine else (None, None)
+    scale = torch.rand(3, device="cuda")
+    out, new = add_layer_norm(x, residual, weight, bias, residual_scale=2.0, x_scale_B=scale)
+    expected_new = 2 * residual.double() + scale.double()[:, None, None] * x.double()
+    maps = (weight.double(), bias.double()) if weight is not None and bias is not None else ()
+    expected = F.layer_norm(expected_new, (width,), *maps)
+    a, b = torch.randn(2, 3, 37, width, device="cuda")
+    wanted = [t for t in (x, residual, weight, bias) if t is not None]
+    found = torch.autograd.grad((out * a + new * b).sum(), wanted)
+    truth = torch.autograd.grad((expected * a + expected_new * b).sum(), wanted)
+    assert error(new, expected_new) < 1e-5
+    if width > 1:
+        assert error(out, expected) < 1e-5
+    for f, t in zip(found, truth, strict=True):
+        assert error(f, t.double()) < 1e-4 or t.norm() < 1e-6
+
+
+def test_under_autocast() -> None:
+    from ssamba.ops.triton import bimamba_inner
+
+    tensors = inputs(2, 33, 2, 32, 16, 4, 2, torch.float32, True)
+    plain = bimamba_inner(tensors[0][:, :, 0], tensors[0][:, :, 1], *tensors[1:])
+    with torch.autocast("cuda", torch.bfloat16):
+        cast = bimamba_inner(tensors[0][:, :, 0], tensors[0][:, :, 1], *tensors[1:])
+    assert torch.equal(plain, cast)
