@@ -8,7 +8,6 @@ steps with the same numbers.
 from __future__ import annotations
 
 import json
-import math
 import signal
 import sys
 import threading
@@ -107,6 +106,7 @@ class Loop:
     def save(self) -> None:
         """Write the state, and the model too while no validation has chosen one."""
         model = self.task.model
+        self._refuse_nan(*self.sums.values(), *model.parameters())
         tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
         tensors |= optimizer_tensors(self.optimizer, model)
         if self.best is None:
@@ -199,12 +199,18 @@ class Loop:
             "steps": self.summed,
         }
         row |= {k: float(v) / self.summed for k, v in self.sums.items()}
-        if not math.isfinite(row["loss"]):
-            raise SsambaError(
-                f"{self.folder}: the loss is {row['loss']} at step {self.step}; lower --lr or set --clip-norm 1"
-            )
+        self._refuse_nan(*self.sums.values())
         self.sums, self.summed = {}, 0
         return row
+
+    def _refuse_nan(self, *values: Tensor) -> None:
+        """Stop before a broken model is logged or saved: the folder keeps the last good state."""
+        if not all(bool(torch.isfinite(v).all()) for v in values):
+            rate = self.schedule.rate(self.step - 1)
+            raise SsambaError(
+                f"{self.folder}: loss or weights are no longer numbers at step {self.step}, learning rate {rate:g}; "
+                "give a lower --lr or --clip-norm 1 and another --out"
+            )
 
     def _validate(self) -> dict[str, float]:
         self.task.model.eval()

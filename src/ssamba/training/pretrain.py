@@ -56,11 +56,14 @@ def batch_features(waveforms: Tensor, lengths: Tensor, config: Config) -> Tensor
 
     Frames beyond a recording's end are 0.0 before normalisation, as the reference pads.
     """
+    inside = torch.arange(waveforms.shape[1], device=waveforms.device) < lengths[:, None]
+    mean = (waveforms * inside).sum(dim=1) / lengths
+    waveforms = (waveforms - mean[:, None]) * inside
     log_mels = frontend.fit_length(frontend.log_mel(waveforms, config.mel_bins), config.frames)
     shift, length = frontend.FRAME_SHIFT, frontend.FRAME_LENGTH
     real = torch.where(lengths < length, 0, 1 + (lengths - length) // shift)
-    inside = torch.arange(config.frames, device=log_mels.device) < real[:, None]
-    return frontend.normalise(log_mels * inside[..., None], config.mean, config.std)
+    filled = torch.arange(config.frames, device=log_mels.device) < real[:, None]
+    return frontend.normalise(log_mels * filled[..., None], config.mean, config.std)
 
 
 class PretrainTask:

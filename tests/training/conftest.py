@@ -1,0 +1,36 @@
+from pathlib import Path
+
+import pytest
+
+from ssamba.data.synthetic import make_synthetic
+
+SMALL = {
+    "width": 32,
+    "depth": 2,
+    "frames": 64,
+    "mask": 16,
+    "validation_mask": 16,
+    "batch": 4,
+    "steps": 24,
+    "lr": 1e-3,
+    "warmup_steps": 4,
+    "warmup_every": 1,
+    "validate_every": 8,
+    "validation": 0.1,
+    "log_every": 3,
+    "save_minutes": 0.0,
+}
+"""A run of seconds: one pair of blocks on 8 x 4 patches."""
+
+
+@pytest.fixture(scope="session")
+def sounds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 45 real files, half a second to a second each."""
+    folder = tmp_path_factory.mktemp("sounds")
+    make_synthetic(folder, clips=45, seconds=1.0, seed=1)
+    return folder
+
+
+@pytest.fixture
+def small() -> dict[str, object]:
+    return dict(SMALL)

@@ -1,0 +1,111 @@
+"""Exact resume, with real processes and real SIGKILLs."""
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ssamba.training.pretrain import pretrain
+from ssamba.training.recipe import make_recipe
+
+TIMES = ("seconds", "clips_per_second")
+
+
+def command(sounds: Path, out: Path, values: dict[str, object]) -> list[str]:
+    options = [text for key, value in values.items() for text in (f"--{key.replace('_', '-')}", str(value))]
+    return [sys.executable, "-m", "ssamba", "pretrain", str(sounds), "--out", str(out), "--device", "cpu", *options]
+
+
+def step_of(out: Path) -> int:
+    try:
+        return int(json.loads((out / "state.json").read_text())["step"])
+    except (OSError, ValueError):
+        return 0
+
+
+def log_of(out: Path) -> list[dict[str, str]]:
+    with open(out / "log.csv", newline="") as file:
+        return [{k: v for k, v in row.items() if k not in TIMES} for row in csv.DictReader(file)]
+
+
+def kill_at(arguments: list[str], out: Path, step: int) -> None:
+    """Start the command and kill it without warning once the run has reached a step."""
+    process = subprocess.Popen(arguments, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while step_of(out) < step and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.002)
+    assert process.poll() is None, "the run ended before it could be killed"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def same_results(one: Path, other: Path) -> None:
+    assert log_of(one) == log_of(other)
+    for name in ("model.safetensors", "state.safetensors", "config.json", "state.json"):
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
+
+
+def test_killed_runs_end_as_an_unbroken_one(sounds: Path, tmp_path: Path, small: dict[str, object]) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    pretrain([str(sounds)], whole, make_recipe(None, small), device="cpu")
+    arguments = command(sounds, broken, small)
+    for step in (1, 10, 17):  # before the first line of the log, between two validations, between two log lines
+        kill_at(arguments, broken, step)
+        assert step_of(broken) < 24
+    subprocess.run(arguments, check=True, stderr=subprocess.DEVNULL)
+    same_results(whole, broken)
+    assert [int(row["step"]) for row in log_of(broken)] == [3, 6, 8, 9, 12, 15, 16, 18, 21, 24]
+    assert not list(broken.glob(".*")) or all(p.name.startswith(".") for p in broken.glob(".*"))
+
+
+def test_kill_between_saves_repeats_steps_exactly(sounds: Path, tmp_path: Path, small: dict[str, object]) -> None:
+    # Saved at validations only (every 8 steps): a kill in between throws away steps that then must come out the same.
+    small["save_minutes"] = 60.0
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    pretrain([str(sounds)], whole, make_recipe(None, small), device="cpu")
+    arguments = command(sounds, broken, small)
+    process = subprocess.Popen(arguments, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if (broken / "log.csv").exists() and len(log_of(broken)) >= 5:
+            break
+        time.sleep(0.002)
+    assert process.poll() is None
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert step_of(broken) < 24
+    pretrain([str(sounds)], broken, make_recipe(None, small), device="cpu")
+    same_results(whole, broken)
+
+
+def test_sigterm_saves_and_says_how_to_go_on(sounds: Path, tmp_path: Path, small: dict[str, object]) -> None:
+    small |= {"save_minutes": 60.0, "steps": 4000, "validate_every": 4000}
+    out = tmp_path / "run"
+    process = subprocess.Popen(command(sounds, out, small), stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not ((out / "log.csv").exists() and len(log_of(out)) >= 2) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "the same command goes on from there" in errors
+    assert "Traceback" not in errors
+    assert step_of(out) >= 6
+    assert (out / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("extra", [{"steps": 30}, {"workers": 1}])
+def test_finished_run_goes_on_only_when_extended(
+    sounds: Path, tmp_path: Path, small: dict[str, object], extra: dict[str, object]
+) -> None:
+    small["steps"] = 8
+    pretrain([str(sounds)], tmp_path, make_recipe(None, small), device="cpu")
+    before = (tmp_path / "state.safetensors").stat().st_mtime_ns
+    pretrain([str(sounds)], tmp_path, make_recipe(None, small | extra), device="cpu")
+    assert step_of(tmp_path) == extra.get("steps", 8)
+    assert ((tmp_path / "state.safetensors").stat().st_mtime_ns == before) == ("steps" not in extra)
