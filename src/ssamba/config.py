@@ -15,8 +15,12 @@ from ssamba.errors import ConfigError
 AUDIOSET_MEAN, AUDIOSET_STD = -4.2677393, 4.5689974
 """Log-mel statistics of AudioSet + LibriSpeech, used by the official checkpoints (REFERENCE.md, "Front end")."""
 
+SAMPLE_RATE = 16000
+"""Samples per second of everything that a model hears; other rates are resampled before."""
 WIDTHS = {"tiny": 192, "small": 384, "base": 768}
 FORMAT = 1
+LARGEST, DEEPEST = 1_000_000, 1000
+"""No value, and no depth, is larger: a damaged file must not ask for a model that never ends."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,7 @@ class Config:
     dt_rank: int = 0
     drop_path: float = 0.1
     mel_bins: int = 128
-    sample_rate: int = 16000
+    sample_rate: int = SAMPLE_RATE
     mean: float = AUDIOSET_MEAN
     std: float = AUDIOSET_STD
 
@@ -60,14 +64,19 @@ class Config:
             raise ConfigError(f"drop_path is {self.drop_path}: give a rate from 0 to below 1")
         if not self.std > 0:
             raise ConfigError(f"std is {self.std}: give a positive number")
+        if self.sample_rate != SAMPLE_RATE:
+            raise ConfigError(f"sample_rate is {self.sample_rate}: the filter bank takes {SAMPLE_RATE} only")
 
     def _check(self, name: str, whole: bool) -> None:
         value = getattr(self, name)
-        good = isinstance(value, int) if whole else isinstance(value, (int, float)) and math.isfinite(value)
+        good = isinstance(value, int) if whole else isinstance(value, (int, float))
         if isinstance(value, bool) or not good:
             raise ConfigError(f"{name} is {value!r}: give a {'whole ' if whole else ''}number")
         if whole and value < (0 if name == "dt_rank" else 1):
             raise ConfigError(f"{name} is {value}: give a positive number")
+        largest = DEEPEST if name == "depth" else LARGEST
+        if not -largest <= value <= largest:  # NaN too
+            raise ConfigError(f"{name} is {value}: give a number of at most {largest}")
 
     @classmethod
     def tiny(cls, **changes: Any) -> Config:
@@ -101,6 +110,11 @@ class Config:
     def patch_size(self) -> int:
         """Values in one patch."""
         return self.patch_frequency * self.patch_time
+
+    @property
+    def tiles(self) -> bool:
+        """Whether patches lie side by side, without overlap or gap."""
+        return (self.stride_frequency, self.stride_time) == (self.patch_frequency, self.patch_time)
 
     def replace(self, **changes: Any) -> Config:
         """A copy with some values changed, validated again."""

@@ -17,10 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssamba.config import AUDIOSET_MEAN, AUDIOSET_STD
+from ssamba.config import AUDIOSET_MEAN, AUDIOSET_STD, SAMPLE_RATE
 from ssamba.errors import AudioError, ConfigError
 
-SAMPLE_RATE = 16000
 FRAME_LENGTH, FRAME_SHIFT, FFT_SIZE = 400, 160, 512
 """Samples in a frame (25 ms), between frames (10 ms), and points of the transform."""
 PRE_EMPHASIS = 0.97
