@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ssamba.config import Config
-from ssamba.errors import CheckpointError
+from ssamba.errors import CheckpointError, ConfigError
 from ssamba.models.blocks import BLOCKS, DIRECTIONS
 from ssamba.models.ssamba import SSAMBA
 
@@ -52,8 +52,8 @@ PER_DIRECTION = {
 def from_official(state: dict[str, Tensor], source: str = "checkpoint") -> tuple[Config, dict[str, Tensor]]:
     """Official state dict -> the configuration its shapes give and the state dict of ``SSAMBA``.
 
-    Works with or without ``module.`` and with or without the two heads. Raises ``CheckpointError`` naming ``source``
-    and every key that is missing, unexpected or of a shape that does not fit.
+    Works with or without ``module.`` and with or without the two heads; patches must not overlap. Raises
+    ``CheckpointError`` naming ``source`` and every key that is missing, unexpected or of a shape that does not fit.
     """
     state = {k.removeprefix(PREFIX): v for k, v in state.items()}
     if "v.blocks.0.attn.qkv.weight" in state:
@@ -70,39 +70,61 @@ def from_official(state: dict[str, Tensor], source: str = "checkpoint") -> tuple
 
 
 def _config_from_shapes(state: dict[str, Tensor], source: str) -> Config:
-    numbers = {int(m[1]) for k in state if (m := re.match(r"v\.layers\.(\d+)\.", k))}
     keys = ("v.pos_embed", "v.patch_embed.proj.weight", "v.layers.0.mixer.A_log", "v.layers.0.mixer.dt_proj.weight")
     missing = [k for k in (*keys, "v.layers.0.mixer.conv1d.weight") if k not in state]
     if missing:
         raise CheckpointError(f"{source}: is not an SSAMBA checkpoint, it lacks {', '.join(missing)}")
     position, patch, a_log, dt = (state[k] for k in keys)
-    if patch.dim() != 4 or position.dim() != 3 or a_log.dim() != 2 or dt.dim() != 2:
+    conv = state["v.layers.0.mixer.conv1d.weight"]
+    dims = (position.dim(), patch.dim(), a_log.dim(), dt.dim(), conv.dim())
+    if dims != (3, 4, 2, 2, 3) or 0 in (*patch.shape, *a_log.shape, *dt.shape, *conv.shape):
         raise CheckpointError(f"{source}: is not an SSAMBA checkpoint, shapes of {', '.join(keys)} do not fit")
     width, patch_f, patch_t = patch.shape[0], patch.shape[2], patch.shape[3]
-    mel_bins = int(state.get("p_input_fdim", torch.tensor(128)))
+    mel_bins = _whole_number(state, "p_input_fdim", 128, source)
     n_patches = position.shape[1] - 1
     rows = max(mel_bins // patch_f, 1)
-    frames = int(state.get("p_input_tdim", torch.tensor(n_patches // rows * patch_t)))
-    config = Config(
-        width=width,
-        depth=max(numbers) + 1,
-        frames=frames,
-        mel_bins=mel_bins,
-        patch_frequency=patch_f,
-        patch_time=patch_t,
-        stride_frequency=patch_f,
-        stride_time=patch_t,
-        state_size=a_log.shape[1],
-        expand=max(a_log.shape[0] // width, 1),
-        conv_width=state["v.layers.0.mixer.conv1d.weight"].shape[-1],
-        dt_rank=dt.shape[1],
-    )
+    frames = _whole_number(state, "p_input_tdim", n_patches // rows * patch_t, source)
+    try:
+        config = Config(
+            width=width,
+            depth=_depth(state, source),
+            frames=frames,
+            mel_bins=mel_bins,
+            patch_frequency=patch_f,
+            patch_time=patch_t,
+            stride_frequency=patch_f,
+            stride_time=patch_t,
+            state_size=a_log.shape[1],
+            expand=max(a_log.shape[0] // width, 1),
+            conv_width=conv.shape[-1],
+            dt_rank=dt.shape[1],
+        )
+    except ConfigError as error:
+        raise CheckpointError(f"{source}: {error}") from None
     if config.grid[0] * config.grid[1] != n_patches:
         raise CheckpointError(
             f"{source}: {n_patches} positions do not fit the grid {config.grid[0]} x {config.grid[1]} of "
             f"{mel_bins} x {frames} features"
         )
     return config
+
+
+def _depth(state: dict[str, Tensor], source: str) -> int:
+    """Number of blocks; there must be no gap, so that a stray number cannot ask for a model of a million blocks."""
+    numbers = {int(m[1]) for k in state if (m := re.match(r"v\.layers\.(\d{1,9})\.", k))}
+    gap = next(i for i in range(len(numbers) + 1) if i not in numbers)
+    if gap != len(numbers):
+        raise CheckpointError(f"{source}: does not fit an SSAMBA model: missing v.layers.{gap}.* below {max(numbers)}")
+    return len(numbers)
+
+
+def _whole_number(state: dict[str, Tensor], key: str, default: int, source: str) -> int:
+    value = state.get(key)
+    if value is None:
+        return default
+    if value.numel() != 1 or value.is_floating_point() or value.is_complex():
+        raise CheckpointError(f"{source}: {key} is no whole number")
+    return int(value)
 
 
 def _compare(expected: dict[str, torch.Size], state: dict[str, Tensor], source: str) -> None:
@@ -192,8 +214,10 @@ def read_pth(path: Path) -> dict[str, Tensor]:
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
     except Exception as error:  # the unpickler raises many kinds; each means that the file is not plain tensors
-        reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"{path}: is not a plain file of tensors and was not loaded ({reason})") from None
+        # torch's own message advises to load the file unsafely. Only the name of what the file asked for is useful.
+        asked = re.search(r"GLOBAL ([\w.]+)", str(error))
+        reason = f"it asks for {asked[1]}" if asked else "it is damaged, or something else"
+        raise CheckpointError(f"{path}: is not a plain file of tensors and was not loaded: {reason}") from None
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise CheckpointError(f"{path}: holds something else than a state dict of tensors")
     return state
