@@ -25,17 +25,26 @@ def pick_device(device: str | torch.device = "auto") -> torch.device:
         chosen = torch.device(device)
     except RuntimeError:
         raise ConfigError(f"device '{device}': give auto, cpu or cuda") from None
+    if chosen.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device '{device}': give auto, cpu or cuda")
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"device '{device}': no CUDA device is visible here, give cpu or auto")
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"device '{device}': there are {torch.cuda.device_count()} CUDA devices, counted from 0")
     return chosen
 
 
 def read_source(source: Source) -> tuple[Config, dict[str, Tensor]]:
-    """Configuration and tensors of a run or model directory or an official `.pth`. Raises ``CheckpointError``."""
+    """Configuration and tensors of a run or model directory or an official `.pth`.
+
+    Raises ``CheckpointError``, or ``ConfigError`` for a damaged ``config.json``.
+    """
     path = Path(source)
-    if path.is_dir():
+    if path.suffix == ".safetensors":
+        raise CheckpointError(f"{source}: weights alone do not make a model, give the directory that holds them")
+    if os.path.isdir(path):
         return read_model(path)
-    if path.is_file():
+    if os.path.isfile(path):
         state = read_pth(path)
         config, tensors = from_official(state, str(path))
         bare = {k.removeprefix(PREFIX): v for k, v in state.items()}

@@ -55,6 +55,8 @@ def save_model(folder: Path, model: SSAMBA, extras: dict[str, Tensor] | None = N
 def read_config(folder: Path) -> tuple[Config, bool]:
     """Configuration, and whether the weights have pretraining heads. Raises ``ConfigError``, ``CheckpointError``."""
     path = folder / CONFIG_FILE
+    if not path.is_file():
+        raise CheckpointError(f"{folder}: holds no {CONFIG_FILE}, so it is no run or model directory")
     description = read_json(path)
     if description.get("format") != FORMAT or description.get("encoder") != "ssamba":
         raise CheckpointError(
@@ -68,7 +70,10 @@ def read_config(folder: Path) -> tuple[Config, bool]:
 
 
 def read_model(folder: Path) -> tuple[Config, dict[str, Tensor]]:
-    """Configuration and tensors, extras included. Raises ``CheckpointError`` naming the file and what does not fit."""
+    """Configuration and tensors, extras included.
+
+    Raises ``CheckpointError`` naming the file and what does not fit, ``ConfigError`` for a damaged ``config.json``.
+    """
     config, heads = read_config(folder)
     tensors = load_tensors(folder / WEIGHTS_FILE)
     with torch.device("meta"):
