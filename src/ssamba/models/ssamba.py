@@ -69,6 +69,7 @@ class SSAMBA(nn.Module):
         ``mask`` (B, M) patch indices: those patches are replaced by the mask embedding before the positions are added.
         """
         self._check(features)
+        features = features.to(self.positions)
         tokens_BPd = self.patch_embed(features.transpose(1, 2)[:, None]).flatten(2).transpose(1, 2)
         if mask is not None:
             index = mask.to(tokens_BPd.device)[..., None].expand(-1, -1, tokens_BPd.shape[-1])
@@ -164,9 +165,15 @@ class SSAMBA(nn.Module):
 
     @torch.no_grad()
     def reconstruct(self, features: Tensor, mask: Tensor) -> Tensor:
-        """Features with the masked patches replaced by the generative head's drawing: (B, frames, mel_bins)."""
+        """Features with the masked patches replaced by the generative head's drawing: (B, frames, mel_bins).
+
+        Frames and bins beyond the last full patch are left out. Raises ``ConfigError`` without heads, and for patches
+        that overlap.
+        """
         if self.heads is None:
             raise ConfigError("this model has no pretraining heads: load it with heads=True")
+        if not self.config.tiles:
+            raise ConfigError("patches of this model do not tile the features: load it without another stride")
         features = features.to(self.device)
         raw = patches.patchify(features, self.config)
         drawn = self.heads.generative(self._masked_tokens(features, mask, None)).to(raw.dtype)
@@ -189,11 +196,12 @@ class SSAMBA(nn.Module):
         if frames is not None:
             changes["frames"] = frames
         config = self.config.replace(**changes)
-        other = SSAMBA(config, heads=self.heads is not None)
+        with torch.device("meta"):
+            other = SSAMBA(config, heads=self.heads is not None)
         state = self.state_dict()
         state["positions"] = patches.resize_positions(state["positions"], self.config.grid, config.grid)
-        other.load_state_dict(state)
-        return other.to(self.device).train(self.training)
+        other.load_state_dict({k: v.clone() for k, v in state.items()}, assign=True)
+        return other.train(self.training)
 
 
 def gather_patches(values_BPx: Tensor, mask_BM: Tensor) -> Tensor:
