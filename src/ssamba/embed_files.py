@@ -25,7 +25,7 @@ from ssamba.data.audio import SAMPLE_RATE, Waveform, audio_info, stream_audio
 from ssamba.data.manifest import read_source
 from ssamba.embed_output import LEVELS, Spool, Times, check_output, write_output
 from ssamba.errors import AudioError, ConfigError, DataError, SsambaError
-from ssamba.models.embedding import CrossFade, Window, WindowCutter, encode_windows
+from ssamba.models.embedding import CrossFade, FeatureStream, Window, WindowCutter, encode_windows
 from ssamba.models.ssamba import SSAMBA
 
 BLOCK_SECONDS = 30.0
@@ -64,28 +64,6 @@ def list_files(arguments: Sequence[str]) -> tuple[list[str], int]:
     return list(files.values()), again
 
 
-class LogMelStream:
-    """Log-mel frames of a waveform that comes in blocks: those of the whole, wherever the blocks' borders lie.
-
-    A frame's own mean is taken out of it, so the recording's mean, which is not known yet, plays no part but rounding.
-    """
-
-    def __init__(self, mel_bins: int, device: torch.device) -> None:
-        self._mel_bins, self._device = mel_bins, device
-        self._held = torch.empty(0)
-
-    def feed(self, block: Waveform) -> Tensor:
-        """The frames (n, mel_bins) that end within this block; n may be 0."""
-        samples = torch.from_numpy(block)
-        if len(self._held):
-            samples = torch.cat([self._held, samples])
-        n = frontend.frame_count(len(samples))
-        self._held = samples[n * frontend.FRAME_SHIFT :].clone()
-        if n == 0:
-            return torch.empty(0, self._mel_bins, device=self._device)
-        return frontend.log_mel(samples.to(self._device), self._mel_bins)
-
-
 def embed_files(
     files: Sequence[str],
     model: SSAMBA,
@@ -98,9 +76,9 @@ def embed_files(
 ) -> Report:
     """Embed audio files and write the result to ``out`` (.npz or .parquet; docs/embedding.md has the layouts).
 
-    ``level`` is clip (one row per file), frame (one per patch column) or patch (one per patch). ``batch`` is windows per
-    pass (None: what suits the device), ``threads`` decode. Files that cannot be read are left out and reported. Rows
-    equal ``model.embed`` of each whole recording but for rounding.
+    ``level`` is clip (one row per file), frame (one per patch column) or patch (one per patch). ``batch`` is
+    windows per pass (None: what suits the device), ``threads`` decode. Files that cannot be read are left out and
+    reported. Rows equal ``model.embed`` of each whole recording but for rounding.
 
     Raises ``ConfigError`` for a bad level, batch or output name, ``DataError`` when no file can be read, and
     ``SsambaError`` when the output cannot be written; then nothing is left behind.
@@ -195,14 +173,15 @@ class _Run:
         config = self.model.config
         for i, future in enumerate(_read_ahead(self.files, pool, ahead)):
             cutter = WindowCutter(config, i, self.whole)
-            stream = LogMelStream(config.mel_bins, self.model.device)
+            stream = FeatureStream(config, self.model.device)
             seconds = 0.0
             try:
                 opened = future.result()
                 for block in _blocks(opened, pool):
-                    yield from cutter.feed(frontend.normalise(stream.feed(block), config.mean, config.std))
+                    yield from cutter.feed(stream.feed(torch.from_numpy(block)))
                     seconds += len(block) / SAMPLE_RATE
                     self._tell(i, seconds, opened.seconds)
+                yield from cutter.feed(stream.finish())
                 yield cutter.finish()
             except AudioError as error:
                 self.failed.add(i)

@@ -54,7 +54,7 @@ def _spool_file(out: Path) -> BinaryIO:
         folder = folder.parent
     try:
         # Unbuffered, so that a full disk is met at the write and not again when the file is closed.
-        return tempfile.TemporaryFile(dir=folder, buffering=0)  # type: ignore[return-value]
+        return tempfile.TemporaryFile(dir=folder, buffering=0)
     except OSError as error:
         raise explain(error, out) from None
 
@@ -76,7 +76,7 @@ class Spool:
         """Add the next rows of one file. Raises ``SsambaError`` when the disk is full."""
         if not len(rows):
             return
-        data = memoryview(np.ascontiguousarray(rows, dtype="<f4")).cast("B")
+        data = np.ascontiguousarray(rows, dtype="<f4").data.cast("B")
         try:
             while data:
                 data = data[self._file.write(data) :]
@@ -115,7 +115,7 @@ class Spool:
     def _read(self, first: int, count: int) -> Floats:
         self._file.seek(first * self.width * 4)
         out = np.empty((count, self.width), dtype="<f4")
-        view = memoryview(out).cast("B")
+        view = out.data.cast("B")
         while view:
             data = self._file.read(len(view))
             if not data:
@@ -149,11 +149,11 @@ class Times:
 
     def of(self, columns: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
         """Seconds of these columns."""
-        return self.first + self.step * columns
+        return self.first + self.step * columns.astype(np.float64)
 
 
 def write_output(spool: Spool, files: Sequence[int], paths: Sequence[str], level: str, times: Times) -> None:
-    """Write the rows of ``files`` (named by ``paths``) to ``spool.out``, whole or not at all. Raises ``SsambaError``."""
+    """Write the rows of ``files`` (named by ``paths``) to ``spool.out``, all or nothing. Raises ``SsambaError``."""
     write = _write_npz if spool.out.suffix == ".npz" else _write_parquet
     with beside(spool.out) as temporary:
         write(temporary, spool, files, paths, level, times)

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 TOKENS_AT_ONCE = {"cpu": 4096, "cuda": 262144}
 """Tokens in one pass: enough to fill the device, little enough to keep the memory flat."""
+FRAMES_TOGETHER = 2048
+"""Log-mel frames (20 s) that have their common mean removed: the same for arrays and for files read in blocks."""
 PASSES_WAITING = 4
 """Passes' worth of windows that may wait for others of their width, before the fullest batch runs as it is."""
 
@@ -72,9 +74,49 @@ def embed_audio(model: SSAMBA, audio: Any, sample_rate: int = 16000, whole: bool
     ``AudioError`` for NaN, wrong shapes and recordings under 25 ms.
     """
     waveforms = frontend.to_waveforms(audio, sample_rate)
-    config = model.config
-    log_mels = [frontend.log_mel(w.to(model.device), config.mel_bins) for w in waveforms]
-    return embed_features([frontend.normalise(x, config.mean, config.std) for x in log_mels], model, whole)
+    features = [_features(waveform, model) for waveform in waveforms]
+    return embed_features(features, model, whole)
+
+
+def _features(waveform: Tensor, model: SSAMBA) -> Tensor:
+    if frontend.frame_count(len(waveform)) == 0:
+        frontend.log_mel(waveform)  # tells what is wrong
+    stream = FeatureStream(model.config, model.device)
+    return torch.cat([stream.feed(waveform), stream.finish()])
+
+
+class FeatureStream:
+    """Normalised log-mel of a waveform that comes in blocks: the same wherever the blocks' borders lie.
+
+    The mean is removed from each stretch of ``FRAMES_TOGETHER`` frames instead of the recording, which has no end yet.
+    As every frame loses its own mean besides, that plays no part but rounding; fixed stretches make the rounding, too,
+    that of the recording in one piece.
+    """
+
+    def __init__(self, config: Config, device: torch.device) -> None:
+        self._config, self._device = config, device
+        self._held = torch.empty(0)
+
+    def feed(self, samples: Tensor) -> Tensor:
+        """Take the next (samples,) at 16 kHz; gives the frames (n, mel_bins) of the stretches that are now complete."""
+        samples = torch.cat([self._held, samples]) if len(self._held) else samples
+        length = frontend.samples_of_frames(FRAMES_TOGETHER)
+        step = FRAMES_TOGETHER * frontend.FRAME_SHIFT
+        stretches = 0 if len(samples) < length else 1 + (len(samples) - length) // step
+        self._held = samples[stretches * step :].clone()
+        if not stretches:
+            return torch.empty(0, self._config.mel_bins, device=self._device)
+        return self._normalised(samples.unfold(0, length, step)).flatten(0, 1)
+
+    def finish(self) -> Tensor:
+        """The frames (n, mel_bins) that are left; n may be 0."""
+        if frontend.frame_count(len(self._held)) == 0:
+            return torch.empty(0, self._config.mel_bins, device=self._device)
+        return self._normalised(self._held)
+
+    def _normalised(self, samples: Tensor) -> Tensor:
+        log_mel = frontend.log_mel(samples.to(self._device), self._config.mel_bins)
+        return frontend.normalise(log_mel, self._config.mean, self._config.std)
 
 
 @dataclass(frozen=True)

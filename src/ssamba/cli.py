@@ -1,0 +1,291 @@
+"""The command line: subcommands that read options and call one function each.
+
+Exit codes: 0 done; 1 done, but some files could not be read; 2 nothing done, with one line on stderr that says why;
+130 stopped by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ssamba.errors import SsambaError
+from ssamba.options import HelpFormatter, Parser, add_dataclass, given, positive, seconds, unknown_command, whole
+
+if TYPE_CHECKING:
+    from ssamba.models.ssamba import SSAMBA
+
+# Everything that needs torch is imported inside the functions: help and usage errors come at once.
+
+EXIT_DONE, EXIT_SOME_UNREADABLE, EXIT_ERROR, EXIT_PIPE, EXIT_INTERRUPTED = 0, 1, 2, 141, 130
+SOURCE_HELP = "run directory, converted model directory or official .pth"
+DATA_HELP = "folder (searched recursively), manifest (.csv, .tsv, .json) or audio file"
+
+
+@dataclass(frozen=True)
+class Command:
+    """One subcommand: its line in the help, its options, and what it runs (returning the exit code)."""
+
+    help: str
+    add_options: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = _dispatch(words)
+        sys.stdout.flush()
+        return code
+    except SystemExit as stop:  # argparse, after --help and --version
+        return stop.code if isinstance(stop.code, int) else 0
+    except KeyboardInterrupt as stop:
+        return _fail(str(stop) or "interrupted", EXIT_INTERRUPTED)
+    except BrokenPipeError:  # the reader of our output has gone, as in `ssamba info X | head -1`
+        _drop_stdout()
+        return EXIT_PIPE
+    except SsambaError as error:
+        return _fail(str(error), EXIT_ERROR)
+    except OSError as error:
+        _drop_stdout()
+        return _fail(f"{error.filename or 'output'}: {error.strerror or error}", EXIT_ERROR)
+
+
+def _dispatch(words: list[str]) -> int:
+    name = next((i for i, word in enumerate(words) if not word.startswith("-")), None)
+    if name is None:
+        _main_parser().read(words or ["--help"])
+        raise SystemExit(EXIT_DONE)
+    if words[name] not in COMMANDS:
+        raise unknown_command(words[name], COMMANDS)
+    _main_parser().read(words[:name])
+    command = COMMANDS[words[name]]
+    parser = Parser(prog=f"ssamba {words[name]}", description=command.help[0].upper() + command.help[1:] + ".")
+    command.add_options(parser)
+    return command.run(parser.read(words[name + 1 :]))
+
+
+def _main_parser() -> Parser:
+    from ssamba import __version__
+
+    width = max(map(len, COMMANDS)) + 2
+    lines = [f"  {name:{width}}{command.help}" for name, command in COMMANDS.items()]
+    parser = Parser(
+        prog="ssamba",
+        usage="ssamba COMMAND ... (ssamba COMMAND --help tells more)",
+        description="Linear-time audio representations (SSAMBA).",
+        epilog="\n".join(["commands:", *lines]),
+        formatter_class=_PlainHelp,
+    )
+    parser.add_argument(
+        "--version", action="version", version=f"ssamba {__version__}", help="show the version and exit"
+    )
+    return parser
+
+
+class _PlainHelp(HelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Keeps the list of commands as it is laid out."""
+
+
+def _fail(message: str, code: int) -> int:
+    with contextlib.suppress(OSError, ValueError):
+        print(f"ssamba: error: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def _drop_stdout() -> None:
+    """Send what is still buffered nowhere: the interpreter would flush it at its end and complain again."""
+    with contextlib.suppress(OSError, ValueError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
+
+
+def _list_unreadable(failures: Sequence[tuple[str, str]]) -> int:
+    for path, reason in failures:
+        print(f"ssamba: left out {path}: {reason}", file=sys.stderr)
+    return EXIT_SOME_UNREADABLE if failures else EXIT_DONE
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", metavar="SOURCE", required=True, help=SOURCE_HELP)
+    _add_device(parser)
+
+
+def _add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+
+
+def _embed_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("files", nargs="+", metavar="FILE", help=DATA_HELP)
+    _add_model(parser)
+    parser.add_argument("--out", type=Path, required=True, metavar="X.npz|X.parquet", help="the file to write")
+    parser.add_argument(
+        "--level",
+        default="clip",
+        choices=("clip", "frame", "patch"),
+        help="one row per file, per time step or per patch",
+    )
+    parser.add_argument("--whole", action="store_true", help="read long recordings in one pass, not in windows")
+    parser.add_argument(
+        "--batch", type=positive, metavar="N", help="windows in a pass (default: what suits the device)"
+    )
+    parser.add_argument("--stride", type=positive, metavar="S", help="patch stride on both axes (default: the model's)")
+    parser.add_argument(
+        "--frames", type=positive, metavar="N", help="length of a window in frames of 10 ms (default: the model's)"
+    )
+    parser.add_argument(
+        "--threads", type=positive, metavar="N", help="decoding threads (default: one per core, up to 8)"
+    )
+
+
+def _embed(arguments: argparse.Namespace) -> int:
+    from ssamba.embed_files import embed_files, list_files
+    from ssamba.embed_output import check_output
+    from ssamba.loading import load
+    from ssamba.progress import Bar
+
+    check_output(arguments.out)
+    files, again = list_files(arguments.files)
+    model: SSAMBA = load(arguments.model, arguments.device, stride=arguments.stride, frames=arguments.frames)
+    with Bar("embedding") as bar:
+        report = embed_files(
+            files,
+            model,
+            arguments.out,
+            level=arguments.level,
+            whole=arguments.whole,
+            batch=arguments.batch,
+            threads=arguments.threads,
+            progress=bar.update,
+        )
+    twice = f" ({again} given twice)" if again else ""
+    print(f"{arguments.out}: {report.rows} x {report.width} from {report.written} files{twice}")
+    return _list_unreadable(report.failures)
+
+
+def _reconstruct_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", metavar="FILE", help="audio file")
+    _add_model(parser)
+    parser.add_argument("--out", type=Path, required=True, metavar="X.png", help="the picture to write")
+    parser.add_argument(
+        "--mask", type=positive, metavar="N", help="patches to hide (default: 400 of 512, in proportion)"
+    )
+    parser.add_argument(
+        "--mask-kind", default="cluster", choices=("cluster", "frame"), help="squares of patches, or single ones"
+    )
+    parser.add_argument("--seed", type=whole, default=0, metavar="N", help="seed of the mask")
+    parser.add_argument("--start", type=seconds, default=0.0, metavar="S", help="second at which the excerpt begins")
+
+
+def _reconstruct(arguments: argparse.Namespace) -> int:
+    from ssamba.pictures import require_matplotlib, three_spectrograms
+    from ssamba.reconstruct import reconstruct_file
+
+    require_matplotlib(arguments.out)
+    drawn = reconstruct_file(
+        arguments.file,
+        arguments.model,
+        mask=arguments.mask,
+        mask_kind=arguments.mask_kind,
+        seed=arguments.seed,
+        start=arguments.start,
+        device=arguments.device,
+    )
+    three_spectrograms(drawn, arguments.out)
+    print(f"{arguments.out}: {drawn.summary()}")
+    return EXIT_DONE
+
+
+def _pretrain_options(parser: argparse.ArgumentParser) -> None:
+    from ssamba.training.recipe import PretrainRecipe
+
+    parser.add_argument("data", nargs="+", metavar="DATA", help=f"{DATA_HELP}, with a share as PATH=0.7 if wanted")
+    parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="run directory; an existing run goes on")
+    parser.add_argument(
+        "--recipe", type=Path, metavar="FILE", help="YAML of the values below (default: the reference's)"
+    )
+    parser.add_argument("--from", dest="source", metavar="SOURCE", help=f"start from these weights: {SOURCE_HELP}")
+    _add_device(parser)
+    add_dataclass(parser.add_argument_group("values of the recipe"), PretrainRecipe)
+
+
+def _pretrain(arguments: argparse.Namespace) -> int:
+    from ssamba.training.pretrain import pretrain
+    from ssamba.training.recipe import PretrainRecipe, make_recipe
+
+    recipe = make_recipe(arguments.recipe, given(arguments, PretrainRecipe))
+    pretrain(arguments.data, arguments.out, recipe, arguments.source, arguments.device)
+    return EXIT_DONE
+
+
+def _demo_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="folder for what the demonstration writes"
+    )
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from ssamba.demo import run
+
+    print(run(arguments.out))
+    return EXIT_DONE
+
+
+def _info_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="SOURCE", help=SOURCE_HELP)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _info(arguments: argparse.Namespace) -> int:
+    from ssamba.describe import as_json, as_text, describe
+
+    facts = describe(arguments.source)
+    print(as_json(facts) if arguments.json else as_text(facts))
+    return EXIT_DONE
+
+
+def _convert_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="SOURCE", help="official .pth, or a model or run directory")
+    parser.add_argument("dest", type=Path, metavar="DEST", help="a new directory, or a new .pth")
+
+
+def _convert(arguments: argparse.Namespace) -> int:
+    from ssamba.convert import convert
+
+    for line in convert(arguments.source, arguments.dest):
+        print(line)
+    return EXIT_DONE
+
+
+def _stats_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("data", nargs="+", metavar="DATA", help=DATA_HELP)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _stats(arguments: argparse.Namespace) -> int:
+    from ssamba.describe import as_json, data_statistics, statistics_line
+    from ssamba.progress import Bar
+
+    with Bar("measuring") as bar:
+        facts, failures = data_statistics(arguments.data, bar.update)
+    print(as_json(facts) if arguments.json else statistics_line(facts))
+    return _list_unreadable(failures)
+
+
+COMMANDS = {
+    "embed": Command("turn audio files into embeddings", _embed_options, _embed),
+    "pretrain": Command("train a model on unlabelled audio, or go on with a run", _pretrain_options, _pretrain),
+    "reconstruct": Command("draw a recording, masked and filled in by the model", _reconstruct_options, _reconstruct),
+    "info": Command("show what a model or run holds", _info_options, _info),
+    "convert": Command("convert an official .pth to a model directory, or back", _convert_options, _convert),
+    "stats": Command("measure mean and deviation of log-mel over audio files", _stats_options, _stats),
+    "demo": Command("train and use a small model on synthetic sounds", _demo_options, _demo),
+}
