@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from ssamba.ops import nvrtc
-from ssamba.ops.nvrtc_source import BACKWARD, COMMON, FORWARD
+from ssamba.ops.nvrtc_forward import FORWARD
+from ssamba.ops.nvrtc_source import BACKWARD, COMMON
 
 _KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _SHARED_LIMIT = 48 * 1024
+_ENOUGH_WARPS = 1400  # a good two for each scheduler of 132 multiprocessors
 _POINTERS = ("x z p dy y dz du ddt dbc conv_w conv_b dt_proj dt_bias a_log skip state ckpt da dvec").split()
 _STRIDES = "xb xt xk zb zt zk dzb dzt dzk".split()
 _SIZES = "B L K E R count".split()
@@ -41,14 +43,13 @@ class _Shape:
         self.lanes = self.directions * self.blocks
         self.kind = _KINDS[x_BLKE.dtype]
 
-    def forward_cut(self, grad: bool) -> tuple[int, int, int]:
-        """(states of a thread, channels of a block, steps of a tile)."""
-        if grad:
-            return self._cut(2, 128, self.backward_cut()[2])
-        # More states in a thread cost fewer instructions, fewer states give more warps: four when that fills the chip.
-        warps = self.lanes * self.batch * self.width * self.padded / 32
-        per_thread = int(os.environ.get("SSAMBA_SPT", "0")) or (4 if warps / 4 >= 132 * 4 * 4 else 2)
-        return self._cut(per_thread, 128, 32)
+    def forward_lanes(self) -> int:
+        """Lanes that share a channel's states: few cost fewer instructions, many give more warps to fill the chip."""
+        lanes = max(1, self.padded // 16)
+        channels = self.lanes * self.batch * self.width
+        while lanes < min(8, self.padded) and channels * lanes / 32 < _ENOUGH_WARPS:
+            lanes *= 2
+        return int(os.environ.get("SSAMBA_LPC", "0")) or lanes
 
     def backward_cut(self) -> tuple[int, int, int]:
         return self._cut(2, 256, 16 if self.padded <= 16 else 8)
@@ -58,25 +59,25 @@ class _Shape:
         lanes_per_channel = self.padded // per_thread
         return per_thread, min(32, threads // lanes_per_channel), steps
 
-    def defines(self, cut: tuple[int, int, int]) -> tuple[str, ...]:
-        per_thread, channels, steps = cut
+    def defines(self, **more: int) -> tuple[str, ...]:
         values = {
-            "DTYPE": self.kind, "N": self.states, "NP": self.padded, "P": self.outputs,
-            "RANK": self.rank, "W": self.taps, "SPT": per_thread, "LPC": self.padded // per_thread, "CB": channels,
-            "TT": steps,
+            "DTYPE": self.kind, "N": self.states, "NP": self.padded, "P": self.outputs, "RANK": self.rank, "W": self.taps,
         }  # fmt: skip
-        return tuple(f"{name}={value}" for name, value in values.items())
+        return tuple(f"{name}={value}" for name, value in (values | more).items())
 
     def tiles(self, steps: int) -> int:
         half = self.length if self.directions == 1 else (self.length + 1) // 2
         return -(-half // steps) + -(-(self.length - half) // steps)
 
-    def shared(self, cut: tuple[int, int, int], backward: bool) -> int:
-        per_thread, channels, steps = cut
-        warps = channels * (self.padded // per_thread) // 32
-        floats = (steps + self.taps - 1) * channels + self.rank * (steps + channels + 4) + steps * 2 * self.padded
-        floats += steps * channels * (6 if backward else 3)
-        return 4 * (floats + (warps * steps * 2 * self.padded + 64 * warps if backward else 0)) + 1024
+    def shared(self) -> int:
+        """Bytes of shared memory that the larger kernel takes, roughly and from above."""
+        per_thread, channels, steps = self.backward_cut()
+        warps = max(1, channels * (self.padded // per_thread) // 32)
+        floats = (steps + self.taps - 1) * channels + (self.rank + 4) * (steps + channels + 4) + steps * 2 * self.padded
+        backward = floats + steps * channels * 6 + warps * (steps * 2 * self.padded + 64)
+        channels = 128 // self.forward_lanes()
+        forward = 64 * (self.rank + 24) + 128 * self.padded + (self.rank + 16) * channels + 16 * channels
+        return 4 * max(backward, forward)
 
     def grid(self, channels: int) -> tuple[int, int, int]:
         return -(-self.width // channels), self.batch * self.blocks, self.directions
@@ -87,9 +88,11 @@ def usable(x_BLKE: Tensor, a_log_RKEN: Tensor, taps: int, outputs: int) -> bool:
     if not x_BLKE.is_cuda or os.environ.get("SSAMBA_GPU_SCAN") == "triton" or x_BLKE.numel() == 0:
         return False
     shape = _Shape(x_BLKE, a_log_RKEN, taps, outputs)
-    fits = max(shape.shared(shape.forward_cut(False), False), shape.shared(shape.backward_cut(), True))
-    rows = shape.batch * shape.blocks
-    return rows < 65536 and taps <= 8 and fits <= _SHARED_LIMIT and nvrtc.available(x_BLKE.device.index or 0)
+    if shape.batch * shape.blocks >= 65536 or taps > 8 or shape.shared() > _SHARED_LIMIT:
+        return False
+    if shape.length * max(x_BLKE.stride(1), shape.blocks * shape.width, shape.outputs, 2 * shape.states) >= 2**31:
+        return False  # offsets inside a clip are 32-bit
+    return nvrtc.available(x_BLKE.device.index or 0)
 
 
 def _arguments(shape: _Shape, count: int, tensors: dict[str, Tensor]) -> _Args:
@@ -111,14 +114,15 @@ def _on(x: Tensor) -> Any:
 
 def _forward(shape: _Shape, tensors: dict[str, Tensor], grad: bool) -> None:
     x = tensors["x"]
-    cut = shape.forward_cut(grad)
-    args = _arguments(shape, shape.tiles(cut[2]), tensors)
-    threads = cut[1] * (shape.padded // cut[0])
+    per_channel, steps = shape.forward_lanes(), shape.backward_cut()[2]
+    args = _arguments(shape, shape.tiles(steps), tensors)
     with _on(x):
         for phase in (0,) if shape.directions == 1 else (1, 2):
-            defines = (*shape.defines(cut), f"PHASE={phase}", f"GRAD={int(grad)}")
+            defines = shape.defines(
+                LPC=per_channel, SPT=shape.padded // per_channel, PHASE=phase, GRAD=int(grad), CKPT=steps, MIN_BLOCKS=int(os.environ.get("SSAMBA_MB", "4"))
+            )
             run = nvrtc.kernel(COMMON + FORWARD, "scan_forward", defines, x.device.index or 0)
-            run(shape.grid(cut[1]), threads, args)
+            run(shape.grid(128 // per_channel), 128, args)
 
 
 def _parameters(
@@ -160,7 +164,9 @@ def backward(
     tensors |= {"du": du, "ddt": ddt, "dbc": dbc, "da": da, "dvec": dvec}
     threads = cut[1] * (shape.padded // cut[0])
     with _on(x):
-        defines = (*shape.defines(cut), f"MIN_BLOCKS={max(1, 512 // threads)}")
+        defines = shape.defines(
+            SPT=cut[0], LPC=shape.padded // cut[0], CB=cut[1], TT=cut[2], MIN_BLOCKS=max(1, 512 // threads)
+        )
         run = nvrtc.kernel(COMMON + BACKWARD, "scan_backward", defines, x.device.index or 0)
         run(grid, threads, _arguments(shape, count, tensors))
     return du, ddt, dbc.sum(0), da.sum(0), dvec.sum(0).permute(2, 0, 1, 3)

@@ -11,14 +11,6 @@ look back. The two directions meet in the middle, as ``triton_kernels.scan`` exp
 """
 
 COMMON = r"""
-#define THREADS (CB * LPC)
-#define NIT ((TT + LPC - 1) / LPC)
-#define GROUP (LPC < TT ? LPC : TT)
-#define RP ((RANK + 3) / 4 * 4)
-#define XN ((TT + W - 1 + LPC - 1) / LPC)
-#define VEC (P % 4 == 0 && RANK % 4 == 0 && N % 4 == 0 && SPT > 1 ? 4 : 1)
-#define PV (P / VEC)
-#define PN ((TT * PV + THREADS - 1) / THREADS)
 #define LOG2E 1.4426950408889634f
 #define LN2 0.6931471805599453f
 
@@ -61,6 +53,17 @@ __device__ __forceinline__ float load(T v) {
 }
 __device__ __forceinline__ T pack(float v) {
   T r; asm("cvt.rn.f16.f32 %0, %1;" : "=h"(r) : "f"(v)); return r;
+}
+#endif
+#if DTYPE != 0
+__device__ __forceinline__ void mma16816(float *d, unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0,
+                                         unsigned b1) {
+#if DTYPE == 1
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+#else
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+#endif
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 #endif
 #endif
@@ -106,6 +109,22 @@ template <int CNT, int WD, int END> __host__ __device__ constexpr int fold_left(
   else
     return CNT;
 }
+
+// First half of the steps of direction r (its phase 1), and the steps of one phase.
+__device__ __forceinline__ int first_half(const Args &a, int r) {
+  return a.R == 1 ? a.L : (r ? a.L / 2 : (a.L + 1) / 2);
+}
+"""
+
+BACKWARD = r"""
+#define THREADS (CB * LPC)
+#define NIT ((TT + LPC - 1) / LPC)
+#define GROUP (LPC < TT ? LPC : TT)
+#define RP ((RANK + 3) / 4 * 4)
+#define XN ((TT + W - 1 + LPC - 1) / LPC)
+#define VEC (P % 4 == 0 && RANK % 4 == 0 && N % 4 == 0 && SPT > 1 ? 4 : 1)
+#define PV (P / VEC)
+#define PN ((TT * PV + THREADS - 1) / THREADS)
 
 // Where a block stands: its clip, lane, channels, and the pointers moved there.
 struct Place {
@@ -232,128 +251,6 @@ __device__ __forceinline__ void expand(const Place &at, const Channel &ch, const
   }
 }
 
-// First half of the steps of direction r (its phase 1), and the steps of one phase.
-__device__ __forceinline__ int first_half(const Args &a, int r) {
-  return a.R == 1 ? a.L : (r ? a.L / 2 : (a.L + 1) / 2);
-}
-"""
-
-FORWARD = r"""
-// PHASE 0: one direction, whole; 1: first half, raw output; 2: second half, joined, gated. GRAD: save the state at each
-// tile's start and write dz instead of y.
-extern "C" __global__ void __launch_bounds__(THREADS) scan_forward(const Args a) {
-  __shared__ __align__(16) float xs[(TT + W - 1) * CB], dts[TT * RP + 4], wdt[RP * CB + 4], bc[TT * 2 * NP + 4];
-  __shared__ __align__(16) float2 drive[TT * CB];
-  __shared__ float ys[TT * CB];
-  Place at(a);
-  Channel ch(a, at);
-  put_dt_proj(a, at, wdt);
-  for (int i = at.tid; i < TT * 2 * NP; i += THREADS) bc[i] = 0.0f;
-  for (int i = at.tid; i < TT * RP; i += THREADS) dts[i] = 0.0f;
-  int half = first_half(a, at.r);
-  int lo = PHASE == 2 ? half : 0, hi = PHASE == 1 ? half : a.L;
-  int tile = PHASE == 2 ? (half + TT - 1) / TT : 0;
-  int sc = at.tid / LPC, se = blockIdx.x * CB + sc;  // channel in the recurrence
-  float h[SPT], a2[SPT];
-  long long state_at = (at.base * a.E + se) * N;
-#pragma unroll
-  for (int i = 0; i < SPT; ++i) {
-    int n = at.s * SPT + i;
-    bool ok = n < N && se < a.E;
-    a2[i] = ok ? -LOG2E * ex2(LOG2E * a.a_log[(at.lane * a.E + se) * N + n]) : 0.0f;
-    h[i] = PHASE == 2 && ok ? a.state[state_at + n] : 0.0f;
-  }
-  const T *z_from = a.z + at.b * a.zb + at.k * a.zk + at.e;
-  long long y_at = (at.b * (long long)a.L * a.K + at.k) * a.E + at.e;
-  const T *dy_from = a.dy + y_at;
-  T *y_to = a.y + y_at, *dz_to = a.dz + at.b * a.dzb + at.k * a.dzk + at.e;
-  int y_stride = a.K * a.E;
-  Inputs in;
-  if (lo < hi) in.fetch(a, at, lo, hi);
-  for (int s0 = lo; s0 < hi; s0 += TT, ++tile) {
-    __syncthreads();
-    in.put(at, xs, dts, bc);
-    if (s0 + TT < hi) in.fetch(a, at, s0 + TT, hi);
-    T z[NIT], other[NIT], dy[NIT];
-    int t0 = at.time(a, s0 + at.row), dt0 = at.r ? -LPC : LPC;
-#pragma unroll
-    for (int i = 0; i < NIT; ++i) {
-      int row = at.row + i * LPC, t = t0 + i * dt0;
-      bool ok = at.on && s0 + row < hi && row < TT;
-      z[i] = PHASE != 1 && ok ? z_from[t * (int)a.zt] : T(0);
-      other[i] = PHASE == 2 && ok ? y_to[t * y_stride] : T(0);
-      dy[i] = GRAD && PHASE != 1 && ok ? dy_from[t * y_stride] : T(0);
-    }
-    __syncthreads();
-    float u[NIT], dt[NIT];
-    expand(at, ch, xs, dts, wdt, u, dt);
-#pragma unroll
-    for (int i = 0; i < NIT; ++i) {
-      int step = at.row + i * LPC;
-      if (step < TT) {
-        float delta = s0 + step < hi ? softplus(dt[i]) : 0.0f;
-        drive[step * CB + at.c] = make_float2(delta, delta * u[i]);
-      }
-    }
-    __syncthreads();
-    if (GRAD) {
-#pragma unroll
-      for (int i = 0; i < SPT; ++i) {
-        int n = at.s * SPT + i;
-        if (n < N && se < a.E) a.ckpt[((at.base * a.count + tile) * a.E + se) * N + n] = h[i];
-      }
-    }
-#pragma unroll 1
-    for (int g = 0; g < TT; g += GROUP) {
-      float sum[GROUP];
-#pragma unroll
-      for (int j = 0; j < GROUP; ++j) {
-        float2 d = drive[(g + j) * CB + sc];
-        const float *m = bc + (g + j) * 2 * NP + at.s * 2 * SPT;
-        float bv[2 * SPT];
-        if constexpr (SPT == 1) *(float2 *)bv = *(const float2 *)m;
-        else {
-#pragma unroll
-          for (int i = 0; i < SPT / 2; ++i) ((float4 *)bv)[i] = ((const float4 *)m)[i];
-        }
-        float acc = 0.0f;
-#pragma unroll
-        for (int i = 0; i < SPT; ++i) {
-          h[i] = ex2(d.x * a2[i]) * h[i] + d.y * bv[i];
-          acc += h[i] * bv[SPT + i];
-        }
-        sum[j] = acc;
-      }
-      fold<GROUP, LPC / 2, 1>(sum, at.s);
-      ys[(g + fold_at<GROUP, LPC / 2, 1>(at.s)) * CB + sc] = sum[0];
-    }
-    __syncthreads();
-#pragma unroll
-    for (int i = 0; i < NIT; ++i) {
-      int row = at.row + i * LPC, t = t0 + i * dt0;
-      if (at.on && s0 + row < hi && row < TT) {
-        float y = ys[row * CB + at.c] + ch.skip * u[i];
-        if (PHASE == 2) y = 0.5f * (y + load(other[i]));
-        if (PHASE == 1) y_to[t * y_stride] = pack(y);
-        else {
-          float zv = load(z[i]), sig = sigmoid(zv);
-          if (GRAD) dz_to[t * (int)a.dzt] = pack(load(dy[i]) * y * sig * (1.0f + zv * (1.0f - sig)));
-          else y_to[t * y_stride] = pack(y * zv * sig);
-        }
-      }
-    }
-  }
-  if (PHASE == 1) {
-#pragma unroll
-    for (int i = 0; i < SPT; ++i) {
-      int n = at.s * SPT + i;
-      if (n < N && se < a.E) a.state[state_at + n] = h[i];
-    }
-  }
-}
-"""
-
-BACKWARD = r"""
 // Tile by tile from the end: the states again from the tile's saved one (kept in registers), then the adjoint.
 extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan_backward(const Args a) {
   constexpr int WARPS = (THREADS + 31) / 32, CPW_END = LPC;
