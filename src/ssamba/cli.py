@@ -186,20 +186,19 @@ def _reconstruct_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _reconstruct(arguments: argparse.Namespace) -> int:
-    from ssamba.pictures import require_matplotlib, three_spectrograms
-    from ssamba.reconstruct import reconstruct_file
+    from ssamba.loading import load
+    from ssamba.pictures import reconstruction_picture, require_matplotlib
 
     require_matplotlib(arguments.out)
-    drawn = reconstruct_file(
+    drawn = reconstruction_picture(
+        load(arguments.model, arguments.device, heads=True),
         arguments.file,
-        arguments.model,
+        arguments.out,
         mask=arguments.mask,
         mask_kind=arguments.mask_kind,
         seed=arguments.seed,
         start=arguments.start,
-        device=arguments.device,
     )
-    three_spectrograms(drawn, arguments.out)
     print(f"{arguments.out}: {drawn.summary()}")
     return EXIT_DONE
 
@@ -207,6 +206,7 @@ def _reconstruct(arguments: argparse.Namespace) -> int:
 def _pretrain_options(parser: argparse.ArgumentParser) -> None:
     from ssamba.training.recipe import PretrainRecipe
 
+    parser.usage = "ssamba pretrain DATA [DATA ...] --out RUN [options]"
     parser.add_argument("data", nargs="+", metavar="DATA", help=f"{DATA_HELP}, with a share as PATH=0.7 if wanted")
     parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="run directory; an existing run goes on")
     parser.add_argument(
