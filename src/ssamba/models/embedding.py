@@ -95,24 +95,26 @@ class FeatureStream:
 
     def __init__(self, config: Config, device: torch.device) -> None:
         self._config, self._device = config, device
-        self._held = torch.empty(0)
+        self._held: list[Tensor] = []
 
     def feed(self, samples: Tensor) -> Tensor:
         """Take the next (samples,) at 16 kHz; gives the frames (n, mel_bins) of the stretches that are now complete."""
-        samples = torch.cat([self._held, samples]) if len(self._held) else samples
+        self._held.append(samples)
         length = frontend.samples_of_frames(FRAMES_TOGETHER)
         step = FRAMES_TOGETHER * frontend.FRAME_SHIFT
-        stretches = 0 if len(samples) < length else 1 + (len(samples) - length) // step
-        self._held = samples[stretches * step :].clone()
-        if not stretches:
+        n = sum(map(len, self._held))
+        if n < length:
             return torch.empty(0, self._config.mel_bins, device=self._device)
-        return self._normalised(samples.unfold(0, length, step)).flatten(0, 1)
+        held = torch.cat(self._held)
+        self._held = [held[(1 + (n - length) // step) * step :].clone()]
+        return self._normalised(held.unfold(0, length, step)).flatten(0, 1)
 
     def finish(self) -> Tensor:
         """The frames (n, mel_bins) that are left; n may be 0."""
-        if frontend.frame_count(len(self._held)) == 0:
+        held, self._held = torch.cat([torch.empty(0), *self._held]), []
+        if frontend.frame_count(len(held)) == 0:
             return torch.empty(0, self._config.mel_bins, device=self._device)
-        return self._normalised(self._held)
+        return self._normalised(held)
 
     def _normalised(self, samples: Tensor) -> Tensor:
         log_mel = frontend.log_mel(samples.to(self._device), self._config.mel_bins)
