@@ -45,7 +45,7 @@ def embed(model: ssamba.SSAMBA, waveforms: list[Floats], label: str) -> Floats:
         out = model.embed(waveforms[start : start + 16])
         for frames, length in zip(out.frames, out.lengths.tolist(), strict=True):
             frames = frames[:length]
-            rows.append(torch.cat([frames.mean(dim=0), frames.std(dim=0, correction=0)]).numpy())
+            rows.append(torch.cat([frames.mean(dim=0), frames.std(dim=0, correction=0)]).cpu().numpy())
     return np.stack(rows)
 
 
