@@ -76,18 +76,24 @@ class Kernel:
 
     def __init__(self, cubin: bytes, name: str) -> None:
         self._module, self._function = ctypes.c_void_p(), ctypes.c_void_p()
+        self._shared = 0
         driver = _driver()
         _check(driver.cuModuleLoadData(ctypes.byref(self._module), cubin), "cuModuleLoadData")
         found = driver.cuModuleGetFunction(ctypes.byref(self._function), self._module, name.encode())
         _check(found, f"cuModuleGetFunction({name})")
 
-    def __call__(self, grid: tuple[int, int, int], threads: int, args: ctypes.Structure) -> None:
-        """Launches on torch's current stream; ``args`` is the kernel's only parameter, passed by value."""
+    def __call__(self, grid: tuple[int, int, int], threads: int, args: ctypes.Structure, shared: int = 0) -> None:
+        """Launches on torch's current stream; ``args`` is the kernel's only parameter, passed by value.
+
+        ``shared`` is the kernel's dynamic shared memory in bytes.
+        """
+        if shared > self._shared:
+            _check(_driver().cuFuncSetAttribute(self._function, 8, shared), f"asking for {shared} bytes of shared memory")
+            self._shared = shared
         params = (ctypes.c_void_p * 1)(ctypes.addressof(args))
         stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
-        _check(
-            _driver().cuLaunchKernel(self._function, *grid, threads, 1, 1, 0, stream, params, None), "cuLaunchKernel"
-        )
+        launched = _driver().cuLaunchKernel(self._function, *grid, threads, 1, 1, shared, stream, params, None)
+        _check(launched, "cuLaunchKernel")
 
 
 @functools.cache

@@ -8,19 +8,15 @@ states ends in the lane that owns the step. B and C come through shared memory, 
 the raw dt of 16 steps is one small tensor-core product.
 """
 
-FORWARD = r"""
-#define WARPS 4
+TILES = r"""
 #define CW (32 / LPC)
-#define EW (8 / LPC)
-#define HIST ((W - 1 + LPC - 1) / LPC)
-#define TT 32
 #define KT ((RANK + 15) / 16)
 #define NT ((CW + 7) / 8)
 #define MMA (DTYPE != 0 && P % 2 == 0)
 #define RW (KT * 16 + 8)
 #define VEC (P % 4 == 0 && RANK % 4 == 0 && N % 4 == 0 && SPT > 1 ? 4 : 1)
 #define PV (P / VEC)
-#define PN ((TT * PV + 127) / 128)
+#define PN ((TT * PV + WARPS * 32 - 1) / (WARPS * 32))
 
 #if MMA
 typedef unsigned short Low;  // how the low-rank dt waits in shared memory
@@ -38,12 +34,12 @@ struct Rows {  // TT rows of p on their way
     const Chunk *from = (const Chunk *)(p_lane + (long long)(r ? L - s0 - steps : s0) * P) + threadIdx.x;
 #pragma unroll
     for (int i = 0; i < PN; ++i)
-      if ((int)threadIdx.x + i * 128 < steps * PV) p[i] = from[i * 128];
+      if ((int)threadIdx.x + i * (WARPS * 32) < steps * PV) p[i] = from[i * (WARPS * 32)];
   }
   __device__ __forceinline__ void put(Low *low, float *bc) const {
 #pragma unroll
     for (int i = 0; i < PN; ++i) {
-      unsigned n = threadIdx.x + i * 128, row = n / PV;
+      unsigned n = threadIdx.x + i * (WARPS * 32), row = n / PV;
       int j = n % PV * VEC;
       if (n < steps * PV) {
         int step = r ? steps - 1 - row : row;
@@ -122,9 +118,14 @@ __device__ __forceinline__ void put_weights(const Args &a, long long lane_of, in
   }
 #endif
 }
+"""
 
+FORWARD = r"""
 // PHASE 0: one direction, whole; 1: first half, raw output; 2: second half, joined, gated. GRAD: save the state each
 // CKPT steps (counted from the phase's start) and write dz instead of y.
+#define EW (8 / LPC)
+#define AHEAD 4
+#define HIST ((W - 1 + LPC - 1) / LPC)
 extern "C" __global__ void __launch_bounds__(128, MIN_BLOCKS) scan_forward(const Args a) {
   __shared__ __align__(16) Low low[2][TT * RW];
   __shared__ __align__(16) float bc[2][TT * 2 * NP];
@@ -171,11 +172,18 @@ extern "C" __global__ void __launch_bounds__(128, MIN_BLOCKS) scan_forward(const
     int step = lo + (i - HIST) * LPC + s;
     X[i] = step >= 0 && step < a.L ? load(x_at[step * x_step]) : 0.0f;
   }
+  T z_next[EW], other_next[EW], dy_next[EW];  // as x, a batch ahead, where a lane has few steps and so few registers
   Rows rows;
   if (lo < hi) {
     rows.fetch(p_lane, a.L, r, lo, hi);
 #pragma unroll
-    for (int i = 0; i < EW; ++i) next[i] = x_at[min(lo + i * LPC + s, hi - 1) * x_step];
+    for (int i = 0; i < EW; ++i) {
+      int step = min(lo + i * LPC + s, hi - 1);
+      next[i] = x_at[step * x_step];
+      if (EW <= AHEAD && PHASE != 1) z_next[i] = z_at[step * z_step];
+      if (EW <= AHEAD && PHASE == 2) other_next[i] = y_at[step * y_step];
+      if (EW <= AHEAD && GRAD && PHASE != 1) dy_next[i] = dy_at[step * y_step];
+    }
   }
   __syncthreads();
   if (lo < hi) rows.put(low[0], bc[0]);
@@ -206,19 +214,24 @@ extern "C" __global__ void __launch_bounds__(128, MIN_BLOCKS) scan_forward(const
         ++tile;
       }
       int left = hi - s0 - g;  // steps from this batch on
-      T z[EW], other[EW], dy[EW];
       float u[EW], delta[EW], drive[EW];
+      T z[EW], other[EW], dy[EW];
 #pragma unroll
       for (int i = 0; i < EW; ++i) {
-        int step = s0 + g + min(i * LPC + s, left - 1);
-        if (PHASE != 1) z[i] = z_at[step * z_step];
-        if (PHASE == 2) other[i] = y_at[step * y_step];
-        if (GRAD && PHASE != 1) dy[i] = dy_at[step * y_step];
         X[HIST + i] = load(next[i]);
+        if (EW <= AHEAD) { z[i] = z_next[i]; other[i] = other_next[i]; dy[i] = dy_next[i]; }
       }
       if (left > 8) {
 #pragma unroll
         for (int i = 0; i < EW; ++i) next[i] = x_at[(s0 + g + min(8 + i * LPC + s, left - 1)) * x_step];
+      }
+#pragma unroll
+      for (int i = 0; i < EW; ++i) {
+        int step = s0 + g + min((EW <= AHEAD ? 8 : 0) + i * LPC + s, left - 1);
+        T *zt = EW <= AHEAD ? z_next : z, *ot = EW <= AHEAD ? other_next : other, *dt = EW <= AHEAD ? dy_next : dy;
+        if (PHASE != 1) zt[i] = z_at[step * z_step];
+        if (PHASE == 2) ot[i] = y_at[step * y_step];
+        if (GRAD && PHASE != 1) dt[i] = dy_at[step * y_step];
       }
 #pragma unroll
       for (int i = 0; i < EW; ++i) {

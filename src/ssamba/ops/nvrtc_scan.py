@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from ssamba.ops import nvrtc
-from ssamba.ops.nvrtc_forward import FORWARD
-from ssamba.ops.nvrtc_source import BACKWARD, COMMON
+from ssamba.ops.nvrtc_backward import BACKWARD
+from ssamba.ops.nvrtc_forward import FORWARD, TILES
+from ssamba.ops.nvrtc_source import COMMON
 
 _KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _SHARED_LIMIT = 48 * 1024
@@ -43,7 +44,7 @@ class _Shape:
         self.lanes = self.directions * self.blocks
         self.kind = _KINDS[x_BLKE.dtype]
 
-    def forward_lanes(self) -> int:
+    def lanes_per_channel(self) -> int:
         """Lanes that share a channel's states: few cost fewer instructions, many give more warps to fill the chip."""
         lanes = max(1, self.padded // 16)
         channels = self.lanes * self.batch * self.width
@@ -51,13 +52,9 @@ class _Shape:
             lanes *= 2
         return int(os.environ.get("SSAMBA_LPC", "0")) or lanes
 
-    def backward_cut(self) -> tuple[int, int, int]:
-        return self._cut(2, 256, 16 if self.padded <= 16 else 8)
-
-    def _cut(self, per_thread: int, threads: int, steps: int) -> tuple[int, int, int]:
-        per_thread = max(min(per_thread, self.padded), self.padded // 32)
-        lanes_per_channel = self.padded // per_thread
-        return per_thread, min(32, threads // lanes_per_channel), steps
+    def tile(self) -> int:
+        """Steps between saved states, and of a tile of the backward: what its history fits in shared memory."""
+        return 16 if self.kind else 8
 
     def defines(self, **more: int) -> tuple[str, ...]:
         values = {
@@ -69,18 +66,40 @@ class _Shape:
         half = self.length if self.directions == 1 else (self.length + 1) // 2
         return -(-half // steps) + -(-(self.length - half) // steps)
 
-    def shared(self) -> int:
-        """Bytes of shared memory that the larger kernel takes, roughly and from above."""
-        per_thread, channels, steps = self.backward_cut()
-        warps = max(1, channels * (self.padded // per_thread) // 32)
-        floats = (steps + self.taps - 1) * channels + (self.rank + 4) * (steps + channels + 4) + steps * 2 * self.padded
-        backward = floats + steps * channels * 6 + warps * (steps * 2 * self.padded + 64)
-        channels = 128 // self.forward_lanes()
-        forward = 64 * (self.rank + 24) + 128 * self.padded + (self.rank + 16) * channels + 16 * channels
-        return 4 * max(backward, forward)
+    def _low(self) -> tuple[int, int, bool]:
+        """Rank rounded up to products of 16, the row of low-rank dt in bytes, and whether tensor cores expand it."""
+        cores = self.kind != 0 and self.outputs % 2 == 0
+        steps = -(-self.rank // 16)
+        return steps, (steps * 16 + 8) * (2 if cores else 4), cores
+
+    def _weights(self, channels: int) -> int:
+        """Bytes of one warp's dt_proj."""
+        steps, _, cores = self._low()
+        return steps * -(-channels // 8) * 256 if cores else (self.rank * channels * 4 + 15) // 16 * 16
+
+    def forward_shared(self) -> int:
+        channels = 32 // self.lanes_per_channel()
+        return 64 * self._low()[1] + 512 * self.padded + 4 * (self._weights(channels) + 64 * channels)
+
+    def backward_sizes(self, warps: int) -> tuple[dict[str, int], int]:
+        """The macros that place the backward's arrays in shared memory, and its bytes."""
+        lanes, tile = self.lanes_per_channel(), self.tile()
+        channels, per_thread = 32 // lanes, self.padded // lanes
+        words = per_thread // 2 if self.kind and per_thread % 2 == 0 else per_thread
+        row = max(words * 128, 8 * self.padded)
+        low = 2 * 16 * self._low()[1]
+        own = self._weights(channels) + 4 * (16 + 2 * tile) * channels + tile * row
+        sizes = {"LOW_BYTES": low, "WEIGHT_BYTES": self._weights(channels), "OWN_BYTES": own}
+        return sizes, low + 16 * tile * self.padded + warps * own
 
     def grid(self, channels: int) -> tuple[int, int, int]:
         return -(-self.width // channels), self.batch * self.blocks, self.directions
+
+
+def _dynamic_limit(device: int) -> int:
+    """Shared memory that one block may ask for, in bytes."""
+    found = getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", 0)
+    return int(found) or _SHARED_LIMIT
 
 
 def usable(x_BLKE: Tensor, a_log_RKEN: Tensor, taps: int, outputs: int) -> bool:
@@ -88,7 +107,9 @@ def usable(x_BLKE: Tensor, a_log_RKEN: Tensor, taps: int, outputs: int) -> bool:
     if not x_BLKE.is_cuda or os.environ.get("SSAMBA_GPU_SCAN") == "triton" or x_BLKE.numel() == 0:
         return False
     shape = _Shape(x_BLKE, a_log_RKEN, taps, outputs)
-    if shape.batch * shape.blocks >= 65536 or taps > 8 or shape.shared() > _SHARED_LIMIT:
+    if shape.batch * shape.blocks >= 65536 or taps > 8 or shape.forward_shared() > _SHARED_LIMIT:
+        return False
+    if x_BLKE.is_cuda and shape.backward_sizes(1)[1] > _dynamic_limit(x_BLKE.device.index or 0):
         return False
     if shape.length * max(x_BLKE.stride(1), shape.blocks * shape.width, shape.outputs, 2 * shape.states) >= 2**31:
         return False  # offsets inside a clip are 32-bit
@@ -114,14 +135,15 @@ def _on(x: Tensor) -> Any:
 
 def _forward(shape: _Shape, tensors: dict[str, Tensor], grad: bool) -> None:
     x = tensors["x"]
-    per_channel, steps = shape.forward_lanes(), shape.backward_cut()[2]
+    per_channel, steps = shape.lanes_per_channel(), shape.tile()
     args = _arguments(shape, shape.tiles(steps), tensors)
     with _on(x):
         for phase in (0,) if shape.directions == 1 else (1, 2):
             defines = shape.defines(
-                LPC=per_channel, SPT=shape.padded // per_channel, PHASE=phase, GRAD=int(grad), CKPT=steps, MIN_BLOCKS=int(os.environ.get("SSAMBA_MB", "4"))
-            )
-            run = nvrtc.kernel(COMMON + FORWARD, "scan_forward", defines, x.device.index or 0)
+                LPC=per_channel, SPT=shape.padded // per_channel, WARPS=4, TT=32, PHASE=phase, GRAD=int(grad), CKPT=steps,
+                MIN_BLOCKS=4,
+            )  # fmt: skip
+            run = nvrtc.kernel(COMMON + TILES + FORWARD, "scan_forward", defines, x.device.index or 0)
             run(shape.grid(128 // per_channel), 128, args)
 
 
@@ -147,9 +169,14 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Writes ``dz``; returns ``du_GBLE``, raw ``ddt_GBLE``, ``dBC_GBL2N``, ``dA_log_RKEN`` and (dD, ddt_bias) ``_2RKE``."""
     shape = _Shape(x, parameters[4], parameters[0].shape[-1], p_GBLP.shape[-1])
-    cut = shape.backward_cut()
+    per_channel, tile = shape.lanes_per_channel(), shape.tile()
+    warps = 4
+    if x.is_cuda:
+        while warps > 1 and shape.backward_sizes(warps)[1] > _dynamic_limit(x.device.index or 0):
+            warps //= 2
+    sizes, shared = shape.backward_sizes(warps)
     lanes, batch, length, width, states = shape.lanes, shape.batch, shape.length, shape.width, shape.states
-    count, grid = shape.tiles(cut[2]), shape.grid(cut[1])
+    count, grid = shape.tiles(tile), shape.grid(warps * 32 // per_channel)
     wide: dict[str, Any] = {"device": x.device, "dtype": torch.float32}
     tensors = {"x": x, "z": z, "p": p_GBLP, "dy": dy, "dz": dz, **_parameters(*parameters)}
     tensors["ckpt"] = torch.empty(lanes, batch, count, width, states, **wide)
@@ -162,11 +189,10 @@ def backward(
     da = torch.empty(batch, shape.directions, shape.blocks, width, states, **wide)
     dvec = torch.empty(batch, shape.directions, shape.blocks, 2, width, **wide)
     tensors |= {"du": du, "ddt": ddt, "dbc": dbc, "da": da, "dvec": dvec}
-    threads = cut[1] * (shape.padded // cut[0])
     with _on(x):
         defines = shape.defines(
-            SPT=cut[0], LPC=shape.padded // cut[0], CB=cut[1], TT=cut[2], MIN_BLOCKS=max(1, 512 // threads)
+            LPC=per_channel, SPT=shape.padded // per_channel, WARPS=warps, TT=tile, MIN_BLOCKS=2, **sizes
         )
-        run = nvrtc.kernel(COMMON + BACKWARD, "scan_backward", defines, x.device.index or 0)
-        run(grid, threads, _arguments(shape, count, tensors))
+        run = nvrtc.kernel(COMMON + TILES + BACKWARD, "scan_backward", defines, x.device.index or 0)
+        run(grid, warps * 32, _arguments(shape, count, tensors), shared)
     return du, ddt, dbc.sum(0), da.sum(0), dvec.sum(0).permute(2, 0, 1, 3)

@@ -1,0 +1,257 @@
+"""CUDA C++ of the backward scan (``nvrtc_scan`` compiles it after ``COMMON`` and ``TILES``).
+
+As in the forward a warp owns ``CW`` channels and works alone but for the sums over channels (dB, dC). It walks tiles of
+``TT`` steps from the end. For a tile: u, delta and the output's gradient for all steps into shared memory; the states
+again from the saved one, each step's into a history in shared memory (bfloat16 for 16-bit inputs); then the adjoint. With
+LPC 1 the sums over 32 channels of 32 values start on the tensor cores: a product with a selection matrix adds four lanes
+at once, and shuffles fold the eight partial sums that are left. Blocks write their sums apart: no atomics.
+"""
+
+BACKWARD = r"""
+#define TC (LPC == 1 && SPT == 16 && MMA)
+#define HALF_HISTORY (DTYPE != 0 && SPT % 2 == 0)
+#define WORDS (HALF_HISTORY ? SPT / 2 : SPT)
+#define ROW_BYTES (WORDS * 128 > 8 * NP ? WORDS * 128 : 8 * NP)
+
+#ifndef SSAMBA_EMULATE
+__device__ __forceinline__ unsigned pack2(float lo, float hi) {  // two bfloat16, or two float16 for DTYPE 2
+  unsigned r;
+#if DTYPE == 2
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(hi), "f"(lo));
+#else
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(hi), "f"(lo));
+#endif
+  return r;
+}
+#endif
+
+#if HALF_HISTORY
+__device__ __forceinline__ void keep(unsigned *row, int lane, const float *h) {
+#pragma unroll
+  for (int i = 0; i < WORDS; ++i) row[i * 32 + lane] = pack2(h[2 * i], h[2 * i + 1]);
+}
+__device__ __forceinline__ void recall(const unsigned *row, int lane, float *h) {
+#pragma unroll
+  for (int i = 0; i < WORDS; ++i) {
+    unsigned v = row[i * 32 + lane];
+    h[2 * i] = load((T)(v & 0xffffu));
+    h[2 * i + 1] = load((T)(v >> 16));
+  }
+}
+#else
+__device__ __forceinline__ void keep(unsigned *row, int lane, const float *h) {
+#pragma unroll
+  for (int i = 0; i < WORDS; ++i) ((float *)row)[i * 32 + lane] = h[i];
+}
+__device__ __forceinline__ void recall(const unsigned *row, int lane, float *h) {
+#pragma unroll
+  for (int i = 0; i < WORDS; ++i) h[i] = ((const float *)row)[i * 32 + lane];
+}
+#endif
+
+// Sums out[2 SPT] (B's then C's gradient of one step) over the warp's channels into to[s][2 SPT].
+__device__ __forceinline__ void sum_channels(float *out, float *to, int lane, int s) {
+#if TC
+  // Value v of a lane goes to row (lane / 4, or 8 + lane / 4) and a column of its own; lanes 4 g .. 4 g + 3 add up.
+  // Slots of one product: a0 = values 0 1, a2 = 2 3 (upper rows), a1 = 4 5, a3 = 6 7 (lower rows), for columns 0-3;
+  // a second product onto the same sums fills columns 4-7 with the next eight values.
+  unsigned one = DTYPE == 2 ? 0x3c00u : 0x3f80u;
+  int n = lane / 4, half0 = n & 3, k0 = lane % 4;
+  // Row k of the selection matrix picks slot (k % 2) + 2 (k >= 8); every k0 (lane of the group) the same.
+  unsigned lo01 = half0 == 0 ? one : half0 == 1 ? one << 16 : 0u, hi01 = half0 == 2 ? one : half0 == 3 ? one << 16 : 0u;
+  float acc[2][4];
+#pragma unroll
+  for (int m = 0; m < 2; ++m) {
+    acc[m][0] = acc[m][1] = acc[m][2] = acc[m][3] = 0.0f;
+#pragma unroll
+    for (int q = 0; q < 2; ++q) {
+      const float *v = out + m * 16 + q * 8;
+      bool mine = n / 4 == q;
+      mma16816(acc[m], pack2(v[0], v[1]), pack2(v[4], v[5]), pack2(v[2], v[3]), pack2(v[6], v[7]), mine ? lo01 : 0u,
+               mine ? hi01 : 0u);
+    }
+  }
+  // acc[m][i]: columns 2 k0 + i % 2, rows upper (i < 2) or lower: value m 16 + (column / 4) 8 + (i / 2) 4 + column % 4.
+  float flat[8];
+#pragma unroll
+  for (int i = 0; i < 8; ++i) flat[i] = acc[i / 4][i % 4];
+  fold<8, 16, 4>(flat, lane);
+  int i = fold_at<8, 16, 4>(lane), column = 2 * k0 + i % 2;
+  to[i / 4 * 16 + column / 4 * 8 + i % 4 / 2 * 4 + column % 4] = flat[0];
+#else
+  constexpr int LEFT = fold_left<2 * SPT, 16, LPC>();
+  fold<2 * SPT, 16, LPC>(out, lane);
+  int first = fold_at<2 * SPT, 16, LPC>(lane);
+#pragma unroll
+  for (int i = 0; i < LEFT; ++i) to[s * 2 * SPT + first + i] = out[i];
+#endif
+}
+
+// sigmoid(v) from softplus(v) = d: 1 - e^-d, by its series where that cancels.
+__device__ __forceinline__ float sigmoid_of_softplus(float d) {
+  float series = d * (1.0f - d * (0.5f - d * (0.16666667f - d * 0.041666667f)));
+  return d < 0.0625f ? series : 1.0f - ex2(-LOG2E * d);
+}
+
+extern "C" __global__ void __launch_bounds__(WARPS * 32, MIN_BLOCKS) scan_backward(const Args a) {
+  SHARED_BYTES(shared);
+  Low *low = (Low *)shared;                                             // [2][16 rows][RW]
+  float *bc = (float *)(shared + LOW_BYTES);                            // [2][TT][2 NP]
+  char *own = shared + LOW_BYTES + 2 * TT * 2 * NP * 4;
+  int lane = threadIdx.x % 32, warp = threadIdx.x / 32, s = lane % LPC, c = lane / LPC;
+  own += warp * OWN_BYTES;
+  float *wlow = (float *)own, *dts = (float *)(own + WEIGHT_BYTES);     // [16][CW]: the raw dt, then delta
+  float *us = dts + 16 * CW, *dss = us + TT * CW;                       // u and the output's gradient
+  char *history = (char *)(dss + TT * CW);                              // [TT][ROW_BYTES]; a row ends as [2 NP] sums
+  int b = blockIdx.y / a.K, k = blockIdx.y % a.K, r = blockIdx.z;
+  int e0 = (blockIdx.x * WARPS + warp) * CW, e = e0 + c;
+  bool on = e < a.E;
+  if (!on) e = a.E - 1;
+  long long lane_of = (long long)r * a.K + k, base = lane_of * a.B + b;
+  for (int i = threadIdx.x; i < 2 * TT * 2 * NP; i += WARPS * 32) bc[i] = 0.0f;
+  for (int i = threadIdx.x; i < 2 * 16 * RW; i += WARPS * 32) low[i] = 0;
+  put_weights(a, lane_of, e0, wlow, lane);
+
+  int half = first_half(a, r), half_tiles = (half + TT - 1) / TT;
+  long long ch = lane_of * a.E + e;
+  float tap[W], conv_b = a.conv_b[ch], dt_b = a.dt_bias[ch], skip = a.skip[ch], dskip = 0.0f, dbias = 0.0f;
+#pragma unroll
+  for (int j = 0; j < W; ++j) tap[j] = a.conv_w[ch * W + j];
+  float a2[SPT], carry[SPT], da[SPT], h[SPT];
+#pragma unroll
+  for (int i = 0; i < SPT; ++i) {
+    a2[i] = s * SPT + i < N ? -LOG2E * ex2(LOG2E * a.a_log[ch * N + s * SPT + i]) : 0.0f;
+    carry[i] = da[i] = 0.0f;
+  }
+  int t_first = r ? a.L - 1 : 0, sign = r ? -1 : 1;
+  const T *x_at = a.x + b * a.xb + k * a.xk + e + t_first * a.xt;
+  const T *z_at = a.z + b * a.zb + k * a.zk + e + t_first * a.zt;
+  long long y_row = (long long)a.K * a.E;
+  const T *dy_at = a.dy + ((long long)b * a.L * a.K + k) * a.E + e + t_first * y_row;
+  T *du_at = a.du + (base * a.L + t_first) * a.E + e, *ddt_at = a.ddt + (base * a.L + t_first) * a.E + e;
+  T *dbc_at = a.dbc + ((blockIdx.x * (long long)(a.R * a.K * a.B) + base) * a.L + t_first) * 2 * N;
+  int x_step = sign * (int)a.xt, z_step = sign * (int)a.zt, y_step = sign * (int)y_row, e_step = sign * a.E;
+  const T *p_lane = a.p + base * a.L * P;
+  float gain = a.R == 2 ? 0.5f : 1.0f;
+
+  Rows rows;
+  int tile = a.count - 1;
+  bool late = tile >= half_tiles;
+  rows.fetch(p_lane, a.L, r, late ? half + (tile - half_tiles) * TT : tile * TT, late ? a.L : half);
+  __syncthreads();
+  rows.put(low, bc);
+  for (int buf = 0; tile >= 0; --tile, buf ^= 1) {
+    late = tile >= half_tiles;
+    int s0 = late ? half + (tile - half_tiles) * TT : tile * TT, steps = min(TT, (late ? a.L : half) - s0);
+    const float *bct = bc + buf * TT * 2 * NP + s * 2 * SPT;
+    __syncthreads();
+    if (tile > 0) {
+      bool next_late = tile - 1 >= half_tiles;
+      rows.fetch(p_lane, a.L, r, next_late ? half + (tile - 1 - half_tiles) * TT : (tile - 1) * TT,
+                 next_late ? a.L : half);
+    }
+#pragma unroll
+    for (int i = 0; i < SPT; ++i)
+      h[i] = s * SPT + i < N ? a.ckpt[((base * a.count + tile) * a.E + e) * N + s * SPT + i] : 0.0f;
+    expand_dt(low + buf * 16 * RW, wlow, dts, lane);
+    __syncwarp();
+    // Elementwise: eight steps at a time, so that their loads are on the way together.
+    float window[W - 1 + 8];
+#pragma unroll
+    for (int d = 0; d < W - 1; ++d) {
+      int step = s0 - (W - 1) + d;
+      window[d] = step >= 0 ? load(x_at[step * x_step]) : 0.0f;
+    }
+#pragma unroll 1
+    for (int g = 0; g < steps; g += 8) {
+      T x[8], z[8], dy[8];
+#pragma unroll
+      for (int j = 0; j < 8; ++j) {
+        int step = s0 + min(g + j, steps - 1);
+        x[j] = x_at[step * x_step]; z[j] = z_at[step * z_step]; dy[j] = dy_at[step * y_step];
+      }
+#pragma unroll
+      for (int j = 0; j < 8; ++j) {
+        window[W - 1 + j] = load(x[j]);
+        float v = conv_b, zv = load(z[j]);
+#pragma unroll
+        for (int d = 0; d < W; ++d) v += tap[d] * window[j + d];
+        float u = v * sigmoid(v), delta = softplus(dts[(g + j) * CW + c] + dt_b);
+        __syncwarp();
+        if (s == 0) {
+          dts[(g + j) * CW + c] = delta;
+          us[(g + j) * CW + c] = u;
+          dss[(g + j) * CW + c] = on ? load(dy[j]) * zv * sigmoid(zv) * gain : 0.0f;
+        }
+      }
+#pragma unroll
+      for (int d = 0; d < W - 1; ++d) window[d] = window[8 + d];
+    }
+    __syncwarp();
+#pragma unroll 2
+    for (int j = 0; j < steps; ++j) {
+      keep((unsigned *)(history + j * ROW_BYTES), lane, h);
+      if (j < steps - 1) {
+        float delta = dts[j * CW + c], drive = delta * us[j * CW + c];
+        const float *m = bct + j * 2 * NP;
+#pragma unroll
+        for (int i = 0; i < SPT; ++i) h[i] = ex2(delta * a2[i]) * h[i] + drive * m[i];
+      }
+    }
+#pragma unroll 1
+    for (int j = steps - 1; j >= 0; --j) {
+      float delta = dts[j * CW + c], u = us[j * CW + c], ds = dss[j * CW + c], drive = delta * u;
+      const float *m = bct + j * 2 * NP;
+      float out[2 * SPT], s1 = 0.0f, s2 = 0.0f;
+      __syncwarp();
+      recall((const unsigned *)(history + j * ROW_BYTES), lane, h);
+      __syncwarp();
+#pragma unroll
+      for (int i = 0; i < SPT; ++i) {
+        float decay = ex2(delta * a2[i]), dh = carry[i] + m[SPT + i] * ds;
+        out[i] = dh * drive;
+        s1 += dh * m[i];
+        carry[i] = dh * decay;
+        float kept = carry[i] * h[i];
+        s2 += kept * a2[i];
+        da[i] += kept * delta;
+        out[SPT + i] = (decay * h[i] + drive * m[i]) * ds;
+      }
+      sum_channels(out, (float *)(history + j * ROW_BYTES), lane, s);
+#pragma unroll
+      for (int w = 1; w < LPC; w *= 2) {
+        s1 += __shfl_xor_sync(0xffffffffu, s1, w);
+        s2 += __shfl_xor_sync(0xffffffffu, s2, w);
+      }
+      float ddt = (s2 * LN2 + u * s1) * sigmoid_of_softplus(delta);
+      dskip += ds * u;
+      dbias += ddt;
+      if (on && s == 0) {
+        int step = s0 + j;
+        du_at[step * e_step] = pack(delta * s1 + skip * ds);
+        ddt_at[step * e_step] = pack(ddt);
+      }
+    }
+    __syncthreads();
+    for (int n = threadIdx.x; n < steps * 2 * NP; n += WARPS * 32) {
+      int row = n / (2 * NP), v = n % (2 * NP), state = v / (2 * SPT) * SPT + v % SPT, is_c = v % (2 * SPT) >= SPT;
+      const char *from = shared + LOW_BYTES + 2 * TT * 2 * NP * 4 + ((char *)history - own) + row * ROW_BYTES + v * 4;
+      float total = 0.0f;
+#pragma unroll
+      for (int w = 0; w < WARPS; ++w) total += *(const float *)(from + w * OWN_BYTES);
+      if (state < N) dbc_at[sign * (s0 + row) * 2 * N + is_c * N + state] = pack(total);
+    }
+    if (tile > 0) rows.put(low + (buf ^ 1) * 16 * RW, bc + (buf ^ 1) * TT * 2 * NP);
+  }
+  if (on) {
+    long long to = (long long)b * (a.R * a.K) + lane_of;
+#pragma unroll
+    for (int i = 0; i < SPT; ++i)
+      if (s * SPT + i < N) a.da[(to * a.E + e) * N + s * SPT + i] = da[i] * a2[i] * LN2;
+    if (s == 0) {
+      a.dvec[to * 2 * a.E + e] = dskip;
+      a.dvec[to * 2 * a.E + a.E + e] = dbias;
+    }
+  }
+}
+"""
