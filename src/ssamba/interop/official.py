@@ -8,6 +8,7 @@ the reversed sequence, the unsuffixed weights scan right to left and the ``_b`` 
 from __future__ import annotations
 
 import re
+import warnings
 from pathlib import Path
 
 import torch
@@ -210,7 +211,9 @@ def read_pth(path: Path) -> dict[str, Tensor]:
     Raises ``CheckpointError`` for files that hold anything else.
     """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():  # the refusal says it all
+            warnings.simplefilter("ignore")
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
     except Exception as error:  # the unpickler raises many kinds; each means that the file is not plain tensors
