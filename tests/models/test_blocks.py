@@ -1,0 +1,97 @@
+"""One pair of blocks: against the description with flips, and its initial weights."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from plain_reference import plain_encode
+
+from ssamba import ops
+from ssamba.config import Config
+from ssamba.interop.official import to_official
+from ssamba.models.blocks import BlockPair
+from ssamba.models.ssamba import SSAMBA
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+SHAPES = [
+    {"width": 16, "depth": 4, "state_size": 4},
+    {"width": 24, "depth": 2, "expand": 3, "conv_width": 2, "dt_rank": 5},
+    {"width": 8, "depth": 6, "expand": 1, "conv_width": 1, "state_size": 1},
+]
+
+
+def uneven(config: Config, rng: torch.Generator) -> SSAMBA:
+    """A model in float64 whose blocks and directions all differ."""
+    model = SSAMBA(config, heads=True, generator=rng).double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=rng), alpha=0.2)
+    return model
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("length", [1, 2, 13])
+def test_the_chain_is_the_description_with_flips(shape: dict[str, int], length: int, rng: torch.Generator) -> None:
+    model = uneven(Config(**shape, frames=64), rng)
+    tokens = torch.randn(2, length, model.config.width, generator=rng, dtype=torch.float64)
+    with torch.no_grad(), ops.use_backend("reference"):
+        ours = model.encode_tokens(tokens)
+    torch.testing.assert_close(ours, plain_encode(to_official(model.state_dict()), tokens), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_stochastic_depth_scales_what_joins_each_blocks_residual(shape: dict[str, int], rng: torch.Generator) -> None:
+    model = uneven(Config(**shape, frames=64), rng)
+    tokens = torch.randn(3, 7, model.config.width, generator=rng, dtype=torch.float64)
+    keep = 2 * torch.rand(model.config.depth + 1, 3, generator=rng)
+    keep[3:5, 1] = 0
+    with torch.no_grad(), ops.use_backend("reference"):
+        ours = model.encode_tokens(tokens, keep)
+        whole = model.encode_tokens(tokens)
+    expected = plain_encode(to_official(model.state_dict()), tokens, keep)
+    torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-9)
+    assert (ours - whole).abs().max() > 1e-3
+
+
+def test_keeping_everything_is_keeping_nothing_apart(small_model: SSAMBA, rng: torch.Generator) -> None:
+    tokens = torch.randn(2, 9, 16, generator=rng)
+    kept = small_model.encode_tokens(tokens, torch.ones(5, 2))
+    torch.testing.assert_close(kept, small_model.encode_tokens(tokens), rtol=1e-5, atol=1e-5)
+
+
+def test_both_directions_and_both_blocks_reach_every_token(small_model: SSAMBA, rng: torch.Generator) -> None:
+    tokens = torch.randn(1, 9, 16, generator=rng, requires_grad=True)
+    small_model.encode_tokens(tokens)[0, 4].sum().backward()
+    assert tokens.grad is not None
+    assert (tokens.grad[0].abs().amax(dim=1) > 0).all()
+
+
+def test_initial_weights_follow_the_description(rng: torch.Generator) -> None:
+    config = Config(width=64, depth=24)
+    pair = BlockPair(config)
+    pair.reset_parameters(rng)
+    states = torch.log(torch.arange(1.0, 17.0))
+    assert torch.equal(pair.A_log_RKEN.detach(), states.expand(2, 2, 128, 16))
+    assert (pair.D_RKE == 1).all()
+    assert (pair.norm_weight_Kd == 1).all()
+    assert (pair.norm_bias_Kd == 0).all()
+    dt = F.softplus(pair.dt_bias_RKE)
+    assert 0.001 * 0.999 < dt.min() < 0.0015
+    assert 0.07 < dt.max() < 0.1 * 1.001
+    assert dt.log().mean().item() == pytest.approx((math.log(0.001) + math.log(0.1)) / 2, abs=0.3)
+    bounds = {
+        "in_proj_hKEd": 64**-0.5,
+        "x_proj_RKPE": 128**-0.5,
+        "dt_proj_RKEr": 4**-0.5,
+        "conv_weight_RKEW": 4**-0.5,
+        "conv_bias_RKE": 4**-0.5,
+        "out_proj_dKE": 128**-0.5 / 24**0.5,
+    }
+    for name, bound in bounds.items():
+        weight = getattr(pair, name)
+        assert 0.97 * bound < weight.abs().max() <= bound, name
+        assert weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.1), name

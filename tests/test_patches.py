@@ -1,0 +1,117 @@
+"""Cutting into patches, their order, and positions for other grids."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ssamba import patches
+from ssamba.config import Config
+
+GRIDS = [Config(frames=128), Config(frames=48, mel_bins=64, patch_time=4, stride_time=4)]
+
+
+@pytest.mark.parametrize("config", GRIDS)
+def test_unpatchify_reverses_patchify(config: Config, rng: torch.Generator) -> None:
+    features = torch.randn(2, config.frames, config.mel_bins, generator=rng)
+    cut = patches.patchify(features, config)
+    assert cut.shape == (2, config.grid[0] * config.grid[1], config.patch_size)
+    assert torch.equal(patches.unpatchify(cut, config, config.grid[1]), features)
+
+
+@pytest.mark.parametrize("stride", [16, 10, 20])
+def test_order_is_frequency_major(stride: int) -> None:
+    config = Config(frames=70, stride_frequency=stride, stride_time=stride)
+    frames, bins = torch.arange(70.0)[:, None], torch.arange(128.0)[None]
+    cut = patches.patchify((1000 * frames + bins)[None], config)[0]
+    rows, cols = config.grid
+    for f, t in ((0, 0), (0, 1), (1, 0), (rows - 1, cols - 1)):
+        patch = cut[f * cols + t].reshape(16, 16)  # frequency x time
+        assert patch[0, 0] == 1000 * stride * t + stride * f
+        assert patch[1, 0] == 1000 * stride * t + stride * f + 1
+        assert patch[0, 1] == 1000 * (stride * t + 1) + stride * f
+
+
+def test_frames_beyond_the_last_full_column_are_left_out(rng: torch.Generator) -> None:
+    config = Config(frames=64)
+    features = torch.randn(1, 79, 128, generator=rng)
+    assert torch.equal(patches.patchify(features, config), patches.patchify(features[:, :64], config))
+
+
+@pytest.mark.parametrize("stride", [16, 10])
+def test_patch_convolution_is_a_product_with_patchify(stride: int, rng: torch.Generator) -> None:
+    config = Config(frames=64, stride_frequency=stride, stride_time=stride)
+    conv = torch.nn.Conv2d(1, 24, 16, stride)
+    features = torch.randn(2, 64, 128, generator=rng)
+    by_conv = conv(features.transpose(1, 2)[:, None]).flatten(2).transpose(1, 2)
+    by_product = F.linear(patches.patchify(features, config), conv.weight.flatten(1), conv.bias)
+    torch.testing.assert_close(by_conv, by_product, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("stride", [4, 16, 20])
+def test_columns_cover_all_frames_with_none_to_spare(stride: int) -> None:
+    config = Config(frames=160, stride_time=stride)
+    for frames in range(1, 160):
+        n = patches.columns(frames, config)
+        assert patches.covered_frames(n, config) >= frames
+        assert n == 1 or patches.covered_frames(n - 1, config) < frames
+
+
+def positions(rows: int, cols: int, rng: torch.Generator) -> Tensor:
+    return torch.randn(1, 1 + rows * cols, 3, generator=rng)
+
+
+def image(values: Tensor, rows: int, cols: int) -> Tensor:
+    return values[0, 1:].reshape(rows, cols, -1)
+
+
+@pytest.mark.parametrize(
+    ("new", "row_slice", "col_slice"),
+    [
+        ((8, 4), slice(0, 8), slice(3, 7)),
+        ((8, 5), slice(0, 8), slice(3, 8)),
+        ((3, 10), slice(3, 6), slice(0, 10)),
+        ((2, 1), slice(3, 5), slice(5, 6)),
+    ],
+)
+def test_shorter_sides_are_cut_from_the_centre(
+    new: tuple[int, int], row_slice: slice, col_slice: slice, rng: torch.Generator
+) -> None:
+    old = positions(8, 10, rng)
+    ours = patches.resize_positions(old, (8, 10), new)
+    assert torch.equal(ours[:, :1], old[:, :1])
+    assert torch.equal(image(ours, *new), image(old, 8, 10)[row_slice, col_slice])
+
+
+def interpolate(side: Tensor, length: int) -> Tensor:
+    """Linear along the first axis, pixel centres at half steps, as a plain loop."""
+    out = []
+    for i in range(length):
+        at = min(max((i + 0.5) * len(side) / length - 0.5, 0), len(side) - 1)
+        low = int(at)
+        high = min(low + 1, len(side) - 1)
+        out.append(side[low] * (1 - (at - low)) + side[high] * (at - low))
+    return torch.stack(out)
+
+
+def test_longer_sides_are_interpolated(rng: torch.Generator) -> None:
+    old = positions(4, 6, rng)
+    in_time = torch.stack([interpolate(row, 15) for row in image(old, 4, 6)])
+    ours = patches.resize_positions(old, (4, 6), (4, 15))
+    torch.testing.assert_close(image(ours, 4, 15), in_time)
+    ours = patches.resize_positions(old, (4, 6), (7, 15))
+    torch.testing.assert_close(image(ours, 7, 15), interpolate(in_time, 7))
+    assert torch.equal(ours[:, :1], old[:, :1])
+
+
+def test_one_side_longer_and_one_shorter(rng: torch.Generator) -> None:
+    old = positions(4, 6, rng)
+    ours = patches.resize_positions(old, (4, 6), (9, 2))
+    torch.testing.assert_close(image(ours, 9, 2), interpolate(image(old, 4, 6)[:, 2:4], 9))
+
+
+def test_the_same_grid_is_left_alone(rng: torch.Generator) -> None:
+    old = positions(4, 6, rng)
+    assert torch.equal(patches.resize_positions(old, (4, 6), (4, 6)), old)
