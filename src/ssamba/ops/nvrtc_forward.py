@@ -2,7 +2,7 @@
 
 A warp owns ``CW`` = 32 / LPC channels; ``LPC`` lanes share a channel's states, ``SPT`` each. With LPC 1 a lane is a
 channel: no shuffles at all, the fewest instructions. With LPC 8 there are eight times the warps: that fills the chip when
-batch times width is small. Time goes in batches of 8 steps, of which each lane of a channel computes 8 / LPC elementwise
+batch times width is small. Time goes in batches of 8 to 32 steps, of which each lane of a channel computes an LPC-th elementwise
 (u, delta, gate, output), so that work is never repeated; shuffles hand (delta, delta u) round, and the folded sum over
 states ends in the lane that owns the step. B and C come through shared memory, double buffered, one barrier each 32 steps;
 the raw dt of 16 steps is one small tensor-core product.
@@ -123,14 +123,14 @@ __device__ __forceinline__ void put_weights(const Args &a, long long lane_of, in
 FORWARD = r"""
 // PHASE 0: one direction, whole; 1: first half, raw output; 2: second half, joined, gated. GRAD: save the state each
 // CKPT steps (counted from the phase's start) and write dz instead of y.
-#define EW (8 / LPC)
+#define EW (BATCH / LPC)
 #define AHEAD 4
 #define HIST ((W - 1 + LPC - 1) / LPC)
 extern "C" __global__ void __launch_bounds__(128, MIN_BLOCKS) scan_forward(const Args a) {
   __shared__ __align__(16) Low low[2][TT * RW];
   __shared__ __align__(16) float bc[2][TT * 2 * NP];
   __shared__ __align__(16) float wlow_all[WARPS][MMA ? KT * NT * 64 : RANK * CW];
-  __shared__ __align__(16) float dts_all[WARPS][16 * CW];
+  __shared__ __align__(16) float dts_all[WARPS][(BATCH > 16 ? BATCH : 16) * CW];
   int lane = threadIdx.x % 32, warp = threadIdx.x / 32, s = lane % LPC, c = lane / LPC;
   int b = blockIdx.y / a.K, k = blockIdx.y % a.K, r = blockIdx.z;
   int e0 = (blockIdx.x * WARPS + warp) * CW, e = e0 + c;
@@ -194,10 +194,11 @@ extern "C" __global__ void __launch_bounds__(128, MIN_BLOCKS) scan_forward(const
     if (more) rows.fetch(p_lane, a.L, r, s0 + TT, hi);
     int stop = min(TT, hi - s0);
 #pragma unroll 1
-    for (int g = 0; g < stop; g += 8) {
-      if (g % 16 == 0) {
+    for (int g = 0; g < stop; g += BATCH) {
+      if (BATCH >= 16 || g % 16 == 0) {
         __syncwarp();
         expand_dt(low[buf] + g * RW, wlow, dts, lane);
+        if (BATCH > 16) expand_dt(low[buf] + (g + 16) * RW, wlow, dts + 16 * CW, lane);
         __syncwarp();
       }
       if (GRAD && g % CKPT == 0) {
@@ -221,13 +222,13 @@ extern "C" __global__ void __launch_bounds__(128, MIN_BLOCKS) scan_forward(const
         X[HIST + i] = load(next[i]);
         if (EW <= AHEAD) { z[i] = z_next[i]; other[i] = other_next[i]; dy[i] = dy_next[i]; }
       }
-      if (left > 8) {
+      if (left > BATCH) {
 #pragma unroll
-        for (int i = 0; i < EW; ++i) next[i] = x_at[(s0 + g + min(8 + i * LPC + s, left - 1)) * x_step];
+        for (int i = 0; i < EW; ++i) next[i] = x_at[(s0 + g + min(BATCH + i * LPC + s, left - 1)) * x_step];
       }
 #pragma unroll
       for (int i = 0; i < EW; ++i) {
-        int step = s0 + g + min((EW <= AHEAD ? 8 : 0) + i * LPC + s, left - 1);
+        int step = s0 + g + min((EW <= AHEAD ? BATCH : 0) + i * LPC + s, left - 1);
         T *zt = EW <= AHEAD ? z_next : z, *ot = EW <= AHEAD ? other_next : other, *dt = EW <= AHEAD ? dy_next : dy;
         if (PHASE != 1) zt[i] = z_at[step * z_step];
         if (PHASE == 2) ot[i] = y_at[step * y_step];
@@ -246,7 +247,7 @@ extern "C" __global__ void __launch_bounds__(128, MIN_BLOCKS) scan_forward(const
           }
         }
         u[i] = v * sigmoid(v);
-        float dt = softplus(dts[(g % 16 + i * LPC + s) * CW + c] + dt_b);
+        float dt = softplus(dts[((BATCH < 16 ? g % 16 : 0) + i * LPC + s) * CW + c] + dt_b);
         delta[i] = i * LPC + s < left ? dt : 0.0f;
         drive[i] = delta[i] * u[i];
       }

@@ -79,7 +79,7 @@ class _Shape:
 
     def forward_shared(self) -> int:
         channels = 32 // self.lanes_per_channel()
-        return 64 * self._low()[1] + 512 * self.padded + 4 * (self._weights(channels) + 64 * channels)
+        return 64 * self._low()[1] + 512 * self.padded + 4 * (self._weights(channels) + 128 * channels)
 
     def backward_sizes(self, warps: int) -> tuple[dict[str, int], int]:
         """The macros that place the backward's arrays in shared memory, and its bytes."""
@@ -136,12 +136,14 @@ def _on(x: Tensor) -> Any:
 def _forward(shape: _Shape, tensors: dict[str, Tensor], grad: bool) -> None:
     x = tensors["x"]
     per_channel, steps = shape.lanes_per_channel(), shape.tile()
+    # Long batches where a lane computes few of their steps: independent work to hide latencies behind.
+    batch = min(max(8, 4 * per_channel), steps if grad else 32)
     args = _arguments(shape, shape.tiles(steps), tensors)
     with _on(x):
         for phase in (0,) if shape.directions == 1 else (1, 2):
             defines = shape.defines(
                 LPC=per_channel, SPT=shape.padded // per_channel, WARPS=4, TT=32, PHASE=phase, GRAD=int(grad), CKPT=steps,
-                MIN_BLOCKS=4,
+                BATCH=batch, MIN_BLOCKS=3 if per_channel == 1 else 4,
             )  # fmt: skip
             run = nvrtc.kernel(COMMON + TILES + FORWARD, "scan_forward", defines, x.device.index or 0)
             run(shape.grid(128 // per_channel), 128, args)

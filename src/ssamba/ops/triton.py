@@ -33,6 +33,18 @@ def _lanes(x_RKXY: Tensor, dtype: torch.dtype) -> Tensor:
     return x_RKXY.flatten(0, 1).to(dtype)
 
 
+def _over_tokens(a_GTM: Tensor, b_GTN: Tensor) -> Tensor:
+    """``a^T b`` for each lane in float32: a small result from many tokens, so the tokens are cut and added afterwards."""
+    lanes, tokens = a_GTM.shape[:2]
+    parts = 16
+    while parts > 1 and (tokens % parts or tokens // parts < 256):
+        parts //= 2
+    if parts == 1:
+        return (a_GTM.transpose(1, 2) @ b_GTN).float()
+    a, b = (x.unflatten(1, (parts, -1)).flatten(0, 1) for x in (a_GTM, b_GTN))
+    return (a.transpose(1, 2) @ b).unflatten(0, (lanes, parts)).sum(1, dtype=torch.float32)
+
+
 def _inner_forward(x: Tensor, z: Tensor, params: _Params) -> tuple[Tensor, Tensor]:
     """``y_BLKE`` and the projection ``p_GBLP``, which the backward starts from."""
     conv_weight, conv_bias, x_proj, dt_proj, dt_bias, a_log, skip = (w.contiguous() for w in params)
@@ -73,12 +85,12 @@ def _inner_backward(
             du, ddt, dbc, da_log, dvec = scan.backward(u, dt, p_GBLP, z, a_log, skip, dt_bias, ckpt, dy)
             del u, dt, ckpt
         ddt_GTE, du_GTE = ddt.flatten(1, 2), du.flatten(1, 2)
-        ddt_proj = ddt_GTE.transpose(1, 2) @ p_GBLP.flatten(1, 2)[..., :rank]
+        ddt_proj = _over_tokens(ddt_GTE, p_GBLP.flatten(1, 2)[..., :rank])
         dp_GTP = torch.cat([ddt_GTE @ _lanes(dt_proj, x.dtype), dbc.flatten(1, 2).to(x.dtype)], dim=-1)
         del ddt, ddt_GTE, dbc
         du_GTE.baddbmm_(dp_GTP, _lanes(x_proj, x.dtype))
         u = conv.activation_backward(x, conv_weight, conv_bias, du)  # du now holds the pre-activation's gradient
-        dx_proj = dp_GTP.transpose(1, 2) @ u.flatten(1, 2)
+        dx_proj = _over_tokens(dp_GTP, u.flatten(1, 2))
         del u
         dconv_weight, dconv_bias = conv.conv_backward(x, conv_weight, du, dx)
     found = (dconv_weight, dconv_bias, dx_proj, ddt_proj, dvec[1], da_log, dvec[0])

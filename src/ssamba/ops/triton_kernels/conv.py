@@ -179,6 +179,69 @@ def _conv_backward(
         tl.store(part_ptr + K * (W + 1) * width + row[:, None] * width + col[None, :], acc1, mask=ok)
 
 
+@triton.jit
+def _tap(x, g_ptr, w_ptr, acc, dx, t, ok_t, length, width, col, col_ok, j: tl.constexpr, REV: tl.constexpr):
+    """One tap of a four-tap convolution, sums still spread over the tile."""
+    at = t - j if REV else t + j
+    ok = ((at >= 0) & (at < length) & ok_t)[:, None] & col_ok[None, :]
+    g = tl.load(g_ptr + at[:, None] * width + col[None, :], mask=ok, other=0.0).to(tl.float32)
+    w = tl.load(w_ptr + col * 4 + (3 - j), mask=col_ok, other=0.0).to(tl.float32)
+    return acc + g * x, dx + g * w[None, :], g
+
+
+@triton.jit
+def _conv_backward4(
+    x_ptr, w_ptr, g_ptr, dx_ptr, part_ptr, batch, length, width, steps,
+    stride_b, stride_t, stride_k, dstride_b, dstride_t, dstride_k,
+    R: tl.constexpr, K: tl.constexpr, BT: tl.constexpr, BE: tl.constexpr,
+):  # fmt: skip
+    """``_conv_backward`` for four taps: the sums over steps stay spread over the threads until the end."""
+    col = tl.program_id(0) * BE + tl.arange(0, BE)
+    b = (tl.program_id(2) // K).to(tl.int64)
+    k = tl.program_id(2) % K
+    col_ok = col < width
+    x_ptr += b * stride_b + k * stride_k
+    dx_ptr += b * dstride_b + k * dstride_k
+    g0 = g_ptr + (k * batch + b) * length * width
+    g1 = g_ptr + ((K + k) * batch + b) * length * width
+    w0 = w_ptr + k * width * 4
+    w1 = w_ptr + (K + k) * width * 4
+    first = tl.program_id(1) * steps
+    a0 = tl.zeros((BT, BE), tl.float32)
+    a1, a2, a3, a4, c0, c1, c2, c3, c4 = a0, a0, a0, a0, a0, a0, a0, a0, a0
+    for start in range(first, tl.minimum(first + steps, length), BT):
+        t = start + tl.arange(0, BT).to(tl.int64)
+        ok_t = (t < length) & (t < first + steps)
+        ok = ok_t[:, None] & col_ok[None, :]
+        x = tl.load(x_ptr + t[:, None] * stride_t + col[None, :], mask=ok, other=0.0).to(tl.float32)
+        dx = tl.zeros((BT, BE), tl.float32)
+        a3, dx, g = _tap(x, g0, w0, a3, dx, t, ok_t, length, width, col, col_ok, 0, False)
+        a4 += g
+        a2, dx, g = _tap(x, g0, w0, a2, dx, t, ok_t, length, width, col, col_ok, 1, False)
+        a1, dx, g = _tap(x, g0, w0, a1, dx, t, ok_t, length, width, col, col_ok, 2, False)
+        a0, dx, g = _tap(x, g0, w0, a0, dx, t, ok_t, length, width, col, col_ok, 3, False)
+        if R == 2:
+            c3, dx, g = _tap(x, g1, w1, c3, dx, t, ok_t, length, width, col, col_ok, 0, True)
+            c4 += g
+            c2, dx, g = _tap(x, g1, w1, c2, dx, t, ok_t, length, width, col, col_ok, 1, True)
+            c1, dx, g = _tap(x, g1, w1, c1, dx, t, ok_t, length, width, col, col_ok, 2, True)
+            c0, dx, g = _tap(x, g1, w1, c0, dx, t, ok_t, length, width, col, col_ok, 3, True)
+        tl.store(dx_ptr + t[:, None] * dstride_t + col[None, :], dx.to(dx_ptr.dtype.element_ty), mask=ok)
+    part_ptr += ((tl.program_id(1) * batch + b) * R * K + k) * 5 * width + col
+    tl.store(part_ptr, tl.sum(a0, 0), mask=col_ok)
+    tl.store(part_ptr + width, tl.sum(a1, 0), mask=col_ok)
+    tl.store(part_ptr + 2 * width, tl.sum(a2, 0), mask=col_ok)
+    tl.store(part_ptr + 3 * width, tl.sum(a3, 0), mask=col_ok)
+    tl.store(part_ptr + 4 * width, tl.sum(a4, 0), mask=col_ok)
+    if R == 2:
+        part_ptr += K * 5 * width
+        tl.store(part_ptr, tl.sum(c0, 0), mask=col_ok)
+        tl.store(part_ptr + width, tl.sum(c1, 0), mask=col_ok)
+        tl.store(part_ptr + 2 * width, tl.sum(c2, 0), mask=col_ok)
+        tl.store(part_ptr + 3 * width, tl.sum(c3, 0), mask=col_ok)
+        tl.store(part_ptr + 4 * width, tl.sum(c4, 0), mask=col_ok)
+
+
 def _tiles(width: int) -> tuple[int, int]:
     """Positions and channels of an elementwise tile."""
     channels = min(64, max(16, triton.next_power_of_2(width)))
@@ -232,16 +295,23 @@ def conv_backward(x_BLKE: Tensor, weight_RKEW: Tensor, g_GBLE: Tensor, dx_BLKE: 
     batch, length, blocks, width = x_BLKE.shape
     directions, taps = weight_RKEW.shape[0], weight_RKEW.shape[-1]
     bt, be = _tiles(width)
+    bt //= 2
     column_programs = triton.cdiv(width, be) * batch * blocks
     # Enough programs to fill a large GPU, few enough that the partial sums stay small.
-    parts = max(1, min(triton.cdiv(length, 2 * bt), triton.cdiv(2048, max(column_programs, 1))))
+    parts = max(1, min(triton.cdiv(length, 8 * bt), triton.cdiv(2048, max(column_programs, 1))))
     steps = triton.cdiv(triton.cdiv(length, parts), bt) * bt
     parts = max(1, triton.cdiv(length, steps)) if steps else 1
     part = torch.zeros(parts, batch, directions, blocks, taps + 1, width, device=x_BLKE.device, dtype=torch.float32)
-    if g_GBLE.numel():
-        _conv_backward[(triton.cdiv(width, be), parts, batch * blocks)](
-            x_BLKE, weight_RKEW, g_GBLE, dx_BLKE, part, batch, length, width, steps,
-            *x_BLKE.stride()[:3], *dx_BLKE.stride()[:3],
+    grid = (triton.cdiv(width, be), parts, batch * blocks)
+    strides = (*x_BLKE.stride()[:3], *dx_BLKE.stride()[:3])
+    if g_GBLE.numel() and taps == 4:
+        _conv_backward4[grid](
+            x_BLKE, weight_RKEW, g_GBLE, dx_BLKE, part, batch, length, width, steps, *strides,
+            R=directions, K=blocks, BT=bt, BE=be, num_warps=4,
+        )  # fmt: skip
+    elif g_GBLE.numel():
+        _conv_backward[grid](
+            x_BLKE, weight_RKEW, g_GBLE, dx_BLKE, part, batch, length, width, steps, *strides,
             R=directions, K=blocks, W=taps, WP=triton.next_power_of_2(taps + 1), BT=bt, BE=be, num_warps=4,
         )  # fmt: skip
     total = part.sum((0, 1))
