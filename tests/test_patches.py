@@ -85,6 +85,12 @@ def test_shorter_sides_are_cut_from_the_centre(
     assert torch.equal(image(ours, *new), image(old, 8, 10)[row_slice, col_slice])
 
 
+def test_an_odd_side_cut_to_an_even_one(rng: torch.Generator) -> None:
+    # The reference takes old // 2 - new // 2 as the start.
+    old = positions(7, 9, rng)
+    assert torch.equal(image(patches.resize_positions(old, (7, 9), (4, 4)), 4, 4), image(old, 7, 9)[1:5, 2:6])
+
+
 def interpolate(side: Tensor, length: int) -> Tensor:
     """Linear along the first axis, pixel centres at half steps, as a plain loop."""
     out = []

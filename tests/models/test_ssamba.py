@@ -254,6 +254,7 @@ class TestWithGrid:
     def test_shares_nothing_and_keeps_all_but_positions(self, small_model: SSAMBA) -> None:
         other = small_model.train().with_grid(stride=10, frames=200)
         assert other.training
+        assert not small_model.eval().with_grid(frames=64).training
         assert other.config == small_model.config.replace(stride_frequency=10, stride_time=10, frames=200)
         theirs = other.state_dict()
         for name, value in small_model.state_dict().items():
