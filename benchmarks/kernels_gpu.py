@@ -1,4 +1,5 @@
-"""Whole encoders on one GPU: the mixer kernels inside a stand-in of the encoder against an SSAST-shaped ViT, in one run.
+"""Whole encoders on one GPU: the mixer kernels inside a stand-in of the encoder against an SSAST-shaped ViT, in one
+run.
 
     PYTHONPATH=src python benchmarks/kernels_gpu.py [--cases tiny-infer-4x22016 ...] [--profile]
 
@@ -137,7 +138,9 @@ def passes(model: nn.Module, x: Tensor, train: bool) -> Callable[[], object]:
     return step if train else infer
 
 
-def measure(make: Callable[[], nn.Module], batch: int, length: int, width: int, train: bool) -> tuple[float, float, float]:
+def measure(
+    make: Callable[[], nn.Module], batch: int, length: int, width: int, train: bool
+) -> tuple[float, float, float]:
     """Eager ms, CUDA graph ms and activation MiB."""
     gc.collect()
     torch.cuda.empty_cache()
@@ -192,7 +195,9 @@ def main() -> None:
     parser.add_argument("--no-vit", action="store_true")
     parser.add_argument("--written-out", action="store_true", help="also the ViT with softmax(Q K) in memory")
     options = parser.parse_args()
-    print(torch.cuda.get_device_name(), "torch", torch.__version__, "scan:", os.environ.get("SSAMBA_GPU_SCAN", "default"))
+    print(
+        torch.cuda.get_device_name(), "torch", torch.__version__, "scan:", os.environ.get("SSAMBA_GPU_SCAN", "default")
+    )
     ceilings()
     lines = []
     for case in options.cases:

@@ -15,7 +15,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
 ]
 BOUND = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 4e-3}
-NAMES = "xz conv_weight conv_bias x_proj dt_proj dt_bias A_log D".split()
+NAMES = ["xz", "conv_weight", "conv_bias", "x_proj", "dt_proj", "dt_bias", "A_log", "D"]
 
 
 def inputs(B: int, L: int, K: int, E: int, N: int, r: int, R: int, dtype: torch.dtype, trained: bool) -> list[Tensor]:

@@ -61,7 +61,9 @@ def compile_source(source: str, options: tuple[str, ...]) -> bytes:
             lib.nvrtcGetProgramLogSize(program, ctypes.byref(size))
             log = ctypes.create_string_buffer(size.value)
             lib.nvrtcGetProgramLog(program, log)
-            raise RuntimeError(f"NVRTC refused a kernel (options {options}):\n{log.value.decode(errors='replace')[:4000]}")
+            raise RuntimeError(
+                f"NVRTC refused a kernel (options {options}):\n{log.value.decode(errors='replace')[:4000]}"
+            )
         size = ctypes.c_size_t()
         lib.nvrtcGetCUBINSize(program, ctypes.byref(size))
         cubin = ctypes.create_string_buffer(size.value)
@@ -88,7 +90,9 @@ class Kernel:
         ``shared`` is the kernel's dynamic shared memory in bytes.
         """
         if shared > self._shared:
-            _check(_driver().cuFuncSetAttribute(self._function, 8, shared), f"asking for {shared} bytes of shared memory")
+            _check(
+                _driver().cuFuncSetAttribute(self._function, 8, shared), f"asking for {shared} bytes of shared memory"
+            )
             self._shared = shared
         params = (ctypes.c_void_p * 1)(ctypes.addressof(args))
         stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)

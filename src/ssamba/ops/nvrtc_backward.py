@@ -2,9 +2,9 @@
 
 As in the forward a warp owns ``CW`` channels and works alone but for the sums over channels (dB, dC). It walks tiles of
 ``TT`` steps from the end. For a tile: u, delta and the output's gradient for all steps into shared memory; the states
-again from the saved one, each step's into a history in shared memory (bfloat16 for 16-bit inputs); then the adjoint. With
-LPC 1 the sums over 32 channels of 32 values start on the tensor cores: a product with a selection matrix adds four lanes
-at once, and shuffles fold the eight partial sums that are left. Blocks write their sums apart: no atomics.
+again from the saved one, each step's into a history in shared memory (bfloat16 for 16-bit inputs); then the adjoint.
+With LPC 1 the sums over 32 channels of 32 values start on the tensor cores: a product with a selection matrix adds
+four lanes at once, and shuffles fold the eight partial sums that are left. Blocks write their sums apart: no atomics.
 """
 
 BACKWARD = r"""

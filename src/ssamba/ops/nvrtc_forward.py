@@ -1,11 +1,11 @@
 """CUDA C++ of the forward scan (``nvrtc_scan`` compiles it after ``nvrtc_source.COMMON``).
 
 A warp owns ``CW`` = 32 / LPC channels; ``LPC`` lanes share a channel's states, ``SPT`` each. With LPC 1 a lane is a
-channel: no shuffles at all, the fewest instructions. With LPC 8 there are eight times the warps: that fills the chip when
-batch times width is small. Time goes in batches of 8 to 32 steps, of which each lane of a channel computes an LPC-th elementwise
-(u, delta, gate, output), so that work is never repeated; shuffles hand (delta, delta u) round, and the folded sum over
-states ends in the lane that owns the step. B and C come through shared memory, double buffered, one barrier each 32 steps;
-the raw dt of 16 steps is one small tensor-core product.
+channel: no shuffles at all, the fewest instructions. With LPC 8 there are eight times the warps: that fills the chip
+when batch times width is small. Time goes in batches of 8 to 32 steps, of which each lane of a channel computes an
+LPC-th elementwise (u, delta, gate, output), so that work is never repeated; shuffles hand (delta, delta u) round, and
+the folded sum over states ends in the lane that owns the step. B and C come through shared memory, double buffered,
+one barrier each 32 steps; the raw dt of 16 steps is one small tensor-core product.
 """
 
 TILES = r"""
@@ -108,7 +108,8 @@ __device__ __forceinline__ void put_weights(const Args &a, long long lane_of, in
     T pair[2];
 #pragma unroll
     for (int v = 0; v < 2; ++v)
-      pair[v] = c < CW && e0 + c < a.E && r + v < RANK ? pack(a.dt_proj[(lane_of * a.E + e0 + c) * RANK + r + v]) : T(0);
+      pair[v] = c < CW && e0 + c < a.E && r + v < RANK
+                    ? pack(a.dt_proj[(lane_of * a.E + e0 + c) * RANK + r + v]) : T(0);
     ((unsigned *)wlow)[((k * NT + j) * 32 + lane) * 2 + half] = pair[0] | (unsigned)pair[1] << 16;
   }
 #else

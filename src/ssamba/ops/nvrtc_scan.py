@@ -18,9 +18,12 @@ from ssamba.ops.nvrtc_source import COMMON
 _KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _SHARED_LIMIT = 48 * 1024
 _ENOUGH_WARPS = 1400  # a good two for each scheduler of 132 multiprocessors
-_POINTERS = ("x z p dy y dz du ddt dbc conv_w conv_b dt_proj dt_bias a_log skip state ckpt da dvec").split()
-_STRIDES = "xb xt xk zb zt zk dzb dzt dzk".split()
-_SIZES = "B L K E R count".split()
+_POINTERS = (
+    *("x", "z", "p", "dy", "y", "dz", "du", "ddt", "dbc", "conv_w", "conv_b", "dt_proj", "dt_bias", "a_log", "skip"),
+    *("state", "ckpt", "da", "dvec"),
+)
+_STRIDES = ["xb", "xt", "xk", "zb", "zt", "zk", "dzb", "dzt", "dzk"]
+_SIZES = ["B", "L", "K", "E", "R", "count"]
 
 
 class _Args(ctypes.Structure):
@@ -47,10 +50,13 @@ class _Shape:
     def lanes_per_channel(self) -> int:
         """Lanes that share a channel's states: few cost fewer instructions, many give more warps to fill the chip."""
         lanes = max(1, self.padded // 16)
+        forced = int(os.environ.get("SSAMBA_LPC", "0"))  # for measurements
+        if lanes <= forced <= min(32, self.padded):
+            return forced
         channels = self.lanes * self.batch * self.width
         while lanes < min(8, self.padded) and channels * lanes / 32 < _ENOUGH_WARPS:
             lanes *= 2
-        return int(os.environ.get("SSAMBA_LPC", "0")) or lanes
+        return lanes
 
     def tile(self) -> int:
         """Steps between saved states, and of a tile of the backward: what its history fits in shared memory."""
@@ -58,7 +64,8 @@ class _Shape:
 
     def defines(self, **more: int) -> tuple[str, ...]:
         values = {
-            "DTYPE": self.kind, "N": self.states, "NP": self.padded, "P": self.outputs, "RANK": self.rank, "W": self.taps,
+            "DTYPE": self.kind, "N": self.states, "NP": self.padded, "P": self.outputs, "RANK": self.rank, "W":
+            self.taps,
         }  # fmt: skip
         return tuple(f"{name}={value}" for name, value in (values | more).items())
 
@@ -142,8 +149,8 @@ def _forward(shape: _Shape, tensors: dict[str, Tensor], grad: bool) -> None:
     with _on(x):
         for phase in (0,) if shape.directions == 1 else (1, 2):
             defines = shape.defines(
-                LPC=per_channel, SPT=shape.padded // per_channel, WARPS=4, TT=32, PHASE=phase, GRAD=int(grad), CKPT=steps,
-                BATCH=batch, MIN_BLOCKS=3 if per_channel == 1 else 4,
+                LPC=per_channel, SPT=shape.padded // per_channel, WARPS=4, TT=32, PHASE=phase, GRAD=int(grad),
+                CKPT=steps, BATCH=batch, MIN_BLOCKS=3 if per_channel == 1 else 4,
             )  # fmt: skip
             run = nvrtc.kernel(COMMON + TILES + FORWARD, "scan_forward", defines, x.device.index or 0)
             run(shape.grid(128 // per_channel), 128, args)
@@ -169,7 +176,9 @@ def forward(x: Tensor, z: Tensor, p_GBLP: Tensor, *parameters: Tensor) -> Tensor
 def backward(
     dy: Tensor, x: Tensor, z: Tensor, p_GBLP: Tensor, *parameters: Tensor, dz: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Writes ``dz``; returns ``du_GBLE``, raw ``ddt_GBLE``, ``dBC_GBL2N``, ``dA_log_RKEN`` and (dD, ddt_bias) ``_2RKE``."""
+    """Writes ``dz``; returns ``du_GBLE``, raw ``ddt_GBLE``, ``dBC_GBL2N``, ``dA_log_RKEN`` and (dD, ddt_bias)
+    ``_2RKE``.
+    """
     shape = _Shape(x, parameters[4], parameters[0].shape[-1], p_GBLP.shape[-1])
     per_channel, tile = shape.lanes_per_channel(), shape.tile()
     warps = 4

@@ -1,10 +1,12 @@
-"""CUDA C++ of the scan (``nvrtc_scan`` compiles it). Everything that varies is a macro, so nothing is decided in the loop.
+"""CUDA C++ of the scan (``nvrtc_scan`` compiles it). Everything that varies is a macro, so nothing is decided in the
+loop.
 
-One thread owns ``SPT`` states of one channel, ``LPC`` lanes of a warp own a channel, a block owns ``CB`` channels of one
-lane (direction r, block k) of one clip and walks the time in tiles of ``TT`` steps: inputs of the next tile are on their
-way while a tile is worked on; a first part computes u and delta once for each (step, channel); then the recurrence runs;
-sums over states are folded so that each shuffle halves the values left (a transposed reduction: 7 shuffles for 8 steps
-where a butterfly takes 24). Splitting a channel's states over lanes is what fills the chip when batch and width are small.
+One thread owns ``SPT`` states of one channel, ``LPC`` lanes of a warp own a channel, a block owns ``CB`` channels of
+one lane (direction r, block k) of one clip and walks the time in tiles of ``TT`` steps: inputs of the next tile are
+on their way while a tile is worked on; a first part computes u and delta once for each (step, channel); then the
+recurrence runs; sums over states are folded so that each shuffle halves the values left (a transposed reduction: 7
+shuffles for 8 steps where a butterfly takes 24). Splitting a channel's states over lanes is what fills the chip when
+batch and width are small.
 
 In memory order everything below is in *scan order*: step s of direction 1 is position L - 1 - s, and both convolutions
 look back. The two directions meet in the middle, as ``triton_kernels.scan`` explains.

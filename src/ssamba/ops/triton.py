@@ -1,11 +1,12 @@
 """The mixer's inside and its normalisation on a GPU, as torch custom ops: forward, backward, fake and autograd.
 
 Two forms of the scan sit behind one interface. On NVIDIA it is CUDA C++ compiled at run time by the NVRTC that torch
-carries (``nvrtc_scan``); elsewhere, and where NVRTC cannot be had, a Triton kernel (``triton_kernels.scan``). Everything
-around the scan is Triton or a plain matrix product. benchmarks/KERNEL-NOTES.md has the numbers.
+carries (``nvrtc_scan``); elsewhere, and where NVRTC cannot be had, a Triton kernel (``triton_kernels.scan``).
+Everything around the scan is Triton or a plain matrix product. benchmarks/KERNEL-NOTES.md has the numbers.
 
-The ops are opaque to ``torch.compile``, save activations that a backward can start from (x, z and the small projection p)
-and compute the rest again, take no decision on the host that depends on data, and use no atomics: two runs give the same bits.
+The ops are opaque to ``torch.compile``, save activations that a backward can start from (x, z and the small
+projection p) and compute the rest again, take no decision on the host that depends on data, and use no atomics: two
+runs give the same bits.
 """
 
 from __future__ import annotations
@@ -113,8 +114,8 @@ def _gpu_inner(
 
 @torch.library.custom_op("ssamba::gpu_inner_backward", mutates_args=())
 def _gpu_inner_backward(
-    dy: Tensor, x: Tensor, z: Tensor, p: Tensor, conv_weight: Tensor, conv_bias: Tensor, x_proj: Tensor, dt_proj: Tensor,
-    dt_bias: Tensor, A_log: Tensor, D: Tensor,
+    dy: Tensor, x: Tensor, z: Tensor, p: Tensor, conv_weight: Tensor, conv_bias: Tensor, x_proj: Tensor,
+    dt_proj: Tensor, dt_bias: Tensor, A_log: Tensor, D: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     params = (conv_weight, conv_bias, x_proj, dt_proj, dt_bias, A_log, D)
     dx, dz = x.new_empty(x.shape), z.new_empty(z.shape)
@@ -317,9 +318,9 @@ def add_layer_norm(
     """``new = residual_scale residual + x_scale x``; returns ``(LayerNorm(new) weight + bias, new)`` in one pass.
 
     ``residual_scale`` 2 makes the doubling of the residual stream at a pair's end part of the next pair's addition.
-    ``x_scale_B`` is one factor for each clip (stochastic depth), taken as constant. ``new`` has the residual's dtype, the
-    first output ``out_dtype`` (default: x's). Statistics and arithmetic are float32. Give ``weight`` and ``bias`` together or
-    not at all.
+    ``x_scale_B`` is one factor for each clip (stochastic depth), taken as constant. ``new`` has the residual's dtype,
+    the first output ``out_dtype`` (default: x's). Statistics and arithmetic are float32. Give ``weight`` and ``bias``
+    together or not at all.
     """
     if (weight_d is None) != (bias_d is None):
         raise ValueError("add_layer_norm needs weight and bias together, or neither")

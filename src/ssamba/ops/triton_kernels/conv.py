@@ -120,7 +120,8 @@ def _activation_backward(
 
 @triton.jit
 def _tap_gradients(
-    x, x_at_t, g_ptr, w_ptr, acc, dx, t, length, width, col, col_ok, REV: tl.constexpr, W: tl.constexpr, WP: tl.constexpr
+    x, x_at_t, g_ptr, w_ptr, acc, dx, t, length, width, col, col_ok,
+    REV: tl.constexpr, W: tl.constexpr, WP: tl.constexpr,
 ):  # fmt: skip
     """Adds one direction's share to ``dx`` and, row j of ``acc`` for tap j (row W for the bias), to the weights' sums."""
     row = tl.arange(0, WP)
@@ -142,7 +143,8 @@ def _conv_backward(
     stride_b, stride_t, stride_k, dstride_b, dstride_t, dstride_k,
     R: tl.constexpr, K: tl.constexpr, W: tl.constexpr, WP: tl.constexpr, BT: tl.constexpr, BE: tl.constexpr,
 ):  # fmt: skip
-    """dx[t] = sum over r, j of w_r[W-1-j] g_r[t +- j]; the same reads of g give the weights' gradient, g_r[t +- j] x[t].
+    """dx[t] = sum over r, j of w_r[W-1-j] g_r[t +- j]; the same reads of g give the weights' gradient, g_r[t +- j]
+    x[t].
 
     One program owns ``steps`` positions and writes its sums over them: (time part, B, R, K, W + 1, E), bias last.
     """
@@ -269,10 +271,13 @@ def conv_proj(x_BLKE: Tensor, weight_RKEW: Tensor, bias_RKE: Tensor, proj_RKPE: 
     p = x_BLKE.new_empty(directions * blocks, batch, length, outputs)
     bp = max(16, triton.next_power_of_2(outputs))
     precision = "ieee" if x_BLKE.dtype != torch.float32 or torch.version.cuda is None else "tf32x3"
+    # Three tf32 products keep their operands three times over: they, and wide outputs, need a smaller tile to fit.
+    bt, stages = (64, 3) if bp <= 128 and x_BLKE.dtype != torch.float32 else (32, 1)
     if p.numel():
-        _conv_proj[(triton.cdiv(length, 64), batch * blocks)](
+        _conv_proj[(triton.cdiv(length, bt), batch * blocks)](
             x_BLKE, weight_RKEW, bias_RKE, proj_RKPE, p, batch, length, width, *x_BLKE.stride()[:3],
-            R=directions, K=blocks, W=taps, P=outputs, BT=64, BE=32, BP=bp, PREC=precision, num_warps=4,
+            R=directions, K=blocks, W=taps, P=outputs, BT=bt, BE=32, BP=bp, PREC=precision,
+            num_warps=4, num_stages=stages,
         )  # fmt: skip
     return p
 

@@ -1,12 +1,13 @@
 # mypy: disable-error-code="no-untyped-def"
 """The selective scan in both directions with skip, mean and gate: the portable form (one program, a few channels).
 
-The two directions meet in the middle: in phase 1 each scans its first half and writes its raw output; in phase 2 each goes on
-over the other's half, adds what it finds there, halves, gates and writes the result. So all lanes run at once and no lane
-waits for, or races with, another inside a launch.
+The two directions meet in the middle: in phase 1 each scans its first half and writes its raw output; in phase 2 each
+goes on over the other's half, adds what it finds there, halves, gates and writes the result. So all lanes run at once
+and no lane waits for, or races with, another inside a launch.
 
-States are carried over the phases in ``state_BGEN``. Saved states: ``ckpt`` holds the state at the start of each tile of
-``TILE`` steps; tiles are counted from the start of each phase (``tiles``), which is where the backward cuts them too.
+States are carried over the phases in ``state_BGEN``. Saved states: ``ckpt`` holds the state at the start of each tile
+of ``TILE`` steps; tiles are counted from the start of each phase (``tiles``), which is where the backward cuts them
+too.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ def _forward(
         y_at = ((b * length + t) * K + k) * width + col
         if PHASE == 2:
             y = 0.5 * (y + tl.load(y_ptr + y_at, mask=col_ok, other=0.0).to(tl.float32))
-        if PHASE != 1:
+        if PHASE != 1:  # noqa: SIM102
             if GATE:
                 z = tl.load(z_ptr + t * stride_t, mask=col_ok, other=0.0).to(tl.float32)
                 sig = _sigmoid(z)

@@ -1,0 +1,72 @@
+// Runs the CUDA C++ of the scan on a CPU: each thread a ucontext fiber, barriers and shuffles by turns.
+#include <cstdio>
+#define SSAMBA_EMULATE
+#include <algorithm>
+using std::min;
+#include <ucontext.h>
+#include <cmath>
+#include <cstring>
+#include <cstdlib>
+#include <vector>
+#include <cstdint>
+#define __device__
+#define __host__
+#define __global__
+#define __forceinline__ inline
+#define __shared__ static
+#define __align__(x) __attribute__((aligned(x)))
+#define __launch_bounds__(...)
+struct float2{float x,y;}; struct alignas(16) float4{float x,y,z,w;};
+inline float2 make_float2(float a,float b){return {a,b};}
+inline float4 make_float4(float a,float b,float c,float d){return {a,b,c,d};}
+struct uint2{unsigned x,y;};
+struct I3{int x,y,z;}; static I3 threadIdx, blockIdx, blockDim_;
+static int NT; static ucontext_t mainc; static std::vector<ucontext_t> ctx; static std::vector<char*> stk;
+static std::vector<int> state_; // 0 run 1 at block barrier 2 at warp barrier 3 done
+static std::vector<float> xch; static int cur;
+static void yield_(int st){ state_[cur]=st; swapcontext(&ctx[cur],&mainc); }
+static void __syncthreads(){ yield_(1); }
+static float __shfl_xor_sync(unsigned, float v, int w){ int me=cur; xch[me]=v; yield_(2); float r=xch[(me&~31)|((me&31)^w)]; yield_(2); return r; }
+static void __syncwarp(){ yield_(2); }
+static float __shfl_sync(unsigned, float v, int src, int width){ int me=cur; xch[me]=v; yield_(2); float r=xch[(me&~31)|((me&31)/width*width+src)]; yield_(2); return r; }
+static float ex2(float v){ return exp2f(v);} static float lg2(float v){return log2f(v);} static float rcp(float v){return 1.0f/v;}
+#if DTYPE==0
+static float load(float v){return v;} static float pack(float v){return v;}
+#else
+static float load(unsigned short v){ uint32_t u=(uint32_t)v<<16; float f; memcpy(&f,&u,4); return f;}
+static unsigned short pack(float f){ uint32_t u; memcpy(&u,&f,4); u+=0x7fff+((u>>16)&1); return u>>16;}
+#endif
+template<class F> void launch(int gx,int gy,int gz,int nt,F f);
+static void (*entry_)(); static void tramp(){ entry_(); state_[cur]=3; swapcontext(&ctx[cur],&mainc); }
+static void run_block(){
+  for(int i=0;i<NT;i++){ getcontext(&ctx[i]); ctx[i].uc_stack.ss_sp=stk[i]; ctx[i].uc_stack.ss_size=65536; ctx[i].uc_link=&mainc; makecontext(&ctx[i],tramp,0); state_[i]=0; }
+  while(1){ bool any=false, alldone=true;
+    for(int i=0;i<NT;i++) if(state_[i]==0){ cur=i; threadIdx.x=i; swapcontext(&mainc,&ctx[i]); any=true; }
+    // release warps
+    for(int w=0;w<NT;w+=32){ bool all2=true; int e=w+32<NT?w+32:NT; for(int i=w;i<e;i++) if(state_[i]!=2) all2=false; if(all2){ for(int i=w;i<e;i++) state_[i]=0; any=true; } }
+    bool all1=true; for(int i=0;i<NT;i++){ if(state_[i]!=1) all1=false; if(state_[i]!=3) alldone=false; }
+    if(alldone) return;
+    if(all1){ for(int i=0;i<NT;i++) state_[i]=0; any=true; }
+    if(!any) { fprintf(stderr,"DEADLOCK\n"); abort(); }
+  }
+}
+static void go(int gx,int gy,int gz,int nt,void(*e)()){ NT=nt; ctx.resize(nt); while((int)stk.size()<nt) stk.push_back((char*)malloc(65536)); state_.assign(nt,0); xch.assign((nt+31)/32*32,0); entry_=e;
+  for(int z=0;z<gz;z++)for(int y=0;y<gy;y++)for(int x=0;x<gx;x++){ blockIdx={x,y,z}; run_block(); } }
+
+#define SHARED_BYTES(name) alignas(16) static char name[300000]
+static unsigned pack2(float a,float b){
+#if DTYPE!=0
+ return pack(a)|((unsigned)pack(b)<<16);
+#else
+ return 0;
+#endif
+}
+#if DTYPE!=0
+static void mma16816(float*d,unsigned a0,unsigned a1,unsigned a2,unsigned a3,unsigned b0,unsigned b1){
+  static unsigned A[1024][6]; int me=cur,w=me&~31,l=me&31; unsigned v[6]={a0,a1,a2,a3,b0,b1}; for(int i=0;i<6;i++)A[me][i]=v[i]; yield_(2);
+  auto el=[&](unsigned x,int hi){return load((unsigned short)(hi?x>>16:x&0xffff));};
+  auto Aat=[&](int row,int k){int ln=(row%8)*4+(k%8)/2; int reg=(row>=8)+2*(k>=8); return el(A[w+ln][reg],k&1);};
+  auto Bat=[&](int k,int n){int ln=n*4+(k%8)/2; return el(A[w+ln][4+(k>=8)],k&1);};
+  for(int i=0;i<4;i++){int row=l/4+8*(i/2),col=(l%4)*2+(i&1); float s=0; for(int k=0;k<16;k++) s+=Aat(row,k)*Bat(k,col); d[i]+=s;}
+  yield_(2); }
+#endif

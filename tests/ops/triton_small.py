@@ -1,0 +1,130 @@
+"""Small checks of the GPU kernels without a GPU, run in a process of their own by test_triton_interpret.py.
+
+``interpret``: the Triton kernels in Triton's interpreter. ``emulate``: the CUDA C++ built by g++ over triton_emulate.h.
+"""
+
+from __future__ import annotations
+
+import builtins
+import ctypes
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ["TRITON_INTERPRET"] = "1"
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from triton.runtime import interpreter
+
+from ssamba.ops import nvrtc, nvrtc_scan, reference
+from ssamba.ops import triton as gpu
+from ssamba.ops.triton_kernels import conv
+
+
+class _Int(type):
+    """Triton 3.6's interpreter calls int() on arrays of one element, which NumPy 2.4 refuses."""
+
+    def __instancecheck__(cls, value: object) -> bool:
+        return isinstance(value, builtins.int)
+
+    def __call__(cls, value: Any = 0, *rest: Any) -> int:
+        return builtins.int(value.item() if isinstance(value, np.ndarray) else value, *rest)
+
+
+interpreter.int = _Int("int", (), {})
+
+_built: dict[str, Callable[..., None]] = {}
+
+
+def build(source: str, name: str, defines: tuple[str, ...], device: int) -> Callable[..., None]:
+    """Stands in for ``nvrtc.kernel``."""
+    lines = "".join(f"#define {d.replace('=', ' ', 1)}\n" for d in defines)
+    header = Path(__file__).with_name("triton_emulate.h")
+    entry = f"static Args A_; static void e_() {{ {name}(A_); }}\n"
+    entry += 'extern "C" void run(int x, int y, int z, int n, Args *a) { A_ = *a; go(x, y, z, n, e_); }\n'
+    text = f'{lines}#include "{header}"\n{source}\n{entry}'
+    key = hashlib.sha256(text.encode()).hexdigest()
+    if key not in _built:
+        folder = Path(tempfile.mkdtemp())
+        (folder / "k.cpp").write_text(text)
+        command = [
+            "g++",
+            "-O1",
+            "-std=c++17",
+            "-w",
+            "-shared",
+            "-fPIC",
+            "-o",
+            str(folder / "k.so"),
+            str(folder / "k.cpp"),
+        ]
+        subprocess.run(command, check=True)
+        library = ctypes.CDLL(str(folder / "k.so"))
+        _built[key] = lambda grid, threads, args, shared=0: library.run(*grid, threads, ctypes.byref(args))
+    return _built[key]
+
+
+def plain_proj(x: Tensor, weight: Tensor, bias: Tensor, proj: Tensor) -> Tensor:
+    u_BLRKE = reference.conv_silu(x.float(), weight, bias)
+    return torch.einsum("blrke,rkpe->rkblp", u_BLRKE, proj).to(x.dtype).flatten(0, 1).contiguous()
+
+
+def check(B: int, L: int, K: int, E: int, N: int, r: int, R: int, dtype: torch.dtype, bound: float) -> None:
+    generator = torch.Generator().manual_seed(L)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    a_log = torch.log(torch.rand(R, K, E, N, generator=generator) * N + 0.5)
+    tensors = [draw(B, L, 2, K, E).to(dtype), draw(R, K, E, 4) * 0.5, draw(R, K, E) * 0.1]
+    tensors += [draw(R, K, r + 2 * N, E) / E**0.5, draw(R, K, E, r) / r**0.5, draw(R, K, E) - 3, a_log, draw(R, K, E)]
+    exact = [t.double().requires_grad_() for t in tensors]
+    expected = reference.bimamba_inner(exact[0][:, :, 0], exact[0][:, :, 1], *exact[1:])
+    mine = [t.clone().requires_grad_() for t in tensors]
+    packed = L % 2 == 0
+    y = gpu.bimamba_inner_packed(*mine) if packed else gpu.bimamba_inner(mine[0][:, :, 0], mine[0][:, :, 1], *mine[1:])
+    weight = draw(*y.shape).double()
+    found = [y, *torch.autograd.grad((y * weight.to(dtype)).sum(), mine)]
+    truth = [expected, *torch.autograd.grad((expected * weight).sum(), exact)]
+    for i, (f, t) in enumerate(zip(found, truth, strict=True)):
+        error = float((f.detach().double() - t.detach()).norm() / t.detach().norm().clamp_min(1e-9))
+        assert error < bound, f"{(B, L, K, E, N, r, R, dtype)}: result {i} is off by {error:.1e}"
+
+
+def check_norm() -> None:
+    x, residual = (torch.randn(3, 5, 20, requires_grad=True) for _ in range(2))
+    weight, bias = (torch.randn(20, requires_grad=True) for _ in range(2))
+    for maps in ((), (weight, bias)):
+        out, new = gpu.add_layer_norm(x, residual, *maps, residual_scale=2.0)
+        truth = F.layer_norm(2 * residual + x, (20,), *maps)
+        wanted = (x, residual, *maps)
+        g = torch.randn_like(truth)
+        a, b = (torch.autograd.grad((o * g + 2 * n).sum(), wanted) for o, n in ((out, new), (truth, 2 * residual + x)))
+        assert all(torch.allclose(p, q, atol=1e-4) for p, q in zip((out, *a), (truth, *b), strict=True))
+
+
+def main(form: str) -> None:
+    if form == "interpret":
+        check(1, 1, 1, 1, 1, 1, 2, torch.float32, 1e-4)
+        check(2, 7, 2, 5, 3, 2, 2, torch.float32, 1e-4)
+        check(1, 18, 2, 9, 16, 2, 1, torch.float16, 4e-3)
+        check_norm()
+        return
+    nvrtc.kernel, nvrtc_scan.usable, conv.conv_proj = build, lambda *_: True, plain_proj  # type: ignore[assignment]
+    check(1, 1, 1, 1, 1, 1, 2, torch.float32, 1e-4)
+    check(1, 37, 2, 9, 64, 5, 1, torch.float32, 1e-4)
+    check(1, 45, 2, 20, 16, 12, 2, torch.bfloat16, 2e-2)
+    os.environ["SSAMBA_LPC"] = "1"
+    check(1, 46, 1, 40, 16, 12, 2, torch.bfloat16, 2e-2)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
