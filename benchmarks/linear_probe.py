@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 import ssamba
 from ssamba.data.audio import read_audio
-from ssamba.neighbours import log_mel_statistics
+from ssamba.neighbours import log_mel_statistics, mean_and_deviation
 
 Floats = NDArray[np.float32]
 
@@ -39,14 +39,9 @@ def folds_accuracy(vectors: Floats, labels: NDArray[np.str_], folds: NDArray[np.
 
 
 def embed(model: ssamba.SSAMBA, waveforms: list[Floats], label: str) -> Floats:
-    """Clip embeddings (N, 2 d): mean and deviation over the patch tokens' frames."""
-    rows = []
-    for start in tqdm(range(0, len(waveforms), 16), desc=label, leave=False):
-        out = model.embed(waveforms[start : start + 16])
-        for frames, length in zip(out.frames, out.lengths.tolist(), strict=True):
-            frames = frames[:length]
-            rows.append(torch.cat([frames.mean(dim=0), frames.std(dim=0, correction=0)]).cpu().numpy())
-    return np.stack(rows)
+    """Clip embeddings (N, 2 d): mean and deviation of the patch tokens."""
+    starts = tqdm(range(0, len(waveforms), 16), desc=label, leave=False)
+    return np.concatenate([mean_and_deviation(model.embed(waveforms[start : start + 16])) for start in starts])
 
 
 def main() -> None:

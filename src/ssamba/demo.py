@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 import ssamba
@@ -15,7 +14,7 @@ from ssamba.data.audio import read_audio
 from ssamba.data.synthetic import make_synthetic
 from ssamba.files import write_text
 from ssamba.models.ssamba import SSAMBA
-from ssamba.neighbours import log_mel_statistics, neighbour_accuracy
+from ssamba.neighbours import log_mel_statistics, mean_and_deviation, neighbour_accuracy
 from ssamba.pictures import embedding_map, loss_curves, reconstruction_picture
 from ssamba.progress import Bar
 from ssamba.training.log import read_log
@@ -24,15 +23,16 @@ from ssamba.training.recipe import make_recipe
 from ssamba.training.seeds import generator
 
 CLIPS, SECONDS, SEED = 900, 2.0, 0
-RECIPE = {
+MASK = 64
+RECIPE: dict[str, object] = {
     "width": 96,
     "depth": 6,
     "frames": 192,
-    "mask": 64,
-    "validation_mask": 64,
+    "mask": MASK,
+    "validation_mask": MASK,
     "statistics": "measure",
     "batch": 32,
-    "steps": 1000,
+    "steps": 700,
     "lr": 1e-3,
     "warmup_steps": 50,
     "warmup_every": 1,
@@ -60,7 +60,7 @@ def run(out: Path) -> str:
     table = compare(model, rows, out)
     loss_curves(read_log(out / "run"), out / "curves.png")
     held_out = next(r for r in rows if r["split"] == "test" and r["label"] == rows[0]["label"])
-    reconstruction_picture(model, out / "sounds" / held_out["path"], out / "reconstruction.png", mask=RECIPE["mask"])
+    reconstruction_picture(model, out / "sounds" / held_out["path"], out / "reconstruction.png", mask=MASK)
     minutes = (time.monotonic() - started) / 60
     text = f"{table}\nTest sounds were not used in pretraining. The demo took {minutes:.1f} minutes.\n"
     write_text(out / "neighbours.md", text)
@@ -68,13 +68,16 @@ def run(out: Path) -> str:
 
 
 def compare(model: SSAMBA, rows: list[dict[str, str]], out: Path) -> str:
-    """Nearest-neighbour accuracy of the trained encoder, an untrained one and log-mel statistics; draws the map."""
+    """Nearest-neighbour accuracy of the trained encoder, an untrained one and log-mel statistics; draws the map.
+
+    All three are the mean and the deviation of what they are made of: patch tokens, or log-mel frames.
+    """
     waveforms = [read_audio(out / "sounds" / r["path"]) for r in rows]
     untrained = SSAMBA(model.config, generator=generator(SEED, "untrained")).eval()
     trained = _clips(model, waveforms, "embedding")
     kinds = {
-        "SSAMBA, pretrained": trained,
-        "SSAMBA, untrained": _clips(untrained, waveforms, "embedding, untrained"),
+        "SSAMBA, pretrained (tokens' mean and deviation)": trained,
+        "SSAMBA, untrained (the same)": _clips(untrained, waveforms, "embedding, untrained"),
         "log-mel mean and deviation": log_mel_statistics(waveforms),
     }
     is_train = np.array([r["split"] == "train" for r in rows])
@@ -102,12 +105,12 @@ def two_dimensions(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _clips(model: SSAMBA, waveforms: list[NDArray[np.float32]], label: str) -> NDArray[np.float32]:
-    parts: list[torch.Tensor] = []
+    parts: list[NDArray[np.float32]] = []
     with Bar(label) as bar:
         for start in range(0, len(waveforms), 32):
-            parts.append(model.embed(waveforms[start : start + 32]).clip)
+            parts.append(mean_and_deviation(model.embed(waveforms[start : start + 32])))
             bar.update(min(start + 32, len(waveforms)), len(waveforms))
-    return torch.cat(parts).numpy()
+    return np.concatenate(parts)
 
 
 def _rows(labels: Path) -> list[dict[str, str]]:

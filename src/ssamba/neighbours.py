@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from ssamba import frontend
+from ssamba.models.embedding import Embeddings
 
 Floats = NDArray[np.float32]
 
@@ -17,6 +19,15 @@ def log_mel_statistics(waveforms: list[Floats]) -> Floats:
         log_mel = frontend.log_mel(frontend.to_waveform(waveform)).numpy()
         rows.append(np.concatenate([log_mel.mean(axis=0), log_mel.std(axis=0)]))
     return np.stack(rows)
+
+
+def mean_and_deviation(embeddings: Embeddings) -> Floats:
+    """Mean and deviation of each recording's patch tokens, (B, 2 d): what log-mel statistics are to log-mel."""
+    rows = []
+    for patches, length in zip(embeddings.patches, embeddings.lengths.tolist(), strict=True):
+        tokens = patches[:, :length].flatten(0, 1)
+        rows.append(torch.cat([tokens.mean(dim=0), tokens.std(dim=0, correction=0)]))
+    return np.asarray(torch.stack(rows).cpu().numpy(), dtype=np.float32)
 
 
 def neighbour_accuracy(
