@@ -1,8 +1,9 @@
 """The CPU kernels of the depthwise convolution with SiLU, forward and backward: both directions in one pass over x.
 
-One task is one clip, one block of the pair and ``BLOCK`` channels. The backward kernel goes through the sequence in
-chunks: it first makes the gradient before SiLU of both directions, with the few rows around the chunk that the taps
-reach, then gathers dx, dw and db from it, so that nothing is scattered. Weights are [R][K][W][E] here.
+Forward, one task is one clip, one block of the pair and ``CHUNK`` steps of all channels, read and written row by row.
+Backward, one task is one clip, one block and ``BLOCK`` channels, because dw and db are sums over the steps. It goes
+through the sequence in chunks: it first makes the gradient before SiLU of both directions, with the few rows around the
+chunk that the taps reach, then gathers dx, dw and db from it, so that nothing is scattered. Weights are [R][K][W][E].
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ def _at(table, field, b, r, k):  # type: ignore[no-untyped-def]
 
 
 @inline
-def _convolve(x, stride, weight, tap_stride, width, bias, t, reach, lanes):  # type: ignore[no-untyped-def]
-    """Sum over the taps at step t; ``reach`` is how many positions exist on the taps' side, ``stride`` leads there."""
+def _convolve(x, stride, weight, tap_stride, width, bias, reach, lanes):  # type: ignore[no-untyped-def]
+    """Sum over the taps; ``reach`` is how many positions exist on the taps' side, ``stride`` leads there."""
     y = bias
     for j in range(min(width, reach + 1)):
         value = load_part(x + j * stride, lanes)
@@ -41,22 +42,21 @@ def _convolve(x, stride, weight, tap_stride, width, bias, t, reach, lanes):  # t
 
 
 @inline
-def _forward_block(table, b, k, first, channels):  # type: ignore[no-untyped-def]
+def _forward_rows(table, b, k, start, stop):  # type: ignore[no-untyped-def]
     length, width = _get(table, Field.LENGTH), _get(table, Field.WIDTH)
-    row = 4 * _get(table, Field.CHANNELS)
-    stride, u_stride = _get(table, Field.X_L), _get(table, Field.U_L)
-    x = _at(table, Field.X, b, 0, k) + first * 4
-    for r in range(_get(table, Field.DIRECTIONS)):
+    channels = _get(table, Field.CHANNELS)
+    row, stride, u_stride = 4 * channels, _get(table, Field.X_L), _get(table, Field.U_L)
+    x = _at(table, Field.X, b, 0, k)
+    for r in range(_get(table, Field.R_FROM), _get(table, Field.R_TO)):
         lane = r * _get(table, Field.BLOCKS) + k
-        weight = _get(table, Field.WEIGHT) + lane * width * row + first * 4
-        u = _at(table, Field.U, b, r, k) + first * 4
-        for t in range(length):
+        weight, bias = _get(table, Field.WEIGHT) + lane * width * row, _get(table, Field.BIAS) + lane * row
+        u = _at(table, Field.U, b, r, k)
+        for t in range(start, stop):
             reach, side = (t, -stride) if r == 0 else (length - 1 - t, stride)
             for v in range(0, channels, LANES):
                 lanes = channels - v
-                bias = load_part(_get(table, Field.BIAS) + lane * row + (first + v) * 4, lanes)
-                here = x + t * stride + v * 4
-                y = _convolve(here, side, weight + v * 4, row, width, bias, t, reach, lanes)
+                first = load_part(bias + v * 4, lanes)
+                y = _convolve(x + t * stride + v * 4, side, weight + v * 4, row, width, first, reach, lanes)
                 store_part(u + t * u_stride + v * 4, silu(y), lanes)
 
 
@@ -66,13 +66,12 @@ def conv_forward(version: int) -> Callable[[int], None]:
     def conv_forward(table):  # type: ignore[no-untyped-def]
         if version < 0:
             return
+        length, blocks = _get(table, Field.LENGTH), _get(table, Field.BLOCKS)
+        parts = (length + CHUNK - 1) // CHUNK
         task = fetch_add(table + 8 * Field.NEXT, 1)
         while task < _get(table, Field.TASKS):
-            channels = _get(table, Field.CHANNELS)
-            parts = (channels + BLOCK - 1) // BLOCK
-            lane, first = task // parts, task % parts * BLOCK
-            b, k = lane // _get(table, Field.BLOCKS), lane % _get(table, Field.BLOCKS)
-            _forward_block(table, b, k, first, min(BLOCK, channels - first))
+            lane, start = task // parts, task % parts * CHUNK
+            _forward_rows(table, lane // blocks, lane % blocks, start, min(start + CHUNK, length))
             task = fetch_add(table + 8 * Field.NEXT, 1)
 
     return conv_forward
@@ -97,7 +96,7 @@ def _before_silu(table, b, r, k, first, channels, start, rows, to):  # type: ign
             if t >= 0 and t < length:
                 bias = load_part(_get(table, Field.BIAS) + lane * row + (first + v) * 4, lanes)
                 here = x + t * stride + v * 4
-                y = _convolve(here, side, weight + v * 4, row, width, bias, t, reach, lanes)
+                y = _convolve(here, side, weight + v * 4, row, width, bias, reach, lanes)
                 s = sigmoid(y)
                 slope = s * fma(y, splat(ONE) - s, splat(ONE))
                 value = slope * load_part(du + t * u_stride + v * 4, lanes)

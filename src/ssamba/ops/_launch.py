@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 
 import torch
@@ -11,12 +12,13 @@ from . import _layout, _threads
 from ._compile import kernel
 from ._layout import ConvField, ScanField
 
-MAX_STATES = 64
-
 
 def _place(table: list[int], field: int, x: Tensor, dims: tuple[int, int, int, int]) -> None:
-    """Writes the address and the byte strides of ``dims`` (positions of B, L, R, K; -1 for none)."""
-    strides = [4 * x.stride(d) if d >= 0 else 0 for d in dims]
+    """Writes the address and the byte strides of ``dims`` (positions of B, L, R, K; -1 for none).
+
+    A dimension of size 1 gets stride 0, so that a tensor of one direction serves as either.
+    """
+    strides = [4 * x.stride(d) if d >= 0 and x.shape[d] > 1 else 0 for d in dims]
     table[field : field + 5] = [x.data_ptr(), *strides]
 
 
@@ -32,8 +34,14 @@ def _run(name: str, table: list[int], scratch_bytes: int, tasks: int) -> None:
     scratch = torch.empty(threads * size + 64, dtype=torch.uint8)
     table[ScanField.SCRATCH] = -(-scratch.data_ptr() // 64) * 64
     table[ScanField.SCRATCH_BYTES], table[ScanField.TASKS] = size, tasks
-    arguments = torch.tensor(table, dtype=torch.int64)
-    _threads.run(kernel(name), arguments.data_ptr(), threads)
+    arguments = array("q", table)
+    _threads.run(kernel(name), arguments.buffer_info()[0], threads)
+
+
+def rows(x: Tensor) -> Tensor:
+    """In float32 with neighbouring channels next to each other, which is all that the kernels ask for."""
+    x = x.to(torch.float32)
+    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
 
 def _parts(channels: int) -> int:
@@ -53,18 +61,29 @@ def _conv_table(x: Tensor, weight_RKWE: Tensor, bias: Tensor, u: Tensor) -> list
     return table
 
 
-def conv_forward(x: Tensor, weight: Tensor, bias: Tensor, u: Tensor) -> None:
-    """Fills ``u_BLRKE`` with the convolution and SiLU of ``x_BLKE``."""
-    weight, bias = weight.transpose(2, 3).contiguous(), bias.contiguous()
-    tasks = x.shape[0] * x.shape[2] * _parts(x.shape[3]) if x.shape[1] else 0
-    _run("conv_forward", _conv_table(x, weight, bias, u), 0, tasks)
+def taps_first(weight_RKEW: Tensor) -> Tensor:
+    """The weight as the kernels read it: (R, K, W, E), contiguous."""
+    return weight_RKEW.transpose(2, 3).contiguous()
+
+
+def conv_forward(
+    x: Tensor, weight_RKWE: Tensor, bias: Tensor, u: Tensor, directions: tuple[int, int] | None = None
+) -> None:
+    """Fills ``u_BLRKE`` with the convolution and SiLU of ``x_BLKE``, in all or in a range of directions.
+
+    ``u`` may hold a single direction, whichever is asked for.
+    """
+    table = _conv_table(x, weight_RKWE, bias, u)
+    table[ConvField.R_FROM], table[ConvField.R_TO] = directions or (0, weight_RKWE.shape[0])
+    parts = (x.shape[1] + _layout.CONV_CHUNK - 1) // _layout.CONV_CHUNK
+    _run("conv_forward", table, 0, x.shape[0] * x.shape[2] * parts)
 
 
 def conv_backward(du: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, weight and bias. Weight and bias have one share for each clip, added in the clips' order."""
     batch, _, blocks, channels = x.shape
     directions, _, _, width = weight.shape
-    weight, bias = weight.transpose(2, 3).contiguous(), bias.contiguous()
+    weight, bias = taps_first(weight), bias.contiguous()
     dx = x.new_empty(x.shape)
     dweight = x.new_empty((batch, directions, blocks, width, channels))
     dbias = x.new_empty((batch, directions, blocks, channels))
@@ -89,7 +108,8 @@ def states_shape(u: Tensor, A: Tensor) -> tuple[int, ...]:
 def _scan_table(inputs: Sequence[Tensor], z: Tensor | None, y: Tensor, states: Tensor | None) -> list[int]:
     u, dt, A, B, C, D, dt_bias = inputs
     table = [0] * ScanField.SIZE
-    table[ScanField.LENGTH : ScanField.CHANNELS + 1] = u.shape[1:]
+    table[ScanField.LENGTH : ScanField.CHANNELS + 1] = u.shape[1], A.shape[0], *u.shape[3:]
+    table[ScanField.R_TO] = A.shape[0]
     table[ScanField.STATES] = A.shape[-1]
     table[ScanField.A], table[ScanField.D], table[ScanField.BIAS] = A.data_ptr(), D.data_ptr(), dt_bias.data_ptr()
     table[ScanField.CHECKPOINTS] = 0 if states is None else states.data_ptr()
@@ -110,9 +130,31 @@ def _dense(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
 def scan_forward(inputs: Sequence[Tensor], z: Tensor | None, y: Tensor, states: Tensor | None) -> None:
     """From (u, dt, A, B, C, D, dt_bias) fills ``y_BLKE`` and, unless None, the states for the backward pass."""
     inputs = _dense(inputs)
+    _run_forward(inputs, _scan_table(inputs, z, y, states))
+
+
+def scan_part(inputs: Sequence[Tensor], z: Tensor, y: Tensor, direction: int, carry: Tensor) -> None:
+    """One direction over one part of the sequence. The scan starts from ``carry`` (see ``carry_shape``) and updates it.
+
+    ``u``, ``dt``, ``B`` and ``C`` hold this direction only, the parameters all. Direction 1 of two must run over a part
+    after direction 0, whose result it finds in ``y``.
+    """
+    inputs = _dense(inputs)
+    table = _scan_table(inputs, z, y, None)
+    table[ScanField.R_FROM], table[ScanField.R_TO] = direction, direction + 1
+    table[ScanField.CARRY] = carry.data_ptr()
+    _run_forward(inputs, table)
+
+
+def _run_forward(inputs: Sequence[Tensor], table: list[int]) -> None:
     batch, _, _, blocks, channels = inputs[0].shape
     scratch = _layout.scan_scratch_bytes(inputs[2].shape[-1])
-    _run("scan_forward", _scan_table(inputs, z, y, states), scratch, batch * blocks * _parts(channels))
+    _run("scan_forward", table, scratch, batch * blocks * _parts(channels))
+
+
+def carry_shape(batch: int, blocks: int, channels: int, states: int) -> tuple[int, ...]:
+    """Shape of one direction's states between two parts of a sequence."""
+    return batch * blocks * _parts(channels), _layout.padded_states(states), _layout.BLOCK
 
 
 def scan_backward(dy: Tensor, inputs: Sequence[Tensor], z: Tensor | None, states: Tensor) -> tuple[Tensor, ...]:

@@ -10,13 +10,15 @@ from enum import IntEnum
 
 BLOCK = 64  # channels of one task
 CHUNK = 32  # steps between two kept states
-CONV_CHUNK = 64  # steps of one chunk of the convolution's backward pass
+CONV_CHUNK = 64  # steps of one task of the convolution, and of one chunk of its backward pass
 GROUP = 8  # states that stay in registers together
 LANES = 16
 VECTOR = 4 * LANES  # bytes
 ROW = 4 * BLOCK  # bytes of one step, or of one state, of all channels of the task
-PLANE = CHUNK * ROW  # bytes of one quantity over a chunk
+COLUMN = CHUNK * VECTOR  # bytes of one quantity of sixteen channels over a chunk
+PLANE = COLUMN * BLOCK // LANES  # bytes of one quantity over a chunk, [vector][step][lane]
 GROUP_PLANE = CHUNK * GROUP * VECTOR  # bytes of one group's states of sixteen channels over a chunk
+SKEW = 2048  # bytes: half of the 4096 at which a load looks like an earlier store and waits for it
 
 
 class ScanField(IntEnum):
@@ -37,7 +39,8 @@ class ScanField(IntEnum):
     DC, DC_B, DC_L, DC_R, DC_K = range(59, 64)
     DZ, DZ_B, DZ_L, DZ_R, DZ_K = range(64, 69)
     DA, DD, DBIAS, PART = range(69, 73)  # PART: bytes between the channel blocks' shares of dB and dC
-    SIZE = 73
+    R_FROM, R_TO, CARRY = range(73, 76)  # directions to run; states to start from and to leave, or 0
+    SIZE = 76
 
 
 class Plane(IntEnum):
@@ -56,7 +59,7 @@ def scan_scratch_bytes(states: int) -> int:
     """Size of one worker's scratch area: see the offsets below."""
     n = padded_states(states)
     rows = 2 * CHUNK * n * 4 + VECTOR
-    return Plane.END * PLANE + 2 * ROW + 4 * n * ROW + rows + 2 * CHUNK * n * VECTOR + 2 * GROUP_PLANE
+    return Plane.END * PLANE + 2 * ROW + 4 * n * ROW + rows + 2 * CHUNK * n * VECTOR + SKEW + 2 * GROUP_PLANE
 
 
 class ConvField(IntEnum):
@@ -68,7 +71,8 @@ class ConvField(IntEnum):
     X, X_B, X_L, X_R, X_K = range(14, 19)
     U, U_B, U_L, U_R, U_K = range(19, 24)  # the backward kernel reads u's gradient here
     DX, DX_B, DX_L, DX_R, DX_K = range(24, 29)
-    SIZE = 29
+    R_FROM, R_TO = range(29, 31)  # directions to run (forward)
+    SIZE = 31
 
 
 def conv_scratch_bytes(width: int, directions: int) -> int:

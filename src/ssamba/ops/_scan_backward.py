@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ._layout import BLOCK, CHUNK, GROUP, GROUP_PLANE, LANES, PLANE, ROW, VECTOR, Plane
+from ._layout import BLOCK, CHUNK, COLUMN, GROUP, GROUP_PLANE, LANES, PLANE, ROW, SKEW, VECTOR, Plane
 from ._layout import ScanField as Field
 from ._scan_common import (
     HALF,
@@ -37,12 +37,11 @@ from ._simd import (
     load_scalar,
     sigmoid,
     silu,
-    softplus,
+    softplus_and_slope,
     splat,
     store,
     store_part,
-    store_scalar,
-    total,
+    totals,
 )
 
 
@@ -65,13 +64,13 @@ def _prepare(table, b, r, k, first, channels, start, steps, scratch):  # type: i
         for t in range(steps):
             x = load_part(u + t * u_pace + v * 4, lanes)
             raw = load_part(dt + t * dt_pace + v * 4, lanes) + bias
-            delta = softplus(raw)
+            delta, slope = softplus_and_slope(raw)
             gradient = load_part(dy + t * y_pace + v * 4, lanes) * share
             if gated:
                 gradient = gradient * silu(load_part(z + t * z_pace + v * 4, lanes))
-            here = scratch + t * ROW + v * 4
+            here = scratch + v // LANES * COLUMN + t * VECTOR
             store(here + Plane.DELTA * PLANE, delta)
-            store(here + Plane.SLOPE * PLANE, sigmoid(raw))
+            store(here + Plane.SLOPE * PLANE, slope)
             store(here + Plane.INPUT * PLANE, x)
             store(here + Plane.DRIVE * PLANE, delta * x)
             store(here + Plane.OUT * PLANE, skip * x)
@@ -81,14 +80,15 @@ def _prepare(table, b, r, k, first, channels, start, steps, scratch):  # type: i
 
 
 @inline
-def _replay_one(h, rate, step, b, c, out, dc, past):  # type: ignore[no-untyped-def]
-    """One step of one state: keeps its decay and the state before, adds to y and dC. Returns the state and y."""
-    decay = exp2_decay(load(step) * load(rate))
+def _replay_one(h, rate, b, c, here, dc, past):  # type: ignore[no-untyped-def]
+    """One step of one state: keeps its decay and the state before, adds to dC and y. Returns the state and the step."""
+    delta, drive, gradient, y = here
+    decay = exp2_decay(delta * load(rate))
     store(past, decay)
     store(past + GROUP_PLANE, h)
-    h = fma(decay, h, load(step + Plane.DRIVE * PLANE) * splat(load_scalar(b)))
-    store(dc, fma(load(step + Plane.GRADIENT * PLANE), h, load(dc)))
-    return h, fma(h, splat(load_scalar(c)), out)
+    h = fma(decay, h, drive * splat(load_scalar(b)))
+    store(dc, fma(gradient, h, load(dc)))
+    return h, (delta, drive, gradient, fma(h, splat(load_scalar(c)), y))
 
 
 @inline
@@ -97,29 +97,35 @@ def _replay(kept, rate, step, b, c, dc, past, n, steps):  # type: ignore[no-unty
     h0, h1, h2, h3 = load(kept), load(kept + ROW), load(kept + 2 * ROW), load(kept + 3 * ROW)
     h4, h5, h6, h7 = load(kept + 4 * ROW), load(kept + 5 * ROW), load(kept + 6 * ROW), load(kept + 7 * ROW)
     for _ in range(steps):
-        y = load(step + Plane.OUT * PLANE)
-        h0, y = _replay_one(h0, rate, step, b, c, y, dc, past)
-        h1, y = _replay_one(h1, rate + ROW, step, b + 4, c + 4, y, dc + VECTOR, past + VECTOR)
-        h2, y = _replay_one(h2, rate + 2 * ROW, step, b + 8, c + 8, y, dc + 2 * VECTOR, past + 2 * VECTOR)
-        h3, y = _replay_one(h3, rate + 3 * ROW, step, b + 12, c + 12, y, dc + 3 * VECTOR, past + 3 * VECTOR)
-        h4, y = _replay_one(h4, rate + 4 * ROW, step, b + 16, c + 16, y, dc + 4 * VECTOR, past + 4 * VECTOR)
-        h5, y = _replay_one(h5, rate + 5 * ROW, step, b + 20, c + 20, y, dc + 5 * VECTOR, past + 5 * VECTOR)
-        h6, y = _replay_one(h6, rate + 6 * ROW, step, b + 24, c + 24, y, dc + 6 * VECTOR, past + 6 * VECTOR)
-        h7, y = _replay_one(h7, rate + 7 * ROW, step, b + 28, c + 28, y, dc + 7 * VECTOR, past + 7 * VECTOR)
-        store(step + Plane.OUT * PLANE, y)
-        step, b, c, dc, past = step + ROW, b + 4 * n, c + 4 * n, dc + n * VECTOR, past + GROUP * VECTOR
+        x = (
+            load(step),
+            load(step + Plane.DRIVE * PLANE),
+            load(step + Plane.GRADIENT * PLANE),
+            load(step + Plane.OUT * PLANE),
+        )
+        h0, x = _replay_one(h0, rate, b, c, x, dc, past)
+        h1, x = _replay_one(h1, rate + ROW, b + 4, c + 4, x, dc + VECTOR, past + VECTOR)
+        h2, x = _replay_one(h2, rate + 2 * ROW, b + 8, c + 8, x, dc + 2 * VECTOR, past + 2 * VECTOR)
+        h3, x = _replay_one(h3, rate + 3 * ROW, b + 12, c + 12, x, dc + 3 * VECTOR, past + 3 * VECTOR)
+        h4, x = _replay_one(h4, rate + 4 * ROW, b + 16, c + 16, x, dc + 4 * VECTOR, past + 4 * VECTOR)
+        h5, x = _replay_one(h5, rate + 5 * ROW, b + 20, c + 20, x, dc + 5 * VECTOR, past + 5 * VECTOR)
+        h6, x = _replay_one(h6, rate + 6 * ROW, b + 24, c + 24, x, dc + 6 * VECTOR, past + 6 * VECTOR)
+        h7, x = _replay_one(h7, rate + 7 * ROW, b + 28, c + 28, x, dc + 7 * VECTOR, past + 7 * VECTOR)
+        store(step + Plane.OUT * PLANE, x[3])
+        step, b, c, dc, past = step + VECTOR, b + 4 * n, c + 4 * n, dc + GROUP * VECTOR, past + GROUP * VECTOR
 
 
 @inline
-def _retreat_one(g, da, rate, step, b, c, db, past, sums):  # type: ignore[no-untyped-def]
-    """One step back of one state. ``sums`` holds the gradients of delta u and of delta / ln 2 (through the decay)."""
-    to_drive, to_delta = sums
-    g = fma(load(step + Plane.GRADIENT * PLANE), splat(load_scalar(c)), g)
+def _retreat_one(g, da, rate, b, c, here, db, past):  # type: ignore[no-untyped-def]
+    """One step back of one state. ``here`` ends in the gradients of delta u and, through the decay, of delta / ln 2."""
+    delta, drive, gradient, to_drive, to_delta = here
+    g = fma(gradient, splat(load_scalar(c)), g)
+    store(db, fma(g, drive, load(db)))
     to_drive = fma(g, splat(load_scalar(b)), to_drive)
-    store(db, fma(g, load(step + Plane.DRIVE * PLANE), load(db)))
     g = g * load(past)
     through = g * load(past + GROUP_PLANE)
-    return g, fma(through, load(step), da), (to_drive, fma(through, load(rate), to_delta))
+    here = delta, drive, gradient, to_drive, fma(through, load(rate), to_delta)
+    return g, fma(through, delta, da), here
 
 
 @inline
@@ -130,26 +136,22 @@ def _retreat(g, da, rate, step, b, c, db, past, n, steps):  # type: ignore[no-un
     a0, a1, a2, a3 = load(da), load(da + ROW), load(da + 2 * ROW), load(da + 3 * ROW)
     a4, a5, a6, a7 = load(da + 4 * ROW), load(da + 5 * ROW), load(da + 6 * ROW), load(da + 7 * ROW)
     back = steps - 1
-    step, b, c, db, past = (
-        step + back * ROW,
-        b + back * 4 * n,
-        c + back * 4 * n,
-        db + back * n * VECTOR,
-        past + back * GROUP * VECTOR,
-    )
+    step, b, c = step + back * VECTOR, b + back * 4 * n, c + back * 4 * n
+    db, past = db + back * GROUP * VECTOR, past + back * GROUP * VECTOR
     for _ in range(steps):
-        s = load(step + Plane.TO_DRIVE * PLANE), load(step + Plane.TO_DELTA * PLANE)
-        g0, a0, s = _retreat_one(g0, a0, rate, step, b, c, db, past, s)
-        g1, a1, s = _retreat_one(g1, a1, rate + ROW, step, b + 4, c + 4, db + VECTOR, past + VECTOR, s)
-        g2, a2, s = _retreat_one(g2, a2, rate + 2 * ROW, step, b + 8, c + 8, db + 2 * VECTOR, past + 2 * VECTOR, s)
-        g3, a3, s = _retreat_one(g3, a3, rate + 3 * ROW, step, b + 12, c + 12, db + 3 * VECTOR, past + 3 * VECTOR, s)
-        g4, a4, s = _retreat_one(g4, a4, rate + 4 * ROW, step, b + 16, c + 16, db + 4 * VECTOR, past + 4 * VECTOR, s)
-        g5, a5, s = _retreat_one(g5, a5, rate + 5 * ROW, step, b + 20, c + 20, db + 5 * VECTOR, past + 5 * VECTOR, s)
-        g6, a6, s = _retreat_one(g6, a6, rate + 6 * ROW, step, b + 24, c + 24, db + 6 * VECTOR, past + 6 * VECTOR, s)
-        g7, a7, s = _retreat_one(g7, a7, rate + 7 * ROW, step, b + 28, c + 28, db + 7 * VECTOR, past + 7 * VECTOR, s)
-        store(step + Plane.TO_DRIVE * PLANE, s[0])
-        store(step + Plane.TO_DELTA * PLANE, s[1])
-        step, b, c, db, past = step - ROW, b - 4 * n, c - 4 * n, db - n * VECTOR, past - GROUP * VECTOR
+        delta, drive, gradient = load(step), load(step + Plane.DRIVE * PLANE), load(step + Plane.GRADIENT * PLANE)
+        x = delta, drive, gradient, load(step + Plane.TO_DRIVE * PLANE), load(step + Plane.TO_DELTA * PLANE)
+        g0, a0, x = _retreat_one(g0, a0, rate, b, c, x, db, past)
+        g1, a1, x = _retreat_one(g1, a1, rate + ROW, b + 4, c + 4, x, db + VECTOR, past + VECTOR)
+        g2, a2, x = _retreat_one(g2, a2, rate + 2 * ROW, b + 8, c + 8, x, db + 2 * VECTOR, past + 2 * VECTOR)
+        g3, a3, x = _retreat_one(g3, a3, rate + 3 * ROW, b + 12, c + 12, x, db + 3 * VECTOR, past + 3 * VECTOR)
+        g4, a4, x = _retreat_one(g4, a4, rate + 4 * ROW, b + 16, c + 16, x, db + 4 * VECTOR, past + 4 * VECTOR)
+        g5, a5, x = _retreat_one(g5, a5, rate + 5 * ROW, b + 20, c + 20, x, db + 5 * VECTOR, past + 5 * VECTOR)
+        g6, a6, x = _retreat_one(g6, a6, rate + 6 * ROW, b + 24, c + 24, x, db + 6 * VECTOR, past + 6 * VECTOR)
+        g7, a7, x = _retreat_one(g7, a7, rate + 7 * ROW, b + 28, c + 28, x, db + 7 * VECTOR, past + 7 * VECTOR)
+        store(step + Plane.TO_DRIVE * PLANE, x[3])
+        store(step + Plane.TO_DELTA * PLANE, x[4])
+        step, b, c, db, past = step - VECTOR, b - 4 * n, c - 4 * n, db - GROUP * VECTOR, past - GROUP * VECTOR
     _store_group(g, g0, g1, g2, g3, g4, g5, g6, g7)
     _store_group(da, a0, a1, a2, a3, a4, a5, a6, a7)
 
@@ -179,7 +181,7 @@ def _finish(table, b, r, k, first, channels, start, steps, scratch):  # type: ig
         sums = scratch + Plane.END * PLANE + v * 4
         skip_sum, bias_sum = load(sums), load(sums + ROW)
         for t in range(steps):
-            here = scratch + t * ROW + v * 4
+            here = scratch + v // LANES * COLUMN + t * VECTOR
             x, gradient = load(here + Plane.INPUT * PLANE), load(here + Plane.GRADIENT * PLANE)
             to_drive = load(here + Plane.TO_DRIVE * PLANE)
             to_delta = fma(to_drive, x, load(here + Plane.TO_DELTA * PLANE) * splat(LN2))
@@ -202,7 +204,7 @@ def _finish_gate(table, b, r, k, first, channels, start, steps, scratch):  # typ
     for t in range(steps):
         for v in range(0, channels, LANES):
             lanes = channels - v
-            value = load(scratch + Plane.OUT * PLANE + t * ROW + v * 4)
+            value = load(scratch + Plane.OUT * PLANE + v // LANES * COLUMN + t * VECTOR)
             here = dz + t * dz_pace + v * 4
             if r == 1:
                 value = (value + load_part(here, lanes)) * splat(HALF)
@@ -220,8 +222,10 @@ def _finish_rows(table, field, b, r, k, part, start, steps, shares, n):  # type:
     stride = pace(table, field, r)
     to = origin(table, field, b, r, k) + part * get(table, Field.PART) + start * stride
     for t in range(steps):
-        for i in range(get(table, Field.STATES)):
-            store_scalar(to + t * stride + i * 4, total(load(shares + (t * n + i) * VECTOR)))
+        for i in range(0, get(table, Field.STATES), LANES):
+            low = shares + i * COLUMN + t * GROUP * VECTOR
+            value = totals(low, low + GROUP_PLANE if i + GROUP < n else low)
+            store_part(to + t * stride + i * 4, value, get(table, Field.STATES) - i)
 
 
 @inline
@@ -254,17 +258,17 @@ def _walk_chunk(table, r, b, k, part, kept, start, steps, n, scratch):  # type: 
     g, da = rates + 2 * n * ROW, rates + 3 * n * ROW
     b_rows, db = rows_at(scratch, n), shares_at(scratch, n)
     c_rows, dc = b_rows + CHUNK * n * 4, db + CHUNK * n * VECTOR
-    past = dc + CHUNK * n * VECTOR
+    past = dc + CHUNK * n * VECTOR + SKEW
     b_pace, c_pace = pace(table, Field.B, r), pace(table, Field.C, r)
     fill_rows(origin(table, Field.B, b, r, k) + start * b_pace, b_pace, steps, states, n, b_rows)
     fill_rows(origin(table, Field.C, b, r, k) + start * c_pace, c_pace, steps, states, n, c_rows)
     _prepare(table, b, r, k, first, channels, start, steps, scratch)
     _clear_shares(db, 2 * CHUNK * n)
-    for v in range(0, channels * 4, VECTOR):
-        for i in range(0, n, GROUP):
-            at, row, lane = i * ROW + v, i * 4, i * VECTOR
-            _replay(kept + at, rates + at, scratch + v, b_rows + row, c_rows + row, dc + lane, past, n, steps)
-            _retreat(g + at, da + at, rates + at, scratch + v, b_rows + row, c_rows + row, db + lane, past, n, steps)
+    for i in range(0, n, GROUP):
+        for v in range((channels + LANES - 1) // LANES):
+            at, row, lane, column = i * ROW + v * VECTOR, i * 4, i * COLUMN, scratch + v * COLUMN
+            _replay(kept + at, rates + at, column, b_rows + row, c_rows + row, dc + lane, past, n, steps)
+            _retreat(g + at, da + at, rates + at, column, b_rows + row, c_rows + row, db + lane, past, n, steps)
     _finish(table, b, r, k, first, channels, start, steps, scratch)
     if get(table, Field.DZ) != 0:
         _finish_gate(table, b, r, k, first, channels, start, steps, scratch)

@@ -46,7 +46,7 @@ def rows_at(scratch, n):  # type: ignore[no-untyped-def]
 
 @inline
 def shares_at(scratch, n):  # type: ignore[no-untyped-def]
-    """dB, [CHUNK][N][LANES]; then dC; then a group's decays and states, [CHUNK][GROUP][LANES] each."""
+    """dB, [N / GROUP][CHUNK][GROUP][LANES]; then dC; then one group's decays and states, alike."""
     return rows_at(scratch, n) + 2 * CHUNK * n * 4 + VECTOR
 
 

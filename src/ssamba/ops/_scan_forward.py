@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ._layout import BLOCK, CHUNK, GROUP, LANES, PLANE, ROW, VECTOR, Plane
+from ._layout import BLOCK, CHUNK, COLUMN, GROUP, LANES, PLANE, ROW, VECTOR, Plane
 from ._layout import ScanField as Field
 from ._scan_common import HALF, clear, fill_rates, fill_rows, get, groups_up, origin, pace, rates_at, rows_at
 from ._simd import (
@@ -37,7 +37,7 @@ def _prepare(table, b, r, k, first, channels, start, steps, scratch):  # type: i
         for t in range(steps):
             x = load_part(u + t * u_pace + v * 4, lanes)
             delta = softplus(load_part(dt + t * dt_pace + v * 4, lanes) + bias)
-            here = scratch + t * ROW + v * 4
+            here = scratch + v // LANES * COLUMN + t * VECTOR
             store(here + Plane.DELTA * PLANE, delta)
             store(here + Plane.DRIVE * PLANE, delta * x)
             store(here + Plane.OUT * PLANE, skip * x)
@@ -67,7 +67,7 @@ def _advance(h, rate, step, b, c, n, steps):  # type: ignore[no-untyped-def]
         h7 = fma(exp2_decay(delta * load(rate + 7 * ROW)), h7, drive * splat(load_scalar(b + 28)))
         out = fma(h7, splat(load_scalar(c + 28)), out)
         store(step + Plane.OUT * PLANE, out)
-        step, b, c = step + ROW, b + 4 * n, c + 4 * n
+        step, b, c = step + VECTOR, b + 4 * n, c + 4 * n
     store(h, h0)
     store(h + ROW, h1)
     store(h + 2 * ROW, h2)
@@ -89,7 +89,7 @@ def _finish(table, b, r, k, first, channels, start, steps, scratch):  # type: ig
     for t in range(steps):
         for v in range(0, channels, LANES):
             lanes = channels - v
-            value = load(scratch + Plane.OUT * PLANE + t * ROW + v * 4)
+            value = load(scratch + Plane.OUT * PLANE + v // LANES * COLUMN + t * VECTOR)
             here = y + t * y_pace + v * 4
             if r == 1:
                 value = (value + load_part(here, lanes)) * splat(HALF)
@@ -118,9 +118,13 @@ def _scan_block(table, scratch, task):  # type: ignore[no-untyped-def]
     h, b_rows = rates + n * ROW, rows_at(scratch, n)
     c_rows = b_rows + CHUNK * n * 4
     kept = get(table, Field.CHECKPOINTS)
-    for r in range(directions):
+    carry = get(table, Field.CARRY)
+    for r in range(get(table, Field.R_FROM), get(table, Field.R_TO)):
         fill_rates(table, r, k, first, channels, n, rates)
-        clear(h, n)
+        if carry != 0:
+            _copy_states(carry + task * n * ROW, h, n)
+        else:
+            clear(h, n)
         for chunk in range(chunks):
             start = chunk * CHUNK
             steps = min(CHUNK, length - start)
@@ -130,12 +134,13 @@ def _scan_block(table, scratch, task):  # type: ignore[no-untyped-def]
             fill_rows(origin(table, Field.B, b, r, k) + start * b_pace, b_pace, steps, states, n, b_rows)
             fill_rows(origin(table, Field.C, b, r, k) + start * c_pace, c_pace, steps, states, n, c_rows)
             _prepare(table, b, r, k, first, channels, start, steps, scratch)
-            for v in range(0, channels * 4, VECTOR):
+            for v in range((channels + LANES - 1) // LANES):
                 for i in range(0, n, GROUP):
-                    _advance(
-                        h + i * ROW + v, rates + i * ROW + v, scratch + v, b_rows + i * 4, c_rows + i * 4, n, steps
-                    )
+                    at = i * ROW + v * VECTOR
+                    _advance(h + at, rates + at, scratch + v * COLUMN, b_rows + i * 4, c_rows + i * 4, n, steps)
             _finish(table, b, r, k, first, channels, start, steps, scratch)
+        if carry != 0:
+            _copy_states(h, carry + task * n * ROW, n)
 
 
 def scan_forward(version: int) -> Callable[[int], None]:

@@ -190,19 +190,45 @@ def at_most(typingctx: Any, a: Any, bound: Any) -> Any:
     return vec_type(vec_type, vec_type), codegen
 
 
-@_intrinsic
-def total(typingctx: Any, a: Any) -> Any:
-    """Sum over the lanes, as a tree: a fixed order on every machine."""
+def _make_fold(lower: list[int], upper: list[int]) -> Any:
+    """An intrinsic that adds lanes ``lower`` to lanes ``upper`` of two vectors laid end to end."""
 
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        value, undefined = args[0], ir.Constant(_VEC, ir.Undefined)
-        for half in (8, 4, 2, 1):
-            lanes = [i + half if i < half else 0 for i in range(LANES)]
-            moved = builder.shuffle_vector(value, undefined, ir.Constant(_VEC_I32, lanes))
-            value = builder.fadd(value, moved)
-        return builder.extract_element(value, ir.Constant(_I32, 0))
+    @_intrinsic
+    def fold(typingctx: Any, a: Any, b: Any) -> Any:
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            halves = (builder.shuffle_vector(*args, ir.Constant(_VEC_I32, lanes)) for lanes in (lower, upper))
+            return builder.fadd(*halves)
 
-    return types.float32(vec_type), codegen
+        return vec_type(vec_type, vec_type), codegen
+
+    return fold
+
+
+# Four rounds turn sixteen vectors into one that holds their sums. The first two move whole quarters of a vector, the
+# others stay within quarters, which is what shuffles do fastest.
+_fold8 = _make_fold([*range(8), *range(16, 24)], [*range(8, 16), *range(24, 32)])
+_fold4 = _make_fold(
+    [*range(4), *range(8, 12), *range(16, 20), *range(24, 28)],
+    [*range(4, 8), *range(12, 16), *range(20, 24), *range(28, 32)],
+)
+_fold2 = _make_fold(
+    [v + q + i for q in range(0, 16, 4) for v in (0, 16) for i in (0, 1)],
+    [v + q + i for q in range(0, 16, 4) for v in (0, 16) for i in (2, 3)],
+)
+_fold1 = _make_fold(
+    [v + q + i for q in range(0, 16, 4) for v in (0, 16) for i in (0, 2)],
+    [v + q + i for q in range(0, 16, 4) for v in (0, 16) for i in (1, 3)],
+)
+
+
+@inline
+def totals(low, high):  # type: ignore[no-untyped-def]
+    """Lane i is the sum over the lanes of the i-th of sixteen vectors, eight at each address, by a fixed tree."""
+    first = _fold4(_fold8(load(low), load(low + 256)), _fold8(load(high), load(high + 256)))
+    second = _fold4(_fold8(load(low + 64), load(low + 320)), _fold8(load(high + 64), load(high + 320)))
+    third = _fold4(_fold8(load(low + 128), load(low + 384)), _fold8(load(high + 128), load(high + 384)))
+    fourth = _fold4(_fold8(load(low + 192), load(low + 448)), _fold8(load(high + 192), load(high + 448)))
+    return _fold1(_fold2(first, second), _fold2(third, fourth))
 
 
 @_intrinsic
@@ -308,14 +334,37 @@ def silu(x):  # type: ignore[no-untyped-def]
     return x / (splat(_ONE) + exp(splat(_ZERO) - x))
 
 
+@_intrinsic
+def _where_negative(typingctx: Any, x: Any, a: Any, b: Any) -> Any:
+    """``a`` where x < 0, else ``b``, lane by lane."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.select(builder.fcmp_ordered("<", args[0], ir.Constant(_VEC, [0.0] * LANES)), args[1], args[2])
+
+    return vec_type(vec_type, vec_type, vec_type), codegen
+
+
 @inline
-def softplus(x):  # type: ignore[no-untyped-def]
-    """``log(1 + exp(x)) = max(x, 0) + log1p(exp(-|x|))`` with log1p(e) = 2 artanh(e / (2 + e)): no cancellation."""
-    e = exp(at_most(x, splat(_ZERO) - x))
+def _log1p(e):  # type: ignore[no-untyped-def]
+    """``log(1 + e) = 2 artanh(e / (2 + e))`` for e in [0, 1], to full relative accuracy for small e too."""
     s = e / (splat(_TWO) + e)
     q = s * s
     p = fma(splat(_L4), q, splat(_L3))
     p = fma(p, q, splat(_L2))
     p = fma(p, q, splat(_L1))
     p = fma(p, q, splat(_L0))
-    return fma(p, s, at_least(x, splat(_ZERO)))
+    return p * s
+
+
+@inline
+def softplus(x):  # type: ignore[no-untyped-def]
+    """``log(1 + exp(x)) = max(x, 0) + log1p(exp(-|x|))``: nothing cancels."""
+    return at_least(x, splat(_ZERO)) + _log1p(exp(at_most(x, splat(_ZERO) - x)))
+
+
+@inline
+def softplus_and_slope(x):  # type: ignore[no-untyped-def]
+    """Softplus and its derivative, the sigmoid, from one exponential."""
+    e = exp(at_most(x, splat(_ZERO) - x))
+    slope = _where_negative(x, e, splat(_ONE)) / (splat(_ONE) + e)
+    return at_least(x, splat(_ZERO)) + _log1p(e), slope

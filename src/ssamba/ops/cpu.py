@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _launch
+from . import _inference, _launch
+from ._launch import rows
 
 _library = torch.library.Library("ssamba", "DEF")
 _library.define("conv_silu(Tensor x, Tensor weight, Tensor bias) -> Tensor")
@@ -25,18 +26,16 @@ _library.define(
     "selective_scan_backward(Tensor dy, Tensor u, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor D, Tensor dt_bias, "
     "Tensor? z, Tensor states) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
+_library.define(
+    "bimamba_inference(Tensor x, Tensor z, Tensor conv_weight, Tensor conv_bias, Tensor x_proj, Tensor dt_proj, "
+    "Tensor dt_bias, Tensor A_log, Tensor D) -> Tensor"
+)
 
 
 def _empty_lanes(like: Tensor, batch: int, length: int, lanes: tuple[int, int], last: int) -> Tensor:
     """An empty (B, L, R, K, last) that lies in memory as (R, K, B, L, last): one matrix for each lane."""
     shape = (*lanes, batch, length, last)
     return torch.empty(shape, dtype=like.dtype, device=like.device).permute(2, 3, 0, 1, 4)
-
-
-def _float(x: Tensor) -> Tensor:
-    """In float32 with neighbouring channels next to each other, which is all that the kernels ask for."""
-    x = x.to(torch.float32)
-    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
 
 # ---- convolution
@@ -47,9 +46,9 @@ def _conv_silu_empty(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def _conv_silu_cpu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    x32 = _float(x)
+    x32 = rows(x)
     u = _conv_silu_empty(x32, weight, bias)
-    _launch.conv_forward(x32, weight.float(), bias.float(), u)
+    _launch.conv_forward(x32, _launch.taps_first(weight.float()), bias.float().contiguous(), u)
     return u.to(x.dtype)
 
 
@@ -58,7 +57,7 @@ def _conv_silu_backward_empty(du: Tensor, x: Tensor, weight: Tensor, bias: Tenso
 
 
 def _conv_silu_backward_cpu(du: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    dx, dweight, dbias = _launch.conv_backward(_float(du), _float(x), weight.float(), bias.float())
+    dx, dweight, dbias = _launch.conv_backward(rows(du), rows(x), weight.float(), bias.float())
     return dx.to(x.dtype), dweight.to(weight.dtype), dbias.to(bias.dtype)
 
 
@@ -105,9 +104,9 @@ def _scan_cpu(
     z: Tensor | None,
     keep_states: bool,
 ) -> tuple[Tensor, Tensor]:
-    inputs = [_float(x) for x in (u, dt, A, B, C, D, dt_bias)]
+    inputs = [rows(x) for x in (u, dt, A, B, C, D, dt_bias)]
     y, states = _scan_empty(inputs[0], A, keep_states)
-    _launch.scan_forward(inputs, None if z is None else _float(z), y, states if keep_states else None)
+    _launch.scan_forward(inputs, None if z is None else rows(z), y, states if keep_states else None)
     return y.to(u.dtype), states
 
 
@@ -144,8 +143,8 @@ def _scan_backward_cpu(
     z: Tensor | None,
     states: Tensor,
 ) -> tuple[Tensor, ...]:
-    inputs = [_float(x) for x in (u, dt, A, B, C, D, dt_bias)]
-    gradients = _launch.scan_backward(_float(dy), inputs, None if z is None else _float(z), states)
+    inputs = [rows(x) for x in (u, dt, A, B, C, D, dt_bias)]
+    gradients = _launch.scan_backward(rows(dy), inputs, None if z is None else rows(z), states)
     like = (u, dt, A, B, C, D, dt_bias, u if z is None else z)
     return tuple(gradient.to(x.dtype) for gradient, x in zip(gradients, like, strict=True))
 
@@ -165,12 +164,43 @@ def _scan_autograd(ctx: Any, dy: Tensor, _dstates: Tensor | None) -> tuple[Tenso
     return (*gradients, dz if ctx.gated else None, None)
 
 
+# ---- everything of the mixer at once, without a gradient
+
+
+def _bimamba_inference_fake(x: Tensor, z: Tensor, *parameters: Tensor) -> Tensor:
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
+
+
+def _bimamba_inference_cpu(
+    x: Tensor,
+    z: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor,
+    x_proj: Tensor,
+    dt_proj: Tensor,
+    dt_bias: Tensor,
+    A_log: Tensor,
+    D: Tensor,
+) -> Tensor:
+    weights = _inference.Weights(
+        _launch.taps_first(conv_weight.float()),
+        conv_bias.float().contiguous(),
+        x_proj.float().transpose(2, 3),
+        dt_proj.float().transpose(2, 3),
+        dt_bias.float().contiguous(),
+        -torch.exp(A_log.float()).contiguous(),
+        D.float().contiguous(),
+    )
+    return _inference.bimamba(x, z, weights)
+
+
 def _register() -> None:
     for name, kernel in (
         ("conv_silu", _conv_silu_cpu),
         ("conv_silu_backward", _conv_silu_backward_cpu),
         ("selective_scan", _scan_cpu),
         ("selective_scan_backward", _scan_backward_cpu),
+        ("bimamba_inference", _bimamba_inference_cpu),
     ):
         _library.impl(name, kernel, "CPU")
     for name, fake in (
@@ -178,6 +208,7 @@ def _register() -> None:
         ("conv_silu_backward", _conv_silu_backward_empty),
         ("selective_scan", _scan_fake),
         ("selective_scan_backward", _scan_backward_fake),
+        ("bimamba_inference", _bimamba_inference_fake),
     ):
         torch.library.register_fake(f"ssamba::{name}", fake, lib=_library)
     torch.library.register_autograd(
@@ -206,8 +237,11 @@ def selective_scan(
 ) -> Tensor:
     """``reference.selective_scan``. States are kept for the gradient (L / 32 of them) only where one is wanted."""
     inputs = (u_BLRKE, dt_BLRKE, A_RKEN, B_BLRKN, C_BLRKN, D_RKE, dt_bias_RKE, z_BLKE)
-    keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
-    return torch.ops.ssamba.selective_scan(*inputs, keep)[0]
+    return torch.ops.ssamba.selective_scan(*inputs, _wants_gradient(*inputs))[0]
+
+
+def _wants_gradient(*inputs: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
 
 
 def bimamba_inner(
@@ -221,7 +255,13 @@ def bimamba_inner(
     A_log_RKEN: Tensor,
     D_RKE: Tensor,
 ) -> Tensor:
-    """``reference.bimamba_inner``: two operators with two batched matrix products between them, one matrix per lane."""
+    """``reference.bimamba_inner``: the two operators and, between them, two matrix products for each lane.
+
+    Where no gradient is wanted, one operator runs the same kernels part by part, in memory that does not grow with L.
+    """
+    parameters = (conv_weight_RKEW, conv_bias_RKE, x_proj_RKPE, dt_proj_RKEr, dt_bias_RKE, A_log_RKEN, D_RKE)
+    if not _wants_gradient(x_BLKE, z_BLKE, *parameters):
+        return torch.ops.ssamba.bimamba_inference(x_BLKE, z_BLKE, *parameters)
     directions, blocks, channels, rank = dt_proj_RKEr.shape
     batch, length = x_BLKE.shape[:2]
     states = A_log_RKEN.shape[-1]
