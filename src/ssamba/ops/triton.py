@@ -35,7 +35,7 @@ def _lanes(x_RKXY: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _over_tokens(a_GTM: Tensor, b_GTN: Tensor) -> Tensor:
-    """``a^T b`` for each lane in float32: a small result from many tokens, so the tokens are cut and added afterwards."""
+    """``a^T b`` for each lane in float32: a small result from many tokens, so these are cut and added after."""
     lanes, tokens = a_GTM.shape[:2]
     parts = 16
     while parts > 1 and (tokens % parts or tokens // parts < 256):

@@ -1,5 +1,5 @@
 # mypy: disable-error-code="no-untyped-def"
-"""Depthwise convolution + SiLU in both directions: alone, fused with the input-dependent projection, and its backward."""
+"""Depthwise convolution + SiLU in both directions: alone, fused with the x projection, and its backward."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def _conv_proj(
     R: tl.constexpr, K: tl.constexpr, W: tl.constexpr, P: tl.constexpr,
     BT: tl.constexpr, BE: tl.constexpr, BP: tl.constexpr, PREC: tl.constexpr,
 ):  # fmt: skip
-    """p = silu(conv(x)) @ proj^T for every direction; u lives in registers only, one read of x serves all directions."""
+    """p = silu(conv(x)) @ proj^T for every direction; u stays in registers, one read of x serves both."""
     t = tl.program_id(0) * BT + tl.arange(0, BT).to(tl.int64)
     b = (tl.program_id(1) // K).to(tl.int64)
     k = tl.program_id(1) % K
@@ -123,7 +123,7 @@ def _tap_gradients(
     x, x_at_t, g_ptr, w_ptr, acc, dx, t, length, width, col, col_ok,
     REV: tl.constexpr, W: tl.constexpr, WP: tl.constexpr,
 ):  # fmt: skip
-    """Adds one direction's share to ``dx`` and, row j of ``acc`` for tap j (row W for the bias), to the weights' sums."""
+    """Adds one direction's share to ``dx`` and, row j of ``acc`` for tap j (row W for the bias), to the weights."""
     row = tl.arange(0, WP)
     for j in tl.static_range(W):
         at = t - j if REV else t + j

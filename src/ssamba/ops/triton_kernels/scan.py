@@ -122,7 +122,7 @@ def _backward(
     R: tl.constexpr, K: tl.constexpr, N: tl.constexpr, P: tl.constexpr, RANK: tl.constexpr,
     GATE: tl.constexpr, TILE: tl.constexpr, NP: tl.constexpr, BE: tl.constexpr,
 ):  # fmt: skip
-    """Tile by tile from the end: states forward from the saved one into a private scratch, then the adjoint backward."""
+    """Tile by tile from the end: states from the saved one into a private scratch, then the adjoint."""
     col = tl.program_id(0) * BE + tl.arange(0, BE)
     n = tl.arange(0, NP)
     b = (tl.program_id(1) // K).to(tl.int64)
@@ -259,7 +259,7 @@ def backward(
     ckpt: Tensor,
     dy_BLKE: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients ``du_GBLE`` and ``ddt_GBLE`` (of the raw dt), ``dBC_GBL2N``, ``dA_log_RKEN``, (dD, ddt_bias) ``_2RKE``."""
+    """``du_GBLE``, ``ddt_GBLE`` (of the raw dt), ``dBC_GBL2N``, ``dA_log_RKEN``, (dD, ddt_bias) ``_2RKE``."""
     lanes, batch, length, width = u_GBLE.shape
     directions, blocks, _, states = a_log_RKEN.shape
     count = tiles(length, directions)
