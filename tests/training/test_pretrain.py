@@ -193,6 +193,18 @@ def test_recipe_refuses(overrides: dict[str, object], message: str) -> None:
         make_recipe(None, overrides)
 
 
+def test_validation_mask_follows_a_smaller_grid() -> None:
+    assert make_recipe().hidden_in_validation == 400
+    assert make_recipe(None, {"mask": 300}).hidden_in_validation == 400
+    assert make_recipe(None, {"mask": 40, "frames": 128}).hidden_in_validation == 40
+
+
+def test_missing_data_leaves_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such file"):
+        pretrain([str(tmp_path / "none")], tmp_path / "run", make_recipe(), device="cpu")
+    assert not (tmp_path / "run").exists()
+
+
 def test_recipe_file_errors(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("maks: 300\n")

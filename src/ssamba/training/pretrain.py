@@ -81,9 +81,7 @@ class PretrainTask:
         waveforms, lengths = load_crops(specs, skip, recipe.workers)
         parts = zip(waveforms.split(recipe.batch), lengths.split(recipe.batch), strict=True)
         self.validation = torch.cat([batch_features(w, n, model.config) for w, n in parts])
-        self.validation_masks = self._masks(
-            len(self.validation), "validation", 0, recipe.validation_mask or recipe.mask
-        )
+        self.validation_masks = self._masks(len(self.validation), "validation", 0, recipe.hidden_in_validation)
 
     def _masks(self, batch: int, purpose: str, step: int, count: int) -> tuple[Tensor, Tensor | None]:
         """The masks of one step's passes."""
@@ -157,6 +155,7 @@ def pretrain(
     Ctrl-C.
     """
     chosen = pick_device(device)
+    listed = read_sources(data)
     make_folder(out)
     resuming = (out / STATE_FILE).exists()
     if resuming:
@@ -164,7 +163,7 @@ def pretrain(
     elif (out / CONFIG_FILE).exists() and not (out / RECIPE_FILE).exists():
         raise ConfigError(f"{out}: holds a model that is no pretraining run; choose another --out")
     skip = SkipList(out / SKIPPED_FILE)
-    sources = _scan(read_sources(data), skip)
+    sources = _scan(listed, skip)
     training, held_out = split_validation(sources, fraction=recipe.validation, seed=recipe.seed)
     if not held_out:
         raise DataError(f"{data[0]}: one file alone leaves none for validation; give two or more")

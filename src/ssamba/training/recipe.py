@@ -54,7 +54,7 @@ class PretrainRecipe:
     lr_decay: float = option(0.5, "factor by which the rate then falls")
     validation: float = option(0.02, "share of the files held out for validation")
     validation_clips: int = option(256, "most clips in a validation")
-    validation_mask: int = option(0, "patches hidden in validation, 0 takes as many as in training")
+    validation_mask: int = option(0, "patches hidden in validation; 0, or too many for the grid: as in training")
     seed: int = option(0, "seed of weights, clips, crops and masks")
     workers: int = option(2, "threads that decode audio")
     precision: str = option("auto", "auto is bf16 on a GPU that has it and fp32 elsewhere", ("auto", "fp32", "bf16"))
@@ -91,9 +91,16 @@ class PretrainRecipe:
 
     def _check_masks(self) -> None:
         rows, cols = self.config().grid
-        for name, value in (("mask", self.mask), ("validation_mask", self.validation_mask or self.mask)):
-            if not 0 < value < rows * cols:
-                raise ConfigError(f"{name}: {value} patches, the grid {rows} x {cols} allows 1 to {rows * cols - 1}")
+        if not 0 < self.mask < rows * cols:
+            raise ConfigError(f"mask: {self.mask} patches, the grid {rows} x {cols} allows 1 to {rows * cols - 1}")
+        if self.validation_mask < 0:
+            raise ConfigError(f"validation_mask: {self.validation_mask}, give 0 or more")
+
+    @property
+    def hidden_in_validation(self) -> int:
+        """Patches hidden in validation: ``validation_mask`` where the grid has more than those, else ``mask``."""
+        rows, cols = self.config().grid
+        return self.validation_mask if 0 < self.validation_mask < rows * cols else self.mask
 
     def config(self) -> Config:
         """The model that the recipe trains (before statistics are measured)."""
