@@ -30,8 +30,8 @@ def _compute_dtype(x: Tensor) -> torch.dtype:
 def conv_silu(x_BLKE: Tensor, weight_RKEW: Tensor, bias_RKE: Tensor) -> Tensor:
     """Depthwise causal convolution and SiLU, once for each direction.
 
-    Direction 0 reads positions ``t-W+1 .. t``, direction 1 (anti-causal) ``t .. t+W-1`` with the taps mirrored, which is
-    what the causal convolution does on the reversed sequence (REFERENCE.md, "Encoder", mixer). Returns ``u_BLRKE``.
+    Direction 0 reads positions ``t-W+1 .. t``, direction 1 (anti-causal) ``t .. t+W-1`` with the taps mirrored, which
+    is what the causal convolution does on the reversed sequence (REFERENCE.md, "Encoder"). Returns ``u_BLRKE``.
     """
     dtype = _compute_dtype(x_BLKE)
     batch, length, blocks, channels = x_BLKE.shape

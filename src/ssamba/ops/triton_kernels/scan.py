@@ -12,6 +12,8 @@ too.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -267,7 +269,7 @@ def backward(
     be = _channels(width, padded, lanes * batch)
     parts = triton.cdiv(width, be)
     du, ddt = torch.empty_like(u_GBLE), torch.empty_like(u_GBLE)
-    wide = {"device": du.device, "dtype": torch.float32}
+    wide: dict[str, Any] = {"device": du.device, "dtype": torch.float32}
     hist = torch.empty(parts * lanes * batch, TILE, padded, be, **wide)
     dbc = torch.empty(parts, lanes, batch, length, 2 * states, **wide)
     da = torch.empty(batch, directions, blocks, width, states, **wide)
