@@ -75,9 +75,7 @@ def scan_arguments(batch: int, length: int, directions: int, blocks: int, channe
 
 
 def time_scan(repeats: int) -> None:
-    print(
-        "| scan, batch 4 x 513 x 384 x 16 | forward | updates/s | backward | backward / forward |\n|---|---|---|---|---|"
-    )
+    print("| scan, batch 4 x 513 x 384 x 16 | forward | updates/s | backward | ratio |\n|---|---|---|---|---|")
     for directions, blocks in ((1, 1), (2, 2)):
         arguments = scan_arguments(4, 513, directions, blocks, 384)
         updates = 4 * 513 * 384 * 16 * directions * blocks
@@ -93,8 +91,8 @@ def time_scan(repeats: int) -> None:
         weight = torch.randn_like(out)
         backward = median(functools.partial(torch.autograd.grad, out, leaves, weight, retain_graph=True), repeats)
         print(
-            f"| {directions} direction(s), {blocks} block(s) | {1e3 * forward:.2f} ms | {updates / forward / 1e9:.2f} G "
-            f"| {1e3 * backward:.2f} ms | {backward / forward:.2f} |"
+            f"| {directions} direction(s), {blocks} block(s) | {1e3 * forward:.2f} ms "
+            f"| {updates / forward / 1e9:.2f} G | {1e3 * backward:.2f} ms | {backward / forward:.2f} |"
         )
 
 
