@@ -53,7 +53,7 @@ def _scan_inputs(x_BLKE: Tensor, w: Weights, r_from: int, r_to: int, cut: tuple[
     u_GTE, dt_GTE, p_GTP = _work_area([(lanes, tokens, n) for n in (channels, channels, outputs)])
 
     def by_lane(x_GTX: Tensor) -> Tensor:
-        return x_GTX.view(r_to - r_from, blocks, batch, length, -1).permute(2, 3, 0, 1, 4)
+        return x_GTX.view(r_to - r_from, blocks, batch, length, x_GTX.shape[2]).permute(2, 3, 0, 1, 4)
 
     _launch.conv_forward(x_BLKE, w.conv_RKWE, w.conv_bias_RKE, by_lane(u_GTE), (r_from, r_to))
     torch.bmm(u_GTE, w.x_proj_RKEP[r_from:r_to].flatten(0, 1), out=p_GTP)
