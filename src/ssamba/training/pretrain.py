@@ -22,7 +22,7 @@ from ssamba.data.sampling import PretrainPlan, centre_crops, split_validation
 from ssamba.data.scan import SkipList, scan_sources
 from ssamba.data.statistics import compute_statistics
 from ssamba.errors import ConfigError, DataError
-from ssamba.files import make_folder, write_text
+from ssamba.files import clear_leftovers, make_folder, write_text
 from ssamba.loading import pick_device, read_source
 from ssamba.models.ssamba import SSAMBA
 from ssamba.models.store import CONFIG_FILE, build, read_config, save_config
@@ -156,7 +156,7 @@ def pretrain(
     """
     chosen = pick_device(device)
     listed = read_sources(data)
-    make_folder(out)
+    clear_leftovers(make_folder(out))
     resuming = (out / STATE_FILE).exists()
     if resuming:
         _check_same_recipe(out, recipe, source)
