@@ -1,0 +1,61 @@
+"""What a labelled data set is, whatever its files look like on disk: classes, examples and the official folds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+SILENCE = -1
+"""In ``Example.per_second``: a second without any class. It is not scored."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A stretch of one audio file: ``start`` and ``seconds`` (None: to the end) in s, as ``read_audio`` takes them.
+
+    ``at`` is the second of the example at which it begins; between the parts of an example there is silence.
+    """
+
+    path: str
+    start: float = 0.0
+    seconds: float | None = None
+    at: float = 0.0
+
+
+@dataclass(frozen=True)
+class Example:
+    """One labelled recording: a file, a stretch of one, or a scene of several joined ones.
+
+    Attributes:
+        key: its name in reports, unique in the data set (relative path, forward slashes).
+        parts: what is heard, in time order; one part for anything but scenes.
+        labels: class numbers, one in a single-label set, any number in a multi-label set, none in a scene.
+        per_second: for scenes, the class of each second (``SILENCE`` for none).
+    """
+
+    key: str
+    parts: tuple[Part, ...]
+    labels: tuple[int, ...] = ()
+    per_second: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One division of the data set. ``validation`` is empty where the set's protocol has none."""
+
+    name: str
+    train: tuple[Example, ...]
+    validation: tuple[Example, ...]
+    test: tuple[Example, ...]
+
+
+@dataclass(frozen=True)
+class LabelledData:
+    """A data set as its publishers divide it: one fold, or several for cross-validation.
+
+    ``classes`` are the names in label order; ``multi_label`` says whether an example may have several.
+    """
+
+    layout: str
+    classes: tuple[str, ...]
+    multi_label: bool
+    folds: tuple[Fold, ...]
