@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 from plain_reference import plain_encode
 from safetensors.torch import load_file
 from torch import Tensor
@@ -16,6 +15,8 @@ from ssamba import frontend, ops
 from ssamba.config import Config
 from ssamba.interop.official import to_official
 from ssamba.loading import load
+from ssamba.models.classification import Classification, Classifier
+from ssamba.models.encoder import Encoder
 from ssamba.models.ssamba import SSAMBA
 
 RELATIVE, GRADIENT = 1e-5, 1e-4
@@ -23,6 +24,9 @@ SILENT_GRADIENT = "cpredlayer.2.bias"
 """Adding a constant to every prediction shifts a row of InfoNCE's logits as a whole, so this gradient is exactly 0."""
 
 PARAMETERS = {"tiny": 7_095_296, "small": 25_839_104, "base": 98_273_792}
+ENCODERS = ("ssamba", "ssast")
+HEADS = {"ssamba": None, "ssast": 2}
+"""The small SSAST has 2 attention heads, which its file does not say."""
 SOUNDS = ("chirp", "clicks", "noise", "quiet", "silence")
 GRIDS = ("s10_t1024", "s10_t128", "s10_t512", "s16_t3072")
 
@@ -36,14 +40,19 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
         yield request.param
 
 
-@pytest.fixture(scope="module")
-def pretrain(golden: Path) -> dict[str, Tensor]:
-    return load_file(golden / "ssamba_pretrain.safetensors")
+@pytest.fixture(scope="module", params=ENCODERS)
+def encoder(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 @pytest.fixture(scope="module")
-def finetune(golden: Path) -> dict[str, Tensor]:
-    return load_file(golden / "ssamba_finetune.safetensors")
+def pretrain(golden: Path, encoder: str) -> dict[str, Tensor]:
+    return load_file(golden / f"{encoder}_pretrain.safetensors")
+
+
+@pytest.fixture(scope="module")
+def finetune(golden: Path, encoder: str) -> dict[str, Tensor]:
+    return load_file(golden / f"{encoder}_finetune.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +61,8 @@ def sounds(golden: Path) -> dict[str, Tensor]:
 
 
 @pytest.fixture
-def model(official_path: Path) -> SSAMBA:
-    return load(official_path, device="cpu", heads=True)
+def model(golden: Path, encoder: str) -> Encoder:
+    return load(golden / f"{encoder}_official.pth", device="cpu", heads=True, attention_heads=HEADS[encoder])
 
 
 def relative(ours: Tensor, theirs: Tensor) -> float:
@@ -68,15 +77,15 @@ def test_parameter_counts_of_the_three_sizes(name: str) -> None:
     assert sum(p.numel() for p in model.parameters()) == PARAMETERS[name]
 
 
-def test_tokens_after_the_final_norms(model: SSAMBA, pretrain: dict[str, Tensor], backend: str) -> None:
+def test_tokens_after_the_final_norms(model: Encoder, pretrain: dict[str, Tensor], backend: str) -> None:
     with torch.no_grad():
         tokens = model.encode(pretrain["input"])
     assert relative(tokens, pretrain["tokens"]) < RELATIVE
     assert (tokens - pretrain["tokens"]).abs().max() < RELATIVE * pretrain["tokens"].abs().max()
-    assert relative(tokens[:, 1:].mean(dim=1), pretrain["mean_pooled"]) < RELATIVE
+    assert relative(tokens[:, model.prefix_tokens :].mean(dim=1), pretrain["mean_pooled"]) < RELATIVE
 
 
-def test_losses_and_every_gradient(model: SSAMBA, pretrain: dict[str, Tensor], backend: str) -> None:
+def test_losses_and_every_gradient(model: Encoder, pretrain: dict[str, Tensor], backend: str) -> None:
     out = model.losses(pretrain["input"], pretrain["mask_discriminative"], pretrain["mask_generative"])
     for ours, theirs in (("loss", "loss"), ("nce", "nce"), ("mse", "mse"), ("accuracy", "acc")):
         assert out[ours].item() == pytest.approx(pretrain[theirs].item(), rel=RELATIVE), ours
@@ -101,16 +110,17 @@ def test_losses_and_every_gradient(model: SSAMBA, pretrain: dict[str, Tensor], b
 
 
 @pytest.mark.parametrize("grid", GRIDS)
-def test_fine_tuning_grids(model: SSAMBA, finetune: dict[str, Tensor], grid: str, backend: str) -> None:
+def test_fine_tuning_grids(model: Encoder, finetune: dict[str, Tensor], grid: str, backend: str) -> None:
     stride, frames = (int(part[1:]) for part in grid.split("_"))
     other = model.with_grid(stride, frames)
     assert other.positions.shape == finetune[f"{grid}.pos_embed"].shape
     assert (other.positions - finetune[f"{grid}.pos_embed"]).abs().max() < RELATIVE
     with torch.no_grad():
         tokens = other.encode(finetune[f"{grid}.input"])
-    for pooling, pooled in (("avgtok", tokens[:, 1:].mean(dim=1)), ("cls", tokens[:, 0])):
-        normal = F.layer_norm(pooled, (32,), finetune["head.norm.weight"], finetune["head.norm.bias"])
-        logits = F.linear(normal, finetune["head.linear.weight"], finetune["head.linear.bias"])
+    for pooling, ours in (("avgtok", "mean"), ("cls", "cls")):
+        classifier = Classifier(other.config, Classification(tuple("abcdefg"), pooling=ours))
+        classifier.load_state_dict({k[5:]: v for k, v in finetune.items() if k.startswith("head.")})
+        logits = classifier(tokens, other.prefix_tokens, other.config.grid[1])
         assert (logits - finetune[f"{grid}.logits_{pooling}"]).abs().max() < RELATIVE, pooling
 
 
@@ -128,9 +138,9 @@ def test_model_input(sounds: dict[str, Tensor], sound: str) -> None:
     assert (ours[0] - sounds[f"{sound}.model_input"]).abs().max() < 1e-4
 
 
-def test_the_plain_form_of_other_tests(
-    model: SSAMBA, official_tensors: dict[str, Tensor], pretrain: dict[str, Tensor]
-) -> None:
+def test_the_plain_form_of_other_tests(official_path: Path, official_tensors: dict[str, Tensor], golden: Path) -> None:
+    pretrain = load_file(golden / "ssamba_pretrain.safetensors")
+    model = load(official_path, device="cpu")
     with torch.no_grad():
         embedded = model.embed_patches(pretrain["input"][:1])
         tokens = plain_encode(official_tensors, embedded)

@@ -5,16 +5,20 @@ from ssamba.errors import AudioError, CheckpointError, ConfigError, DataError, S
 from ssamba.frontend import features
 from ssamba.loading import load
 from ssamba.models.embedding import Embeddings
+from ssamba.models.encoder import Encoder
 from ssamba.models.ssamba import SSAMBA
+from ssamba.models.ssast import SSAST
 
 __all__ = [
     "SSAMBA",
+    "SSAST",
     "AudioError",
     "CheckpointError",
     "Config",
     "ConfigError",
     "DataError",
     "Embeddings",
+    "Encoder",
     "SsambaError",
     "features",
     "load",

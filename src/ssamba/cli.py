@@ -19,7 +19,7 @@ from ssamba.errors import SsambaError
 from ssamba.options import HelpFormatter, Parser, add_dataclass, given, positive, seconds, unknown_command, whole
 
 if TYPE_CHECKING:
-    from ssamba.models.ssamba import SSAMBA
+    from ssamba.models.encoder import Encoder
 
 # Everything that needs torch is imported inside the functions: help and usage errors come at once.
 
@@ -154,7 +154,7 @@ def _embed(arguments: argparse.Namespace) -> int:
 
     check_output(arguments.out)
     files, again = list_files(arguments.files)
-    model: SSAMBA = load(arguments.model, arguments.device, stride=arguments.stride, frames=arguments.frames)
+    model: Encoder = load(arguments.model, arguments.device, stride=arguments.stride, frames=arguments.frames)
     with Bar("embedding") as bar:
         report = embed_files(
             files,

@@ -18,7 +18,14 @@ AUDIOSET_MEAN, AUDIOSET_STD = -4.2677393, 4.5689974
 SAMPLE_RATE = 16000
 """Samples per second of everything that a model hears; other rates are resampled before."""
 WIDTHS = {"tiny": 192, "small": 384, "base": 768}
+ENCODERS = {"ssamba": 24, "ssast": 12}
+"""Kinds of encoder, and the blocks of their published sizes."""
+HEAD_WIDTH = 64
+"""Width of an attention head in the published sizes of SSAST."""
+DROP_PATH = {"ssamba": 0.1, "ssast": 0.0}
 FORMAT = 1
+OPEN = ("depth", "dt_rank", "attention_heads")
+"""Whole numbers for which 0 means the published value."""
 LARGEST, DEEPEST = 1_000_000, 1000
 """No value, and no depth, is larger: a damaged file must not ask for a model that never ends."""
 
@@ -28,11 +35,14 @@ class Config:
     """Everything that the weights depend on, and the front end that they were trained with.
 
     Units: ``frames`` and the time sides are log-mel frames of 10 ms, the frequency sides are mel bins, ``drop_path`` is
-    the rate of the last block. Raises ``ConfigError`` on values that no model can have.
+    the rate of the last block. ``state_size`` to ``dt_rank`` are SSAMBA's, ``attention_heads`` SSAST's. The published
+    value stands in for a ``depth``, ``dt_rank`` or ``attention_heads`` of 0 and a ``drop_path`` of -1. Raises
+    ``ConfigError`` on values that no model can have.
     """
 
+    encoder: str = "ssamba"
     width: int = 192
-    depth: int = 24
+    depth: int = 0
     frames: int = 1024
     patch_frequency: int = 16
     patch_time: int = 16
@@ -42,19 +52,24 @@ class Config:
     expand: int = 2
     conv_width: int = 4
     dt_rank: int = 0
-    drop_path: float = 0.1
+    attention_heads: int = 0
+    drop_path: float = -1.0
     mel_bins: int = 128
     sample_rate: int = SAMPLE_RATE
     mean: float = AUDIOSET_MEAN
     std: float = AUDIOSET_STD
 
     def __post_init__(self) -> None:
+        if self.encoder not in ENCODERS:
+            raise ConfigError(f"encoder is {self.encoder!r}: give {' or '.join(ENCODERS)}")
         for field in dataclasses.fields(self):
-            self._check(field.name, field.type == "int")
-        if self.dt_rank == 0:
-            object.__setattr__(self, "dt_rank", math.ceil(self.width / 16))
-        if self.depth % 2:
+            if field.name != "encoder":
+                self._check(field.name, field.type == "int")
+        self._fill()
+        if self.encoder == "ssamba" and self.depth % 2:
             raise ConfigError(f"depth is {self.depth}: blocks come in pairs, give an even number")
+        if self.encoder == "ssast" and self.width % self.attention_heads:
+            raise ConfigError(f"attention_heads is {self.attention_heads}: give a divisor of the width {self.width}")
         if self.mel_bins < self.patch_frequency or self.frames < self.patch_time:
             raise ConfigError(
                 f"a patch of {self.patch_frequency} x {self.patch_time} (mel bins x frames) does not fit into "
@@ -67,12 +82,26 @@ class Config:
         if self.sample_rate != SAMPLE_RATE:
             raise ConfigError(f"sample_rate is {self.sample_rate}: the filter bank takes {SAMPLE_RATE} only")
 
+    def _fill(self) -> None:
+        """Put the published values where the fields leave them open."""
+        transformer = self.encoder == "ssast"
+        published = {
+            "depth": ENCODERS[self.encoder],
+            "dt_rank": math.ceil(self.width / 16),
+            "attention_heads": max(1, self.width // HEAD_WIDTH) if transformer else 0,
+        }
+        for name, value in published.items():
+            if getattr(self, name) == 0:
+                object.__setattr__(self, name, value)
+        if self.drop_path == -1:
+            object.__setattr__(self, "drop_path", DROP_PATH[self.encoder])
+
     def _check(self, name: str, whole: bool) -> None:
         value = getattr(self, name)
         good = isinstance(value, int) if whole else isinstance(value, (int, float))
         if isinstance(value, bool) or not good:
             raise ConfigError(f"{name} is {value!r}: give a {'whole ' if whole else ''}number")
-        if whole and value < (0 if name == "dt_rank" else 1):
+        if whole and value < (0 if name in OPEN else 1):
             raise ConfigError(f"{name} is {value}: give a positive number")
         largest = DEEPEST if name == "depth" else LARGEST
         if not -largest <= value <= largest:  # NaN too
@@ -80,17 +109,17 @@ class Config:
 
     @classmethod
     def tiny(cls, **changes: Any) -> Config:
-        """Width 192, 24 blocks: 7.1 M parameters with both pretraining heads."""
+        """Width 192: 7.1 M parameters with both pretraining heads (SSAST 5.9 M)."""
         return cls(width=WIDTHS["tiny"], **changes)
 
     @classmethod
     def small(cls, **changes: Any) -> Config:
-        """Width 384, 24 blocks: 25.8 M parameters with both pretraining heads."""
+        """Width 384: 25.8 M parameters with both pretraining heads (SSAST 22.3 M)."""
         return cls(width=WIDTHS["small"], **changes)
 
     @classmethod
     def base(cls, **changes: Any) -> Config:
-        """Width 768, 24 blocks: 98.3 M parameters with both pretraining heads."""
+        """Width 768: 98.3 M parameters with both pretraining heads (SSAST 87.2 M)."""
         return cls(width=WIDTHS["base"], **changes)
 
     @property

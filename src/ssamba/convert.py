@@ -21,6 +21,7 @@ from ssamba.models.store import EXTRAS, WEIGHTS_FILE, read_model, save_config, s
 
 CLASSES = 1000
 """Outputs of the unused head that the reference's files carry."""
+UNUSED_HEADS = {"ssamba": ("v.head",), "ssast": ("v.head", "v.head_dist")}
 UNSTORED = ("mean", "std", "drop_path")
 """Values of the configuration that an official file has no place for; readers assume the reference's."""
 
@@ -46,10 +47,10 @@ def convert(source: str | os.PathLike[str], dest: Path) -> list[str]:
 
 
 def _to_directory(path: Path, dest: Path) -> list[str]:
-    config, tensors = read_source(path)
-    heads = any(key.startswith("heads.") for key in tensors)
+    description, tensors = read_source(path)
+    heads = description.heads
     with _new_directory(dest) as folder:
-        save_config(folder, config, heads)
+        save_config(folder, description)
         save_tensors(folder / WEIGHTS_FILE, tensors)
     return [f"{dest}: {len(tensors)} tensors {'with' if heads else 'without'} pretraining heads"]
 
@@ -80,9 +81,12 @@ def _missing_parents(path: Path) -> list[Path]:
 
 
 def _to_file(path: Path, dest: Path) -> list[str]:
-    config, tensors = read_model(path)
+    description, tensors = read_model(path)
+    config = description.config
+    if description.classification is not None:
+        raise CheckpointError(f"{path}: the official form has no place for a classifier; no file was written")
     state = official_state(config, tensors)
-    back, _ = from_official(state, str(path))
+    back, _ = from_official(state, str(path), config.attention_heads or None)
     lost = {k: v for k, v in config.to_dict().items() if back.to_dict()[k] != v}
     if set(lost) - set(UNSTORED):
         names = ", ".join(sorted(set(lost) - set(UNSTORED)))
@@ -106,8 +110,8 @@ def official_state(config: Config, tensors: dict[str, Tensor]) -> dict[str, Tens
     extras = {
         "p_input_fdim": torch.tensor(config.mel_bins),
         "p_input_tdim": torch.tensor(config.frames),
-        "v.head.weight": torch.zeros(CLASSES, config.width),
-        "v.head.bias": torch.zeros(CLASSES),
     }
+    for head in UNUSED_HEADS[config.encoder]:
+        extras |= {f"{head}.weight": torch.zeros(CLASSES, config.width), f"{head}.bias": torch.zeros(CLASSES)}
     extras |= {k.removeprefix(EXTRAS): v for k, v in tensors.items() if k.startswith(EXTRAS)}
     return {PREFIX + k: v for k, v in extras.items()} | to_official(weights)

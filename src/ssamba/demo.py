@@ -13,6 +13,7 @@ import ssamba
 from ssamba.data.audio import read_audio
 from ssamba.data.synthetic import make_synthetic
 from ssamba.files import write_text
+from ssamba.models.encoder import Encoder
 from ssamba.models.ssamba import SSAMBA
 from ssamba.neighbours import log_mel_statistics, mean_and_deviation, neighbour_accuracy
 from ssamba.pictures import embedding_map, loss_curves, reconstruction_picture
@@ -67,7 +68,7 @@ def run(out: Path) -> str:
     return text
 
 
-def compare(model: SSAMBA, rows: list[dict[str, str]], out: Path) -> str:
+def compare(model: Encoder, rows: list[dict[str, str]], out: Path) -> str:
     """Nearest-neighbour accuracy of the trained encoder, an untrained one and log-mel statistics; draws the map.
 
     All three are the mean and the deviation of what they are made of: patch tokens, or log-mel frames.
@@ -104,7 +105,7 @@ def two_dimensions(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.asarray(tsne.fit_transform(standard), dtype=np.float32)
 
 
-def _clips(model: SSAMBA, waveforms: list[NDArray[np.float32]], label: str) -> NDArray[np.float32]:
+def _clips(model: Encoder, waveforms: list[NDArray[np.float32]], label: str) -> NDArray[np.float32]:
     parts: list[NDArray[np.float32]] = []
     with Bar(label) as bar:
         for start in range(0, len(waveforms), 32):

@@ -12,13 +12,13 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from ssamba import frontend
-from ssamba.config import WIDTHS, Config, read_json
+from ssamba.config import ENCODERS, WIDTHS, read_json
 from ssamba.data.manifest import read_sources
 from ssamba.data.scan import Progress, SkipList
 from ssamba.data.statistics import compute_statistics
 from ssamba.errors import CheckpointError
 from ssamba.loading import read_source
-from ssamba.models.store import EXTRAS, WEIGHTS_FILE, read_config
+from ssamba.models.store import EXTRAS, WEIGHTS_FILE, Description, read_config
 from ssamba.patches import covered_frames
 
 STATE_FILE = "state.json"
@@ -31,15 +31,14 @@ def describe(source: str | os.PathLike[str]) -> dict[str, Any]:
     """
     path = Path(source)
     if path.is_dir():
-        config, heads = read_config(path)
+        description = read_config(path)
         shapes = _header(path / WEIGHTS_FILE)
         kind = "run" if (path / STATE_FILE).exists() else "model directory"
     else:
-        config, tensors = read_source(path)
+        description, tensors = read_source(path)
         shapes = {k: tuple(v.shape) for k, v in tensors.items()}
-        heads = any(k.startswith("heads.") for k in shapes)
         kind = "official checkpoint"
-    facts: dict[str, Any] = {"source": str(path), "kind": kind, **_model_facts(config, shapes, heads)}
+    facts: dict[str, Any] = {"source": str(path), "kind": kind, **_model_facts(description, shapes)}
     if kind == "run":
         facts["training"] = read_json(path / STATE_FILE)
     return facts
@@ -56,7 +55,8 @@ def _header(path: Path) -> dict[str, tuple[int, ...]]:
         raise CheckpointError(f"{path}: is damaged or no safetensors file ({error})") from None
 
 
-def _model_facts(config: Config, shapes: dict[str, tuple[int, ...]], heads: bool) -> dict[str, Any]:
+def _model_facts(description: Description, shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
+    config, task = description.config, description.classification
     rows, columns = config.grid
     sizes = {v: k for k, v in WIDTHS.items()}
 
@@ -64,16 +64,18 @@ def _model_facts(config: Config, shapes: dict[str, tuple[int, ...]], heads: bool
         return sum(math.prod(shape) for key, shape in shapes.items() if key.startswith(prefixes))
 
     extras = count(EXTRAS)
-    in_heads = count("heads.")
-    standard = config.depth == Config.depth and config.width in sizes
+    in_heads, in_classifier = count("heads."), count("classifier.")
+    standard = config.depth == ENCODERS[config.encoder] and config.width in sizes
     return {
         "size": sizes[config.width] if standard else "custom",
         "parameters": {
-            "encoder": count("") - extras - in_heads,
+            "encoder": count("") - extras - in_heads - in_classifier,
             "heads": in_heads,
+            "classifier": in_classifier,
             "unused extras": extras,
         },
-        "heads": heads,
+        "heads": description.heads,
+        "classification": None if task is None else task.to_dict(),
         "grid": {"frequency": rows, "time": columns, "patches": rows * columns},
         "seconds": frontend.samples_of_frames(covered_frames(columns, config)) / frontend.SAMPLE_RATE,
         "config": config.to_dict(),
@@ -87,13 +89,19 @@ def as_json(facts: dict[str, Any]) -> str:
 
 def as_text(facts: dict[str, Any]) -> str:
     """Facts as aligned lines for a reader."""
-    c, grid, counts = facts["config"], facts["grid"], facts["parameters"]
+    c, grid, counts, task = facts["config"], facts["grid"], facts["parameters"], facts["classification"]
+    used = sum(counts.values()) - counts["unused extras"]
+    inside = f"state {c['state_size']}" if c["encoder"] == "ssamba" else f"{c['attention_heads']} attention heads"
     lines = [
         ("source", f"{facts['source']} ({facts['kind']})"),
-        ("model", f"SSAMBA {facts['size']}: width {c['width']}, {c['depth']} blocks, state {c['state_size']}"),
-        ("parameters", f"{counts['encoder'] + counts['heads']:,}, of them {counts['heads']:,} in pretraining heads"),
+        ("model", f"{c['encoder'].upper()} {facts['size']}: width {c['width']}, {c['depth']} blocks, {inside}"),
+        (
+            "parameters",
+            f"{used:,}, of them {counts['heads']:,} in pretraining heads",
+        ),
         ("heads", "discriminative and generative" if facts["heads"] else "none"),
         ("unused extras", f"{counts['unused extras']:,} values kept from an official file"),
+        *([("classifier", f"{len(task['classes'])} classes, {task['recipe'] or 'custom'}")] if task else []),
         ("patches", _patches_text(c)),
         ("grid", f"{grid['frequency']} x {grid['time']} (frequency x time) = {grid['patches']} patches"),
         ("window", f"{c['frames']} frames, {facts['seconds']:.2f} s; longer recordings are cut and cross-faded"),

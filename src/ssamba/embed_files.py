@@ -26,7 +26,7 @@ from ssamba.data.manifest import read_source
 from ssamba.embed_output import LEVELS, Spool, Times, check_output, write_output
 from ssamba.errors import AudioError, ConfigError, DataError, SsambaError
 from ssamba.models.embedding import CrossFade, FeatureStream, Window, WindowCutter, encode_windows
-from ssamba.models.ssamba import SSAMBA
+from ssamba.models.encoder import Encoder
 
 BLOCK_SECONDS = 30.0
 """Audio decoded at a time; files up to this length are decoded whole, ahead of the model."""
@@ -66,7 +66,7 @@ def list_files(arguments: Sequence[str]) -> tuple[list[str], int]:
 
 def embed_files(
     files: Sequence[str],
-    model: SSAMBA,
+    model: Encoder,
     out: Path,
     level: str = "clip",
     whole: bool = False,
@@ -141,7 +141,7 @@ class _Run:
     """One call of ``embed_files``: the files, the open cross-fades and what is known so far."""
 
     def __init__(
-        self, files: list[str], model: SSAMBA, spool: Spool, level: str, whole: bool, progress: Progress | None
+        self, files: list[str], model: Encoder, spool: Spool, level: str, whole: bool, progress: Progress | None
     ) -> None:
         self.files, self.model, self.spool, self.level, self.whole = files, model, spool, level, whole
         self.report = Report(model.config.width)

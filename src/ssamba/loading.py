@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ssamba.config import Config
 from ssamba.errors import CheckpointError, ConfigError
-from ssamba.interop.official import KNOWN_EXTRAS, PREFIX, from_official, read_pth
-from ssamba.models.ssamba import SSAMBA
-from ssamba.models.store import build, read_model
+from ssamba.interop.official import EXTRAS_OF, PREFIX, from_official, read_pth
+from ssamba.models.encoder import Encoder
+from ssamba.models.store import Description, build, read_model
 
 Source = str | os.PathLike[str]
 
@@ -34,8 +34,8 @@ def pick_device(device: str | torch.device = "auto") -> torch.device:
     return chosen
 
 
-def read_source(source: Source) -> tuple[Config, dict[str, Tensor]]:
-    """Configuration and tensors of a run or model directory or an official `.pth`.
+def read_source(source: Source, attention_heads: int | None = None) -> tuple[Description, dict[str, Tensor]]:
+    """Description and tensors of a run or model directory or an official `.pth`.
 
     Raises ``CheckpointError``, or ``ConfigError`` for a damaged ``config.json``.
     """
@@ -46,10 +46,11 @@ def read_source(source: Source) -> tuple[Config, dict[str, Tensor]]:
         return read_model(path)
     if os.path.isfile(path):
         state = read_pth(path)
-        config, tensors = from_official(state, str(path))
+        config, tensors = from_official(state, str(path), attention_heads)
         bare = {k.removeprefix(PREFIX): v for k, v in state.items()}
-        return config, tensors | {f"extras.{k}": bare[k] for k in KNOWN_EXTRAS if k in bare}
-    raise CheckpointError(f"{source}: no such file or directory; give a run directory or an official SSAMBA .pth")
+        extras = {f"extras.{k}": bare[k] for k in EXTRAS_OF[config.encoder] if k in bare}
+        return Description(config, any(k.startswith("heads.") for k in tensors)), tensors | extras
+    raise CheckpointError(f"{source}: no such file or directory; give a run directory or an official .pth")
 
 
 def load(
@@ -58,18 +59,21 @@ def load(
     heads: bool = False,
     stride: int | None = None,
     frames: int | None = None,
-) -> SSAMBA:
+    attention_heads: int | None = None,
+) -> Encoder:
     """A model, ready to use (evaluation mode).
 
-    ``source`` is a run directory, a converted model directory or an official SSAMBA `.pth`. ``heads`` keeps the two
-    pretraining heads. ``stride`` (both axes) and ``frames`` (10 ms each) choose another patch grid: positions are
-    resized as for fine-tuning. Raises ``CheckpointError`` or ``ConfigError`` with one line that names the file.
+    ``source`` is a run directory, a converted model directory or an official SSAMBA or SSAST `.pth`. ``heads`` keeps
+    the two pretraining heads; a fine-tuned run comes with its classifier. ``stride`` (both axes) and ``frames`` (10 ms
+    each) choose another patch grid: positions are resized as for fine-tuning. ``attention_heads`` is for an official
+    SSAST of another width than the published. Raises ``CheckpointError`` or ``ConfigError`` with one line that names
+    the file.
     """
     chosen = pick_device(device)
-    config, tensors = read_source(source)
-    if heads and not any(k.startswith("heads.") for k in tensors):
+    description, tensors = read_source(source, attention_heads)
+    if heads and not description.heads:
         raise CheckpointError(f"{source}: has no pretraining heads: load it without heads=True")
-    model = build(config, tensors, heads)
+    model = build(dataclasses.replace(description, heads=heads), tensors)
     if stride is not None or frames is not None:
         model = model.with_grid(stride, frames)
     return model.to(chosen).eval()

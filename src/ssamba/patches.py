@@ -42,18 +42,18 @@ def unpatchify(patches: Tensor, config: Config, n_columns: int) -> Tensor:
 
 
 def resize_positions(positions: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
-    """Position embedding (1, 1 + F*T, d) for another (frequency, time) grid; the CLS position in front is kept.
+    """Position embedding (1, prefix + F*T, d) for another (frequency, time) grid; positions in front are kept.
 
     A shorter side is cut from the centre, a longer one interpolated (bilinear, align_corners False): first time, then
     frequency, as for fine-tuning in SSAST (arXiv 2110.09784; REFERENCE.md, "Fine-tuning").
     """
     if old == new:
         return positions
-    width = positions.shape[-1]
-    image = positions[:, 1:].transpose(1, 2).reshape(1, width, *old)
+    front, width = positions.shape[1] - old[0] * old[1], positions.shape[-1]
+    image = positions[:, front:].transpose(1, 2).reshape(1, width, *old)
     image = _resize_side(image, dim=3, length=new[1])
     image = _resize_side(image, dim=2, length=new[0])
-    return torch.cat([positions[:, :1], image.reshape(1, width, -1).transpose(1, 2)], dim=1)
+    return torch.cat([positions[:, :front], image.reshape(1, width, -1).transpose(1, 2)], dim=1)
 
 
 def _resize_side(image: Tensor, dim: int, length: int) -> Tensor:

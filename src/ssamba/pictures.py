@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from ssamba.models.ssamba import SSAMBA
+    from ssamba.models.encoder import Encoder
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#B8A800")
 """Okabe and Ito's colours, told apart by colour-blind readers (yellow darkened for thin marks on white)."""
@@ -68,7 +68,7 @@ def _figure(out: Path, width: float, height: float) -> Iterator[Figure]:
 
 
 def reconstruction_picture(
-    model: SSAMBA,
+    model: Encoder,
     path: str | os.PathLike[str],
     out: Path,
     mask: int | None = None,

@@ -15,7 +15,7 @@ from ssamba.config import nearest
 from ssamba.data.audio import read_audio
 from ssamba.errors import ConfigError
 from ssamba.masking import cluster_masks, frame_masks
-from ssamba.models.ssamba import SSAMBA
+from ssamba.models.encoder import Encoder
 
 MASKED_SHARE = 400 / 512
 """Share of the patches hidden by default: the reference's 400 of 512."""
@@ -45,7 +45,7 @@ class Reconstruction:
 
 
 def reconstruct(
-    model: SSAMBA,
+    model: Encoder,
     path: str | os.PathLike[str],
     mask: int | None = None,
     mask_kind: str = "cluster",

@@ -11,7 +11,8 @@ from ssamba import ops, patches
 from ssamba.config import Config
 from ssamba.errors import ConfigError
 from ssamba.masking import frame_masks
-from ssamba.models.ssamba import SSAMBA, gather_patches
+from ssamba.models.encoder import gather_patches
+from ssamba.models.ssamba import SSAMBA
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

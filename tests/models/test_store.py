@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from ssamba.errors import CheckpointError, ConfigError, SsambaError
 from ssamba.models.ssamba import SSAMBA
-from ssamba.models.store import build, load_tensors, read_config, read_model, save_model, save_tensors
+from ssamba.models.store import Description, build, load_tensors, read_config, read_model, save_model, save_tensors
 
 
 @pytest.fixture
@@ -38,28 +39,29 @@ def change_tensors(folder: Path, **changes: Tensor | None) -> None:
 
 def test_round_trip(folder: Path, small_model: SSAMBA) -> None:
     assert sorted(p.name for p in folder.iterdir()) == ["config.json", "model.safetensors"]
-    assert read_config(folder) == (small_model.config, True)
-    config, tensors = read_model(folder)
-    assert config == small_model.config
+    assert read_config(folder) == Description(small_model.config, heads=True)
+    description, tensors = read_model(folder)
+    assert description.config == small_model.config
     expected = small_model.state_dict() | {"extras.v.head.bias": torch.arange(3.0)}
     assert set(tensors) == set(expected)
     assert all(torch.equal(tensors[k], v) for k, v in expected.items())
-    again = build(config, tensors, heads=True)
+    again = build(description, tensors)
     assert all(torch.equal(v, small_model.state_dict()[k]) for k, v in again.state_dict().items())
     assert all(p.requires_grad and not p.is_meta for p in again.parameters())
 
 
 def test_heads_may_be_left_out(folder: Path, small_model: SSAMBA, tmp_path: Path) -> None:
-    bare = build(*read_model(folder), heads=False)
+    description, tensors = read_model(folder)
+    bare = build(dataclasses.replace(description, heads=False), tensors)
     assert bare.heads is None
     save_model(tmp_path / "bare", bare)
-    assert read_config(tmp_path / "bare") == (small_model.config, False)
+    assert read_config(tmp_path / "bare") == Description(small_model.config)
     assert not any(k.startswith("heads.") for k in read_model(tmp_path / "bare")[1])
 
 
 def test_weights_of_lower_precision_are_widened(folder: Path, small_model: SSAMBA) -> None:
-    config, tensors = read_model(folder)
-    model = build(config, {k: v.bfloat16() for k, v in tensors.items()}, heads=True)
+    description, tensors = read_model(folder)
+    model = build(description, {k: v.bfloat16() for k, v in tensors.items()})
     assert model.positions.dtype == torch.float32
     assert torch.equal(model.positions, small_model.positions.bfloat16().float())
 
@@ -116,7 +118,7 @@ def test_tensors_that_do_not_fit_are_named(folder: Path) -> None:
     ("changes", "error", "reason"),
     [
         ({"format": 2}, CheckpointError, "format 2 with encoder 'ssamba', this version reads format 1"),
-        ({"encoder": "ssast"}, CheckpointError, "encoder 'ssast'"),
+        ({"encoder": "resnet"}, CheckpointError, "encoder 'resnet'"),
         ({"config": [1]}, CheckpointError, "has no 'config' object"),
         ({"config": {"widht": 1}}, ConfigError, "did you mean 'width'"),
         ({"config": {"depth": 3}}, ConfigError, "depth is 3"),

@@ -1,4 +1,4 @@
-"""Official SSAMBA checkpoints (`torch.save` of a state dict): strict, in both directions.
+"""Official checkpoints (`torch.save` of a state dict): strict, in both directions. Here SSAMBA's; SSAST's beside it.
 
 Key forms are those of REFERENCE.md, "Official checkpoints". The reference keeps one set of weights per block and scan
 direction; here the two blocks of a pair and both directions are stacked. In an odd block, which the reference runs on
@@ -16,27 +16,18 @@ from torch import Tensor
 
 from ssamba.config import Config
 from ssamba.errors import CheckpointError, ConfigError
+from ssamba.interop.official_keys import HEADS, PATCHES, compare, grid_values, renamed, stacked_depth
+from ssamba.interop.official_ssast import KNOWN_EXTRAS as SSAST_EXTRAS
+from ssamba.interop.official_ssast import MARK, from_ssast, to_ssast
 from ssamba.models.blocks import BLOCKS, DIRECTIONS
 from ssamba.models.ssamba import SSAMBA
 
 PREFIX = "module."
 KNOWN_EXTRAS = ("v.head.weight", "v.head.bias", "p_input_fdim", "p_input_tdim")
 """Keys that official files carry and the model does not use."""
+EXTRAS_OF = {"ssamba": KNOWN_EXTRAS, "ssast": SSAST_EXTRAS}
 
-PLAIN = {
-    "v.cls_token": "cls_token",
-    "v.pos_embed": "positions",
-    "mask_embed": "mask_embedding",
-    "v.patch_embed.proj.weight": "patch_embed.weight",
-    "v.patch_embed.proj.bias": "patch_embed.bias",
-    "v.norm_f.weight": "norm.weight",
-    "v.norm_f.bias": "norm.bias",
-} | {
-    f"{theirs}.{i}.{kind}": f"heads.{ours}.{i}.{kind}"
-    for theirs, ours in (("cpredlayer", "discriminative"), ("gpredlayer", "generative"))
-    for i in (0, 2)
-    for kind in ("weight", "bias")
-}
+PLAIN = PATCHES | HEADS | {"v.norm_f.weight": "norm.weight", "v.norm_f.bias": "norm.bias"}
 
 PER_DIRECTION = {
     "conv1d{}.weight": "conv_weight_RKEW",
@@ -50,23 +41,25 @@ PER_DIRECTION = {
 """Official name, with the place of the direction's suffix, -> stacked name."""
 
 
-def from_official(state: dict[str, Tensor], source: str = "checkpoint") -> tuple[Config, dict[str, Tensor]]:
-    """Official state dict -> the configuration its shapes give and the state dict of ``SSAMBA``.
+def from_official(
+    state: dict[str, Tensor], source: str = "checkpoint", attention_heads: int | None = None
+) -> tuple[Config, dict[str, Tensor]]:
+    """Official state dict -> the configuration its shapes give and the state dict of ``SSAMBA`` or ``SSAST``.
+
+    ``attention_heads`` is for SSAST of other than the published widths: its files do not say.
 
     Works with or without ``module.`` and with or without the two heads; patches must not overlap. Raises
     ``CheckpointError`` naming ``source`` and every key that is missing, unexpected or of a shape that does not fit.
     """
     state = {k.removeprefix(PREFIX): v for k, v in state.items()}
-    if "v.blocks.0.attn.qkv.weight" in state:
-        raise CheckpointError(
-            f"{source}: is an SSAST checkpoint (a transformer), expected SSAMBA's keys 'v.layers.N.mixer.*'"
-        )
+    if MARK in state:
+        return from_ssast(state, source, attention_heads)
     config = _config_from_shapes(state, source)
     heads = any(k.startswith(("cpredlayer", "gpredlayer")) for k in state)
     with torch.device("meta"):
         model = SSAMBA(config, heads=heads)
     expected = {k: v.shape for k, v in to_official(model.state_dict(), prefix="").items()}
-    _compare(expected, state, source)
+    compare(expected, state, KNOWN_EXTRAS, "SSAMBA", source)
     return config, _stack(state, config)
 
 
@@ -80,21 +73,14 @@ def _config_from_shapes(state: dict[str, Tensor], source: str) -> Config:
     dims = (position.dim(), patch.dim(), a_log.dim(), dt.dim(), conv.dim())
     if dims != (3, 4, 2, 2, 3) or 0 in (*patch.shape, *a_log.shape, *dt.shape, *conv.shape):
         raise CheckpointError(f"{source}: is not an SSAMBA checkpoint, shapes of {', '.join(keys)} do not fit")
-    width, patch_f, patch_t = patch.shape[0], patch.shape[2], patch.shape[3]
-    mel_bins = _whole_number(state, "p_input_fdim", 128, source)
-    n_patches = position.shape[1] - 1
-    rows = max(mel_bins // patch_f, 1)
-    frames = _whole_number(state, "p_input_tdim", n_patches // rows * patch_t, source)
+    width = patch.shape[0]
+    depth = stacked_depth(state, r"v\.layers\.(\d{1,9})\.", source)
+    values = grid_values(state, 1, source)
     try:
-        config = Config(
+        return Config(
             width=width,
-            depth=_depth(state, source),
-            frames=frames,
-            mel_bins=mel_bins,
-            patch_frequency=patch_f,
-            patch_time=patch_t,
-            stride_frequency=patch_f,
-            stride_time=patch_t,
+            depth=depth,
+            **values,
             state_size=a_log.shape[1],
             expand=max(a_log.shape[0] // width, 1),
             conv_width=conv.shape[-1],
@@ -102,43 +88,6 @@ def _config_from_shapes(state: dict[str, Tensor], source: str) -> Config:
         )
     except ConfigError as error:
         raise CheckpointError(f"{source}: {error}") from None
-    if config.grid[0] * config.grid[1] != n_patches:
-        raise CheckpointError(
-            f"{source}: {n_patches} positions do not fit the grid {config.grid[0]} x {config.grid[1]} of "
-            f"{mel_bins} x {frames} features"
-        )
-    return config
-
-
-def _depth(state: dict[str, Tensor], source: str) -> int:
-    """Number of blocks; there must be no gap, so that a stray number cannot ask for a model of a million blocks."""
-    numbers = {int(m[1]) for k in state if (m := re.match(r"v\.layers\.(\d{1,9})\.", k))}
-    gap = next(i for i in range(len(numbers) + 1) if i not in numbers)
-    if gap != len(numbers):
-        raise CheckpointError(f"{source}: does not fit an SSAMBA model: missing v.layers.{gap}.* below {max(numbers)}")
-    return len(numbers)
-
-
-def _whole_number(state: dict[str, Tensor], key: str, default: int, source: str) -> int:
-    value = state.get(key)
-    if value is None:
-        return default
-    if value.numel() != 1 or value.is_floating_point() or value.is_complex():
-        raise CheckpointError(f"{source}: {key} is no whole number")
-    return int(value)
-
-
-def _compare(expected: dict[str, torch.Size], state: dict[str, Tensor], source: str) -> None:
-    problems = [f"missing {k}" for k in expected if k not in state]
-    problems += [f"unexpected {k}" for k in state if k not in expected and k not in KNOWN_EXTRAS]
-    problems += [
-        f"{k} has shape {tuple(state[k].shape)}, expected {tuple(shape)}"
-        for k, shape in expected.items()
-        if k in state and state[k].shape != shape
-    ]
-    if problems:
-        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise CheckpointError(f"{source}: does not fit an SSAMBA model: {'; '.join(problems[:5])}{more}")
 
 
 def _suffix(block: int, direction: int) -> str:
@@ -147,7 +96,7 @@ def _suffix(block: int, direction: int) -> str:
 
 
 def _stack(state: dict[str, Tensor], config: Config) -> dict[str, Tensor]:
-    out = {ours: state[theirs].clone() for theirs, ours in PLAIN.items() if theirs in state}
+    out = renamed(state, PLAIN)
     inner = config.inner
     for pair in range(config.depth // BLOCKS):
         blocks = [f"v.layers.{BLOCKS * pair + k}." for k in range(BLOCKS)]
@@ -172,10 +121,12 @@ def _stack(state: dict[str, Tensor], config: Config) -> dict[str, Tensor]:
 
 
 def to_official(state: dict[str, Tensor], prefix: str = PREFIX) -> dict[str, Tensor]:
-    """State dict (or gradients under the same names) of ``SSAMBA`` -> official keys; the reverse of ``from_official``.
+    """State dict (or gradients under the same names) of either encoder -> official keys, as ``from_official`` reads.
 
     The unused extras (``KNOWN_EXTRAS``) are not part of a model: whoever writes a file adds them.
     """
+    if any(key.startswith("blocks.") for key in state):
+        return to_ssast(state, prefix)
     out: dict[str, Tensor] = {}
     back = {ours: theirs for theirs, ours in PLAIN.items()}
     for key, tensor in state.items():

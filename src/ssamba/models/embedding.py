@@ -24,7 +24,7 @@ from ssamba import frontend, patches
 
 if TYPE_CHECKING:
     from ssamba.config import Config
-    from ssamba.models.ssamba import SSAMBA
+    from ssamba.models.encoder import Encoder
 
 TOKENS_AT_ONCE = {"cpu": 4096, "cuda": 262144}
 """Tokens in one pass: enough to fill the device, little enough to keep the memory flat."""
@@ -66,7 +66,7 @@ def window_starts(n_columns: int, window: int) -> list[int]:
 
 
 @torch.no_grad()
-def embed_audio(model: SSAMBA, audio: Any, sample_rate: int = 16000, whole: bool = False) -> Embeddings:
+def embed_audio(model: Encoder, audio: Any, sample_rate: int = 16000, whole: bool = False) -> Embeddings:
     """Embed recordings in memory.
 
     ``audio`` is (samples,), (batch, samples) or a list of different lengths, numpy or torch, at ``sample_rate``.
@@ -78,7 +78,7 @@ def embed_audio(model: SSAMBA, audio: Any, sample_rate: int = 16000, whole: bool
     return embed_features(features, model, whole)
 
 
-def _features(waveform: Tensor, model: SSAMBA) -> Tensor:
+def _features(waveform: Tensor, model: Encoder) -> Tensor:
     if frontend.frame_count(len(waveform)) == 0:
         frontend.log_mel(waveform)  # tells what is wrong
     stream = FeatureStream(model.config, model.device)
@@ -220,7 +220,7 @@ class CrossFade:
 
 
 def encode_windows(
-    model: SSAMBA, windows: Iterable[Window], batch: int | None = None
+    model: Encoder, windows: Iterable[Window], batch: int | None = None
 ) -> Iterator[tuple[Window, Tensor]]:
     """Encode windows of many recordings in full batches: pairs of a window and its tokens (F, T, d) float32.
 
@@ -248,14 +248,14 @@ def encode_windows(
         yield from _encode_group(model, group)
 
 
-def _encode_group(model: SSAMBA, group: list[Window]) -> Iterator[tuple[Window, Tensor]]:
+def _encode_group(model: Encoder, group: list[Window]) -> Iterator[tuple[Window, Tensor]]:
     with torch.no_grad():
         tokens_BLd = model.encode(torch.stack([window.features for window in group]))
-    tokens_BFTd = tokens_BLd[:, 1:].unflatten(1, (model.config.grid[0], -1)).float()
+    tokens_BFTd = tokens_BLd[:, model.prefix_tokens :].unflatten(1, (model.config.grid[0], -1)).float()
     yield from zip(group, tokens_BFTd, strict=True)
 
 
-def embed_features(features: Sequence[Tensor], model: SSAMBA, whole: bool = False) -> Embeddings:
+def embed_features(features: Sequence[Tensor], model: Encoder, whole: bool = False) -> Embeddings:
     """Embed normalised log-mel features of different lengths, a list of (frames, mel_bins), without their padding."""
     config = model.config
     fades = [CrossFade(config) for _ in features]

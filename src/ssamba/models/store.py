@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -10,10 +11,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ssamba.config import FORMAT, Config, read_json
+from ssamba.config import ENCODERS, FORMAT, Config, read_json
 from ssamba.errors import CheckpointError
 from ssamba.files import beside, write_text
-from ssamba.models.ssamba import SSAMBA
+from ssamba.models.classification import Classification
+from ssamba.models.encoder import Encoder
+from ssamba.models.registry import make_encoder
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 EXTRAS = "extras."
@@ -39,45 +42,69 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: is damaged or no safetensors file ({error})") from None
 
 
-def save_config(folder: Path, config: Config, heads: bool) -> None:
+@dataclass(frozen=True)
+class Description:
+    """What ``config.json`` says: dimensions and front end, whether there are pretraining heads, the classifier."""
+
+    config: Config
+    heads: bool = False
+    classification: Classification | None = None
+
+
+def save_config(folder: Path, description: Description) -> None:
     """Write ``config.json`` beside the weights."""
-    description = {"format": FORMAT, "encoder": "ssamba", "heads": heads, "config": config.to_dict()}
-    write_text(folder / CONFIG_FILE, json.dumps(description, indent=2) + "\n")
+    config, task = description.config, description.classification
+    plain = {k: v for k, v in config.to_dict().items() if k != "encoder"}
+    values = {"format": FORMAT, "encoder": config.encoder, "heads": description.heads, "config": plain}
+    if task is not None:
+        values["classification"] = task.to_dict()
+    write_text(folder / CONFIG_FILE, json.dumps(values, indent=2) + "\n")
 
 
-def save_model(folder: Path, model: SSAMBA, extras: dict[str, Tensor] | None = None) -> None:
+def describe_model(model: Encoder) -> Description:
+    """A model's description."""
+    task = None if model.classifier is None else model.classifier.task
+    return Description(model.config, model.heads is not None, task)
+
+
+def save_model(folder: Path, model: Encoder, extras: dict[str, Tensor] | None = None) -> None:
     """Write ``config.json`` and ``model.safetensors`` into ``folder``."""
     tensors = dict(model.state_dict()) | {EXTRAS + k: v for k, v in (extras or {}).items()}
-    save_config(folder, model.config, model.heads is not None)
+    save_config(folder, describe_model(model))
     save_tensors(folder / WEIGHTS_FILE, tensors)
 
 
-def read_config(folder: Path) -> tuple[Config, bool]:
-    """Configuration, and whether the weights have pretraining heads. Raises ``ConfigError``, ``CheckpointError``."""
+def read_config(folder: Path) -> Description:
+    """What the directory holds. Raises ``ConfigError``, ``CheckpointError``."""
     path = folder / CONFIG_FILE
     if not path.is_file():
         raise CheckpointError(f"{folder}: holds no {CONFIG_FILE}, so it is no run or model directory")
-    description = read_json(path)
-    if description.get("format") != FORMAT or description.get("encoder") != "ssamba":
+    values = read_json(path)
+    encoder = values.get("encoder")
+    if values.get("format") != FORMAT or encoder not in ENCODERS:
         raise CheckpointError(
-            f"{path}: format {description.get('format')!r} with encoder {description.get('encoder')!r}, this version "
-            f"reads format {FORMAT} with encoder 'ssamba'"
+            f"{path}: format {values.get('format')!r} with encoder {encoder!r}, this version reads format {FORMAT} "
+            f"with encoder {' or '.join(map(repr, ENCODERS))}"
         )
-    values = description.get("config")
-    if not isinstance(values, dict):
+    config, task = values.get("config"), values.get("classification")
+    if not isinstance(config, dict):
         raise CheckpointError(f"{path}: has no 'config' object")
-    return Config.from_dict(values, str(path)), bool(description.get("heads"))
+    return Description(
+        Config.from_dict({**config, "encoder": encoder}, str(path)),
+        bool(values.get("heads")),
+        None if task is None else Classification.from_dict(task, str(path)),
+    )
 
 
-def read_model(folder: Path) -> tuple[Config, dict[str, Tensor]]:
-    """Configuration and tensors, extras included.
+def read_model(folder: Path) -> tuple[Description, dict[str, Tensor]]:
+    """Description and tensors, extras included.
 
     Raises ``CheckpointError`` naming the file and what does not fit, ``ConfigError`` for a damaged ``config.json``.
     """
-    config, heads = read_config(folder)
+    description = read_config(folder)
     tensors = load_tensors(folder / WEIGHTS_FILE)
     with torch.device("meta"):
-        expected = SSAMBA(config, heads=heads).state_dict()
+        expected = make_encoder(description.config, description.heads, description.classification).state_dict()
     problems = [f"missing {k}" for k in expected if k not in tensors]
     problems += [f"unexpected {k}" for k in tensors if k not in expected and not k.startswith(EXTRAS)]
     problems += [
@@ -88,13 +115,13 @@ def read_model(folder: Path) -> tuple[Config, dict[str, Tensor]]:
     if problems:
         more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise CheckpointError(f"{folder / WEIGHTS_FILE}: {'; '.join(problems[:5])}{more}")
-    return config, tensors
+    return description, tensors
 
 
-def build(config: Config, tensors: dict[str, Tensor], heads: bool) -> SSAMBA:
-    """A model out of tensors that fit it, without drawing initial weights; heads only when asked for."""
+def build(description: Description, tensors: dict[str, Tensor]) -> Encoder:
+    """A model out of tensors that fit it, without drawing initial weights. Tensors of parts it lacks are left out."""
     with torch.device("meta"):
-        model = SSAMBA(config, heads=heads)
+        model = make_encoder(description.config, description.heads, description.classification)
     wanted = model.state_dict()
     model.load_state_dict({k: tensors[k].to(torch.float32) for k in wanted}, assign=True)
     return model

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from ssamba.errors import SsambaError
 from ssamba.files import write_text
-from ssamba.models.ssamba import SSAMBA
+from ssamba.models.encoder import Encoder
 from ssamba.models.store import save_model
 from ssamba.training.checkpoint import load_state, optimizer_tensors, restore_optimizer, save_state
 from ssamba.training.log import RunLog
@@ -36,7 +36,7 @@ SUMMARY_FILE = "state.json"
 class Task(Protocol):
     """What the loop needs to know of a task."""
 
-    model: SSAMBA
+    model: Encoder
     metrics: tuple[str, ...]
     """Names of the scalars that ``losses`` and ``validate`` give, ``loss`` among them."""
     total_steps: int

@@ -24,8 +24,9 @@ from ssamba.data.statistics import compute_statistics
 from ssamba.errors import ConfigError, DataError
 from ssamba.files import clear_leftovers, make_folder, write_text
 from ssamba.loading import pick_device, read_source
-from ssamba.models.ssamba import SSAMBA
-from ssamba.models.store import CONFIG_FILE, build, read_config, save_config
+from ssamba.models.encoder import Encoder
+from ssamba.models.registry import make_encoder
+from ssamba.models.store import CONFIG_FILE, Description, build, describe_model, read_config, save_config
 from ssamba.progress import Bar
 from ssamba.training.checkpoint import STATE_FILE
 from ssamba.training.loop import Loop, LoopSettings
@@ -70,7 +71,7 @@ class PretrainTask:
     """Masked-patch pretraining as the training loop sees it."""
 
     def __init__(
-        self, recipe: PretrainRecipe, model: SSAMBA, plan: PretrainPlan, held_out: list[Clip], skip: SkipList
+        self, recipe: PretrainRecipe, model: Encoder, plan: PretrainPlan, held_out: list[Clip], skip: SkipList
     ) -> None:
         self.recipe, self.model, self.plan, self.skip = recipe, model, plan, skip
         self.metrics = METRICS[recipe.objective]
@@ -170,13 +171,12 @@ def pretrain(
     plan = PretrainPlan(training, recipe.batch, recipe.seed, crop_seconds(recipe.frames))
     if resuming:
         _check_same_data(out, plan)
-        config, _ = read_config(out)
-        model = SSAMBA(config, heads=True)
+        model = make_encoder(read_config(out).config, heads=True)
     else:
         model = _new_model(recipe, training, source, skip)
     task = PretrainTask(recipe, model.to(chosen), plan, held_out, skip)
     if not resuming:
-        save_config(out, model.config, heads=True)
+        save_config(out, describe_model(model))
         values = {"recipe": recipe.to_dict(), "from": source, "data": list(data), "plan": plan.fingerprint}
         write_text(out / RECIPE_FILE, yaml.safe_dump(values, sort_keys=False))
     loop = Loop(
@@ -211,16 +211,17 @@ def _scan(sources: list[Source], skip: SkipList) -> list[Source]:
         return scan_sources(sources, skip, progress=bar.update)
 
 
-def _new_model(recipe: PretrainRecipe, training: list[Source], source: str | None, skip: SkipList) -> SSAMBA:
+def _new_model(recipe: PretrainRecipe, training: list[Source], source: str | None, skip: SkipList) -> Encoder:
     first = generator(recipe.seed, "weights")
     if source is None:
-        model = SSAMBA(recipe.config(), heads=True, generator=first)
+        model = make_encoder(recipe.config(), heads=True, generator=first)
     else:
-        config, tensors = read_source(source)
-        heads = any(k.startswith("heads.") for k in tensors)
-        model = build(config.replace(drop_path=recipe.drop_path), tensors, heads)
-        if not heads:
-            fresh = SSAMBA(model.config, heads=True, generator=first)
+        description, tensors = read_source(source)
+        config = description.config
+        rate = config.drop_path if recipe.drop_path == -1 else recipe.drop_path
+        model = build(Description(config.replace(drop_path=rate), description.heads), tensors)
+        if not description.heads:
+            fresh = make_encoder(model.config, heads=True, generator=first)
             fresh.load_state_dict(model.state_dict(), strict=False)
             model = fresh
         if recipe.frames != config.frames:

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from ssamba.config import WIDTHS, Config, nearest
+from ssamba.config import ENCODERS, WIDTHS, Config, nearest
 from ssamba.errors import ConfigError
 from ssamba.objectives import OBJECTIVES
 
@@ -24,13 +24,16 @@ def option(default: Any, help: str, choices: tuple[str, ...] = ()) -> Any:
 class PretrainRecipe:
     """One pretraining run. Raises ``ConfigError`` on values that make no run."""
 
+    encoder: str = option("ssamba", "kind of encoder", tuple(ENCODERS))
     size: str = option("tiny", "width and depth of the encoder", tuple(WIDTHS))
     width: int = option(0, "width, 0 takes it from the size")
-    depth: int = option(0, "number of blocks (even), 0 takes it from the size")
+    depth: int = option(0, "number of blocks (even in SSAMBA), 0 takes the published")
     frames: int = option(1024, "length of a training clip in log-mel frames of 10 ms")
     patch_frequency: int = option(16, "mel bins in a patch")
     patch_time: int = option(16, "frames in a patch")
-    drop_path: float = option(0.1, "rate of stochastic depth at the last block")
+    drop_path: float = option(
+        -1.0, "rate of stochastic depth at the last block, -1 takes the published (0.1 in SSAMBA, 0 in SSAST)"
+    )
     statistics: str = option(
         "reference", "log-mel mean and std: AudioSet's, or measured on DATA", ("reference", "measure")
     )
@@ -105,8 +108,9 @@ class PretrainRecipe:
     def config(self) -> Config:
         """The model that the recipe trains (before statistics are measured)."""
         return Config(
+            encoder=self.encoder,
             width=self.width or WIDTHS[self.size],
-            depth=self.depth or Config.depth,
+            depth=self.depth,
             frames=self.frames,
             patch_frequency=self.patch_frequency,
             patch_time=self.patch_time,

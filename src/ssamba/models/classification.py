@@ -1,0 +1,106 @@
+"""What a fine-tuned model answers: its classes, how tokens are pooled, and the layer that gives their scores."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor, nn
+
+from ssamba import frontend
+from ssamba.config import Config
+from ssamba.errors import ConfigError
+
+POOLINGS = ("mean", "cls")
+MOST_CLASSES = 1_000_000
+
+
+@dataclass(frozen=True)
+class Classification:
+    """The task of a classifier, stored in ``config.json`` beside its weights.
+
+    Attributes:
+        classes: names in the order of the scores.
+        multi_label: whether several classes may hold at once (sigmoid) or exactly one (softmax).
+        pooling: ``mean`` of the patch tokens, or ``cls``, that of the tokens in front (REFERENCE.md, "Fine-tuning").
+        per_second: one answer for each second of the recording instead of one for all of it.
+        recipe: name of the recipe that trained it.
+    """
+
+    classes: tuple[str, ...]
+    multi_label: bool = False
+    pooling: str = "mean"
+    per_second: bool = False
+    recipe: str = ""
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.classes) <= MOST_CLASSES or not all(isinstance(c, str) for c in self.classes):
+            raise ConfigError("classes: give one name or more")
+        if len(set(self.classes)) != len(self.classes):
+            twice = next(c for c in self.classes if self.classes.count(c) > 1)
+            raise ConfigError(f"classes: '{twice}' is there twice")
+        if self.pooling not in POOLINGS:
+            raise ConfigError(f"pooling: '{self.pooling}', choose {' or '.join(POOLINGS)}")
+        if self.per_second and self.pooling != "mean":
+            raise ConfigError("pooling: a model that answers for each second takes the mean")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for ``config.json``."""
+        return asdict(self) | {"classes": list(self.classes)}
+
+    @classmethod
+    def from_dict(cls, values: Any, source: str = "classification") -> Classification:
+        """The reverse of ``to_dict``. Raises ``ConfigError`` naming ``source``."""
+        try:
+            classes = values["classes"]
+            assert isinstance(classes, list)
+            return cls(**{**values, "classes": tuple(classes)})
+        except ConfigError as error:
+            raise ConfigError(f"{source}: {error}") from None
+        except (TypeError, KeyError, AssertionError):
+            raise ConfigError(f"{source}: 'classification' is damaged") from None
+
+
+def seconds_of_columns(n_columns: int, config: Config) -> Tensor:
+    """The second (from 0) in which the centre of each patch column lies, (n_columns,) int64."""
+    centre = frontend.seconds_of_frame((config.patch_time - 1) / 2)
+    step = config.stride_time * frontend.FRAME_SHIFT / frontend.SAMPLE_RATE
+    return (centre + step * torch.arange(n_columns, dtype=torch.float64)).floor().long()
+
+
+class Classifier(nn.Module):
+    """LayerNorm and a linear layer on pooled tokens (REFERENCE.md, "Fine-tuning")."""
+
+    def __init__(self, config: Config, task: Classification) -> None:
+        super().__init__()
+        self.task, self._config = task, config
+        self.norm = nn.LayerNorm(config.width)
+        self.linear = nn.Linear(config.width, len(task.classes))
+
+    @torch.no_grad()
+    def reset_parameters(self, generator: Generator | None = None) -> None:
+        """PyTorch's default weights, bias 0, from an explicit generator."""
+        self.norm.reset_parameters()
+        bound = 1 / math.sqrt(self.linear.in_features)
+        self.linear.weight.uniform_(-bound, bound, generator=generator)
+        self.linear.bias.zero_()
+
+    def forward(self, tokens_BLd: Tensor, prefix: int, n_columns: int) -> Tensor:
+        """Tokens, ``prefix`` of them in front -> logits (B, classes), or (B, seconds, classes)."""
+        if self.task.pooling == "cls":
+            pooled = tokens_BLd[:, :prefix].mean(dim=1)
+        elif self.task.per_second:
+            pooled = self._second_means(tokens_BLd[:, prefix:], n_columns)
+        else:
+            pooled = tokens_BLd[:, prefix:].mean(dim=1)
+        return self.linear(self.norm(pooled))
+
+    def _second_means(self, patches_BPd: Tensor, n_columns: int) -> Tensor:
+        """Mean over frequency, then over the columns whose centres lie in each second: (B, seconds, d)."""
+        columns_BTd = patches_BPd.unflatten(1, (-1, n_columns)).mean(dim=1)
+        second = seconds_of_columns(n_columns, self._config).to(columns_BTd.device)
+        share_ST = F.one_hot(second).to(columns_BTd.dtype).T
+        return torch.einsum("st,btd->bsd", share_ST / share_ST.sum(dim=1, keepdim=True).clamp_min(1), columns_BTd)

@@ -1,0 +1,23 @@
+"""Kinds of encoder by name: the only place that knows them all."""
+
+from __future__ import annotations
+
+from torch import Generator
+
+from ssamba.config import Config
+from ssamba.models.classification import Classification
+from ssamba.models.encoder import Encoder
+from ssamba.models.ssamba import SSAMBA
+from ssamba.models.ssast import SSAST
+
+KINDS: dict[str, type[Encoder]] = {"ssamba": SSAMBA, "ssast": SSAST}
+
+
+def make_encoder(
+    config: Config,
+    heads: bool = False,
+    classification: Classification | None = None,
+    generator: Generator | None = None,
+) -> Encoder:
+    """A new encoder of the kind that ``config.encoder`` names."""
+    return KINDS[config.encoder](config, heads, classification, generator)

@@ -1,0 +1,117 @@
+"""The SSAST encoder (arXiv 2110.09784): a distilled ViT on log-mel patches, SSAMBA's peer.
+
+Two tokens in front (CLS and distillation), blocks of attention and perceptron, a final norm; key forms and norms are
+those of REFERENCE.md, "Official checkpoints". Shape letters: B clips, L tokens, d width, H heads, D width of a head.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor, nn
+
+from ssamba.config import Config
+from ssamba.models.encoder import Encoder
+
+NORM_EPS = 1e-6
+BRANCHES = 2
+"""Additions to the residual stream in one block: attention, perceptron."""
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over all tokens, (B, L, d) -> (B, L, d)."""
+
+    written_out = False
+    """Form the L x L matrix of weights in memory, as the published SSAST does, instead of the fused product."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.heads = config.attention_heads
+        self.qkv = nn.Linear(config.width, 3 * config.width)
+        self.proj = nn.Linear(config.width, config.width)
+
+    def forward(self, x_BLd: Tensor) -> Tensor:
+        """Attention and its output product."""
+        q, k, v = self.qkv(x_BLd).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        if self.written_out:
+            weights_BHLL = (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(dim=-1)
+            out_BHLD = weights_BHLL @ v
+        else:
+            out_BHLD = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(out_BHLD.transpose(1, 2).flatten(2))
+
+
+class Block(nn.Module):
+    """Pre-norm attention and a perceptron with GELU, four times as wide, each added to the residual stream."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        d = config.width
+        self.norm1 = nn.LayerNorm(d, eps=NORM_EPS)
+        self.attn = Attention(config)
+        self.norm2 = nn.LayerNorm(d, eps=NORM_EPS)
+        self.fc1 = nn.Linear(d, 4 * d)
+        self.fc2 = nn.Linear(4 * d, d)
+
+    @torch.no_grad()
+    def reset_parameters(self, generator: Generator | None = None) -> None:
+        """Truncated normal weights of deviation 0.02, biases 0."""
+        for layer in (self.attn.qkv, self.attn.proj, self.fc1, self.fc2):
+            nn.init.trunc_normal_(layer.weight, std=0.02, generator=generator)
+            nn.init.zeros_(layer.bias)
+        self.norm1.reset_parameters()
+        self.norm2.reset_parameters()
+
+    def forward(self, x_BLd: Tensor, keep_2B: Tensor | None) -> Tensor:
+        """One block; ``keep_2B`` scales the two additions per clip (stochastic depth)."""
+        added = self.attn(self.norm1(x_BLd))
+        x_BLd = x_BLd + (added if keep_2B is None else added * keep_2B[0].to(added.dtype)[:, None, None])
+        added = self.fc2(F.gelu(self.fc1(self.norm2(x_BLd))))
+        return x_BLd + (added if keep_2B is None else added * keep_2B[1].to(added.dtype)[:, None, None])
+
+
+class SSAST(Encoder):
+    """A transformer on log-mel patches, with fused attention."""
+
+    prefix_tokens: ClassVar[int] = 2
+
+    def _make_layers(self) -> None:
+        d = self.config.width
+        self.cls_token = nn.Parameter(torch.empty(1, 1, d))
+        self.distillation_token = nn.Parameter(torch.empty(1, 1, d))
+        self.blocks = nn.ModuleList(Block(self.config) for _ in range(self.config.depth))
+        self.norm = nn.LayerNorm(d, eps=NORM_EPS)
+
+    def _reset_layers(self, generator: Generator) -> None:
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            block.reset_parameters(generator)
+
+    def _prefix(self) -> list[nn.Parameter]:
+        return [self.cls_token, self.distillation_token]
+
+    def write_out_attention(self, on: bool = True) -> None:
+        """Form attention's weights in memory (quadratic), for comparisons; the results are the same."""
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            block.attn.written_out = on
+
+    def encode_tokens(self, tokens: Tensor, keep: Tensor | None = None) -> Tensor:
+        """The blocks and the final norm: (B, L, d) -> (B, L, d). ``keep`` comes from ``draw_keep``."""
+        for i, block in enumerate(self.blocks):
+            tokens = block(tokens, None if keep is None else keep[BRANCHES * i : BRANCHES * (i + 1)])
+        return self.norm(tokens)
+
+    def draw_keep(self, batch: int, generator: Generator) -> Tensor | None:
+        """Stochastic depth for one pass: (2 depth, batch) factors, 0 or 1 / (1 - rate), None when the rate is 0.
+
+        The rate rises linearly from 0 in the first block to ``drop_path`` in the last.
+        """
+        if self.config.drop_path == 0:
+            return None
+        rates = torch.linspace(0, self.config.drop_path, self.config.depth).repeat_interleave(BRANCHES)
+        kept = 1 - rates[:, None]
+        draw = torch.rand(len(rates), batch, generator=generator)
+        return ((draw < kept) / kept).to(self.device, non_blocking=True)
