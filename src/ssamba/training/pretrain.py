@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
 from torch import Tensor
 
 from ssamba import frontend, masking
-from ssamba.config import Config
 from ssamba.data.dataset import Batch, CropLoader, load_crops
 from ssamba.data.manifest import Clip, Source, read_sources
 from ssamba.data.sampling import PretrainPlan, centre_crops, split_validation
@@ -29,7 +25,8 @@ from ssamba.models.registry import make_encoder
 from ssamba.models.store import CONFIG_FILE, Description, build, describe_model, read_config, save_config
 from ssamba.progress import Bar
 from ssamba.training.checkpoint import STATE_FILE
-from ssamba.training.loop import Loop, LoopSettings
+from ssamba.training.features import batch_features, crop_seconds
+from ssamba.training.loop import Loop, LoopSettings, precision
 from ssamba.training.recipe import PretrainRecipe
 from ssamba.training.schedule import PlateauSchedule
 from ssamba.training.seeds import generator
@@ -47,26 +44,6 @@ CACHE_BYTES = 2 << 30
 """Decoded audio kept in memory between epochs: 18 hours."""
 
 
-def crop_seconds(frames: int) -> float:
-    """Seconds of audio that give exactly ``frames`` log-mel frames."""
-    return frontend.samples_of_frames(frames) / frontend.SAMPLE_RATE
-
-
-def batch_features(waveforms: Tensor, lengths: Tensor, config: Config) -> Tensor:
-    """Padded waveforms (B, samples) with real lengths (B,) -> normalised log-mel (B, config.frames, mel_bins).
-
-    Frames beyond a recording's end are 0.0 before normalisation, as the reference pads.
-    """
-    inside = torch.arange(waveforms.shape[1], device=waveforms.device) < lengths[:, None]
-    mean = (waveforms * inside).sum(dim=1) / lengths
-    waveforms = (waveforms - mean[:, None]) * inside
-    log_mels = frontend.fit_length(frontend.log_mel(waveforms, config.mel_bins), config.frames)
-    shift, length = frontend.FRAME_SHIFT, frontend.FRAME_LENGTH
-    real = torch.where(lengths < length, 0, 1 + (lengths - length) // shift)
-    filled = torch.arange(config.frames, device=log_mels.device) < real[:, None]
-    return frontend.normalise(log_mels * filled[..., None], config.mean, config.std)
-
-
 class PretrainTask:
     """Masked-patch pretraining as the training loop sees it."""
 
@@ -74,7 +51,7 @@ class PretrainTask:
         self, recipe: PretrainRecipe, model: Encoder, plan: PretrainPlan, held_out: list[Clip], skip: SkipList
     ) -> None:
         self.recipe, self.model, self.plan, self.skip = recipe, model, plan, skip
-        self.metrics = METRICS[recipe.objective]
+        self.metrics = self.validation_metrics = METRICS[recipe.objective]
         self.batch_size = recipe.batch
         self.steps_per_epoch = plan.steps_per_epoch
         self.total_steps = recipe.steps or max(1, math.ceil(recipe.epochs * plan.crops_per_epoch / recipe.batch))
@@ -97,31 +74,31 @@ class PretrainTask:
         two = recipe.objective == "joint" and recipe.passes == 2
         return draw(0), draw(1) if two else None
 
-    def batches(self, start_step: int) -> Iterator[Batch]:
+    def batches(self, start: int) -> Iterator[Batch]:
         """Batches of waveforms, decoded ahead."""
         return iter(
             CropLoader(
                 self.plan,
                 workers=self.recipe.workers,
-                start_step=start_step,
+                start_step=start,
                 stop_step=self.total_steps,
                 skip=self.skip,
                 cache_bytes=CACHE_BYTES,
             )
         )
 
-    def losses(self, step: int, batch: Batch) -> dict[str, Tensor]:
+    def losses(self, number: int, batch: Batch) -> dict[str, Tensor]:
         """One step's losses; masks and stochastic depth depend on (seed, step) alone."""
         device = self.model.device
         with torch.autocast(device.type, enabled=False):
             waveforms, lengths = (x.to(device, non_blocking=True) for x in (batch.waveforms, batch.lengths))
             features = batch_features(waveforms, lengths, self.model.config)
-        mask_a, mask_b = self._masks(len(features), "training", step, self.recipe.mask)
-        drop = generator(self.recipe.seed, "stochastic depth", step)
+        mask_a, mask_b = self._masks(len(features), "training", number, self.recipe.mask)
+        drop = generator(self.recipe.seed, "stochastic depth", number)
         keep = (self.model.draw_keep(len(features), drop), self.model.draw_keep(len(features), drop))
         return self.model.losses(features, mask_a, mask_b, self.recipe.objective, keep)
 
-    def validate(self) -> dict[str, float]:
+    def validate(self, step: int) -> dict[str, float]:
         """Losses on the held-out clips with fixed masks, averaged over clips."""
         sums = dict.fromkeys(self.metrics, 0.0)
         mask_a, mask_b = self.validation_masks
@@ -135,7 +112,7 @@ class PretrainTask:
                 sums[key] += float(value) * len(features)
         return {k: v / len(self.validation) for k, v in sums.items()}
 
-    def score(self, metrics: dict[str, float]) -> float:
+    def score(self, step: int, metrics: dict[str, float]) -> float:
         """The accuracy of naming patches; for the generative objective, less error."""
         return metrics.get("accuracy", -metrics["loss"])
 
@@ -194,16 +171,6 @@ def pretrain(
         precision(recipe.precision, chosen),
     )
     loop.run()
-
-
-def precision(name: str, device: torch.device) -> AbstractContextManager[Any]:
-    """The autocast context of a run. Raises ``ConfigError`` for bf16 on a GPU without it."""
-    able = device.type == "cpu" or torch.cuda.is_bf16_supported()
-    if name == "bf16" and not able:
-        raise ConfigError("precision: bf16, this GPU does not have it; give fp32")
-    if name == "fp32" or (name == "auto" and (device.type == "cpu" or not able)):
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, torch.bfloat16)
 
 
 def _scan(sources: list[Source], skip: SkipList) -> list[Source]:
