@@ -2,12 +2,12 @@
 
 Source: Gemmeke et al., "Audio Set", 2017, and research.google.com/audioset/download.html: ``class_labels_indices.csv``
 (index, mid, display_name) and the lists ``balanced_train_segments.csv``, ``unbalanced_train_segments.csv`` and
-``eval_segments.csv``, each three lines of comment and then ``YTID, start_seconds, end_seconds, "mid,mid"``. AudioSet-20K
-trains on the balanced, AudioSet-2M on both training lists; both are tested on the evaluation list.
+``eval_segments.csv``, each three lines of comment and then ``YTID, start_seconds, end_seconds, "mid,mid"``.
+AudioSet-20K is trained on the balanced, AudioSet-2M on both training lists; both are tested on the evaluation list.
 
 The audio is not published. It is looked for anywhere below the root, by the names that downloaders give it: ``YTID``,
-``YTID_START`` or ``YTID_START_END`` (also with ``-`` or ``~``; seconds or milliseconds), with or without a Y in front, in
-any audio format. Clips that are gone from YouTube are no error; notes count them.
+``YTID_START`` or ``YTID_START_END`` (also with ``-`` or ``~``; seconds or milliseconds), with or without a Y in front,
+and in any audio format. Clips that are gone from YouTube are no error; notes count them.
 """
 
 from __future__ import annotations
