@@ -36,7 +36,9 @@ class FinetuneRecipe:
     stride: int = option(10, "patch stride along both axes, in bins and frames")
     window: float = option(0.0, "seconds of the windows that a clip is read in, 0 reads its beginning")
     statistics: str = option(
-        "recipe", "log-mel mean and std: as below, measured on the training clips, or SOURCE's", ("recipe", "measure", "source")
+        "recipe",
+        "log-mel mean and std: as below, measured on the training clips, or SOURCE's",
+        ("recipe", "measure", "source"),
     )
     mean: float = option(AUDIOSET_MEAN, "log-mel mean")
     std: float = option(AUDIOSET_STD, "log-mel standard deviation")
@@ -61,7 +63,9 @@ class FinetuneRecipe:
     freq_mask: int = option(0, "most mel bins hidden from a training clip")
     time_mask: int = option(0, "most frames hidden from a training clip")
     noise: bool = option(False, "add noise to training clips and roll them in time")
-    loss: str = option("auto", "softmax or sigmoid cross entropy; auto: sigmoid where clips have several labels", LOSSES)
+    loss: str = option(
+        "auto", "softmax or sigmoid cross entropy; auto: sigmoid where clips have several labels", LOSSES
+    )
     metric: str = option("auto", "what is maximised; auto: mAP where clips have several labels", METRICS)
     choose: str = option(
         "auto",

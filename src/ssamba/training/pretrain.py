@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-import yaml
 from torch import Tensor
 
 from ssamba import frontend, masking
@@ -18,7 +16,7 @@ from ssamba.data.sampling import PretrainPlan, centre_crops, split_validation
 from ssamba.data.scan import SkipList, scan_sources
 from ssamba.data.statistics import compute_statistics
 from ssamba.errors import ConfigError, DataError
-from ssamba.files import clear_leftovers, make_folder, write_text
+from ssamba.files import clear_leftovers, make_folder
 from ssamba.loading import pick_device, read_source
 from ssamba.models.encoder import Encoder
 from ssamba.models.registry import make_encoder
@@ -28,10 +26,10 @@ from ssamba.training.checkpoint import STATE_FILE
 from ssamba.training.features import batch_features, crop_seconds
 from ssamba.training.loop import Loop, LoopSettings, precision
 from ssamba.training.recipe import PretrainRecipe
+from ssamba.training.run_folder import RECIPE_FILE, SKIPPED_FILE, check_same_data, check_same_recipe, write_recipe
 from ssamba.training.schedule import PlateauSchedule
 from ssamba.training.seeds import generator
 
-RECIPE_FILE, SKIPPED_FILE = "recipe.yaml", "skipped.csv"
 MAY_CHANGE = ("epochs", "steps", "workers", "save_minutes")
 """Values that a resumed run may be given anew: they do not change the steps, only how many and how they are fed."""
 METRICS = {
@@ -137,7 +135,7 @@ def pretrain(
     clear_leftovers(make_folder(out))
     resuming = (out / STATE_FILE).exists()
     if resuming:
-        _check_same_recipe(out, recipe, source)
+        check_same_recipe(out, {**recipe.to_dict(), "from": source}, MAY_CHANGE)
     elif (out / CONFIG_FILE).exists() and not (out / RECIPE_FILE).exists():
         raise ConfigError(f"{out}: holds a model that is no pretraining run; choose another --out")
     skip = SkipList(out / SKIPPED_FILE)
@@ -147,15 +145,14 @@ def pretrain(
         raise DataError(f"{data[0]}: one file alone leaves none for validation; give two or more")
     plan = PretrainPlan(training, recipe.batch, recipe.seed, crop_seconds(recipe.frames))
     if resuming:
-        _check_same_data(out, plan)
+        check_same_data(out, plan.fingerprint)
         model = make_encoder(read_config(out).config, heads=True)
     else:
         model = _new_model(recipe, training, source, skip)
     task = PretrainTask(recipe, model.to(chosen), plan, held_out, skip)
     if not resuming:
         save_config(out, describe_model(model))
-        values = {"recipe": recipe.to_dict(), "from": source, "data": list(data), "plan": plan.fingerprint}
-        write_text(out / RECIPE_FILE, yaml.safe_dump(values, sort_keys=False))
+        write_recipe(out, recipe.to_dict(), source, list(data), plan.fingerprint)
     loop = Loop(
         task,
         out,
@@ -213,28 +210,3 @@ def _new_model(recipe: PretrainRecipe, training: list[Source], source: str | Non
             )
         model.config = model.config.replace(mean=measured.mean, std=measured.std)
     return model
-
-
-def _check_same_recipe(out: Path, recipe: PretrainRecipe, source: str | None) -> None:
-    """Refuse to go on with another recipe: the steps would not be those of the run."""
-    try:
-        stored = yaml.safe_load((out / RECIPE_FILE).read_text(encoding="utf-8"))
-        values, origin = dict(stored["recipe"]), stored["from"]
-    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError):
-        raise ConfigError(f"{out / RECIPE_FILE}: is missing or damaged; choose another --out") from None
-    now = {**dataclasses.asdict(recipe), "from": source}
-    for key, value in {**values, "from": origin}.items():
-        if key not in MAY_CHANGE and now.get(key) != value:
-            raise ConfigError(
-                f"{out}: the run there has {key} {value}, this command says {now.get(key)}; repeat the first command "
-                "to go on with it, or choose another --out"
-            )
-
-
-def _check_same_data(out: Path, plan: PretrainPlan) -> None:
-    stored = yaml.safe_load((out / RECIPE_FILE).read_text(encoding="utf-8")).get("plan")
-    if stored != plan.fingerprint:
-        raise DataError(
-            f"{out}: the data changed since the run began (files came, went or have another length); restore them, or "
-            f"begin anew with --from {out} and another --out"
-        )
