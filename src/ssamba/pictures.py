@@ -190,7 +190,7 @@ def confusion_picture(counts: npt.ArrayLike, classes: Sequence[str], out: Path, 
     with _figure(out, side + 1.4, side) as figure:
         panel = figure.subplots()
         image = panel.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
-        panel.set_title(title, fontsize=11)
+        figure.suptitle(title, fontsize=11)
         panel.set_xlabel("predicted")
         panel.set_ylabel("true class")
         if count <= 60:

@@ -46,6 +46,12 @@ def training_plan(recipe: FinetuneRecipe, fold: Fold) -> EpochPlan:
     )
 
 
+def _pinned(batch: LabelledBatch) -> LabelledBatch:
+    """In page-locked memory: from elsewhere the copy to the device would wait for the work before it."""
+    waveforms, lengths, targets = (x.pin_memory() for x in (batch.waveforms, batch.lengths, batch.targets))
+    return batch._replace(waveforms=waveforms, lengths=lengths, targets=targets)
+
+
 class FinetuneTask:
     """One fold. ``recipe`` has no value left at "auto"; ``earlier`` are the scores by epoch of the folds before."""
 
@@ -91,7 +97,7 @@ class FinetuneTask:
             skip=self.skip,
         )
         loader.cache = self.cache
-        return iter(loader)
+        return map(_pinned, loader) if self.model.device.type == "cuda" else iter(loader)
 
     def losses(self, number: int, batch: LabelledBatch) -> dict[str, Tensor]:
         """The loss of one batch; augmentation and stochastic depth depend on (seed, number) alone."""
