@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Generator, Tensor, nn
 
-from ssamba.models.blocks import BLOCKS, NORM_EPS, BlockPair
+from ssamba.models.blocks import BLOCKS, NORM_EPS, BlockPair, add_to_stream
 from ssamba.models.encoder import Encoder
 
 
@@ -33,12 +33,14 @@ class SSAMBA(Encoder):
     def encode_tokens(self, tokens: Tensor, keep: Tensor | None = None) -> Tensor:
         """The chain of blocks and the final norm: (B, L, d) -> (B, L, d). ``keep`` comes from ``draw_keep``."""
         x, residual = tokens, None
+        del tokens  # in inference the first pair may then free them
         for i, pair in enumerate(self.pairs):
             x, residual = pair(x, residual, None if keep is None else keep[BLOCKS * i : BLOCKS * (i + 1)])
-        assert residual is not None
-        x = x if keep is None else x * keep[-1].to(x.dtype)[:, None, None]
+        weight, bias = self.norm.weight, self.norm.bias
+        x, residual = add_to_stream(x, residual, None if keep is None else keep[-1], weight, bias)
+        del residual
         # The final norm acts twice, with the same weights: official checkpoints were trained so.
-        return self.norm(self.norm(residual + x))
+        return add_to_stream(x, None, None, weight, bias)[0]
 
     def draw_keep(self, batch: int, generator: Generator) -> Tensor | None:
         """Stochastic depth for one pass: (depth + 1, batch) factors, 0 or 1 / (1 - rate), None when the rate is 0.

@@ -136,7 +136,7 @@ def _gpu_inner_packed_backward(
     dt_bias: Tensor, A_log: Tensor, D: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     params = (conv_weight, conv_bias, x_proj, dt_proj, dt_bias, A_log, D)
-    dxz = xz.new_empty(xz.shape)
+    dxz = torch.empty_like(xz)  # with xz's order of axes: the product before has its own
     grads = _inner_backward(dy, xz[:, :, 0], xz[:, :, 1], p, params, dxz[:, :, 0], dxz[:, :, 1])
     return (dxz, *grads)  # type: ignore[return-value]
 
@@ -158,7 +158,7 @@ def _(dy: Tensor, x: Tensor, z: Tensor, p: Tensor, *params: Tensor) -> tuple[Ten
 
 @_gpu_inner_packed_backward.register_fake
 def _(dy: Tensor, xz: Tensor, p: Tensor, *params: Tensor) -> tuple[Tensor, ...]:
-    return (xz.new_empty(xz.shape), *(w.new_empty(w.shape) for w in params))
+    return (torch.empty_like(xz), *(w.new_empty(w.shape) for w in params))
 
 
 def _save(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
