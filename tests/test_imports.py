@@ -27,7 +27,7 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
         "loading",
         "__init__",
         "embed_files embed_output pictures describe training convert reconstruct neighbours",
-        "demo",
+        "demo bench",
         "options cli __main__",
     )
 )

@@ -8,6 +8,7 @@ import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -209,6 +210,41 @@ def embedding_map(points: npt.ArrayLike, labels: Sequence[str], out: Path, title
         panel.spines[:].set_color("#c8c8c8")
         panel.spines[:].set_visible(True)
         figure.legend(loc="outside right upper", ncols=1 + (len(names) - 1) // 24, markerscale=1.2)
+
+
+@dataclass(frozen=True)
+class BenchLine:
+    """One model's measurements: (tokens, value) pairs, and the length at which it failed with what is said there."""
+
+    name: str
+    points: Sequence[tuple[int, float]]
+    failure: tuple[int, str] | None = None
+
+
+def bench_picture(lines: Mapping[str, Sequence[BenchLine]], out: Path, title: str, label: str) -> None:
+    """One panel for each size: a value against the number of tokens, both logarithmic, a cross where a model failed."""
+    with _figure(out, max(7.5, 1 + 4.2 * len(lines)), 4.6) as figure:
+        panels = figure.subplots(1, max(len(lines), 1), squeeze=False)[0]
+        drawn: dict[str, Any] = {}
+        for panel, (size, models) in zip(panels, lines.items(), strict=True):
+            for number, line in enumerate(models):
+                colour = COLOURS[number]
+                if line.points:
+                    x, y = zip(*line.points, strict=True)
+                    drawn[line.name] = panel.plot(x, y, color=colour, marker=MARKERS[number], markersize=4.5)[0]
+                if line.failure is not None:
+                    top = line.points[-1][1] if line.points else 1.0
+                    panel.plot(line.failure[0], top, color=colour, marker="x", markersize=9, markeredgewidth=2)
+                    panel.annotate(
+                        line.failure[1], (line.failure[0], top), textcoords="offset points", xytext=(0, 9),
+                        ha="right", color=colour, fontsize=9,
+                    )  # fmt: skip
+            panel.set(xscale="log", yscale="log", title=size, xlabel="tokens")
+            panel.grid(which="major", color="#e4e4e4", linewidth=0.7)
+            panel.margins(y=0.12)
+        panels[0].set_ylabel(label)
+        figure.suptitle(title, x=0.01, ha="left", fontsize=12)
+        figure.legend(drawn.values(), drawn.keys(), loc="outside lower center", ncols=3)
 
 
 def _short(name: str, longest: int = 48) -> str:

@@ -249,8 +249,7 @@ def encode_windows(
 
 
 def _encode_group(model: Encoder, group: list[Window]) -> Iterator[tuple[Window, Tensor]]:
-    with torch.no_grad():
-        tokens_BLd = model.encode(torch.stack([window.features for window in group]))
+    tokens_BLd = model.infer(torch.stack([window.features for window in group]))
     tokens_BFTd = tokens_BLd[:, model.prefix_tokens :].unflatten(1, (model.config.grid[0], -1)).float()
     yield from zip(group, tokens_BFTd, strict=True)
 

@@ -16,6 +16,7 @@ from ssamba.config import Config
 from ssamba.errors import ConfigError
 from ssamba.models.classification import Classification, Classifier
 from ssamba.models.embedding import Embeddings, embed_audio
+from ssamba.models.graphs import GraphedEncode
 from ssamba.models.heads import PretrainingHeads
 from ssamba.objectives import GENERATIVE_WEIGHT, OBJECTIVES, info_nce, reconstruction
 
@@ -39,6 +40,7 @@ class Encoder(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
+        self._graphed: GraphedEncode | None = None
         rows, cols = config.grid
         d = config.width
         self.patch_embed = nn.Conv2d(
@@ -130,6 +132,16 @@ class Encoder(nn.Module):
         return self.encode_tokens(self.embed_patches(features.to(self.device)))
 
     forward = encode
+
+    def infer(self, features: Tensor) -> Tensor:
+        """``encode`` for inference: no gradients, and CUDA graphs on a GPU for shapes that come again."""
+        if self._graphed is None:
+            self._graphed = GraphedEncode(self)
+        return self._graphed(features)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy makes its own graphs: they hold addresses.
+        return {**self.__dict__, "_graphed": None}
 
     def losses(
         self,
