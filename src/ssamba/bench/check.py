@@ -16,7 +16,7 @@ from ssamba.models.ssamba import SSAMBA
 from ssamba.models.ssast import SSAST, Attention, Block
 from ssamba.ops import reference
 
-CHUNK, QUERIES = 128, 512
+CHUNK, QUERIES = 512, 512
 
 
 @torch.no_grad()

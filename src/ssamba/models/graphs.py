@@ -43,6 +43,7 @@ class GraphedEncode:
         addresses = tuple(p.data_ptr() for p in model.parameters())
         if addresses != self._addresses:
             self._graphs.clear()
+            self._pool = None  # it ends with the last graph that uses it
             self._seen.clear()
             self._addresses = addresses
         if shape in self._graphs:

@@ -32,6 +32,7 @@ class SSAMBA(Encoder):
 
     def encode_tokens(self, tokens: Tensor, keep: Tensor | None = None) -> Tensor:
         """The chain of blocks and the final norm: (B, L, d) -> (B, L, d). ``keep`` comes from ``draw_keep``."""
+        keep = None if keep is None else keep.to(tokens.device, non_blocking=True)
         x, residual = tokens, None
         del tokens  # in inference the first pair may then free them
         for i, pair in enumerate(self.pairs):
@@ -52,4 +53,4 @@ class SSAMBA(Encoder):
         rates = torch.linspace(0, self.config.drop_path, self.config.depth)
         kept = 1 - torch.cat([rates.new_zeros(1), rates])[:, None]
         draw = torch.rand(self.config.depth + 1, batch, generator=generator)
-        return ((draw < kept) / kept).to(self.device, non_blocking=True)
+        return (draw < kept) / kept

@@ -100,6 +100,7 @@ class SSAST(Encoder):
 
     def encode_tokens(self, tokens: Tensor, keep: Tensor | None = None) -> Tensor:
         """The blocks and the final norm: (B, L, d) -> (B, L, d). ``keep`` comes from ``draw_keep``."""
+        keep = None if keep is None else keep.to(tokens.device, non_blocking=True)
         for i, block in enumerate(self.blocks):
             tokens = block(tokens, None if keep is None else keep[BRANCHES * i : BRANCHES * (i + 1)])
         return self.norm(tokens)
@@ -114,4 +115,4 @@ class SSAST(Encoder):
         rates = torch.linspace(0, self.config.drop_path, self.config.depth).repeat_interleave(BRANCHES)
         kept = 1 - rates[:, None]
         draw = torch.rand(len(rates), batch, generator=generator)
-        return ((draw < kept) / kept).to(self.device, non_blocking=True)
+        return (draw < kept) / kept
