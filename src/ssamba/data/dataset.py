@@ -1,32 +1,25 @@
 """Batches of waveforms for a plan's steps, decoded ahead by threads.
 
-Threads and not processes: soundfile and soxr release the interpreter lock while they work, so threads decode as fast
-(docs/data.md has the numbers) and need no second copy of anything. What a batch holds depends on the plan alone: not on
-the number of workers, the depth of prefetching or the step that the loader began with.
+What a batch holds depends on the plan alone: not on the number of workers, the depth of prefetching or the step that
+the loader began with.
 """
 
 from __future__ import annotations
 
-import threading
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from typing import NamedTuple
 
-import numpy as np
-import torch
 from torch import Tensor
 
-from ssamba.data.audio import SAMPLE_RATE, Waveform, check_length, read_audio
-from ssamba.data.manifest import Clip
+from ssamba.data.audio import SAMPLE_RATE, Waveform, read_audio
+from ssamba.data.decoding import MOST_ATTEMPTS, AudioCache, decode_ahead, pad_rows
 from ssamba.data.sampling import CropSpec, PretrainPlan
 from ssamba.data.scan import SkipList
 from ssamba.errors import AudioError, DataError
 
-__all__ = ["AudioCache", "Batch", "CropLoader", "load_crops"]
-
-_MOST_ATTEMPTS = 16  # stand-ins tried for one crop; at the 5 % limit all of them fail once in 10**21
+__all__ = ["Batch", "CropLoader", "load_crops"]
 
 
 class Batch(NamedTuple):
@@ -41,61 +34,6 @@ class Batch(NamedTuple):
     step: int
     waveforms: Tensor
     lengths: Tensor
-
-
-class AudioCache:
-    """Decoded clips kept in memory, up to a budget, so that a small set is decoded once and not every epoch.
-
-    Kept as int16 scaled by the clip's peak: half the size of float32, -98 dB from it. The clips that fit are chosen
-    beforehand, in the given order, so that a crop's samples never depend on which thread came first.
-
-    Args:
-        clips: candidates with known lengths, most useful first.
-        budget_bytes: most memory for samples; a second takes 32,000 bytes.
-    """
-
-    def __init__(self, clips: Sequence[Clip], budget_bytes: int) -> None:
-        self._chosen: set[str] = set()
-        self._held: dict[str, Future[tuple[np.ndarray, float]]] = {}
-        self._lock = threading.Lock()
-        self.bytes = 0
-        for clip in clips:
-            size = 2 * (int((clip.seconds or 0.0) * SAMPLE_RATE) + 1)
-            if clip.seconds and clip.path not in self._chosen and self.bytes + size <= budget_bytes:
-                self._chosen.add(clip.path)
-                self.bytes += size
-
-    def __contains__(self, path: str) -> bool:
-        return path in self._chosen
-
-    def read(self, path: str, start: float, seconds: float) -> Waveform:
-        """As ``read_audio(path, start=start, seconds=seconds)``, from memory where the clip was chosen for it.
-
-        Raises:
-            AudioError: the file cannot be decoded as a whole.
-        """
-        if path not in self._chosen:
-            return read_audio(path, start=start, seconds=seconds)
-        samples, peak = self._whole(path)
-        first = round(start * SAMPLE_RATE)
-        crop = samples[first : first + round(seconds * SAMPLE_RATE)]
-        check_length(len(crop), path)
-        return crop.astype(np.float32) * np.float32(peak / 32767)
-
-    def _whole(self, path: str) -> tuple[np.ndarray, float]:
-        with self._lock:
-            future = self._held.get(path)
-            mine = future is None
-            if future is None:
-                future = self._held[path] = Future()
-        if mine:  # decode outside the lock; whoever wants the same clip meanwhile waits for this future
-            try:
-                samples = read_audio(path)
-                peak = float(np.abs(samples).max()) or 1.0
-                future.set_result((np.round(samples * np.float32(32767 / peak)).astype(np.int16), peak))
-            except BaseException as error:
-                future.set_exception(error)
-        return future.result()
 
 
 class _Loaded(NamedTuple):
@@ -142,40 +80,23 @@ class CropLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         steps = count(self.start_step) if self.stop_step is None else range(self.start_step, self.stop_step)
-        if self.workers == 0:
-            for step in steps:
-                yield self._collect(step, [self._load(position) for position in self._positions(step)])
-            return
-        pool = ThreadPoolExecutor(max_workers=self.workers, thread_name_prefix="ssamba-decode")
-        waiting: deque[tuple[int, list[Future[_Loaded]]]] = deque()
-        try:
-            for step in steps:
-                waiting.append((step, [pool.submit(self._load, position) for position in self._positions(step)]))
-                if len(waiting) > self.prefetch:
-                    yield self._take(waiting)
-            while waiting:
-                yield self._take(waiting)
-        finally:  # also when the caller stops early: its generator is closed
-            pool.shutdown(wait=True, cancel_futures=True)
+        for step, loaded in decode_ahead(steps, self._positions, self._load, self.workers, self.prefetch):
+            yield self._collect(step, loaded)
 
     def _positions(self, step: int) -> range:
         return range(step * self.plan.batch_size, (step + 1) * self.plan.batch_size)
 
-    def _take(self, waiting: deque[tuple[int, list[Future[_Loaded]]]]) -> Batch:
-        step, futures = waiting.popleft()
-        return self._collect(step, [future.result() for future in futures])
-
     def _load(self, position: int) -> _Loaded:
         """The crop at a position, or its first readable stand-in."""
         failures: list[tuple[str, str]] = []
-        for attempt in range(_MOST_ATTEMPTS + 1):
+        for attempt in range(MOST_ATTEMPTS + 1):
             spec = self.plan.crop(position, attempt)
             try:
                 return _Loaded(self._read(spec), spec.path, failures)
             except AudioError as error:
                 failures.append((spec.path, error.reason))
         path, reason = failures[0]
-        raise DataError(f"{path}: {reason}; {_MOST_ATTEMPTS} other clips of the same source cannot be read either")
+        raise DataError(f"{path}: {reason}; {MOST_ATTEMPTS} other clips of the same source cannot be read either")
 
     def _read(self, spec: CropSpec) -> Waveform:
         read = read_audio if self.cache is None else self.cache.read
@@ -188,7 +109,8 @@ class CropLoader:
             for path, reason in crop.failures:
                 self.skip.record(path, reason)
         self.skip.check(final=self.skip.tried >= self._clips)
-        return Batch(step, *_pad([crop.waveform for crop in loaded], self.plan.crop_seconds))
+        samples = round(self.plan.crop_seconds * SAMPLE_RATE)
+        return Batch(step, *pad_rows([crop.waveform for crop in loaded], samples))
 
 
 def load_crops(specs: Sequence[CropSpec], skip: SkipList | None = None, threads: int = 2) -> tuple[Tensor, Tensor]:
@@ -218,12 +140,4 @@ def load_crops(specs: Sequence[CropSpec], skip: SkipList | None = None, threads:
     skip.check(final=True)
     if not waveforms:
         raise DataError("no readable crops were given")
-    return _pad(waveforms, specs[0].seconds)
-
-
-def _pad(waveforms: Sequence[Waveform], seconds: float) -> tuple[Tensor, Tensor]:
-    # numpy copies a row itself; torch would wake its threads for it, which takes 10 times longer on a busy machine.
-    batch = np.zeros((len(waveforms), round(seconds * SAMPLE_RATE)), np.float32)
-    for row, waveform in zip(batch, waveforms, strict=True):
-        row[: len(waveform)] = waveform
-    return torch.from_numpy(batch), torch.tensor([len(waveform) for waveform in waveforms])
+    return pad_rows(waveforms, round(specs[0].seconds * SAMPLE_RATE))

@@ -52,10 +52,12 @@ class Fold:
 class LabelledData:
     """A data set as its publishers divide it: one fold, or several for cross-validation.
 
-    ``classes`` are the names in label order; ``multi_label`` says whether an example may have several.
+    ``classes`` are the names in label order; ``multi_label`` says whether an example may have several. ``notes`` are
+    lines for the user: what was left out, decided or not official.
     """
 
     layout: str
     classes: tuple[str, ...]
     multi_label: bool
     folds: tuple[Fold, ...]
+    notes: tuple[str, ...] = ()

@@ -18,7 +18,7 @@ from typing import Any
 from ssamba.data.audio import AUDIO_EXTENSIONS
 from ssamba.errors import DataError
 
-__all__ = ["Clip", "Source", "read_source", "read_sources", "split_weight"]
+__all__ = ["Clip", "Source", "nearest_file", "read_source", "read_sources", "split_weight"]
 
 MANIFEST_EXTENSIONS = (".csv", ".tsv", ".json")
 PATH_COLUMNS = ("path", "filename", "file", "wav")
@@ -117,7 +117,7 @@ def read_source(path: str | os.PathLike[str]) -> list[Clip]:
         if os.path.isdir(path):
             return _read_folder(path)
         if not os.path.lexists(path):
-            raise DataError(f"{path}: no such file or folder{_nearest_file(path)}")
+            raise DataError(f"{path}: no such file or folder{nearest_file(path)}")
         ending = os.path.splitext(path)[1].lower()
         if ending in AUDIO_EXTENSIONS:
             return [Clip(path, os.path.basename(path))]
@@ -245,7 +245,8 @@ def _missing_column(columns: list[str]) -> str:
     return f"{message}; rename {near[0]} to path" if near else f"{message}; name the column of file names path"
 
 
-def _nearest_file(path: str) -> str:
+def nearest_file(path: str) -> str:
+    """ "; did you mean X?" with the entry of the same folder whose name is nearest, or nothing."""
     folder, name = os.path.split(os.path.normpath(path))
     try:
         near = difflib.get_close_matches(name, os.listdir(folder or "."), n=1)

@@ -23,7 +23,7 @@ from ssamba.data.audio import SAMPLE_RATE
 from ssamba.data.manifest import Clip, Source
 from ssamba.errors import DataError
 
-__all__ = ["CropSpec", "PretrainPlan", "centre_crops", "split_validation"]
+__all__ = ["CropSpec", "PretrainPlan", "centre_crops", "generator", "split_validation"]
 
 _ORDER, _SHUFFLE, _START, _REPLACE = range(4)  # purposes of a draw: streams with different ones are independent
 
@@ -139,7 +139,7 @@ class PretrainPlan:
         order = self._epoch(epoch)
         source, item = int(order.source[index]), int(order.item[index])
         if attempt:
-            item = int(_generator(self.seed, _REPLACE, position, attempt).integers(self._items[source]))
+            item = int(generator(self.seed, _REPLACE, position, attempt).integers(self._items[source]))
         clip = int(np.searchsorted(self._offsets[source], item, side="right")) - 1
         part = item - int(self._offsets[source][clip])
         parts = int(self._offsets[source][clip + 1] - self._offsets[source][clip])
@@ -152,7 +152,7 @@ class PretrainPlan:
         if last <= 0:
             return 0.0
         low, high = part * last // parts, (part + 1) * last // parts
-        return int(_generator(self.seed, _START, position, attempt).integers(low, high + 1)) / SAMPLE_RATE
+        return int(generator(self.seed, _START, position, attempt).integers(low, high + 1)) / SAMPLE_RATE
 
     def _crop_counts(self, lengths: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
         if self.crops_per_clip == "length":
@@ -162,7 +162,7 @@ class PretrainPlan:
 
     def _make_epoch(self, epoch: int) -> _Epoch:
         source = np.repeat(np.arange(len(self.sources)), self._draws)
-        _generator(self.seed, _ORDER, epoch).shuffle(source)
+        generator(self.seed, _ORDER, epoch).shuffle(source)
         item = np.empty(len(source), np.int64)
         for number, draws in enumerate(self._draws):
             item[source == number] = self._source_items(number, epoch * draws, draws)
@@ -175,7 +175,7 @@ class PretrainPlan:
         while count:
             cycle, begin = divmod(first, size)
             taken = min(count, size - begin)
-            permutation = _generator(self.seed, _SHUFFLE, source, cycle).permutation(size)
+            permutation = generator(self.seed, _SHUFFLE, source, cycle).permutation(size)
             parts.append(permutation[begin : begin + taken])
             first, count = first + taken, count - taken
         return np.concatenate(parts)
@@ -236,7 +236,8 @@ def split_validation(
     return training, list(validation.values())
 
 
-def _generator(seed: int, *key: int) -> np.random.Generator:
+def generator(seed: int, *key: int) -> np.random.Generator:
+    """A fresh generator for one draw: the same for the same (seed, key), independent of all others (Philox)."""
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(seed, spawn_key=key)))
 
 

@@ -13,7 +13,7 @@ from ssamba.data.audio import AudioInfo, audio_info, check_length
 from ssamba.data.manifest import Clip, Source
 from ssamba.errors import AudioError, DataError
 
-__all__ = ["Progress", "SkipList", "scan_clips", "scan_sources"]
+__all__ = ["Progress", "SkipList", "cached_info", "scan_clips", "scan_sources"]
 
 Progress = Callable[[int, int], None]
 """Called as progress(done, total), from the thread that asked for the work."""
@@ -183,14 +183,15 @@ def _scan_one(clip: Clip) -> tuple[Clip, Clip | AudioError]:
     if clip.seconds is not None:
         return clip, clip
     try:
-        info = _cached_info(clip.path)
+        info = cached_info(clip.path)
         check_length(info.frames, clip.path, info.sample_rate)
     except AudioError as error:
         return clip, error
     return clip, replace(clip, frames=info.frames, rate=info.sample_rate)
 
 
-def _cached_info(path: str) -> AudioInfo:
+def cached_info(path: str) -> AudioInfo:
+    """:func:`ssamba.data.audio.audio_info`, remembered until the file changes. Raises ``AudioError`` likewise."""
     try:
         status = os.stat(path)
     except OSError:
