@@ -26,7 +26,7 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
         "interop data",
         "loading",
         "__init__",
-        "embed_files embed_output pictures describe training convert reconstruct neighbours",
+        "file_stream embed_files embed_output pictures describe training convert reconstruct neighbours",
         "demo",
         "options cli __main__",
     )

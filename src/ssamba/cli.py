@@ -147,8 +147,9 @@ def _embed_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _embed(arguments: argparse.Namespace) -> int:
-    from ssamba.embed_files import embed_files, list_files
+    from ssamba.embed_files import embed_files
     from ssamba.embed_output import check_output
+    from ssamba.file_stream import list_files
     from ssamba.loading import load
     from ssamba.progress import Bar
 
