@@ -172,6 +172,59 @@ def _embed(arguments: argparse.Namespace) -> int:
     return _list_unreadable(report.failures)
 
 
+def _predict_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("files", nargs="+", metavar="FILE", help=DATA_HELP)
+    parser.add_argument("--model", metavar="RUN", required=True, help="fine-tuned run or model directory")
+    _add_device(parser)
+    parser.add_argument("--top", type=positive, default=5, metavar="N", help="classes to name in each answer")
+    parser.add_argument(
+        "--every", type=seconds, metavar="SECONDS", help="scores in time: one row for each stretch of this length"
+    )
+    parser.add_argument(
+        "--window",
+        type=seconds,
+        metavar="SECONDS",
+        help="with --every: what is heard around the middle of each stretch (default: the model's own length)",
+    )
+    parser.add_argument("--out", type=Path, metavar="X.json|X.csv", help="the file to write (default: print a table)")
+    parser.add_argument(
+        "--picture", type=Path, metavar="X.png", help="with --every: draw the spectrogram and the scores of one file"
+    )
+    parser.add_argument(
+        "--batch", type=positive, metavar="N", help="windows in a pass (default: what suits the device)"
+    )
+    parser.add_argument(
+        "--threads", type=positive, metavar="N", help="decoding threads (default: one per core, up to 8)"
+    )
+
+
+def _predict(arguments: argparse.Namespace) -> int:
+    from ssamba.file_stream import list_files
+    from ssamba.predict_files import load_classifier, predict_files
+    from ssamba.predict_output import check_output
+    from ssamba.progress import Bar
+
+    if arguments.out is not None:
+        check_output(arguments.out)
+    files, _ = list_files(arguments.files)
+    model = load_classifier(arguments.model, arguments.device)
+    with Bar("classifying") as bar:
+        report = predict_files(
+            files,
+            model,
+            arguments.out,
+            arguments.picture,
+            top=arguments.top,
+            every=arguments.every,
+            window=arguments.window,
+            batch=arguments.batch,
+            threads=arguments.threads,
+            progress=bar.update,
+        )
+    print(report.text or f"{arguments.out}: {report.written} files")
+    return _list_unreadable(report.failures)
+
+
 def _reconstruct_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", help="audio file")
     _add_model(parser)
@@ -283,6 +336,7 @@ def _stats(arguments: argparse.Namespace) -> int:
 
 COMMANDS = {
     "embed": Command("turn audio files into embeddings", _embed_options, _embed),
+    "predict": Command("name what is heard, with a fine-tuned model", _predict_options, _predict),
     "pretrain": Command("train a model on unlabelled audio, or go on with a run", _pretrain_options, _pretrain),
     "reconstruct": Command("draw a recording, masked and filled in by the model", _reconstruct_options, _reconstruct),
     "info": Command("show what a model or run holds", _info_options, _info),

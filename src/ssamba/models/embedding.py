@@ -74,11 +74,12 @@ def embed_audio(model: Encoder, audio: Any, sample_rate: int = 16000, whole: boo
     ``AudioError`` for NaN, wrong shapes and recordings under 25 ms.
     """
     waveforms = frontend.to_waveforms(audio, sample_rate)
-    features = [_features(waveform, model) for waveform in waveforms]
+    features = [waveform_features(waveform, model) for waveform in waveforms]
     return embed_features(features, model, whole)
 
 
-def _features(waveform: Tensor, model: Encoder) -> Tensor:
+def waveform_features(waveform: Tensor, model: Encoder) -> Tensor:
+    """Normalised log-mel (frames, mel_bins) of a (samples,) waveform at 16 kHz. Raises ``AudioError`` under 25 ms."""
     if frontend.frame_count(len(waveform)) == 0:
         frontend.log_mel(waveform)  # tells what is wrong
     stream = FeatureStream(model.config, model.device)

@@ -17,6 +17,7 @@ from ssamba.errors import ConfigError
 from ssamba.models.classification import Classification, Classifier
 from ssamba.models.embedding import Embeddings, embed_audio
 from ssamba.models.heads import PretrainingHeads
+from ssamba.models.prediction import Prediction, predict_audio
 from ssamba.objectives import GENERATIVE_WEIGHT, OBJECTIVES, info_nce, reconstruction
 
 
@@ -205,6 +206,17 @@ class Encoder(nn.Module):
     def embed(self, audio: Any, sample_rate: int = 16000, whole: bool = False) -> Embeddings:
         """Embeddings of recordings in memory; see ``ssamba.models.embedding.embed_audio``."""
         return embed_audio(self, audio, sample_rate, whole)
+
+    def predict(
+        self,
+        audio: Any,
+        sample_rate: int = 16000,
+        top: int | None = None,
+        every: float | None = None,
+        window: float | None = None,
+    ) -> list[Prediction]:
+        """What the classifier says of recordings in memory; see ``ssamba.models.prediction.predict_audio``."""
+        return predict_audio(self, audio, sample_rate, top, every, window)
 
     def with_grid(self, stride: int | None = None, frames: int | None = None) -> Self:
         """The same weights on another patch grid, positions resized as for fine-tuning.
