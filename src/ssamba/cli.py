@@ -336,8 +336,8 @@ def _stats(arguments: argparse.Namespace) -> int:
 
 COMMANDS = {
     "embed": Command("turn audio files into embeddings", _embed_options, _embed),
-    "predict": Command("name what is heard, with a fine-tuned model", _predict_options, _predict),
     "pretrain": Command("train a model on unlabelled audio, or go on with a run", _pretrain_options, _pretrain),
+    "predict": Command("name what is heard, with a fine-tuned model", _predict_options, _predict),
     "reconstruct": Command("draw a recording, masked and filled in by the model", _reconstruct_options, _reconstruct),
     "info": Command("show what a model or run holds", _info_options, _info),
     "convert": Command("convert an official .pth to a model directory, or back", _convert_options, _convert),

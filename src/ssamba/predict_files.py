@@ -157,7 +157,7 @@ def spectrogram(path: str | os.PathLike[str], model: Encoder) -> npt.NDArray[np.
     def pooled(features: Tensor, final: bool = False) -> Tensor:
         features = torch.cat([held, features.cpu()])
         n = len(features) if final else len(features) // width * width
-        columns.extend(part.mean(dim=0) for part in features[:n].split(width))
+        columns.extend(part.mean(dim=0) for part in features[:n].split(width) if len(part))
         return features[n:].clone()
 
     for block in stream_audio(path, BLOCK_SECONDS):
