@@ -252,6 +252,7 @@ def _window_rows(
             if isinstance(seconds, AudioError):
                 skip.record(seconds.path or examples[index].key, seconds.reason)
             else:
+                skip.succeeded(part.path for part in examples[index].parts)
                 rows += [Row(index, start=start) for start in _window_starts(seconds, window)]
             if progress is not None and (index % 64 == 63 or index + 1 == len(examples)):
                 progress(index + 1, len(examples))

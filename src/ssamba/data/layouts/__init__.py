@@ -13,18 +13,31 @@ from typing import Any
 
 from ssamba.data.labelled import LabelledData
 from ssamba.data.layouts.arabic_speech_commands import read_arabic_speech_commands
+from ssamba.data.layouts.audioset import read_audioset_2m, read_audioset_20k
 from ssamba.data.layouts.common import nearest
 from ssamba.data.layouts.custom import read_custom
 from ssamba.data.layouts.esc import read_esc10, read_esc50
+from ssamba.data.layouts.iemocap import read_iemocap
+from ssamba.data.layouts.speech_commands import read_speech_commands_v1, read_speech_commands_v2
+from ssamba.data.layouts.urbansound8k import read_dasl, read_urbansound8k
+from ssamba.data.layouts.voxceleb1 import read_voxceleb1
 from ssamba.errors import DataError
 
 __all__ = ["LAYOUTS", "read_layout"]
 
 LAYOUTS: Mapping[str, Callable[..., LabelledData]] = {
     "arabic-speech-commands": read_arabic_speech_commands,
+    "audioset-20k": read_audioset_20k,
+    "audioset-2m": read_audioset_2m,
     "custom": read_custom,
+    "dasl": read_dasl,
     "esc10": read_esc10,
     "esc50": read_esc50,
+    "iemocap": read_iemocap,
+    "speech-commands-v1": read_speech_commands_v1,
+    "speech-commands-v2": read_speech_commands_v2,
+    "urbansound8k": read_urbansound8k,
+    "voxceleb1": read_voxceleb1,
 }
 """Name -> reader, called as ``reader(root, **options)``."""
 

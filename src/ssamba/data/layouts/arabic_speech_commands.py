@@ -17,6 +17,7 @@ from ssamba.data.layouts.common import (
     file_example,
     read_table,
     require_folder,
+    size_note,
 )
 from ssamba.data.layouts.splits import SPLITS, split_name
 from ssamba.errors import DataError
@@ -53,7 +54,8 @@ def read_arabic_speech_commands(root: Path) -> LabelledData:
     if not splits["validation"]:
         raise DataError(f"{listing}: the validation split is empty")
     fold = Fold("official", *(tuple(splits[split]) for split in SPLITS))
-    return check_data(LabelledData("arabic-speech-commands", WORDS, False, (fold,)), listing)
+    notes = size_note(sum(map(len, splits.values())), 12000)
+    return check_data(LabelledData("arabic-speech-commands", WORDS, False, (fold,), notes), listing)
 
 
 def _read_meta(root: Path) -> dict[str, list[Example]]:

@@ -26,6 +26,7 @@ __all__ = [
     "read_lines",
     "read_table",
     "require_folder",
+    "size_note",
 ]
 
 
@@ -56,7 +57,7 @@ def require_folder(root: Path, expected: str) -> Path:
     if not expected or (root / expected).exists():
         return root
     depth = len(Path(expected).parts)
-    inside = sorted(path for path in root.glob(f"*/{expected}"))
+    inside = [*sorted(root.glob(f"*/{expected}")), *sorted(root.glob(f"*/*/{expected}"))]
     above = [above / expected for above in root.parents[:2] if (above / expected).exists()]
     for found in [*inside, *above]:
         raise DataError(f"{root}: has no {expected}; did you mean {found.parents[depth - 1]}?")
@@ -219,6 +220,11 @@ def check_data(data: LabelledData, where: Path, complete: bool = True) -> Labell
         if untested and len(data.folds) == 1:
             notes.append(f"{len(untested)} of {len(data.classes)} classes have no test clip, the first: {untested[0]}")
     return LabelledData(data.layout, data.classes, data.multi_label, data.folds, tuple(notes))
+
+
+def size_note(found: int, published: int) -> tuple[str, ...]:
+    """A note when the number of clips is not the published one, or none."""
+    return () if found == published else (f"{found:,} clips; the published set has {published:,}",)
 
 
 def _check_keys(fold: Fold, where: Path) -> None:

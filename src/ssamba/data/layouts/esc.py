@@ -20,6 +20,7 @@ from ssamba.data.layouts.common import (
     file_example,
     read_table,
     require_folder,
+    size_note,
 )
 from ssamba.errors import DataError
 
@@ -69,7 +70,8 @@ def _read(layout: str, table: Table, audio: Path, classes: int) -> LabelledData:
     examples = [example for fold in by_fold.values() for example in fold]
     check_present(table.path, examples, "download the data set again")
     folds = cross_validation({str(fold): by_fold[fold] for fold in FOLDS})
-    return check_data(LabelledData(layout, tuple(names.values()), False, folds), table.path)
+    notes = size_note(len(examples), 40 * classes)
+    return check_data(LabelledData(layout, tuple(names.values()), False, folds, notes), table.path)
 
 
 def _classes(table: Table, expected: int) -> dict[int, str]:
