@@ -65,8 +65,11 @@ class Encoder(nn.Module):
         """The tokens in front, each (1, 1, d)."""
         raise NotImplementedError
 
-    def encode_tokens(self, tokens: Tensor, keep: Tensor | None = None) -> Tensor:
-        """The chain of blocks and the final norm: (B, L, d) -> (B, L, d). ``keep`` comes from ``draw_keep``."""
+    def encode_tokens(self, tokens: Tensor, keep: Tensor | None = None, layers: list[Tensor] | None = None) -> Tensor:
+        """The chain of blocks and the final norm: (B, L, d) -> (B, L, d). ``keep`` comes from ``draw_keep``.
+
+        ``layers`` takes the tokens as they leave each step of the chain, the last ones after the final norm.
+        """
         raise NotImplementedError
 
     def draw_keep(self, batch: int, generator: Generator) -> Tensor | None:
@@ -131,6 +134,21 @@ class Encoder(nn.Module):
         return self.encode_tokens(self.embed_patches(features.to(self.device)))
 
     forward = encode
+
+    def encode_layers(self, features: Tensor) -> list[Tensor]:
+        """As ``encode``, but the tokens after each step of the chain: a pair of blocks in SSAMBA, a block in SSAST.
+
+        Each (B, prefix + F*T, d). All but the last are the residual stream as it is, without a norm; the last is what
+        ``encode`` gives.
+        """
+        layers: list[Tensor] = []
+        self.encode_tokens(self.embed_patches(features.to(self.device)), layers=layers)
+        return layers
+
+    @property
+    def n_layers(self) -> int:
+        """How many ``encode_layers`` gives."""
+        raise NotImplementedError
 
     def losses(
         self,
