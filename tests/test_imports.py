@@ -27,7 +27,7 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
         "loading",
         "__init__",
         "file_stream pictures describe training convert reconstruct neighbours",
-        "embed_files embed_output predict_files predict_output",
+        "embed_files embed_output predict_files predict_output probing",
         "demo",
         "options cli __main__",
     )

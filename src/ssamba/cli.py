@@ -225,6 +225,30 @@ def _predict(arguments: argparse.Namespace) -> int:
     return _list_unreadable(report.failures)
 
 
+def _probe_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "recipe", metavar="RECIPE|LAYOUT", help="a data set's layout, or a recipe (.yaml) that names it"
+    )
+    parser.add_argument("--data", type=Path, required=True, metavar="ROOT", help="folder of the data set")
+    _add_model(parser)
+    parser.add_argument("--layer", default="last", metavar="N|all|last", help="whose tokens to take, from 1")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder for the features, for the next time, and results.json"
+    )
+
+
+def _probe(arguments: argparse.Namespace) -> int:
+    from ssamba.loading import load
+    from ssamba.probing.probe import as_markdown, layout_of, probe
+    from ssamba.progress import shown
+
+    layout = layout_of(arguments.recipe)
+    model = load(arguments.model, arguments.device)
+    result = probe(layout, arguments.data, model, arguments.layer, arguments.out, arguments.model, shown)
+    print(as_markdown(result))
+    return EXIT_DONE
+
+
 def _reconstruct_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", help="audio file")
     _add_model(parser)
@@ -338,6 +362,7 @@ COMMANDS = {
     "embed": Command("turn audio files into embeddings", _embed_options, _embed),
     "pretrain": Command("train a model on unlabelled audio, or go on with a run", _pretrain_options, _pretrain),
     "predict": Command("name what is heard, with a fine-tuned model", _predict_options, _predict),
+    "probe": Command("score a frozen model's features on a labelled data set", _probe_options, _probe),
     "reconstruct": Command("draw a recording, masked and filled in by the model", _reconstruct_options, _reconstruct),
     "info": Command("show what a model or run holds", _info_options, _info),
     "convert": Command("convert an official .pth to a model directory, or back", _convert_options, _convert),

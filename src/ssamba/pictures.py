@@ -215,6 +215,31 @@ def _smooth(values: npt.NDArray[np.float64], width: int) -> npt.NDArray[np.float
     return np.asarray(np.convolve(values, kernel, mode="same") / weight, dtype=np.float64)
 
 
+def layer_curves(
+    series: Mapping[str, Sequence[tuple[float, float]]],
+    levels: Mapping[str, float],
+    title: str,
+    score: str,
+    out: Path,
+) -> None:
+    """Scores (from 0 to 1, shown in per cent) against the layer: a line for each of ``series``, which holds (layer,
+    score) pairs, and a dashed level for what has no layers."""
+    with _figure(out, 8.5, 4.6) as figure:
+        panel = figure.subplots()
+        for number, (name, points) in enumerate(series.items()):
+            layers, values = zip(*points, strict=True)
+            percent = [100 * v for v in values]
+            panel.plot(layers, percent, color=COLOURS[number], marker=MARKERS[number], markersize=5, label=name)
+        for number, (name, value) in enumerate(levels.items()):
+            panel.axhline(100 * value, color="#666666", linestyle=("--", ":")[number % 2], linewidth=1.3, label=name)
+        panel.set_xticks(sorted({layer for points in series.values() for layer, _ in points}))
+        panel.set_title(title)
+        panel.set_xlabel("layer")
+        panel.set_ylabel(f"{score} (%)")
+        panel.grid(True, axis="y", color="#e4e4e4", linewidth=0.8)
+        figure.legend(loc="outside right upper")
+
+
 def embedding_map(points: npt.ArrayLike, labels: Sequence[str], out: Path, title: str = "") -> None:
     """Embeddings reduced to two dimensions, (N, 2), one colour and mark for each label.
 
