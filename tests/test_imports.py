@@ -26,7 +26,8 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
         "interop data",
         "loading",
         "__init__",
-        "embed_files embed_output pictures describe training convert reconstruct neighbours",
+        "file_stream pictures describe training convert reconstruct neighbours",
+        "embed_files embed_output predict_files predict_output probing",
         "demo bench",
         "options cli __main__",
     )

@@ -147,8 +147,9 @@ def _embed_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _embed(arguments: argparse.Namespace) -> int:
-    from ssamba.embed_files import embed_files, list_files
+    from ssamba.embed_files import embed_files
     from ssamba.embed_output import check_output
+    from ssamba.file_stream import list_files
     from ssamba.loading import load
     from ssamba.progress import Bar
 
@@ -169,6 +170,83 @@ def _embed(arguments: argparse.Namespace) -> int:
     twice = f" ({again} given twice)" if again else ""
     print(f"{arguments.out}: {report.rows} x {report.width} from {report.written} files{twice}")
     return _list_unreadable(report.failures)
+
+
+def _predict_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("files", nargs="+", metavar="FILE", help=DATA_HELP)
+    parser.add_argument("--model", metavar="RUN", required=True, help="fine-tuned run or model directory")
+    _add_device(parser)
+    parser.add_argument("--top", type=positive, default=5, metavar="N", help="classes to name in each answer")
+    parser.add_argument(
+        "--every", type=seconds, metavar="SECONDS", help="scores in time: one row for each stretch of this length"
+    )
+    parser.add_argument(
+        "--window",
+        type=seconds,
+        metavar="SECONDS",
+        help="with --every: what is heard around the middle of each stretch (default: the model's own length)",
+    )
+    parser.add_argument("--out", type=Path, metavar="X.json|X.csv", help="the file to write (default: print a table)")
+    parser.add_argument(
+        "--picture", type=Path, metavar="X.png", help="with --every: draw the spectrogram and the scores of one file"
+    )
+    parser.add_argument(
+        "--batch", type=positive, metavar="N", help="windows in a pass (default: what suits the device)"
+    )
+    parser.add_argument(
+        "--threads", type=positive, metavar="N", help="decoding threads (default: one per core, up to 8)"
+    )
+
+
+def _predict(arguments: argparse.Namespace) -> int:
+    from ssamba.file_stream import list_files
+    from ssamba.predict_files import load_classifier, predict_files
+    from ssamba.predict_output import check_output
+    from ssamba.progress import Bar
+
+    if arguments.out is not None:
+        check_output(arguments.out)
+    files, _ = list_files(arguments.files)
+    model = load_classifier(arguments.model, arguments.device)
+    with Bar("classifying") as bar:
+        report = predict_files(
+            files,
+            model,
+            arguments.out,
+            arguments.picture,
+            top=arguments.top,
+            every=arguments.every,
+            window=arguments.window,
+            batch=arguments.batch,
+            threads=arguments.threads,
+            progress=bar.update,
+        )
+    print(report.text or f"{arguments.out}: {report.written} files")
+    return _list_unreadable(report.failures)
+
+
+def _probe_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "recipe", metavar="RECIPE|LAYOUT", help="a data set's layout, or a recipe (.yaml) that names it"
+    )
+    parser.add_argument("--data", type=Path, required=True, metavar="ROOT", help="folder of the data set")
+    _add_model(parser)
+    parser.add_argument("--layer", default="last", metavar="N|all|last", help="whose tokens to take, from 1")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder for the features, for the next time, and results.json"
+    )
+
+
+def _probe(arguments: argparse.Namespace) -> int:
+    from ssamba.loading import load
+    from ssamba.probing.probe import as_markdown, layout_of, probe
+    from ssamba.progress import shown
+
+    layout = layout_of(arguments.recipe)
+    model = load(arguments.model, arguments.device)
+    result = probe(layout, arguments.data, model, arguments.layer, arguments.out, arguments.model, shown)
+    print(as_markdown(result))
+    return EXIT_DONE
 
 
 def _reconstruct_options(parser: argparse.ArgumentParser) -> None:
@@ -318,6 +396,8 @@ def _stats(arguments: argparse.Namespace) -> int:
 COMMANDS = {
     "embed": Command("turn audio files into embeddings", _embed_options, _embed),
     "pretrain": Command("train a model on unlabelled audio, or go on with a run", _pretrain_options, _pretrain),
+    "predict": Command("name what is heard, with a fine-tuned model", _predict_options, _predict),
+    "probe": Command("score a frozen model's features on a labelled data set", _probe_options, _probe),
     "reconstruct": Command("draw a recording, masked and filled in by the model", _reconstruct_options, _reconstruct),
     "info": Command("show what a model or run holds", _info_options, _info),
     "convert": Command("convert an official .pth to a model directory, or back", _convert_options, _convert),
