@@ -339,6 +339,38 @@ def _bench(arguments: argparse.Namespace) -> int:
     return EXIT_SOME_UNREADABLE if any(r.status == "wrong output" for r in results) else EXIT_DONE
 
 
+def _finetune_options(parser: argparse.ArgumentParser) -> None:
+    from ssamba.training.finetune_recipe import FinetuneRecipe, recipe_names
+
+    parser.usage = "ssamba finetune RECIPE --data ROOT --from SOURCE --out RUN [options]"
+    parser.epilog = f"recipes: {', '.join(recipe_names())}"
+    parser.add_argument("recipe", metavar="RECIPE", help="name of a recipe (see below), or a YAML file")
+    parser.add_argument("--data", type=Path, required=True, metavar="ROOT", help="the labelled set (docs/data.md)")
+    parser.add_argument(
+        "--from", dest="source", required=True, metavar="SOURCE", help=f"{SOURCE_HELP}; none: random weights"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="run directory; an existing run goes on")
+    _add_device(parser)
+    add_dataclass(parser.add_argument_group("values of the recipe"), FinetuneRecipe, exclude=("name",))
+
+
+def _finetune(arguments: argparse.Namespace) -> int:
+    from ssamba.training.finetune import finetune
+    from ssamba.training.finetune_recipe import FinetuneRecipe, load_finetune_recipe
+    from ssamba.training.results import TABLE_FILE, headline
+
+    recipe = load_finetune_recipe(arguments.recipe, given(arguments, FinetuneRecipe))
+    source = None if arguments.source == "none" else arguments.source
+    values = finetune(recipe, arguments.data, arguments.out, source, arguments.device, _note)
+    print(headline(values))
+    print(f"{arguments.out / TABLE_FILE} has every fold, {arguments.out} the model")
+    return EXIT_DONE
+
+
+def _note(line: str) -> None:
+    print(f"ssamba: note: {line}", file=sys.stderr)
+
+
 def _demo_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="folder for what the demonstration writes"
@@ -398,6 +430,7 @@ COMMANDS = {
     "pretrain": Command("train a model on unlabelled audio, or go on with a run", _pretrain_options, _pretrain),
     "predict": Command("name what is heard, with a fine-tuned model", _predict_options, _predict),
     "probe": Command("score a frozen model's features on a labelled data set", _probe_options, _probe),
+    "finetune": Command("train a classifier on a labelled set, from a pretrained model", _finetune_options, _finetune),
     "reconstruct": Command("draw a recording, masked and filled in by the model", _reconstruct_options, _reconstruct),
     "info": Command("show what a model or run holds", _info_options, _info),
     "convert": Command("convert an official .pth to a model directory, or back", _convert_options, _convert),

@@ -241,6 +241,33 @@ def layer_curves(
         figure.legend(loc="outside right upper")
 
 
+def confusion_picture(counts: npt.ArrayLike, classes: Sequence[str], out: Path, title: str = "") -> None:
+    """Which classes are taken for which: counts (true class, predicted class), each row coloured by its shares.
+
+    Names stand beside up to 60 classes, numbers in the cells of up to 20.
+    """
+    table = np.asarray(counts, dtype=np.int64)
+    shares = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
+    count = len(table)
+    side = min(14.0, 3.2 + 0.36 * count)
+    with _figure(out, side + 1.4, side) as figure:
+        panel = figure.subplots()
+        image = panel.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+        figure.suptitle(title, fontsize=11)
+        panel.set_xlabel("predicted")
+        panel.set_ylabel("true class")
+        if count <= 60:
+            size = 10 if count <= 20 else 7
+            names = [_short(name, 28) for name in classes]
+            panel.set_xticks(range(count), names, rotation=90, fontsize=size)
+            panel.set_yticks(range(count), names, fontsize=size)
+        for true, predicted in zip(*np.nonzero(table), strict=True) if count <= 20 else ():
+            colour = "white" if shares[true, predicted] > 0.55 else "black"
+            text = str(table[true, predicted])
+            panel.text(predicted, true, text, ha="center", va="center", color=colour, fontsize=8)
+        figure.colorbar(image, ax=panel, label="share of the true class", fraction=0.04, pad=0.02)
+
+
 def embedding_map(points: npt.ArrayLike, labels: Sequence[str], out: Path, title: str = "") -> None:
     """Embeddings reduced to two dimensions, (N, 2), one colour and mark for each label.
 
