@@ -68,7 +68,7 @@ def _expand(x: Tensor, p_GBLP: Tensor, weight: Tensor, bias: Tensor, dt_proj_RKE
 
 
 def _inner_backward(
-    dy: Tensor, x: Tensor, z: Tensor, p_GBLP: Tensor, params: _Params, dx: Tensor, dz: Tensor
+    dy: Tensor, x: Tensor, z: Tensor, y: Tensor, p_GBLP: Tensor, params: _Params, dx: Tensor, dz: Tensor
 ) -> tuple[Tensor, ...]:
     """Writes ``dx`` and ``dz`` (views with free strides) and returns the gradients of ``params``, in their dtypes."""
     conv_weight, conv_bias, x_proj, dt_proj, dt_bias, a_log, skip = (w.contiguous() for w in params)
@@ -77,7 +77,7 @@ def _inner_backward(
     with torch.autocast(x.device.type, enabled=False):
         if nvrtc_scan.usable(x, a_log, conv_weight.shape[-1], x_proj.shape[2]):
             du, ddt, dbc, da_log, dvec = nvrtc_scan.backward(
-                dy, x, z, p_GBLP, conv_weight, conv_bias, dt_proj, dt_bias, a_log, skip, dz=dz
+                dy, x, z, p_GBLP, y, conv_weight, conv_bias, dt_proj, dt_bias, a_log, skip, dz=dz
             )
         else:
             u, dt = _expand(x, p_GBLP, conv_weight, conv_bias, dt_proj)
@@ -114,12 +114,12 @@ def _gpu_inner(
 
 @torch.library.custom_op("ssamba::gpu_inner_backward", mutates_args=())
 def _gpu_inner_backward(
-    dy: Tensor, x: Tensor, z: Tensor, p: Tensor, conv_weight: Tensor, conv_bias: Tensor, x_proj: Tensor,
+    dy: Tensor, x: Tensor, z: Tensor, y: Tensor, p: Tensor, conv_weight: Tensor, conv_bias: Tensor, x_proj: Tensor,
     dt_proj: Tensor, dt_bias: Tensor, A_log: Tensor, D: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     params = (conv_weight, conv_bias, x_proj, dt_proj, dt_bias, A_log, D)
     dx, dz = x.new_empty(x.shape), z.new_empty(z.shape)
-    return (dx, dz, *_inner_backward(dy, x, z, p, params, dx, dz))  # type: ignore[return-value]
+    return (dx, dz, *_inner_backward(dy, x, z, y, p, params, dx, dz))  # type: ignore[return-value]
 
 
 @torch.library.custom_op("ssamba::gpu_inner_packed", mutates_args=())
@@ -132,12 +132,12 @@ def _gpu_inner_packed(
 
 @torch.library.custom_op("ssamba::gpu_inner_packed_backward", mutates_args=())
 def _gpu_inner_packed_backward(
-    dy: Tensor, xz: Tensor, p: Tensor, conv_weight: Tensor, conv_bias: Tensor, x_proj: Tensor, dt_proj: Tensor,
+    dy: Tensor, xz: Tensor, y: Tensor, p: Tensor, conv_weight: Tensor, conv_bias: Tensor, x_proj: Tensor, dt_proj: Tensor,
     dt_bias: Tensor, A_log: Tensor, D: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     params = (conv_weight, conv_bias, x_proj, dt_proj, dt_bias, A_log, D)
     dxz = xz.new_empty(xz.shape)
-    grads = _inner_backward(dy, xz[:, :, 0], xz[:, :, 1], p, params, dxz[:, :, 0], dxz[:, :, 1])
+    grads = _inner_backward(dy, xz[:, :, 0], xz[:, :, 1], y, p, params, dxz[:, :, 0], dxz[:, :, 1])
     return (dxz, *grads)  # type: ignore[return-value]
 
 
@@ -152,12 +152,12 @@ def _(xz: Tensor, *params: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @_gpu_inner_backward.register_fake
-def _(dy: Tensor, x: Tensor, z: Tensor, p: Tensor, *params: Tensor) -> tuple[Tensor, ...]:
+def _(dy: Tensor, x: Tensor, z: Tensor, y: Tensor, p: Tensor, *params: Tensor) -> tuple[Tensor, ...]:
     return (x.new_empty(x.shape), z.new_empty(z.shape), *(w.new_empty(w.shape) for w in params))
 
 
 @_gpu_inner_packed_backward.register_fake
-def _(dy: Tensor, xz: Tensor, p: Tensor, *params: Tensor) -> tuple[Tensor, ...]:
+def _(dy: Tensor, xz: Tensor, y: Tensor, p: Tensor, *params: Tensor) -> tuple[Tensor, ...]:
     return (xz.new_empty(xz.shape), *(w.new_empty(w.shape) for w in params))
 
 
@@ -165,16 +165,16 @@ def _save(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
     ctx.activations = len(inputs) - 7
-    ctx.save_for_backward(*inputs, output[1])
+    ctx.save_for_backward(*inputs, *output)  # the product after the mixer keeps its output anyway
 
 
 def _differentiate(ctx: Any, dy: Tensor | None, dp: Tensor | None) -> Any:
-    *inputs, p = ctx.saved_tensors
+    *inputs, y, p = ctx.saved_tensors
     if dy is None:
         return (None,) * len(inputs)
     activations, params = inputs[: ctx.activations], inputs[ctx.activations :]
     op = _gpu_inner_backward if len(activations) == 2 else _gpu_inner_packed_backward
-    return op(dy, *activations, p, *params)
+    return op(dy, *activations, y, p, *params)
 
 
 _gpu_inner.register_autograd(_differentiate, setup_context=_save)
