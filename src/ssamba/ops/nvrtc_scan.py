@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import os
 from typing import Any
@@ -14,10 +13,9 @@ from ssamba.ops import nvrtc
 from ssamba.ops.nvrtc_backward import BACKWARD
 from ssamba.ops.nvrtc_backward_lanes import LANES_BACKWARD
 from ssamba.ops.nvrtc_forward import FORWARD, TILES
-from ssamba.ops.nvrtc_source import COMMON
+from ssamba.ops.nvrtc_source import COMMON, KINDS
 from ssamba.ops.nvrtc_states import STATES
 
-_KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _SHARED_LIMIT = 48 * 1024
 _ENOUGH_WARPS = 1400  # a good two for each scheduler of 132 multiprocessors
 _POINTERS = (
@@ -47,7 +45,7 @@ class _Shape:
         self.taps, self.outputs, self.rank = taps, outputs, outputs - 2 * self.states
         self.padded = 1 << (self.states - 1).bit_length()
         self.lanes = self.directions * self.blocks
-        self.kind = _KINDS[x_BLKE.dtype]
+        self.kind = KINDS[x_BLKE.dtype]
 
     def lanes_per_channel(self) -> int:
         """Lanes that share a channel's states: few cost fewer instructions, many give more warps to fill the chip."""
@@ -145,15 +143,11 @@ def _arguments(shape: _Shape, count: int, tensors: dict[str, Tensor]) -> _Args:
     return args
 
 
-def _on(x: Tensor) -> Any:
-    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
-
-
 def _forward(shape: _Shape, tensors: dict[str, Tensor]) -> None:
     x = tensors["x"]
     per_channel = shape.lanes_per_channel()
     args = _arguments(shape, 0, tensors)
-    with _on(x):
+    with nvrtc.on(x):
         for phase in (0,) if shape.directions == 1 else (1, 2):
             # Long batches where a lane computes few of their steps: independent work to hide latencies behind.
             defines = shape.defines(
@@ -173,7 +167,7 @@ def _states(shape: _Shape, tensors: dict[str, Tensor]) -> Tensor:
         LPC=per_channel, SPT=shape.padded // per_channel, WARPS=4, TT=32, CKPT=steps,
         BATCH=min(max(8, 2 * per_channel), steps), MIN_BLOCKS=int(os.environ.get("SSAMBA_SMB", "4")),
     )  # fmt: skip
-    with _on(x):
+    with nvrtc.on(x):
         run = nvrtc.kernel(COMMON + TILES + STATES, "scan_states", defines, x.device.index or 0)
         run(shape.grid(128 // per_channel), 128, _arguments(shape, count, tensors | {"ckpt": states}))
     return states
@@ -219,7 +213,7 @@ def backward(
     da = torch.empty(batch, shape.directions, shape.blocks, width, states, **wide)
     dvec = torch.empty(batch, shape.directions, shape.blocks, 2, width, **wide)
     tensors |= {"du": du, "ddt": ddt, "dbc": dbc, "da": da, "dvec": dvec}
-    with _on(x):
+    with nvrtc.on(x):
         defines = shape.defines(
             LPC=per_channel, SPT=shape.padded // per_channel, WARPS=warps, TT=shape.tile(),
             MIN_BLOCKS=int(os.environ.get("SSAMBA_BMB", "3")) if fast else 2, UNROLL=int(os.environ.get("SSAMBA_BUN", "1")),

@@ -12,6 +12,10 @@ In memory order everything below is in *scan order*: step s of direction 1 is po
 look back. The two directions meet in the middle, as ``triton_kernels.scan`` explains.
 """
 
+import torch
+
+KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # DTYPE
+
 COMMON = r"""
 #define LOG2E 1.4426950408889634f
 #define LN2 0.6931471805599453f

@@ -14,9 +14,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from ssamba.ops import nvrtc_scan, reference
+from ssamba.ops import nvrtc_conv, nvrtc_scan, reference
 from ssamba.ops.triton_kernels import conv, norm, scan
 
 __all__ = ["add_layer_norm", "bimamba_inner", "bimamba_inner_packed"]
@@ -75,7 +76,8 @@ def _inner_backward(
     x, z, dy = _dense(x), _dense(z), dy.contiguous()
     rank = dt_proj.shape[-1]
     with torch.autocast(x.device.type, enabled=False):
-        if nvrtc_scan.usable(x, a_log, conv_weight.shape[-1], x_proj.shape[2]):
+        cuda = nvrtc_scan.usable(x, a_log, conv_weight.shape[-1], x_proj.shape[2])
+        if cuda:
             du, ddt, dbc, da_log, dvec = nvrtc_scan.backward(
                 dy, x, z, p_GBLP, y, conv_weight, conv_bias, dt_proj, dt_bias, a_log, skip, dz=dz
             )
@@ -87,13 +89,16 @@ def _inner_backward(
             del u, dt, ckpt
         ddt_GTE, du_GTE = ddt.flatten(1, 2), du.flatten(1, 2)
         ddt_proj = _over_tokens(ddt_GTE, p_GBLP.flatten(1, 2)[..., :rank])
-        dp_GTP = torch.cat([ddt_GTE @ _lanes(dt_proj, x.dtype), dbc.flatten(1, 2).to(x.dtype)], dim=-1)
+        # Rows of a multiple of eight: the products' fast kernels want them aligned.
+        outputs, pad = x_proj.shape[2], -x_proj.shape[2] % 8
+        dp_GTP = x.new_zeros(*ddt_GTE.shape[:2], outputs + pad)
+        dp_GTP[..., :rank] = ddt_GTE @ _lanes(dt_proj, x.dtype)
+        dp_GTP[..., rank:outputs] = dbc.flatten(1, 2)
         del ddt, ddt_GTE, dbc
-        du_GTE.baddbmm_(dp_GTP, _lanes(x_proj, x.dtype))
-        u = conv.activation_backward(x, conv_weight, conv_bias, du)  # du now holds the pre-activation's gradient
-        dx_proj = _over_tokens(dp_GTP, u.flatten(1, 2))
-        del u
-        dconv_weight, dconv_bias = conv.conv_backward(x, conv_weight, du, dx)
+        du_GTE.baddbmm_(dp_GTP, F.pad(_lanes(x_proj, x.dtype), (0, 0, 0, pad)))
+        conv_backward = nvrtc_conv.backward if cuda else conv.backward
+        u, dconv_weight, dconv_bias = conv_backward(x, conv_weight, conv_bias, du, dx)
+        dx_proj = _over_tokens(dp_GTP, u.flatten(1, 2))[:, :outputs]
     found = (dconv_weight, dconv_bias, dx_proj, ddt_proj, dvec[1], da_log, dvec[0])
     return tuple(g.reshape(w.shape).to(w.dtype).contiguous() for g, w in zip(found, params, strict=True))
 
