@@ -140,7 +140,7 @@ __device__ __forceinline__ void rebuild(const Channel &ch, const T *saved, char 
   for (int half = 0; half < 2; ++half) *(uint4 *)(rows + lane * 32 + (half ^ (lane / 4 & 1)) * 16) = from[half];
   float h[16];
   recall(rows, lane, h);
-#pragma unroll UNROLL
+#pragma unroll
   for (int j = 0; j < HALF; ++j) {
     float delta = dts[j * 32], drive = delta * low_of(uds[j * 32]);
 #pragma unroll
@@ -152,7 +152,7 @@ __device__ __forceinline__ void rebuild(const Channel &ch, const T *saved, char 
 // Eight steps of the adjoint. Row j + 1 ends as the gradient of the state after step j.
 __device__ __forceinline__ void adjoint(Channel &ch, char *rows, const float *dts, const unsigned *uds,
                                         const float *bc, T *du_at, T *ddt_at, int e_step, int left, int lane) {
-#pragma unroll UNROLL
+#pragma unroll
   for (int j = HALF - 1; j >= 0; --j) {
     float delta = dts[j * 32], u = low_of(uds[j * 32]), ds = high_of(uds[j * 32]);
     float h[16], dh[16], s1[2] = {0.0f, 0.0f}, s2[2] = {0.0f, 0.0f};
@@ -250,8 +250,10 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, MIN_BLOCKS) scan_backwa
     Moves here = at;
 #pragma unroll 1
     for (int g = 0; g < steps; g += HALF) {
-      if (steps - g >= HALF) prepare<true>(here, ch, window, dts + g * 32 + lane, uds + g * 32 + lane, HALF, gain, on && r == 0);
-      else prepare<false>(here, ch, window, dts + g * 32 + lane, uds + g * 32 + lane, steps - g, gain, on && r == 0);
+      float *delta = dts + g * 32 + lane;
+      unsigned *ud = uds + g * 32 + lane;
+      if (steps - g >= HALF) prepare<true>(here, ch, window, delta, ud, HALF, gain, on && r == 0);
+      else prepare<false>(here, ch, window, delta, ud, steps - g, gain, on && r == 0);
       here.go(HALF);
     }
     at.go(-TT);

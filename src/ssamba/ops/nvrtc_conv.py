@@ -31,7 +31,8 @@ struct ConvArgs {
 struct __align__(V * sizeof(T)) Vec { T v[V]; };
 
 struct March {
-  float tap[DIRS][W][V], bias[DIRS][V], x[2 * REACH + STEPS][V], dx[2 * REACH + STEPS][V], dtap[DIRS][W][V], dbias[DIRS][V];
+  float x[2 * REACH + STEPS][V], dx[2 * REACH + STEPS][V];
+  float tap[DIRS][W][V], bias[DIRS][V], dtap[DIRS][W][V], dbias[DIRS][V];
 };
 
 // Steps t0 to t0 + STEPS - 1, all of them inside the part and the sequence if FULL. x[i] and dx[i] are of position

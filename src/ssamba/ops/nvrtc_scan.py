@@ -165,7 +165,7 @@ def _states(shape: _Shape, tensors: dict[str, Tensor]) -> Tensor:
     states = x.new_empty(shape.lanes, shape.batch, count, shape.width, shape.padded)
     defines = shape.defines(
         LPC=per_channel, SPT=shape.padded // per_channel, WARPS=4, TT=32, CKPT=steps,
-        BATCH=min(max(8, 2 * per_channel), steps), MIN_BLOCKS=int(os.environ.get("SSAMBA_SMB", "4")),
+        BATCH=min(max(8, 2 * per_channel), steps), MIN_BLOCKS=3 if per_channel == 1 else 4,
     )  # fmt: skip
     with nvrtc.on(x):
         run = nvrtc.kernel(COMMON + TILES + STATES, "scan_states", defines, x.device.index or 0)
@@ -216,8 +216,7 @@ def backward(
     with nvrtc.on(x):
         defines = shape.defines(
             LPC=per_channel, SPT=shape.padded // per_channel, WARPS=warps, TT=shape.tile(),
-            MIN_BLOCKS=int(os.environ.get("SSAMBA_BMB", "3")) if fast else 2, UNROLL=int(os.environ.get("SSAMBA_BUN", "1")),
-            **sizes,
+            MIN_BLOCKS=3 if fast else 2, **sizes,
         )  # fmt: skip
         source = COMMON + TILES + (LANES_BACKWARD if fast else BACKWARD)
         run = nvrtc.kernel(source, "scan_backward", defines, x.device.index or 0)

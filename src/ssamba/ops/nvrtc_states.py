@@ -9,7 +9,8 @@ STATES = r"""
 #define EW (BATCH / LPC)
 #define HIST ((W - 1 + LPC - 1) / LPC)
 
-struct __align__(SPT * sizeof(T) < 16 ? SPT * sizeof(T) : 16) Piece { T v[SPT * sizeof(T) < 16 ? SPT : 16 / sizeof(T)]; };
+#define PIECE (SPT * sizeof(T) < 16 ? SPT * sizeof(T) : 16)
+struct __align__(PIECE) Piece { T v[PIECE / sizeof(T)]; };
 
 __device__ __forceinline__ void save_state(T *to, const float *h) {
   constexpr int EACH = sizeof(Piece) / sizeof(T);

@@ -137,8 +137,8 @@ def _gpu_inner_packed(
 
 @torch.library.custom_op("ssamba::gpu_inner_packed_backward", mutates_args=())
 def _gpu_inner_packed_backward(
-    dy: Tensor, xz: Tensor, y: Tensor, p: Tensor, conv_weight: Tensor, conv_bias: Tensor, x_proj: Tensor, dt_proj: Tensor,
-    dt_bias: Tensor, A_log: Tensor, D: Tensor,
+    dy: Tensor, xz: Tensor, y: Tensor, p: Tensor, conv_weight: Tensor, conv_bias: Tensor, x_proj: Tensor,
+    dt_proj: Tensor, dt_bias: Tensor, A_log: Tensor, D: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     params = (conv_weight, conv_bias, x_proj, dt_proj, dt_bias, A_log, D)
     dxz = xz.new_empty(xz.shape)
