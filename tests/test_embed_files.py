@@ -15,8 +15,9 @@ import torch
 
 import ssamba
 from ssamba.data.audio import read_audio
-from ssamba.embed_files import embed_files, list_files
+from ssamba.embed_files import embed_files
 from ssamba.errors import ConfigError, DataError, SsambaError
+from ssamba.file_stream import list_files
 from ssamba.models.embedding import FeatureStream, WindowCutter, frame_times, window_starts
 from ssamba.patches import columns
 

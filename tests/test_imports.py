@@ -26,8 +26,9 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
         "interop data",
         "loading",
         "__init__",
-        "embed_files embed_output pictures describe training convert reconstruct neighbours",
-        "demo",
+        "file_stream pictures describe training convert reconstruct neighbours",
+        "embed_files embed_output predict_files predict_output probing",
+        "demo bench",
         "options cli __main__",
     )
 )

@@ -11,9 +11,9 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ssamba.errors import SsambaError
 from ssamba.options import HelpFormatter, Parser, add_dataclass, given, positive, seconds, unknown_command, whole
@@ -147,8 +147,9 @@ def _embed_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _embed(arguments: argparse.Namespace) -> int:
-    from ssamba.embed_files import embed_files, list_files
+    from ssamba.embed_files import embed_files
     from ssamba.embed_output import check_output
+    from ssamba.file_stream import list_files
     from ssamba.loading import load
     from ssamba.progress import Bar
 
@@ -169,6 +170,83 @@ def _embed(arguments: argparse.Namespace) -> int:
     twice = f" ({again} given twice)" if again else ""
     print(f"{arguments.out}: {report.rows} x {report.width} from {report.written} files{twice}")
     return _list_unreadable(report.failures)
+
+
+def _predict_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("files", nargs="+", metavar="FILE", help=DATA_HELP)
+    parser.add_argument("--model", metavar="RUN", required=True, help="fine-tuned run or model directory")
+    _add_device(parser)
+    parser.add_argument("--top", type=positive, default=5, metavar="N", help="classes to name in each answer")
+    parser.add_argument(
+        "--every", type=seconds, metavar="SECONDS", help="scores in time: one row for each stretch of this length"
+    )
+    parser.add_argument(
+        "--window",
+        type=seconds,
+        metavar="SECONDS",
+        help="with --every: what is heard around the middle of each stretch (default: the model's own length)",
+    )
+    parser.add_argument("--out", type=Path, metavar="X.json|X.csv", help="the file to write (default: print a table)")
+    parser.add_argument(
+        "--picture", type=Path, metavar="X.png", help="with --every: draw the spectrogram and the scores of one file"
+    )
+    parser.add_argument(
+        "--batch", type=positive, metavar="N", help="windows in a pass (default: what suits the device)"
+    )
+    parser.add_argument(
+        "--threads", type=positive, metavar="N", help="decoding threads (default: one per core, up to 8)"
+    )
+
+
+def _predict(arguments: argparse.Namespace) -> int:
+    from ssamba.file_stream import list_files
+    from ssamba.predict_files import load_classifier, predict_files
+    from ssamba.predict_output import check_output
+    from ssamba.progress import Bar
+
+    if arguments.out is not None:
+        check_output(arguments.out)
+    files, _ = list_files(arguments.files)
+    model = load_classifier(arguments.model, arguments.device)
+    with Bar("classifying") as bar:
+        report = predict_files(
+            files,
+            model,
+            arguments.out,
+            arguments.picture,
+            top=arguments.top,
+            every=arguments.every,
+            window=arguments.window,
+            batch=arguments.batch,
+            threads=arguments.threads,
+            progress=bar.update,
+        )
+    print(report.text or f"{arguments.out}: {report.written} files")
+    return _list_unreadable(report.failures)
+
+
+def _probe_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "recipe", metavar="RECIPE|LAYOUT", help="a data set's layout, or a recipe (.yaml) that names it"
+    )
+    parser.add_argument("--data", type=Path, required=True, metavar="ROOT", help="folder of the data set")
+    _add_model(parser)
+    parser.add_argument("--layer", default="last", metavar="N|all|last", help="whose tokens to take, from 1")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder for the features, for the next time, and results.json"
+    )
+
+
+def _probe(arguments: argparse.Namespace) -> int:
+    from ssamba.loading import load
+    from ssamba.probing.probe import as_markdown, layout_of, probe
+    from ssamba.progress import shown
+
+    layout = layout_of(arguments.recipe)
+    model = load(arguments.model, arguments.device)
+    result = probe(layout, arguments.data, model, arguments.layer, arguments.out, arguments.model, shown)
+    print(as_markdown(result))
+    return EXIT_DONE
 
 
 def _reconstruct_options(parser: argparse.ArgumentParser) -> None:
@@ -224,6 +302,41 @@ def _pretrain(arguments: argparse.Namespace) -> int:
     recipe = make_recipe(arguments.recipe, given(arguments, PretrainRecipe))
     pretrain(arguments.data, arguments.out, recipe, arguments.source, arguments.device)
     return EXIT_DONE
+
+
+def _bench_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for tables and pictures")
+    _add_device(parser)
+    parser.add_argument("--dtype", default="auto", help="fp32, bf16, fp16 or auto (bf16 on a GPU that has it)")
+    parser.add_argument("--sizes", nargs="+", metavar="SIZE", help="tiny, small, base (default: all; on a CPU tiny)")
+    parser.add_argument("--models", nargs="+", metavar="MODEL", help="ssamba, ssast, ssast-written-out (default: all)")
+    parser.add_argument(
+        "--tokens", nargs="+", type=positive, metavar="N", help="numbers of patches (default: 512 to 75,008; CPU 4,096)"
+    )
+    parser.add_argument("--batch", type=positive, metavar="N", help="clips in a pass (default: 4; on a CPU 1)")
+    parser.add_argument("--repeats", type=positive, default=10, metavar="N", help="timed passes, of which the median")
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    from ssamba.bench import Settings, as_markdown, measure_all, write_report
+    from ssamba.loading import pick_device, pick_dtype
+    from ssamba.pictures import require_matplotlib
+    from ssamba.progress import Bar
+
+    require_matplotlib(arguments.out / "time.png")
+    device = pick_device(arguments.device)
+    chosen: dict[str, Any] = {k: tuple(v) for k in ("sizes", "models", "tokens") if (v := getattr(arguments, k))}
+    settings = Settings(device, pick_dtype(arguments.dtype, device), repeats=arguments.repeats)
+    settings = replace(settings, batch=arguments.batch or 0, **chosen).filled()
+    results = []
+    with Bar("measuring") as bar:
+        for result in measure_all(settings, bar.update):
+            results.append(result)
+            write_report(arguments.out, results, settings, pictures=False)
+    paths = write_report(arguments.out, results, settings)
+    print(as_markdown(results, settings), end="")
+    print(f"\nwritten: {', '.join(map(str, paths))}")
+    return EXIT_SOME_UNREADABLE if any(r.status == "wrong output" for r in results) else EXIT_DONE
 
 
 def _finetune_options(parser: argparse.ArgumentParser) -> None:
@@ -315,10 +428,13 @@ def _stats(arguments: argparse.Namespace) -> int:
 COMMANDS = {
     "embed": Command("turn audio files into embeddings", _embed_options, _embed),
     "pretrain": Command("train a model on unlabelled audio, or go on with a run", _pretrain_options, _pretrain),
+    "predict": Command("name what is heard, with a fine-tuned model", _predict_options, _predict),
+    "probe": Command("score a frozen model's features on a labelled data set", _probe_options, _probe),
     "finetune": Command("train a classifier on a labelled set, from a pretrained model", _finetune_options, _finetune),
     "reconstruct": Command("draw a recording, masked and filled in by the model", _reconstruct_options, _reconstruct),
     "info": Command("show what a model or run holds", _info_options, _info),
     "convert": Command("convert an official .pth to a model directory, or back", _convert_options, _convert),
     "stats": Command("measure mean and deviation of log-mel over audio files", _stats_options, _stats),
+    "bench": Command("measure time and memory against length, beside a transformer", _bench_options, _bench),
     "demo": Command("train and use a small model on synthetic sounds", _demo_options, _demo),
 }

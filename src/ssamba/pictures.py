@@ -8,6 +8,7 @@ import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from ssamba.models.encoder import Encoder
+    from ssamba.models.prediction import Prediction
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#B8A800")
 """Okabe and Ito's colours, told apart by colour-blind readers (yellow darkened for thin marks on white)."""
@@ -127,6 +129,42 @@ def _hertz_ticks(bins: int) -> tuple[list[float], list[str]]:
     return places, [str(hertz) for hertz in HERTZ_TICKS]
 
 
+def timeline(
+    prediction: Prediction, log_mel: npt.NDArray[np.float32], name: str | os.PathLike[str], out: Path, most: int = 8
+) -> None:
+    """A recording's spectrogram, and below it on the same axis the scores of its classes in time.
+
+    ``prediction`` has rows in time; ``log_mel`` (columns, mel_bins) covers all of the recording. At most ``most``
+    classes are shown, those that score highest anywhere, in the order in which they are at their best.
+    """
+    scores = prediction.scores.numpy()
+    chosen = np.argsort(-scores.max(axis=0), kind="stable")[: min(most, prediction.top or most)]
+    chosen = chosen[np.argsort(scores[:, chosen].argmax(axis=0), kind="stable")]
+    edges = [*prediction.spans[:, 0].tolist(), prediction.seconds]
+    low, high = np.percentile(log_mel, [1, 99.8])
+    bins = log_mel.shape[1]
+    with _figure(out, 10, 4.4 + 0.32 * len(chosen)) as figure:
+        figure.suptitle(_short(os.path.basename(name)), fontsize=13)
+        heights = [2.6, 0.6 + 0.32 * len(chosen)]
+        above, below = figure.subplots(2, 1, sharex=True, height_ratios=heights)
+        extent = (0, prediction.seconds, 0, bins)
+        look = {"origin": "lower", "aspect": "auto", "cmap": "magma", "vmin": low, "vmax": max(high, low + 1e-3)}
+        image = above.imshow(log_mel.T, extent=extent, interpolation="nearest", **look)
+        above.set_title("spectrogram")
+        above.set_ylabel("Hz (mel scale)")
+        above.set_yticks(*_hertz_ticks(bins))
+        figure.colorbar(image, ax=above, label="log-mel energy", fraction=0.04, pad=0.02)
+        # The first class on top, as one reads.
+        mesh = below.pcolormesh(edges, np.arange(len(chosen) + 1), scores[:, chosen[::-1]].T, cmap="viridis")
+        mesh.set_clim(0, 1)
+        below.set_title("what the model hears")
+        below.set_yticks(np.arange(len(chosen)) + 0.5, [_short(prediction.classes[c], 28) for c in chosen[::-1]])
+        below.tick_params(axis="y", length=0)
+        below.set_xlabel("time (s)")
+        below.set_xlim(0, prediction.seconds)
+        figure.colorbar(mesh, ax=below, label="score", fraction=0.04, pad=0.02)
+
+
 def loss_curves(log_rows: Sequence[Mapping[str, Any]], out: Path) -> None:
     """Loss, accuracy and learning rate against the step, from rows of a run's log.csv.
 
@@ -176,6 +214,31 @@ def _smooth(values: npt.NDArray[np.float64], width: int) -> npt.NDArray[np.float
     kernel = np.ones(width)
     weight = np.convolve(np.ones(len(values)), kernel, mode="same")
     return np.asarray(np.convolve(values, kernel, mode="same") / weight, dtype=np.float64)
+
+
+def layer_curves(
+    series: Mapping[str, Sequence[tuple[float, float]]],
+    levels: Mapping[str, float],
+    title: str,
+    score: str,
+    out: Path,
+) -> None:
+    """Scores (from 0 to 1, shown in per cent) against the layer: a line for each of ``series``, which holds (layer,
+    score) pairs, and a dashed level for what has no layers."""
+    with _figure(out, 8.5, 4.6) as figure:
+        panel = figure.subplots()
+        for number, (name, points) in enumerate(series.items()):
+            layers, values = zip(*points, strict=True)
+            percent = [100 * v for v in values]
+            panel.plot(layers, percent, color=COLOURS[number], marker=MARKERS[number], markersize=5, label=name)
+        for number, (name, value) in enumerate(levels.items()):
+            panel.axhline(100 * value, color="#666666", linestyle=("--", ":")[number % 2], linewidth=1.3, label=name)
+        panel.set_xticks(sorted({layer for points in series.values() for layer, _ in points}))
+        panel.set_title(title)
+        panel.set_xlabel("layer")
+        panel.set_ylabel(f"{score} (%)")
+        panel.grid(True, axis="y", color="#e4e4e4", linewidth=0.8)
+        figure.legend(loc="outside right upper")
 
 
 def confusion_picture(counts: npt.ArrayLike, classes: Sequence[str], out: Path, title: str = "") -> None:
@@ -236,6 +299,41 @@ def embedding_map(points: npt.ArrayLike, labels: Sequence[str], out: Path, title
         panel.spines[:].set_color("#c8c8c8")
         panel.spines[:].set_visible(True)
         figure.legend(loc="outside right upper", ncols=1 + (len(names) - 1) // 24, markerscale=1.2)
+
+
+@dataclass(frozen=True)
+class BenchLine:
+    """One model's measurements: (tokens, value) pairs, and the length at which it failed with what is said there."""
+
+    name: str
+    points: Sequence[tuple[int, float]]
+    failure: tuple[int, str] | None = None
+
+
+def bench_picture(lines: Mapping[str, Sequence[BenchLine]], out: Path, title: str, label: str) -> None:
+    """One panel for each size: a value against the number of tokens, both logarithmic, a cross where a model failed."""
+    with _figure(out, max(7.5, 1 + 4.2 * len(lines)), 4.6) as figure:
+        panels = figure.subplots(1, max(len(lines), 1), squeeze=False)[0]
+        drawn: dict[str, Any] = {}
+        for panel, (size, models) in zip(panels, lines.items(), strict=True):
+            for number, line in enumerate(models):
+                colour = COLOURS[number]
+                if line.points:
+                    x, y = zip(*line.points, strict=True)
+                    drawn[line.name] = panel.plot(x, y, color=colour, marker=MARKERS[number], markersize=4.5)[0]
+                if line.failure is not None:
+                    top = line.points[-1][1] if line.points else 1.0
+                    panel.plot(line.failure[0], top, color=colour, marker="x", markersize=9, markeredgewidth=2)
+                    panel.annotate(
+                        line.failure[1], (line.failure[0], top), textcoords="offset points", xytext=(0, 9),
+                        ha="right", color=colour, fontsize=9,
+                    )  # fmt: skip
+            panel.set(xscale="log", yscale="log", title=size, xlabel="tokens")
+            panel.grid(which="major", color="#e4e4e4", linewidth=0.7)
+            panel.margins(y=0.12)
+        panels[0].set_ylabel(label)
+        figure.suptitle(title, x=0.01, ha="left", fontsize=12)
+        figure.legend(drawn.values(), drawn.keys(), loc="outside lower center", ncols=3)
 
 
 def _short(name: str, longest: int = 48) -> str:

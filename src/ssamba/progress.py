@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
+from collections.abc import Callable, Iterator
 from types import TracebackType
 
 from tqdm import tqdm
@@ -53,3 +55,10 @@ class Bar:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bar.close()
+
+
+@contextlib.contextmanager
+def shown(label: str) -> Iterator[Callable[[float, float, str], None]]:
+    """A bar for one stage of some work; the block gets its ``update``."""
+    with Bar(label) as bar:
+        yield bar.update

@@ -74,11 +74,12 @@ def embed_audio(model: Encoder, audio: Any, sample_rate: int = 16000, whole: boo
     ``AudioError`` for NaN, wrong shapes and recordings under 25 ms.
     """
     waveforms = frontend.to_waveforms(audio, sample_rate)
-    features = [_features(waveform, model) for waveform in waveforms]
+    features = [waveform_features(waveform, model) for waveform in waveforms]
     return embed_features(features, model, whole)
 
 
-def _features(waveform: Tensor, model: Encoder) -> Tensor:
+def waveform_features(waveform: Tensor, model: Encoder) -> Tensor:
+    """Normalised log-mel (frames, mel_bins) of a (samples,) waveform at 16 kHz. Raises ``AudioError`` under 25 ms."""
     if frontend.frame_count(len(waveform)) == 0:
         frontend.log_mel(waveform)  # tells what is wrong
     stream = FeatureStream(model.config, model.device)
@@ -219,13 +220,11 @@ class CrossFade:
         return done
 
 
-def encode_windows(
-    model: Encoder, windows: Iterable[Window], batch: int | None = None
-) -> Iterator[tuple[Window, Tensor]]:
-    """Encode windows of many recordings in full batches: pairs of a window and its tokens (F, T, d) float32.
+def group_windows(model: Encoder, windows: Iterable[Window], batch: int | None = None) -> Iterator[list[Window]]:
+    """Windows of many recordings in full batches, each of equal width, for one pass.
 
-    Windows of equal width share a pass of ``batch`` windows (None: as many as the device takes well). The windows of
-    one recording keep their order; those of different recordings may change theirs.
+    ``batch`` is windows in a pass (None: as many as the device takes well). The windows of one recording keep their
+    order; those of different recordings may change theirs.
     """
     rows = model.config.grid[0]
     limit = TOKENS_AT_ONCE.get(model.device.type, TOKENS_AT_ONCE["cpu"])
@@ -243,16 +242,18 @@ def encode_windows(
                 frames = max(groups, key=lambda k: k * len(groups[k]))
             group = groups.pop(frames)
             waiting -= frames * len(group)
-            yield from _encode_group(model, group)
-    for group in groups.values():
-        yield from _encode_group(model, group)
+            yield group
+    yield from groups.values()
 
 
-def _encode_group(model: Encoder, group: list[Window]) -> Iterator[tuple[Window, Tensor]]:
-    with torch.no_grad():
-        tokens_BLd = model.encode(torch.stack([window.features for window in group]))
-    tokens_BFTd = tokens_BLd[:, model.prefix_tokens :].unflatten(1, (model.config.grid[0], -1)).float()
-    yield from zip(group, tokens_BFTd, strict=True)
+def encode_windows(
+    model: Encoder, windows: Iterable[Window], batch: int | None = None
+) -> Iterator[tuple[Window, Tensor]]:
+    """Encode windows in the batches of ``group_windows``: pairs of a window and its tokens (F, T, d) float32."""
+    for group in group_windows(model, windows, batch):
+        tokens_BLd = model.infer(torch.stack([window.features for window in group]))
+        tokens_BFTd = tokens_BLd[:, model.prefix_tokens :].unflatten(1, (model.config.grid[0], -1)).float()
+        yield from zip(group, tokens_BFTd, strict=True)
 
 
 def embed_features(features: Sequence[Tensor], model: Encoder, whole: bool = False) -> Embeddings:

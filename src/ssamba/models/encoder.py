@@ -16,7 +16,9 @@ from ssamba.config import Config
 from ssamba.errors import ConfigError
 from ssamba.models.classification import Classification, Classifier
 from ssamba.models.embedding import Embeddings, embed_audio
+from ssamba.models.graphs import GraphedEncode
 from ssamba.models.heads import PretrainingHeads
+from ssamba.models.prediction import Prediction, predict_audio
 from ssamba.objectives import GENERATIVE_WEIGHT, OBJECTIVES, info_nce, reconstruction
 
 
@@ -39,6 +41,7 @@ class Encoder(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
+        self._graphed: GraphedEncode | None = None
         rows, cols = config.grid
         d = config.width
         self.patch_embed = nn.Conv2d(
@@ -64,8 +67,11 @@ class Encoder(nn.Module):
         """The tokens in front, each (1, 1, d)."""
         raise NotImplementedError
 
-    def encode_tokens(self, tokens: Tensor, keep: Tensor | None = None) -> Tensor:
-        """The chain of blocks and the final norm: (B, L, d) -> (B, L, d). ``keep`` comes from ``draw_keep``."""
+    def encode_tokens(self, tokens: Tensor, keep: Tensor | None = None, layers: list[Tensor] | None = None) -> Tensor:
+        """The chain of blocks and the final norm: (B, L, d) -> (B, L, d). ``keep`` comes from ``draw_keep``.
+
+        ``layers`` takes the tokens as they leave each step of the chain, the last ones after the final norm.
+        """
         raise NotImplementedError
 
     def draw_keep(self, batch: int, generator: Generator) -> Tensor | None:
@@ -130,6 +136,31 @@ class Encoder(nn.Module):
         return self.encode_tokens(self.embed_patches(features.to(self.device)))
 
     forward = encode
+
+    def infer(self, features: Tensor) -> Tensor:
+        """``encode`` for inference: no gradients, and CUDA graphs on a GPU for shapes that come again."""
+        if self._graphed is None:
+            self._graphed = GraphedEncode(self)
+        return self._graphed(features)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy makes its own graphs: they hold addresses.
+        return {**self.__dict__, "_graphed": None}
+
+    def encode_layers(self, features: Tensor) -> list[Tensor]:
+        """As ``encode``, but the tokens after each step of the chain: a pair of blocks in SSAMBA, a block in SSAST.
+
+        Each (B, prefix + F*T, d). All but the last are the residual stream as it is, without a norm; the last is what
+        ``encode`` gives.
+        """
+        layers: list[Tensor] = []
+        self.encode_tokens(self.embed_patches(features.to(self.device)), layers=layers)
+        return layers
+
+    @property
+    def n_layers(self) -> int:
+        """How many ``encode_layers`` gives."""
+        raise NotImplementedError
 
     def losses(
         self,
@@ -205,6 +236,17 @@ class Encoder(nn.Module):
     def embed(self, audio: Any, sample_rate: int = 16000, whole: bool = False) -> Embeddings:
         """Embeddings of recordings in memory; see ``ssamba.models.embedding.embed_audio``."""
         return embed_audio(self, audio, sample_rate, whole)
+
+    def predict(
+        self,
+        audio: Any,
+        sample_rate: int = 16000,
+        top: int | None = None,
+        every: float | None = None,
+        window: float | None = None,
+    ) -> list[Prediction]:
+        """What the classifier says of recordings in memory; see ``ssamba.models.prediction.predict_audio``."""
+        return predict_audio(self, audio, sample_rate, top, every, window)
 
     def with_grid(self, stride: int | None = None, frames: int | None = None) -> Self:
         """The same weights on another patch grid, positions resized as for fine-tuning.

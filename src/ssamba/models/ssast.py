@@ -98,11 +98,25 @@ class SSAST(Encoder):
             assert isinstance(block, Block)
             block.attn.written_out = on
 
-    def encode_tokens(self, tokens: Tensor, keep: Tensor | None = None) -> Tensor:
-        """The blocks and the final norm: (B, L, d) -> (B, L, d). ``keep`` comes from ``draw_keep``."""
+    @property
+    def n_layers(self) -> int:
+        """Blocks."""
+        return len(self.blocks)
+
+    def encode_tokens(self, tokens: Tensor, keep: Tensor | None = None, layers: list[Tensor] | None = None) -> Tensor:
+        """The blocks and the final norm: (B, L, d) -> (B, L, d). ``keep`` comes from ``draw_keep``.
+
+        ``layers`` takes the tokens as they leave each block, the last ones after the final norm.
+        """
+        keep = None if keep is None else keep.to(tokens.device, non_blocking=True)
         for i, block in enumerate(self.blocks):
+            if layers is not None and i > 0:
+                layers.append(tokens)
             tokens = block(tokens, None if keep is None else keep[BRANCHES * i : BRANCHES * (i + 1)])
-        return self.norm(tokens)
+        tokens = self.norm(tokens)
+        if layers is not None:
+            layers.append(tokens)
+        return tokens
 
     def draw_keep(self, batch: int, generator: Generator) -> Tensor | None:
         """Stochastic depth for one pass: (2 depth, batch) factors, 0 or 1 / (1 - rate), None when the rate is 0.
@@ -114,4 +128,4 @@ class SSAST(Encoder):
         rates = torch.linspace(0, self.config.drop_path, self.config.depth).repeat_interleave(BRANCHES)
         kept = 1 - rates[:, None]
         draw = torch.rand(len(rates), batch, generator=generator)
-        return ((draw < kept) / kept).to(self.device, non_blocking=True)
+        return (draw < kept) / kept

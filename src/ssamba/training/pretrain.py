@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from torch import Tensor
 from ssamba import frontend, masking
 from ssamba.data.dataset import Batch, CropLoader, load_crops
 from ssamba.data.manifest import Clip, Source, read_sources
+from ssamba.data.prefetch import prepare_ahead
 from ssamba.data.sampling import PretrainPlan, centre_crops, split_validation
 from ssamba.data.scan import SkipList, scan_sources
 from ssamba.data.statistics import compute_statistics
@@ -38,8 +40,20 @@ METRICS = {
     "generative": ("loss", "mse"),
 }
 STATISTICS_CLIPS = 1000
+STEPS_AHEAD = 3
 CACHE_BYTES = 2 << 30
 """Decoded audio kept in memory between epochs: 18 hours."""
+
+
+class Inputs(NamedTuple):
+    """One step's audio and draws: waveforms (B, samples), lengths (B,), masks (B, M), stochastic depth."""
+
+    waveforms: Tensor
+    lengths: Tensor
+    mask_a: Tensor
+    mask_b: Tensor | None
+    keep_a: Tensor | None
+    keep_b: Tensor | None
 
 
 class PretrainTask:
@@ -72,29 +86,38 @@ class PretrainTask:
         two = recipe.objective == "joint" and recipe.passes == 2
         return draw(0), draw(1) if two else None
 
-    def batches(self, start: int) -> Iterator[Batch]:
-        """Batches of waveforms, decoded ahead."""
-        return iter(
-            CropLoader(
-                self.plan,
-                workers=self.recipe.workers,
-                start_step=start,
-                stop_step=self.total_steps,
-                skip=self.skip,
-                cache_bytes=CACHE_BYTES,
-            )
+    def batches(self, start: int) -> Iterator[Inputs]:
+        """The steps' inputs, decoded and drawn ahead."""
+        loader = CropLoader(
+            self.plan,
+            workers=self.recipe.workers,
+            start_step=start,
+            stop_step=self.total_steps,
+            skip=self.skip,
+            cache_bytes=CACHE_BYTES,
         )
+        return prepare_ahead(loader, self._prepare, STEPS_AHEAD)
 
-    def losses(self, number: int, batch: Batch) -> dict[str, Tensor]:
-        """One step's losses; masks and stochastic depth depend on (seed, step) alone."""
+    def _prepare(self, batch: Batch) -> Inputs:
+        """What a step needs besides the waveforms; masks and stochastic depth depend on (seed, step) alone."""
+        clips = len(batch.lengths)
+        mask_a, mask_b = self._masks(clips, "training", batch.step, self.recipe.mask)
+        drop = generator(self.recipe.seed, "stochastic depth", batch.step)
+        keep_a, keep_b = self.model.draw_keep(clips, drop), self.model.draw_keep(clips, drop)
+        inputs = Inputs(batch.waveforms, batch.lengths, mask_a, mask_b, keep_a, keep_b)
+        if self.model.device.type != "cuda":
+            return inputs
+        # From pinned memory the copies to the GPU run beside its work, and nobody waits for them.
+        return Inputs(*(x if x is None else x.pin_memory() for x in inputs))  # type: ignore[arg-type]
+
+    def losses(self, number: int, batch: Inputs) -> dict[str, Tensor]:
+        """One step's losses, from features computed on the model's device in one pass over the batch."""
         device = self.model.device
+        here = Inputs(*(x if x is None else x.to(device, non_blocking=True) for x in batch))  # type: ignore[arg-type]
         with torch.autocast(device.type, enabled=False):
-            waveforms, lengths = (x.to(device, non_blocking=True) for x in (batch.waveforms, batch.lengths))
-            features = batch_features(waveforms, lengths, self.model.config)
-        mask_a, mask_b = self._masks(len(features), "training", number, self.recipe.mask)
-        drop = generator(self.recipe.seed, "stochastic depth", number)
-        keep = (self.model.draw_keep(len(features), drop), self.model.draw_keep(len(features), drop))
-        return self.model.losses(features, mask_a, mask_b, self.recipe.objective, keep)
+            features = batch_features(here.waveforms, here.lengths, self.model.config)
+        keep = (here.keep_a, here.keep_b)
+        return self.model.losses(features, here.mask_a, here.mask_b, self.recipe.objective, keep)
 
     def validate(self, step: int) -> dict[str, float]:
         """Losses on the held-out clips with fixed masks, averaged over clips."""

@@ -1,0 +1,128 @@
+"""Logistic regression on standardised features: convex, without randomness, in double precision.
+
+The loss is that of scikit-learn's ``LogisticRegression(C=c)``: the sum of the examples' losses times c, plus half the
+squared weights; biases are free. Several classes share a softmax; in a multi-label set each has a sigmoid (one
+against the rest).
+
+L-BFGS takes few steps because the problem is turned first: in the basis of the features' principal axes, each scaled by
+the curvature that it has at the start, the loss is nearly round. The turn leaves the squared weights as they are, so
+the solution is the same. Fits for several c start from one another's solutions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ssamba.probing.scoring import Standardiser
+
+STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+"""Values of c to choose from: the smaller, the more the weights are held back."""
+MOST_STEPS = 400
+TOLERANCE = 1e-5
+"""Largest slope of the mean loss, in the turned and scaled weights, at which a fit is done.
+
+Probabilities are then right to three digits: docs/dependencies.md has the comparison."""
+
+
+@dataclass(frozen=True)
+class LinearModel:
+    """Scores of classes: standardised features (N, d) @ weight (d, classes) + bias (classes,)."""
+
+    standardise: Standardiser
+    weight: Tensor
+    bias: Tensor
+
+    def scores(self, x: Tensor) -> Tensor:
+        """Logits (N, classes) of features (N, d)."""
+        return self.standardise(x) @ self.weight + self.bias
+
+
+def fit_linear(
+    x: Tensor,
+    targets: Tensor,
+    strengths: Sequence[float] = STRENGTHS,
+    multi_label: bool = False,
+    tolerance: float = TOLERANCE,
+) -> list[LinearModel]:
+    """Fit one model for each strength, in the given order; from small to large is the quickest.
+
+    ``x`` (N, d) features; ``targets`` (N, classes), 1 where the class holds and else 0.
+    """
+    standardise = Standardiser.of(x)
+    rotation, turned = _principal_axes(standardise(x))
+    problem = _Problem(turned, targets.double(), multi_label)
+    weight = turned.new_zeros(turned.shape[1], targets.shape[1])
+    bias = problem.first_bias()
+    models = []
+    for c in strengths:
+        weight, bias = problem.solve(c, weight, bias, tolerance)
+        models.append(LinearModel(standardise, rotation @ weight, bias))
+    return models
+
+
+def _principal_axes(x: Tensor) -> tuple[Tensor, Tensor]:
+    """An orthonormal basis (d, r) of the features' principal axes, r = min(N, d), and the features in it (N, r)."""
+    basis: Tensor | None = None
+    if x.shape[0] < x.shape[1]:  # weights outside the span of the examples would only cost
+        basis = torch.linalg.qr(x.T).Q
+        x = x @ basis
+    axes = torch.linalg.eigh(x.T @ x).eigenvectors
+    return (axes if basis is None else basis @ axes), x @ axes
+
+
+class _Problem:
+    """The loss of one training set."""
+
+    def __init__(self, x_Nr: Tensor, targets_NC: Tensor, multi_label: bool) -> None:
+        self._x, self._targets, self._multi = x_Nr, targets_NC, multi_label
+        self._energy_r = x_Nr.square().mean(dim=0)
+        # How steep a class's probability is at the start, where all are alike.
+        share = 0.5 if multi_label else 1 / max(2, targets_NC.shape[1])
+        self._curvature = share * (1 - share)
+
+    def first_bias(self) -> Tensor:
+        """The logits of the classes' frequencies."""
+        share = self._targets.mean(dim=0).clamp(1e-6, 1 - 1e-6)
+        return share.logit() if self._multi else share.log()
+
+    def solve(self, c: float, weight: Tensor, bias: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
+        """Weights (r, classes) and biases (classes,) at the minimum."""
+        decay = 1 / (c * len(self._x))
+        scale_r1 = (self._curvature * self._energy_r + decay).rsqrt()[:, None]
+        x_scaled = self._x * scale_r1.T
+        scaled = torch.cat([weight / scale_r1, bias[None]]).requires_grad_()
+        optimiser = torch.optim.LBFGS(
+            [scaled],
+            max_iter=MOST_STEPS,
+            max_eval=2 * MOST_STEPS,
+            tolerance_grad=tolerance,
+            tolerance_change=0,
+            history_size=20,
+            line_search_fn="strong_wolfe",
+        )
+
+        @torch.no_grad()
+        def closure() -> float:
+            v, b = scaled[:-1], scaled[-1]
+            loss, residual_NC = self._loss(x_scaled @ v + b)
+            pulled = decay * scale_r1.square() * v
+            scaled.grad = torch.cat([x_scaled.T @ residual_NC + pulled, residual_NC.sum(dim=0)[None]])
+            return float(loss + 0.5 * (pulled * v).sum())
+
+        optimiser.step(closure)
+        with torch.no_grad():
+            return scaled[:-1] * scale_r1, scaled[-1].clone()
+
+    def _loss(self, logits_NC: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean loss, and its slope with respect to the logits."""
+        n = len(logits_NC)
+        if self._multi:
+            loss = F.binary_cross_entropy_with_logits(logits_NC, self._targets, reduction="sum") / n
+            return loss, (logits_NC.sigmoid() - self._targets) / n
+        log_shares = logits_NC.log_softmax(dim=1)
+        return -(log_shares * self._targets).sum() / n, (log_shares.exp() - self._targets) / n
