@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ssamba.training.augment import MOST_NOISE, MOST_ROLL, mask_stretches, noise_and_roll
+from ssamba.training.augment import MOST_NOISE, MOST_ROLL, draw_masks, draw_noise, mask_stretches, noise_and_roll
 from ssamba.training.seeds import generator
 
 FILL = 7.0
@@ -11,7 +11,7 @@ FILL = 7.0
 
 def masked(frequency: int, time: int, batch: int = 500, step: int = 0) -> Tensor:
     features = torch.zeros(batch, 40, 24)
-    return mask_stretches(features, frequency, time, FILL, generator(0, "masks", step)) == FILL
+    return mask_stretches(features, draw_masks(batch, generator(0, "masks", step)), frequency, time, FILL) == FILL
 
 
 def widths(hidden_BL: Tensor) -> Tensor:
@@ -50,7 +50,7 @@ def test_draws_depend_on_the_step_alone() -> None:
 
 def test_noise_and_roll() -> None:
     ramp = torch.arange(50.0)[:, None].expand(50, 3) * 100
-    out = noise_and_roll(ramp.expand(400, 50, 3).clone(), generator(0, "roll", 3), generator(0, "noise", 3))
+    out = noise_and_roll(ramp.expand(400, 50, 3), draw_noise(400, generator(0, "roll", 3)), generator(0, "noise", 3))
     rolled = (out / 100).floor() * 100
     shifts = (rolled[:, 0, 0] / 100).long() * -1 % 50
     signed = torch.where(shifts > 25, shifts - 50, shifts)
@@ -63,5 +63,5 @@ def test_noise_and_roll() -> None:
     assert heights.max() <= MOST_NOISE * 1.01
     assert heights.max() > 0.9 * MOST_NOISE
     assert heights.min() < 0.1 * MOST_NOISE
-    again = noise_and_roll(ramp.expand(400, 50, 3).clone(), generator(0, "roll", 3), generator(0, "noise", 3))
+    again = noise_and_roll(ramp.expand(400, 50, 3), draw_noise(400, generator(0, "roll", 3)), generator(0, "noise", 3))
     assert torch.equal(out, again)
