@@ -224,7 +224,7 @@ def layer_curves(
 ) -> None:
     """Scores (from 0 to 1, shown in per cent) against the layer: a line for each of ``series``, which holds (layer,
     score) pairs, and a dashed level for what has no layers."""
-    with _figure(out, 8.5, 4.6) as figure:
+    with _figure(out, 8.5, 5.4) as figure:
         panel = figure.subplots()
         for number, (name, points) in enumerate(series.items()):
             layers, values = zip(*points, strict=True)
@@ -237,7 +237,7 @@ def layer_curves(
         panel.set_xlabel("layer")
         panel.set_ylabel(f"{score} (%)")
         panel.grid(True, axis="y", color="#e4e4e4", linewidth=0.8)
-        figure.legend(loc="outside right upper")
+        figure.legend(loc="outside lower center", ncols=2)
 
 
 def embedding_map(points: npt.ArrayLike, labels: Sequence[str], out: Path, title: str = "") -> None:

@@ -223,7 +223,7 @@ def test_the_command_on_folds(
             assert score["deviation"] == pytest.approx(np.std(list(score["folds"].values())))
     if layer == "all":
         image = pytest.importorskip("matplotlib.image")
-        assert image.imread(tmp_path / "out" / "layers.png").shape[:2] == (690, 1275)
+        assert image.imread(tmp_path / "out" / "layers.png").shape[:2] == (810, 1275)
     else:
         assert not (tmp_path / "out" / "layers.png").exists()
 
