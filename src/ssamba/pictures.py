@@ -137,7 +137,7 @@ def timeline(
     classes are shown, those that score highest anywhere, in the order in which they are at their best.
     """
     scores = prediction.scores.numpy()
-    chosen = np.argsort(-scores.max(axis=0), kind="stable")[: min(most, prediction.top or most)]
+    chosen = np.argsort(-scores.max(axis=0), kind="stable")[:most]
     chosen = chosen[np.argsort(scores[:, chosen].argmax(axis=0), kind="stable")]
     edges = [*prediction.spans[:, 0].tolist(), prediction.seconds]
     low, high = np.percentile(log_mel, [1, 99.8])
