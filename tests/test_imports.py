@@ -28,7 +28,7 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
         "__init__",
         "file_stream pictures describe training convert reconstruct neighbours",
         "embed_files embed_output predict_files predict_output probing",
-        "demo",
+        "demo bench",
         "options cli __main__",
     )
 )

@@ -123,3 +123,18 @@ def test_a_loaded_model_embeds_and_trains(folder: Path) -> None:
     mask = torch.tensor([[1, 5, 9]])
     model.losses(torch.zeros(1, 128, 128), mask)["loss"].backward()
     assert all(p.grad is not None for p in model.parameters())
+
+
+def test_weights_in_other_precisions(official_path: Path, rng: torch.Generator) -> None:
+    full, auto = (ssamba.load(official_path, "cpu", dtype=d) for d in ("fp32", "auto"))
+    assert auto.positions.dtype == full.positions.dtype == torch.float32
+    waveform = 0.1 * torch.randn(16000, generator=rng)
+    expected = full.embed(waveform).frames
+    for name, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16)):
+        model = ssamba.load(official_path, "cpu", dtype=name)
+        assert model.positions.dtype == dtype
+        found = model.embed(waveform).frames
+        assert found.dtype == torch.float32
+        assert (found - expected).norm() < 2e-2 * expected.norm()
+    with pytest.raises(ConfigError, match="give auto, fp32, bf16, fp16"):
+        ssamba.load(official_path, "cpu", dtype="int8")

@@ -11,9 +11,9 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ssamba.errors import SsambaError
 from ssamba.options import HelpFormatter, Parser, add_dataclass, given, positive, seconds, unknown_command, whole
@@ -304,6 +304,73 @@ def _pretrain(arguments: argparse.Namespace) -> int:
     return EXIT_DONE
 
 
+def _bench_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for tables and pictures")
+    _add_device(parser)
+    parser.add_argument("--dtype", default="auto", help="fp32, bf16, fp16 or auto (bf16 on a GPU that has it)")
+    parser.add_argument("--sizes", nargs="+", metavar="SIZE", help="tiny, small, base (default: all; on a CPU tiny)")
+    parser.add_argument("--models", nargs="+", metavar="MODEL", help="ssamba, ssast, ssast-written-out (default: all)")
+    parser.add_argument(
+        "--tokens", nargs="+", type=positive, metavar="N", help="numbers of patches (default: 512 to 75,008; CPU 4,096)"
+    )
+    parser.add_argument("--batch", type=positive, metavar="N", help="clips in a pass (default: 4; on a CPU 1)")
+    parser.add_argument("--repeats", type=positive, default=10, metavar="N", help="timed passes, of which the median")
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    from ssamba.bench import Settings, as_markdown, measure_all, write_report
+    from ssamba.loading import pick_device, pick_dtype
+    from ssamba.pictures import require_matplotlib
+    from ssamba.progress import Bar
+
+    require_matplotlib(arguments.out / "time.png")
+    device = pick_device(arguments.device)
+    chosen: dict[str, Any] = {k: tuple(v) for k in ("sizes", "models", "tokens") if (v := getattr(arguments, k))}
+    settings = Settings(device, pick_dtype(arguments.dtype, device), repeats=arguments.repeats)
+    settings = replace(settings, batch=arguments.batch or 0, **chosen).filled()
+    results = []
+    with Bar("measuring") as bar:
+        for result in measure_all(settings, bar.update):
+            results.append(result)
+            write_report(arguments.out, results, settings, pictures=False)
+    paths = write_report(arguments.out, results, settings)
+    print(as_markdown(results, settings), end="")
+    print(f"\nwritten: {', '.join(map(str, paths))}")
+    return EXIT_SOME_UNREADABLE if any(r.status == "wrong output" for r in results) else EXIT_DONE
+
+
+def _finetune_options(parser: argparse.ArgumentParser) -> None:
+    from ssamba.training.finetune_recipe import FinetuneRecipe, recipe_names
+
+    parser.usage = "ssamba finetune RECIPE --data ROOT --from SOURCE --out RUN [options]"
+    parser.epilog = f"recipes: {', '.join(recipe_names())}"
+    parser.add_argument("recipe", metavar="RECIPE", help="name of a recipe (see below), or a YAML file")
+    parser.add_argument("--data", type=Path, required=True, metavar="ROOT", help="the labelled set (docs/data.md)")
+    parser.add_argument(
+        "--from", dest="source", required=True, metavar="SOURCE", help=f"{SOURCE_HELP}; none: random weights"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="run directory; an existing run goes on")
+    _add_device(parser)
+    add_dataclass(parser.add_argument_group("values of the recipe"), FinetuneRecipe, exclude=("name",))
+
+
+def _finetune(arguments: argparse.Namespace) -> int:
+    from ssamba.training.finetune import finetune
+    from ssamba.training.finetune_recipe import FinetuneRecipe, load_finetune_recipe
+    from ssamba.training.results import TABLE_FILE, headline
+
+    recipe = load_finetune_recipe(arguments.recipe, given(arguments, FinetuneRecipe))
+    source = None if arguments.source == "none" else arguments.source
+    values = finetune(recipe, arguments.data, arguments.out, source, arguments.device, _note)
+    print(headline(values))
+    print(f"{arguments.out / TABLE_FILE} has every fold, {arguments.out} the model")
+    return EXIT_DONE
+
+
+def _note(line: str) -> None:
+    print(f"ssamba: note: {line}", file=sys.stderr)
+
+
 def _demo_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="folder for what the demonstration writes"
@@ -363,9 +430,11 @@ COMMANDS = {
     "pretrain": Command("train a model on unlabelled audio, or go on with a run", _pretrain_options, _pretrain),
     "predict": Command("name what is heard, with a fine-tuned model", _predict_options, _predict),
     "probe": Command("score a frozen model's features on a labelled data set", _probe_options, _probe),
+    "finetune": Command("train a classifier on a labelled set, from a pretrained model", _finetune_options, _finetune),
     "reconstruct": Command("draw a recording, masked and filled in by the model", _reconstruct_options, _reconstruct),
     "info": Command("show what a model or run holds", _info_options, _info),
     "convert": Command("convert an official .pth to a model directory, or back", _convert_options, _convert),
     "stats": Command("measure mean and deviation of log-mel over audio files", _stats_options, _stats),
+    "bench": Command("measure time and memory against length, beside a transformer", _bench_options, _bench),
     "demo": Command("train and use a small model on synthetic sounds", _demo_options, _demo),
 }

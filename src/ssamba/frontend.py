@@ -46,6 +46,12 @@ def mel_filters(mel_bins: int = 128, sample_rate: int = SAMPLE_RATE) -> Tensor:
     return torch.from_numpy(np.concatenate([triangles, np.zeros((1, mel_bins))]).astype(np.float32))
 
 
+@lru_cache(maxsize=8)
+def _filters_on(device: torch.device, mel_bins: int) -> Tensor:
+    """The filters on a device, copied there once: a copy for each batch would make the host wait for the device."""
+    return mel_filters(mel_bins).to(device)
+
+
 def frame_count(samples: int) -> int:
     """Log-mel frames of a recording of that many samples at 16 kHz: only whole frames count."""
     return 0 if samples < FRAME_LENGTH else 1 + (samples - FRAME_LENGTH) // FRAME_SHIFT
@@ -66,7 +72,7 @@ def log_mel(waveforms: Tensor, mel_bins: int = 128) -> Tensor:
     waveforms = waveforms.float()
     waveforms = waveforms - waveforms.mean(dim=1, keepdim=True)
     frames = waveforms.unfold(1, FRAME_LENGTH, FRAME_SHIFT)
-    filters = mel_filters(mel_bins).to(waveforms.device)
+    filters = _filters_on(waveforms.device, mel_bins)
     # Chunks of time bound the memory: a frame grows from 160 new samples to 400 windowed ones and 257 complex ones.
     step = max(1, FRAMES_AT_ONCE // waveforms.shape[0])
     parts = [_log_mel_of_frames(frames[:, start : start + step], filters) for start in range(0, n_frames, step)]

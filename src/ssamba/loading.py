@@ -14,6 +14,7 @@ from ssamba.interop.official import EXTRAS_OF, PREFIX, from_official, read_pth
 from ssamba.models.encoder import Encoder
 from ssamba.models.store import Description, build, read_model
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Source = str | os.PathLike[str]
 
 
@@ -32,6 +33,18 @@ def pick_device(device: str | torch.device = "auto") -> torch.device:
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"device '{device}': there are {torch.cuda.device_count()} CUDA devices, counted from 0")
     return chosen
+
+
+def pick_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
+    """``auto`` is bf16 on a GPU that has it, else fp32. Raises ``ConfigError`` for other names."""
+    if dtype == "auto":
+        able = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        return torch.bfloat16 if able else torch.float32
+    found = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if found not in DTYPES.values():
+        raise ConfigError(f"dtype '{dtype}': give auto, {', '.join(DTYPES)}")
+    assert found is not None
+    return found
 
 
 def read_source(source: Source, attention_heads: int | None = None) -> tuple[Description, dict[str, Tensor]]:
@@ -60,20 +73,23 @@ def load(
     stride: int | None = None,
     frames: int | None = None,
     attention_heads: int | None = None,
+    dtype: str | torch.dtype = "fp32",
 ) -> Encoder:
     """A model, ready to use (evaluation mode).
 
     ``source`` is a run directory, a converted model directory or an official SSAMBA or SSAST `.pth`. ``heads`` keeps
     the two pretraining heads; a fine-tuned run comes with its classifier. ``stride`` (both axes) and ``frames`` (10 ms
     each) choose another patch grid: positions are resized as for fine-tuning. ``attention_heads`` is for an official
-    SSAST of another width than the published. Raises ``CheckpointError`` or ``ConfigError`` with one line that names
-    the file.
+    SSAST of another width than the published. ``dtype`` is that of the weights and of all products: fp32, bf16, fp16,
+    or auto, which is bf16 on a GPU that has it and fp32 elsewhere. Raises ``CheckpointError`` or ``ConfigError`` with
+    one line that names the file.
     """
     chosen = pick_device(device)
+    kind = pick_dtype(dtype, chosen)
     description, tensors = read_source(source, attention_heads)
     if heads and not description.heads:
         raise CheckpointError(f"{source}: has no pretraining heads: load it without heads=True")
     model = build(dataclasses.replace(description, heads=heads), tensors)
     if stride is not None or frames is not None:
         model = model.with_grid(stride, frames)
-    return model.to(chosen).eval()
+    return model.to(chosen, kind).eval()

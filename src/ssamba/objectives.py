@@ -1,4 +1,7 @@
-"""Pretraining objectives: tensors in, scalars out (SSAST, arXiv 2110.09784, section 3; REFERENCE.md, "Pretraining")."""
+"""Objectives of pretraining and fine-tuning: tensors in, scalars out.
+
+Pretraining's are SSAST's (arXiv 2110.09784, section 3; REFERENCE.md, "Pretraining" and "Fine-tuning").
+"""
 
 from __future__ import annotations
 
@@ -30,3 +33,21 @@ def info_nce(prediction_BMp: Tensor, target_BMp: Tensor) -> tuple[Tensor, Tensor
 def reconstruction(prediction_BMp: Tensor, target_BMp: Tensor) -> Tensor:
     """Mean squared error between drawn and raw patches."""
     return F.mse_loss(prediction_BMp.float(), target_BMp.float())
+
+
+def classification(logits: Tensor, targets: Tensor, kind: str = "ce") -> Tensor:
+    """Softmax (``ce``) or sigmoid (``bce``) cross entropy of logits (B, classes) with class vectors (B, classes).
+
+    Logits (B, seconds, classes) go with class numbers (B, seconds): softmax, averaged over the seconds that have a
+    label (not below 0) and an answer. Class vectors may be mixed.
+    """
+    logits = logits.float()
+    if logits.dim() == 3:
+        seconds = min(logits.shape[1], targets.shape[1])
+        labels = targets[:, :seconds].flatten()
+        each = F.cross_entropy(logits[:, :seconds].flatten(0, 1), labels.clamp_min(0), reduction="none")
+        labelled = labels >= 0
+        return (each * labelled).sum() / labelled.sum().clamp_min(1)
+    if kind == "bce":
+        return F.binary_cross_entropy_with_logits(logits, targets)
+    return F.cross_entropy(logits, targets)

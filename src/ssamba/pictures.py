@@ -8,6 +8,7 @@ import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -240,6 +241,33 @@ def layer_curves(
         figure.legend(loc="outside lower center", ncols=2)
 
 
+def confusion_picture(counts: npt.ArrayLike, classes: Sequence[str], out: Path, title: str = "") -> None:
+    """Which classes are taken for which: counts (true class, predicted class), each row coloured by its shares.
+
+    Names stand beside up to 60 classes, numbers in the cells of up to 20.
+    """
+    table = np.asarray(counts, dtype=np.int64)
+    shares = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
+    count = len(table)
+    side = min(14.0, 3.2 + 0.36 * count)
+    with _figure(out, side + 1.4, side) as figure:
+        panel = figure.subplots()
+        image = panel.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+        figure.suptitle(title, fontsize=11)
+        panel.set_xlabel("predicted")
+        panel.set_ylabel("true class")
+        if count <= 60:
+            size = 10 if count <= 20 else 7
+            names = [_short(name, 28) for name in classes]
+            panel.set_xticks(range(count), names, rotation=90, fontsize=size)
+            panel.set_yticks(range(count), names, fontsize=size)
+        for true, predicted in zip(*np.nonzero(table), strict=True) if count <= 20 else ():
+            colour = "white" if shares[true, predicted] > 0.55 else "black"
+            text = str(table[true, predicted])
+            panel.text(predicted, true, text, ha="center", va="center", color=colour, fontsize=8)
+        figure.colorbar(image, ax=panel, label="share of the true class", fraction=0.04, pad=0.02)
+
+
 def embedding_map(points: npt.ArrayLike, labels: Sequence[str], out: Path, title: str = "") -> None:
     """Embeddings reduced to two dimensions, (N, 2), one colour and mark for each label.
 
@@ -271,6 +299,41 @@ def embedding_map(points: npt.ArrayLike, labels: Sequence[str], out: Path, title
         panel.spines[:].set_color("#c8c8c8")
         panel.spines[:].set_visible(True)
         figure.legend(loc="outside right upper", ncols=1 + (len(names) - 1) // 24, markerscale=1.2)
+
+
+@dataclass(frozen=True)
+class BenchLine:
+    """One model's measurements: (tokens, value) pairs, and the length at which it failed with what is said there."""
+
+    name: str
+    points: Sequence[tuple[int, float]]
+    failure: tuple[int, str] | None = None
+
+
+def bench_picture(lines: Mapping[str, Sequence[BenchLine]], out: Path, title: str, label: str) -> None:
+    """One panel for each size: a value against the number of tokens, both logarithmic, a cross where a model failed."""
+    with _figure(out, max(7.5, 1 + 4.2 * len(lines)), 4.6) as figure:
+        panels = figure.subplots(1, max(len(lines), 1), squeeze=False)[0]
+        drawn: dict[str, Any] = {}
+        for panel, (size, models) in zip(panels, lines.items(), strict=True):
+            for number, line in enumerate(models):
+                colour = COLOURS[number]
+                if line.points:
+                    x, y = zip(*line.points, strict=True)
+                    drawn[line.name] = panel.plot(x, y, color=colour, marker=MARKERS[number], markersize=4.5)[0]
+                if line.failure is not None:
+                    top = line.points[-1][1] if line.points else 1.0
+                    panel.plot(line.failure[0], top, color=colour, marker="x", markersize=9, markeredgewidth=2)
+                    panel.annotate(
+                        line.failure[1], (line.failure[0], top), textcoords="offset points", xytext=(0, 9),
+                        ha="right", color=colour, fontsize=9,
+                    )  # fmt: skip
+            panel.set(xscale="log", yscale="log", title=size, xlabel="tokens")
+            panel.grid(which="major", color="#e4e4e4", linewidth=0.7)
+            panel.margins(y=0.12)
+        panels[0].set_ylabel(label)
+        figure.suptitle(title, x=0.01, ha="left", fontsize=12)
+        figure.legend(drawn.values(), drawn.keys(), loc="outside lower center", ncols=3)
 
 
 def _short(name: str, longest: int = 48) -> str:

@@ -25,6 +25,7 @@ def inputs(B: int, L: int, K: int, E: int, N: int, r: int, R: int, dtype: torch.
         return torch.randn(*shape, generator=generator)
 
     xz = draw(B, L, 2, K, E).to(dtype)
+    xz[:, 3::5, 1] = 0  # a closed gate, of which the backward must not divide by nothing
     a_log = torch.log(torch.arange(1.0, N + 1)).repeat(R, K, E, 1)
     if trained:  # spread decays, negative skips, some channels with large steps
         a_log = a_log + 0.7 * draw(R, K, E, N)

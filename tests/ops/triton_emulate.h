@@ -19,7 +19,9 @@ using std::min;
 struct float2{float x,y;}; struct alignas(16) float4{float x,y,z,w;};
 inline float2 make_float2(float a,float b){return {a,b};}
 inline float4 make_float4(float a,float b,float c,float d){return {a,b,c,d};}
-struct uint2{unsigned x,y;};
+struct uint2{unsigned x,y;}; struct alignas(16) uint4{unsigned x,y,z,w;};
+inline uint4 make_uint4(unsigned x,unsigned y,unsigned z,unsigned w){return {x,y,z,w};}
+inline float __uint_as_float(unsigned u){float f; memcpy(&f,&u,4); return f;}
 struct I3{int x,y,z;}; static I3 threadIdx, blockIdx, blockDim_;
 static int NT; static ucontext_t mainc; static std::vector<ucontext_t> ctx; static std::vector<char*> stk;
 static std::vector<int> state_; // 0 run 1 at block barrier 2 at warp barrier 3 done
@@ -62,6 +64,10 @@ static unsigned pack2(float a,float b){
 #endif
 }
 #if DTYPE!=0
+static void load_transposed(unsigned*m,const char*from){ // lane 8 i + k points at row k of matrix i
+  static const char*at[1024]; int me=cur,w=me&~31,l=me&31; at[me]=from; yield_(2);
+  for(int i=0;i<4;i++){ unsigned short v[2]; for(int j=0;j<2;j++) memcpy(&v[j],at[w+8*i+l%4*2+j]+l/4*2,2); m[i]=v[0]|(unsigned)v[1]<<16; }
+  yield_(2); }
 static void mma16816(float*d,unsigned a0,unsigned a1,unsigned a2,unsigned a3,unsigned b0,unsigned b1){
   static unsigned A[1024][6]; int me=cur,w=me&~31,l=me&31; unsigned v[6]={a0,a1,a2,a3,b0,b1}; for(int i=0;i<6;i++)A[me][i]=v[i]; yield_(2);
   auto el=[&](unsigned x,int hi){return load((unsigned short)(hi?x>>16:x&0xffff));};

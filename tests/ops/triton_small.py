@@ -86,6 +86,7 @@ def check(B: int, L: int, K: int, E: int, N: int, r: int, R: int, dtype: torch.d
     a_log = torch.log(torch.rand(R, K, E, N, generator=generator) * N + 0.5)
     tensors = [draw(B, L, 2, K, E).to(dtype), draw(R, K, E, 4) * 0.5, draw(R, K, E) * 0.1]
     tensors += [draw(R, K, r + 2 * N, E) / E**0.5, draw(R, K, E, r) / r**0.5, draw(R, K, E) - 3, a_log, draw(R, K, E)]
+    tensors[0][:, ::5, 1] = 0  # a closed gate
     exact = [t.double().requires_grad_() for t in tensors]
     expected = reference.bimamba_inner(exact[0][:, :, 0], exact[0][:, :, 1], *exact[1:])
     mine = [t.clone().requires_grad_() for t in tensors]

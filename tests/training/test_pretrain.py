@@ -9,8 +9,9 @@ import ssamba
 from ssamba import frontend
 from ssamba.errors import ConfigError, DataError, SsambaError
 from ssamba.models.store import load_tensors
+from ssamba.training.features import batch_features, crop_seconds
 from ssamba.training.log import read_log
-from ssamba.training.pretrain import batch_features, crop_seconds, pretrain
+from ssamba.training.pretrain import pretrain
 from ssamba.training.recipe import load_recipe, make_recipe
 from ssamba.training.schedule import PlateauSchedule
 

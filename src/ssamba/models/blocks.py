@@ -75,21 +75,20 @@ class BlockPair(nn.Module):
         self.D_RKE.fill_(1.0)
 
     def forward(self, x_BLd: Tensor, residual_BLd: Tensor | None, keep_KB: Tensor | None) -> tuple[Tensor, Tensor]:
-        """One step: returns the blocks' summed output and the new (doubled) residual, both (B, L, d).
+        """One step: returns the blocks' summed output and the residual stream, both (B, L, d).
 
+        Each block adds x to its own copy of the residual, and the two are added after the pair: the stream doubles.
+        That factor is left to whoever adds to the stream next, so ``residual_BLd`` comes in and goes out undoubled.
         ``keep_KB`` scales x per block and clip as it joins the residual (stochastic depth); None keeps it whole.
         """
-        if residual_BLd is None:
-            joined_BLd = x_BLd
-        elif keep_KB is None:
-            joined_BLd = residual_BLd + x_BLd
-        else:
-            xz, residual = self._input_with_drop(x_BLd, residual_BLd, keep_KB)
-            return self._mix(xz), residual
-        normal_BLd = F.layer_norm(joined_BLd, joined_BLd.shape[-1:], eps=NORM_EPS)
-        weight, bias = self._folded_input()
-        xz_BLhKE = F.linear(normal_BLd, weight.flatten(0, 2), bias.flatten()).unflatten(-1, weight.shape[:3])
-        return self._mix(xz_BLhKE), joined_BLd * BLOCKS
+        if keep_KB is None or residual_BLd is None:
+            normal_BLd, residual_BLd = add_to_stream(x_BLd, residual_BLd)
+            weight, bias = self._folded_input()
+            xz_BLhKE = F.linear(normal_BLd, weight.flatten(0, 2), bias.flatten()).unflatten(-1, weight.shape[:3])
+            del normal_BLd  # not needed by the mixer, which is where memory peaks
+            return self._mix(xz_BLhKE), residual_BLd
+        xz_BLhKE, residual_BLd = self._input_with_drop(x_BLd, residual_BLd, keep_KB)
+        return self._mix(xz_BLhKE), residual_BLd
 
     def _folded_input(self) -> tuple[Tensor, Tensor]:
         """Input product with each block's LayerNorm scale and shift folded in: the normalised input is shared."""
@@ -100,21 +99,18 @@ class BlockPair(nn.Module):
     def _input_with_drop(self, x_BLd: Tensor, residual_BLd: Tensor, keep_KB: Tensor) -> tuple[Tensor, Tensor]:
         """The input product when each block has its own stochastic depth, so its own residual."""
         weight_hKEd, bias_hKE = self._folded_input()
-        parts, total = [], residual_BLd * BLOCKS
-        for k in range(BLOCKS):
-            kept_BLd = x_BLd * keep_KB[k].to(x_BLd.dtype)[:, None, None]
-            total = total + kept_BLd
-            joined_BLd = residual_BLd + kept_BLd
-            normal_BLd = F.layer_norm(joined_BLd, joined_BLd.shape[-1:], eps=NORM_EPS)
-            part = F.linear(normal_BLd, weight_hKEd[:, k].flatten(0, 1), bias_hKE[:, k].flatten())
-            parts.append(part.unflatten(-1, (2, -1)))
-        return torch.stack(parts, dim=3), total
+        normal, streams = zip(*(add_to_stream(x_BLd, residual_BLd, keep_BK) for keep_BK in keep_KB), strict=True)
+        # One product for each block, whose results lie as they are: the mixer takes x and z with any strides.
+        normal_KTd = torch.stack(normal).flatten(1, 2)
+        weight_KdX = weight_hKEd.permute(1, 3, 0, 2).flatten(2)
+        bias_K1X = bias_hKE.transpose(0, 1).flatten(1)[:, None]
+        xz_KTX = torch.baddbmm(bias_K1X, normal_KTd, weight_KdX)
+        xz_KBLhE = xz_KTX.view(BLOCKS, *x_BLd.shape[:2], 2, -1)
+        return xz_KBLhE.permute(1, 2, 3, 0, 4), sum(streams) / BLOCKS
 
     def _mix(self, xz_BLhKE: Tensor) -> Tensor:
-        x_BLKE, z_BLKE = xz_BLhKE.unbind(2)
-        y_BLKE = ops.bimamba_inner(
-            x_BLKE,
-            z_BLKE,
+        y_BLKE = ops.bimamba_inner_packed(
+            xz_BLhKE,
             self.conv_weight_RKEW,
             self.conv_bias_RKE,
             self.x_proj_RKPE,
@@ -123,4 +119,34 @@ class BlockPair(nn.Module):
             self.A_log_RKEN,
             self.D_RKE,
         )
+        del xz_BLhKE
         return F.linear(y_BLKE.flatten(2), self.out_proj_dKE.flatten(1))
+
+
+def add_to_stream(
+    x_BLd: Tensor,
+    residual_BLd: Tensor | None,
+    keep_B: Tensor | None = None,
+    weight_d: Tensor | None = None,
+    bias_d: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """``stream = 2 residual + keep x`` (the doubling of the pair before) and LayerNorm(stream), in this order reversed.
+
+    Without affine weights the norm has the dtype that the matrix product after it wants.
+    """
+    mixed = torch.is_autocast_enabled(x_BLd.device.type) and weight_d is None
+    dtype = (
+        torch.get_autocast_dtype(x_BLd.device.type)
+        if mixed
+        else (x_BLd if residual_BLd is None else residual_BLd).dtype
+    )
+    return ops.add_layer_norm(
+        x_BLd,
+        residual_BLd,
+        weight_d,
+        bias_d,
+        eps=NORM_EPS,
+        residual_scale=BLOCKS,
+        x_scale_B=keep_B,
+        out_dtype=dtype,
+    )

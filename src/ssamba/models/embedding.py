@@ -251,8 +251,7 @@ def encode_windows(
 ) -> Iterator[tuple[Window, Tensor]]:
     """Encode windows in the batches of ``group_windows``: pairs of a window and its tokens (F, T, d) float32."""
     for group in group_windows(model, windows, batch):
-        with torch.no_grad():
-            tokens_BLd = model.encode(torch.stack([window.features for window in group]))
+        tokens_BLd = model.infer(torch.stack([window.features for window in group]))
         tokens_BFTd = tokens_BLd[:, model.prefix_tokens :].unflatten(1, (model.config.grid[0], -1)).float()
         yield from zip(group, tokens_BFTd, strict=True)
 

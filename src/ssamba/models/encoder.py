@@ -16,6 +16,7 @@ from ssamba.config import Config
 from ssamba.errors import ConfigError
 from ssamba.models.classification import Classification, Classifier
 from ssamba.models.embedding import Embeddings, embed_audio
+from ssamba.models.graphs import GraphedEncode
 from ssamba.models.heads import PretrainingHeads
 from ssamba.models.prediction import Prediction, predict_audio
 from ssamba.objectives import GENERATIVE_WEIGHT, OBJECTIVES, info_nce, reconstruction
@@ -40,6 +41,7 @@ class Encoder(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
+        self._graphed: GraphedEncode | None = None
         rows, cols = config.grid
         d = config.width
         self.patch_embed = nn.Conv2d(
@@ -134,6 +136,16 @@ class Encoder(nn.Module):
         return self.encode_tokens(self.embed_patches(features.to(self.device)))
 
     forward = encode
+
+    def infer(self, features: Tensor) -> Tensor:
+        """``encode`` for inference: no gradients, and CUDA graphs on a GPU for shapes that come again."""
+        if self._graphed is None:
+            self._graphed = GraphedEncode(self)
+        return self._graphed(features)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy makes its own graphs: they hold addresses.
+        return {**self.__dict__, "_graphed": None}
 
     def encode_layers(self, features: Tensor) -> list[Tensor]:
         """As ``encode``, but the tokens after each step of the chain: a pair of blocks in SSAMBA, a block in SSAST.

@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Generator, Tensor, nn
 
-from ssamba.models.blocks import BLOCKS, NORM_EPS, BlockPair
+from ssamba.models.blocks import BLOCKS, NORM_EPS, BlockPair, add_to_stream
 from ssamba.models.encoder import Encoder
 
 
@@ -40,15 +40,18 @@ class SSAMBA(Encoder):
 
         ``layers`` takes the tokens as they leave each pair, the last ones after the final norm.
         """
+        keep = None if keep is None else keep.to(tokens.device, non_blocking=True)
         x, residual = tokens, None
+        del tokens  # in inference the first pair may then free them
         for i, pair in enumerate(self.pairs):
             if layers is not None and residual is not None:
-                layers.append(residual + x)
+                layers.append(BLOCKS * residual + x)
             x, residual = pair(x, residual, None if keep is None else keep[BLOCKS * i : BLOCKS * (i + 1)])
-        assert residual is not None
-        x = x if keep is None else x * keep[-1].to(x.dtype)[:, None, None]
+        weight, bias = self.norm.weight, self.norm.bias
+        x, residual = add_to_stream(x, residual, None if keep is None else keep[-1], weight, bias)
+        del residual
         # The final norm acts twice, with the same weights: official checkpoints were trained so.
-        tokens = self.norm(self.norm(residual + x))
+        tokens = add_to_stream(x, None, None, weight, bias)[0]
         if layers is not None:
             layers.append(tokens)
         return tokens
@@ -63,4 +66,4 @@ class SSAMBA(Encoder):
         rates = torch.linspace(0, self.config.drop_path, self.config.depth)
         kept = 1 - torch.cat([rates.new_zeros(1), rates])[:, None]
         draw = torch.rand(self.config.depth + 1, batch, generator=generator)
-        return ((draw < kept) / kept).to(self.device, non_blocking=True)
+        return (draw < kept) / kept

@@ -108,6 +108,7 @@ class SSAST(Encoder):
 
         ``layers`` takes the tokens as they leave each block, the last ones after the final norm.
         """
+        keep = None if keep is None else keep.to(tokens.device, non_blocking=True)
         for i, block in enumerate(self.blocks):
             if layers is not None and i > 0:
                 layers.append(tokens)
@@ -127,4 +128,4 @@ class SSAST(Encoder):
         rates = torch.linspace(0, self.config.drop_path, self.config.depth).repeat_interleave(BRANCHES)
         kept = 1 - rates[:, None]
         draw = torch.rand(len(rates), batch, generator=generator)
-        return ((draw < kept) / kept).to(self.device, non_blocking=True)
+        return (draw < kept) / kept

@@ -67,9 +67,14 @@ def describe_model(model: Encoder) -> Description:
     return Description(model.config, model.heads is not None, task)
 
 
-def save_model(folder: Path, model: Encoder, extras: dict[str, Tensor] | None = None) -> None:
-    """Write ``config.json`` and ``model.safetensors`` into ``folder``."""
-    tensors = dict(model.state_dict()) | {EXTRAS + k: v for k, v in (extras or {}).items()}
+def save_model(
+    folder: Path,
+    model: Encoder,
+    extras: dict[str, Tensor] | None = None,
+    weights: dict[str, Tensor] | None = None,
+) -> None:
+    """Write ``config.json`` and ``model.safetensors`` into ``folder``; ``weights`` stand in for the model's own."""
+    tensors = dict(weights or model.state_dict()) | {EXTRAS + k: v for k, v in (extras or {}).items()}
     save_config(folder, describe_model(model))
     save_tensors(folder / WEIGHTS_FILE, tensors)
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from ssamba.errors import ConfigError
 from ssamba.ops import cpu, reference
 
-__all__ = ["bimamba_inner", "conv_silu", "selective_scan", "use_backend"]
+__all__ = ["add_layer_norm", "bimamba_inner", "bimamba_inner_packed", "conv_silu", "selective_scan", "use_backend"]
 
 _BACKENDS = ("auto", "reference", "cpu", "triton")
 _FAST_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -141,3 +141,50 @@ def bimamba_inner(
     return module.bimamba_inner(
         x_BLKE, z_BLKE, conv_weight_RKEW, conv_bias_RKE, x_proj_RKPE, dt_proj_RKEr, dt_bias_RKE, A_log_RKEN, D_RKE
     )
+
+
+def bimamba_inner_packed(
+    xz_BLJKE: Tensor,
+    conv_weight_RKEW: Tensor,
+    conv_bias_RKE: Tensor,
+    x_proj_RKPE: Tensor,
+    dt_proj_RKEr: Tensor,
+    dt_bias_RKE: Tensor,
+    A_log_RKEN: Tensor,
+    D_RKE: Tensor,
+) -> Tensor:
+    """``bimamba_inner`` of ``x = xz[:, :, 0]`` and ``z = xz[:, :, 1]``, with any strides: an input product as it is."""
+    parameters = (conv_weight_RKEW, conv_bias_RKE, x_proj_RKPE, dt_proj_RKEr, dt_bias_RKE, A_log_RKEN, D_RKE)
+    module = _choose("bimamba_inner", xz_BLJKE, A_log_RKEN.shape[0], A_log_RKEN.shape[-1])
+    packed = getattr(module, "bimamba_inner_packed", None)
+    if packed is not None:
+        return packed(xz_BLJKE, *parameters)
+    x_BLKE, z_BLKE = xz_BLJKE.unbind(2)
+    return module.bimamba_inner(x_BLKE, z_BLKE, *parameters)
+
+
+def add_layer_norm(
+    x_BLd: Tensor,
+    residual_BLd: Tensor | None = None,
+    weight_d: Tensor | None = None,
+    bias_d: Tensor | None = None,
+    *,
+    eps: float = 1e-5,
+    residual_scale: float = 1.0,
+    x_scale_B: Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Residual addition and layer normalisation in one pass: see ``reference.add_layer_norm``.
+
+    Only GPUs have a form of its own for it; elsewhere torch's own operators are the fast ones.
+    """
+    backend = _forced or _check_backend(os.environ.get("SSAMBA_BACKEND", "auto"), "SSAMBA_BACKEND")
+    module: ModuleType | str = reference
+    if x_BLd.is_cuda and backend in ("auto", "triton") and x_BLd.dtype in _FAST_DTYPES:
+        module = _fast_module("triton")
+    if isinstance(module, str):
+        module = reference  # bimamba_inner has told why
+    return module.add_layer_norm(
+        x_BLd, residual_BLd, weight_d, bias_d, eps=eps, residual_scale=residual_scale, x_scale_B=x_scale_B,
+        out_dtype=out_dtype,
+    )  # fmt: skip

@@ -5,12 +5,15 @@ No compiler, no headers and no private torch API: two shared libraries through c
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 
 class Unavailable(RuntimeError):
@@ -112,6 +115,11 @@ def _cubin(source: str, defines: tuple[str, ...], capability: tuple[int, int]) -
     # In the text rather than as options: NVRTC's own header comes first and knows nothing of our short names.
     lines = "".join(f"#define {d.replace('=', ' ', 1)}\n" for d in defines)
     return compile_source(lines + source, (arch, "--std=c++17", "--use_fast_math"))
+
+
+def on(x: Tensor) -> Any:
+    """The device of ``x`` as the current one."""
+    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
 
 
 @functools.cache

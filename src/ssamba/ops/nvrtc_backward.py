@@ -1,29 +1,16 @@
 """CUDA C++ of the backward scan (``nvrtc_scan`` compiles it after ``COMMON`` and ``TILES``).
 
-As in the forward a warp owns ``CW`` channels and works alone but for the sums over channels (dB, dC). It walks tiles of
-``TT`` steps from the end. For a tile: u, delta and the output's gradient for all steps into shared memory; the states
-again from the saved one, each step's into a history in shared memory (bfloat16 for 16-bit inputs); then the adjoint.
-With LPC 1 the sums over 32 channels of 32 values start on the tensor cores: a product with a selection matrix adds
-four lanes at once, and shuffles fold the eight partial sums that are left. Blocks write their sums apart: no atomics.
+For any cut of the channels; ``nvrtc_backward_lanes`` is the fast form of the most common one. As in the forward a warp
+owns ``CW`` channels and works alone but for the sums over channels (dB, dC). It walks tiles of ``TT`` steps from the
+end. For a tile: u, delta and the output's gradient for all steps into shared memory; the states again from the saved
+one, each step's into a history in shared memory (16 bits for 16-bit inputs); then the adjoint. Blocks write their sums
+apart: no atomics.
 """
 
 BACKWARD = r"""
-#define TC (LPC == 1 && SPT == 16 && MMA)
 #define HALF_HISTORY (DTYPE != 0 && SPT % 2 == 0)
 #define WORDS (HALF_HISTORY ? SPT / 2 : SPT)
 #define ROW_BYTES (WORDS * 128 > 8 * NP ? WORDS * 128 : 8 * NP)
-
-#ifndef SSAMBA_EMULATE
-__device__ __forceinline__ unsigned pack2(float lo, float hi) {  // two bfloat16, or two float16 for DTYPE 2
-  unsigned r;
-#if DTYPE == 2
-  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(hi), "f"(lo));
-#else
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(hi), "f"(lo));
-#endif
-  return r;
-}
-#endif
 
 #if HALF_HISTORY
 __device__ __forceinline__ void keep(unsigned *row, int lane, const float *h) {
@@ -51,46 +38,11 @@ __device__ __forceinline__ void recall(const unsigned *row, int lane, float *h) 
 
 // Sums out[2 SPT] (B's then C's gradient of one step) over the warp's channels into to[s][2 SPT].
 __device__ __forceinline__ void sum_channels(float *out, float *to, int lane, int s) {
-#if TC
-  // Value v of a lane goes to row (lane / 4, or 8 + lane / 4) and a column of its own; lanes 4 g .. 4 g + 3 add up.
-  // Slots of one product: a0 = values 0 1, a2 = 2 3 (upper rows), a1 = 4 5, a3 = 6 7 (lower rows), for columns 0-3;
-  // a second product onto the same sums fills columns 4-7 with the next eight values.
-  unsigned one = DTYPE == 2 ? 0x3c00u : 0x3f80u;
-  int n = lane / 4, half0 = n & 3, k0 = lane % 4;
-  // Row k of the selection matrix picks slot (k % 2) + 2 (k >= 8); every k0 (lane of the group) the same.
-  unsigned lo01 = half0 == 0 ? one : half0 == 1 ? one << 16 : 0u, hi01 = half0 == 2 ? one : half0 == 3 ? one << 16 : 0u;
-  float acc[2][4];
-#pragma unroll
-  for (int m = 0; m < 2; ++m) {
-    acc[m][0] = acc[m][1] = acc[m][2] = acc[m][3] = 0.0f;
-#pragma unroll
-    for (int q = 0; q < 2; ++q) {
-      const float *v = out + m * 16 + q * 8;
-      bool mine = n / 4 == q;
-      mma16816(acc[m], pack2(v[0], v[1]), pack2(v[4], v[5]), pack2(v[2], v[3]), pack2(v[6], v[7]), mine ? lo01 : 0u,
-               mine ? hi01 : 0u);
-    }
-  }
-  // acc[m][i]: columns 2 k0 + i % 2, rows upper (i < 2) or lower: value m 16 + (column / 4) 8 + (i / 2) 4 + column % 4.
-  float flat[8];
-#pragma unroll
-  for (int i = 0; i < 8; ++i) flat[i] = acc[i / 4][i % 4];
-  fold<8, 16, 4>(flat, lane);
-  int i = fold_at<8, 16, 4>(lane), column = 2 * k0 + i % 2;
-  to[i / 4 * 16 + column / 4 * 8 + i % 4 / 2 * 4 + column % 4] = flat[0];
-#else
   constexpr int LEFT = fold_left<2 * SPT, 16, LPC>();
   fold<2 * SPT, 16, LPC>(out, lane);
   int first = fold_at<2 * SPT, 16, LPC>(lane);
 #pragma unroll
   for (int i = 0; i < LEFT; ++i) to[s * 2 * SPT + first + i] = out[i];
-#endif
-}
-
-// sigmoid(v) from softplus(v) = d: 1 - e^-d, by its series where that cancels.
-__device__ __forceinline__ float sigmoid_of_softplus(float d) {
-  float series = d * (1.0f - d * (0.5f - d * (0.16666667f - d * 0.041666667f)));
-  return d < 0.0625f ? series : 1.0f - ex2(-LOG2E * d);
 }
 
 extern "C" __global__ void __launch_bounds__(WARPS * 32, MIN_BLOCKS) scan_backward(const Args a) {
@@ -112,7 +64,6 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, MIN_BLOCKS) scan_backwa
   for (int i = threadIdx.x; i < 2 * 16 * RW; i += WARPS * 32) low[i] = 0;
   put_weights(a, lane_of, e0, wlow, lane);
 
-  int half = first_half(a, r), half_tiles = (half + TT - 1) / TT;
   long long ch = lane_of * a.E + e;
   float tap[W], conv_b = a.conv_b[ch], dt_b = a.dt_bias[ch], skip = a.skip[ch], dskip = 0.0f, dbias = 0.0f;
 #pragma unroll
@@ -127,32 +78,30 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, MIN_BLOCKS) scan_backwa
   const T *x_at = a.x + b * a.xb + k * a.xk + e + t_first * a.xt;
   const T *z_at = a.z + b * a.zb + k * a.zk + e + t_first * a.zt;
   long long y_row = (long long)a.K * a.E;
-  const T *dy_at = a.dy + ((long long)b * a.L * a.K + k) * a.E + e + t_first * y_row;
+  long long y_off = ((long long)b * a.L * a.K + k) * a.E + e + t_first * y_row;
+  const T *dy_at = a.dy + y_off, *y_at = a.y + y_off;
+  T *dz_at = a.dz + b * a.dzb + k * a.dzk + e + t_first * a.dzt;
   T *du_at = a.du + (base * a.L + t_first) * a.E + e, *ddt_at = a.ddt + (base * a.L + t_first) * a.E + e;
   T *dbc_at = a.dbc + ((blockIdx.x * (long long)(a.R * a.K * a.B) + base) * a.L + t_first) * 2 * N;
   int x_step = sign * (int)a.xt, z_step = sign * (int)a.zt, y_step = sign * (int)y_row, e_step = sign * a.E;
+  int dz_step = sign * (int)a.dzt;
   const T *p_lane = a.p + base * a.L * P;
   float gain = a.R == 2 ? 0.5f : 1.0f;
+  bool gate = on && r == 0 && s == 0;  // one direction writes the gate's gradient
 
   Rows rows;
   int tile = a.count - 1;
-  bool late = tile >= half_tiles;
-  rows.fetch(p_lane, a.L, r, late ? half + (tile - half_tiles) * TT : tile * TT, late ? a.L : half);
+  rows.fetch(p_lane, a.L, r, tile * TT, a.L);
   __syncthreads();
   rows.put(low, bc);
   for (int buf = 0; tile >= 0; --tile, buf ^= 1) {
-    late = tile >= half_tiles;
-    int s0 = late ? half + (tile - half_tiles) * TT : tile * TT, steps = min(TT, (late ? a.L : half) - s0);
+    int s0 = tile * TT, steps = min(TT, a.L - s0);
     const float *bct = bc + buf * TT * 2 * NP + s * 2 * SPT;
     __syncthreads();
-    if (tile > 0) {
-      bool next_late = tile - 1 >= half_tiles;
-      rows.fetch(p_lane, a.L, r, next_late ? half + (tile - 1 - half_tiles) * TT : (tile - 1) * TT,
-                 next_late ? a.L : half);
-    }
+    if (tile > 0) rows.fetch(p_lane, a.L, r, s0 - TT, a.L);
 #pragma unroll
     for (int i = 0; i < SPT; ++i)
-      h[i] = s * SPT + i < N ? a.ckpt[((base * a.count + tile) * a.E + e) * N + s * SPT + i] : 0.0f;
+      h[i] = load(a.ckpt[((base * a.count + tile) * a.E + e) * NP + s * SPT + i]);
     expand_dt(low + buf * 16 * RW, wlow, dts, lane);
     __syncwarp();
     // Elementwise: eight steps at a time, so that their loads are on the way together.
@@ -164,16 +113,17 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, MIN_BLOCKS) scan_backwa
     }
 #pragma unroll 1
     for (int g = 0; g < steps; g += 8) {
-      T x[8], z[8], dy[8];
+      T x[8], z[8], dy[8], y[8];
 #pragma unroll
       for (int j = 0; j < 8; ++j) {
         int step = s0 + min(g + j, steps - 1);
         x[j] = x_at[step * x_step]; z[j] = z_at[step * z_step]; dy[j] = dy_at[step * y_step];
+        if (gate) y[j] = y_at[step * y_step];
       }
 #pragma unroll
       for (int j = 0; j < 8; ++j) {
         window[W - 1 + j] = load(x[j]);
-        float v = conv_b, zv = load(z[j]);
+        float v = conv_b, zv = gate_input(load(z[j])), sig = sigmoid(zv), dyv = load(dy[j]);
 #pragma unroll
         for (int d = 0; d < W; ++d) v += tap[d] * window[j + d];
         float u = v * sigmoid(v), delta = softplus(dts[(g + j) * CW + c] + dt_b);
@@ -181,8 +131,9 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, MIN_BLOCKS) scan_backwa
         if (s == 0) {
           dts[(g + j) * CW + c] = delta;
           us[(g + j) * CW + c] = u;
-          dss[(g + j) * CW + c] = on ? load(dy[j]) * zv * sigmoid(zv) * gain : 0.0f;
+          dss[(g + j) * CW + c] = on ? dyv * zv * sig * gain : 0.0f;
         }
+        if (gate && g + j < steps) dz_at[(s0 + g + j) * dz_step] = pack(dyv * load(y[j]) * gate_ratio(zv, sig));
       }
 #pragma unroll
       for (int d = 0; d < W - 1; ++d) window[d] = window[8 + d];

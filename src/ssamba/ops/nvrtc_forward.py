@@ -122,8 +122,7 @@ __device__ __forceinline__ void put_weights(const Args &a, long long lane_of, in
 """
 
 FORWARD = r"""
-// PHASE 0: one direction, whole; 1: first half, raw output; 2: second half, joined, gated. GRAD: save the state each
-// CKPT steps (counted from the phase's start) and write dz instead of y.
+// PHASE 0: one direction, whole; 1: first half, raw output; 2: second half, joined, gated.
 #define EW (BATCH / LPC)
 #define AHEAD 4
 #define HIST ((W - 1 + LPC - 1) / LPC)
@@ -144,7 +143,6 @@ extern "C" __global__ void __launch_bounds__(128, MIN_BLOCKS) scan_forward(const
   put_weights(a, lane_of, e0, wlow, lane);
 
   int half = first_half(a, r), lo = PHASE == 2 ? half : 0, hi = PHASE == 1 ? half : a.L;
-  int tile = PHASE == 2 ? (half + CKPT - 1) / CKPT : 0;
   long long ch = lane_of * a.E + e, state_at = (base * a.E + e) * N;
   float tap[W], conv_b = a.conv_b[ch], dt_b = a.dt_bias[ch], skip = a.skip[ch];
 #pragma unroll
@@ -161,9 +159,8 @@ extern "C" __global__ void __launch_bounds__(128, MIN_BLOCKS) scan_forward(const
   const T *x_at = a.x + b * a.xb + k * a.xk + e + t_first * a.xt;
   const T *z_at = a.z + b * a.zb + k * a.zk + e + t_first * a.zt;
   long long y_row = (long long)a.K * a.E, y_off = ((long long)b * a.L * a.K + k) * a.E + e + t_first * y_row;
-  T *y_at = a.y + y_off, *dz_at = a.dz + b * a.dzb + k * a.dzk + e + t_first * a.dzt;
-  const T *dy_at = a.dy + y_off;
-  int x_step = sign * (int)a.xt, z_step = sign * (int)a.zt, y_step = sign * (int)y_row, dz_step = sign * (int)a.dzt;
+  T *y_at = a.y + y_off;
+  int x_step = sign * (int)a.xt, z_step = sign * (int)a.zt, y_step = sign * (int)y_row;
   const T *p_lane = a.p + base * a.L * P;
 
   float X[HIST + EW];  // x of this lane's steps, after those of the batch before
@@ -173,7 +170,7 @@ extern "C" __global__ void __launch_bounds__(128, MIN_BLOCKS) scan_forward(const
     int step = lo + (i - HIST) * LPC + s;
     X[i] = step >= 0 && step < a.L ? load(x_at[step * x_step]) : 0.0f;
   }
-  T z_next[EW], other_next[EW], dy_next[EW];  // as x, a batch ahead, where a lane has few steps and so few registers
+  T z_next[EW], other_next[EW];  // as x, a batch ahead, where a lane has few steps and so few registers
   Rows rows;
   if (lo < hi) {
     rows.fetch(p_lane, a.L, r, lo, hi);
@@ -183,7 +180,6 @@ extern "C" __global__ void __launch_bounds__(128, MIN_BLOCKS) scan_forward(const
       next[i] = x_at[step * x_step];
       if (EW <= AHEAD && PHASE != 1) z_next[i] = z_at[step * z_step];
       if (EW <= AHEAD && PHASE == 2) other_next[i] = y_at[step * y_step];
-      if (EW <= AHEAD && GRAD && PHASE != 1) dy_next[i] = dy_at[step * y_step];
     }
   }
   __syncthreads();
@@ -202,26 +198,13 @@ extern "C" __global__ void __launch_bounds__(128, MIN_BLOCKS) scan_forward(const
         if (BATCH > 16) expand_dt(low[buf] + (g + 16) * RW, wlow, dts + 16 * CW, lane);
         __syncwarp();
       }
-      if (GRAD && g % CKPT == 0) {
-        float *to = a.ckpt + ((base * a.count + tile) * a.E + e) * N + s * SPT;
-        if (on) {
-          if constexpr (NP == N && SPT % 4 == 0) {
-#pragma unroll
-            for (int i = 0; i < SPT; i += 4) *(float4 *)(to + i) = make_float4(h[i], h[i + 1], h[i + 2], h[i + 3]);
-          } else {
-#pragma unroll
-            for (int i = 0; i < SPT; ++i) if (s * SPT + i < N) to[i] = h[i];
-          }
-        }
-        ++tile;
-      }
       int left = hi - s0 - g;  // steps from this batch on
       float u[EW], delta[EW], drive[EW];
-      T z[EW], other[EW], dy[EW];
+      T z[EW], other[EW];
 #pragma unroll
       for (int i = 0; i < EW; ++i) {
         X[HIST + i] = load(next[i]);
-        if (EW <= AHEAD) { z[i] = z_next[i]; other[i] = other_next[i]; dy[i] = dy_next[i]; }
+        if (EW <= AHEAD) { z[i] = z_next[i]; other[i] = other_next[i]; }
       }
       if (left > BATCH) {
 #pragma unroll
@@ -230,10 +213,9 @@ extern "C" __global__ void __launch_bounds__(128, MIN_BLOCKS) scan_forward(const
 #pragma unroll
       for (int i = 0; i < EW; ++i) {
         int step = s0 + g + min((EW <= AHEAD ? BATCH : 0) + i * LPC + s, left - 1);
-        T *zt = EW <= AHEAD ? z_next : z, *ot = EW <= AHEAD ? other_next : other, *dt = EW <= AHEAD ? dy_next : dy;
+        T *zt = EW <= AHEAD ? z_next : z, *ot = EW <= AHEAD ? other_next : other;
         if (PHASE != 1) zt[i] = z_at[step * z_step];
         if (PHASE == 2) ot[i] = y_at[step * y_step];
-        if (GRAD && PHASE != 1) dt[i] = dy_at[step * y_step];
       }
 #pragma unroll
       for (int i = 0; i < EW; ++i) {
@@ -285,9 +267,8 @@ extern "C" __global__ void __launch_bounds__(128, MIN_BLOCKS) scan_forward(const
           if (PHASE == 2) y = 0.5f * (y + load(other[i]));
           if (PHASE == 1) y_at[step * y_step] = pack(y);
           else {
-            float zv = load(z[i]), sig = sigmoid(zv);
-            if (GRAD) dz_at[step * dz_step] = pack(load(dy[i]) * y * sig * (1.0f + zv * (1.0f - sig)));
-            else y_at[step * y_step] = pack(y * zv * sig);
+            float zv = gate_input(load(z[i])), sig = sigmoid(zv);
+            y_at[step * y_step] = pack(y * zv * sig);
           }
         }
       }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import os
 from typing import Any
@@ -12,10 +11,11 @@ from torch import Tensor
 
 from ssamba.ops import nvrtc
 from ssamba.ops.nvrtc_backward import BACKWARD
+from ssamba.ops.nvrtc_backward_lanes import LANES_BACKWARD
 from ssamba.ops.nvrtc_forward import FORWARD, TILES
-from ssamba.ops.nvrtc_source import COMMON
+from ssamba.ops.nvrtc_source import COMMON, KINDS
+from ssamba.ops.nvrtc_states import STATES
 
-_KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _SHARED_LIMIT = 48 * 1024
 _ENOUGH_WARPS = 1400  # a good two for each scheduler of 132 multiprocessors
 _POINTERS = (
@@ -45,7 +45,7 @@ class _Shape:
         self.taps, self.outputs, self.rank = taps, outputs, outputs - 2 * self.states
         self.padded = 1 << (self.states - 1).bit_length()
         self.lanes = self.directions * self.blocks
-        self.kind = _KINDS[x_BLKE.dtype]
+        self.kind = KINDS[x_BLKE.dtype]
 
     def lanes_per_channel(self) -> int:
         """Lanes that share a channel's states: few cost fewer instructions, many give more warps to fill the chip."""
@@ -58,9 +58,17 @@ class _Shape:
             lanes *= 2
         return lanes
 
+    def lane_is_channel(self) -> bool:
+        """Whether ``nvrtc_backward_lanes`` serves."""
+        return self.kind != 0 and self.padded == 16 and self.lanes_per_channel() == 1
+
     def tile(self) -> int:
-        """Steps between saved states, and of a tile of the backward: what its history fits in shared memory."""
+        """Steps of a tile of the backward."""
         return 16 if self.kind else 8
+
+    def saved(self) -> int:
+        """Steps between saved states: as many as the backward's history in shared memory has."""
+        return 8 if self.lane_is_channel() else self.tile()
 
     def defines(self, **more: int) -> tuple[str, ...]:
         values = {
@@ -68,10 +76,6 @@ class _Shape:
             self.taps,
         }  # fmt: skip
         return tuple(f"{name}={value}" for name, value in (values | more).items())
-
-    def tiles(self, steps: int) -> int:
-        half = self.length if self.directions == 1 else (self.length + 1) // 2
-        return -(-half // steps) + -(-(self.length - half) // steps)
 
     def _low(self) -> tuple[int, int, bool]:
         """Rank rounded up to products of 16, the row of low-rank dt in bytes, and whether tensor cores expand it."""
@@ -91,10 +95,13 @@ class _Shape:
     def backward_sizes(self, warps: int) -> tuple[dict[str, int], int]:
         """The macros that place the backward's arrays in shared memory, and its bytes."""
         lanes, tile = self.lanes_per_channel(), self.tile()
-        channels, per_thread = 32 // lanes, self.padded // lanes
+        channels, per_thread, low = 32 // lanes, self.padded // lanes, 2 * 16 * self._low()[1]
+        if self.lane_is_channel():
+            own = self._weights(channels) + 8 * tile * channels + (self.saved() + 1) * 1024
+            sizes = {"LOW_BYTES": low, "WEIGHT_BYTES": self._weights(channels), "OWN_BYTES": own}
+            return sizes, low + 16 * tile * self.padded + warps * own
         words = per_thread // 2 if self.kind and per_thread % 2 == 0 else per_thread
         row = max(words * 128, 8 * self.padded)
-        low = 2 * 16 * self._low()[1]
         own = self._weights(channels) + 4 * (16 + 2 * tile) * channels + tile * row
         sizes = {"LOW_BYTES": low, "WEIGHT_BYTES": self._weights(channels), "OWN_BYTES": own}
         return sizes, low + 16 * tile * self.padded + warps * own
@@ -136,24 +143,34 @@ def _arguments(shape: _Shape, count: int, tensors: dict[str, Tensor]) -> _Args:
     return args
 
 
-def _on(x: Tensor) -> Any:
-    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
-
-
-def _forward(shape: _Shape, tensors: dict[str, Tensor], grad: bool) -> None:
+def _forward(shape: _Shape, tensors: dict[str, Tensor]) -> None:
     x = tensors["x"]
-    per_channel, steps = shape.lanes_per_channel(), shape.tile()
-    # Long batches where a lane computes few of their steps: independent work to hide latencies behind.
-    batch = min(max(8, 4 * per_channel), steps if grad else 32)
-    args = _arguments(shape, shape.tiles(steps), tensors)
-    with _on(x):
+    per_channel = shape.lanes_per_channel()
+    args = _arguments(shape, 0, tensors)
+    with nvrtc.on(x):
         for phase in (0,) if shape.directions == 1 else (1, 2):
+            # Long batches where a lane computes few of their steps: independent work to hide latencies behind.
             defines = shape.defines(
-                LPC=per_channel, SPT=shape.padded // per_channel, WARPS=4, TT=32, PHASE=phase, GRAD=int(grad),
-                CKPT=steps, BATCH=batch, MIN_BLOCKS=3 if per_channel == 1 else 4,
+                LPC=per_channel, SPT=shape.padded // per_channel, WARPS=4, TT=32, PHASE=phase,
+                BATCH=min(max(8, 4 * per_channel), 32), MIN_BLOCKS=3 if per_channel == 1 else 4,
             )  # fmt: skip
             run = nvrtc.kernel(COMMON + TILES + FORWARD, "scan_forward", defines, x.device.index or 0)
             run(shape.grid(128 // per_channel), 128, args)
+
+
+def _states(shape: _Shape, tensors: dict[str, Tensor]) -> Tensor:
+    """``_GB.EN``, the state before every ``shape.saved()`` steps, its last dimension padded."""
+    x, per_channel, steps = tensors["x"], shape.lanes_per_channel(), shape.saved()
+    count = -(-shape.length // steps)
+    states = x.new_empty(shape.lanes, shape.batch, count, shape.width, shape.padded)
+    defines = shape.defines(
+        LPC=per_channel, SPT=shape.padded // per_channel, WARPS=4, TT=32, CKPT=steps,
+        BATCH=min(max(8, 2 * per_channel), steps), MIN_BLOCKS=3 if per_channel == 1 else 4,
+    )  # fmt: skip
+    with nvrtc.on(x):
+        run = nvrtc.kernel(COMMON + TILES + STATES, "scan_states", defines, x.device.index or 0)
+        run(shape.grid(128 // per_channel), 128, _arguments(shape, count, tensors | {"ckpt": states}))
+    return states
 
 
 def _parameters(
@@ -169,41 +186,39 @@ def forward(x: Tensor, z: Tensor, p_GBLP: Tensor, *parameters: Tensor) -> Tensor
     shape = _Shape(x, parameters[4], parameters[0].shape[-1], p_GBLP.shape[-1])
     y = x.new_empty(shape.batch, shape.length, shape.blocks, shape.width)
     state = x.new_empty(shape.lanes, shape.batch, shape.width, shape.states, dtype=torch.float32)
-    _forward(shape, {"x": x, "z": z, "p": p_GBLP, "y": y, "state": state, **_parameters(*parameters)}, grad=False)
+    _forward(shape, {"x": x, "z": z, "p": p_GBLP, "y": y, "state": state, **_parameters(*parameters)})
     return y
 
 
 def backward(
-    dy: Tensor, x: Tensor, z: Tensor, p_GBLP: Tensor, *parameters: Tensor, dz: Tensor
+    dy: Tensor, x: Tensor, z: Tensor, p_GBLP: Tensor, y: Tensor, *parameters: Tensor, dz: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Writes ``dz``; returns ``du_GBLE``, raw ``ddt_GBLE``, ``dBC_GBL2N``, ``dA_log_RKEN`` and (dD, ddt_bias)
-    ``_2RKE``.
+    ``_2RKE``. ``y`` is what ``forward`` returned.
     """
     shape = _Shape(x, parameters[4], parameters[0].shape[-1], p_GBLP.shape[-1])
-    per_channel, tile = shape.lanes_per_channel(), shape.tile()
+    per_channel, fast = shape.lanes_per_channel(), shape.lane_is_channel()
     warps = 4
     if x.is_cuda:
         while warps > 1 and shape.backward_sizes(warps)[1] > _dynamic_limit(x.device.index or 0):
             warps //= 2
     sizes, shared = shape.backward_sizes(warps)
     lanes, batch, length, width, states = shape.lanes, shape.batch, shape.length, shape.width, shape.states
-    count, grid = shape.tiles(tile), shape.grid(warps * 32 // per_channel)
+    grid = shape.grid(warps * 32 // per_channel)
     wide: dict[str, Any] = {"device": x.device, "dtype": torch.float32}
-    tensors = {"x": x, "z": z, "p": p_GBLP, "dy": dy, "dz": dz, **_parameters(*parameters)}
-    tensors["ckpt"] = torch.empty(lanes, batch, count, width, states, **wide)
-    raw = x.new_empty(batch, length, shape.blocks, width)
-    state = torch.empty(lanes, batch, width, states, **wide)
-    _forward(shape, {**tensors, "y": raw, "state": state}, grad=True)
-    del raw, state
+    tensors = {"x": x, "z": z, "p": p_GBLP, "dy": dy, "y": y, "dz": dz, **_parameters(*parameters)}
+    tensors["ckpt"] = _states(shape, tensors)
     du, ddt = x.new_empty(lanes, batch, length, width), x.new_empty(lanes, batch, length, width)
     dbc = x.new_empty(grid[0], lanes, batch, length, 2 * states)
     da = torch.empty(batch, shape.directions, shape.blocks, width, states, **wide)
     dvec = torch.empty(batch, shape.directions, shape.blocks, 2, width, **wide)
     tensors |= {"du": du, "ddt": ddt, "dbc": dbc, "da": da, "dvec": dvec}
-    with _on(x):
+    with nvrtc.on(x):
         defines = shape.defines(
-            LPC=per_channel, SPT=shape.padded // per_channel, WARPS=warps, TT=tile, MIN_BLOCKS=2, **sizes
-        )
-        run = nvrtc.kernel(COMMON + TILES + BACKWARD, "scan_backward", defines, x.device.index or 0)
-        run(grid, warps * 32, _arguments(shape, count, tensors), shared)
+            LPC=per_channel, SPT=shape.padded // per_channel, WARPS=warps, TT=shape.tile(),
+            MIN_BLOCKS=3 if fast else 2, **sizes,
+        )  # fmt: skip
+        source = COMMON + TILES + (LANES_BACKWARD if fast else BACKWARD)
+        run = nvrtc.kernel(source, "scan_backward", defines, x.device.index or 0)
+        run(grid, warps * 32, _arguments(shape, tensors["ckpt"].shape[2], tensors), shared)
     return du, ddt, dbc.sum(0), da.sum(0), dvec.sum(0).permute(2, 0, 1, 3)

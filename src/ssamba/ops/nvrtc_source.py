@@ -12,6 +12,10 @@ In memory order everything below is in *scan order*: step s of direction 1 is po
 look back. The two directions meet in the middle, as ``triton_kernels.scan`` explains.
 """
 
+import torch
+
+KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # DTYPE
+
 COMMON = r"""
 #define LOG2E 1.4426950408889634f
 #define LN2 0.6931471805599453f
@@ -26,7 +30,9 @@ struct Args {
   const T *x, *z, *p, *dy;
   T *y, *dz, *du, *ddt, *dbc;
   const float *conv_w, *conv_b, *dt_proj, *dt_bias, *a_log, *skip;
-  float *state, *ckpt, *da, *dvec;
+  float *state;
+  T *ckpt;
+  float *da, *dvec;
   long long xb, xt, xk, zb, zt, zk, dzb, dzt, dzk;
   int B, L, K, E, R, count;
 };
@@ -59,6 +65,20 @@ __device__ __forceinline__ T pack(float v) {
 }
 #endif
 #if DTYPE != 0
+__device__ __forceinline__ unsigned pack2(float lo, float hi) {  // two bfloat16, or two float16 for DTYPE 2
+  unsigned r;
+#if DTYPE == 2
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(hi), "f"(lo));
+#else
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(hi), "f"(lo));
+#endif
+  return r;
+}
+__device__ __forceinline__ void load_transposed(unsigned *m, const char *from) {  // four 8 by 8 matrices
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(m[0]), "=r"(m[1]), "=r"(m[2]), "=r"(m[3])
+               : "r"((unsigned)__cvta_generic_to_shared(from)) : "memory");
+}
 __device__ __forceinline__ void mma16816(float *d, unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0,
                                          unsigned b1) {
 #if DTYPE == 1
@@ -80,6 +100,21 @@ __device__ __forceinline__ float softplus(float v) {
   float log = LN2 * lg2(1.0f + e);
   return v > 20.0f ? v : (e < 0.0625f ? series : log);
 }
+
+// sigmoid(v) from softplus(v) = d: 1 - e^-d, by its series where that cancels.
+__device__ __forceinline__ float sigmoid_of_softplus(float d) {
+  float series = d * (1.0f - d * (0.5f - d * (0.16666667f - d * 0.041666667f)));
+  return d < 0.0625f ? series : 1.0f - ex2(-LOG2E * d);
+}
+
+// The gate's argument, kept off zero: the backward divides the gated output by the gate to have the plain one again.
+// The floor is far under what the output's type resolves.
+__device__ __forceinline__ float gate_input(float z) {
+  float least = DTYPE == 2 ? 0x1p-12f : 1e-20f;
+  return fabsf(z) < least ? copysignf(least, z) : z;
+}
+// silu'(z) / silu(z): times the gated output and its gradient this is the gradient of z.
+__device__ __forceinline__ float gate_ratio(float z, float sig) { return rcp(z) + 1.0f - sig; }
 
 // Sums CNT values over the lanes whose numbers differ in the bits WD, WD/2 .. END. Each step hands half of the values
 // over, so at the end a lane holds only the values from fold_at() on (one, when there are at least as many lanes).

@@ -108,3 +108,26 @@ def bimamba_inner(
     dt_BLRKE = torch.einsum("blrkp,rkep->blrke", dt_BLRKr, dt_proj_RKEr)
     A_RKEN = -torch.exp(A_log_RKEN.to(_compute_dtype(A_log_RKEN)))
     return selective_scan(u_BLRKE, dt_BLRKE, A_RKEN, B_BLRKN, C_BLRKN, D_RKE, dt_bias_RKE, z_BLKE)
+
+
+def add_layer_norm(
+    x_BLd: Tensor,
+    residual_BLd: Tensor | None = None,
+    weight_d: Tensor | None = None,
+    bias_d: Tensor | None = None,
+    *,
+    eps: float = 1e-5,
+    residual_scale: float = 1.0,
+    x_scale_B: Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor]:
+    """``stream = residual_scale residual + x_scale x``; returns ``(LayerNorm(stream) weight + bias, stream)``.
+
+    The stream has the residual's dtype (x's without one), the norm ``out_dtype`` (x's where it is None).
+    """
+    out_dtype = out_dtype or x_BLd.dtype
+    x_BLd = x_BLd if x_scale_B is None else x_BLd * x_scale_B.to(x_BLd.dtype)[:, None, None]
+    if residual_BLd is not None:
+        x_BLd = torch.add(x_BLd.to(residual_BLd.dtype), residual_BLd, alpha=residual_scale)
+    normal_BLd = F.layer_norm(x_BLd, x_BLd.shape[-1:], weight_d, bias_d, eps)
+    return normal_BLd.to(out_dtype), x_BLd

@@ -4,7 +4,7 @@ Two forms of the scan sit behind one interface. On NVIDIA it is CUDA C++ compile
 carries (``nvrtc_scan``); elsewhere, and where NVRTC cannot be had, a Triton kernel (``triton_kernels.scan``).
 Everything around the scan is Triton or a plain matrix product. benchmarks/KERNEL-NOTES.md has the numbers.
 
-The ops are opaque to ``torch.compile``, save activations that a backward can start from (x, z and the small
+The ops are opaque to ``torch.compile``, save what a backward can start from (x, z, the output y and the small
 projection p) and compute the rest again, take no decision on the host that depends on data, and use no atomics: two
 runs give the same bits.
 """
@@ -14,9 +14,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from ssamba.ops import nvrtc_scan, reference
+from ssamba.ops import nvrtc_conv, nvrtc_scan, reference
 from ssamba.ops.triton_kernels import conv, norm, scan
 
 __all__ = ["add_layer_norm", "bimamba_inner", "bimamba_inner_packed"]
@@ -68,16 +69,17 @@ def _expand(x: Tensor, p_GBLP: Tensor, weight: Tensor, bias: Tensor, dt_proj_RKE
 
 
 def _inner_backward(
-    dy: Tensor, x: Tensor, z: Tensor, p_GBLP: Tensor, params: _Params, dx: Tensor, dz: Tensor
+    dy: Tensor, x: Tensor, z: Tensor, y: Tensor, p_GBLP: Tensor, params: _Params, dx: Tensor, dz: Tensor
 ) -> tuple[Tensor, ...]:
     """Writes ``dx`` and ``dz`` (views with free strides) and returns the gradients of ``params``, in their dtypes."""
     conv_weight, conv_bias, x_proj, dt_proj, dt_bias, a_log, skip = (w.contiguous() for w in params)
     x, z, dy = _dense(x), _dense(z), dy.contiguous()
     rank = dt_proj.shape[-1]
     with torch.autocast(x.device.type, enabled=False):
-        if nvrtc_scan.usable(x, a_log, conv_weight.shape[-1], x_proj.shape[2]):
+        cuda = nvrtc_scan.usable(x, a_log, conv_weight.shape[-1], x_proj.shape[2])
+        if cuda:
             du, ddt, dbc, da_log, dvec = nvrtc_scan.backward(
-                dy, x, z, p_GBLP, conv_weight, conv_bias, dt_proj, dt_bias, a_log, skip, dz=dz
+                dy, x, z, p_GBLP, y, conv_weight, conv_bias, dt_proj, dt_bias, a_log, skip, dz=dz
             )
         else:
             u, dt = _expand(x, p_GBLP, conv_weight, conv_bias, dt_proj)
@@ -87,13 +89,16 @@ def _inner_backward(
             del u, dt, ckpt
         ddt_GTE, du_GTE = ddt.flatten(1, 2), du.flatten(1, 2)
         ddt_proj = _over_tokens(ddt_GTE, p_GBLP.flatten(1, 2)[..., :rank])
-        dp_GTP = torch.cat([ddt_GTE @ _lanes(dt_proj, x.dtype), dbc.flatten(1, 2).to(x.dtype)], dim=-1)
+        # Rows of a multiple of eight: the products' fast kernels want them aligned.
+        outputs, pad = x_proj.shape[2], -x_proj.shape[2] % 8
+        dp_GTP = x.new_zeros(*ddt_GTE.shape[:2], outputs + pad)
+        dp_GTP[..., :rank] = ddt_GTE @ _lanes(dt_proj, x.dtype)
+        dp_GTP[..., rank:outputs] = dbc.flatten(1, 2)
         del ddt, ddt_GTE, dbc
-        du_GTE.baddbmm_(dp_GTP, _lanes(x_proj, x.dtype))
-        u = conv.activation_backward(x, conv_weight, conv_bias, du)  # du now holds the pre-activation's gradient
-        dx_proj = _over_tokens(dp_GTP, u.flatten(1, 2))
-        del u
-        dconv_weight, dconv_bias = conv.conv_backward(x, conv_weight, du, dx)
+        du_GTE.baddbmm_(dp_GTP, F.pad(_lanes(x_proj, x.dtype), (0, 0, 0, pad)))
+        conv_backward = nvrtc_conv.backward if cuda else conv.backward
+        u, dconv_weight, dconv_bias = conv_backward(x, conv_weight, conv_bias, du, dx)
+        dx_proj = _over_tokens(dp_GTP, u.flatten(1, 2))[:, :outputs]
     found = (dconv_weight, dconv_bias, dx_proj, ddt_proj, dvec[1], da_log, dvec[0])
     return tuple(g.reshape(w.shape).to(w.dtype).contiguous() for g, w in zip(found, params, strict=True))
 
@@ -114,12 +119,12 @@ def _gpu_inner(
 
 @torch.library.custom_op("ssamba::gpu_inner_backward", mutates_args=())
 def _gpu_inner_backward(
-    dy: Tensor, x: Tensor, z: Tensor, p: Tensor, conv_weight: Tensor, conv_bias: Tensor, x_proj: Tensor,
+    dy: Tensor, x: Tensor, z: Tensor, y: Tensor, p: Tensor, conv_weight: Tensor, conv_bias: Tensor, x_proj: Tensor,
     dt_proj: Tensor, dt_bias: Tensor, A_log: Tensor, D: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     params = (conv_weight, conv_bias, x_proj, dt_proj, dt_bias, A_log, D)
     dx, dz = x.new_empty(x.shape), z.new_empty(z.shape)
-    return (dx, dz, *_inner_backward(dy, x, z, p, params, dx, dz))  # type: ignore[return-value]
+    return (dx, dz, *_inner_backward(dy, x, z, y, p, params, dx, dz))  # type: ignore[return-value]
 
 
 @torch.library.custom_op("ssamba::gpu_inner_packed", mutates_args=())
@@ -132,12 +137,12 @@ def _gpu_inner_packed(
 
 @torch.library.custom_op("ssamba::gpu_inner_packed_backward", mutates_args=())
 def _gpu_inner_packed_backward(
-    dy: Tensor, xz: Tensor, p: Tensor, conv_weight: Tensor, conv_bias: Tensor, x_proj: Tensor, dt_proj: Tensor,
-    dt_bias: Tensor, A_log: Tensor, D: Tensor,
+    dy: Tensor, xz: Tensor, y: Tensor, p: Tensor, conv_weight: Tensor, conv_bias: Tensor, x_proj: Tensor,
+    dt_proj: Tensor, dt_bias: Tensor, A_log: Tensor, D: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     params = (conv_weight, conv_bias, x_proj, dt_proj, dt_bias, A_log, D)
-    dxz = xz.new_empty(xz.shape)
-    grads = _inner_backward(dy, xz[:, :, 0], xz[:, :, 1], p, params, dxz[:, :, 0], dxz[:, :, 1])
+    dxz = torch.empty_like(xz)  # with xz's order of axes: the product before has its own
+    grads = _inner_backward(dy, xz[:, :, 0], xz[:, :, 1], y, p, params, dxz[:, :, 0], dxz[:, :, 1])
     return (dxz, *grads)  # type: ignore[return-value]
 
 
@@ -152,29 +157,29 @@ def _(xz: Tensor, *params: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @_gpu_inner_backward.register_fake
-def _(dy: Tensor, x: Tensor, z: Tensor, p: Tensor, *params: Tensor) -> tuple[Tensor, ...]:
+def _(dy: Tensor, x: Tensor, z: Tensor, y: Tensor, p: Tensor, *params: Tensor) -> tuple[Tensor, ...]:
     return (x.new_empty(x.shape), z.new_empty(z.shape), *(w.new_empty(w.shape) for w in params))
 
 
 @_gpu_inner_packed_backward.register_fake
-def _(dy: Tensor, xz: Tensor, p: Tensor, *params: Tensor) -> tuple[Tensor, ...]:
-    return (xz.new_empty(xz.shape), *(w.new_empty(w.shape) for w in params))
+def _(dy: Tensor, xz: Tensor, y: Tensor, p: Tensor, *params: Tensor) -> tuple[Tensor, ...]:
+    return (torch.empty_like(xz), *(w.new_empty(w.shape) for w in params))
 
 
 def _save(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
     ctx.activations = len(inputs) - 7
-    ctx.save_for_backward(*inputs, output[1])
+    ctx.save_for_backward(*inputs, *output)  # the product after the mixer keeps its output anyway
 
 
 def _differentiate(ctx: Any, dy: Tensor | None, dp: Tensor | None) -> Any:
-    *inputs, p = ctx.saved_tensors
+    *inputs, y, p = ctx.saved_tensors
     if dy is None:
         return (None,) * len(inputs)
     activations, params = inputs[: ctx.activations], inputs[ctx.activations :]
     op = _gpu_inner_backward if len(activations) == 2 else _gpu_inner_packed_backward
-    return op(dy, *activations, p, *params)
+    return op(dy, *activations, y, p, *params)
 
 
 _gpu_inner.register_autograd(_differentiate, setup_context=_save)

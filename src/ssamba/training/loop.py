@@ -7,14 +7,16 @@ steps with the same numbers.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,13 +24,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ssamba.errors import SsambaError
+from ssamba.errors import ConfigError, SsambaError
 from ssamba.files import write_text
 from ssamba.models.encoder import Encoder
 from ssamba.models.store import save_model
 from ssamba.training.checkpoint import load_state, optimizer_tensors, restore_optimizer, save_state
 from ssamba.training.log import RunLog
-from ssamba.training.schedule import PlateauSchedule
+from ssamba.training.schedule import Schedule
 
 SUMMARY_FILE = "state.json"
 
@@ -38,32 +40,47 @@ class Task(Protocol):
 
     model: Encoder
     metrics: tuple[str, ...]
-    """Names of the scalars that ``losses`` and ``validate`` give, ``loss`` among them."""
+    """Names of the scalars that ``losses`` gives, ``loss`` among them."""
+    validation_metrics: tuple[str, ...]
+    """Names of the scalars that ``validate`` gives."""
     total_steps: int
     steps_per_epoch: int
     batch_size: int
+    """Clips in a step, all its batches together."""
 
-    def batches(self, start_step: int) -> Iterator[Any]:
-        """Batches of the steps from ``start_step`` on, the same whatever came before."""
+    def batches(self, start: int) -> Iterator[Any]:
+        """Batches from number ``start`` on, the same whatever came before; a step takes ``accumulate`` of them."""
 
-    def losses(self, step: int, batch: Any) -> dict[str, Tensor]:
-        """Scalars of one step; ``loss`` carries the gradient."""
+    def losses(self, number: int, batch: Any) -> dict[str, Tensor]:
+        """Scalars of the batch of that number; ``loss`` carries the gradient."""
 
-    def validate(self) -> dict[str, float]:
-        """The same scalars on held-out data."""
+    def validate(self, step: int) -> dict[str, float]:
+        """Scalars on held-out data after ``step`` steps."""
 
-    def score(self, metrics: dict[str, float]) -> float:
+    def score(self, step: int, metrics: dict[str, float]) -> float:
         """How good a validation is; higher is better."""
 
 
 @dataclass(frozen=True)
 class LoopSettings:
-    """Cadence of a run, in steps and minutes."""
+    """Cadence of a run, in steps and minutes.
+
+    Attributes:
+        clip_norm: largest gradient norm, 0 for no limit.
+        accumulate: batches whose gradients make one step.
+        save_at_validation: also save the state at each validation; without it by the clock and at the end alone.
+        average: first and last step of the validations over which weights are averaged to give the run's model.
+        label: what the progress bar says in front.
+    """
 
     validate_every: int
     log_every: int
     save_minutes: float
     clip_norm: float = 0.0
+    accumulate: int = 1
+    save_at_validation: bool = True
+    average: tuple[int, int] | None = None
+    label: str = ""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -78,7 +95,7 @@ class Loop:
         task: Task,
         folder: Path,
         optimizer: torch.optim.Optimizer,
-        schedule: PlateauSchedule,
+        schedule: Schedule,
         settings: LoopSettings,
         autocast: AbstractContextManager[Any],
     ) -> None:
@@ -89,6 +106,9 @@ class Loop:
         self.sums: dict[str, Tensor] = {}
         self.summed = 0
         self.stop = False
+        self.chosen: dict[str, Tensor] | None = None
+        self.averaged = 0
+        self.latest: dict[str, float] = {}
         self._restore()
 
     def _restore(self) -> None:
@@ -100,18 +120,29 @@ class Loop:
         restore_optimizer(self.optimizer, self.task.model, tensors)
         self.schedule.load(values["schedule"])
         self.step, self.best, self.summed = values["step"], values["best"], values["summed"]
+        if self.settings.average is not None and values["averaged"]:
+            device = self.task.model.device
+            self.averaged = values["averaged"]
+            self.chosen = {k[8:]: v.to(device) for k, v in tensors.items() if k.startswith("average.")}
         device = self.task.model.device
         self.sums = {k: torch.tensor(v, dtype=torch.float64, device=device) for k, v in values["sums"].items()}
 
     def save(self) -> None:
-        """Write the state, and the model too while no validation has chosen one."""
+        """Write the state, and the model where a validation chose another or none has chosen one yet."""
         model = self.task.model
         self._refuse_nan(*self.sums.values(), *model.parameters())
         tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
         tensors |= optimizer_tensors(self.optimizer, model)
         if self.best is None:
             save_model(self.folder, model)
+        elif self.chosen is not None:
+            save_model(self.folder, model, weights=self.chosen)
+        if self.averaged and self.chosen is not None:
+            tensors |= {f"average.{k}": v for k, v in self.chosen.items()}
+        else:
+            self.chosen = None
         values = {
+            "averaged": self.averaged,
             "step": self.step,
             "schedule": self.schedule.to_dict(),
             "best": self.best,
@@ -133,7 +164,7 @@ class Loop:
         """Train to the last step. Raises ``Interrupted`` after saving when asked to stop, ``SsambaError`` on NaN."""
         if self.step >= self.task.total_steps:
             return
-        columns = ["step", "epoch", "lr", *self.task.metrics, *(f"val_{m}" for m in self.task.metrics)]
+        columns = ["step", "epoch", "lr", *self.task.metrics, *(f"val_{m}" for m in self.task.validation_metrics)]
         log = RunLog(self.folder, [*columns, "clips_per_second", "seconds"], self.step)
         handlers = {s: signal.signal(s, self._ask_to_stop) for s in _signals()}
         try:
@@ -147,26 +178,26 @@ class Loop:
         self.stop = True
 
     def _steps(self, log: RunLog) -> None:
-        total = self.task.total_steps
+        total, settings = self.task.total_steps, self.settings
         saved = logged = started = time.monotonic()
-        quiet = not sys.stderr.isatty()
-        bar = tqdm(total=total, initial=self.step, unit="step", mininterval=30 if quiet else 0.2, dynamic_ncols=True)
         self.task.model.train()
-        with bar:
-            for batch in self.task.batches(self.step):
-                self._one_step(batch)
+        with _bar(settings.label, total, self.step) as bar:
+            for batches in _grouped(self.task.batches(self.step * settings.accumulate), settings.accumulate):
+                self._one_step(batches)
                 last = self.step == total
-                validating = self.step % self.settings.validate_every == 0 or last
-                if validating or self.step % self.settings.log_every == 0:
+                validating = self.step % settings.validate_every == 0 or last
+                if validating or self.step % settings.log_every == 0:
                     row = self._averages()
                     rate = row.pop("steps") * self.task.batch_size / max(time.monotonic() - logged, 1e-9)
-                    bar.set_postfix_str(_postfix(row), refresh=False)
                     if validating:
                         row |= {f"val_{k}": v for k, v in self._validate().items()}
+                    self.latest |= row
+                    bar.set_postfix_str(_postfix(self.latest), refresh=False)
                     now = logged = time.monotonic()
                     log.write(row | {"clips_per_second": round(rate, 2), "seconds": round(now - started, 2)})
                 bar.update()
-                if validating or self.stop or time.monotonic() - saved >= 60 * self.settings.save_minutes:
+                due = validating and settings.save_at_validation
+                if due or last or self.stop or time.monotonic() - saved >= 60 * settings.save_minutes:
                     self.save()
                     saved = time.monotonic()
                 if self.stop and not last:
@@ -174,20 +205,21 @@ class Loop:
                 if last:
                     return
 
-    def _one_step(self, batch: Any) -> None:
+    def _one_step(self, batches: Sequence[Any]) -> None:
         for group in self.optimizer.param_groups:
-            group["lr"] = self.schedule.rate(self.step)
-        with self.autocast:
-            metrics = self.task.losses(self.step, batch)
+            group["lr"] = self.schedule.rate(self.step) * group.get("rate_factor", 1.0)
         self.optimizer.zero_grad(set_to_none=True)
-        metrics["loss"].backward()
+        for i, batch in enumerate(batches):
+            with self.autocast:
+                metrics = self.task.losses(self.step * len(batches) + i, batch)
+            (metrics["loss"] / len(batches)).backward()
+            # Sums stay on the device: reading a number every step would make the host wait for it.
+            for key, value in metrics.items():
+                value = value.detach().double() / len(batches)
+                self.sums[key] = self.sums[key] + value if key in self.sums else value
         if self.settings.clip_norm:
             torch.nn.utils.clip_grad_norm_(self.task.model.parameters(), self.settings.clip_norm)
         self.optimizer.step()
-        # Sums stay on the device: reading a number every step would make the host wait for it.
-        for key, value in metrics.items():
-            value = value.detach().double()
-            self.sums[key] = self.sums[key] + value if key in self.sums else value
         self.step += 1
         self.summed += 1
 
@@ -213,16 +245,43 @@ class Loop:
             )
 
     def _validate(self) -> dict[str, float]:
-        self.task.model.eval()
+        model = self.task.model
+        model.eval()
         with torch.no_grad(), self.autocast:
-            metrics = self.task.validate()
-        self.task.model.train()
-        score = self.task.score(metrics)
+            metrics = self.task.validate(self.step)
+        model.train()
+        score = self.task.score(self.step, metrics)
         if self.best is None or score > self.best["score"]:
             self.best = {"step": self.step, "score": score, **metrics}
-            save_model(self.folder, self.task.model)
+            if not self.averaged:
+                self.chosen = {k: v.detach().clone() for k, v in model.state_dict().items()}
+        self._average()
         self.schedule.validated(score)
         return metrics
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        """Take the weights into the running mean, when this validation is one of those to average over."""
+        window = self.settings.average
+        if window is None or not window[0] <= self.step <= window[1]:
+            return
+        weights = self.task.model.state_dict()
+        self.averaged += 1
+        if self.averaged == 1 or self.chosen is None:
+            self.chosen = {k: v.detach().clone() for k, v in weights.items()}
+        else:
+            for key, value in weights.items():
+                self.chosen[key] += (value - self.chosen[key]) / self.averaged
+
+
+def precision(name: str, device: torch.device) -> AbstractContextManager[Any]:
+    """The autocast context of a run. Raises ``ConfigError`` for bf16 on a GPU without it."""
+    able = device.type == "cpu" or torch.cuda.is_bf16_supported()
+    if name == "bf16" and not able:
+        raise ConfigError("precision: bf16, this GPU does not have it; give fp32")
+    if name == "fp32" or (name == "auto" and (device.type == "cpu" or not able)):
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, torch.bfloat16)
 
 
 def _signals() -> tuple[int, ...]:
@@ -231,5 +290,16 @@ def _signals() -> tuple[int, ...]:
     return (signal.SIGINT, signal.SIGTERM) if main else ()
 
 
+def _grouped(batches: Iterator[Any], size: int) -> Iterator[list[Any]]:
+    while group := list(islice(batches, size)):
+        yield group
+
+
+def _bar(label: str, total: int, done: int) -> tqdm[Any]:
+    slow = 0.2 if sys.stderr.isatty() else 30
+    return tqdm(desc=label or None, total=total, initial=done, unit="step", mininterval=slow, dynamic_ncols=True)
+
+
 def _postfix(row: dict[str, float]) -> str:
-    return ", ".join(f"{k} {row[k]:.4g}" for k in ("loss", "nce", "accuracy", "mse", "lr") if k in row)
+    shown = ("loss", "nce", "accuracy", "mse", "val_accuracy", "val_mAP", "lr")
+    return ", ".join(f"{k} {row[k]:.4g}" for k in shown if k in row)

@@ -2,39 +2,36 @@
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import math
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import torch
-import yaml
 from torch import Tensor
 
 from ssamba import frontend, masking
-from ssamba.config import Config
 from ssamba.data.dataset import Batch, CropLoader, load_crops
 from ssamba.data.manifest import Clip, Source, read_sources
+from ssamba.data.prefetch import prepare_ahead
 from ssamba.data.sampling import PretrainPlan, centre_crops, split_validation
 from ssamba.data.scan import SkipList, scan_sources
 from ssamba.data.statistics import compute_statistics
 from ssamba.errors import ConfigError, DataError
-from ssamba.files import clear_leftovers, make_folder, write_text
+from ssamba.files import clear_leftovers, make_folder
 from ssamba.loading import pick_device, read_source
 from ssamba.models.encoder import Encoder
 from ssamba.models.registry import make_encoder
 from ssamba.models.store import CONFIG_FILE, Description, build, describe_model, read_config, save_config
 from ssamba.progress import Bar
 from ssamba.training.checkpoint import STATE_FILE
-from ssamba.training.loop import Loop, LoopSettings
+from ssamba.training.features import batch_features, crop_seconds
+from ssamba.training.loop import Loop, LoopSettings, precision
 from ssamba.training.recipe import PretrainRecipe
+from ssamba.training.run_folder import RECIPE_FILE, SKIPPED_FILE, check_same_data, check_same_recipe, write_recipe
 from ssamba.training.schedule import PlateauSchedule
 from ssamba.training.seeds import generator
 
-RECIPE_FILE, SKIPPED_FILE = "recipe.yaml", "skipped.csv"
 MAY_CHANGE = ("epochs", "steps", "workers", "save_minutes")
 """Values that a resumed run may be given anew: they do not change the steps, only how many and how they are fed."""
 METRICS = {
@@ -43,28 +40,20 @@ METRICS = {
     "generative": ("loss", "mse"),
 }
 STATISTICS_CLIPS = 1000
+STEPS_AHEAD = 3
 CACHE_BYTES = 2 << 30
 """Decoded audio kept in memory between epochs: 18 hours."""
 
 
-def crop_seconds(frames: int) -> float:
-    """Seconds of audio that give exactly ``frames`` log-mel frames."""
-    return frontend.samples_of_frames(frames) / frontend.SAMPLE_RATE
+class Inputs(NamedTuple):
+    """One step's audio and draws: waveforms (B, samples), lengths (B,), masks (B, M), stochastic depth."""
 
-
-def batch_features(waveforms: Tensor, lengths: Tensor, config: Config) -> Tensor:
-    """Padded waveforms (B, samples) with real lengths (B,) -> normalised log-mel (B, config.frames, mel_bins).
-
-    Frames beyond a recording's end are 0.0 before normalisation, as the reference pads.
-    """
-    inside = torch.arange(waveforms.shape[1], device=waveforms.device) < lengths[:, None]
-    mean = (waveforms * inside).sum(dim=1) / lengths
-    waveforms = (waveforms - mean[:, None]) * inside
-    log_mels = frontend.fit_length(frontend.log_mel(waveforms, config.mel_bins), config.frames)
-    shift, length = frontend.FRAME_SHIFT, frontend.FRAME_LENGTH
-    real = torch.where(lengths < length, 0, 1 + (lengths - length) // shift)
-    filled = torch.arange(config.frames, device=log_mels.device) < real[:, None]
-    return frontend.normalise(log_mels * filled[..., None], config.mean, config.std)
+    waveforms: Tensor
+    lengths: Tensor
+    mask_a: Tensor
+    mask_b: Tensor | None
+    keep_a: Tensor | None
+    keep_b: Tensor | None
 
 
 class PretrainTask:
@@ -74,7 +63,7 @@ class PretrainTask:
         self, recipe: PretrainRecipe, model: Encoder, plan: PretrainPlan, held_out: list[Clip], skip: SkipList
     ) -> None:
         self.recipe, self.model, self.plan, self.skip = recipe, model, plan, skip
-        self.metrics = METRICS[recipe.objective]
+        self.metrics = self.validation_metrics = METRICS[recipe.objective]
         self.batch_size = recipe.batch
         self.steps_per_epoch = plan.steps_per_epoch
         self.total_steps = recipe.steps or max(1, math.ceil(recipe.epochs * plan.crops_per_epoch / recipe.batch))
@@ -97,31 +86,40 @@ class PretrainTask:
         two = recipe.objective == "joint" and recipe.passes == 2
         return draw(0), draw(1) if two else None
 
-    def batches(self, start_step: int) -> Iterator[Batch]:
-        """Batches of waveforms, decoded ahead."""
-        return iter(
-            CropLoader(
-                self.plan,
-                workers=self.recipe.workers,
-                start_step=start_step,
-                stop_step=self.total_steps,
-                skip=self.skip,
-                cache_bytes=CACHE_BYTES,
-            )
+    def batches(self, start: int) -> Iterator[Inputs]:
+        """The steps' inputs, decoded and drawn ahead."""
+        loader = CropLoader(
+            self.plan,
+            workers=self.recipe.workers,
+            start_step=start,
+            stop_step=self.total_steps,
+            skip=self.skip,
+            cache_bytes=CACHE_BYTES,
         )
+        return prepare_ahead(loader, self._prepare, STEPS_AHEAD)
 
-    def losses(self, step: int, batch: Batch) -> dict[str, Tensor]:
-        """One step's losses; masks and stochastic depth depend on (seed, step) alone."""
+    def _prepare(self, batch: Batch) -> Inputs:
+        """What a step needs besides the waveforms; masks and stochastic depth depend on (seed, step) alone."""
+        clips = len(batch.lengths)
+        mask_a, mask_b = self._masks(clips, "training", batch.step, self.recipe.mask)
+        drop = generator(self.recipe.seed, "stochastic depth", batch.step)
+        keep_a, keep_b = self.model.draw_keep(clips, drop), self.model.draw_keep(clips, drop)
+        inputs = Inputs(batch.waveforms, batch.lengths, mask_a, mask_b, keep_a, keep_b)
+        if self.model.device.type != "cuda":
+            return inputs
+        # From pinned memory the copies to the GPU run beside its work, and nobody waits for them.
+        return Inputs(*(x if x is None else x.pin_memory() for x in inputs))  # type: ignore[arg-type]
+
+    def losses(self, number: int, batch: Inputs) -> dict[str, Tensor]:
+        """One step's losses, from features computed on the model's device in one pass over the batch."""
         device = self.model.device
+        here = Inputs(*(x if x is None else x.to(device, non_blocking=True) for x in batch))  # type: ignore[arg-type]
         with torch.autocast(device.type, enabled=False):
-            waveforms, lengths = (x.to(device, non_blocking=True) for x in (batch.waveforms, batch.lengths))
-            features = batch_features(waveforms, lengths, self.model.config)
-        mask_a, mask_b = self._masks(len(features), "training", step, self.recipe.mask)
-        drop = generator(self.recipe.seed, "stochastic depth", step)
-        keep = (self.model.draw_keep(len(features), drop), self.model.draw_keep(len(features), drop))
-        return self.model.losses(features, mask_a, mask_b, self.recipe.objective, keep)
+            features = batch_features(here.waveforms, here.lengths, self.model.config)
+        keep = (here.keep_a, here.keep_b)
+        return self.model.losses(features, here.mask_a, here.mask_b, self.recipe.objective, keep)
 
-    def validate(self) -> dict[str, float]:
+    def validate(self, step: int) -> dict[str, float]:
         """Losses on the held-out clips with fixed masks, averaged over clips."""
         sums = dict.fromkeys(self.metrics, 0.0)
         mask_a, mask_b = self.validation_masks
@@ -135,7 +133,7 @@ class PretrainTask:
                 sums[key] += float(value) * len(features)
         return {k: v / len(self.validation) for k, v in sums.items()}
 
-    def score(self, metrics: dict[str, float]) -> float:
+    def score(self, step: int, metrics: dict[str, float]) -> float:
         """The accuracy of naming patches; for the generative objective, less error."""
         return metrics.get("accuracy", -metrics["loss"])
 
@@ -160,7 +158,7 @@ def pretrain(
     clear_leftovers(make_folder(out))
     resuming = (out / STATE_FILE).exists()
     if resuming:
-        _check_same_recipe(out, recipe, source)
+        check_same_recipe(out, {**recipe.to_dict(), "from": source}, MAY_CHANGE)
     elif (out / CONFIG_FILE).exists() and not (out / RECIPE_FILE).exists():
         raise ConfigError(f"{out}: holds a model that is no pretraining run; choose another --out")
     skip = SkipList(out / SKIPPED_FILE)
@@ -170,15 +168,14 @@ def pretrain(
         raise DataError(f"{data[0]}: one file alone leaves none for validation; give two or more")
     plan = PretrainPlan(training, recipe.batch, recipe.seed, crop_seconds(recipe.frames))
     if resuming:
-        _check_same_data(out, plan)
+        check_same_data(out, plan.fingerprint)
         model = make_encoder(read_config(out).config, heads=True)
     else:
         model = _new_model(recipe, training, source, skip)
     task = PretrainTask(recipe, model.to(chosen), plan, held_out, skip)
     if not resuming:
         save_config(out, describe_model(model))
-        values = {"recipe": recipe.to_dict(), "from": source, "data": list(data), "plan": plan.fingerprint}
-        write_text(out / RECIPE_FILE, yaml.safe_dump(values, sort_keys=False))
+        write_recipe(out, recipe.to_dict(), source, list(data), plan.fingerprint)
     loop = Loop(
         task,
         out,
@@ -194,16 +191,6 @@ def pretrain(
         precision(recipe.precision, chosen),
     )
     loop.run()
-
-
-def precision(name: str, device: torch.device) -> AbstractContextManager[Any]:
-    """The autocast context of a run. Raises ``ConfigError`` for bf16 on a GPU without it."""
-    able = device.type == "cpu" or torch.cuda.is_bf16_supported()
-    if name == "bf16" and not able:
-        raise ConfigError("precision: bf16, this GPU does not have it; give fp32")
-    if name == "fp32" or (name == "auto" and (device.type == "cpu" or not able)):
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, torch.bfloat16)
 
 
 def _scan(sources: list[Source], skip: SkipList) -> list[Source]:
@@ -246,28 +233,3 @@ def _new_model(recipe: PretrainRecipe, training: list[Source], source: str | Non
             )
         model.config = model.config.replace(mean=measured.mean, std=measured.std)
     return model
-
-
-def _check_same_recipe(out: Path, recipe: PretrainRecipe, source: str | None) -> None:
-    """Refuse to go on with another recipe: the steps would not be those of the run."""
-    try:
-        stored = yaml.safe_load((out / RECIPE_FILE).read_text(encoding="utf-8"))
-        values, origin = dict(stored["recipe"]), stored["from"]
-    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError):
-        raise ConfigError(f"{out / RECIPE_FILE}: is missing or damaged; choose another --out") from None
-    now = {**dataclasses.asdict(recipe), "from": source}
-    for key, value in {**values, "from": origin}.items():
-        if key not in MAY_CHANGE and now.get(key) != value:
-            raise ConfigError(
-                f"{out}: the run there has {key} {value}, this command says {now.get(key)}; repeat the first command "
-                "to go on with it, or choose another --out"
-            )
-
-
-def _check_same_data(out: Path, plan: PretrainPlan) -> None:
-    stored = yaml.safe_load((out / RECIPE_FILE).read_text(encoding="utf-8")).get("plan")
-    if stored != plan.fingerprint:
-        raise DataError(
-            f"{out}: the data changed since the run began (files came, went or have another length); restore them, or "
-            f"begin anew with --from {out} and another --out"
-        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from importlib import resources
+from importlib.abc import Traversable
 from pathlib import Path
 from typing import Any
 
@@ -65,13 +66,7 @@ class PretrainRecipe:
     log_every: int = option(10, "steps between two lines of the log")
 
     def __post_init__(self) -> None:
-        for f in dataclasses.fields(self):
-            value, choices = getattr(self, f.name), f.metadata["choices"]
-            if choices and value not in choices:
-                raise ConfigError(
-                    f"{f.name}: '{value}'{nearest(str(value), list(choices))} choose {', '.join(choices)}"
-                )
-            _check_type(f.name, value, type(f.default))
+        check_fields(self)
         for name in ("batch", "warmup_every", "validate_every", "patience", "log_every", "validation_clips", "workers"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: {getattr(self, name)}, give 1 or more")
@@ -124,32 +119,39 @@ class PretrainRecipe:
         return dataclasses.asdict(self)
 
 
-def _check_type(name: str, value: Any, kind: type) -> None:
-    good = isinstance(value, kind) or (kind is float and isinstance(value, int))
-    if not good or (kind is not bool and isinstance(value, bool)):
-        raise ConfigError(f"{name}: {value!r}, give a value of type {kind.__name__}")
+def check_fields(recipe: Any) -> None:
+    """Refuse values of another type than the field's default, or outside its choices. Raises ``ConfigError``."""
+    for f in dataclasses.fields(recipe):
+        value, choices = getattr(recipe, f.name), f.metadata["choices"]
+        if choices and value not in choices:
+            raise ConfigError(f"{f.name}: '{value}'{nearest(str(value), list(choices))} choose {', '.join(choices)}")
+        kind = type(f.default)
+        good = isinstance(value, kind) or (kind is float and isinstance(value, int))
+        if not good or (kind is not bool and isinstance(value, bool)):
+            raise ConfigError(f"{f.name}: {value!r}, give a value of type {kind.__name__}")
 
 
-def load_recipe(path: Path | None = None) -> dict[str, Any]:
-    """Values of a recipe file, by default the reference's. Raises ``ConfigError`` for unknown keys."""
-    source = str(path or "recipes/pretrain.yaml")
+def read_values(file: Path | Traversable, source: str, kind: type) -> dict[str, Any]:
+    """Values of a YAML file whose keys are the fields of ``kind``. Raises ``ConfigError`` that names ``source``."""
     try:
-        if path is None:
-            text = resources.files("ssamba").joinpath("recipes/pretrain.yaml").read_text(encoding="utf-8")
-        else:
-            text = path.read_text(encoding="utf-8")
-        values = yaml.safe_load(text) or {}
+        values = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{source}: cannot be read ({error})") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{source}: is not YAML ({' '.join(str(error).split())})") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{source}: holds a {type(values).__name__}, expected 'key: value' lines")
-    known = [f.name for f in dataclasses.fields(PretrainRecipe)]
+    known = [f.name for f in dataclasses.fields(kind)]
     for key in values:
         if key not in known:
             raise ConfigError(f"{source}: unknown value '{key}'{nearest(str(key), known)}")
     return values
+
+
+def load_recipe(path: Path | None = None) -> dict[str, Any]:
+    """Values of a recipe file, by default the reference's. Raises ``ConfigError`` for unknown keys."""
+    own = resources.files("ssamba").joinpath("recipes/pretrain.yaml")
+    return read_values(path or own, str(path or "recipes/pretrain.yaml"), PretrainRecipe)
 
 
 def make_recipe(path: Path | None = None, overrides: dict[str, Any] | None = None) -> PretrainRecipe:

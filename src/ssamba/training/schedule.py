@@ -1,9 +1,33 @@
-"""The learning rate: linear warm-up in stairs, then a fall when validation stops improving."""
+"""The learning rate: linear warm-up in stairs, then a fall when validation stops improving, or by the epoch."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
+
+WARMUP_EVERY = 50
+"""Steps between two raises during warm-up, in the reference."""
+
+
+class Schedule(Protocol):
+    """What the loop needs to know of a learning rate; its state is what validation's scores changed in it."""
+
+    def rate(self, step: int) -> float:
+        """The rate of a step, counted from 0."""
+
+    def validated(self, score: float) -> None:
+        """Take note of a validation's score; higher is better."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The part that changes during a run."""
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from ``to_dict``'s values."""
+
+
+def _warm(step: int, warmup_steps: int, every: int) -> float:
+    """Share of the peak: rises in stairs over the warm-up, 1 after it."""
+    return min(1.0, (step // every + 1) * every / warmup_steps) if step < warmup_steps else 1.0
 
 
 @dataclass
@@ -26,8 +50,7 @@ class PlateauSchedule:
     def rate(self, step: int) -> float:
         """The rate of a step, counted from 0."""
         if step < self.warmup_steps:
-            stair = (step // self.warmup_every + 1) * self.warmup_every
-            return self.peak * min(1.0, stair / self.warmup_steps)
+            return self.peak * _warm(step, self.warmup_steps, self.warmup_every)
         return self.peak * self.factor
 
     def validated(self, score: float) -> None:
@@ -47,3 +70,35 @@ class PlateauSchedule:
     def load(self, state: dict[str, Any]) -> None:
         """Go on from ``to_dict``'s values."""
         self.factor, self.best, self.waited = state["factor"], state["best"], state["waited"]
+
+
+@dataclass(frozen=True)
+class EpochSchedule:
+    """Warm-up, then ``peak`` times ``decay`` once ``start`` epochs are through, and again after every ``every`` more.
+
+    This is fine-tuning's (REFERENCE.md, "Fine-tuning"): with start 6, every 1, the seventh epoch is the first at a
+    lower rate. It depends on the step alone.
+    """
+
+    peak: float
+    warmup_steps: int
+    start: int
+    every: int
+    decay: float
+    steps_per_epoch: int
+
+    def rate(self, step: int) -> float:
+        """The rate of a step, counted from 0."""
+        done = step // self.steps_per_epoch
+        falls = 0 if done < self.start else (done - self.start) // self.every + 1
+        return self.peak * _warm(step, self.warmup_steps, WARMUP_EVERY) * self.decay**falls
+
+    def validated(self, score: float) -> None:
+        """Scores change nothing."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nothing changes during a run."""
+        return {}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Nothing to go on from."""

@@ -282,7 +282,15 @@ def conv_proj(x_BLKE: Tensor, weight_RKEW: Tensor, bias_RKE: Tensor, proj_RKPE: 
     return p
 
 
-def activation_backward(x_BLKE: Tensor, weight_RKEW: Tensor, bias_RKE: Tensor, du_GBLE: Tensor) -> Tensor:
+def backward(
+    x_BLKE: Tensor, weight_RKEW: Tensor, bias_RKE: Tensor, du_GBLE: Tensor, dx_BLKE: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Writes ``dx``; returns ``u_GBLE`` and the gradients of the taps and the bias. ``du`` is used up."""
+    u = _activation_backward_(x_BLKE, weight_RKEW, bias_RKE, du_GBLE)
+    return u, *_conv_backward_(x_BLKE, weight_RKEW, du_GBLE, dx_BLKE)
+
+
+def _activation_backward_(x_BLKE: Tensor, weight_RKEW: Tensor, bias_RKE: Tensor, du_GBLE: Tensor) -> Tensor:
     """Multiplies ``du`` by silu' at the pre-activation, in place, and returns ``u_GBLE``."""
     batch, length, blocks, width = x_BLKE.shape
     u = torch.empty_like(du_GBLE)
@@ -295,7 +303,7 @@ def activation_backward(x_BLKE: Tensor, weight_RKEW: Tensor, bias_RKE: Tensor, d
     return u
 
 
-def conv_backward(x_BLKE: Tensor, weight_RKEW: Tensor, g_GBLE: Tensor, dx_BLKE: Tensor) -> tuple[Tensor, Tensor]:
+def _conv_backward_(x_BLKE: Tensor, weight_RKEW: Tensor, g_GBLE: Tensor, dx_BLKE: Tensor) -> tuple[Tensor, Tensor]:
     """Writes ``dx`` (strided like ``x`` may be) and returns the gradients of the taps and the bias, in float32."""
     batch, length, blocks, width = x_BLKE.shape
     directions, taps = weight_RKEW.shape[0], weight_RKEW.shape[-1]

@@ -1,0 +1,104 @@
+"""Pretraining from files on one GPU: clips a second end to end, and the share of the time that the GPU waits for them.
+
+    PYTHONPATH=src python benchmarks/pretrain_speed.py AUDIO_FOLDER [--sizes tiny small base] [--workers 16]
+
+Decodes every crop anew (no cache) from the folder's files as they are, and again from FLAC copies of them made first.
+Each line is two timings of the training loop's own step, batch 64 of 10.24 s, mask 400, one pass, bf16: with batches
+from the loader, and with one batch that stays in memory. What the first takes more is waiting.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Iterator
+from itertools import islice, repeat
+from pathlib import Path
+from typing import Any
+
+import soundfile
+import torch
+
+from ssamba.data.manifest import read_sources
+from ssamba.data.sampling import PretrainPlan, split_validation
+from ssamba.data.scan import SkipList, scan_sources
+from ssamba.models.registry import make_encoder
+from ssamba.training import pretrain
+from ssamba.training.loop import Loop, LoopSettings
+from ssamba.training.recipe import make_recipe
+from ssamba.training.schedule import PlateauSchedule
+
+PAPER_CLIPS = 10 * 2_000_000
+WARM_UP, STEPS = 8, 40
+
+
+def flac_copies(folder: Path, copies: Path, most: int = 200) -> None:
+    for i, path in enumerate(sorted(p for p in folder.rglob("*") if p.suffix in (".opus", ".ogg"))[:most]):
+        samples, rate = soundfile.read(path, dtype="int16")
+        soundfile.write(copies / f"{i}.flac", samples, rate)
+
+
+def make_loop(data: Path, out: Path, encoder: str, size: str, workers: int) -> tuple[Loop, pretrain.PretrainTask]:
+    recipe = make_recipe(None, {"encoder": encoder, "size": size, "workers": workers, "steps": 10_000})
+    skip = SkipList(out / "skipped.csv")
+    training, held_out = split_validation(scan_sources(read_sources([str(data)]), skip), fraction=0.02, seed=0)
+    plan = PretrainPlan(training, recipe.batch, recipe.seed, pretrain.crop_seconds(recipe.frames))
+    model = make_encoder(recipe.config(), heads=True).cuda().train()
+    task = pretrain.PretrainTask(recipe, model, plan, held_out, skip)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    schedule = PlateauSchedule(1e-4, 1000, 50, 2, 0.5)
+    settings = LoopSettings(10_000, 10_000, 60.0)
+    return Loop(task, out, optimizer, schedule, settings, pretrain.precision("auto", model.device)), task
+
+
+def seconds_a_step(loop: Loop, batches: Iterator[Any]) -> float:
+    for batch in islice(batches, WARM_UP):
+        loop._one_step(batch)
+    torch.cuda.synchronize()
+    begin = time.perf_counter()
+    for batch in islice(batches, STEPS):
+        loop._one_step(batch)
+    torch.cuda.synchronize()
+    return (time.perf_counter() - begin) / STEPS
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--encoders", nargs="+", default=["ssamba"])
+    parser.add_argument("--sizes", nargs="+", default=["tiny", "small", "base"])
+    parser.add_argument("--workers", type=int, default=16)
+    options = parser.parse_args()
+    pretrain.CACHE_BYTES = 0
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {options.workers} decoding threads\n")
+    print("| encoder | files | clips/s | without loading | GPU waits | hours for 10 epochs of 2 M clips | GiB |")
+    print("|---|---|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as name:
+        copies = Path(name) / "flac"
+        copies.mkdir()
+        flac_copies(options.folder, copies)
+        for encoder in options.encoders:
+            for size in options.sizes:
+                for kind, data in (("Ogg Opus", options.folder), ("FLAC", copies)):
+                    torch.cuda.reset_peak_memory_stats()
+                    out = Path(name) / f"{encoder}-{size}-{kind[0]}"
+                    out.mkdir()
+                    loop, task = make_loop(data, out, encoder, size, options.workers)
+                    batches = task.batches(0)
+                    first = next(batches)
+                    loaded = seconds_a_step(loop, batches)
+                    batches.close()  # type: ignore[attr-defined]
+                    alone = seconds_a_step(loop, repeat(first))
+                    rate = task.batch_size / loaded
+                    print(
+                        f"| {encoder} {size} | {kind} | {rate:,.0f} | {task.batch_size / alone:,.0f} | "
+                        f"{max(0.0, 1 - alone / loaded):.0%} | {PAPER_CLIPS / rate / 3600:,.1f} | "
+                        f"{torch.cuda.max_memory_allocated() / 2**30:.1f} |",
+                        flush=True,
+                    )
+                    del loop, task, batches, first
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""Fine-tuning on one fold as the training loop sees it: batches, augmentation, losses, judging, choosing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ssamba import frontend, objectives
+from ssamba.data.decoding import AudioCache
+from ssamba.data.labelled import Example, Fold
+from ssamba.data.labelled_batches import LabelledBatch, LabelledLoader
+from ssamba.data.labelled_plans import EpochPlan
+from ssamba.data.scan import SkipList
+from ssamba.models.encoder import Encoder
+from ssamba.training.augment import mask_stretches, noise_and_roll
+from ssamba.training.evaluation import Answers, Evaluation, longest_seconds
+from ssamba.training.features import batch_features
+from ssamba.training.finetune_recipe import FinetuneRecipe
+from ssamba.training.seeds import generator
+
+ANSWERS_FILE, EPOCHS_FOLDER = "answers.safetensors", "answers"
+
+
+def epoch_file(folder: Path, epoch: int) -> Path:
+    """Where a fold keeps its answers to the test clips after an epoch, until one epoch is chosen."""
+    return folder / EPOCHS_FOLDER / f"epoch-{epoch:04d}.safetensors"
+
+
+def training_plan(recipe: FinetuneRecipe, fold: Fold) -> EpochPlan:
+    """The order of a fold's training clips. With accumulation an epoch is cut or filled up to whole steps."""
+    scenes = fold.train[0].per_second is not None
+    step = recipe.batch * recipe.accumulate
+    whole = max(1, round(len(fold.train) / step)) * step if recipe.accumulate > 1 else None
+    return EpochPlan(
+        fold.train,
+        recipe.batch,
+        recipe.seed,
+        epoch_examples=whole,
+        balanced=recipe.balanced,
+        mixup=recipe.mixup,
+        max_seconds=longest_seconds(recipe, scenes),
+        random_crop=recipe.window > 0,
+    )
+
+
+def _pinned(batch: LabelledBatch) -> LabelledBatch:
+    """In page-locked memory: from elsewhere the copy to the device would wait for the work before it."""
+    waveforms, lengths, targets = (x.pin_memory() for x in (batch.waveforms, batch.lengths, batch.targets))
+    return batch._replace(waveforms=waveforms, lengths=lengths, targets=targets)
+
+
+class FinetuneTask:
+    """One fold. ``recipe`` has no value left at "auto"; ``earlier`` are the scores by epoch of the folds before."""
+
+    metrics: tuple[str, ...] = ("loss",)
+
+    def __init__(
+        self,
+        recipe: FinetuneRecipe,
+        model: Encoder,
+        fold: Fold,
+        folder: Path,
+        cache: AudioCache | None,
+        skip: SkipList,
+        earlier: Sequence[Mapping[int, float]] = (),
+    ) -> None:
+        assert model.classifier is not None
+        self.recipe, self.model, self.folder, self.earlier = recipe, model, folder, earlier
+        self.cache, self.skip, self.fold = cache, skip, fold
+        self.answer = model.classifier.task
+        shown = ("mAP", "AUC") if self.answer.multi_label else ("accuracy", "mAP")
+        self.validation_metrics: tuple[str, ...] = ("loss", *shown)
+        self.plan = training_plan(recipe, fold)
+        self.batch_size = recipe.batch * recipe.accumulate
+        self.steps_per_epoch = self.plan.steps_per_epoch // recipe.accumulate
+        self.total_steps = recipe.epochs * self.steps_per_epoch
+        held_out = fold.test if recipe.choose == "folds" else fold.validation or fold.test
+        self.judged = self.judge(held_out)
+        self.fill = float(frontend.normalise(torch.zeros(()), model.config.mean, model.config.std))
+
+    def judge(self, examples: Sequence[Example]) -> Evaluation:
+        """A set to ask the model about."""
+        classes = len(self.answer.classes)
+        return Evaluation(examples, self.recipe, self.model.config, classes, self.model.device, self.cache, self.skip)
+
+    def batches(self, start: int) -> Iterator[LabelledBatch]:
+        """Batches of waveforms, decoded ahead."""
+        loader = LabelledLoader(
+            self.plan,
+            len(self.answer.classes),
+            self.recipe.workers,
+            start,
+            self.total_steps * self.recipe.accumulate,
+            skip=self.skip,
+        )
+        loader.cache = self.cache
+        return map(_pinned, loader) if self.model.device.type == "cuda" else iter(loader)
+
+    def losses(self, number: int, batch: LabelledBatch) -> dict[str, Tensor]:
+        """The loss of one batch; augmentation and stochastic depth depend on (seed, number) alone."""
+        device, recipe = self.model.device, self.recipe
+        with torch.autocast(device.type, enabled=False):
+            waveforms, lengths, targets = (
+                x.to(device, non_blocking=True) for x in (batch.waveforms, batch.lengths, batch.targets)
+            )
+            features = self.augmented(number, batch_features(waveforms, lengths, self.model.config))
+        keep = None
+        if not recipe.freeze:
+            keep = self.model.draw_keep(len(features), generator(recipe.seed, "stochastic depth", number))
+        logits = self.model.classify(features, keep)
+        return {"loss": objectives.classification(logits, targets, recipe.loss)}
+
+    def augmented(self, number: int, features: Tensor) -> Tensor:
+        """Features of a batch, masked, with noise and rolled, as the recipe says."""
+        recipe = self.recipe
+        if recipe.freq_mask or recipe.time_mask:
+            source = generator(recipe.seed, "masks", number)
+            features = mask_stretches(features, recipe.freq_mask, recipe.time_mask, self.fill, source)
+        if recipe.noise:
+            noise = generator(recipe.seed, "noise", number, features.device)
+            features = noise_and_roll(features, generator(recipe.seed, "roll", number), noise)
+        return features
+
+    def validate(self, step: int) -> dict[str, float]:
+        """Metrics on the held-out clips; where all folds share the choice, the answers are kept for it."""
+        answers = self.judged.answers(self.model)
+        if self.recipe.choose == "folds":
+            answers.save(epoch_file(self.folder, step // self.steps_per_epoch))
+        found = answers.summary(self.recipe.loss, self.answer.multi_label)
+        return {name: found[name] for name in self.validation_metrics}
+
+    def score(self, step: int, metrics: dict[str, float]) -> float:
+        """The recipe's metric, for ``folds`` averaged with that of earlier folds; later is better for ``last``."""
+        if self.recipe.choose in ("last", "average"):
+            return float(step)
+        own = metrics[self.recipe.metric]
+        if self.recipe.choose == "validation":
+            return own
+        epoch = step // self.steps_per_epoch
+        return sum([*(scores[epoch] for scores in self.earlier), own]) / (len(self.earlier) + 1)
+
+    def test(self, model: Encoder) -> Answers:
+        """The answers of the run's model to the test clips."""
+        same = self.recipe.choose == "folds" or not self.fold.validation
+        return (self.judged if same else self.judge(self.fold.test)).answers(model)

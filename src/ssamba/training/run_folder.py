@@ -1,0 +1,52 @@
+"""The record of what a run was told, and the refusal to go on with it as another run."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ssamba.errors import ConfigError, DataError
+from ssamba.files import write_text
+
+RECIPE_FILE, SKIPPED_FILE = "recipe.yaml", "skipped.csv"
+
+
+def write_recipe(
+    out: Path, recipe: Mapping[str, Any], source: str | None, data: Sequence[str], fingerprint: str
+) -> None:
+    """Write ``recipe.yaml``: every value of the run, what it started from, its data and their fingerprint."""
+    values = {"recipe": dict(recipe), "from": source, "data": list(data), "plan": fingerprint}
+    write_text(out / RECIPE_FILE, yaml.safe_dump(values, sort_keys=False))
+
+
+def check_same_recipe(out: Path, now: Mapping[str, Any], may_change: Collection[str]) -> None:
+    """Refuse to go on with another recipe: the steps would not be those of the run.
+
+    ``now`` holds the recipe's values and ``from``. Raises ``ConfigError`` naming the first value that differs.
+    """
+    try:
+        stored = yaml.safe_load((out / RECIPE_FILE).read_text(encoding="utf-8"))
+        values = {**stored["recipe"], "from": stored["from"]}
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError):
+        raise ConfigError(f"{out / RECIPE_FILE}: is missing or damaged; choose another --out") from None
+    if not set(now) & set(values) >= {"from", "lr"} or ("objective" in now) != ("objective" in values):
+        raise ConfigError(f"{out}: holds a run of another command; choose another --out")
+    for key, value in values.items():
+        if key not in may_change and now.get(key) != value:
+            raise ConfigError(
+                f"{out}: the run there has {key} {value}, this command says {now.get(key)}; repeat the first command "
+                "to go on with it, or choose another --out"
+            )
+
+
+def check_same_data(out: Path, fingerprint: str) -> None:
+    """Refuse to go on with other data. Raises ``DataError``."""
+    stored = yaml.safe_load((out / RECIPE_FILE).read_text(encoding="utf-8")).get("plan")
+    if stored != fingerprint:
+        raise DataError(
+            f"{out}: the data changed since the run began (files came, went or have another length); restore them, or "
+            f"begin anew with --from {out} and another --out"
+        )

@@ -1,0 +1,118 @@
+"""The bench: its independent check sees wrong mixers, failures are results, and the report says what was measured."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+
+from ssamba.bench import measure
+from ssamba.bench.check import expected_tokens, relative_error
+from ssamba.bench.measure import OUT_OF_MEMORY, TOLERANCE, TOO_SLOW, WRONG, Case, Result, Settings, measure_all
+from ssamba.bench.report import as_markdown, write_report
+from ssamba.cli import main
+from ssamba.errors import ConfigError
+from ssamba.models.ssamba import SSAMBA
+
+CPU = torch.device("cpu")
+QUICK = Settings(CPU, torch.float32, repeats=1)
+FP32 = TOLERANCE[torch.float32]
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.mark.parametrize("model", measure.MODELS)
+def test_right_models_pass_the_check(model: str) -> None:
+    encoder, features = measure.make_model(Case("tiny", model, 328, 2), QUICK)
+    with torch.no_grad():
+        assert relative_error(encoder.encode(features), expected_tokens(encoder, features)) < FP32 / 10
+
+
+@pytest.mark.parametrize("name", ["D_RKE", "A_log_RKEN", "conv_bias_RKE", "x_proj_RKPE", "norm_bias_Kd"])
+def test_a_wrong_mixer_does_not_pass(name: str) -> None:
+    encoder, features = measure.make_model(Case("tiny", "ssamba", 64, 1), QUICK)
+    assert isinstance(encoder, SSAMBA)
+    with torch.no_grad():
+        expected = expected_tokens(encoder, features)
+        for pair in encoder.pairs:
+            getattr(pair, name).add_(0.3)
+        assert relative_error(encoder.encode(features), expected) > TOLERANCE[torch.bfloat16]
+        assert relative_error(torch.full_like(expected, float("nan")), expected) == float("inf")
+
+
+def test_cases_run_in_their_own_process_and_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings(CPU, torch.float32, models=("ssast", "ssamba"), tokens=(16, 64), repeats=2)
+    results = list(measure_all(settings))
+    assert [(r.case.model, r.case.tokens) for r in results] == [
+        ("ssast", 16), ("ssast", 64), ("ssamba", 16), ("ssamba", 64)
+    ]  # fmt: skip
+    for r in results:
+        assert not r.status
+        assert r.milliseconds is not None
+        assert r.milliseconds > 0
+        assert r.mebibytes is not None
+        assert r.error is not None
+        assert r.error < FP32
+
+
+def test_failures_are_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case("tiny", "ssamba", 16, 1)
+    monkeypatch.setitem(TOLERANCE, torch.float32, -1.0)
+    assert measure.measure(case, QUICK).status == WRONG
+    monkeypatch.undo()
+    assert measure.measure(case, Settings(CPU, torch.float32, limit_seconds=0.0)).status == TOO_SLOW
+
+    def full(*_: object) -> Result:
+        return torch.empty(1 << 50)  # type: ignore[return-value]
+
+    monkeypatch.setattr(measure, "measure", full)
+    monkeypatch.setattr(measure, "_in_a_process", measure._guarded)
+    settings = Settings(CPU, torch.float32, models=("ssamba",), tokens=(16, 32), repeats=1)
+    assert [r.status for r in measure_all(settings)] == [OUT_OF_MEMORY] * 2
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [({"tokens": (100,)}, "multiples of 8"), ({"sizes": ("huge",)}, "'huge'"), ({"models": ("vit",)}, "'vit'")],
+)
+def test_settings_that_cannot_be(change: dict[str, tuple[int | str, ...]], reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        Settings(CPU, torch.float32, **change).filled()  # type: ignore[arg-type]
+
+
+def result(model: str, tokens: int, ms: float | None, mib: float | None, status: str = "") -> Result:
+    return Result(Case("tiny", model, tokens, 4), status, ms, mib, 1e-3 if ms else None)
+
+
+def test_report(tmp_path: Path) -> None:
+    settings = Settings(CPU, torch.float32, sizes=("tiny",), tokens=(512, 2048, 22016), batch=4)
+    results = [
+        result("ssamba", 512, 20, 10), result("ssamba", 2048, 50, 30), result("ssamba", 22016, 300, 200),
+        result("ssast", 512, 10, 10), result("ssast", 2048, 100, 30), result("ssast", 22016, 600, 400),
+        result("ssast-written-out", 512, 40, 40), result("ssast-written-out", 2048, None, None, OUT_OF_MEMORY),
+        result("ssast-written-out", 22016, None, None, OUT_OF_MEMORY),
+    ]  # fmt: skip
+    text = as_markdown(results, settings)
+    assert "50.0 % faster, 50.0 % leaner. Faster from about 1,000 tokens." in text
+    assert "out of memory there. Faster at every length from 512 tokens." in text
+    assert "| 2,048 | 50, 30 | 100, 30 | out of memory | 1.0e-03 |" in text
+    paths = write_report(tmp_path / "out", results, settings)
+    assert [p.name for p in paths] == ["bench.csv", "bench.md", "time.png", "memory.png"]
+    with (tmp_path / "out" / "bench.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [r["status"] for r in rows].count(OUT_OF_MEMORY) == 2
+    assert rows[2] | {"device": "", "torch": ""} == {
+        "device": "", "torch": "", "dtype": "float32", "size": "tiny", "model": "ssamba", "batch": "4",
+        "tokens": "22016", "milliseconds": "300", "mebibytes": "200", "error": "0.001", "status": "",
+    }  # fmt: skip
+
+
+def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "bench"
+    words = ["bench", "--out", str(out), "--tokens", "16", "--models", "ssamba", "--repeats", "1", "--device", "cpu"]
+    assert main(words) == 0
+    assert "| 16 |" in capsys.readouterr().out
+    assert (out / "time.png").stat().st_size > 1000
+    assert main(["bench", "--out", str(out), "--tokens", "100"]) == 2
+    assert "multiples of 8" in capsys.readouterr().err
