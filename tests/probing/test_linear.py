@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ssamba.probing.linear import MOST_STEPS, fit_linear
 from ssamba.probing.nearest import neighbour_scores
-from ssamba.probing.scoring import Standardiser, accuracy, mean_average_precision
+from ssamba.probing.scoring import Standardiser, metric_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 EXACT = 1e-9
@@ -79,7 +79,7 @@ def test_large_problems_end() -> None:
     x, y = clusters(20, 200, 10)
     (model,) = fit_linear(x, F.one_hot(y, 10), [1e4])
     assert MOST_STEPS < 10_000
-    assert accuracy(model.scores(x), F.one_hot(y, 10)) == 1
+    assert metric_of(False)[1](model.scores(x), F.one_hot(y, 10)) == 1
 
 
 def test_neighbours_are_those_of_brute_force() -> None:
@@ -107,14 +107,10 @@ def test_standardising() -> None:
     torch.testing.assert_close(standard[:, kept].square().mean(dim=0), torch.ones(8, dtype=torch.float64))
 
 
-def test_average_precision_is_that_of_sklearn() -> None:
-    metrics = pytest.importorskip("sklearn.metrics")
-    rng = np.random.default_rng(0)
-    scores, targets = rng.integers(0, 6, (60, 4)) / 5, rng.random((60, 5)) < 0.3
-    scores = np.concatenate([scores, rng.random((60, 1))], axis=1)
-    targets[:, 2] = False
-    kept = [0, 1, 3, 4]
-    expected = metrics.average_precision_score(targets[:, kept], scores[:, kept], average="macro")
-    found = mean_average_precision(torch.from_numpy(scores), torch.from_numpy(targets))
-    assert found == pytest.approx(expected)
-    assert np.isnan(mean_average_precision(torch.zeros(3, 2), torch.zeros(3, 2)))
+def test_metrics_of_a_set() -> None:
+    scores = torch.tensor([[0.9, 0.1], [0.8, 0.7], [0.2, 0.6]])
+    targets = torch.tensor([[1, 0], [0, 1], [0, 1]])
+    name, function = metric_of(False)
+    assert (name, function(scores, targets)) == ("accuracy", pytest.approx(2 / 3))
+    name, function = metric_of(True)
+    assert (name, function(scores, targets)) == ("mAP", pytest.approx(1.0))

@@ -13,7 +13,7 @@ from ssamba.data.labelled import Example, LabelledData
 from ssamba.errors import DataError
 from ssamba.probing.linear import STRENGTHS, fit_linear
 from ssamba.probing.nearest import NEIGHBOURS, neighbour_scores
-from ssamba.probing.scoring import accuracy, mean_average_precision
+from ssamba.probing.scoring import metric_of
 
 INNER_PARTS = 5
 MANY = 5000
@@ -140,7 +140,7 @@ def evaluate(x: Tensor, targets: Tensor, parts: Sequence[Division], method: Meth
 
     Of settings that do equally well the first is taken.
     """
-    metric = mean_average_precision if multi_label else accuracy
+    _, metric = metric_of(multi_label)
     results = []
     chosen = _choose(x, targets, parts, method, metric)
     for part, setting in zip(parts, chosen, strict=True):
