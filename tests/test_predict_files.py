@@ -117,7 +117,7 @@ def test_timeline(folder: Path, run: Path, tmp_path: Path, capsys: pytest.Captur
     picture = tmp_path / "x.png"
     argv = [folder / "c.flac", "--model", run, "--every", "0.5", "--picture", picture, "--top", 4]
     assert command(capsys, *argv)[0] == 0
-    assert image.imread(picture).shape[:2] == (round(150 * (4.4 + 0.32 * 4)), 1500)
+    assert image.imread(picture).shape[:2] == (round(150 * (4.4 + 0.32 * 6)), 1500)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["x.png"]
     for words, message in (
         ([folder / "c.flac", "--picture", picture], "give --every"),

@@ -138,7 +138,7 @@ def timeline(
     classes are shown, those that score highest anywhere, in the order in which they are at their best.
     """
     scores = prediction.scores.numpy()
-    chosen = np.argsort(-scores.max(axis=0), kind="stable")[: min(most, prediction.top or most)]
+    chosen = np.argsort(-scores.max(axis=0), kind="stable")[:most]
     chosen = chosen[np.argsort(scores[:, chosen].argmax(axis=0), kind="stable")]
     edges = [*prediction.spans[:, 0].tolist(), prediction.seconds]
     low, high = np.percentile(log_mel, [1, 99.8])
@@ -225,7 +225,7 @@ def layer_curves(
 ) -> None:
     """Scores (from 0 to 1, shown in per cent) against the layer: a line for each of ``series``, which holds (layer,
     score) pairs, and a dashed level for what has no layers."""
-    with _figure(out, 8.5, 4.6) as figure:
+    with _figure(out, 8.5, 5.4) as figure:
         panel = figure.subplots()
         for number, (name, points) in enumerate(series.items()):
             layers, values = zip(*points, strict=True)
@@ -238,7 +238,7 @@ def layer_curves(
         panel.set_xlabel("layer")
         panel.set_ylabel(f"{score} (%)")
         panel.grid(True, axis="y", color="#e4e4e4", linewidth=0.8)
-        figure.legend(loc="outside right upper")
+        figure.legend(loc="outside lower center", ncols=2)
 
 
 def confusion_picture(counts: npt.ArrayLike, classes: Sequence[str], out: Path, title: str = "") -> None:

@@ -129,7 +129,10 @@ class _Overlapping:
 
 
 class _Centred:
-    """Row i lasts from i * every to (i + 1) * every seconds; its window has the same centre."""
+    """Row i lasts from i * every to (i + 1) * every seconds; its window has the same centre.
+
+    At the recording's ends the window is moved inwards: a whole one is what the model was trained on.
+    """
 
     def __init__(self, every: float, window: float | None, config: Config) -> None:
         self._every = every * FRAMES_PER_SECOND
@@ -141,11 +144,11 @@ class _Centred:
             return None
         if end >= n and not final:  # perhaps the last row, and then shorter
             return None
-        first = round((begin + min(end, n) - self._frames) / 2)
-        stop = first + self._frames
-        if stop > n and not final:
+        first = max(0, round((begin + min(end, n) - self._frames) / 2))
+        if first + self._frames > n and not final:
             return None
-        return Span(max(0, first), min(stop, n), i)
+        first = max(0, min(first, n - self._frames))
+        return Span(first, min(first + self._frames, n), i)
 
 
 def _plan(model: Encoder, question: Question) -> _Plan:

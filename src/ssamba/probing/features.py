@@ -72,7 +72,7 @@ def extract(examples: Sequence[Example], wanted: Wanted, progress: Progress | No
     width = model.config.width
     out |= {layer_name(layer): torch.empty(len(examples), 2 * width) for layer in wanted.layers}
     open_sums: dict[int, _Moments] = {}
-    with torch.inference_mode():
+    with torch.no_grad():
         for group in group_windows(model, _windows(examples, model, out, progress)):
             pooled = _pool(model, group, wanted.layers)
             for window, moments in zip(group, pooled, strict=True):

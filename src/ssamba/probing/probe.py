@@ -29,6 +29,7 @@ from ssamba.probing.protocol import (
     methods,
     target_matrix,
 )
+from ssamba.probing.scoring import metric_of
 
 RESULTS_FILE, PICTURE_FILE = "results.json", "layers.png"
 MEAN, BOTH = "mean", "mean and deviation"
@@ -129,7 +130,7 @@ def probe(
     result = ProbeResult(
         data.layout,
         source,
-        "mAP" if data.multi_label else "accuracy",
+        metric_of(data.multi_label)[0],
         len(examples),
         len(data.classes),
         tuple(part.name for part in parts),

@@ -13,7 +13,7 @@ from ssamba.data.labelled import Example, LabelledData
 from ssamba.errors import DataError
 from ssamba.probing.linear import STRENGTHS, fit_linear
 from ssamba.probing.nearest import NEIGHBOURS, neighbour_scores
-from ssamba.probing.scoring import accuracy, mean_average_precision
+from ssamba.probing.scoring import metric_of
 
 INNER_PARTS = 5
 MANY = 5000
@@ -140,17 +140,29 @@ def evaluate(x: Tensor, targets: Tensor, parts: Sequence[Division], method: Meth
 
     Of settings that do equally well the first is taken.
     """
-    metric = mean_average_precision if multi_label else accuracy
-    results, chosen = [], []
-    for part in parts:
-        setting = method.settings[0]
-        if part.choose:
-            totals = [0.0] * len(method.settings)
-            for train, held in part.choose:
-                found = method.scores(x[train], targets[train], x[held], method.settings)
-                totals = [t + metric(s, targets[held]) for t, s in zip(totals, found, strict=True)]
-            setting = method.settings[max(range(len(totals)), key=lambda i: (totals[i], -i))]
+    _, metric = metric_of(multi_label)
+    results = []
+    chosen = _choose(x, targets, parts, method, metric)
+    for part, setting in zip(parts, chosen, strict=True):
         (scores,) = method.scores(x[part.fit], targets[part.fit], x[part.test], [setting])
         results.append(metric(scores, targets[part.test]))
-        chosen.append(setting)
     return Score(tuple(results), tuple(chosen))
+
+
+def _choose(
+    x: Tensor, targets: Tensor, parts: Sequence[Division], method: Method, metric: Callable[[Tensor, Tensor], float]
+) -> list[float]:
+    """The best setting of each division."""
+    # In cross-validation the fold held out and the one tested on may change places: one fit serves both.
+    jobs: dict[tuple[int, ...], list[tuple[int, Tensor]]] = {}
+    for number, part in enumerate(parts):
+        for train, held in part.choose:
+            jobs.setdefault(tuple(sorted(train.tolist())), []).append((number, held))
+    totals = [[0.0] * len(method.settings) for _ in parts]
+    for numbers, uses in jobs.items():
+        index = torch.tensor(numbers)
+        held_out = torch.cat([held for _, held in uses])
+        for i, scores in enumerate(method.scores(x[index], targets[index], x[held_out], method.settings)):
+            for (number, held), own in zip(uses, scores.split([len(h) for _, h in uses]), strict=True):
+                totals[number][i] += metric(own, targets[held])
+    return [method.settings[t.index(max(t))] for t in totals]

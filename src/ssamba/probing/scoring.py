@@ -1,11 +1,14 @@
-"""Standardising features and scoring answers."""
+"""Standardising features, and how answers are scored."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from ssamba.training import metrics
 
 LEAST_DEVIATION = 1e-8
 """A feature that deviates less, relative to its size, carries nothing and is left at 0."""
@@ -31,24 +34,17 @@ class Standardiser:
         return (x.double() - self.mean) * self.scale
 
 
-def accuracy(scores: Tensor, targets: Tensor) -> float:
-    """Share of examples whose best score (N, classes) is their class in ``targets``, (N, classes) of 0 and 1."""
-    return (scores.argmax(dim=1) == targets.argmax(dim=1)).double().mean().item()
+def metric_of(multi_label: bool) -> tuple[str, Callable[[Tensor, Tensor], float]]:
+    """A set's metric: name, and function of scores and 0-or-1 targets, both (N, classes), to a value from 0 to 1.
 
-
-def mean_average_precision(scores: Tensor, targets: Tensor) -> float:
-    """Mean over classes of the precision at each new recall, equal scores together. NaN when no class is there.
-
-    Classes that no example has are left out (sklearn's ``average_precision_score`` defines the others the same way).
+    Accuracy, or for a multi-label set the mean over the classes of average precision.
     """
-    found = [_average_precision(s, t) for s, t in zip(scores.T, targets.T, strict=True) if t.any()]
-    return sum(found) / len(found) if found else float("nan")
+    return ("mAP", _mean_average_precision) if multi_label else ("accuracy", _accuracy)
 
 
-def _average_precision(scores: Tensor, targets: Tensor) -> float:
-    ordered, order = scores.sort(descending=True, stable=True)
-    hits = targets[order].double().cumsum(dim=0)
-    last_of_equals = torch.cat([ordered[1:] != ordered[:-1], torch.ones(1, dtype=torch.bool)])
-    hits, ranks = hits[last_of_equals], torch.arange(1, len(scores) + 1)[last_of_equals]
-    recall_steps = torch.cat([hits[:1], hits.diff()]) / hits[-1]
-    return (recall_steps * hits / ranks).sum().item()
+def _accuracy(scores: Tensor, targets: Tensor) -> float:
+    return metrics.accuracy(scores.numpy(), targets.numpy())
+
+
+def _mean_average_precision(scores: Tensor, targets: Tensor) -> float:
+    return metrics.mean(metrics.average_precision(scores.numpy(), targets.numpy()))
