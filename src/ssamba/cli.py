@@ -351,7 +351,8 @@ def _finetune_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="run directory; an existing run goes on")
     _add_device(parser)
-    add_dataclass(parser.add_argument_group("values of the recipe"), FinetuneRecipe, exclude=("name",))
+    values = parser.add_argument_group("values of the recipe", "Defaults hold where the recipe says nothing.")
+    add_dataclass(values, FinetuneRecipe, exclude=("name",))
 
 
 def _finetune(arguments: argparse.Namespace) -> int:

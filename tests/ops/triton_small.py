@@ -48,8 +48,9 @@ def build(source: str, name: str, defines: tuple[str, ...], device: int) -> Call
     """Stands in for ``nvrtc.kernel``."""
     lines = "".join(f"#define {d.replace('=', ' ', 1)}\n" for d in defines)
     header = Path(__file__).with_name("triton_emulate.h")
-    entry = f"static Args A_; static void e_() {{ {name}(A_); }}\n"
-    entry += 'extern "C" void run(int x, int y, int z, int n, Args *a) { A_ = *a; go(x, y, z, n, e_); }\n'
+    kind = "ConvArgs" if name.startswith("conv") else "Args"
+    entry = f"static {kind} A_; static void e_() {{ {name}(A_); }}\n"
+    entry += f'extern "C" void run(int x, int y, int z, int n, {kind} *a) {{ A_ = *a; go(x, y, z, n, e_); }}\n'
     text = f'{lines}#include "{header}"\n{source}\n{entry}'
     key = hashlib.sha256(text.encode()).hexdigest()
     if key not in _built:

@@ -90,17 +90,20 @@ class Classifier(nn.Module):
 
     def forward(self, tokens_BLd: Tensor, prefix: int, n_columns: int) -> Tensor:
         """Tokens, ``prefix`` of them in front -> logits (B, classes), or (B, seconds, classes)."""
-        if self.task.pooling == "cls":
-            pooled = tokens_BLd[:, :prefix].mean(dim=1)
-        elif self.task.per_second:
-            pooled = self._second_means(tokens_BLd[:, prefix:], n_columns)
-        else:
-            pooled = tokens_BLd[:, prefix:].mean(dim=1)
-        return self.linear(self.norm(pooled))
+        # Mixed precision would round the scores to 8 bits: equal ones could not be ranked any more.
+        with torch.autocast(tokens_BLd.device.type, enabled=False):
+            if self.task.pooling == "cls":
+                pooled = tokens_BLd[:, :prefix].mean(dim=1)
+            elif self.task.per_second:
+                pooled = self._second_means(tokens_BLd[:, prefix:], n_columns)
+            else:
+                pooled = tokens_BLd[:, prefix:].mean(dim=1)
+            return self.linear(self.norm(pooled.to(self.linear.weight.dtype)))
 
     def _second_means(self, patches_BPd: Tensor, n_columns: int) -> Tensor:
         """Mean over frequency, then over the columns whose centres lie in each second: (B, seconds, d)."""
         columns_BTd = patches_BPd.unflatten(1, (-1, n_columns)).mean(dim=1)
-        second = seconds_of_columns(n_columns, self._config).to(columns_BTd.device)
-        share_ST = F.one_hot(second).to(columns_BTd.dtype).T
-        return torch.einsum("st,btd->bsd", share_ST / share_ST.sum(dim=1, keepdim=True).clamp_min(1), columns_BTd)
+        # On the CPU, where counting the seconds makes nobody wait for the device.
+        share_ST = F.one_hot(seconds_of_columns(n_columns, self._config)).float().T
+        share_ST = share_ST / share_ST.sum(dim=1, keepdim=True).clamp_min(1)
+        return torch.einsum("st,btd->bsd", share_ST.to(columns_BTd, non_blocking=True), columns_BTd)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,14 +14,16 @@ from ssamba.data.decoding import AudioCache
 from ssamba.data.labelled import Example, Fold
 from ssamba.data.labelled_batches import LabelledBatch, LabelledLoader
 from ssamba.data.labelled_plans import EpochPlan
+from ssamba.data.prefetch import prepare_ahead
 from ssamba.data.scan import SkipList
 from ssamba.models.encoder import Encoder
-from ssamba.training.augment import mask_stretches, noise_and_roll
+from ssamba.training.augment import draw_masks, draw_noise, mask_stretches, noise_and_roll
 from ssamba.training.evaluation import Answers, Evaluation, longest_seconds
 from ssamba.training.features import batch_features
 from ssamba.training.finetune_recipe import FinetuneRecipe
 from ssamba.training.seeds import generator
 
+BATCHES_AHEAD = 3
 ANSWERS_FILE, EPOCHS_FOLDER = "answers.safetensors", "answers"
 
 
@@ -46,10 +49,15 @@ def training_plan(recipe: FinetuneRecipe, fold: Fold) -> EpochPlan:
     )
 
 
-def _pinned(batch: LabelledBatch) -> LabelledBatch:
-    """In page-locked memory: from elsewhere the copy to the device would wait for the work before it."""
-    waveforms, lengths, targets = (x.pin_memory() for x in (batch.waveforms, batch.lengths, batch.targets))
-    return batch._replace(waveforms=waveforms, lengths=lengths, targets=targets)
+class Inputs(NamedTuple):
+    """One batch's audio, labels and draws: as in ``LabelledBatch``, and for masks, for noise and roll, for depth."""
+
+    waveforms: Tensor
+    lengths: Tensor
+    targets: Tensor
+    masks: Tensor | None
+    rolls: Tensor | None
+    keep: Tensor | None
 
 
 class FinetuneTask:
@@ -86,8 +94,8 @@ class FinetuneTask:
         classes = len(self.answer.classes)
         return Evaluation(examples, self.recipe, self.model.config, classes, self.model.device, self.cache, self.skip)
 
-    def batches(self, start: int) -> Iterator[LabelledBatch]:
-        """Batches of waveforms, decoded ahead."""
+    def batches(self, start: int) -> Iterator[Inputs]:
+        """The batches' inputs, decoded and drawn ahead."""
         loader = LabelledLoader(
             self.plan,
             len(self.answer.classes),
@@ -97,31 +105,40 @@ class FinetuneTask:
             skip=self.skip,
         )
         loader.cache = self.cache
-        return map(_pinned, loader) if self.model.device.type == "cuda" else iter(loader)
+        return prepare_ahead(loader, self._prepare, BATCHES_AHEAD)
 
-    def losses(self, number: int, batch: LabelledBatch) -> dict[str, Tensor]:
-        """The loss of one batch; augmentation and stochastic depth depend on (seed, number) alone."""
-        device, recipe = self.model.device, self.recipe
-        with torch.autocast(device.type, enabled=False):
-            waveforms, lengths, targets = (
-                x.to(device, non_blocking=True) for x in (batch.waveforms, batch.lengths, batch.targets)
-            )
-            features = self.augmented(number, batch_features(waveforms, lengths, self.model.config))
-        keep = None
+    def _prepare(self, batch: LabelledBatch) -> Inputs:
+        """A batch with its draws, which depend on (seed, number of the batch) alone."""
+        recipe, clips = self.recipe, len(batch.lengths)
+        masks = rolls = keep = None
+        if recipe.freq_mask or recipe.time_mask:
+            masks = draw_masks(clips, generator(recipe.seed, "masks", batch.step))
+        if recipe.noise:
+            rolls = draw_noise(clips, generator(recipe.seed, "roll", batch.step))
         if not recipe.freeze:
-            keep = self.model.draw_keep(len(features), generator(recipe.seed, "stochastic depth", number))
-        logits = self.model.classify(features, keep)
-        return {"loss": objectives.classification(logits, targets, recipe.loss)}
+            keep = self.model.draw_keep(clips, generator(recipe.seed, "stochastic depth", batch.step))
+        inputs = Inputs(batch.waveforms, batch.lengths, batch.targets, masks, rolls, keep)
+        if self.model.device.type != "cuda":
+            return inputs
+        # From pinned memory the copies to the GPU run beside its work, and nobody waits for them.
+        return Inputs(*(x if x is None else x.pin_memory() for x in inputs))  # type: ignore[arg-type]
 
-    def augmented(self, number: int, features: Tensor) -> Tensor:
+    def losses(self, number: int, batch: Inputs) -> dict[str, Tensor]:
+        """The loss of one batch, from features made and augmented on the model's device."""
+        device = self.model.device
+        here = Inputs(*(x if x is None else x.to(device, non_blocking=True) for x in batch))  # type: ignore[arg-type]
+        with torch.autocast(device.type, enabled=False):
+            features = self.augmented(number, batch_features(here.waveforms, here.lengths, self.model.config), here)
+        logits = self.model.classify(features, here.keep)
+        return {"loss": objectives.classification(logits, here.targets, self.recipe.loss)}
+
+    def augmented(self, number: int, features: Tensor, draws: Inputs) -> Tensor:
         """Features of a batch, masked, with noise and rolled, as the recipe says."""
         recipe = self.recipe
-        if recipe.freq_mask or recipe.time_mask:
-            source = generator(recipe.seed, "masks", number)
-            features = mask_stretches(features, recipe.freq_mask, recipe.time_mask, self.fill, source)
-        if recipe.noise:
-            noise = generator(recipe.seed, "noise", number, features.device)
-            features = noise_and_roll(features, generator(recipe.seed, "roll", number), noise)
+        if draws.masks is not None:
+            features = mask_stretches(features, draws.masks, recipe.freq_mask, recipe.time_mask, self.fill)
+        if draws.rolls is not None:
+            features = noise_and_roll(features, draws.rolls, generator(recipe.seed, "noise", number, features.device))
         return features
 
     def validate(self, step: int) -> dict[str, float]:

@@ -1,0 +1,88 @@
+"""Answers of a set: windows averaged by hand, unreadable clips left out, features made once."""
+
+import dataclasses
+from pathlib import Path
+
+import layout_trees as trees
+import pytest
+import torch
+
+from ssamba.config import Config
+from ssamba.data.audio import read_audio
+from ssamba.data.layouts import read_layout
+from ssamba.data.scan import SkipList
+from ssamba.models.classification import Classification
+from ssamba.models.registry import make_encoder
+from ssamba.training import evaluation
+from ssamba.training.evaluation import Answers, Evaluation
+from ssamba.training.features import batch_features
+from ssamba.training.finetune_recipe import FinetuneRecipe
+
+RECIPE = FinetuneRecipe(
+    width=16, depth=2, frames=48, stride=16, window=0.5, batch=2, loss="ce", workers=1, cache_gb=0.0
+)
+
+
+@pytest.mark.parametrize("kind", ["ce", "bce"])
+def test_windows_are_averaged_as_probabilities(tmp_path: Path, kind: str) -> None:
+    recipe = dataclasses.replace(RECIPE, loss=kind)
+    data = read_layout("voxceleb1", trees.voxceleb1(tmp_path, seconds=0.7))
+    examples = data.folds[0].train
+    model = make_encoder(recipe.config(), classification=Classification(data.classes)).eval()
+    judged = Evaluation(examples, recipe, model.config, 3, torch.device("cpu"), None, SkipList())
+    answers = judged.answers(model)
+    assert answers.examples.tolist() == list(range(len(examples)))
+    squash = torch.sigmoid if kind == "bce" else lambda x: x.softmax(dim=1)
+    rows = [row for step in range(judged.plan.steps) for row in judged.plan.rows(step)]
+    assert len(rows) > 2 * len(examples)
+    for number, example in enumerate(examples):
+        starts = [round((row.start or 0.0) * 16000) for row in rows if row.example == number]
+        whole = torch.from_numpy(read_audio(example.parts[0].path))
+        windows = torch.stack([whole[s : s + 8000] for s in starts])
+        with torch.no_grad():
+            logits = model.classify(batch_features(windows, torch.full((len(starts),), 8000), model.config))
+        found = squash(answers.logits[number][None])[0]
+        torch.testing.assert_close(found, squash(logits).mean(dim=0), atol=1e-5, rtol=0)
+    assert answers.targets.argmax(dim=1).tolist() == [e.labels[0] for e in examples]
+
+
+def test_unreadable_clips_are_left_out(tmp_path: Path) -> None:
+    data = read_layout("custom", trees.custom_table(tmp_path, per_class=12))
+    examples = data.folds[0].train
+    Path(examples[4].parts[0].path).write_bytes(b"RIFF and nothing")
+    recipe = dataclasses.replace(RECIPE, window=0.0)
+    model = make_encoder(recipe.config(), classification=Classification(data.classes)).eval()
+    skip = SkipList()
+    answers = Evaluation(examples, recipe, model.config, 3, torch.device("cpu"), None, skip).answers(model)
+    assert 4 not in answers.examples.tolist()
+    assert len(answers.logits) == len(examples) - 1
+    assert len(skip) == 1
+
+
+def test_features_are_made_once_where_they_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = read_layout("custom", trees.custom_table(tmp_path))
+    model = make_encoder(Config(width=16, depth=2, frames=48), classification=Classification(data.classes)).eval()
+    made = []
+    features = evaluation.batch_features
+    monkeypatch.setattr(evaluation, "batch_features", lambda *a: made.append(1) or features(*a))
+    results = []
+    for limit in (evaluation.FEATURE_BYTES, 0):
+        monkeypatch.setattr(evaluation, "FEATURE_BYTES", limit)
+        judged = Evaluation(data.folds[0].test, RECIPE, model.config, 3, torch.device("cpu"), None, SkipList())
+        made.clear()
+        results += [judged.answers(model), judged.answers(model)]
+        assert len(made) == (1 if limit else 2)
+    for one in results[1:]:
+        assert torch.equal(one.logits, results[0].logits)
+
+
+def test_seconds_without_label_or_answer_are_not_scored() -> None:
+    logits = torch.zeros(1, 4, 2)
+    logits[0, :, 1] = torch.tensor([5.0, -5.0, 5.0, 5.0])
+    answers = Answers(logits, torch.tensor([[1, 0, -1]]), torch.tensor([0]))
+    scores, truth = answers.rows("ce")
+    assert truth.tolist() == [[0, 1], [1, 0]]
+    found = answers.summary("ce", False)
+    assert found["accuracy"] == 1.0
+    assert found["loss"] == pytest.approx(float(torch.log1p(torch.exp(torch.tensor(-5.0)))), rel=1e-5)
+    assert len(scores) == 2

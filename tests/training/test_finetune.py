@@ -1,0 +1,235 @@
+"""Fine-tuning from data to report, with models of seconds on made-up sets."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import layout_trees as trees
+import pytest
+import torch
+
+import ssamba
+from ssamba.config import Config
+from ssamba.data.layouts import read_layout
+from ssamba.errors import ConfigError, DataError
+from ssamba.frontend import normalise
+from ssamba.models.registry import make_encoder
+from ssamba.models.store import save_model
+from ssamba.training.evaluation import Answers
+from ssamba.training.finetune import finetune
+from ssamba.training.finetune_recipe import load_finetune_recipe
+from ssamba.training.log import read_log
+
+SMALL = {
+    "width": 32,
+    "depth": 2,
+    "frames": 32,
+    "stride": 16,
+    "epochs": 2,
+    "batch": 8,
+    "lr": 3e-3,
+    "freq_mask": 8,
+    "time_mask": 4,
+    "workers": 1,
+}
+"""Two blocks on 8 x 2 patches."""
+
+
+def run(recipe: str, data: Path, out: Path, source: str | None = None, **changes: Any) -> dict[str, Any]:
+    return finetune(load_finetune_recipe(recipe, SMALL | changes), data, out, source, "cpu")
+
+
+def column(folder: Path, name: str) -> list[float]:
+    return [float(row[name]) for row in read_log(folder) if row[name]]
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three tones, 6 clips each to train on, 2 to validate, 2 to test."""
+    return trees.custom_table(tmp_path_factory.mktemp("three"))
+
+
+@pytest.fixture(scope="module")
+def more(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with 20 clips each to train on."""
+    return trees.custom_table(tmp_path_factory.mktemp("more"), per_class=24)
+
+
+@pytest.mark.parametrize("encoder", ["ssamba", "ssast"])
+def test_it_learns_and_reports(more: Path, tmp_path: Path, encoder: str) -> None:
+    values = run("custom", more, tmp_path, encoder=encoder, epochs=18, decay=1.0, choose="last", seed=2)
+    assert values["mean"]["accuracy"] >= 5 / 6  # chance is a third
+    assert values["sample_deviation"] is None
+    assert values == json.loads((tmp_path / "results.json").read_text())
+    assert column(tmp_path / "fold-1", "loss")[-1] < 0.6 * column(tmp_path / "fold-1", "loss")[0]
+    model = ssamba.load(tmp_path, device="cpu")
+    assert model.classifier is not None
+    assert model.classifier.task.classes == ("kind0", "kind1", "kind2")
+    assert (model.classifier.task.recipe, model.config.encoder) == ("custom", encoder)
+    assert model.config.mean != Config.mean  # measured
+    # The stored model gives the reported answers.
+    fold = read_layout("custom", more).folds[0]
+    clips = [ssamba.features(_audio(e.parts[0].path), target_length=32) for e in fold.test]
+    features = torch.cat(clips) * (2 * Config.std) + Config.mean
+    with torch.no_grad():
+        logits = model.classify(normalise(features, model.config.mean, model.config.std))
+    answers = Answers.load(tmp_path / "fold-1/answers.safetensors")
+    # Decoded audio is kept in 16 bits.
+    torch.testing.assert_close(answers.logits, logits, atol=2e-3, rtol=1e-3)
+    with open(tmp_path / "predictions.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["clip"] for row in rows] == [e.key for e in fold.test]
+    hits = sum(row["class"] == row["predicted"] for row in rows)
+    assert hits / 6 == pytest.approx(values["mean"]["accuracy"])
+    assert {p.name for p in tmp_path.iterdir()} >= {"classes.csv", "confusion.png", "results.md", "recipe.yaml"}
+
+
+def _audio(path: str) -> Any:
+    from ssamba.data.audio import read_audio
+
+    return read_audio(path)
+
+
+def test_folds_share_the_epoch_that_is_best_on_average(tmp_path: Path) -> None:
+    data = trees.esc10(tmp_path / "data")
+    values = run("esc10", data, tmp_path / "run", epochs=4, drop_path=0.0)
+    folds = [tmp_path / f"run/fold-{n}" for n in range(1, 6)]
+    scores = torch.tensor([column(f, "val_accuracy") for f in folds])
+    assert scores.shape == (5, 4)
+    best = int(scores.mean(dim=0).argmax())
+    assert [fold["epoch"] for fold in values["folds"]] == [best + 1] * 5
+    assert values["mean"]["accuracy"] == pytest.approx(float(scores[:, best].mean()))
+    assert values["sample_deviation"]["accuracy"] == pytest.approx(float(scores[:, best].std()))
+    assert (tmp_path / "run/model.safetensors").read_bytes() == (folds[-1] / "model.safetensors").read_bytes()
+    state = json.loads((folds[-1] / "state.json").read_text())
+    assert state["best"]["step"] == state["step"] // 4 * (best + 1)
+    table = (tmp_path / "run/results.md").read_text()
+    assert "sample deviation" in table
+    assert "fold-5" in table
+    assert not list((tmp_path / "run").rglob("state.safetensors"))
+    with open(tmp_path / "run/predictions.csv", newline="") as file:
+        assert len(list(csv.DictReader(file))) == 100
+    # A finished run is not trained again.
+    times = [f.stat().st_mtime_ns for f in (tmp_path / "run").rglob("*.safetensors")]
+    assert run("esc10", data, tmp_path / "run", epochs=4, drop_path=0.0) == values
+    assert times == [f.stat().st_mtime_ns for f in (tmp_path / "run").rglob("*.safetensors")]
+
+
+def test_best_on_validation_is_kept_and_tested(three: Path, tmp_path: Path) -> None:
+    # A rate that harms the model from the second epoch on.
+    run("custom", three, tmp_path, epochs=4, lr=1.0, warmup_steps=200, choose="validation")
+    accuracy = column(tmp_path / "fold-1", "val_accuracy")
+    state = json.loads((tmp_path / "fold-1/state.json").read_text())
+    assert state["best"]["step"] == 3 * (1 + accuracy.index(max(accuracy)))
+
+
+@pytest.mark.parametrize("choose", ["last", "average"])
+def test_last_and_averaged_weights(three: Path, tmp_path: Path, choose: str) -> None:
+    window = {"average_from": 2, "average_to": 3}
+    values = run("custom", three, tmp_path / "run", epochs=4, choose=choose, **window)
+    kept = ssamba.load(tmp_path / "run", device="cpu").state_dict()
+    ends = []
+    for epochs in (2, 3, 4):
+        run("custom", three, tmp_path / str(epochs), epochs=epochs, choose="last", **window)
+        ends.append(ssamba.load(tmp_path / str(epochs), device="cpu").state_dict())
+    expected = {k: (ends[0][k] + ends[1][k]) / 2 for k in kept} if choose == "average" else ends[2]
+    for name, value in kept.items():
+        torch.testing.assert_close(value, expected[name], atol=1e-6, rtol=1e-6)
+    assert values["folds"][0]["epoch"] == (None if choose == "average" else 4)
+
+
+def test_scenes_are_labelled_each_second(tmp_path: Path) -> None:
+    data = trees.urbansound8k(tmp_path / "data", longest=2.0)
+    values = run("dasl", data, tmp_path / "run", frames=2048, epochs=1, batch=1, time_mask=0, precision="bf16")
+    assert len(values["folds"]) == 10
+    answers = Answers.load(tmp_path / "run/fold-3/answers.safetensors")
+    assert answers.logits.shape[2] == 10
+    assert answers.targets.shape[1] == 20
+    scores, truth = answers.rows("ce")
+    assert len(scores) == int((answers.targets >= 0).sum()) < 20  # the rest of the scene is silence
+    assert truth.sum(axis=1).tolist() == [1] * len(truth)
+    model = ssamba.load(tmp_path / "run", device="cpu")
+    assert model.classifier is not None
+    assert model.classifier.task.per_second
+
+
+def test_several_labels_a_clip(tmp_path: Path) -> None:
+    data = trees.custom_table(tmp_path / "data", multi_label=True)
+    values = run("custom", data, tmp_path / "run", mixup=0.5, balanced=True)
+    assert set(values["mean"]) == {"loss", "mAP", "AUC", "d_prime"}
+    assert values["metric"] == "mAP"
+    assert not (tmp_path / "run/confusion.png").exists()
+    model = ssamba.load(tmp_path / "run", device="cpu")
+    assert model.classifier is not None
+    assert model.classifier.task.multi_label
+    with pytest.raises(ConfigError, match=r"clips have several labels, the recipe custom \(loss ce"):
+        run("custom", data, tmp_path / "other", loss="ce")
+    assert not (tmp_path / "other").exists()
+
+
+def test_windows_accumulation_and_folds_with_validation(tmp_path: Path) -> None:
+    data = trees.voxceleb1(tmp_path / "data", seconds=0.6)
+    values = run("voxceleb1", data, tmp_path / "run", frames=48, window=0.5, accumulate=2, batch=2, epochs=2)
+    assert values["folds"][0]["clips"] == {"train": 9, "validation": 3, "test": 3}
+    answers = Answers.load(tmp_path / "run/fold-1/answers.safetensors")
+    assert answers.logits.shape == (3, 3)  # one row a clip, whatever its windows
+    torch.testing.assert_close(answers.logits.exp().sum(dim=1), torch.ones(3))
+    assert json.loads((tmp_path / "run/fold-1/state.json").read_text())["step"] == 2 * 2  # 9 clips, 2 x 2 a step
+
+
+@pytest.mark.parametrize("freeze", [False, True])
+def test_from_a_pretrained_model(three: Path, tmp_path: Path, freeze: bool, official_path: Path) -> None:
+    changes: dict[str, Any] = {"epochs": 1, "frames": 96, "stride": 10, "freeze": freeze, "head_lr": 10.0}
+    run("custom", three, tmp_path, str(official_path), statistics="source", **changes)
+    model = ssamba.load(tmp_path, device="cpu")
+    before = ssamba.load(official_path, device="cpu", stride=10, frames=96)
+    assert model.config == before.config
+    same = [torch.equal(model.state_dict()[k], v) for k, v in before.state_dict().items()]
+    assert all(same) == freeze
+
+
+def test_rates_of_encoder_and_classifier(three: Path, tmp_path: Path) -> None:
+    # Adam's first step is the rate itself: 3 steps of a rate that does not fall move weights by at most 3 rates.
+    values = {"epochs": 1, "lr": 1e-4, "head_lr": 30.0, "choose": "last"}
+    run("custom", three, tmp_path / "a", **values)
+    run("custom", three, tmp_path / "b", **values | {"lr": 1e-9})
+    moved, start = (ssamba.load(tmp_path / n, device="cpu").state_dict() for n in "ab")
+    body = max(float((moved[k] - start[k]).abs().max()) for k in moved if not k.startswith("classifier"))
+    head = float((moved["classifier.linear.weight"] - start["classifier.linear.weight"]).abs().max())
+    assert 1e-4 < body < 4e-4
+    assert 30e-4 < head < 30 * 4e-4
+
+
+def test_patches_that_do_not_fit_and_other_mistakes(three: Path, tmp_path: Path) -> None:
+    config = Config(
+        width=16, depth=2, frames=64, patch_frequency=128, patch_time=2, stride_frequency=128, stride_time=2
+    )
+    save_model(tmp_path / "frames", make_encoder(config))
+    with pytest.raises(ConfigError, match="patches of 128 x 2, the recipe says 16 x 16; give --patch-frequency 128"):
+        run("custom", three, tmp_path / "run", str(tmp_path / "frames"))
+    grid = {"patch_frequency": 128, "patch_time": 2, "stride": 2}
+    assert run("custom", three, tmp_path / "run", str(tmp_path / "frames"), epochs=1, **grid)
+    with pytest.raises(ConfigError, match=r"the run there has lr 0\.003, this command says 0\.5"):
+        run("custom", three, tmp_path / "run", str(tmp_path / "frames"), epochs=1, **grid | {"lr": 0.5})
+    with pytest.raises(ConfigError, match="no fine-tuning run"):
+        run("custom", three, tmp_path / "frames")
+    with pytest.raises(ConfigError, match="statistics: source, but there is none"):
+        run("custom", three, tmp_path / "x", statistics="source")
+    with pytest.raises(ConfigError, match="takes the mean"):
+        run("dasl", trees.urbansound8k(tmp_path / "u"), tmp_path / "x", pooling="cls")
+    with pytest.raises(ConfigError, match=r"mixup: 0\.5, not possible with a label each second"):
+        run("dasl", tmp_path / "u", tmp_path / "x", mixup=0.5)
+    with pytest.raises(ConfigError, match="no validation clips"):
+        run("esc10", trees.esc10(tmp_path / "e"), tmp_path / "x", choose="validation")
+    assert not (tmp_path / "x").exists()
+
+
+def test_other_data_is_refused(tmp_path: Path) -> None:
+    data = trees.custom_table(tmp_path / "data")
+    assert run("custom", data, tmp_path / "run", epochs=1)["choose"] == "validation"
+    listing = data / "labels.csv"
+    lines = listing.read_text().splitlines()
+    listing.write_text("\n".join(lines[:1] + lines[2:]) + "\n")
+    with pytest.raises(DataError, match="data changed"):
+        run("custom", data, tmp_path / "run", epochs=1)

@@ -1,0 +1,81 @@
+"""``ssamba finetune`` on the command line: what it prints, and one line with exit code 2 for each mistake."""
+
+from pathlib import Path
+
+import layout_trees as trees
+import pytest
+
+from ssamba.cli import main
+
+SMALL = ["--width", "32", "--depth", "2", "--frames", "32", "--stride", "16", "--epochs", "1", "--batch", "8"]
+SMALL += ["--freq-mask", "0", "--time-mask", "0"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trees.custom_table(tmp_path_factory.mktemp("data"))
+
+
+def finetune(*words: object) -> int:
+    return main(["finetune", *map(str, words), "--device", "cpu", *SMALL])
+
+
+def test_it_runs_and_tells_the_result(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("custom", "--data", data, "--from", "none", "--out", tmp_path / "run")
+    assert finetune(*words) == 0
+    shown = capsys.readouterr()
+    assert shown.out.startswith("custom: accuracy ")
+    assert "results.md has every fold" in shown.out
+    assert finetune(*words) == 0  # finished: told again
+    assert capsys.readouterr().out == shown.out
+    assert main(["finetune", *map(str, words), "--device", "cpu", *SMALL, "--lr", "0.5"]) == 2
+    assert "this command says 0.5" in capsys.readouterr().err
+    assert main(["info", str(tmp_path / "run")]) == 0
+
+
+def test_notes_of_the_data_are_passed_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = trees.custom_folders(tmp_path / "data")
+    assert finetune("custom", "--data", data, "--from", "none", "--out", tmp_path / "run") == 0
+    assert "ssamba: note: no splits given" in capsys.readouterr().err
+
+
+def test_help_lists_the_recipes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["finetune", "--help"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    for text in ("recipes: arabic-speech-commands, audioset-20k", "urbansound8k", "--freq-mask", "--mixup"):
+        assert text in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["esc-50", "--data", "D", "--from", "none", "--out", "R"], "unknown recipe 'esc-50', did you mean 'esc50'?"),
+        (["custom", "--from", "none", "--out", "R"], "required: --data"),
+        (["custom", "--data", "D", "--out", "R"], "required: --from"),
+        (["custom", "--data", "D", "--from", "none", "--out", "R"], "D: no such file or folder"),
+        (["esc50", "--data", "T", "--from", "none", "--out", "R"], "T/meta/esc50.csv: no such file"),
+        (["custom", "--data", "one", "--from", "none", "--out", "R"], "1 class only (kind0)"),
+        (["custom", "--data", "T", "--from", "none.pth", "--out", "R"], "none.pth: no such file or directory"),
+        (["custom", "--data", "T", "--from", "none", "--out", "R", "--loss", "mse"], "choose auto or ce or bce"),
+        (["custom", "--data", "T", "--from", "none", "--out", "R", "--decy", "1"], "did you mean --decay?"),
+        (["custom", "--data", "many", "--from", "none", "--out", "R", "--loss", "ce"], "clips have several labels"),
+        (["arabic-speech-commands", "--data", "words", "--from", "none", "--out", "R"], "'nien' is none of the 40"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_mistakes_are_told_in_one_line(
+    words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    trees.custom_table(Path("T"))
+    trees.custom_table(Path("one"), classes=1)
+    trees.custom_table(Path("many"), multi_label=True)
+    if "words" in words:
+        listing = trees.arabic(Path("words"), published=False) / "meta.csv"
+        listing.write_text(listing.read_text().replace(",nine\n", ",nien\n"))
+    assert main(["finetune", *words, "--device", "cpu"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert error.startswith("ssamba: error: ")
+    assert message in error
+    assert not Path("R").exists()
