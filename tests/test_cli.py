@@ -17,7 +17,7 @@ import soundfile
 import torch
 
 import ssamba
-from ssamba import cli, options
+from ssamba import cli, commands, options
 from ssamba.interop.official import read_pth
 from ssamba.models.store import read_model, save_model
 
@@ -52,11 +52,11 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_help_needs_nothing_heavy() -> None:
     """Modules that need torch are imported where they are used, so that help and usage errors come at once."""
-    for module in (cli, options):
+    for module in (cli, commands, options):
         tree = ast.parse(Path(str(module.__file__)).read_text())
         names = {node.module for node in tree.body if isinstance(node, ast.ImportFrom) and node.module}
         ours = {name for name in names if name.startswith("ssamba")}
-        assert ours <= {"ssamba.errors", "ssamba.options", "ssamba.config"}
+        assert ours <= {"ssamba.commands", "ssamba.errors", "ssamba.options", "ssamba.config"}
 
 
 @pytest.mark.parametrize(

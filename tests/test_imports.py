@@ -29,7 +29,7 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
         "file_stream pictures describe training convert reconstruct neighbours",
         "embed_files embed_output predict_files predict_output probing",
         "demo bench",
-        "options cli __main__",
+        "options commands cli __main__",
     )
 )
 """Lowest first. A module may import what lies in lower layers and in its own; docs/architecture.md says why."""

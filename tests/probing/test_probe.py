@@ -150,6 +150,7 @@ def test_heads_are_no_part_of_the_model_that_is_probed() -> None:
     with torch.no_grad():
         model.positions[0, 3, 4] += 1
     assert model_key(model) != key
+    assert model_key(make_model().bfloat16()) != key
 
 
 def examples(*labels: int) -> tuple[Example, ...]:

@@ -8,6 +8,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from ssamba.data.labelled import Example
@@ -26,7 +27,7 @@ def model_key(model: Encoder) -> str:
     for name, tensor in sorted(model.state_dict().items()):
         if not name.startswith(("heads.", "classifier.")):
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-            digest.update(tensor.detach().cpu().contiguous().numpy().data)
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
