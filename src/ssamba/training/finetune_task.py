@@ -21,6 +21,7 @@ from ssamba.training.augment import draw_masks, draw_noise, mask_stretches, nois
 from ssamba.training.evaluation import Answers, Evaluation, longest_seconds
 from ssamba.training.features import batch_features
 from ssamba.training.finetune_recipe import FinetuneRecipe
+from ssamba.training.loop import Task
 from ssamba.training.seeds import generator
 
 BATCHES_AHEAD = 3
@@ -60,7 +61,7 @@ class Inputs(NamedTuple):
     keep: Tensor | None
 
 
-class FinetuneTask:
+class FinetuneTask(Task):
     """One fold. ``recipe`` has no value left at "auto"; ``earlier`` are the scores by epoch of the folds before."""
 
     metrics: tuple[str, ...] = ("loss",)

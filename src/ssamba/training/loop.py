@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from ssamba.errors import ConfigError, SsambaError
@@ -60,6 +60,18 @@ class Task(Protocol):
     def score(self, step: int, metrics: dict[str, float]) -> float:
         """How good a validation is; higher is better."""
 
+    def companions(self) -> dict[str, nn.Module]:
+        """Modules that train or are kept beside the model: saved with the state, not with the model."""
+        return {}
+
+    def stepped(self, step: int) -> None:
+        """Called when ``step`` steps are through, after the weights changed."""
+        return None
+
+    def weights(self) -> dict[str, Tensor]:
+        """The weights that a validation judges, and that the run's model gets."""
+        return self.model.state_dict()
+
 
 @dataclass(frozen=True)
 class LoopSettings:
@@ -71,6 +83,7 @@ class LoopSettings:
         save_at_validation: also save the state at each validation; without it by the clock and at the end alone.
         average: first and last step of the validations over which weights are averaged to give the run's model.
         label: what the progress bar says in front.
+        keep_last: the run's model is that of the last validation, not of the best.
     """
 
     validate_every: int
@@ -81,6 +94,7 @@ class LoopSettings:
     save_at_validation: bool = True
     average: tuple[int, int] | None = None
     label: str = ""
+    keep_last: bool = False
 
 
 class Interrupted(KeyboardInterrupt):
@@ -116,8 +130,10 @@ class Loop:
         if saved is None:
             return
         tensors, values = saved
-        self.task.model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
-        restore_optimizer(self.optimizer, self.task.model, tensors)
+        for prefix, module in self._modules().items():
+            start = len(prefix)
+            module.load_state_dict({k[start:]: v for k, v in tensors.items() if k.startswith(prefix)})
+        restore_optimizer(self.optimizer, self._named_parameters(), tensors)
         self.schedule.load(values["schedule"])
         self.step, self.best, self.summed = values["step"], values["best"], values["summed"]
         if self.settings.average is not None and values["averaged"]:
@@ -127,14 +143,26 @@ class Loop:
         device = self.task.model.device
         self.sums = {k: torch.tensor(v, dtype=torch.float64, device=device) for k, v in values["sums"].items()}
 
+    def _modules(self) -> dict[str, nn.Module]:
+        """What the state holds, by the prefix of its tensors."""
+        others = {f"beside.{name}.": module for name, module in self.task.companions().items()}
+        return {"model.": self.task.model, **others}
+
+    def _named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """What is trained: the model's parameters by their own names, others by those of the state."""
+        for prefix, module in self._modules().items():
+            for name, parameter in module.named_parameters("" if module is self.task.model else prefix[:-1]):
+                if parameter.requires_grad:
+                    yield name, parameter
+
     def save(self) -> None:
         """Write the state, and the model where a validation chose another or none has chosen one yet."""
         model = self.task.model
         self._refuse_nan(*self.sums.values(), *model.parameters())
-        tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
-        tensors |= optimizer_tensors(self.optimizer, model)
+        tensors = {p + k: v for p, module in self._modules().items() for k, v in module.state_dict().items()}
+        tensors |= optimizer_tensors(self.optimizer, self._named_parameters())
         if self.best is None:
-            save_model(self.folder, model)
+            save_model(self.folder, model, weights=self.task.weights())
         elif self.chosen is not None:
             save_model(self.folder, model, weights=self.chosen)
         if self.averaged and self.chosen is not None:
@@ -218,9 +246,10 @@ class Loop:
                 value = value.detach().double() / len(batches)
                 self.sums[key] = self.sums[key] + value if key in self.sums else value
         if self.settings.clip_norm:
-            torch.nn.utils.clip_grad_norm_(self.task.model.parameters(), self.settings.clip_norm)
+            torch.nn.utils.clip_grad_norm_([p for _, p in self._named_parameters()], self.settings.clip_norm)
         self.optimizer.step()
         self.step += 1
+        self.task.stepped(self.step)
         self.summed += 1
 
     def _averages(self) -> dict[str, float]:
@@ -251,10 +280,10 @@ class Loop:
             metrics = self.task.validate(self.step)
         model.train()
         score = self.task.score(self.step, metrics)
-        if self.best is None or score > self.best["score"]:
+        if self.best is None or score > self.best["score"] or self.settings.keep_last:
             self.best = {"step": self.step, "score": score, **metrics}
             if not self.averaged:
-                self.chosen = {k: v.detach().clone() for k, v in model.state_dict().items()}
+                self.chosen = {k: v.detach().clone() for k, v in self.task.weights().items()}
         self._average()
         self.schedule.validated(score)
         return metrics
@@ -265,7 +294,7 @@ class Loop:
         window = self.settings.average
         if window is None or not window[0] <= self.step <= window[1]:
             return
-        weights = self.task.model.state_dict()
+        weights = self.task.weights()
         self.averaged += 1
         if self.averaged == 1 or self.chosen is None:
             self.chosen = {k: v.detach().clone() for k, v in weights.items()}
