@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
 
@@ -97,5 +98,8 @@ def draw_response(batch: int, gain_db: float, response_db: float, bins: int, gen
 
 def repeat_short(waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
     """Waveforms (B, samples) with what lies behind each one's length filled by the clip again, and the new lengths."""
-    place = torch.arange(waveforms.shape[1]) % lengths[:, None]
-    return waveforms.gather(1, place), torch.full_like(lengths, waveforms.shape[1])
+    filled = waveforms.numpy().copy()
+    for row, length in zip(filled, lengths.tolist(), strict=True):
+        if length < len(row):
+            row[length:] = np.resize(row[:length], len(row) - length)
+    return torch.from_numpy(filled), torch.full_like(lengths, waveforms.shape[1])

@@ -29,6 +29,7 @@ from ssamba.files import write_text
 from ssamba.models.encoder import Encoder
 from ssamba.models.store import save_model
 from ssamba.training.checkpoint import load_state, optimizer_tensors, restore_optimizer, save_state
+from ssamba.training.graphed import Gradients
 from ssamba.training.log import RunLog
 from ssamba.training.schedule import Schedule
 
@@ -51,8 +52,11 @@ class Task(Protocol):
     def batches(self, start: int) -> Iterator[Any]:
         """Batches from number ``start`` on, the same whatever came before; a step takes ``accumulate`` of them."""
 
-    def losses(self, number: int, batch: Any) -> dict[str, Tensor]:
-        """Scalars of the batch of that number; ``loss`` carries the gradient."""
+    def inputs(self, number: int, batch: Any) -> Sequence[Tensor | None]:
+        """What the losses of the batch of that number need, on the model's device. Nothing here has a gradient."""
+
+    def losses(self, inputs: Sequence[Tensor | None]) -> dict[str, Tensor]:
+        """Scalars of the inputs; ``loss`` carries the gradient. May be captured: depends on the tensors alone."""
 
     def validate(self, step: int) -> dict[str, float]:
         """Scalars on held-out data after ``step`` steps."""
@@ -124,6 +128,8 @@ class Loop:
         self.averaged = 0
         self.latest: dict[str, float] = {}
         self._restore()
+        trained = [parameter for _, parameter in self._named_parameters()]
+        self.gradients = Gradients(task.losses, trained, autocast, graphs=settings.accumulate == 1)
 
     def _restore(self) -> None:
         saved = load_state(self.folder)
@@ -236,14 +242,11 @@ class Loop:
     def _one_step(self, batches: Sequence[Any]) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule.rate(self.step) * group.get("rate_factor", 1.0)
-        self.optimizer.zero_grad(set_to_none=True)
         for i, batch in enumerate(batches):
-            with self.autocast:
-                metrics = self.task.losses(self.step * len(batches) + i, batch)
-            (metrics["loss"] / len(batches)).backward()
+            inputs = self.task.inputs(self.step * len(batches) + i, batch)
             # Sums stay on the device: reading a number every step would make the host wait for it.
-            for key, value in metrics.items():
-                value = value.detach().double() / len(batches)
+            for key, value in self.gradients(inputs, first=i == 0, share=1 / len(batches)).items():
+                value = value.double() / len(batches)
                 self.sums[key] = self.sums[key] + value if key in self.sums else value
         if self.settings.clip_norm:
             torch.nn.utils.clip_grad_norm_([p for _, p in self._named_parameters()], self.settings.clip_norm)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -83,6 +83,8 @@ class PretrainTask(Task):
         self.total_steps = recipe.steps or max(1, math.ceil(recipe.epochs * plan.crops_per_epoch / recipe.batch))
         specs = centre_crops(held_out[: recipe.validation_clips], plan.crop_seconds)
         waveforms, lengths = load_crops(specs, skip, recipe.workers)
+        if recipe.short_clips == "repeat":
+            waveforms, lengths = repeat_short(waveforms, lengths)
         parts = zip(waveforms.split(recipe.batch), lengths.split(recipe.batch), strict=True)
         self.validation = torch.cat([batch_features(w, n, model.config) for w, n in parts])
         self.validation_masks = self._masks(len(self.validation), "validation", 0, recipe.hidden_in_validation)
@@ -139,24 +141,30 @@ class PretrainTask(Task):
             response = draw_response(clips, recipe.gain_db, recipe.response_db, self.model.config.mel_bins, source)
         return other, level, response
 
-    def losses(self, number: int, batch: Inputs) -> dict[str, Tensor]:
-        """One step's losses, from features computed on the model's device in one pass over the batch."""
-        recipe, config, device = self.recipe, self.model.config, self.model.device
+    def inputs(self, number: int, batch: Inputs) -> list[Tensor | None]:
+        """Features (B, frames, mel_bins), masks and stochastic depth of each pass, on the model's device."""
+        config, device = self.model.config, self.model.device
         here = Inputs(*(x if x is None else x.to(device, non_blocking=True) for x in batch))  # type: ignore[arg-type]
-        with torch.autocast(device.type, enabled=False):
-            waveforms, lengths = here.waveforms, here.lengths
-            if here.other is not None and here.level is not None:
-                waveforms, lengths = mix_waveforms(waveforms, lengths, here.other, here.level)
-            features = batch_features(waveforms, lengths, config)
-            if here.response is not None:
-                features = features + here.response[:, None] / (2 * config.std)
-        keep = (here.keep_a, here.keep_b)
+        waveforms, lengths = here.waveforms, here.lengths
+        if here.other is not None and here.level is not None:
+            waveforms, lengths = mix_waveforms(waveforms, lengths, here.other, here.level)
+        features = batch_features(waveforms, lengths, config)
+        if here.response is not None:
+            features = features + here.response[:, None] / (2 * config.std)
+        return [features, here.mask_a, here.mask_b, here.keep_a, here.keep_b]
+
+    def losses(self, inputs: Sequence[Tensor | None]) -> dict[str, Tensor]:
+        """One step's losses."""
+        recipe = self.recipe
+        features, mask_a, mask_b, *keep = inputs
+        assert features is not None
+        assert mask_a is not None
         seen: list[Tensor] = []
-        out = self.model.losses(features, here.mask_a, here.mask_b, recipe.objective, keep, seen)
+        out = self.model.losses(features, mask_a, mask_b, recipe.objective, (keep[0], keep[1]), seen)
         if self.latent is not None and self.averaged is not None:
             wanted = targets(self.averaged.model, features, recipe.latent_layers)
             out["latent"], out["latent_clip"] = latent_losses(
-                self.latent, seen[0], self.model.prefix_tokens, here.mask_a, wanted
+                self.latent, seen[0], self.model.prefix_tokens, mask_a, wanted
             )
             out["loss"] = out["loss"] + recipe.latent * out["latent"] + recipe.latent_clip * out["latent_clip"]
         return out
