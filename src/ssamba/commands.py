@@ -142,7 +142,8 @@ def _predict(arguments: argparse.Namespace) -> int:
         check_output(arguments.out)
     files, _ = list_files(arguments.files)
     model = load_classifier(arguments.model, arguments.device)
-    with quick_start(files, model), Bar("classifying") as bar:
+    start = quick_start(files if arguments.every is None else (), model)  # scores in time take many passes
+    with start, Bar("classifying") as bar:
         report = predict_files(
             files,
             model,

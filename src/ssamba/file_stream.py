@@ -43,7 +43,7 @@ def list_files(arguments: Sequence[str]) -> tuple[list[str], int]:
 
 @contextlib.contextmanager
 def quick_start(files: Sequence[str], model: Encoder) -> Iterator[None]:
-    """For a process that reads these files once and ends: see ``ops.short_work``."""
+    """For a process that makes one pass over these files and ends: see ``ops.short_work``."""
     tokens = ops.SHORT + 1
     if len(files) == 1:
         with contextlib.suppress(AudioError):  # told where the file is read
