@@ -73,15 +73,16 @@ def _embed_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _embed(arguments: argparse.Namespace) -> int:
+    out = arguments.out or DEFAULT_OUT
+    if arguments.out is None and out.exists():
+        raise UsageError(f"{out}: exists already; name another file with --out, or this one to replace it")
+
     from ssamba.embed_files import embed_files
     from ssamba.embed_output import check_output
     from ssamba.file_stream import list_files, quick_start
     from ssamba.loading import load
     from ssamba.progress import Bar
 
-    out = arguments.out or DEFAULT_OUT
-    if arguments.out is None and out.exists():
-        raise UsageError(f"{out}: exists already; name another file with --out, or this one to replace it")
     check_output(out)
     files, again = list_files(arguments.files)
     model: Encoder = load(arguments.model, arguments.device, stride=arguments.stride, frames=arguments.frames)
