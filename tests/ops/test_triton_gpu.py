@@ -96,21 +96,28 @@ def test_values_and_gradients(shape: tuple[int, ...], dtype: torch.dtype, form: 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_long(dtype: torch.dtype, form: str) -> None:
     compare(1, 22016, 1, 8, 16, 2, 2, dtype=dtype, trained=False)
+    if form == "nvrtc":  # in chunks of time
+        compare(1, 22016, 1, 16, 16, 4, 2, dtype=dtype, trained=False)
 
 
-@pytest.mark.parametrize("width", [16, 96])
-@pytest.mark.parametrize("batch", [1, 3])
-def test_forward_in_chunks_of_time(batch: int, width: int) -> None:
+@pytest.mark.parametrize(
+    ("split", "warps", "stages", "chunks"), [(1, 4, 2, 1), (1, 4, 3, 8), (2, 2, 3, 1), (2, 4, 3, 5)]
+)
+def test_every_cut_of_the_forward(
+    split: int, warps: int, stages: int, chunks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ssamba.ops import nvrtc_fragments_launch
     from ssamba.ops.triton import bimamba_inner_packed
 
-    tensors = inputs(batch, 22016, 2, width, 16, 4, 2, torch.bfloat16, True)
-    clips = [bimamba_inner_packed(tensors[0][b : b + 1], *tensors[1:]) for b in range(batch)]
+    cut = nvrtc_fragments_launch.Cut(split, warps, stages, blocks=3, chunks=chunks)
+    monkeypatch.setattr(nvrtc_fragments_launch, "choose_cut", lambda _: cut)
+    tensors = inputs(2, 4109, 2, 80, 16, 12, 2, torch.bfloat16, True)
     exact = [t.double() for t in tensors]
-    for b in range(batch):
-        expected = reference.bimamba_inner(exact[0][b : b + 1, :, 0], exact[0][b : b + 1, :, 1], *exact[1:])
-        assert error(clips[b], expected) < BOUND[torch.bfloat16]
-    together = bimamba_inner_packed(*tensors)
-    assert error(together, torch.cat(clips).double()) < 5e-3
+    expected = reference.bimamba_inner(exact[0][:, :, 0], exact[0][:, :, 1], *exact[1:])
+    poison(2, 4109, 2, 80, torch.bfloat16)
+    found = [bimamba_inner_packed(*tensors) for _ in range(2)]
+    assert error(found[0], expected) < 5e-3
+    assert torch.equal(*found)
 
 
 def test_channels_that_are_not_aligned() -> None:

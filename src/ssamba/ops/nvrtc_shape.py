@@ -65,6 +65,7 @@ class Shape:
         return 8 if self.lane_is_channel() else self.tile()
 
     def defines(self, **more: int) -> tuple[str, ...]:
+        """The macros that every form of the scan reads, and ``more``."""
         values = {
             "DTYPE": self.kind, "N": self.states, "NP": self.padded, "P": self.outputs, "RANK": self.rank, "W":
             self.taps,
@@ -83,6 +84,7 @@ class Shape:
         return steps * -(-channels // 8) * 256 if cores else (self.rank * channels * 4 + 15) // 16 * 16
 
     def forward_shared(self) -> int:
+        """Bytes of shared memory of a block of the forward with states in lanes."""
         channels = 32 // self.lanes_per_channel()
         return 64 * self._low()[1] + 512 * self.padded + 4 * (self._weights(channels) + 128 * channels)
 
@@ -101,6 +103,7 @@ class Shape:
         return sizes, low + 16 * tile * self.padded + warps * own
 
     def grid(self, channels: int) -> tuple[int, int, int]:
+        """Blocks of ``channels`` channels, clips and blocks of the pair, directions."""
         return -(-self.width // channels), self.batch * self.blocks, self.directions
 
 
@@ -111,6 +114,7 @@ def dynamic_limit(device: int) -> int:
 
 
 def arguments(shape: Shape, count: int, tensors: dict[str, Tensor]) -> Args:
+    """The kernels' argument: addresses and strides of ``tensors`` by their names in it; ``count`` means what each says."""
     args = Args()
     for name, tensor in tensors.items():
         setattr(args, name, tensor.data_ptr())

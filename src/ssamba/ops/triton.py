@@ -268,6 +268,11 @@ def add_layer_norm_(x: Tensor, residual: Tensor, eps: float, residual_scale: flo
     norm.forward(x, residual, None, None, None, eps, residual_scale, x.dtype, in_place=True)
 
 
+@add_layer_norm_.register_fake
+def _(x: Tensor, residual: Tensor, eps: float, residual_scale: float) -> None:
+    return None
+
+
 @torch.library.custom_op("ssamba::gpu_add_layer_norm_backward", mutates_args=())
 def _gpu_add_layer_norm_backward(
     dout: Tensor, dnew: Tensor | None, saved: Tensor, weight: Tensor | None, mean: Tensor, rstd: Tensor,
