@@ -114,7 +114,7 @@ def dynamic_limit(device: int) -> int:
 
 
 def arguments(shape: Shape, count: int, tensors: dict[str, Tensor]) -> Args:
-    """The kernels' argument: addresses and strides of ``tensors`` by their names in it; ``count`` means what each says."""
+    """The kernels' argument: ``count``, and the addresses and strides of ``tensors`` by their names in it."""
     args = Args()
     for name, tensor in tensors.items():
         setattr(args, name, tensor.data_ptr())
