@@ -106,3 +106,20 @@ def test_a_step_by_parts_is_the_whole_step(small_model: SSAMBA, monkeypatch: pyt
         given = tokens.clone()
         torch.testing.assert_close(small_model.encode_tokens(given), whole, rtol=1e-5, atol=1e-5)
     assert torch.equal(given, tokens)
+
+
+def test_one_direction_sees_nothing_that_comes_later() -> None:
+    config = Config(width=16, depth=4, frames=64, directions=1)
+    model = SSAMBA(config).eval()
+    features = torch.randn(2, 64, 128, generator=torch.Generator().manual_seed(1))
+    tokens = model.embed_patches(features)
+    changed = tokens.clone()
+    changed[:, 20:] *= -1.0
+    with torch.no_grad():
+        before, after = model.encode_tokens(tokens), model.encode_tokens(changed)
+    torch.testing.assert_close(before[:, :20], after[:, :20], rtol=0, atol=1e-6)
+    assert (before[:, 20:] - after[:, 20:]).abs().amax(dim=(0, 2)).min() > 1e-3
+    both = SSAMBA(config.replace(directions=2)).eval()
+    assert sum(p.numel() for p in model.parameters()) < sum(p.numel() for p in both.parameters())
+    with torch.no_grad():
+        assert not torch.allclose(both.encode_tokens(tokens)[:, 0], both.encode_tokens(changed)[:, 0])

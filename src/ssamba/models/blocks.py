@@ -18,7 +18,7 @@ from ssamba import ops
 from ssamba.config import Config
 
 NORM_EPS = 1e-5
-BLOCKS, DIRECTIONS = 2, 2
+BLOCKS = 2
 PART_TOKENS = 32768
 """Inference of more tokens goes through each pair in parts of at least so many, which are enough to fill a GPU."""
 DT_MIN, DT_MAX, DT_FLOOR = 0.001, 0.1, 1e-4
@@ -31,14 +31,14 @@ def _empty(*shape: int) -> nn.Parameter:
 class BlockPair(nn.Module):
     """Parameters of two parallel blocks, stacked, and their common step.
 
-    Direction 0 runs left to right. In the second block the official checkpoint's unsuffixed weights belong to
-    direction 1: ``ssamba.interop.official`` does that exchange.
+    Direction 0 runs left to right; a model of one direction has only that. In the second block the official
+    checkpoint's unsuffixed weights belong to direction 1: ``ssamba.interop.official`` does that exchange.
     """
 
     def __init__(self, config: Config) -> None:
         super().__init__()
         d, e, n, r = config.width, config.inner, config.state_size, config.dt_rank
-        lanes = (DIRECTIONS, BLOCKS)
+        lanes = (config.directions, BLOCKS)
         self.depth = config.depth
         self.norm_weight_Kd = _empty(BLOCKS, d)
         self.norm_bias_Kd = _empty(BLOCKS, d)
