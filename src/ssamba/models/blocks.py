@@ -88,10 +88,9 @@ class BlockPair(nn.Module):
         """
         if keep_KB is None or residual_BLd is None:
             normal_BLd, residual_BLd = add_to_stream(x_BLd, residual_BLd, reuse=reuse)
-            parts = (
-                1 if torch.is_grad_enabled() else min(x_BLd.shape[0], x_BLd.shape[0] * x_BLd.shape[1] // PART_TOKENS)
-            )
-            if parts > 1:
+            batch, length = x_BLd.shape[:2]
+            parts = min(batch, batch * length // PART_TOKENS)
+            if parts > 1 and not torch.is_grad_enabled():
                 self._step_by_parts(normal_BLd, parts)
                 return normal_BLd, residual_BLd
             xz_BLhKE = self._input(normal_BLd, *self._folded_input())
