@@ -12,6 +12,7 @@ from plain_reference import plain_encode
 from ssamba import ops
 from ssamba.config import Config
 from ssamba.interop.official import to_official
+from ssamba.models import blocks
 from ssamba.models.blocks import BlockPair
 from ssamba.models.ssamba import SSAMBA
 
@@ -95,6 +96,16 @@ def test_initial_weights_follow_the_description(rng: torch.Generator) -> None:
         weight = getattr(pair, name)
         assert 0.97 * bound < weight.abs().max() <= bound, name
         assert weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.1), name
+
+
+def test_a_step_by_parts_is_the_whole_step(small_model: SSAMBA, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = torch.randn(3, 9, small_model.config.width)
+    with torch.no_grad():
+        whole = small_model.encode_tokens(tokens)
+        monkeypatch.setattr(blocks, "PART_TOKENS", 9)
+        given = tokens.clone()
+        torch.testing.assert_close(small_model.encode_tokens(given), whole, rtol=1e-5, atol=1e-5)
+    assert torch.equal(given, tokens)
 
 
 def test_one_direction_sees_nothing_that_comes_later() -> None:
