@@ -2,7 +2,7 @@
 
     python benchmarks/decode.py FOLDER [--workers 1 2 4] [--seconds 5] [--files 150]
 
-Each FOLDER's audio files are decoded as they are and as FLAC copies made first, each crop anew. A number is the mean over
+FOLDER's audio files are decoded as they are and as FLAC copies made first, each crop anew. A number is the mean over
 --seconds, of batches of 64 crops, once the first batch is there; how long that took stands behind it in brackets. The
 files are read once before, so that they come from memory.
 """

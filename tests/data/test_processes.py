@@ -129,13 +129,16 @@ def test_labelled_batches_are_those_of_the_caller(folder: Path, cache_bytes: int
 
 
 @pytest.mark.usefixtures("always")
-def test_stopping_early_ends_the_processes(folder: Path) -> None:
+def test_stopping_early_ends_the_processes(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     before = children()
-    batches = iter(CropLoader(make_plan(folder), workers=3))
-    next(batches)
-    assert len(children()) == len(before) + 3
-    batches.close()
-    assert children() == before
+    for taken in (1, 5):
+        batches = iter(CropLoader(make_plan(folder), workers=3))
+        for _ in range(taken):
+            next(batches)
+        assert len(children()) == len(before) + 3
+        batches.close()
+        assert children() == before
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.usefixtures("always")

@@ -5,6 +5,7 @@ It imports no torch, and so is ready in a fifth of a second. ``ssamba.data.proce
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 from typing import Any, NamedTuple
@@ -92,7 +93,7 @@ def main(channel: int, slots: int, count: int, samples: int, cache: int, cache_b
     cached: Any = None
     if cache >= 0:
         cached = SharedBlock(cache_bytes, cache).array(np.int16, (cache_bytes // 2,))
-    with socket.socket(fileno=channel) as line:
+    with socket.socket(fileno=channel) as line, contextlib.suppress(ConnectionError):  # the caller may go at any time
         while message := line.recv(LARGEST_MESSAGE):
             ticket, slot, request = _decode(message)
             reader = CacheReader(cached, request.places, request.exact)
@@ -102,7 +103,4 @@ def main(channel: int, slots: int, count: int, samples: int, cache: int, cache_b
                 rows[slot, : max(0, length)] = waveform[: max(0, length)]
             except Exception:  # the caller repeats the work and meets the same problem, where it can be told
                 length = FAILED
-            try:
-                line.send(json.dumps([ticket, length, reader.stored]).encode())
-            except OSError:  # the caller has gone
-                return
+            line.send(json.dumps([ticket, length, reader.stored]).encode())
