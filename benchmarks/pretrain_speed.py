@@ -76,9 +76,7 @@ def main() -> None:
     options = parser.parse_args()
     pretrain.CACHE_BYTES = 0
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {options.workers} decoding workers\n")
-    print(
-        "| encoder | files, decoded by | clips/s | without loading | GPU waits | hours for 10 epochs of 2 M clips | GiB |"
-    )
+    print("| encoder | files, decoded by | clips/s | without loading | GPU waits | hours for 20 M clips | GiB |")
     print("|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as name:
         copies = Path(name) / "flac"
