@@ -1,10 +1,11 @@
 """Decoding speed of the pretraining loader: clips of 10.24 s a second, by threads and by processes.
 
-    python benchmarks/decode.py FOLDER [--workers 1 2 4] [--seconds 5] [--files 150]
+    python benchmarks/decode.py FOLDER [--workers 1 2 4] [--seconds 5] [--files 150] [--cache] [--busy]
 
 FOLDER's audio files are decoded as they are and as FLAC copies made first, each crop anew. A number is the mean over
 --seconds, of batches of 64 crops, once the first batch is there; how long that took stands behind it in brackets. The
-files are read once before, so that they come from memory.
+files are read once before, so that they come from memory. With --busy another thread of the program runs Python all the
+while, as a training loop does.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from __future__ import annotations
 import argparse
 import os
 import tempfile
+import threading
 import time
+from itertools import repeat
 from pathlib import Path
 
 import soundfile
@@ -63,10 +66,15 @@ def main() -> None:
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--files", type=int, default=150, help="most FLAC copies")
+    parser.add_argument("--cache", action="store_true", help="also measure with all audio in the loader's cache")
+    parser.add_argument("--busy", action="store_true", help="run Python in another thread meanwhile")
     options = parser.parse_args()
+    if options.busy:
+        threading.Thread(target=lambda: all(True for _ in repeat(None)), daemon=True).start()
     print(f"{os.cpu_count()} cores; clips of {CROP} s a second (seconds to the first batch)\n")
-    print("| files | workers | threads | processes | processes, all in the cache |")
-    print("|---|---|---|---|---|")
+    heads = ["files", "workers", "threads", "processes", *(["processes, cached"] if options.cache else [])]
+    print(f"| {' | '.join(heads)} |")
+    print("|---" * len(heads) + "|")
     with tempfile.TemporaryDirectory() as name:
         flac_copies(options.folder, Path(name), options.files)
         for kind, folder in (("as they are", options.folder), ("FLAC", Path(name))):
@@ -75,7 +83,8 @@ def main() -> None:
                 Path(path).read_bytes()
             for workers in options.workers:
                 cells = [rate(plan, workers, processes, options.seconds) for processes in (False, True)]
-                cells.append(rate(plan, workers, True, options.seconds, 4 << 30))
+                if options.cache:
+                    cells.append(rate(plan, workers, True, options.seconds, 4 << 30))
                 text = " | ".join(f"{speed:,.0f} ({first:.2f})" for speed, first in cells)
                 print(f"| {kind} | {workers} | {text} |", flush=True)
 

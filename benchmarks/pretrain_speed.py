@@ -32,11 +32,11 @@ from ssamba.training.recipe import make_recipe
 from ssamba.training.schedule import PlateauSchedule
 
 PAPER_CLIPS = 10 * 2_000_000
-WARM_UP, STEPS = 8, 40
+WARM_UP = 8
 NEVER = 10**9
 
 
-def flac_copies(folder: Path, copies: Path, most: int = 200) -> None:
+def flac_copies(folder: Path, copies: Path, most: int) -> None:
     for i, path in enumerate(sorted(p for p in folder.rglob("*") if p.suffix in (".opus", ".ogg"))[:most]):
         samples, rate = soundfile.read(path, dtype="int16")
         soundfile.write(copies / f"{i}.flac", samples, rate)
@@ -55,15 +55,15 @@ def make_loop(data: Path, out: Path, encoder: str, size: str, workers: int) -> t
     return Loop(task, out, optimizer, schedule, settings, pretrain.precision("auto", model.device)), task
 
 
-def seconds_a_step(loop: Loop, batches: Iterator[Any]) -> float:
+def seconds_a_step(loop: Loop, batches: Iterator[Any], steps: int) -> float:
     for batch in islice(batches, WARM_UP):
-        loop._one_step(batch)
+        loop._one_step([batch])
     torch.cuda.synchronize()
     begin = time.perf_counter()
-    for batch in islice(batches, STEPS):
-        loop._one_step(batch)
+    for batch in islice(batches, steps):
+        loop._one_step([batch])
     torch.cuda.synchronize()
-    return (time.perf_counter() - begin) / STEPS
+    return (time.perf_counter() - begin) / steps
 
 
 def main() -> None:
@@ -72,6 +72,8 @@ def main() -> None:
     parser.add_argument("--encoders", nargs="+", default=["ssamba"])
     parser.add_argument("--sizes", nargs="+", default=["tiny", "small", "base"])
     parser.add_argument("--workers", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=40, help="timed steps")
+    parser.add_argument("--files", type=int, default=200, help="most FLAC copies")
     parser.add_argument("--ways", nargs="+", default=["processes"], choices=["threads", "processes"])
     options = parser.parse_args()
     pretrain.CACHE_BYTES = 0
@@ -81,7 +83,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         copies = Path(name) / "flac"
         copies.mkdir()
-        flac_copies(options.folder, copies)
+        flac_copies(options.folder, copies, options.files)
         for encoder in options.encoders:
             for size in options.sizes:
                 files = (("Ogg Opus", options.folder), ("FLAC", copies))
@@ -93,9 +95,9 @@ def main() -> None:
                     loop, task = make_loop(data, out, encoder, size, options.workers)
                     batches = task.batches(0)
                     first = next(batches)
-                    loaded = seconds_a_step(loop, batches)
+                    loaded = seconds_a_step(loop, batches, options.steps)
                     batches.close()  # type: ignore[attr-defined]
-                    alone = seconds_a_step(loop, repeat(first))
+                    alone = seconds_a_step(loop, repeat(first), options.steps)
                     rate = task.batch_size / loaded
                     print(
                         f"| {encoder} {size} | {kind}, {way} | {rate:,.0f} | {task.batch_size / alone:,.0f} | "

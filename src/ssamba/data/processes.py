@@ -36,7 +36,6 @@ main(*map(int, sys.argv[2:]))"""
 _NOT_NOW = (BlockingIOError, BrokenPipeError, ConnectionResetError)
 """The line is full or empty, or nobody is at its other end, which ``_look`` finds out."""
 _LOOK_SECONDS = 0.5
-_END_SECONDS = 10.0
 
 
 def available() -> bool:
@@ -67,7 +66,7 @@ class DecodingProcesses:
         self._line.setblocking(False)
         self._poll = select.poll()
         block, size = (-1, 0) if cache is None else (cache.block.fd, cache.block.size)
-        numbers = [other.fileno(), self._block.fd, slots, samples, block, size]
+        numbers = [os.getpid(), other.fileno(), self._block.fd, slots, samples, block, size]
         with other:
             self._processes = _start(count, numbers, [n for n in (other.fileno(), self._block.fd, block) if n >= 0])
         self._looked = time.monotonic()
@@ -77,18 +76,10 @@ class DecodingProcesses:
 
     def __exit__(self, *_: object) -> None:
         self._line.close()
-        deadline = time.monotonic() + _END_SECONDS
+        for process in self._processes:  # they hold nothing that could be lost
+            process.kill()
         for process in self._processes:
-            try:
-                process.wait(max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:  # a file on a dead network drive, say
-                process.kill()
-                process.wait()
-
-    @property
-    def pids(self) -> list[int]:
-        """Process numbers."""
-        return [process.pid for process in self._processes]
+            process.wait()
 
     def submit(self, request: Request) -> int:
         """Ask for a waveform; the ticket is for :meth:`result`."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import socket
 from typing import Any, NamedTuple
 
@@ -81,10 +82,11 @@ def _perform(request: Request, reader: CacheReader) -> Waveform:
     return waveforms[0] if len(waveforms) == 1 else mix(waveforms[0], waveforms[1], request.share)
 
 
-def main(channel: int, slots: int, count: int, samples: int, cache: int, cache_bytes: int) -> None:
+def main(parent: int, channel: int, slots: int, count: int, samples: int, cache: int, cache_bytes: int) -> None:
     """Work until the other end of the channel is closed.
 
     Args:
+        parent: the caller's process number; requests that it left behind are not answered.
         channel: descriptor of a socket that keeps messages apart; all workers read requests from it and write answers.
         slots: descriptor of the block of (count, samples) float32 for the waveforms.
         cache: descriptor of the cache's block, -1 for none, of ``cache_bytes``.
@@ -95,6 +97,8 @@ def main(channel: int, slots: int, count: int, samples: int, cache: int, cache_b
         cached = SharedBlock(cache_bytes, cache).array(np.int16, (cache_bytes // 2,))
     with socket.socket(fileno=channel) as line, contextlib.suppress(ConnectionError):  # the caller may go at any time
         while message := line.recv(LARGEST_MESSAGE):
+            if os.getppid() != parent:
+                return
             ticket, slot, request = _decode(message)
             reader = CacheReader(cached, request.places, request.exact)
             try:

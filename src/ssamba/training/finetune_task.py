@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ssamba import frontend, objectives
-from ssamba.data.decoding import AudioCache
+from ssamba.data.decoding import AudioCache, choose_workers
 from ssamba.data.labelled import Example, Fold
 from ssamba.data.labelled_batches import LabelledBatch, LabelledLoader
 from ssamba.data.labelled_plans import EpochPlan
@@ -99,7 +99,7 @@ class FinetuneTask:
         loader = LabelledLoader(
             self.plan,
             len(self.answer.classes),
-            self.recipe.workers,
+            choose_workers(self.recipe.workers),
             start,
             self.total_steps * self.recipe.accumulate,
             skip=self.skip,

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ssamba import frontend, masking
 from ssamba.data.dataset import Batch, CropLoader, load_crops
+from ssamba.data.decoding import choose_workers
 from ssamba.data.manifest import Clip, Source, read_sources
 from ssamba.data.prefetch import prepare_ahead
 from ssamba.data.sampling import PretrainPlan, centre_crops, split_validation
@@ -68,7 +69,7 @@ class PretrainTask:
         self.steps_per_epoch = plan.steps_per_epoch
         self.total_steps = recipe.steps or max(1, math.ceil(recipe.epochs * plan.crops_per_epoch / recipe.batch))
         specs = centre_crops(held_out[: recipe.validation_clips], plan.crop_seconds)
-        waveforms, lengths = load_crops(specs, skip, recipe.workers)
+        waveforms, lengths = load_crops(specs, skip, choose_workers(recipe.workers))
         parts = zip(waveforms.split(recipe.batch), lengths.split(recipe.batch), strict=True)
         self.validation = torch.cat([batch_features(w, n, model.config) for w, n in parts])
         self.validation_masks = self._masks(len(self.validation), "validation", 0, recipe.hidden_in_validation)
@@ -90,7 +91,7 @@ class PretrainTask:
         """The steps' inputs, decoded and drawn ahead."""
         loader = CropLoader(
             self.plan,
-            workers=self.recipe.workers,
+            workers=choose_workers(self.recipe.workers),
             start_step=start,
             stop_step=self.total_steps,
             skip=self.skip,
