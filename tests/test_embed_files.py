@@ -19,6 +19,7 @@ from ssamba.embed_files import embed_files
 from ssamba.errors import ConfigError, DataError, SsambaError
 from ssamba.file_stream import list_files
 from ssamba.models.embedding import FeatureStream, WindowCutter, frame_times, window_starts
+from ssamba.models.store import save_model
 from ssamba.patches import columns
 
 LENGTHS = {
@@ -222,3 +223,21 @@ def test_two_hours_in_bounded_memory(tmp_path: Path, rate: int) -> None:
     short, long = peaks(tmp_path, "patch", rate, 5, 120)
     assert long - short < 32
     assert long < 1024
+
+
+def test_one_short_file_needs_no_compiled_kernels(model: ssamba.SSAMBA, tmp_path: Path) -> None:
+    """A new process embeds it before it would have imported Numba, and to rounding as any other."""
+    save_model(tmp_path / "m", model)
+    for name, seconds in (("short", 1.0), ("long", 40.0)):
+        path = tmp_path / f"{name}.wav"
+        soundfile.write(path, sound(seconds, 16000), 16000)
+        code = f"""if True:
+            import sys
+            from ssamba.cli import main
+            assert main(["embed", {str(path)!r}, "--model", "m", "--out", "{name}.npz", "--device", "cpu"]) == 0
+            print("numba" in sys.modules)
+        """
+        done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.stdout.split()[-1:] == [str(name == "long")], done.stderr
+        found = np.load(tmp_path / f"{name}.npz")["embedding"]
+        np.testing.assert_allclose(found, model.embed(read_audio(path)).clip, rtol=1e-4, atol=1e-5)

@@ -197,3 +197,15 @@ def test_resampling_keeps_length_and_pitch(rate: int) -> None:
 def test_frame_centres() -> None:
     assert frontend.seconds_of_frame(0) == pytest.approx(0.0125)
     assert frontend.seconds_of_frame(10.5) == pytest.approx(0.1175)
+
+
+def test_filters_made_in_inference_mode_carry_gradients() -> None:
+    frontend.mel_filters.cache_clear()
+    frontend._filters_on.cache_clear()
+    with torch.inference_mode():
+        expected = frontend.log_mel(torch.ones(800))
+    waveform = torch.ones(800, requires_grad=True)
+    found = frontend.log_mel(waveform)
+    found.sum().backward()
+    assert torch.equal(found.detach(), expected)
+    assert waveform.grad is not None

@@ -19,7 +19,7 @@ ROOT = Path(ssamba.__file__).parent
 LAYERS: tuple[frozenset[str], ...] = tuple(
     frozenset(names.split())
     for names in (
-        "errors config files progress",
+        "errors config files progress weights",
         "frontend patches masking ops",
         "objectives",
         "models",
@@ -155,6 +155,7 @@ def test_importing_the_package_is_light() -> None:
         before = set(sys.modules)
         start = time.perf_counter()
         import ssamba
+        [getattr(ssamba, name) for name in ssamba.__all__]
         print(time.perf_counter() - start)
         print(*[name for name in {HEAVY!r} if name in sys.modules and name not in before])
     """
@@ -165,6 +166,15 @@ def test_importing_the_package_is_light() -> None:
         if float(seconds) < SECONDS_BEYOND_TORCH:
             break
     assert float(seconds) < SECONDS_BEYOND_TORCH
+
+
+def test_the_package_itself_does_without_torch() -> None:
+    code = """
+        import sys, ssamba
+        print(ssamba.__version__ != "", "torch" in sys.modules, set(ssamba.__all__) <= set(dir(ssamba)))
+        print(ssamba.frontend.features is ssamba.features, ssamba.embed_files.__name__, hasattr(ssamba, "nothing"))
+    """
+    assert run_python(code) == "True False True\nTrue ssamba.embed_files False\n"
 
 
 @pytest.mark.parametrize("module", modules())

@@ -1,7 +1,7 @@
 """Linear-time audio representations: bidirectional Mamba on log-mel patches (SSAMBA, arXiv 2405.11831)."""
 
-from importlib import import_module
-from importlib.util import find_spec
+from __future__ import annotations
+
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ __all__ = [
 ]
 __version__ = "0.1.0"
 
-# Names are imported when they are first used: a decoding process must not wait for torch (ssamba.data.worker).
 _HOMES = {
     "SSAMBA": "models.ssamba",
     "SSAST": "models.ssast",
@@ -45,17 +44,23 @@ _HOMES = {
     "features": "frontend",
     "load": "loading",
 }
+"""Where each public name lives. It is imported when first asked for: torch takes a second, which help need not wait."""
+_MODULES = ("embed_files", "frontend", "models", "ops", "predict_files")
+"""Modules that are reached as attributes without an import of their own."""
 
 
 def __getattr__(name: str) -> Any:
-    home = _HOMES.get(name)
-    if home is not None:
-        value = globals()[name] = getattr(import_module(f"ssamba.{home}"), name)
-        return value
-    if not name.startswith("_") and find_spec(f"ssamba.{name}"):
-        return import_module(f"ssamba.{name}")
-    raise AttributeError(f"module 'ssamba' has no attribute '{name}'")
+    from importlib import import_module
+
+    if name in _HOMES:
+        value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    elif name in _MODULES:
+        value = import_module(f"{__name__}.{name}")
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, *_MODULES})

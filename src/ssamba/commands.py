@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ssamba.options import add_dataclass, given, positive, seconds, whole
+from ssamba.options import UsageError, add_dataclass, given, positive, seconds, whole
 
 if TYPE_CHECKING:
     from ssamba.models.encoder import Encoder
@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 # Everything that needs torch is imported inside the functions: help and usage errors come at once.
 
 EXIT_DONE, EXIT_SOME_UNREADABLE = 0, 1
-SOURCE_HELP = "run directory, converted model directory or official .pth"
+SOURCE_HELP = "run or model directory, official .pth, or the name of a model"
+SHIPPED_HELP = f"{SOURCE_HELP} (default: tiny, which comes with the package)"
+DEFAULT_OUT = Path("embeddings.npz")
 DATA_HELP = "folder (searched recursively), manifest (.csv, .tsv, .json) or audio file"
 
 
@@ -37,7 +39,7 @@ def _list_unreadable(failures: Sequence[tuple[str, str]]) -> int:
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", metavar="SOURCE", required=True, help=SOURCE_HELP)
+    parser.add_argument("--model", metavar="SOURCE", help=SHIPPED_HELP)
     _add_device(parser)
 
 
@@ -48,7 +50,9 @@ def _add_device(parser: argparse.ArgumentParser) -> None:
 def _embed_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("files", nargs="+", metavar="FILE", help=DATA_HELP)
     _add_model(parser)
-    parser.add_argument("--out", type=Path, required=True, metavar="X.npz|X.parquet", help="the file to write")
+    parser.add_argument(
+        "--out", type=Path, metavar="X.npz|X.parquet", help=f"the file to write (default: a new {DEFAULT_OUT})"
+    )
     parser.add_argument(
         "--level",
         default="clip",
@@ -69,20 +73,24 @@ def _embed_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _embed(arguments: argparse.Namespace) -> int:
+    out = arguments.out or DEFAULT_OUT
+    if arguments.out is None and out.exists():
+        raise UsageError(f"{out}: exists already; name another file with --out, or this one to replace it")
+
     from ssamba.embed_files import embed_files
     from ssamba.embed_output import check_output
-    from ssamba.file_stream import list_files
+    from ssamba.file_stream import list_files, quick_start
     from ssamba.loading import load
     from ssamba.progress import Bar
 
-    check_output(arguments.out)
+    check_output(out)
     files, again = list_files(arguments.files)
     model: Encoder = load(arguments.model, arguments.device, stride=arguments.stride, frames=arguments.frames)
-    with Bar("embedding") as bar:
+    with quick_start(files, model), Bar("embedding") as bar:
         report = embed_files(
             files,
             model,
-            arguments.out,
+            out,
             level=arguments.level,
             whole=arguments.whole,
             batch=arguments.batch,
@@ -90,13 +98,13 @@ def _embed(arguments: argparse.Namespace) -> int:
             progress=bar.update,
         )
     twice = f" ({again} given twice)" if again else ""
-    print(f"{arguments.out}: {report.rows} x {report.width} from {report.written} files{twice}")
+    print(f"{out}: {report.rows} x {report.width} from {report.written} files{twice}")
     return _list_unreadable(report.failures)
 
 
 def _predict_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("files", nargs="+", metavar="FILE", help=DATA_HELP)
-    parser.add_argument("--model", metavar="RUN", required=True, help="fine-tuned run or model directory")
+    parser.add_argument("--model", metavar="RUN", help="fine-tuned run or model directory: classes are its own")
     _add_device(parser)
     parser.add_argument("--top", type=positive, default=5, metavar="N", help="classes to name in each answer")
     parser.add_argument(
@@ -121,16 +129,22 @@ def _predict_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _predict(arguments: argparse.Namespace) -> int:
-    from ssamba.file_stream import list_files
+    from ssamba.file_stream import list_files, quick_start
     from ssamba.predict_files import load_classifier, predict_files
     from ssamba.predict_output import check_output
     from ssamba.progress import Bar
 
+    if arguments.model is None:
+        raise UsageError(
+            "--model is missing: classes come from a fine-tuned run, and the model that comes with the package has "
+            "none; make one with ssamba finetune"
+        )
     if arguments.out is not None:
         check_output(arguments.out)
     files, _ = list_files(arguments.files)
     model = load_classifier(arguments.model, arguments.device)
-    with Bar("classifying") as bar:
+    start = quick_start(files if arguments.every is None else (), model)  # scores in time take many passes
+    with start, Bar("classifying") as bar:
         report = predict_files(
             files,
             model,
@@ -163,10 +177,11 @@ def _probe(arguments: argparse.Namespace) -> int:
     from ssamba.loading import load
     from ssamba.probing.probe import as_markdown, layout_of, probe
     from ssamba.progress import shown
+    from ssamba.weights import DEFAULT
 
     layout = layout_of(arguments.recipe)
     model = load(arguments.model, arguments.device)
-    result = probe(layout, arguments.data, model, arguments.layer, arguments.out, arguments.model, shown)
+    result = probe(layout, arguments.data, model, arguments.layer, arguments.out, arguments.model or DEFAULT, shown)
     print(as_markdown(result))
     return EXIT_DONE
 
@@ -186,19 +201,22 @@ def _reconstruct_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _reconstruct(arguments: argparse.Namespace) -> int:
+    from ssamba import ops
     from ssamba.loading import load
     from ssamba.pictures import reconstruction_picture, require_matplotlib
 
     require_matplotlib(arguments.out)
-    drawn = reconstruction_picture(
-        load(arguments.model, arguments.device, heads=True),
-        arguments.file,
-        arguments.out,
-        mask=arguments.mask,
-        mask_kind=arguments.mask_kind,
-        seed=arguments.seed,
-        start=arguments.start,
-    )
+    model = load(arguments.model, arguments.device, heads=True)
+    with ops.short_work(model.device, model.config.grid[0] * model.config.grid[1]):
+        drawn = reconstruction_picture(
+            model,
+            arguments.file,
+            arguments.out,
+            mask=arguments.mask,
+            mask_kind=arguments.mask_kind,
+            seed=arguments.seed,
+            start=arguments.start,
+        )
     print(f"{arguments.out}: {drawn.summary()}")
     return EXIT_DONE
 
@@ -263,13 +281,14 @@ def _bench(arguments: argparse.Namespace) -> int:
 
 def _finetune_options(parser: argparse.ArgumentParser) -> None:
     from ssamba.training.finetune_recipe import FinetuneRecipe, recipe_names
+    from ssamba.weights import DEFAULT
 
-    parser.usage = "ssamba finetune RECIPE --data ROOT --from SOURCE --out RUN [options]"
+    parser.usage = "ssamba finetune RECIPE --data ROOT [--from SOURCE] --out RUN [options]"
     parser.epilog = f"recipes: {', '.join(recipe_names())}"
     parser.add_argument("recipe", metavar="RECIPE", help="name of a recipe (see below), or a YAML file")
     parser.add_argument("--data", type=Path, required=True, metavar="ROOT", help="the labelled set (docs/data.md)")
     parser.add_argument(
-        "--from", dest="source", required=True, metavar="SOURCE", help=f"{SOURCE_HELP}; none: random weights"
+        "--from", dest="source", metavar="SOURCE", default=DEFAULT, help=f"{SHIPPED_HELP}; none: random weights"
     )
     parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="run directory; an existing run goes on")
     _add_device(parser)
@@ -308,7 +327,7 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 
 def _info_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", metavar="SOURCE", help=SOURCE_HELP)
+    parser.add_argument("source", nargs="?", metavar="SOURCE", help=SHIPPED_HELP)
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -321,14 +340,15 @@ def _info(arguments: argparse.Namespace) -> int:
 
 
 def _convert_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", metavar="SOURCE", help="official .pth, or a model or run directory")
+    parser.add_argument("source", metavar="SOURCE", help=SOURCE_HELP)
     parser.add_argument("dest", type=Path, metavar="DEST", help="a new directory, or a new .pth")
+    parser.add_argument("--half", action="store_true", help="write a directory in fp16, half as large, to hand on")
 
 
 def _convert(arguments: argparse.Namespace) -> int:
     from ssamba.convert import convert
 
-    for line in convert(arguments.source, arguments.dest):
+    for line in convert(arguments.source, arguments.dest, arguments.half):
         print(line)
     return EXIT_DONE
 

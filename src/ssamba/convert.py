@@ -1,4 +1,4 @@
-"""Official `.pth` <-> model directory, tensor for tensor."""
+"""Official `.pth` <-> model directory, tensor for tensor; and a model directory in half precision, to be shipped."""
 
 from __future__ import annotations
 
@@ -12,13 +12,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ssamba.config import Config
+from ssamba.config import SAMPLE_RATE, Config
 from ssamba.errors import CheckpointError, ConfigError, SsambaError
 from ssamba.files import beside, explain, make_folder
 from ssamba.interop.official import PREFIX, from_official, to_official
-from ssamba.loading import read_source
-from ssamba.models.store import EXTRAS, WEIGHTS_FILE, read_model, save_config, save_tensors
+from ssamba.loading import Source, locate, read_source
+from ssamba.models.store import EXTRAS, WEIGHTS_FILE, build, read_model, save_config, save_tensors
 
+FILES = (".pth", ".pt", ".safetensors")
+HALF = torch.float16
+"""Of trained weights fp16 keeps 11 significant bits and bf16 8; they need its range nowhere (docs/embedding.md)."""
 CLASSES = 1000
 """Outputs of the unused head that the reference's files carry."""
 UNUSED_HEADS = {"ssamba": ("v.head",), "ssast": ("v.head", "v.head_dist")}
@@ -26,33 +29,65 @@ UNSTORED = ("mean", "std", "drop_path")
 """Values of the configuration that an official file has no place for; readers assume the reference's."""
 
 
-def convert(source: str | os.PathLike[str], dest: Path) -> list[str]:
+def convert(source: Source | None, dest: Path, half: bool = False) -> list[str]:
     """Convert an official `.pth` to a new model directory, or a directory to a new official `.pth`.
 
-    Returns lines to show: what was written, and what the official form could not hold. Raises ``SsambaError`` when
-    ``dest`` exists, is of the wrong kind or cannot be written; then nothing is left behind.
+    With ``half`` either becomes a new model directory in fp16. Returns lines to show: what was written, and what the
+    official form could not hold. Raises ``SsambaError`` when ``dest`` exists, is of the wrong kind or cannot be
+    written; then nothing is left behind.
     """
-    path = Path(source)
     if dest.exists() or dest.is_symlink():
         raise SsambaError(f"{dest}: exists already; give a new name, or remove it first")
+    path = locate(source)
+    if half:
+        if dest.suffix in FILES:
+            raise ConfigError(f"{dest}: half precision goes to a directory, give a name without '{dest.suffix}'")
+        return _to_half(source, dest)
     if path.is_dir():
         if dest.suffix != ".pth":
             raise ConfigError(
                 f"{dest}: a model directory is converted to an official file, give a name that ends in .pth"
             )
         return _to_file(path, dest)
-    if dest.suffix in (".pth", ".pt", ".safetensors"):
+    if dest.suffix in FILES:
         raise ConfigError(f"{dest}: an official file is converted to a directory, give a name without '{dest.suffix}'")
-    return _to_directory(path, dest)
+    return _to_directory(source, dest)
 
 
-def _to_directory(path: Path, dest: Path) -> list[str]:
-    description, tensors = read_source(path)
+def _to_directory(source: Source | None, dest: Path) -> list[str]:
+    description, tensors = read_source(source)
     heads = description.heads
     with _new_directory(dest) as folder:
         save_config(folder, description)
         save_tensors(folder / WEIGHTS_FILE, tensors)
     return [f"{dest}: {len(tensors)} tensors {'with' if heads else 'without'} pretraining heads"]
+
+
+def _to_half(source: Source | None, dest: Path) -> list[str]:
+    """Everything that the model uses in fp16: its encoder, its pretraining heads or its classifier."""
+    description, tensors = read_source(source)
+    used = {k: v for k, v in tensors.items() if not k.startswith(EXTRAS)}
+    halved = {k: v.to(HALF) for k, v in used.items()}
+    lost = [k for k, v in halved.items() if not torch.isfinite(v).all()]
+    if lost:
+        raise CheckpointError(f"{source}: {lost[0]} has values that fp16 cannot hold; no directory was written")
+    full, rounded = (build(description, x).eval() for x in (used, halved))
+    with torch.no_grad():
+        sound = _test_sound()
+        expected, found = (model.embed(sound).clip for model in (full, rounded))
+    error = ((found - expected).norm() / expected.norm()).item()
+    with _new_directory(dest) as folder:
+        save_config(folder, description)
+        save_tensors(folder / WEIGHTS_FILE, halved)
+    size = (dest / WEIGHTS_FILE).stat().st_size / 1e6
+    return [f"{dest}: {len(halved)} tensors in fp16, {size:.1f} MB; the embedding's relative error is {error:.1e}"]
+
+
+def _test_sound() -> Tensor:
+    """Ten seconds at 16 kHz: a tone that rises through the whole band, in noise."""
+    t = torch.arange(10 * SAMPLE_RATE) / SAMPLE_RATE
+    noise = torch.randn(t.shape, generator=torch.Generator().manual_seed(0))
+    return 0.2 * torch.sin(2 * torch.pi * 400 * t.square()) + 0.02 * noise
 
 
 @contextlib.contextmanager
@@ -82,6 +117,7 @@ def _missing_parents(path: Path) -> list[Path]:
 
 def _to_file(path: Path, dest: Path) -> list[str]:
     description, tensors = read_model(path)
+    tensors = {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
     config = description.config
     if description.classification is not None:
         raise CheckpointError(f"{path}: the official form has no place for a classifier; no file was written")

@@ -17,25 +17,25 @@ from ssamba.data.manifest import read_sources
 from ssamba.data.scan import Progress, SkipList
 from ssamba.data.statistics import compute_statistics
 from ssamba.errors import CheckpointError
-from ssamba.loading import read_source
+from ssamba.loading import Source, locate, read_source
 from ssamba.models.store import EXTRAS, WEIGHTS_FILE, Description, read_config
 from ssamba.patches import covered_frames
 
 STATE_FILE = "state.json"
 
 
-def describe(source: str | os.PathLike[str]) -> dict[str, Any]:
+def describe(source: Source | None = None) -> dict[str, Any]:
     """Sizes, front end and, for a run, training state. Of a directory only headers are read, not the weights.
 
-    Raises ``CheckpointError`` or ``ConfigError`` for what is no model.
+    ``source`` as for ``ssamba.load``. Raises ``CheckpointError`` or ``ConfigError`` for what is no model.
     """
-    path = Path(source)
+    path = locate(source)
     if path.is_dir():
         description = read_config(path)
         shapes = _header(path / WEIGHTS_FILE)
         kind = "run" if (path / STATE_FILE).exists() else "model directory"
     else:
-        description, tensors = read_source(path)
+        description, tensors = read_source(source)
         shapes = {k: tuple(v.shape) for k, v in tensors.items()}
         kind = "official checkpoint"
     facts: dict[str, Any] = {"source": str(path), "kind": kind, **_model_facts(description, shapes)}

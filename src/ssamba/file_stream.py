@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections import deque
@@ -13,9 +14,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ssamba import frontend, ops, patches
 from ssamba.data.audio import SAMPLE_RATE, Waveform, audio_info, stream_audio
 from ssamba.data.manifest import read_source
 from ssamba.errors import AudioError, DataError
+from ssamba.models.encoder import Encoder
 
 BLOCK_SECONDS = 30.0
 """Audio decoded at a time; files up to this length are decoded whole, ahead of the model."""
@@ -36,6 +39,19 @@ def list_files(arguments: Sequence[str]) -> tuple[list[str], int]:
             again += os.path.abspath(clip.path) in files
             files.setdefault(os.path.abspath(clip.path), clip.path)
     return list(files.values()), again
+
+
+@contextlib.contextmanager
+def quick_start(files: Sequence[str], model: Encoder) -> Iterator[None]:
+    """For a process that makes one pass over these files and ends: see ``ops.short_work``."""
+    tokens = ops.SHORT + 1
+    if len(files) == 1:
+        with contextlib.suppress(AudioError):  # told where the file is read
+            samples = int(audio_info(files[0]).seconds * SAMPLE_RATE)
+            frames = frontend.frame_count(samples)
+            tokens = model.config.grid[0] * patches.columns(frames, model.config)
+    with ops.short_work(model.device, tokens):
+        yield
 
 
 class _Opened(NamedTuple):

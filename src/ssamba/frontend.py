@@ -43,13 +43,16 @@ def mel_filters(mel_bins: int = 128, sample_rate: int = SAMPLE_RATE) -> Tensor:
     bins = mel(np.arange(FFT_SIZE // 2) * sample_rate / FFT_SIZE)[:, None]
     left, centre, right = edges[:-2], edges[1:-1], edges[2:]
     triangles = np.minimum((bins - left) / (centre - left), (right - bins) / (right - centre)).clip(min=0.0)
-    return torch.from_numpy(np.concatenate([triangles, np.zeros((1, mel_bins))]).astype(np.float32))
+    filters = np.concatenate([triangles, np.zeros((1, mel_bins))]).astype(np.float32)
+    with torch.inference_mode(False):  # kept for later calls, whose gradients a tensor of that mode would not carry
+        return torch.from_numpy(filters)
 
 
 @lru_cache(maxsize=8)
 def _filters_on(device: torch.device, mel_bins: int) -> Tensor:
     """The filters on a device, copied there once: a copy for each batch would make the host wait for the device."""
-    return mel_filters(mel_bins).to(device)
+    with torch.inference_mode(False):  # as above
+        return mel_filters(mel_bins).to(device)
 
 
 def frame_count(samples: int) -> int:

@@ -9,13 +9,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ssamba.config import nearest
 from ssamba.errors import CheckpointError, ConfigError
+from ssamba.interop import hub
 from ssamba.interop.official import EXTRAS_OF, PREFIX, from_official, read_pth
 from ssamba.models.encoder import Encoder
 from ssamba.models.store import Description, build, read_model
+from ssamba.weights import DEFAULT, SHIPPED, shipped_folder
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Source = str | os.PathLike[str]
+LONGEST_NAME = 60
+"""Nothing longer is compared with the names of models."""
 
 
 def pick_device(device: str | torch.device = "auto") -> torch.device:
@@ -47,27 +52,70 @@ def pick_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
     return found
 
 
-def read_source(source: Source, attention_heads: int | None = None) -> tuple[Description, dict[str, Tensor]]:
-    """Description and tensors of a run or model directory or an official `.pth`.
+def model_names() -> list[str]:
+    """Every name that stands for a model: those that come with the package, then the official checkpoints."""
+    return [*SHIPPED, *hub.OFFICIAL]
+
+
+def locate(source: Source | None = None) -> Path:
+    """Where a model lies: a path as it is, a name's folder or (downloaded) file, and for None the shipped default.
+
+    Raises ``ConfigError`` for a name that a directory here has too, ``CheckpointError`` for what is neither name nor
+    path and for a model that cannot be had.
+    """
+    if source is None:
+        return shipped_folder(DEFAULT)
+    name, path = os.fspath(source), Path(source)
+    if name in model_names():
+        if os.path.exists(path):
+            raise ConfigError(f"{name}: names a model and also lies in this folder; give ./{name} for what lies here")
+        return shipped_folder(name) if name in SHIPPED else hub.fetch(name)
+    if not os.path.exists(path):
+        raise CheckpointError(f"{source}: no such file or directory{_instead(name)}")
+    return path
+
+
+def _instead(name: str) -> str:
+    """What to give instead of what is not there; the names too where a name can have been meant."""
+    if os.path.basename(name) != name or len(name) > LONGEST_NAME:
+        return "; give a run directory, an official .pth or the name of a model"
+    near = nearest(name.removesuffix(".pth"), model_names())
+    return f"{near or ', and no model of that name.'} Models are named {', '.join(model_names())}"
+
+
+def read_source(
+    source: Source | None = None, attention_heads: int | None = None
+) -> tuple[Description, dict[str, Tensor]]:
+    """Description and tensors of a model's name, of a run or model directory or of an official `.pth`.
 
     Raises ``CheckpointError``, or ``ConfigError`` for a damaged ``config.json``.
     """
-    path = Path(source)
+    path = locate(source)
     if path.suffix == ".safetensors":
         raise CheckpointError(f"{source}: weights alone do not make a model, give the directory that holds them")
-    if os.path.isdir(path):
+    if path.is_dir():
         return read_model(path)
-    if os.path.isfile(path):
-        state = read_pth(path)
-        config, tensors = from_official(state, str(path), attention_heads)
-        bare = {k.removeprefix(PREFIX): v for k, v in state.items()}
-        extras = {f"extras.{k}": bare[k] for k in EXTRAS_OF[config.encoder] if k in bare}
-        return Description(config, any(k.startswith("heads.") for k in tensors)), tensors | extras
-    raise CheckpointError(f"{source}: no such file or directory; give a run directory or an official .pth")
+    if source not in hub.OFFICIAL:
+        return _read_official(path, attention_heads)
+    try:
+        description, tensors = _read_official(path, attention_heads)
+    except CheckpointError as error:
+        raise CheckpointError(f"{source}: {error}; remove that file to download it again") from None
+    if description.config.width != hub.width_of(str(source)):
+        raise CheckpointError(f"{source}: {path} holds a model of width {description.config.width}, which is another")
+    return description, tensors
+
+
+def _read_official(path: Path, attention_heads: int | None) -> tuple[Description, dict[str, Tensor]]:
+    state = read_pth(path)
+    config, tensors = from_official(state, str(path), attention_heads)
+    bare = {k.removeprefix(PREFIX): v for k, v in state.items()}
+    extras = {f"extras.{k}": bare[k] for k in EXTRAS_OF[config.encoder] if k in bare}
+    return Description(config, any(k.startswith("heads.") for k in tensors)), tensors | extras
 
 
 def load(
-    source: Source,
+    source: Source | None = None,
     device: str | torch.device = "auto",
     heads: bool = False,
     stride: int | None = None,
@@ -77,7 +125,9 @@ def load(
 ) -> Encoder:
     """A model, ready to use (evaluation mode).
 
-    ``source`` is a run directory, a converted model directory or an official SSAMBA or SSAST `.pth`. ``heads`` keeps
+    ``source`` is a run directory, a converted model directory, an official SSAMBA or SSAST `.pth`, or a name: ``tiny``
+    comes with the package and is the default, ``ssamba-{tiny,small,base}-{250,300,400}`` are the official checkpoints,
+    downloaded once (docs/embedding.md). A name never means a path: give ``./tiny`` for a folder. ``heads`` keeps
     the two pretraining heads; a fine-tuned run comes with its classifier. ``stride`` (both axes) and ``frames`` (10 ms
     each) choose another patch grid: positions are resized as for fine-tuning. ``attention_heads`` is for an official
     SSAST of another width than the published. ``dtype`` is that of the weights and of all products: fp32, bf16, fp16,
@@ -88,7 +138,8 @@ def load(
     kind = pick_dtype(dtype, chosen)
     description, tensors = read_source(source, attention_heads)
     if heads and not description.heads:
-        raise CheckpointError(f"{source}: has no pretraining heads: load it without heads=True")
+        name = DEFAULT if source is None else source
+        raise CheckpointError(f"{name}: has no pretraining heads: load it without heads=True")
     model = build(dataclasses.replace(description, heads=heads), tensors)
     if stride is not None or frames is not None:
         model = model.with_grid(stride, frames)

@@ -53,10 +53,11 @@ def cluster_masks(
 
 
 def _drop_squares(
-    batch: int, grid: tuple[int, int], sides: Tensor, generator: Generator, quirks: bool, n_squares: int = 256
+    batch: int, grid: tuple[int, int], sides: Tensor, generator: Generator, quirks: bool
 ) -> tuple[Tensor, Tensor]:
     """Cells of random squares: indices (batch, n_squares, 25) and which of them lie inside square and grid."""
     rows, cols = grid
+    n_squares = max(16, rows * cols // 2)  # as a rule enough at once
     largest = CLUSTER_SIDES[-1]
     step = torch.arange(largest)
     in_square = (step[None, :, None] < sides[:, None, None]) & (step[None, None, :] < sides[:, None, None])

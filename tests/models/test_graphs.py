@@ -54,3 +54,13 @@ def test_only_so_many_graphs(rng: torch.Generator) -> None:
             model.infer(torch.randn(1, frames, 128, generator=rng).cuda())
     assert model._graphed is not None
     assert len(model._graphed._graphs) == 8
+
+
+@pytest.mark.gpu
+def test_a_graph_made_in_inference_mode_serves_outside_of_it(rng: torch.Generator) -> None:
+    model = make_encoder(CONFIG).cuda().eval()
+    features = torch.randn(2, 64, 128, generator=rng).cuda()
+    with torch.inference_mode():
+        model.infer(features)
+        expected = model.infer(features)
+    assert torch.equal(model.infer(features), expected)

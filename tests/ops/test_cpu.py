@@ -226,6 +226,18 @@ def test_inference_in_parts(shape: tuple[int, ...], tokens: int, monkeypatch: py
     assert error(ours, reference.bimamba_inner(*[x.double() for x in inputs])) < FORWARD
 
 
+def test_inference_mode_leaves_nothing_that_other_modes_cannot_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The work area of the first call serves all later ones of the thread, whatever mode it was made in."""
+    monkeypatch.setattr(_inference._kept, "area", None, raising=False)
+    inputs = inner_inputs((2, 9, 2, 2, 40, 16, 4))
+    with torch.inference_mode():
+        expected = cpu.bimamba_inner(*inputs)
+    with torch.no_grad():
+        assert torch.equal(cpu.bimamba_inner(*inputs), expected)
+    with torch.inference_mode():
+        assert torch.equal(cpu.bimamba_inner(*inputs), expected)
+
+
 def gradients(inputs: Sequence[Tensor]) -> list[Tensor]:
     leaves = [x.detach().requires_grad_() for x in inputs]
     out = cpu.bimamba_inner(*leaves)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ssamba import ops
 from ssamba.errors import ConfigError
-from ssamba.ops import cpu, reference
+from ssamba.ops import _compile, cpu, reference
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -228,6 +228,28 @@ def run(code: str, **environment: str) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
+
+
+def test_one_short_pass_is_not_worth_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu_device, chosen = torch.device("cpu"), lambda: ops._choose("conv_silu", conv()[0], 2, 1)
+    monkeypatch.setattr(_compile, "_compiled", {})
+    for device, tokens, expected in (
+        (cpu_device, ops.SHORT, reference),
+        (cpu_device, ops.SHORT + 1, cpu),
+        (torch.device("cuda"), 1, cpu),
+    ):
+        with ops.short_work(device, tokens):
+            assert chosen() is expected
+        assert chosen() is cpu
+    with ops.use_backend("cpu"), ops.short_work(cpu_device, 1):
+        assert chosen() is cpu
+    monkeypatch.setattr(_compile, "_compiled", {"conv_forward": None})
+    with ops.short_work(cpu_device, 1):
+        assert chosen() is cpu
+    monkeypatch.setattr(_compile, "_compiled", {})
+    monkeypatch.setenv("SSAMBA_BACKEND", "cpu")
+    with ops.short_work(cpu_device, 1):
+        assert chosen() is cpu
 
 
 def test_importing_does_not_load_numba() -> None:

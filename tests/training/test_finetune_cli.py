@@ -51,7 +51,6 @@ def test_help_lists_the_recipes(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["esc-50", "--data", "D", "--from", "none", "--out", "R"], "unknown recipe 'esc-50', did you mean 'esc50'?"),
         (["custom", "--from", "none", "--out", "R"], "required: --data"),
-        (["custom", "--data", "D", "--out", "R"], "required: --from"),
         (["custom", "--data", "D", "--from", "none", "--out", "R"], "D: no such file or folder"),
         (["esc50", "--data", "T", "--from", "none", "--out", "R"], "T/meta/esc50.csv: no such file"),
         (["custom", "--data", "one", "--from", "none", "--out", "R"], "1 class only (kind0)"),

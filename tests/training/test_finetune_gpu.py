@@ -17,7 +17,17 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 @pytest.mark.parametrize("encoder", ["ssamba", "ssast"])
 def test_a_stopped_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoder: str) -> None:
     data = trees.custom_table(tmp_path / "data", per_class=24)
-    values = {"width": 192, "depth": 4, "frames": 64, "epochs": 6, "batch": 8, "mixup": 0.5, "save_minutes": 0.0}
+    values = {
+        "width": 192,
+        "depth": 4,
+        "frames": 64,
+        "freq_mask": 24,
+        "time_mask": 16,
+        "epochs": 6,
+        "batch": 8,
+        "mixup": 0.5,
+        "save_minutes": 0.0,
+    }
     recipe = load_finetune_recipe("custom", values | {"encoder": encoder, "choose": "last", "lr": 1e-3})
     whole = finetune(recipe, data, tmp_path / "whole", device="cuda")
     save = Loop.save

@@ -169,13 +169,15 @@ class Encoder(nn.Module):
         mask_b: Tensor | None = None,
         objective: str = "joint",
         keep: tuple[Tensor | None, Tensor | None] = (None, None),
+        seen: list[Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """Pretraining losses of masked patches, from features (B, frames, mel_bins).
 
         ``mask_a`` (B, M) hides patches for the discriminative head, ``mask_b`` for the generative one, each in its own
         pass; without ``mask_b`` one pass with ``mask_a`` serves both heads. Returns scalars: ``loss`` (nce + 10 mse for
         the joint objective), ``nce`` and ``accuracy``, ``mse``, as far as the objective has them. ``keep`` holds the
-        stochastic depth of the two passes.
+        stochastic depth of the two passes. ``seen`` takes each pass's tokens
+        (B, prefix + F*T, d), for a loss of the caller's own.
         """
         if self.heads is None:
             raise ConfigError("this model has no pretraining heads: load it with heads=True")
@@ -186,7 +188,7 @@ class Encoder(nn.Module):
         out: dict[str, Tensor] = {}
         hidden: Tensor | None = None
         if objective != "generative":
-            hidden = self._masked_tokens(features, mask_a, keep[0])
+            hidden = self._masked_tokens(features, mask_a, keep[0], seen)
             out["nce"], out["accuracy"] = info_nce(self.heads.discriminative(hidden), gather_patches(raw, mask_a))
         if objective != "discriminative":
             if mask_b is None:
@@ -194,14 +196,18 @@ class Encoder(nn.Module):
             else:
                 hidden = None
             if hidden is None:
-                hidden = self._masked_tokens(features, mask_b, keep[1])
+                hidden = self._masked_tokens(features, mask_b, keep[1], seen)
             out["mse"] = reconstruction(self.heads.generative(hidden), gather_patches(raw, mask_b))
         parts = [out[k] * w for k, w in (("nce", 1.0), ("mse", GENERATIVE_WEIGHT)) if k in out]
         out["loss"] = parts[0] + parts[1] if len(parts) == 2 else parts[0] if "nce" in out else out["mse"]
         return out
 
-    def _masked_tokens(self, features: Tensor, mask: Tensor, keep: Tensor | None) -> Tensor:
+    def _masked_tokens(
+        self, features: Tensor, mask: Tensor, keep: Tensor | None, seen: list[Tensor] | None = None
+    ) -> Tensor:
         tokens = self.encode_tokens(self.embed_patches(features, mask), keep)
+        if seen is not None:
+            seen.append(tokens)
         return gather_patches(tokens[:, self.prefix_tokens :], mask)
 
     def classify(self, features: Tensor, keep: Tensor | None = None) -> Tensor:

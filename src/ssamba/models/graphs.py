@@ -61,7 +61,8 @@ class GraphedEncode:
     def _capture(self, shape: tuple[int, ...]) -> None:
         model = self._model
         with torch.cuda.device(model.device):
-            given = torch.zeros(shape, device=model.device)
+            with torch.inference_mode(False):  # later calls write to it, in whatever mode they come
+                given = torch.zeros(shape, device=model.device)
             stream = torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):  # lazy set-up (handles, compiled kernels) must not fall into the capture

@@ -17,13 +17,23 @@ import torch
 from torch import Tensor
 
 from ssamba.errors import ConfigError
-from ssamba.ops import cpu, reference
+from ssamba.ops import _compile, cpu, reference
 
-__all__ = ["add_layer_norm", "bimamba_inner", "bimamba_inner_packed", "conv_silu", "selective_scan", "use_backend"]
+__all__ = [
+    "add_layer_norm",
+    "bimamba_inner",
+    "bimamba_inner_packed",
+    "conv_silu",
+    "selective_scan",
+    "short_work",
+    "use_backend",
+]
 
 _BACKENDS = ("auto", "reference", "cpu", "triton")
 _FAST_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _MAX_STATES, _MAX_DIRECTIONS = 64, 2
+SHORT = 512
+"""Tokens of the longest pass for which the kernels are not worth loading: 10.24 s of audio on the standard grid."""
 
 _forced: str | None = None  # what use_backend says; None leaves it to the environment
 _warned: set[str] = set()
@@ -42,6 +52,21 @@ def use_backend(name: str) -> Iterator[None]:
         yield
     finally:
         _forced = before
+
+
+@contextmanager
+def short_work(device: torch.device, tokens: int) -> Iterator[None]:
+    """For a process that makes one pass over ``tokens`` tokens and ends: the reference form where it is done sooner.
+
+    On a CPU, up to ``SHORT`` tokens, in a process that has not loaded the compiled kernels yet, the reference form ends
+    before Numba is imported, let alone before the kernels are compiled. A choice made by the environment stands.
+    """
+    chosen = _forced or os.environ.get("SSAMBA_BACKEND", "auto")
+    if chosen != "auto" or device.type != "cpu" or tokens > SHORT or _compile.loaded():
+        yield
+        return
+    with use_backend("reference"):
+        yield
 
 
 def _check_backend(name: str, source: str) -> str:

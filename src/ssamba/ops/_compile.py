@@ -61,6 +61,11 @@ def _compile(name: str) -> Any:
 _compiled: dict[str, Kernel] = {}
 
 
+def loaded() -> bool:
+    """Whether this process has loaded any kernel."""
+    return bool(_compiled)
+
+
 def kernel(name: str) -> Kernel:
     """The compiled kernel: Raises ImportError where Numba cannot be imported."""
     found = _compiled.get(name)

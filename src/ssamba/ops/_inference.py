@@ -37,7 +37,8 @@ def _work_area(shapes: list[tuple[int, ...]]) -> list[Tensor]:
     sizes = [-(-math.prod(shape) // 16) * 16 for shape in shapes]
     area = getattr(_kept, "area", None)
     if area is None or area.numel() < sum(sizes):
-        area = _kept.area = torch.empty(sum(sizes), dtype=torch.float32)
+        with torch.inference_mode(False):  # made in inference mode, it could not be written to outside of it
+            area = _kept.area = torch.empty(sum(sizes), dtype=torch.float32)
     places = area[: sum(sizes)].split(sizes)
     return [place[: math.prod(shape)].view(shape) for place, shape in zip(places, shapes, strict=True)]
 

@@ -5,6 +5,9 @@ Features are normalised log-mel (B, frames, mel_bins) on any device (REFERENCE.m
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import torch
 from torch import Generator, Tensor
 
@@ -58,3 +61,45 @@ def noise_and_roll(features: Tensor, draws: Tensor, noise: Generator) -> Tensor:
     shift = (draws[1] * (2 * MOST_ROLL + 1)).long().clamp_max(2 * MOST_ROLL) - MOST_ROLL
     source_BT = (torch.arange(frames, device=features.device) - shift[:, None]) % frames
     return features.gather(1, source_BT[:, :, None].expand(-1, -1, bins))
+
+
+RESPONSE_KNOTS = 6
+WEAKEST_MIX_DB = 20.0
+
+
+def draw_mixing(batch: int, share: float, generator: Generator) -> tuple[Tensor, Tensor]:
+    """What ``mix_waveforms`` needs: the clip to mix into each (B,), and its level (B,), 0 where none is."""
+    other = torch.randperm(batch, generator=generator)
+    level = 10 ** (-WEAKEST_MIX_DB / 20 * torch.rand(batch, generator=generator))
+    return other, level * (torch.rand(batch, generator=generator) < share)
+
+
+def mix_waveforms(waveforms: Tensor, lengths: Tensor, other: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
+    """Each waveform (B, samples) plus another of the batch at ``level`` times its own root mean square.
+
+    Returns waveforms and lengths: a mixed clip is as long as the longer of the two.
+    """
+    power = waveforms.square().sum(dim=1) / lengths
+    scale = level * (power / power[other].clamp_min(1e-10)).sqrt()
+    mixed = waveforms + scale[:, None] * waveforms[other]
+    return mixed, torch.where(level > 0, torch.maximum(lengths, lengths[other]), lengths)
+
+
+def draw_response(batch: int, gain_db: float, response_db: float, bins: int, generator: Generator) -> Tensor:
+    """A gain uniform in -gain_db to gain_db and a smooth random frequency response: (B, bins) natural-log power.
+
+    The response goes in straight lines between a few values drawn from a normal distribution of ``response_db``.
+    """
+    knots = response_db * torch.randn(batch, 1, RESPONSE_KNOTS, generator=generator)
+    curve = torch.nn.functional.interpolate(knots, size=bins, mode="linear", align_corners=True)[:, 0]
+    gain = gain_db * (2 * torch.rand(batch, 1, generator=generator) - 1)
+    return (curve + gain) * (math.log(10) / 10)
+
+
+def repeat_short(waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """Waveforms (B, samples) with what lies behind each one's length filled by the clip again, and the new lengths."""
+    filled = waveforms.numpy().copy()
+    for row, length in zip(filled, lengths.tolist(), strict=True):
+        if length < len(row):
+            row[length:] = np.resize(row[:length], len(row) - length)
+    return torch.from_numpy(filled), torch.full_like(lengths, waveforms.shape[1])

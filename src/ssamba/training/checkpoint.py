@@ -6,6 +6,7 @@ One file, renamed into place, so a run killed at any moment finds either the pre
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +21,21 @@ from ssamba.files import beside
 STATE_FILE = "state.safetensors"
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
+Named = Iterable[tuple[str, nn.Parameter]]
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, named: Named) -> dict[str, Tensor]:
     """AdamW's moments by parameter name: ``optimizer.<moment>.<parameter>``."""
     out: dict[str, Tensor] = {}
-    for name, parameter in model.named_parameters():
+    for name, parameter in named:
         for moment, value in optimizer.state.get(parameter, {}).items():
             out[f"optimizer.{moment}.{name}"] = torch.as_tensor(value)
     return out
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: dict[str, Tensor]) -> None:
+def restore_optimizer(optimizer: torch.optim.Optimizer, named: Named, tensors: dict[str, Tensor]) -> None:
     """The reverse of ``optimizer_tensors``, on the parameters' own devices."""
-    for name, parameter in model.named_parameters():
+    for name, parameter in named:
         moments = {}
         for key, value in tensors.items():
             if key.startswith("optimizer.") and key.endswith(f".{name}") and key.split(".", 2)[2] == name:

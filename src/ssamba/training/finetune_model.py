@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from ssamba import frontend
 from ssamba.config import Config
-from ssamba.data.labelled import Example, LabelledData
 from ssamba.data.decoding import choose_workers
+from ssamba.data.labelled import Example, LabelledData
 from ssamba.data.manifest import Clip, Source
 from ssamba.data.scan import SkipList
 from ssamba.data.statistics import compute_statistics

@@ -21,6 +21,7 @@ from ssamba.training.augment import draw_masks, draw_noise, mask_stretches, nois
 from ssamba.training.evaluation import Answers, Evaluation, longest_seconds
 from ssamba.training.features import batch_features
 from ssamba.training.finetune_recipe import FinetuneRecipe
+from ssamba.training.loop import Task
 from ssamba.training.seeds import generator
 
 BATCHES_AHEAD = 3
@@ -60,7 +61,7 @@ class Inputs(NamedTuple):
     keep: Tensor | None
 
 
-class FinetuneTask:
+class FinetuneTask(Task):
     """One fold. ``recipe`` has no value left at "auto"; ``earlier`` are the scores by epoch of the folds before."""
 
     metrics: tuple[str, ...] = ("loss",)
@@ -123,14 +124,20 @@ class FinetuneTask:
         # From pinned memory the copies to the GPU run beside its work, and nobody waits for them.
         return Inputs(*(x if x is None else x.pin_memory() for x in inputs))  # type: ignore[arg-type]
 
-    def losses(self, number: int, batch: Inputs) -> dict[str, Tensor]:
-        """The loss of one batch, from features made and augmented on the model's device."""
+    def inputs(self, number: int, batch: Inputs) -> list[Tensor | None]:
+        """Features made and augmented on the model's device, targets, stochastic depth."""
         device = self.model.device
         here = Inputs(*(x if x is None else x.to(device, non_blocking=True) for x in batch))  # type: ignore[arg-type]
-        with torch.autocast(device.type, enabled=False):
-            features = self.augmented(number, batch_features(here.waveforms, here.lengths, self.model.config), here)
-        logits = self.model.classify(features, here.keep)
-        return {"loss": objectives.classification(logits, here.targets, self.recipe.loss)}
+        features = self.augmented(number, batch_features(here.waveforms, here.lengths, self.model.config), here)
+        return [features, here.targets, here.keep]
+
+    def losses(self, inputs: Sequence[Tensor | None]) -> dict[str, Tensor]:
+        """The loss of one batch."""
+        features, targets, keep = inputs
+        assert features is not None
+        assert targets is not None
+        logits = self.model.classify(features, keep)
+        return {"loss": objectives.classification(logits, targets, self.recipe.loss)}
 
     def augmented(self, number: int, features: Tensor, draws: Inputs) -> Tensor:
         """Features of a batch, masked, with noise and rolled, as the recipe says."""

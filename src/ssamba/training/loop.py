@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from ssamba.errors import ConfigError, SsambaError
@@ -29,6 +29,7 @@ from ssamba.files import write_text
 from ssamba.models.encoder import Encoder
 from ssamba.models.store import save_model
 from ssamba.training.checkpoint import load_state, optimizer_tensors, restore_optimizer, save_state
+from ssamba.training.graphed import Gradients
 from ssamba.training.log import RunLog
 from ssamba.training.schedule import Schedule
 
@@ -51,14 +52,29 @@ class Task(Protocol):
     def batches(self, start: int) -> Iterator[Any]:
         """Batches from number ``start`` on, the same whatever came before; a step takes ``accumulate`` of them."""
 
-    def losses(self, number: int, batch: Any) -> dict[str, Tensor]:
-        """Scalars of the batch of that number; ``loss`` carries the gradient."""
+    def inputs(self, number: int, batch: Any) -> Sequence[Tensor | None]:
+        """What the losses of the batch of that number need, on the model's device. Nothing here has a gradient."""
+
+    def losses(self, inputs: Sequence[Tensor | None]) -> dict[str, Tensor]:
+        """Scalars of the inputs; ``loss`` carries the gradient. May be captured: depends on the tensors alone."""
 
     def validate(self, step: int) -> dict[str, float]:
         """Scalars on held-out data after ``step`` steps."""
 
     def score(self, step: int, metrics: dict[str, float]) -> float:
         """How good a validation is; higher is better."""
+
+    def companions(self) -> dict[str, nn.Module]:
+        """Modules that train or are kept beside the model: saved with the state, not with the model."""
+        return {}
+
+    def stepped(self, step: int) -> None:
+        """Called when ``step`` steps are through, after the weights changed."""
+        return None
+
+    def weights(self) -> dict[str, Tensor]:
+        """The weights that a validation judges, and that the run's model gets."""
+        return self.model.state_dict()
 
 
 @dataclass(frozen=True)
@@ -71,6 +87,7 @@ class LoopSettings:
         save_at_validation: also save the state at each validation; without it by the clock and at the end alone.
         average: first and last step of the validations over which weights are averaged to give the run's model.
         label: what the progress bar says in front.
+        keep_last: the run's model is that of the last validation, not of the best.
     """
 
     validate_every: int
@@ -81,6 +98,7 @@ class LoopSettings:
     save_at_validation: bool = True
     average: tuple[int, int] | None = None
     label: str = ""
+    keep_last: bool = False
 
 
 class Interrupted(KeyboardInterrupt):
@@ -110,14 +128,18 @@ class Loop:
         self.averaged = 0
         self.latest: dict[str, float] = {}
         self._restore()
+        trained = [parameter for _, parameter in self._named_parameters()]
+        self.gradients = Gradients(task.losses, trained, autocast, graphs=settings.accumulate == 1)
 
     def _restore(self) -> None:
         saved = load_state(self.folder)
         if saved is None:
             return
         tensors, values = saved
-        self.task.model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
-        restore_optimizer(self.optimizer, self.task.model, tensors)
+        for prefix, module in self._modules().items():
+            start = len(prefix)
+            module.load_state_dict({k[start:]: v for k, v in tensors.items() if k.startswith(prefix)})
+        restore_optimizer(self.optimizer, self._named_parameters(), tensors)
         self.schedule.load(values["schedule"])
         self.step, self.best, self.summed = values["step"], values["best"], values["summed"]
         if self.settings.average is not None and values["averaged"]:
@@ -127,14 +149,26 @@ class Loop:
         device = self.task.model.device
         self.sums = {k: torch.tensor(v, dtype=torch.float64, device=device) for k, v in values["sums"].items()}
 
+    def _modules(self) -> dict[str, nn.Module]:
+        """What the state holds, by the prefix of its tensors."""
+        others = {f"beside.{name}.": module for name, module in self.task.companions().items()}
+        return {"model.": self.task.model, **others}
+
+    def _named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """What is trained: the model's parameters by their own names, others by those of the state."""
+        for prefix, module in self._modules().items():
+            for name, parameter in module.named_parameters("" if module is self.task.model else prefix[:-1]):
+                if parameter.requires_grad:
+                    yield name, parameter
+
     def save(self) -> None:
         """Write the state, and the model where a validation chose another or none has chosen one yet."""
         model = self.task.model
         self._refuse_nan(*self.sums.values(), *model.parameters())
-        tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
-        tensors |= optimizer_tensors(self.optimizer, model)
+        tensors = {p + k: v for p, module in self._modules().items() for k, v in module.state_dict().items()}
+        tensors |= optimizer_tensors(self.optimizer, self._named_parameters())
         if self.best is None:
-            save_model(self.folder, model)
+            save_model(self.folder, model, weights=self.task.weights())
         elif self.chosen is not None:
             save_model(self.folder, model, weights=self.chosen)
         if self.averaged and self.chosen is not None:
@@ -208,19 +242,17 @@ class Loop:
     def _one_step(self, batches: Sequence[Any]) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule.rate(self.step) * group.get("rate_factor", 1.0)
-        self.optimizer.zero_grad(set_to_none=True)
         for i, batch in enumerate(batches):
-            with self.autocast:
-                metrics = self.task.losses(self.step * len(batches) + i, batch)
-            (metrics["loss"] / len(batches)).backward()
+            inputs = self.task.inputs(self.step * len(batches) + i, batch)
             # Sums stay on the device: reading a number every step would make the host wait for it.
-            for key, value in metrics.items():
-                value = value.detach().double() / len(batches)
+            for key, value in self.gradients(inputs, first=i == 0, share=1 / len(batches)).items():
+                value = value.double() / len(batches)
                 self.sums[key] = self.sums[key] + value if key in self.sums else value
         if self.settings.clip_norm:
-            torch.nn.utils.clip_grad_norm_(self.task.model.parameters(), self.settings.clip_norm)
+            torch.nn.utils.clip_grad_norm_([p for _, p in self._named_parameters()], self.settings.clip_norm)
         self.optimizer.step()
         self.step += 1
+        self.task.stepped(self.step)
         self.summed += 1
 
     def _averages(self) -> dict[str, float]:
@@ -251,10 +283,10 @@ class Loop:
             metrics = self.task.validate(self.step)
         model.train()
         score = self.task.score(self.step, metrics)
-        if self.best is None or score > self.best["score"]:
+        if self.best is None or score > self.best["score"] or self.settings.keep_last:
             self.best = {"step": self.step, "score": score, **metrics}
             if not self.averaged:
-                self.chosen = {k: v.detach().clone() for k, v in model.state_dict().items()}
+                self.chosen = {k: v.detach().clone() for k, v in self.task.weights().items()}
         self._average()
         self.schedule.validated(score)
         return metrics
@@ -265,7 +297,7 @@ class Loop:
         window = self.settings.average
         if window is None or not window[0] <= self.step <= window[1]:
             return
-        weights = self.task.model.state_dict()
+        weights = self.task.weights()
         self.averaged += 1
         if self.averaged == 1 or self.chosen is None:
             self.chosen = {k: v.detach().clone() for k, v in weights.items()}

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ssamba import frontend, masking
 from ssamba.data.dataset import Batch, CropLoader, load_crops
@@ -25,9 +25,11 @@ from ssamba.models.encoder import Encoder
 from ssamba.models.registry import make_encoder
 from ssamba.models.store import CONFIG_FILE, Description, build, describe_model, read_config, save_config
 from ssamba.progress import Bar
+from ssamba.training.augment import draw_mixing, draw_response, mix_waveforms, repeat_short
 from ssamba.training.checkpoint import STATE_FILE
 from ssamba.training.features import batch_features, crop_seconds
-from ssamba.training.loop import Loop, LoopSettings, precision
+from ssamba.training.latent import AveragedModel, LatentHeads, latent_losses, targets
+from ssamba.training.loop import Loop, LoopSettings, Task, precision
 from ssamba.training.recipe import PretrainRecipe
 from ssamba.training.run_folder import RECIPE_FILE, SKIPPED_FILE, check_same_data, check_same_recipe, write_recipe
 from ssamba.training.schedule import PlateauSchedule
@@ -47,7 +49,10 @@ CACHE_BYTES = 2 << 30
 
 
 class Inputs(NamedTuple):
-    """One step's audio and draws: waveforms (B, samples), lengths (B,), masks (B, M), stochastic depth."""
+    """One step's audio and draws: waveforms (B, samples), lengths (B,), masks (B, M), stochastic depth, augmentation.
+
+    ``other``, ``level`` and ``response`` are those of ``training.augment``.
+    """
 
     waveforms: Tensor
     lengths: Tensor
@@ -55,9 +60,12 @@ class Inputs(NamedTuple):
     mask_b: Tensor | None
     keep_a: Tensor | None
     keep_b: Tensor | None
+    other: Tensor | None
+    level: Tensor | None
+    response: Tensor | None
 
 
-class PretrainTask:
+class PretrainTask(Task):
     """Masked-patch pretraining as the training loop sees it."""
 
     def __init__(
@@ -65,11 +73,19 @@ class PretrainTask:
     ) -> None:
         self.recipe, self.model, self.plan, self.skip = recipe, model, plan, skip
         self.metrics = self.validation_metrics = METRICS[recipe.objective]
+        self.averaged = AveragedModel(model, recipe.ema) if recipe.ema else None
+        self.latent: LatentHeads | None = None
+        if recipe.latent or recipe.latent_clip:
+            self.metrics = (*self.metrics, "latent", "latent_clip")
+            heads = LatentHeads(model.config.width, generator(recipe.seed, "latent heads"))
+            self.latent = heads.to(model.device)
         self.batch_size = recipe.batch
         self.steps_per_epoch = plan.steps_per_epoch
         self.total_steps = recipe.steps or max(1, math.ceil(recipe.epochs * plan.crops_per_epoch / recipe.batch))
         specs = centre_crops(held_out[: recipe.validation_clips], plan.crop_seconds)
         waveforms, lengths = load_crops(specs, skip, choose_workers(recipe.workers))
+        if recipe.short_clips == "repeat":
+            waveforms, lengths = repeat_short(waveforms, lengths)
         parts = zip(waveforms.split(recipe.batch), lengths.split(recipe.batch), strict=True)
         self.validation = torch.cat([batch_features(w, n, model.config) for w, n in parts])
         self.validation_masks = self._masks(len(self.validation), "validation", 0, recipe.hidden_in_validation)
@@ -105,29 +121,82 @@ class PretrainTask:
         mask_a, mask_b = self._masks(clips, "training", batch.step, self.recipe.mask)
         drop = generator(self.recipe.seed, "stochastic depth", batch.step)
         keep_a, keep_b = self.model.draw_keep(clips, drop), self.model.draw_keep(clips, drop)
-        inputs = Inputs(batch.waveforms, batch.lengths, mask_a, mask_b, keep_a, keep_b)
+        waveforms, lengths = batch.waveforms, batch.lengths
+        if self.recipe.short_clips == "repeat":
+            waveforms, lengths = repeat_short(waveforms, lengths)
+        draws = self._augmentation(clips, batch.step)
+        inputs = Inputs(waveforms, lengths, mask_a, mask_b, keep_a, keep_b, *draws)
         if self.model.device.type != "cuda":
             return inputs
         # From pinned memory the copies to the GPU run beside its work, and nobody waits for them.
         return Inputs(*(x if x is None else x.pin_memory() for x in inputs))  # type: ignore[arg-type]
 
-    def losses(self, number: int, batch: Inputs) -> dict[str, Tensor]:
-        """One step's losses, from features computed on the model's device in one pass over the batch."""
-        device = self.model.device
+    def _augmentation(self, clips: int, step: int) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """One step's draws of mixing and frequency response, None for what the recipe leaves out."""
+        recipe = self.recipe
+        other, level, response = None, None, None
+        if recipe.mix:
+            other, level = draw_mixing(clips, recipe.mix, generator(recipe.seed, "mixing", step))
+        if recipe.gain_db or recipe.response_db:
+            source = generator(recipe.seed, "response", step)
+            response = draw_response(clips, recipe.gain_db, recipe.response_db, self.model.config.mel_bins, source)
+        return other, level, response
+
+    def inputs(self, number: int, batch: Inputs) -> list[Tensor | None]:
+        """Features (B, frames, mel_bins), masks and stochastic depth of each pass, on the model's device."""
+        config, device = self.model.config, self.model.device
         here = Inputs(*(x if x is None else x.to(device, non_blocking=True) for x in batch))  # type: ignore[arg-type]
-        with torch.autocast(device.type, enabled=False):
-            features = batch_features(here.waveforms, here.lengths, self.model.config)
-        keep = (here.keep_a, here.keep_b)
-        return self.model.losses(features, here.mask_a, here.mask_b, self.recipe.objective, keep)
+        waveforms, lengths = here.waveforms, here.lengths
+        if here.other is not None and here.level is not None:
+            waveforms, lengths = mix_waveforms(waveforms, lengths, here.other, here.level)
+        features = batch_features(waveforms, lengths, config)
+        if here.response is not None:
+            features = features + here.response[:, None] / (2 * config.std)
+        return [features, here.mask_a, here.mask_b, here.keep_a, here.keep_b]
+
+    def losses(self, inputs: Sequence[Tensor | None]) -> dict[str, Tensor]:
+        """One step's losses."""
+        recipe = self.recipe
+        features, mask_a, mask_b, *keep = inputs
+        assert features is not None
+        assert mask_a is not None
+        seen: list[Tensor] = []
+        out = self.model.losses(features, mask_a, mask_b, recipe.objective, (keep[0], keep[1]), seen)
+        if self.latent is not None and self.averaged is not None:
+            wanted = targets(self.averaged.model, features, recipe.latent_layers)
+            out["latent"], out["latent_clip"] = latent_losses(
+                self.latent, seen[0], self.model.prefix_tokens, mask_a, wanted
+            )
+            out["loss"] = out["loss"] + recipe.latent * out["latent"] + recipe.latent_clip * out["latent_clip"]
+        return out
+
+    def companions(self) -> dict[str, nn.Module]:
+        """The averaged model, and the heads that predict its tokens."""
+        found = {"averaged": self.averaged, "latent": self.latent}
+        return {name: module for name, module in found.items() if module is not None}
+
+    def stepped(self, step: int) -> None:
+        """The averaged weights follow."""
+        if self.averaged is not None:
+            self.averaged.follow(self.model, step)
+
+    @property
+    def judged(self) -> Encoder:
+        """The model that validation judges and the run keeps: the averaged one, where there is one."""
+        return self.model if self.averaged is None else self.averaged.model
+
+    def weights(self) -> dict[str, Tensor]:
+        """The judged model's."""
+        return self.judged.state_dict()
 
     def validate(self, step: int) -> dict[str, float]:
         """Losses on the held-out clips with fixed masks, averaged over clips."""
-        sums = dict.fromkeys(self.metrics, 0.0)
+        sums = dict.fromkeys(self.validation_metrics, 0.0)
         mask_a, mask_b = self.validation_masks
         for start in range(0, len(self.validation), self.recipe.batch):
             rows = slice(start, start + self.recipe.batch)
             features = self.validation[rows]
-            losses = self.model.losses(
+            losses = self.judged.losses(
                 features, mask_a[rows], None if mask_b is None else mask_b[rows], self.recipe.objective
             )
             for key, value in losses.items():
@@ -181,14 +250,20 @@ def pretrain(
         task,
         out,
         torch.optim.AdamW(
-            model.parameters(),
+            [*model.parameters(), *(task.latent.parameters() if task.latent is not None else ())],
             lr=recipe.lr,
             betas=(recipe.beta1, recipe.beta2),
             weight_decay=recipe.weight_decay,
             fused=chosen.type == "cuda",
         ),
         PlateauSchedule(recipe.lr, recipe.warmup_steps, recipe.warmup_every, recipe.patience, recipe.lr_decay),
-        LoopSettings(recipe.validate_every, recipe.log_every, recipe.save_minutes, recipe.clip_norm),
+        LoopSettings(
+            recipe.validate_every,
+            recipe.log_every,
+            recipe.save_minutes,
+            recipe.clip_norm,
+            keep_last=recipe.keep == "last",
+        ),
         precision(recipe.precision, chosen),
     )
     loop.run()

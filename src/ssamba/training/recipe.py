@@ -43,6 +43,18 @@ class PretrainRecipe:
     reference_quirks: bool = option(False, "draw cluster masks with the reference's quirks")
     objective: str = option("joint", "what the heads are trained for", OBJECTIVES)
     passes: int = option(1, "joint objective: 1 pass for both heads, or 2 with a mask each as in the reference")
+    latent: float = option(
+        0.0, "weight of an additional objective: the masked tokens of an averaged model that sees the whole clip"
+    )
+    latent_clip: float = option(0.0, "weight of predicting the averaged model's mean token of the clip")
+    latent_layers: int = option(0, "last layers of the averaged model whose mean is the target, 0 takes all")
+    ema: float = option(
+        0.0, "share of the averaged weights that a step keeps, as 0.999; the run's model is then the averaged one"
+    )
+    short_clips: str = option("zeros", "what fills a crop behind a shorter clip", ("zeros", "repeat"))
+    mix: float = option(0.0, "share of clips that get another of their batch mixed in, 0 to 20 dB weaker")
+    gain_db: float = option(0.0, "clips are made louder or weaker by up to so many dB")
+    response_db: float = option(0.0, "deviation, in dB, of a random smooth frequency response for each clip")
     batch: int = option(64, "clips in a step")
     epochs: float = option(10.0, "epochs; an epoch shows every recording about once in full length")
     steps: int = option(0, "steps instead of epochs, where above 0")
@@ -56,6 +68,7 @@ class PretrainRecipe:
     validate_every: int = option(4000, "steps between two validations; there is always one at the end")
     patience: int = option(2, "validations without a better accuracy before the rate falls")
     lr_decay: float = option(0.5, "factor by which the rate then falls")
+    keep: str = option("best", "the run's model: best by validation, or last", ("best", "last"))
     validation: float = option(0.02, "share of the files held out for validation")
     validation_clips: int = option(256, "most clips in a validation")
     validation_mask: int = option(0, "patches hidden in validation; 0, or too many for the grid: as in training")
@@ -93,6 +106,13 @@ class PretrainRecipe:
             raise ConfigError(f"passes: {self.passes}, give 1 or 2")
         if not 0 < self.validation < 1:
             raise ConfigError(f"validation: {self.validation}, give a share between 0 and 1")
+        for name in ("latent", "latent_clip", "latent_layers", "gain_db", "response_db"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name}: {getattr(self, name)}, give 0 or more")
+        if not 0 <= self.ema < 1 or not 0 <= self.mix <= 1:
+            raise ConfigError(f"ema {self.ema}, mix {self.mix}: give shares from 0 to below 1, and 0 to 1")
+        if (self.latent or self.latent_clip) and not self.ema:
+            raise ConfigError("latent: needs an averaged model to predict; give ema too, such as 0.999")
         if self.steps == 0 and self.epochs <= 0:
             raise ConfigError(f"epochs: {self.epochs}, give more than 0, or steps")
         self._check_masks()
