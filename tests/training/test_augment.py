@@ -1,9 +1,23 @@
 """Masks, noise and rolling: what they change, how much, and that they are the same for the same seed and step."""
 
+import math
+
 import torch
 from torch import Tensor
 
-from ssamba.training.augment import MOST_NOISE, MOST_ROLL, draw_masks, draw_noise, mask_stretches, noise_and_roll
+from ssamba.training.augment import (
+    MOST_NOISE,
+    MOST_ROLL,
+    RESPONSE_KNOTS,
+    draw_masks,
+    draw_mixing,
+    draw_noise,
+    draw_response,
+    mask_stretches,
+    mix_waveforms,
+    noise_and_roll,
+    repeat_short,
+)
 from ssamba.training.seeds import generator
 
 FILL = 7.0
@@ -65,3 +79,44 @@ def test_noise_and_roll() -> None:
     assert heights.min() < 0.1 * MOST_NOISE
     again = noise_and_roll(ramp.expand(400, 50, 3), draw_noise(400, generator(0, "roll", 3)), generator(0, "noise", 3))
     assert torch.equal(out, again)
+
+
+def test_mixing_adds_another_clip_at_its_level() -> None:
+    waveforms = torch.randn(400, 50, generator=torch.Generator().manual_seed(0))
+    waveforms[:, 40:] = 0
+    lengths = torch.full((400,), 40)
+    other, level = draw_mixing(400, 0.3, generator(0, "mixing", 0))
+    assert sorted(other.tolist()) == list(range(400))
+    assert 0.2 < float((level > 0).float().mean()) < 0.4
+    assert level.max() <= 1
+    assert level[level > 0].min() >= 0.1
+    lengths[other[level > 0][0]] = 45
+    mixed, longer = mix_waveforms(waveforms, lengths, other, level)
+    assert torch.equal(mixed[level == 0], waveforms[level == 0])
+    assert int((longer == 45).sum()) >= 1
+    added = (mixed - waveforms)[level > 0]
+    rms = waveforms[level > 0].square().mean(dim=1).sqrt()
+    equal = lengths[level > 0] == lengths[other[level > 0]]
+    ratio = added.square().mean(dim=1).sqrt() / rms
+    torch.testing.assert_close(ratio[equal], level[level > 0][equal], rtol=1e-4, atol=1e-5)
+
+
+def test_response_is_a_gain_and_a_smooth_curve() -> None:
+    decibel = 10 / math.log(10)
+    gain = draw_response(1000, 6.0, 0.0, 128, generator(0, "response", 0)) * decibel
+    assert torch.equal(gain.amax(dim=1), gain.amin(dim=1))
+    assert -6 <= gain.min() < -5.5
+    assert 5.5 < gain.max() <= 6
+    curve = draw_response(1000, 0.0, 3.0, 128, generator(0, "response", 0)) * decibel
+    assert 2.5 < curve[:, 0].std() < 3.5  # at a knot the deviation is the one asked for
+    assert curve.diff(dim=1).abs().max() < 3 * 6 / (128 / RESPONSE_KNOTS)
+
+
+def test_short_clips_are_repeated() -> None:
+    waveforms, lengths = torch.zeros(2, 10), torch.tensor([4, 10])
+    waveforms[0, :4], waveforms[1] = torch.arange(1.0, 5.0), torch.arange(10.0)
+    filled, longer = repeat_short(waveforms, lengths)
+    assert filled[0].tolist() == [1, 2, 3, 4, 1, 2, 3, 4, 1, 2]
+    assert torch.equal(filled[1], waveforms[1])
+    assert longer.tolist() == [10, 10]
+    assert not waveforms[0, 4:].any()

@@ -1,0 +1,120 @@
+"""The averaged model and the objective that predicts its tokens."""
+
+import copy
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from pretrain_runs import command, kill_at, same_results, step_of
+
+import ssamba
+from ssamba import masking
+from ssamba.config import Config
+from ssamba.errors import ConfigError
+from ssamba.models.encoder import Encoder
+from ssamba.models.registry import make_encoder
+from ssamba.models.store import load_tensors
+from ssamba.training.latent import AveragedModel, LatentHeads, latent_losses, targets
+from ssamba.training.log import read_log
+from ssamba.training.pretrain import pretrain
+from ssamba.training.recipe import make_recipe
+
+CONFIG = Config(width=32, depth=4, frames=64, stride_frequency=16, stride_time=16)
+
+
+@pytest.fixture(params=["ssamba", "ssast"])
+def model(request: pytest.FixtureRequest) -> Encoder:
+    return make_encoder(CONFIG.replace(encoder=request.param), heads=True)
+
+
+def features(batch: int = 3) -> torch.Tensor:
+    return torch.randn(batch, 64, 128, generator=torch.Generator().manual_seed(5))
+
+
+def test_averaged_weights_follow(model: Encoder) -> None:
+    averaged = AveragedModel(model, 0.9).train()
+    assert not averaged.model.training
+    start = copy.deepcopy(dict(model.named_parameters()))
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(1.0)
+    averaged.follow(model, step=1)  # decay 2 / 11
+    averaged.follow(model, step=10_000)  # decay 0.9
+    left = (2 / 11) * 0.9
+    for name, value in averaged.model.named_parameters():
+        torch.testing.assert_close(value, start[name] + (1 - left), atol=1e-5, rtol=1e-5)
+        assert not value.requires_grad
+
+
+def test_targets_are_standardised_and_without_gradient(model: Encoder) -> None:
+    tokens, clip = targets(model.eval(), features(6))
+    assert tokens.shape == (6, 32, 32)
+    assert clip.shape == (6, 32)
+    assert not tokens.requires_grad
+    torch.testing.assert_close(tokens.mean(dim=1), torch.zeros(6, 32), atol=1e-4, rtol=0)
+    torch.testing.assert_close(clip.mean(dim=0), torch.zeros(32), atol=1e-4, rtol=0)
+    torch.testing.assert_close(clip.var(dim=0, correction=0), torch.ones(32), atol=0.05, rtol=0)
+    (last,) = model.encode_layers(features(6))[-1:]
+    patches = last[:, model.prefix_tokens :]
+    expected = (patches - patches.mean(1, keepdim=True)) / (patches.var(1, keepdim=True, correction=0) + 1e-5).sqrt()
+    torch.testing.assert_close(targets(model, features(6), layers=1)[0], expected, atol=1e-4, rtol=1e-4)
+
+
+def test_losses_fall_to_zero_at_the_targets(model: Encoder) -> None:
+    mask = masking.cluster_masks(3, CONFIG.grid, 20, torch.Generator().manual_seed(1))
+    heads = LatentHeads(32, torch.Generator().manual_seed(2))
+    heads.token, heads.clip = torch.nn.Sequential(), torch.nn.Sequential()  # nothing between tokens and targets
+    wanted = targets(model.eval(), features())
+    front = torch.zeros(3, model.prefix_tokens, 32)
+    tokens = torch.cat([front, wanted[0]], dim=1)
+    token, clip = latent_losses(heads, tokens, model.prefix_tokens, mask, (wanted[0], wanted[0].mean(dim=1)))
+    assert token == clip == 0
+    tokens[0, model.prefix_tokens + mask[0, 0]] += 1.0
+    token, clip = latent_losses(heads, tokens, model.prefix_tokens, mask, (wanted[0], wanted[0].mean(dim=1)))
+    torch.testing.assert_close(token, torch.tensor(1 / 60))
+    assert clip > 0
+
+
+LATENT = {"latent": 5.0, "latent_clip": 1.0, "ema": 0.9, "mix": 0.5, "gain_db": 6.0, "response_db": 3.0}
+
+
+def test_killed_runs_end_as_an_unbroken_one(sounds: Path, tmp_path: Path, small: dict[str, object]) -> None:
+    small |= LATENT | {"short_clips": "repeat", "keep": "last"}
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    pretrain([str(sounds)], whole, make_recipe(None, small), device="cpu")
+    row = read_log(whole)[-1]
+    assert 0 < float(row["latent"]) < 10
+    assert 0 < float(row["latent_clip"]) < 10
+    arguments = command(sounds, broken, small)
+    kill_at(arguments, broken, 10)
+    assert step_of(broken) < 24
+    pretrain([str(sounds)], broken, make_recipe(None, small), device="cpu")
+    same_results(whole, broken)
+    kept = ssamba.load(whole, heads=True).state_dict()
+    state = load_tensors(whole / "state.safetensors")
+    for key, value in kept.items():
+        torch.testing.assert_close(value, state[f"beside.averaged.model.{key}"], rtol=0, atol=0)
+    assert any(not torch.equal(value, state[f"model.{key}"]) for key, value in kept.items())
+
+
+def test_predicting_tokens_is_learnt(sounds: Path, tmp_path: Path, small: dict[str, object]) -> None:
+    small |= {"steps": 120, "batch": 8, "lr": 3e-3, "save_minutes": 1.0, "validate_every": 60, "latent": 5.0}
+    pretrain([str(sounds)], tmp_path, make_recipe(None, small | {"ema": 0.99}), device="cpu")
+    values = [float(row["latent"]) for row in read_log(tmp_path)]
+    assert sum(values[-5:]) < 0.9 * sum(values[:5])
+    assert all(map(math.isfinite, values))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"latent": 1.0}, "needs an averaged model"),
+        ({"ema": 1.0}, "ema 1.0"),
+        ({"mix": 1.5, "ema": 0.9}, "mix 1.5"),
+        ({"response_db": -1.0}, "response_db: -1.0"),
+    ],
+)
+def test_values_that_make_no_run(values: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make_recipe(None, values)
