@@ -16,7 +16,7 @@ from torch import Tensor
 from ssamba.data.audio import SAMPLE_RATE, Waveform, read_audio
 from ssamba.data.decoding import MOST_ATTEMPTS, AudioCache, Elsewhere, decode_ahead, pad_rows
 from ssamba.data.labelled import Example, Part
-from ssamba.data.sampling import CropSpec, PretrainPlan
+from ssamba.data.sampling import CropSpec, PretrainPlan, rows_of
 from ssamba.data.scan import SkipList
 from ssamba.data.worker import Request, Window
 from ssamba.errors import AudioError, DataError
@@ -61,6 +61,7 @@ class CropLoader:
         prefetch: batches decoded ahead, at most.
         skip: where unreadable files are counted; None keeps a list in memory.
         cache_bytes: budget of an :class:`AudioCache` over the plan's clips; 0 for none.
+        part: (k, n) gives the k-th of n blocks of each batch's rows, for a run in n processes.
 
     Raises (while iterating):
         DataError: too many unreadable files (see :class:`SkipList`), or a crop without any readable stand-in.
@@ -75,11 +76,12 @@ class CropLoader:
         prefetch: int = 4,
         skip: SkipList | None = None,
         cache_bytes: int = 0,
+        part: tuple[int, int] = (0, 1),
     ) -> None:
         if workers < 0 or start_step < 0 or prefetch < 1:
             raise ValueError(f"workers={workers}, start_step={start_step} must be >= 0 and prefetch={prefetch} >= 1")
         self.plan, self.workers, self.start_step, self.stop_step = plan, workers, start_step, stop_step
-        self.prefetch = prefetch
+        self.prefetch, self.part = prefetch, part
         self.skip = SkipList() if skip is None else skip
         self.cache = AudioCache(plan.clips, cache_bytes) if cache_bytes else None
         self._clips = len({clip.path for clip in plan.clips})
@@ -97,7 +99,8 @@ class CropLoader:
     def _jobs(self, step: int) -> list[_Job]:
         """Positions and their crops."""
         first = step * self.plan.batch_size
-        return list(enumerate(self.plan.batch(step), first))
+        positions = [first + row for row in rows_of(self.plan.batch_size, self.part)]
+        return [(position, self.plan.crop(position)) for position in positions]
 
     def _load(self, job: _Job) -> _Loaded:
         """A crop, or its first readable stand-in."""

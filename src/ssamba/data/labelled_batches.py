@@ -21,6 +21,7 @@ from ssamba.data.labelled import SILENCE, Example
 from ssamba.data.labelled_plans import EpochPlan, EvaluationPlan, Row
 from ssamba.data.labelled_reading import class_vector, mix, read_window
 from ssamba.data.manifest import Clip
+from ssamba.data.sampling import rows_of
 from ssamba.data.scan import SkipList, scan_clips
 from ssamba.data.worker import Request, Window
 from ssamba.errors import AudioError, DataError
@@ -74,6 +75,7 @@ class LabelledLoader:
         skip: where unreadable files are counted; None keeps a list in memory.
         cache_bytes: budget of an :class:`ssamba.data.decoding.AudioCache` over the plan's files, whose headers are read
             for it; 0 for none.
+        part: (k, n) gives the k-th of n blocks of each batch's rows, for a run in n processes. A block may be empty.
 
     Raises (while iterating):
         DataError: too many unreadable files (see :class:`ssamba.data.scan.SkipList`), or no readable stand-in.
@@ -89,13 +91,14 @@ class LabelledLoader:
         prefetch: int = 4,
         skip: SkipList | None = None,
         cache_bytes: int = 0,
+        part: tuple[int, int] = (0, 1),
     ) -> None:
         if workers < 0 or start_step < 0 or prefetch < 1 or classes < 1:
             raise ValueError(
                 f"workers={workers}, start_step={start_step} must be >= 0; prefetch={prefetch}, classes={classes} >= 1"
             )
         self.plan, self.classes, self.workers, self.prefetch = plan, classes, workers, prefetch
-        self.start_step = start_step
+        self.start_step, self.part = start_step, part
         self.stop_step = plan.steps if stop_step is None else stop_step
         self.skip = SkipList() if skip is None else skip
         self._files = list(dict.fromkeys(part.path for example in plan.examples for part in example.parts))
@@ -108,13 +111,14 @@ class LabelledLoader:
         elsewhere = self._elsewhere()
         for step, loaded in decode_ahead(steps, self._jobs, self._load, self.workers, self.prefetch, elsewhere):
             batch = self._collect(step, loaded)
-            if len(batch.keys):
+            if len(batch.keys) or isinstance(self.plan, EpochPlan):
                 yield batch
         if isinstance(self.plan, EvaluationPlan):
             self.skip.check(final=True)
 
     def _jobs(self, step: int) -> list[tuple[int, int, Row]]:
-        return [(step, number, row) for number, row in enumerate(self.plan.rows(step))]
+        rows = self.plan.rows(step)
+        return [(step, number, rows[number]) for number in rows_of(len(rows), self.part)]
 
     def _load(self, job: tuple[int, int, Row]) -> _Loaded:
         step, number, row = job
