@@ -24,10 +24,10 @@ def close(one: Path, other: Path, relative: float = 1e-5) -> None:
     assert [row["step"] for row in rows] == [row["step"] for row in others]
     for row, other_row in zip(rows, others, strict=True):
         for key, value in row.items():
-            if value:
+            if value and key != "latent_clip":  # its targets are standardised over each process's clips
                 assert float(value) == pytest.approx(float(other_row[key]), rel=relative, abs=1e-7), (row["step"], key)
     weights, other_weights = (load_file(folder / "model.safetensors") for folder in (one, other))
-    del weights["heads.discriminative.0.bias"]  # InfoNCE does not depend on it: Adam follows rounding alone
+    del weights["heads.discriminative.2.bias"]  # InfoNCE does not depend on it: Adam follows rounding alone
     for name, value in weights.items():
         torch.testing.assert_close(value, other_weights[name], rtol=1e-3, atol=2e-5, msg=name)
 
@@ -108,9 +108,8 @@ def test_a_killed_process_ends_all_and_the_run_goes_on_with_another_number(
         os.kill(ranks[killed], signal.SIGKILL)
         _, errors = process.communicate(timeout=60)
         assert process.returncode == 2
-        told = [line for line in errors.splitlines() if line.startswith("ssamba: error")]
-        assert len(told) == 1
-        assert f"process {killed} of 2 was ended by signal 9" in told[0]
+        assert errors.count("ssamba: error") == 1
+        assert f"ssamba: error: process {killed} of 2 was ended by signal 9" in errors
         assert "Traceback" not in errors
         assert ended(ranks)
         assert step <= step_of(out) < 16

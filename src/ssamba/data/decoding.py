@@ -37,12 +37,15 @@ Result = TypeVar("Result")
 
 
 def choose_workers(setting: int) -> int:
-    """The number of workers that a recipe's value means: 0 stands for the cores at hand, 2 to 16 of them."""
+    """The number of workers that a recipe's value means: 0 stands for the cores at hand, 2 to 16 of them.
+
+    Processes of one run on this machine (torchrun's LOCAL_WORLD_SIZE) share the cores.
+    """
     if setting:
         return setting
     able = getattr(os, "sched_getaffinity", None)
     cores = len(able(0)) if able is not None else os.cpu_count() or 1
-    return max(2, min(MOST_WORKERS, cores))
+    return max(2, min(MOST_WORKERS, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
 class Elsewhere(NamedTuple, Generic[Job, Result]):

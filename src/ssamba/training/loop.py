@@ -207,6 +207,7 @@ class Loop:
 
     def run(self) -> None:
         """Train to the last step. Raises ``Interrupted`` after saving when asked to stop, ``SsambaError`` on NaN."""
+        self.ranks.begin()
         first = self.ranks.told_by_main({"step": self.step} if self.ranks.main else None, ["step"])["step"]
         if first != self.step:
             raise SsambaError(

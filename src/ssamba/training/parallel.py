@@ -54,6 +54,10 @@ class Ranks:
         rows = self.rows(batch)
         return (rows.stop - rows.start) / batch
 
+    def begin(self) -> None:
+        """Other parameters follow in :meth:`add_up`."""
+        self._with_gradient = None
+
     def add_up(self, parameters: Sequence[nn.Parameter]) -> None:
         """Replace each gradient by the sum over all processes. Raises ``SsambaError`` when another has ended."""
         if self.world == 1:
