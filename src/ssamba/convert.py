@@ -121,6 +121,8 @@ def _to_file(path: Path, dest: Path) -> list[str]:
     config = description.config
     if description.classification is not None:
         raise CheckpointError(f"{path}: the official form has no place for a classifier; no file was written")
+    if config.directions != 2:
+        raise CheckpointError(f"{path}: the official form has two directions, this model one; no file was written")
     state = official_state(config, tensors)
     back, _ = from_official(state, str(path), config.attention_heads or None)
     lost = {k: v for k, v in config.to_dict().items() if back.to_dict()[k] != v}

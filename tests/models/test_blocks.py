@@ -12,6 +12,7 @@ from plain_reference import plain_encode
 from ssamba import ops
 from ssamba.config import Config
 from ssamba.interop.official import to_official
+from ssamba.models import blocks
 from ssamba.models.blocks import BlockPair
 from ssamba.models.ssamba import SSAMBA
 
@@ -95,3 +96,30 @@ def test_initial_weights_follow_the_description(rng: torch.Generator) -> None:
         weight = getattr(pair, name)
         assert 0.97 * bound < weight.abs().max() <= bound, name
         assert weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.1), name
+
+
+def test_a_step_by_parts_is_the_whole_step(small_model: SSAMBA, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = torch.randn(3, 9, small_model.config.width)
+    with torch.no_grad():
+        whole = small_model.encode_tokens(tokens)
+        monkeypatch.setattr(blocks, "PART_TOKENS", 9)
+        given = tokens.clone()
+        torch.testing.assert_close(small_model.encode_tokens(given), whole, rtol=1e-5, atol=1e-5)
+    assert torch.equal(given, tokens)
+
+
+def test_one_direction_sees_nothing_that_comes_later() -> None:
+    config = Config(width=16, depth=4, frames=64, directions=1)
+    model = SSAMBA(config).eval()
+    features = torch.randn(2, 64, 128, generator=torch.Generator().manual_seed(1))
+    tokens = model.embed_patches(features)
+    changed = tokens.clone()
+    changed[:, 20:] *= -1.0
+    with torch.no_grad():
+        before, after = model.encode_tokens(tokens), model.encode_tokens(changed)
+    torch.testing.assert_close(before[:, :20], after[:, :20], rtol=0, atol=1e-6)
+    assert (before[:, 20:] - after[:, 20:]).abs().amax(dim=(0, 2)).min() > 1e-3
+    both = SSAMBA(config.replace(directions=2)).eval()
+    assert sum(p.numel() for p in model.parameters()) < sum(p.numel() for p in both.parameters())
+    with torch.no_grad():
+        assert not torch.allclose(both.encode_tokens(tokens)[:, 0], both.encode_tokens(changed)[:, 0])

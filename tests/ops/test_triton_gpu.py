@@ -82,6 +82,8 @@ SHAPES = [
     (1, 1, 2, 3, 16, 2, 2), (2, 7, 2, 1, 16, 1, 2), (1, 513, 2, 48, 16, 12, 2), (2, 1212, 2, 20, 5, 3, 2),
     (1, 65, 1, 1536, 16, 48, 2), (3, 130, 2, 70, 1, 5, 2), (1, 100, 2, 33, 64, 8, 2), (2, 40, 3, 17, 33, 4, 2),
     (1, 50, 2, 24, 16, 4, 1), (2, 64, 2, 384, 16, 12, 2),
+    # widths that the forward by tensor-core fragments takes, also a block's last group of channels alone
+    (2, 1, 2, 16, 16, 4, 2), (2, 7, 1, 80, 16, 8, 2), (2, 1212, 2, 96, 16, 12, 2), (1, 130, 2, 64, 16, 20, 1),
 ]  # fmt: skip
 
 
@@ -94,6 +96,39 @@ def test_values_and_gradients(shape: tuple[int, ...], dtype: torch.dtype, form: 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_long(dtype: torch.dtype, form: str) -> None:
     compare(1, 22016, 1, 8, 16, 2, 2, dtype=dtype, trained=False)
+    if form == "nvrtc":  # in chunks of time
+        compare(1, 22016, 1, 16, 16, 4, 2, dtype=dtype, trained=False)
+
+
+@pytest.mark.parametrize(
+    ("split", "warps", "stages", "chunks"), [(1, 4, 2, 1), (1, 4, 3, 8), (2, 2, 3, 1), (2, 4, 3, 5)]
+)
+def test_every_cut_of_the_forward(
+    split: int, warps: int, stages: int, chunks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ssamba.ops import nvrtc_fragments_launch
+    from ssamba.ops.triton import bimamba_inner_packed
+
+    cut = nvrtc_fragments_launch.Cut(split, warps, stages, blocks=3, chunks=chunks)
+    monkeypatch.setattr(nvrtc_fragments_launch, "choose_cut", lambda _: cut)
+    tensors = inputs(2, 4109, 2, 80, 16, 12, 2, torch.bfloat16, True)
+    exact = [t.double() for t in tensors]
+    expected = reference.bimamba_inner(exact[0][:, :, 0], exact[0][:, :, 1], *exact[1:])
+    poison(2, 4109, 2, 80, torch.bfloat16)
+    found = [bimamba_inner_packed(*tensors) for _ in range(2)]
+    assert error(found[0], expected) < 5e-3
+    assert torch.equal(*found)
+
+
+def test_channels_that_are_not_aligned() -> None:
+    from ssamba.ops.triton import bimamba_inner
+
+    tensors = inputs(2, 77, 2, 48, 16, 4, 2, torch.bfloat16, True)
+    plain = bimamba_inner(tensors[0][:, :, 0], tensors[0][:, :, 1], *tensors[1:])
+    shifted = torch.empty(tensors[0].numel() + 1, device="cuda", dtype=torch.bfloat16)[1:].view(tensors[0].shape)
+    shifted.copy_(tensors[0])
+    found = bimamba_inner(shifted[:, :, 0], shifted[:, :, 1], *tensors[1:])
+    assert error(found, plain.double()) < BOUND[torch.bfloat16]
 
 
 def test_two_runs_give_the_same_bits(form: str) -> None:
@@ -156,6 +191,18 @@ def test_add_layer_norm(affine: bool, width: int) -> None:
         assert error(out, expected) < 1e-5
     for f, t in zip(found, truth, strict=True):
         assert error(f, t.double()) < 1e-4 or t.norm() < 1e-6
+
+
+@pytest.mark.parametrize("width", [1, 192, 768])
+def test_add_layer_norm_in_place(width: int) -> None:
+    from ssamba.ops.triton import add_layer_norm_
+
+    x, residual = (torch.randn(3, 37, width, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    new = (2 * residual.double() + x.double()).to(torch.bfloat16)
+    expected = F.layer_norm(2 * residual.double() + x.double(), (width,))
+    add_layer_norm_(x, residual, 1e-5, 2.0)
+    assert torch.equal(residual, new)
+    assert width == 1 or error(x, expected) < 4e-3
 
 
 def test_under_autocast() -> None:

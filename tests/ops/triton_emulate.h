@@ -55,6 +55,20 @@ static void run_block(){
 static void go(int gx,int gy,int gz,int nt,void(*e)()){ NT=nt; ctx.resize(nt); while((int)stk.size()<nt) stk.push_back((char*)malloc(65536)); state_.assign(nt,0); xch.assign((nt+31)/32*32,0); entry_=e;
   for(int z=0;z<gz;z++)for(int y=0;y<gy;y++)for(int x=0;x<gx;x++){ blockIdx={x,y,z}; run_block(); } }
 
+template<int BYTES> static void copy_later(unsigned short*to,const unsigned short*from,bool ok){ if(ok) memcpy(to,from,BYTES); else memset(to,0,BYTES); }
+static void close_copies(){} template<int LEFT> static void await_copies(){}
+static uint2 make_uint2(unsigned x,unsigned y){ return {x,y}; }
+// Matrices of 8 x 8: lane 8 i + k points at row k of matrix i.
+template<int COUNT> static void matrices(unsigned*d,const unsigned short*row,bool turned){
+  static const unsigned short*rows[1024]; int me=cur,w=me&~31,l=me&31; rows[me]=row; yield_(2);
+  for(int i=0;i<COUNT;i++){ unsigned v[2]; for(int j=0;j<2;j++) v[j]=turned? rows[w+8*i+l%4*2+j][l/4] : rows[w+8*i+l/4][l%4*2+j]; d[i]=v[0]|v[1]<<16; }
+  yield_(2); }
+static void read4(unsigned*m,const unsigned short*row){ matrices<4>(m,row,false); }
+static void read4_turned(unsigned*m,const unsigned short*row){ matrices<4>(m,row,true); }
+static void read2(unsigned*m,const unsigned short*row){ matrices<2>(m,row,false); }
+static unsigned turn(unsigned m){ static unsigned A[1024]; int me=cur,w=me&~31,l=me&31; A[me]=m; yield_(2);
+  unsigned v[2]; for(int j=0;j<2;j++){ unsigned x=A[w+(l%4*2+j)*4+l/4/2]; v[j]=l/4%2?x>>16:x&0xffff; } yield_(2); return v[0]|v[1]<<16; }
+
 #define SHARED_BYTES(name) alignas(16) static char name[300000]
 static unsigned pack2(float a,float b){
 #if DTYPE!=0
@@ -75,4 +89,6 @@ static void mma16816(float*d,unsigned a0,unsigned a1,unsigned a2,unsigned a3,uns
   auto Bat=[&](int k,int n){int ln=n*4+(k%8)/2; return el(A[w+ln][4+(k>=8)],k&1);};
   for(int i=0;i<4;i++){int row=l/4+8*(i/2),col=(l%4)*2+(i&1); float s=0; for(int k=0;k<16;k++) s+=Aat(row,k)*Bat(k,col); d[i]+=s;}
   yield_(2); }
+static void mma1688(float*d,unsigned a0,unsigned a1,unsigned b0){ // the inner dimension's upper half is zero
+  mma16816(d,a0,a1,0,0,b0,0); }
 #endif

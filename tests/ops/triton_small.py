@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from triton.runtime import interpreter
 
-from ssamba.ops import nvrtc, nvrtc_scan, reference
+from ssamba.ops import nvrtc, nvrtc_fragments_launch, nvrtc_proj, nvrtc_scan, reference
 from ssamba.ops import triton as gpu
 from ssamba.ops.triton_kernels import conv
 
@@ -113,6 +113,38 @@ def check_norm() -> None:
         assert all(torch.allclose(p, q, atol=1e-4) for p, q in zip((out, *a), (truth, *b), strict=True))
 
 
+def check_fragments() -> None:
+    """The forward by fragments in all its cuts, forward alone, and the projection before it."""
+    for split, chunks in ((1, 1), (1, 3), (2, 1), (2, 3)):
+        cut = nvrtc_fragments_launch.Cut(split=split, warps=4, stages=2 + split % 2, blocks=1, chunks=chunks)
+        nvrtc_fragments_launch.choose_cut = lambda _, cut=cut: cut
+        for sizes in ((2, 71, 1, 48, 12, 2), (1, 6, 2, 16, 20, 1)):
+            check_output(*sizes)
+    for B, L, K, E, P, R in ((1, 70, 2, 48, 44, 2), (2, 5, 1, 80, 80, 1)):
+        generator = torch.Generator().manual_seed(L)
+        x = torch.randn(B, L, 2, K, E, generator=generator).bfloat16()[:, :, 0]
+        weight, bias = torch.randn(R, K, E, 4, generator=generator), torch.randn(R, K, E, generator=generator)
+        proj = torch.randn(R, K, P, E, generator=generator).bfloat16()
+        found = nvrtc_proj.conv_proj(x, weight, bias, proj).float()
+        expected = plain_proj(x.float(), weight, bias, proj.float())
+        assert (found - expected).norm() < 5e-3 * expected.norm(), f"projection {(B, L, K, E, P, R)}"
+
+
+def check_output(B: int, L: int, K: int, E: int, r: int, R: int) -> None:
+    generator = torch.Generator().manual_seed(L)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    tensors = [draw(B, L, 2, K, E).bfloat16(), draw(R, K, E, 4) * 0.5, draw(R, K, E) * 0.1]
+    tensors += [draw(R, K, r + 32, E) / E**0.5, draw(R, K, E, r) / r**0.5, draw(R, K, E) - 3]
+    tensors += [torch.log(torch.rand(R, K, E, 16, generator=generator) * 16 + 0.5), draw(R, K, E)]
+    exact = [t.double() for t in tensors]
+    expected = reference.bimamba_inner(exact[0][:, :, 0], exact[0][:, :, 1], *exact[1:])
+    error = float((gpu.bimamba_inner_packed(*tensors).double() - expected).norm() / expected.norm())
+    assert error < 5e-3, f"{(B, L, K, E, r, R)}, {nvrtc_fragments_launch.choose_cut(None)}: off by {error:.1e}"
+
+
 def main(form: str) -> None:
     if form == "interpret":
         check(1, 1, 1, 1, 1, 1, 2, torch.float32, 1e-4)
@@ -124,6 +156,7 @@ def main(form: str) -> None:
     check(1, 1, 1, 1, 1, 1, 2, torch.float32, 1e-4)
     check(1, 37, 2, 9, 64, 5, 1, torch.float32, 1e-4)
     check(1, 45, 2, 20, 16, 12, 2, torch.bfloat16, 2e-2)
+    check_fragments()
     os.environ["SSAMBA_LPC"] = "1"
     check(1, 46, 1, 40, 16, 12, 2, torch.bfloat16, 2e-2)
 

@@ -19,10 +19,11 @@ from ssamba.errors import CheckpointError, ConfigError
 from ssamba.interop.official_keys import HEADS, PATCHES, compare, grid_values, renamed, stacked_depth
 from ssamba.interop.official_ssast import KNOWN_EXTRAS as SSAST_EXTRAS
 from ssamba.interop.official_ssast import MARK, from_ssast, to_ssast
-from ssamba.models.blocks import BLOCKS, DIRECTIONS
+from ssamba.models.blocks import BLOCKS
 from ssamba.models.ssamba import SSAMBA
 
 PREFIX = "module."
+DIRECTIONS = 2
 KNOWN_EXTRAS = ("v.head.weight", "v.head.bias", "p_input_fdim", "p_input_tdim")
 """Keys that official files carry and the model does not use."""
 EXTRAS_OF = {"ssamba": KNOWN_EXTRAS, "ssast": SSAST_EXTRAS}

@@ -18,7 +18,9 @@ from ssamba import ops
 from ssamba.config import Config
 
 NORM_EPS = 1e-5
-BLOCKS, DIRECTIONS = 2, 2
+BLOCKS = 2
+PART_TOKENS = 32768
+"""Inference of more tokens goes through each pair in parts of at least so many, which are enough to fill a GPU."""
 DT_MIN, DT_MAX, DT_FLOOR = 0.001, 0.1, 1e-4
 
 
@@ -29,14 +31,14 @@ def _empty(*shape: int) -> nn.Parameter:
 class BlockPair(nn.Module):
     """Parameters of two parallel blocks, stacked, and their common step.
 
-    Direction 0 runs left to right. In the second block the official checkpoint's unsuffixed weights belong to
-    direction 1: ``ssamba.interop.official`` does that exchange.
+    Direction 0 runs left to right; a model of one direction has only that. In the second block the official
+    checkpoint's unsuffixed weights belong to direction 1: ``ssamba.interop.official`` does that exchange.
     """
 
     def __init__(self, config: Config) -> None:
         super().__init__()
         d, e, n, r = config.width, config.inner, config.state_size, config.dt_rank
-        lanes = (DIRECTIONS, BLOCKS)
+        lanes = (config.directions, BLOCKS)
         self.depth = config.depth
         self.norm_weight_Kd = _empty(BLOCKS, d)
         self.norm_bias_Kd = _empty(BLOCKS, d)
@@ -74,21 +76,37 @@ class BlockPair(nn.Module):
         self.A_log_RKEN.copy_(states.log().expand_as(self.A_log_RKEN))
         self.D_RKE.fill_(1.0)
 
-    def forward(self, x_BLd: Tensor, residual_BLd: Tensor | None, keep_KB: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x_BLd: Tensor, residual_BLd: Tensor | None, keep_KB: Tensor | None, reuse: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """One step: returns the blocks' summed output and the residual stream, both (B, L, d).
 
         Each block adds x to its own copy of the residual, and the two are added after the pair: the stream doubles.
         That factor is left to whoever adds to the stream next, so ``residual_BLd`` comes in and goes out undoubled.
         ``keep_KB`` scales x per block and clip as it joins the residual (stochastic depth); None keeps it whole.
+        ``reuse`` lets the step write its results over x and the residual, in inference: then they are the chain's own.
         """
         if keep_KB is None or residual_BLd is None:
-            normal_BLd, residual_BLd = add_to_stream(x_BLd, residual_BLd)
-            weight, bias = self._folded_input()
-            xz_BLhKE = F.linear(normal_BLd, weight.flatten(0, 2), bias.flatten()).unflatten(-1, weight.shape[:3])
+            normal_BLd, residual_BLd = add_to_stream(x_BLd, residual_BLd, reuse=reuse)
+            batch, length = x_BLd.shape[:2]
+            parts = min(batch, batch * length // PART_TOKENS)
+            if parts > 1 and not torch.is_grad_enabled():
+                self._step_by_parts(normal_BLd, parts)
+                return normal_BLd, residual_BLd
+            xz_BLhKE = self._input(normal_BLd, *self._folded_input())
             del normal_BLd  # not needed by the mixer, which is where memory peaks
             return self._mix(xz_BLhKE), residual_BLd
         xz_BLhKE, residual_BLd = self._input_with_drop(x_BLd, residual_BLd, keep_KB)
         return self._mix(xz_BLhKE), residual_BLd
+
+    def _step_by_parts(self, normal_BLd: Tensor, parts: int) -> None:
+        """The step of some clips after the other, each over its own input: the mixer's memory is that of one part."""
+        weight, bias = self._folded_input()
+        for clips_BLd in normal_BLd.tensor_split(parts):
+            clips_BLd.copy_(self._mix(self._input(clips_BLd, weight, bias)))
+
+    def _input(self, normal_BLd: Tensor, weight_hKEd: Tensor, bias_hKE: Tensor) -> Tensor:
+        return F.linear(normal_BLd, weight_hKEd.flatten(0, 2), bias_hKE.flatten()).unflatten(-1, weight_hKEd.shape[:3])
 
     def _folded_input(self) -> tuple[Tensor, Tensor]:
         """Input product with each block's LayerNorm scale and shift folded in: the normalised input is shared."""
@@ -129,10 +147,12 @@ def add_to_stream(
     keep_B: Tensor | None = None,
     weight_d: Tensor | None = None,
     bias_d: Tensor | None = None,
+    reuse: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """``stream = 2 residual + keep x`` (the doubling of the pair before) and LayerNorm(stream), in this order reversed.
 
-    Without affine weights the norm has the dtype that the matrix product after it wants.
+    Without affine weights the norm has the dtype that the matrix product after it wants. ``reuse`` allows the stream to
+    take the residual's place and the norm x's, where that saves memory.
     """
     mixed = torch.is_autocast_enabled(x_BLd.device.type) and weight_d is None
     dtype = (
@@ -149,4 +169,5 @@ def add_to_stream(
         residual_scale=BLOCKS,
         x_scale_B=keep_B,
         out_dtype=dtype,
+        reuse=reuse,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -103,7 +104,13 @@ class Classifier(nn.Module):
     def _second_means(self, patches_BPd: Tensor, n_columns: int) -> Tensor:
         """Mean over frequency, then over the columns whose centres lie in each second: (B, seconds, d)."""
         columns_BTd = patches_BPd.unflatten(1, (-1, n_columns)).mean(dim=1)
-        # On the CPU, where counting the seconds makes nobody wait for the device.
-        share_ST = F.one_hot(seconds_of_columns(n_columns, self._config)).float().T
-        share_ST = share_ST / share_ST.sum(dim=1, keepdim=True).clamp_min(1)
-        return torch.einsum("st,btd->bsd", share_ST.to(columns_BTd, non_blocking=True), columns_BTd)
+        share_ST = _second_shares(n_columns, self._config, columns_BTd.device)
+        return torch.einsum("st,btd->bsd", share_ST.to(columns_BTd.dtype), columns_BTd)
+
+
+@lru_cache(maxsize=8)
+def _second_shares(n_columns: int, config: Config, device: torch.device) -> Tensor:
+    """(seconds, columns) weights of the mean over each second, copied once: nobody may wait for it in each step."""
+    with torch.inference_mode(False):  # a cached tensor must serve later passes with gradients, too
+        share_ST = F.one_hot(seconds_of_columns(n_columns, config)).float().T
+        return (share_ST / share_ST.sum(dim=1, keepdim=True).clamp_min(1)).to(device)

@@ -46,7 +46,9 @@ class SSAMBA(Encoder):
         for i, pair in enumerate(self.pairs):
             if layers is not None and residual is not None:
                 layers.append(BLOCKS * residual + x)
-            x, residual = pair(x, residual, None if keep is None else keep[BLOCKS * i : BLOCKS * (i + 1)])
+            # From the second pair on both are the chain's own, and in inference nothing else needs them.
+            reuse = residual is not None and not torch.is_grad_enabled()
+            x, residual = pair(x, residual, None if keep is None else keep[BLOCKS * i : BLOCKS * (i + 1)], reuse)
         weight, bias = self.norm.weight, self.norm.bias
         x, residual = add_to_stream(x, residual, None if keep is None else keep[-1], weight, bias)
         del residual

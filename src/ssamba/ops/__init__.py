@@ -198,10 +198,12 @@ def add_layer_norm(
     residual_scale: float = 1.0,
     x_scale_B: Tensor | None = None,
     out_dtype: torch.dtype | None = None,
+    reuse: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Residual addition and layer normalisation in one pass: see ``reference.add_layer_norm``.
 
-    Only GPUs have a form of its own for it; elsewhere torch's own operators are the fast ones.
+    Only GPUs have a form of its own for it; elsewhere torch's own operators are the fast ones. ``reuse`` allows that
+    form to write the stream over the residual and the norm over x, when no gradient is asked for.
     """
     backend = _forced or _check_backend(os.environ.get("SSAMBA_BACKEND", "auto"), "SSAMBA_BACKEND")
     module: ModuleType | str = reference
@@ -209,6 +211,11 @@ def add_layer_norm(
         module = _fast_module("triton")
     if isinstance(module, str):
         module = reference  # bimamba_inner has told why
+    if reuse and hasattr(module, "add_layer_norm_") and not torch.is_grad_enabled() and residual_BLd is not None:
+        plain = x_scale_B is None and weight_d is None and out_dtype in (None, x_BLd.dtype)
+        if plain and x_BLd.is_contiguous() and residual_BLd.is_contiguous():
+            module.add_layer_norm_(x_BLd, residual_BLd, eps, residual_scale)
+            return x_BLd, residual_BLd
     return module.add_layer_norm(
         x_BLd, residual_BLd, weight_d, bias_d, eps=eps, residual_scale=residual_scale, x_scale_B=x_scale_B,
         out_dtype=out_dtype,

@@ -17,10 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssamba.ops import nvrtc_conv, nvrtc_scan, reference
+from ssamba.ops import nvrtc_conv, nvrtc_proj, nvrtc_scan, reference
 from ssamba.ops.triton_kernels import conv, norm, scan
 
-__all__ = ["add_layer_norm", "bimamba_inner", "bimamba_inner_packed"]
+__all__ = ["add_layer_norm", "add_layer_norm_", "bimamba_inner", "bimamba_inner_packed"]
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _Params = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -33,6 +33,15 @@ def _dense(x: Tensor) -> Tensor:
 
 def _lanes(x_RKXY: Tensor, dtype: torch.dtype) -> Tensor:
     return x_RKXY.flatten(0, 1).to(dtype)
+
+
+def _in_float32(*weights: Tensor) -> tuple[Tensor, ...]:
+    """Small parameters in float32. Of 16 bits they are converted together: beside short inputs launches count."""
+    if any(w.dtype != weights[0].dtype for w in weights) or weights[0].dtype == torch.float32:
+        return tuple(w.float() for w in weights)
+    together = torch.cat([w.flatten() for w in weights]).float()
+    parts = together.split([w.numel() for w in weights])
+    return tuple(part.view(w.shape) for part, w in zip(parts, weights, strict=True))
 
 
 def _over_tokens(a_GTM: Tensor, b_GTN: Tensor) -> Tensor:
@@ -52,8 +61,14 @@ def _inner_forward(x: Tensor, z: Tensor, params: _Params) -> tuple[Tensor, Tenso
     conv_weight, conv_bias, x_proj, dt_proj, dt_bias, a_log, skip = (w.contiguous() for w in params)
     x, z = _dense(x), _dense(z)
     with torch.autocast(x.device.type, enabled=False):
-        p_GBLP = conv.conv_proj(x, conv_weight, conv_bias, x_proj)
-        if nvrtc_scan.usable(x, a_log, conv_weight.shape[-1], x_proj.shape[2]):
+        cuda = nvrtc_scan.usable(x, a_log, conv_weight.shape[-1], x_proj.shape[2])
+        if cuda:
+            conv_weight, conv_bias, dt_proj, dt_bias, a_log, skip = _in_float32(
+                conv_weight, conv_bias, dt_proj, dt_bias, a_log, skip
+            )
+        fast = cuda and nvrtc_proj.usable(x, conv_weight, x_proj)
+        p_GBLP = (nvrtc_proj if fast else conv).conv_proj(x, conv_weight, conv_bias, x_proj)
+        if cuda:
             y = nvrtc_scan.forward(x, z, p_GBLP, conv_weight, conv_bias, dt_proj, dt_bias, a_log, skip)
             return y, p_GBLP
         u, dt = _expand(x, p_GBLP, conv_weight, conv_bias, dt_proj)
@@ -245,6 +260,17 @@ def _gpu_add_layer_norm(
     residual_scale: float, out_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     return norm.forward(x, residual, x_scale, weight, bias, eps, residual_scale, out_dtype)
+
+
+@torch.library.custom_op("ssamba::gpu_add_layer_norm_", mutates_args=("x", "residual"))
+def add_layer_norm_(x: Tensor, residual: Tensor, eps: float, residual_scale: float) -> None:
+    """``residual = residual_scale residual + x`` and ``x = LayerNorm(residual)``, in place, without gradients."""
+    norm.forward(x, residual, None, None, None, eps, residual_scale, x.dtype, in_place=True)
+
+
+@add_layer_norm_.register_fake
+def _(x: Tensor, residual: Tensor, eps: float, residual_scale: float) -> None:
+    return None
 
 
 @torch.library.custom_op("ssamba::gpu_add_layer_norm_backward", mutates_args=())

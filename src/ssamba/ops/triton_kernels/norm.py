@@ -99,14 +99,20 @@ def forward(
     eps: float,
     residual_scale: float,
     out_dtype: torch.dtype,
+    in_place: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """``new = residual_scale residual + x_scale x``; returns LayerNorm(new), new, mean and 1/std of each token."""
+    """``new = residual_scale residual + x_scale x``; returns LayerNorm(new), new, mean and 1/std of each token.
+
+    ``in_place``: new over the residual and the norm over x; a program reads its rows before it writes them.
+    """
     x = x_BLd.contiguous()
     residual = None if residual_BLd is None else residual_BLd.contiguous()
     width = x.shape[-1]
     rows = x.numel() // max(width, 1)
-    out = torch.empty_like(x, dtype=out_dtype)
-    new = torch.empty_like(x if residual is None else residual)
+    if in_place and (not x_BLd.is_contiguous() or residual_BLd is None or not residual_BLd.is_contiguous()):
+        raise ValueError("in place, x and the residual must be contiguous")
+    out = x if in_place else torch.empty_like(x, dtype=out_dtype)
+    new = residual if in_place and residual is not None else torch.empty_like(x if residual is None else residual)
     mean = torch.empty(x.shape[:-1], device=x.device, dtype=torch.float32)
     rstd = torch.empty_like(mean)
     br, bd, warps = _tile(width)
