@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -26,10 +27,16 @@ def close(one: Path, other: Path, relative: float = 1e-5) -> None:
         for key, value in row.items():
             if value and key != "latent_clip":  # its targets are standardised over each process's clips
                 assert float(value) == pytest.approx(float(other_row[key]), rel=relative, abs=1e-7), (row["step"], key)
-    weights, other_weights = (load_file(folder / "model.safetensors") for folder in (one, other))
-    del weights["heads.discriminative.2.bias"]  # InfoNCE does not depend on it: Adam follows rounding alone
-    for name, value in weights.items():
-        torch.testing.assert_close(value, other_weights[name], rtol=1e-3, atol=2e-5, msg=name)
+    assert distance(one, other) < 1e-4
+
+
+def distance(one: Path, other: Path) -> float:
+    """Length of the difference of two models' weights, relative to that of the weights."""
+    weights, others = (load_file(folder / "model.safetensors") for folder in (one, other))
+    # InfoNCE hardly depends on its head's biases, so Adam follows the rounding of their gradients.
+    names = [name for name in weights if not re.fullmatch(r"heads.discriminative.\d.bias", name)]
+    values, other_values = (torch.cat([w[name].flatten().double() for name in names]) for w in (weights, others))
+    return float((values - other_values).norm() / values.norm())
 
 
 def run(arguments: list[str]) -> subprocess.CompletedProcess[str]:
