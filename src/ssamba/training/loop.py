@@ -252,11 +252,11 @@ class Loop:
                 bar.update()
                 due = validating and settings.save_at_validation
                 late = time.monotonic() - saved >= 60 * settings.save_minutes
-                self.stop, late = self.ranks.any(self.stop, late)
-                if due or last or self.stop or late:
+                stop, late = self.ranks.any(self.stop, late)  # a signal may come meanwhile: the next step sees it
+                if due or last or stop or late:
                     self.save()
                     saved = time.monotonic()
-                if self.stop and not last:
+                if stop and not last:
                     raise Interrupted(f"stopped at step {self.step} of {total}; the same command goes on from there")
                 if last:
                     return
