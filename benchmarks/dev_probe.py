@@ -16,7 +16,7 @@ import torch
 import ssamba
 from ssamba.data.labelled import Example
 from ssamba.data.layouts import read_layout
-from ssamba.probing.features import LOG_MEL, Wanted, extract, layer_name
+from ssamba.probing.features import LOG_MEL, Wanted, extract, layer_name, rows_name
 from ssamba.probing.linear import fit_linear
 from ssamba.probing.protocol import target_matrix
 
@@ -62,16 +62,16 @@ def main() -> None:
     for source in arguments.models:
         model = ssamba.load(source, device=arguments.device)
         layers = tuple(arguments.layers or (model.n_layers,))
-        found = [extract(examples, Wanted(model, layers, True)) for examples, _, _ in sets]
-        for name in (LOG_MEL, *map(layer_name, layers)):
-            for values in (slice(0, model.config.width), slice(None)):
-                if name == LOG_MEL and values.start == 0:
-                    continue
+        found = [extract(examples, Wanted(model, layers, True, rows=True)) for examples, _, _ in sets]
+        for name in (LOG_MEL, *map(layer_name, layers), *map(rows_name, layers)):
+            kinds = {"mean and deviation": slice(None)}
+            if name in map(layer_name, layers):
+                kinds = {"mean": slice(model.config.width), **kinds}
+            for pooling, values in kinds.items():
                 cells = [
                     accuracy(x[name][:, values].double(), target_matrix(examples, classes), splits)
                     for x, (examples, splits, classes) in zip(found, sets, strict=True)
                 ]
-                pooling = "mean" if values.start == 0 else "mean and deviation"
                 print(f"| {source} | {name}, {pooling} | {cells[0]:.1f} | {cells[1]:.1f} |", flush=True)
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 RECIPES = {"esc10": "ESC-10", "arabic-speech-commands": "Arabic"}
-PROBED = "mean and deviation"
+PROBED = "mean and deviation of each row"
 
 
 @dataclass(frozen=True)

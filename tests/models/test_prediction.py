@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 CLASSES = ("rain", "dog", "siren", "clock")
 
 
-def make(kind: str = "ssamba", frames: int = 128, stride: int = 16, **task: bool) -> Encoder:
+def make(kind: str = "ssamba", frames: int = 128, stride: int = 16, **task: bool | str) -> Encoder:
     """Width 32, with answers that differ from excerpt to excerpt."""
     config = Config(encoder=kind, width=32, depth=2, frames=frames, stride_time=stride, attention_heads=0)
     generator = torch.Generator().manual_seed(5)
@@ -194,3 +194,12 @@ def test_questions_for_another_model() -> None:
             seconds.predict(noise(1.0), **settings)
     with pytest.raises(ConfigError, match="has no classifier"):
         make_encoder(Config(width=32, depth=2, frames=128)).predict(noise(1.0))
+
+
+@pytest.mark.parametrize(("loss", "several"), [("auto", False), ("ce", False), ("bce", False), ("auto", True)])
+def test_scores_follow_the_loss_of_the_training(loss: str, several: bool) -> None:
+    model = make("ssamba", loss=loss, multi_label=several)
+    audio = noise(1.0)
+    logits = model.classify(frontend.features(audio, target_length=128)).detach()
+    (out,) = model.predict(audio)
+    close(out.scores, logits.sigmoid() if loss == "bce" or several else logits.softmax(-1))

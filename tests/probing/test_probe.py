@@ -89,13 +89,16 @@ def test_features_are_pooled_tokens(tmp_path: Path, kind: str) -> None:
     # A recording beyond the grid: its half-overlapping windows' tokens, all alike.
     soundfile.write(tmp_path / "long.wav", np.random.default_rng(1).standard_normal(16000) / 20, 16000)
     long = Example("long", (Part(str(tmp_path / "long.wav")),), (0,))
-    pooled = extract([long], Wanted(model, layers, log_mel=False))
+    pooled = extract([long], Wanted(model, layers, log_mel=False, rows=True))
     features = probe_windows(model, tmp_path / "long.wav")
     with torch.no_grad():
         for layer, tokens in zip(layers, model.encode_layers(features), strict=True):
             rows = tokens[:, model.prefix_tokens :].flatten(0, 1)
             both = torch.cat([rows.mean(dim=0), rows.std(dim=0, correction=0)])
             torch.testing.assert_close(pooled[f"layer.{layer}"][0], both, atol=1e-4, rtol=1e-4)
+            by_row = rows.unflatten(0, (-1, *model.config.grid)).permute(1, 0, 2, 3).flatten(1, 2)  # (F, windows T, d)
+            both = torch.cat([by_row.mean(dim=1).flatten(), by_row.std(dim=1, correction=0).flatten()])
+            torch.testing.assert_close(pooled[f"layer.{layer}.rows"][0], both, atol=1e-4, rtol=1e-4)
 
 
 def probe_windows(model: Encoder, path: Path) -> torch.Tensor:
@@ -112,7 +115,7 @@ def test_the_cache_is_read_again_and_only_then(tmp_path: Path, calls: list[Wante
 
     def features(model: Encoder = model, layers: tuple[int, ...] = (2,)) -> bool:
         found, cached = cached_features(folder, "custom", examples, model, layers)
-        fresh = extract(examples, Wanted(model, layers, log_mel=True))
+        fresh = extract(examples, Wanted(model, layers, log_mel=True, rows=len(layers) == 1))
         assert found.keys() == fresh.keys()
         assert all(torch.equal(found[name], fresh[name]) for name in fresh)
         assert cached == (not calls)
@@ -128,7 +131,8 @@ def test_the_cache_is_read_again_and_only_then(tmp_path: Path, calls: list[Wante
     calls.clear()
     assert not features(layers=(1, 2))
     calls.clear()
-    assert features(layers=(1,))  # one of all that are there
+    assert not features(layers=(1,))  # with its rows, which those of several layers come without
+    calls.clear()
     for path in folder.glob("layers-*"):
         path.write_bytes(b"damaged")
     assert not features()
@@ -212,9 +216,9 @@ def test_the_command_on_folds(
     assert lines[0] == "custom: 36 recordings, 3 classes; accuracy mean and deviation over 4 folds."
     assert lines[2] == "| frozen features | values | linear | nearest neighbours |"
     assert lines[4].startswith("| log-mel, mean and deviation | 256 | 100.0 % ± 0.0 |")
-    assert len(lines) == (7 if layer == "last" else 9)
+    assert len(lines) == (8 if layer == "last" else 9)
     results = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert [row["layer"] for row in results["rows"]] == [None, *((2, 2) if layer == "last" else (1, 1, 2, 2))]
+    assert [row["layer"] for row in results["rows"]] == [None, *((2, 2, 2) if layer == "last" else (1, 1, 2, 2))]
     assert [row["values"] for row in results["rows"]][:3] == [256, 32, 64]
     for row in results["rows"]:
         for name, setting in (("linear", "C"), ("nearest neighbours", "k")):

@@ -16,6 +16,7 @@ from ssamba.config import Config
 from ssamba.errors import ConfigError
 
 POOLINGS = ("mean", "cls")
+LOSSES = ("auto", "ce", "bce")
 MOST_CLASSES = 1_000_000
 
 
@@ -25,10 +26,12 @@ class Classification:
 
     Attributes:
         classes: names in the order of the scores.
-        multi_label: whether several classes may hold at once (sigmoid) or exactly one (softmax).
+        multi_label: whether several classes may hold at once or exactly one.
         pooling: ``mean`` of the patch tokens, or ``cls``, that of the tokens in front (REFERENCE.md, "Fine-tuning").
         per_second: one answer for each second of the recording instead of one for all of it.
         recipe: name of the recipe that trained it.
+        loss: what it was trained with, which decides how logits become scores: ``ce`` softmax, ``bce`` sigmoid,
+            ``auto`` sigmoid where several classes may hold.
     """
 
     classes: tuple[str, ...]
@@ -36,6 +39,7 @@ class Classification:
     pooling: str = "mean"
     per_second: bool = False
     recipe: str = ""
+    loss: str = "auto"
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.classes) <= MOST_CLASSES or not all(isinstance(c, str) for c in self.classes):
@@ -47,6 +51,13 @@ class Classification:
             raise ConfigError(f"pooling: '{self.pooling}', choose {' or '.join(POOLINGS)}")
         if self.per_second and self.pooling != "mean":
             raise ConfigError("pooling: a model that answers for each second takes the mean")
+        if self.loss not in LOSSES:
+            raise ConfigError(f"loss: '{self.loss}', choose {', '.join(LOSSES)}")
+
+    @property
+    def sigmoid(self) -> bool:
+        """Whether each class has a score of its own, instead of a share of 1."""
+        return self.multi_label if self.loss == "auto" else self.loss == "bce"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for ``config.json``."""

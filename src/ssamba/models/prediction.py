@@ -239,8 +239,8 @@ def _classify(model: Encoder, excerpts: Iterable[Excerpt]) -> Iterator[tuple[Exc
 
 
 def probabilities(logits: Tensor, task: Classification) -> Tensor:
-    """Softmax over the classes, the last dimension, or for a multi-label task the sigmoid of each."""
-    return logits.sigmoid() if task.multi_label else logits.softmax(dim=-1)
+    """Softmax over the classes, the last dimension, or the sigmoid of each where the classifier was trained so."""
+    return logits.sigmoid() if task.sigmoid else logits.softmax(dim=-1)
 
 
 class Answers:

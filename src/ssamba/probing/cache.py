@@ -15,9 +15,9 @@ from ssamba.data.labelled import Example
 from ssamba.errors import AudioError, CheckpointError
 from ssamba.models.encoder import Encoder
 from ssamba.models.store import load_tensors, save_tensors
-from ssamba.probing.features import LOG_MEL, Progress, Wanted, extract, layer_name
+from ssamba.probing.features import LOG_MEL, Progress, Wanted, extract, layer_name, rows_name
 
-FORMAT = 1
+FORMAT = 2
 """Raised when features are worked out in another way, so that older ones are no longer read."""
 
 
@@ -58,19 +58,18 @@ def cached_features(
 ) -> tuple[dict[str, Tensor], bool]:
     """Features of ``extract`` for these layers and log-mel, and whether all of them were read from ``folder``.
 
+    One layer alone comes with its rows; for many of them that would be much to keep.
+
     What is missing there, was damaged or belongs to another model or data set is worked out and written. Without a
     folder nothing is kept. Raises ``AudioError``, and ``SsambaError`` when the folder cannot be written.
     """
     data = data_key(layout, examples)
-    everything = tuple(range(1, model.n_layers + 1))
     plain = None if folder is None else _path(folder, "log-mel", data)
     own = None if folder is None else _path(folder, "layers", data, model_key(model), *map(str, layers))
-    whole = None if folder is None else _path(folder, "layers", data, model_key(model), *map(str, everything))
-    names = [layer_name(layer) for layer in layers]
-    found = _read(plain, [LOG_MEL], len(examples)) | (
-        _read(own, names, len(examples)) or _read(whole, names, len(examples))
-    )
-    missing = Wanted(None if names[0] in found else model, tuple(layers), LOG_MEL not in found)
+    rows = len(layers) == 1 and model.config.grid[0] > 1
+    names = [name(layer) for layer in layers for name in ((layer_name, rows_name) if rows else (layer_name,))]
+    found = _read(plain, [LOG_MEL], len(examples)) | _read(own, names, len(examples))
+    missing = Wanted(None if names[0] in found else model, tuple(layers), LOG_MEL not in found, rows)
     if missing.model is None and not missing.log_mel:
         return found, True
     made = extract(examples, missing, progress)

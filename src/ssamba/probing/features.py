@@ -36,6 +36,11 @@ def layer_name(layer: int) -> str:
     return f"layer.{layer}"
 
 
+def rows_name(layer: int) -> str:
+    """Name of a layer's features with each row of patches pooled by itself."""
+    return f"layer.{layer}.rows"
+
+
 def choose_layers(text: str, model: Encoder) -> tuple[int, ...]:
     """``last``, ``all`` or a number from 1 -> layers, ascending. Raises ``ConfigError``."""
     n = model.n_layers
@@ -48,18 +53,21 @@ def choose_layers(text: str, model: Encoder) -> tuple[int, ...]:
 
 @dataclass
 class Wanted:
-    """What to work out: these layers of a model (none without a model), and log-mel statistics or not."""
+    """What to work out: these layers of a model (none without a model), log-mel statistics or not, rows or not."""
 
     model: Encoder | None
     layers: tuple[int, ...]
     log_mel: bool
+    rows: bool = False
 
 
 def extract(examples: Sequence[Example], wanted: Wanted, progress: Progress | None = None) -> dict[str, Tensor]:
     """Features of all examples in one pass over the audio, float32 on the CPU.
 
-    ``layer.K`` (N, 2 d): mean, then deviation, over the patch tokens as they leave step K of the chain. ``log_mel``
-    (N, 256): mean and deviation over time of 128 log-mel bands. Raises ``AudioError`` for audio that cannot be read.
+    ``layer.K`` (N, 2 d): mean, then deviation, over the patch tokens as they leave step K of the chain. With ``rows``
+    also ``layer.K.rows`` (N, 2 F d): the same over time alone, for each of the F rows of patches by itself, as in the
+    linear evaluation of M2D (arXiv 2210.14648). ``log_mel`` (N, 256): mean and deviation over time of 128 log-mel
+    bands. Raises ``AudioError`` for audio that cannot be read.
     """
     out: dict[str, Tensor] = {}
     if wanted.log_mel:
@@ -71,6 +79,9 @@ def extract(examples: Sequence[Example], wanted: Wanted, progress: Progress | No
         return out
     width = model.config.width
     out |= {layer_name(layer): torch.empty(len(examples), 2 * width) for layer in wanted.layers}
+    if wanted.rows:
+        values = 2 * width * model.config.grid[0]
+        out |= {rows_name(layer): torch.empty(len(examples), values) for layer in wanted.layers}
     open_sums: dict[int, _Moments] = {}
     with torch.no_grad():
         for group in group_windows(model, _windows(examples, model, out, progress)):
@@ -83,6 +94,9 @@ def extract(examples: Sequence[Example], wanted: Wanted, progress: Progress | No
                     continue
                 for layer, values in zip(wanted.layers, total.result(), strict=True):
                     out[layer_name(layer)][window.recording] = values
+                if wanted.rows:
+                    for layer, values in zip(wanted.layers, total.rows(), strict=True):
+                        out[rows_name(layer)][window.recording] = values
     return out
 
 
@@ -113,7 +127,7 @@ def _windows(
 
 @dataclass
 class _Moments:
-    """Tokens so far, and the mean of each value and of its square, (layers, d) float64."""
+    """Columns so far, and the mean of each value and of its square over them, (layers, F, d) float64."""
 
     count: int
     mean: Tensor
@@ -125,19 +139,26 @@ class _Moments:
         return _Moments(n, torch.lerp(self.mean, other.mean, share), torch.lerp(self.square, other.square, share))
 
     def result(self) -> Tensor:
-        """Mean and deviation, (layers, 2 d) float32."""
-        deviation = (self.square - self.mean.square()).clamp_min(0).sqrt()
-        return torch.cat([self.mean, deviation], dim=1).float()
+        """Mean and deviation over all tokens, (layers, 2 d) float32."""
+        return _mean_and_deviation(self.mean.mean(dim=1), self.square.mean(dim=1))
+
+    def rows(self) -> Tensor:
+        """Means of all rows, then their deviations, (layers, 2 F d) float32."""
+        return _mean_and_deviation(self.mean.flatten(1), self.square.flatten(1))
+
+
+def _mean_and_deviation(mean: Tensor, square: Tensor) -> Tensor:
+    return torch.cat([mean, (square - mean.square()).clamp_min(0).sqrt()], dim=1).float()
 
 
 def _pool(model: Encoder, group: list[Window], layers: Sequence[int]) -> list[_Moments]:
     hidden = model.encode_layers(torch.stack([window.features for window in group]))
     means, squares, count = [], [], 0
     for layer in layers:
-        patches_BPd = hidden[layer - 1][:, model.prefix_tokens :].float()
-        variance, mean = torch.var_mean(patches_BPd, dim=1, correction=0)
+        patches_BFTd = hidden[layer - 1][:, model.prefix_tokens :].float().unflatten(1, (model.config.grid[0], -1))
+        variance, mean = torch.var_mean(patches_BFTd, dim=2, correction=0)
         means.append(mean.double())
         squares.append(variance.double() + mean.double().square())
-        count = patches_BPd.shape[1]
-    mean_BKd, square_BKd = (torch.stack(x, dim=1).cpu() for x in (means, squares))
-    return [_Moments(count, mean, square) for mean, square in zip(mean_BKd, square_BKd, strict=True)]
+        count = patches_BFTd.shape[2]
+    mean_BKFd, square_BKFd = (torch.stack(x, dim=1).cpu() for x in (means, squares))
+    return [_Moments(count, mean, square) for mean, square in zip(mean_BKFd, square_BKFd, strict=True)]

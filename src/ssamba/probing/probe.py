@@ -19,7 +19,7 @@ from ssamba.files import make_folder, write_text
 from ssamba.models.encoder import Encoder
 from ssamba.pictures import layer_curves, require_matplotlib
 from ssamba.probing.cache import cached_features
-from ssamba.probing.features import LOG_MEL, Progress, choose_layers, layer_name
+from ssamba.probing.features import LOG_MEL, Progress, choose_layers, layer_name, rows_name
 from ssamba.probing.protocol import (
     Division,
     Score,
@@ -32,7 +32,7 @@ from ssamba.probing.protocol import (
 from ssamba.probing.scoring import metric_of
 
 RESULTS_FILE, PICTURE_FILE = "results.json", "layers.png"
-MEAN, BOTH = "mean", "mean and deviation"
+MEAN, BOTH, ROWS = "mean", "mean and deviation", "mean and deviation of each row"
 
 
 Shown = Callable[[str], AbstractContextManager[Progress]]
@@ -157,12 +157,14 @@ def _score_all(
     for number in layers:
         both = found[layer_name(number)]
         kinds += [(number, MEAN, both[:, : both.shape[1] // 2]), (number, BOTH, both)]
-    rows: list[Row] = []
+        if (rows := found.get(rows_name(number))) is not None:
+            kinds.append((number, ROWS, rows))
+    scored: list[Row] = []
     for i, (layer, pooling, x) in enumerate(kinds):
         scores = {m.name: evaluate(x, targets, parts, m, multi_label) for m in methods(multi_label)}
-        rows.append(Row(layer, pooling, x.shape[1], scores))
-        progress(i + 1, len(kinds), rows[-1].name)
-    return rows
+        scored.append(Row(layer, pooling, x.shape[1], scores))
+        progress(i + 1, len(kinds), scored[-1].name)
+    return scored
 
 
 def as_dict(result: ProbeResult) -> dict[str, Any]:

@@ -27,7 +27,7 @@ STATISTICS_CLIPS = 1000
 def classification(recipe: FinetuneRecipe, data: LabelledData) -> Classification:
     """What the model shall answer. Raises ``ConfigError`` for a pooling that does not fit."""
     scenes = data.folds[0].train[0].per_second is not None
-    return Classification(data.classes, data.multi_label, recipe.pooling, scenes, recipe.name)
+    return Classification(data.classes, data.multi_label, recipe.pooling, scenes, recipe.name, recipe.loss)
 
 
 def new_model(recipe: FinetuneRecipe, task: Classification, source: str | None) -> Encoder:

@@ -12,11 +12,11 @@ from typing import Any
 from ssamba import frontend
 from ssamba.config import AUDIOSET_MEAN, AUDIOSET_STD, ENCODERS, WIDTHS, Config, nearest
 from ssamba.errors import ConfigError
-from ssamba.models.classification import POOLINGS
+from ssamba.models.classification import LOSSES, POOLINGS
 from ssamba.training.recipe import check_fields, option, read_values
 
 CHOICES = ("auto", "folds", "validation", "last", "average")
-LOSSES, METRICS = ("auto", "ce", "bce"), ("auto", "accuracy", "mAP")
+METRICS = ("auto", "accuracy", "mAP")
 _NO_RECIPE = "pretrain"
 
 
