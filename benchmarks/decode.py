@@ -1,83 +1,92 @@
-"""Decoding speed: 10 s crops a second, by threads and by processes, and the loader with and without its cache.
+"""Decoding speed of the pretraining loader: clips of 10.24 s a second, by threads and by processes.
 
-    python benchmarks/decode.py FOLDER [--crops 200] [--workers 1 2]
+    python benchmarks/decode.py FOLDER [--workers 1 2 4] [--seconds 5] [--files 150] [--cache] [--busy]
 
-FOLDER is searched for audio files. Every way reads the same crops; the first pass warms the disk cache, untimed.
+FOLDER's audio files are decoded as they are and as FLAC copies made first, each crop anew. A number is the mean over
+--seconds, of batches of 64 crops, once the first batch is there; how long that took stands behind it in brackets. The
+files are read once before, so that they come from memory. With --busy another thread of the program runs Python all the
+while, as a training loop does.
 """
 
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import os
+import tempfile
+import threading
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from itertools import repeat
+from pathlib import Path
 
-from ssamba.data.audio import read_audio
+import soundfile
+
+from ssamba.data import decoding
 from ssamba.data.dataset import CropLoader
 from ssamba.data.manifest import read_sources
-from ssamba.data.sampling import CropSpec, PretrainPlan
+from ssamba.data.sampling import PretrainPlan
 from ssamba.data.scan import scan_sources
 
-BATCH = 20
+BATCH, CROP = 64, 10.24
+NEVER = 10**9
 
 
-def decode(spec: CropSpec) -> int:
-    return len(read_audio(spec.path, start=spec.start, seconds=spec.seconds))
+def flac_copies(folder: Path, copies: Path, most: int) -> None:
+    """FLAC of the folder's first files."""
+    for i, path in enumerate(sorted(p for p in folder.rglob("*") if p.suffix in (".opus", ".ogg"))[:most]):
+        samples, rate = soundfile.read(path, dtype="int16")
+        soundfile.write(copies / f"{i}.flac", samples, rate)
 
 
-def decode_and_return(spec: CropSpec) -> object:
-    return read_audio(spec.path, start=spec.start, seconds=spec.seconds)
-
-
-def timed(work: Callable[[], object]) -> float:
+def rate(
+    plan: PretrainPlan, workers: int, processes: bool, seconds: float, cache_bytes: int = 0
+) -> tuple[float, float]:
+    """Clips a second, and seconds to the first batch."""
+    decoding.PROCESSES_FROM = 1 if processes else NEVER
+    loader = CropLoader(plan, workers, cache_bytes=cache_bytes)
+    if cache_bytes:
+        loader.stop_step = plan.steps_per_epoch
+        for _ in loader:
+            pass
+        loader.stop_step = None
     begin = time.perf_counter()
-    work()
-    return time.perf_counter() - begin
-
-
-def with_pool(pool: Executor, specs: Sequence[CropSpec]) -> float:
-    """Crops a second of a pool that has started its workers; the waveforms come back to the caller."""
-    with pool:
-        list(pool.map(decode, specs[:8]))
-        return len(specs) / timed(lambda: list(pool.map(decode_and_return, specs, chunksize=4)))
-
-
-def loader_rate(plan: PretrainPlan, steps: int, workers: int, cache_bytes: int) -> float:
-    """Crops a second of the loader's second pass over the same steps (its first fills the cache)."""
-    loader = CropLoader(plan, workers, stop_step=steps, cache_bytes=cache_bytes)
-    for _ in loader:
-        pass
-    return steps * BATCH / timed(lambda: [batch.step for batch in loader])
+    batches = iter(loader)
+    next(batches)
+    first = time.perf_counter() - begin
+    begin, clips = time.perf_counter(), 0
+    while time.perf_counter() - begin < seconds:
+        clips += len(next(batches).lengths)
+    taken = time.perf_counter() - begin
+    batches.close()  # type: ignore[attr-defined]
+    return clips / taken, first
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder")
-    parser.add_argument("--crops", type=int, default=200)
-    parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("folder", type=Path)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--files", type=int, default=150, help="most FLAC copies")
+    parser.add_argument("--cache", action="store_true", help="also measure with all audio in the loader's cache")
+    parser.add_argument("--busy", action="store_true", help="run Python in another thread meanwhile")
     options = parser.parse_args()
-    begin = time.perf_counter()
-    sources = scan_sources(read_sources([options.folder]))
-    clips = sources[0].clips
-    print(f"{len(clips)} files scanned in {time.perf_counter() - begin:.2f} s, {os.cpu_count()} cores")
-    plan = PretrainPlan(sources, batch_size=BATCH, crop_seconds=options.seconds)
-    steps = max(1, options.crops // BATCH)
-    specs = [spec for step in range(steps) for spec in plan.batch(step)]
-    list(map(decode, specs))
-    print(f"crops of {options.seconds:g} s a second over {len(specs)} crops")
-    print(f"  caller alone        {len(specs) / timed(lambda: list(map(decode_and_return, specs))):7.1f}")
-    for workers in options.workers:
-        print(f"  {workers} thread(s)         {with_pool(ThreadPoolExecutor(workers), specs):7.1f}")
-    for workers in options.workers:
-        pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
-        print(f"  {workers} process(es)       {with_pool(pool, specs):7.1f}")
-    for workers in options.workers:
-        for cache in (0, 2 << 30):
-            rate = loader_rate(plan, steps, workers, cache)
-            print(f"  loader, {workers} thread(s), {'cache' if cache else 'no cache':8s} {rate:7.1f}")
+    if options.busy:
+        threading.Thread(target=lambda: all(True for _ in repeat(None)), daemon=True).start()
+    print(f"{os.cpu_count()} cores; clips of {CROP} s a second (seconds to the first batch)\n")
+    heads = ["files", "workers", "threads", "processes", *(["processes, cached"] if options.cache else [])]
+    print(f"| {' | '.join(heads)} |")
+    print("|---" * len(heads) + "|")
+    with tempfile.TemporaryDirectory() as name:
+        flac_copies(options.folder, Path(name), options.files)
+        for kind, folder in (("as they are", options.folder), ("FLAC", Path(name))):
+            plan = PretrainPlan(scan_sources(read_sources([str(folder)])), BATCH, crop_seconds=CROP)
+            for path in {clip.path for clip in plan.clips}:
+                Path(path).read_bytes()
+            for workers in options.workers:
+                cells = [rate(plan, workers, processes, options.seconds) for processes in (False, True)]
+                if options.cache:
+                    cells.append(rate(plan, workers, True, options.seconds, 4 << 30))
+                text = " | ".join(f"{speed:,.0f} ({first:.2f})" for speed, first in cells)
+                print(f"| {kind} | {workers} | {text} |", flush=True)
 
 
 if __name__ == "__main__":

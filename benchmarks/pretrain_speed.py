@@ -1,6 +1,7 @@
 """Pretraining from files on one GPU: clips a second end to end, and the share of the time that the GPU waits for them.
 
     PYTHONPATH=src python benchmarks/pretrain_speed.py AUDIO_FOLDER [--sizes tiny small base] [--workers 16]
+        [--ways threads processes]
 
 Decodes every crop anew (no cache) from the folder's files as they are, and again from FLAC copies of them made first.
 Each line is two timings of the training loop's own step, batch 64 of 10.24 s, mask 400, one pass, bf16: with batches
@@ -13,13 +14,14 @@ import argparse
 import tempfile
 import time
 from collections.abc import Iterator
-from itertools import islice, repeat
+from itertools import islice, product, repeat
 from pathlib import Path
 from typing import Any
 
 import soundfile
 import torch
 
+from ssamba.data import decoding
 from ssamba.data.manifest import read_sources
 from ssamba.data.sampling import PretrainPlan, split_validation
 from ssamba.data.scan import SkipList, scan_sources
@@ -30,10 +32,11 @@ from ssamba.training.recipe import make_recipe
 from ssamba.training.schedule import PlateauSchedule
 
 PAPER_CLIPS = 10 * 2_000_000
-WARM_UP, STEPS = 8, 40
+WARM_UP = 8
+NEVER = 10**9
 
 
-def flac_copies(folder: Path, copies: Path, most: int = 200) -> None:
+def flac_copies(folder: Path, copies: Path, most: int) -> None:
     for i, path in enumerate(sorted(p for p in folder.rglob("*") if p.suffix in (".opus", ".ogg"))[:most]):
         samples, rate = soundfile.read(path, dtype="int16")
         soundfile.write(copies / f"{i}.flac", samples, rate)
@@ -52,15 +55,15 @@ def make_loop(data: Path, out: Path, encoder: str, size: str, workers: int) -> t
     return Loop(task, out, optimizer, schedule, settings, pretrain.precision("auto", model.device)), task
 
 
-def seconds_a_step(loop: Loop, batches: Iterator[Any]) -> float:
+def seconds_a_step(loop: Loop, batches: Iterator[Any], steps: int) -> float:
     for batch in islice(batches, WARM_UP):
-        loop._one_step(batch)
+        loop._one_step([batch])
     torch.cuda.synchronize()
     begin = time.perf_counter()
-    for batch in islice(batches, STEPS):
-        loop._one_step(batch)
+    for batch in islice(batches, steps):
+        loop._one_step([batch])
     torch.cuda.synchronize()
-    return (time.perf_counter() - begin) / STEPS
+    return (time.perf_counter() - begin) / steps
 
 
 def main() -> None:
@@ -69,30 +72,35 @@ def main() -> None:
     parser.add_argument("--encoders", nargs="+", default=["ssamba"])
     parser.add_argument("--sizes", nargs="+", default=["tiny", "small", "base"])
     parser.add_argument("--workers", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=40, help="timed steps")
+    parser.add_argument("--files", type=int, default=200, help="most FLAC copies")
+    parser.add_argument("--ways", nargs="+", default=["processes"], choices=["threads", "processes"])
     options = parser.parse_args()
     pretrain.CACHE_BYTES = 0
-    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {options.workers} decoding threads\n")
-    print("| encoder | files | clips/s | without loading | GPU waits | hours for 10 epochs of 2 M clips | GiB |")
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {options.workers} decoding workers\n")
+    print("| encoder | files, decoded by | clips/s | without loading | GPU waits | hours for 20 M clips | GiB |")
     print("|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as name:
         copies = Path(name) / "flac"
         copies.mkdir()
-        flac_copies(options.folder, copies)
+        flac_copies(options.folder, copies, options.files)
         for encoder in options.encoders:
             for size in options.sizes:
-                for kind, data in (("Ogg Opus", options.folder), ("FLAC", copies)):
+                files = (("Ogg Opus", options.folder), ("FLAC", copies))
+                for way, (kind, data) in product(options.ways, files):
+                    decoding.PROCESSES_FROM = 1 if way == "processes" else NEVER
                     torch.cuda.reset_peak_memory_stats()
-                    out = Path(name) / f"{encoder}-{size}-{kind[0]}"
+                    out = Path(name) / f"{encoder}-{size}-{kind[0]}-{way}"
                     out.mkdir()
                     loop, task = make_loop(data, out, encoder, size, options.workers)
                     batches = task.batches(0)
                     first = next(batches)
-                    loaded = seconds_a_step(loop, batches)
+                    loaded = seconds_a_step(loop, batches, options.steps)
                     batches.close()  # type: ignore[attr-defined]
-                    alone = seconds_a_step(loop, repeat(first))
+                    alone = seconds_a_step(loop, repeat(first), options.steps)
                     rate = task.batch_size / loaded
                     print(
-                        f"| {encoder} {size} | {kind} | {rate:,.0f} | {task.batch_size / alone:,.0f} | "
+                        f"| {encoder} {size} | {kind}, {way} | {rate:,.0f} | {task.batch_size / alone:,.0f} | "
                         f"{max(0.0, 1 - alone / loaded):.0%} | {PAPER_CLIPS / rate / 3600:,.1f} | "
                         f"{torch.cuda.max_memory_allocated() / 2**30:.1f} |",
                         flush=True,

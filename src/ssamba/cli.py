@@ -51,7 +51,9 @@ def _dispatch(words: list[str]) -> int:
     command = COMMANDS[words[name]]
     parser = Parser(prog=f"ssamba {words[name]}", description=command.help[0].upper() + command.help[1:] + ".")
     command.add_options(parser)
-    return command.run(parser.read(words[name + 1 :]))
+    arguments = parser.read(words[name + 1 :])
+    arguments.words = words
+    return command.run(arguments)
 
 
 def _main_parser() -> Parser:

@@ -47,6 +47,19 @@ def _add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
 
 
+def _add_devices(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--devices", type=positive, metavar="N", help="share each batch out to N processes with a GPU each (default: 1)"
+    )
+
+
+def _launch(arguments: argparse.Namespace) -> int:
+    """The same command in several processes."""
+    from ssamba.training.launch import launch
+
+    return launch(arguments.words, arguments.devices)
+
+
 def _embed_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("files", nargs="+", metavar="FILE", help=DATA_HELP)
     _add_model(parser)
@@ -232,6 +245,7 @@ def _pretrain_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--from", dest="source", metavar="SOURCE", help=f"start from these weights: {SOURCE_HELP}")
     _add_device(parser)
+    _add_devices(parser)
     add_dataclass(parser.add_argument_group("values of the recipe"), PretrainRecipe)
 
 
@@ -240,6 +254,8 @@ def _pretrain(arguments: argparse.Namespace) -> int:
     from ssamba.training.recipe import PretrainRecipe, make_recipe
 
     recipe = make_recipe(arguments.recipe, given(arguments, PretrainRecipe))
+    if arguments.devices:
+        return _launch(arguments)
     pretrain(arguments.data, arguments.out, recipe, arguments.source, arguments.device)
     return EXIT_DONE
 
@@ -292,6 +308,7 @@ def _finetune_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="run directory; an existing run goes on")
     _add_device(parser)
+    _add_devices(parser)
     values = parser.add_argument_group("values of the recipe", "Defaults hold where the recipe says nothing.")
     add_dataclass(values, FinetuneRecipe, exclude=("name",))
 
@@ -302,8 +319,12 @@ def _finetune(arguments: argparse.Namespace) -> int:
     from ssamba.training.results import TABLE_FILE, headline
 
     recipe = load_finetune_recipe(arguments.recipe, given(arguments, FinetuneRecipe))
+    if arguments.devices:
+        return _launch(arguments)
     source = None if arguments.source == "none" else arguments.source
     values = finetune(recipe, arguments.data, arguments.out, source, arguments.device, _note)
+    if not values:  # another process of the run has them
+        return EXIT_DONE
     print(headline(values))
     print(f"{arguments.out / TABLE_FILE} has every fold, {arguments.out} the model")
     return EXIT_DONE

@@ -83,7 +83,7 @@ def test_cache_keeps_to_its_budget_and_decodes_once(folder: Path, monkeypatch: p
     assert 50_000 < cache.bytes <= 100_000
     assert 0 < sum(clip.path in cache for clip in clips) < len(clips)
     decoded = []
-    monkeypatch.setattr("ssamba.data.decoding.read_audio", lambda path: decoded.append(path) or read_audio(path))
+    monkeypatch.setattr("ssamba.data.cache.read_audio", lambda path: decoded.append(path) or read_audio(path))
     path = next(clip.path for clip in clips if clip.path in cache)
     for _ in range(3):
         cache.read(path, 0.0, 0.2)

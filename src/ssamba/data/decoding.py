@@ -1,86 +1,69 @@
-"""What every loader needs: threads that decode ahead, a cache of decoded clips, rows padded to one tensor.
+"""What every loader needs: decoding ahead in threads or processes, and rows padded to one tensor.
 
-Threads and not processes: soundfile and soxr release the interpreter lock while they work, so threads decode as fast
-(docs/data.md has the numbers) and need no second copy of anything.
+Threads serve a few cores: soundfile and soxr release the interpreter lock while they work. On many cores, and beside a
+training loop that is busy in Python, threads wait for that lock at each of a clip's calls, and processes take over
+(docs/data.md has the numbers).
 """
 
 from __future__ import annotations
 
-import threading
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ssamba.data.audio import SAMPLE_RATE, Waveform, check_length, read_audio
-from ssamba.data.manifest import Clip
+from ssamba.data.audio import Waveform
+from ssamba.data.cache import AudioCache
+from ssamba.data.processes import DecodingProcesses, available
+from ssamba.data.worker import Request
 
-__all__ = ["MOST_ATTEMPTS", "AudioCache", "decode_ahead", "pad_rows"]
+__all__ = ["MOST_ATTEMPTS", "AudioCache", "Elsewhere", "choose_workers", "decode_ahead", "pad_rows"]
 
 MOST_ATTEMPTS = 16
 """Stand-ins tried for one unreadable row; at the 5 % limit all of them fail once in 10**21."""
+MOST_WORKERS = 16
+PROCESSES_FROM = 4
+"""Workers from which on they are processes."""
+ROWS_EACH = 32
+"""Rows that a process must find to do to be worth its start."""
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 
-class AudioCache:
-    """Decoded clips kept in memory, up to a budget, so that a small set is decoded once and not every epoch.
+def choose_workers(setting: int) -> int:
+    """The number of workers that a recipe's value means: 0 stands for the cores at hand, 2 to 16 of them.
 
-    Kept as int16 scaled by the clip's peak: half the size of float32, -98 dB from it. The clips that fit are chosen
-    beforehand, in the given order, so that a crop's samples never depend on which thread came first.
+    Processes of one run on this machine (torchrun's LOCAL_WORLD_SIZE) share the cores.
+    """
+    if setting:
+        return setting
+    able = getattr(os, "sched_getaffinity", None)
+    cores = len(able(0)) if able is not None else os.cpu_count() or 1
+    return max(2, min(MOST_WORKERS, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
-    Args:
-        clips: candidates with known lengths, most useful first.
-        budget_bytes: most memory for samples; a second takes 32,000 bytes.
+
+class Elsewhere(NamedTuple, Generic[Job, Result]):
+    """How processes do a loader's jobs.
+
+    Attributes:
+        request: what to ask a process for a job; None leaves the job to the caller's own ``run``.
+        take: makes the job's result of the waveform, which is valid until the step has been used.
+        rows: most jobs of a step.
+        samples: longest waveform.
+        cache: that the requests refer to.
     """
 
-    def __init__(self, clips: Sequence[Clip], budget_bytes: int) -> None:
-        self._chosen: set[str] = set()
-        self._held: dict[str, Future[tuple[np.ndarray, float]]] = {}
-        self._lock = threading.Lock()
-        self.bytes = 0
-        for clip in clips:
-            size = 2 * (int((clip.seconds or 0.0) * SAMPLE_RATE) + 1)
-            if clip.seconds and clip.path not in self._chosen and self.bytes + size <= budget_bytes:
-                self._chosen.add(clip.path)
-                self.bytes += size
-
-    def __contains__(self, path: str) -> bool:
-        return path in self._chosen
-
-    def read(self, path: str, start: float = 0.0, seconds: float | None = None) -> Waveform:
-        """As ``read_audio(path, start=start, seconds=seconds)``, from memory where the clip was chosen for it.
-
-        Raises:
-            AudioError: the file cannot be decoded as a whole.
-        """
-        if path not in self._chosen:
-            return read_audio(path, start=start, seconds=seconds)
-        samples, peak = self._whole(path)
-        first = round(start * SAMPLE_RATE)
-        crop = samples[first:] if seconds is None else samples[first : first + round(seconds * SAMPLE_RATE)]
-        check_length(len(crop), path)
-        return crop.astype(np.float32) * np.float32(peak / 32767)
-
-    def _whole(self, path: str) -> tuple[np.ndarray, float]:
-        with self._lock:
-            future = self._held.get(path)
-            mine = future is None
-            if future is None:
-                future = self._held[path] = Future()
-        if mine:  # decode outside the lock; whoever wants the same clip meanwhile waits for this future
-            try:
-                samples = read_audio(path)
-                peak = float(np.abs(samples).max()) or 1.0
-                future.set_result((np.round(samples * np.float32(32767 / peak)).astype(np.int16), peak))
-            except BaseException as error:
-                future.set_exception(error)
-        return future.result()
+    request: Callable[[Job], Request | None]
+    take: Callable[[Job, Waveform], Result]
+    rows: int
+    samples: int
+    cache: AudioCache | None
 
 
 def decode_ahead(
@@ -89,23 +72,46 @@ def decode_ahead(
     run: Callable[[Job], Result],
     workers: int,
     prefetch: int,
+    elsewhere: Elsewhere[Job, Result] | None = None,
 ) -> Iterator[tuple[int, list[Result]]]:
-    """Yield (step, [run(job) for job in jobs(step)]) in the steps' order, worked out ahead by threads.
+    """Yield (step, [run(job) for job in jobs(step)]) in the steps' order, worked out ahead by threads or processes.
 
-    The results do not depend on the threads as long as ``run`` depends on its job alone. An exception of ``run`` is
+    The results do not depend on the workers as long as ``run`` depends on its job alone. An exception of ``run`` is
     raised here, at its step.
 
     Args:
         steps: numbers to pass to ``jobs``; may be endless.
         jobs: what there is to do for a step.
         run: does one job, in any thread.
-        workers: threads; 0 works in the caller's, without looking ahead.
+        workers: threads or processes; 0 works in the caller's, without looking ahead.
         prefetch: steps worked on ahead, at most.
+        elsewhere: how processes do the same as ``run``; None keeps to threads. What they cannot do, ``run`` does in the
+            caller's thread.
+
+    Raises:
+        SsambaError: a decoding process has ended.
     """
     if workers == 0:
         for step in steps:
             yield step, [run(job) for job in jobs(step)]
-        return
+    elif elsewhere is not None and _worth_processes(steps, elsewhere.rows, workers):
+        yield from _in_processes(steps, jobs, run, workers, prefetch, elsewhere)
+    else:
+        yield from _in_threads(steps, jobs, run, workers, prefetch)
+
+
+def _worth_processes(steps: Iterable[int], rows: int, workers: int) -> bool:
+    enough = len(steps) * rows >= ROWS_EACH * workers if isinstance(steps, range) else True
+    return available() and workers >= PROCESSES_FROM and enough
+
+
+def _in_threads(
+    steps: Iterable[int],
+    jobs: Callable[[int], Iterable[Job]],
+    run: Callable[[Job], Result],
+    workers: int,
+    prefetch: int,
+) -> Iterator[tuple[int, list[Result]]]:
     pool = ThreadPoolExecutor(max_workers=workers, thread_name_prefix="ssamba-decode")
     waiting: deque[tuple[int, list[Future[Result]]]] = deque()
     try:
@@ -118,6 +124,38 @@ def decode_ahead(
             yield first, [future.result() for future in futures]
     finally:  # also when the caller stops early: its generator is closed
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _in_processes(
+    steps: Iterable[int],
+    jobs: Callable[[int], Iterable[Job]],
+    run: Callable[[Job], Result],
+    workers: int,
+    prefetch: int,
+    elsewhere: Elsewhere[Job, Result],
+) -> Iterator[tuple[int, list[Result]]]:
+    slots = (prefetch + 1) * elsewhere.rows
+    with DecodingProcesses(min(workers, slots), slots, elsewhere.samples, elsewhere.cache) as pool:
+        waiting: deque[tuple[int, list[tuple[Job, int | None]]]] = deque()
+
+        def result(job: Job, ticket: int | None) -> Result:
+            waveform = None if ticket is None else pool.result(ticket)
+            return run(job) if waveform is None else elsewhere.take(job, waveform)
+
+        def oldest() -> Iterator[tuple[int, list[Result]]]:
+            step, asked = waiting.popleft()
+            yield step, [result(job, ticket) for job, ticket in asked]
+            for _, ticket in asked:
+                if ticket is not None:
+                    pool.release(ticket)
+
+        for step in steps:
+            requests = [(job, elsewhere.request(job)) for job in jobs(step)]
+            waiting.append((step, [(job, None if r is None else pool.submit(r)) for job, r in requests]))
+            if len(waiting) > prefetch:
+                yield from oldest()
+        while waiting:
+            yield from oldest()
 
 
 def pad_rows(waveforms: Sequence[Waveform], samples: int) -> tuple[Tensor, Tensor]:

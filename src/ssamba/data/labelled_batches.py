@@ -1,4 +1,4 @@
-"""Batches of labelled waveforms for a plan's steps, decoded ahead by threads.
+"""Batches of labelled waveforms for a plan's steps, decoded ahead by threads or processes.
 
 As in :mod:`ssamba.data.dataset`, a batch depends on the plan alone: not on the number of workers, the depth of
 prefetching or the step that the loader began with.
@@ -16,12 +16,14 @@ import torch
 from torch import Tensor
 
 from ssamba.data.audio import SAMPLE_RATE, Waveform
-from ssamba.data.decoding import MOST_ATTEMPTS, AudioCache, decode_ahead, pad_rows
+from ssamba.data.decoding import MOST_ATTEMPTS, AudioCache, Elsewhere, decode_ahead, pad_rows
 from ssamba.data.labelled import SILENCE, Example
 from ssamba.data.labelled_plans import EpochPlan, EvaluationPlan, Row
-from ssamba.data.labelled_reading import class_vector, example_seconds, mix, read_example
+from ssamba.data.labelled_reading import class_vector, mix, read_window
 from ssamba.data.manifest import Clip
+from ssamba.data.sampling import rows_of
 from ssamba.data.scan import SkipList, scan_clips
+from ssamba.data.worker import Request, Window
 from ssamba.errors import AudioError, DataError
 
 __all__ = ["LabelledBatch", "LabelledLoader"]
@@ -57,7 +59,7 @@ class _Loaded(NamedTuple):
 
 
 class LabelledLoader:
-    """Iterates over a plan's batches from `start_step` on, in order, decoding ahead in threads.
+    """Iterates over a plan's batches from `start_step` on, in order, decoding ahead.
 
     A file that cannot be read is noted in `skip`. In training another example, the same in every run, takes its place;
     in evaluation its rows are left out, and a batch of which nothing is left is not yielded.
@@ -65,13 +67,15 @@ class LabelledLoader:
     Args:
         plan: what to show when.
         classes: number of classes.
-        workers: decoding threads; 0 decodes in the caller's. No effect on the batches.
+        workers: decoding threads, or processes where there are many (docs/data.md); 0 decodes in the caller's thread.
+            No effect on the batches.
         start_step: first step; a resumed run passes the step that it would have taken next.
         stop_step: step to end before; None is the plan's end, which in training never comes.
         prefetch: batches decoded ahead, at most.
         skip: where unreadable files are counted; None keeps a list in memory.
         cache_bytes: budget of an :class:`ssamba.data.decoding.AudioCache` over the plan's files, whose headers are read
             for it; 0 for none.
+        part: (k, n) gives the k-th of n blocks of each batch's rows, for a run in n processes. A block may be empty.
 
     Raises (while iterating):
         DataError: too many unreadable files (see :class:`ssamba.data.scan.SkipList`), or no readable stand-in.
@@ -87,13 +91,14 @@ class LabelledLoader:
         prefetch: int = 4,
         skip: SkipList | None = None,
         cache_bytes: int = 0,
+        part: tuple[int, int] = (0, 1),
     ) -> None:
         if workers < 0 or start_step < 0 or prefetch < 1 or classes < 1:
             raise ValueError(
                 f"workers={workers}, start_step={start_step} must be >= 0; prefetch={prefetch}, classes={classes} >= 1"
             )
         self.plan, self.classes, self.workers, self.prefetch = plan, classes, workers, prefetch
-        self.start_step = start_step
+        self.start_step, self.part = start_step, part
         self.stop_step = plan.steps if stop_step is None else stop_step
         self.skip = SkipList() if skip is None else skip
         self._files = list(dict.fromkeys(part.path for example in plan.examples for part in example.parts))
@@ -103,15 +108,17 @@ class LabelledLoader:
 
     def __iter__(self) -> Iterator[LabelledBatch]:
         steps = count(self.start_step) if self.stop_step is None else range(self.start_step, self.stop_step)
-        for step, loaded in decode_ahead(steps, self._jobs, self._load, self.workers, self.prefetch):
+        elsewhere = self._elsewhere()
+        for step, loaded in decode_ahead(steps, self._jobs, self._load, self.workers, self.prefetch, elsewhere):
             batch = self._collect(step, loaded)
-            if len(batch.keys):
+            if len(batch.keys) or isinstance(self.plan, EpochPlan):
                 yield batch
         if isinstance(self.plan, EvaluationPlan):
             self.skip.check(final=True)
 
     def _jobs(self, step: int) -> list[tuple[int, int, Row]]:
-        return [(step, number, row) for number, row in enumerate(self.plan.rows(step))]
+        rows = self.plan.rows(step)
+        return [(step, number, rows[number]) for number in rows_of(len(rows), self.part)]
 
     def _load(self, job: tuple[int, int, Row]) -> _Loaded:
         step, number, row = job
@@ -119,21 +126,52 @@ class LabelledLoader:
         waveform, example = self._read(step, number, row, False, failures)
         if waveform is None:
             return _Loaded(None, (), example, [], failures)
+        partner = None
+        if row.partner is not None:
+            other, place = self._read(step, number, row, True, failures)
+            if other is not None:
+                waveform, partner = mix(waveform, other, row.share), place
+        return self._loaded(waveform, example, partner, row.share, failures)
+
+    def _loaded(
+        self, waveform: Waveform, example: int, partner: int | None, share: float, failures: list[tuple[str, str]]
+    ) -> _Loaded:
+        """A waveform with its target, which is mixed where two examples are."""
         first = self.plan.examples[example]
         paths = [part.path for part in first.parts]
         if first.per_second is not None:
             seconds = len(first.per_second) if self.plan.max_seconds is None else round(self.plan.max_seconds)
             return _Loaded(waveform, first.per_second[:seconds], example, paths, failures)
         target = class_vector(first.labels, self.classes)
-        if row.partner is not None:
-            other, partner = self._read(step, number, row, True, failures)
-            if other is not None:
-                second = self.plan.examples[partner]
-                waveform = mix(waveform, other, row.share)
-                share = np.float32(row.share)
-                target = share * target + (1 - share) * class_vector(second.labels, self.classes)
-                paths += [part.path for part in second.parts]
+        if partner is not None:
+            second = self.plan.examples[partner]
+            own = np.float32(share)
+            target = own * target + (1 - own) * class_vector(second.labels, self.classes)
+            paths += [part.path for part in second.parts]
         return _Loaded(waveform, target, example, paths, failures)
+
+    def _elsewhere(self) -> Elsewhere[tuple[int, int, Row], _Loaded] | None:
+        """How processes decode; without a limit on the clips' length there is no room to plan for them."""
+        if self.plan.max_seconds is None:
+            return None
+        samples = round(self.plan.max_seconds * SAMPLE_RATE)
+        return Elsewhere(self._request, self._take, self.plan.batch_size, samples, self.cache)
+
+    def _request(self, job: tuple[int, int, Row]) -> Request:
+        """What a process is asked: the row's own examples. Stand-ins, being rare, are left to `_load`."""
+        row, seconds = job[2], self.plan.max_seconds
+        windows = [Window(self.plan.examples[row.example], row.place, row.start, seconds)]
+        if row.partner is not None:
+            windows.append(Window(self.plan.examples[row.partner], row.partner_place, row.start, seconds))
+        places = {}
+        if self.cache is not None:
+            parts = (part for window in windows for part in window.example.parts)
+            places = {p.path: place for p in parts if (place := self.cache.place(p.path)) is not None}
+        return Request(tuple(windows), row.share, places)
+
+    def _take(self, job: tuple[int, int, Row], waveform: Waveform) -> _Loaded:
+        row = job[2]
+        return self._loaded(waveform, row.example, row.partner, row.share, [])
 
     def _read(
         self, step: int, number: int, row: Row, partner: bool, failures: list[tuple[str, str]]
@@ -155,13 +193,8 @@ class LabelledLoader:
         raise DataError(f"{path}: {reason}; {MOST_ATTEMPTS} other examples cannot be read either")
 
     def _window(self, example: Example, place: float, start: float | None) -> Waveform:
-        seconds = self.plan.max_seconds
-        if start is None:
-            start = 0.0
-            if place and seconds is not None:
-                room = max(0.0, example_seconds(example) - seconds)
-                start = int(place * room * SAMPLE_RATE) / SAMPLE_RATE
-        return read_example(example, start, seconds, None if self.cache is None else self.cache.read)
+        read = None if self.cache is None else self.cache.read
+        return read_window(example, place, start, self.plan.max_seconds, read)
 
     def _collect(self, step: int, loaded: Sequence[_Loaded]) -> LabelledBatch:
         """Pad the rows to one tensor. Failures are recorded here, in the batches' order, not in the threads'."""

@@ -137,6 +137,11 @@ class EpochPlan:
             digest.update(line.encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
 
+    def size(self, step: int) -> int:
+        """The number of rows of training step `step`."""
+        first = step % self.steps_per_epoch * self.batch_size
+        return min(self.batch_size, self.epoch_examples - first)
+
     def rows(self, step: int) -> list[Row]:
         """The rows of training step `step` (from 0)."""
         epoch, index = divmod(step, self.steps_per_epoch)

@@ -12,7 +12,7 @@ from ssamba.data.labelled import Example, Part
 from ssamba.data.scan import cached_info
 from ssamba.errors import AudioError
 
-__all__ = ["ReadPart", "class_vector", "example_seconds", "mix", "read_example"]
+__all__ = ["ReadPart", "class_vector", "example_seconds", "mix", "read_example", "read_window"]
 
 ReadPart = Callable[[str, float, float | None], Waveform]
 """(path, start, seconds or None) -> (samples,) at 16 kHz, as :func:`ssamba.data.audio.read_audio` gives them."""
@@ -61,6 +61,21 @@ def read_example(
     for part in example.parts:
         _add_part(waveform, part, start, end, read)
     return waveform
+
+
+def read_window(
+    example: Example, place: float, start: float | None, seconds: float | None, read: ReadPart | None = None
+) -> Waveform:
+    """A window of at most `seconds`, from `start` on, or without one at `place` (0 to 1) of what the example leaves.
+
+    Returns (samples,) float32. Raises ``AudioError`` as :func:`read_example`.
+    """
+    if start is None:
+        start = 0.0
+        if place and seconds is not None:
+            room = max(0.0, example_seconds(example) - seconds)
+            start = int(place * room * SAMPLE_RATE) / SAMPLE_RATE
+    return read_example(example, start, seconds, read)
 
 
 def mix(first: Waveform, second: Waveform, share: float) -> Waveform:

@@ -18,7 +18,7 @@ from torch import Tensor
 from ssamba.data.audio import SAMPLE_RATE, check_length, read_audio
 from ssamba.data.decoding import MOST_ATTEMPTS, decode_ahead
 from ssamba.data.manifest import Clip
-from ssamba.data.sampling import PretrainPlan
+from ssamba.data.sampling import PretrainPlan, rows_of
 from ssamba.data.scan import SkipList
 from ssamba.errors import AudioError, DataError
 
@@ -101,17 +101,23 @@ class ResidentLoader:
     """
 
     def __init__(
-        self, plan: PretrainPlan, audio: ResidentAudio, start_step: int, stop_step: int | None, skip: SkipList
+        self,
+        plan: PretrainPlan,
+        audio: ResidentAudio,
+        start_step: int,
+        stop_step: int | None,
+        skip: SkipList,
+        part: tuple[int, int] = (0, 1),
     ) -> None:
         self.plan, self.audio, self.skip = plan, audio, skip
-        self.start_step, self.stop_step = start_step, stop_step
+        self.start_step, self.stop_step, self.part = start_step, stop_step, part
         self._clips = len({clip.path for clip in plan.clips})
 
     def __iter__(self) -> Iterator[Places]:
         steps = count(self.start_step) if self.stop_step is None else range(self.start_step, self.stop_step)
         for step in steps:
-            first = step * self.plan.batch_size
-            found = [self._place(position) for position in range(first, first + self.plan.batch_size)]
+            first, rows = step * self.plan.batch_size, rows_of(self.plan.batch_size, self.part)
+            found = [self._place(position) for position in (first + row for row in rows)]
             self.skip.check(final=self.skip.tried >= self._clips)
             begins, lengths, scales = zip(*found, strict=True)
             scale = np.asarray(scales, np.float32)

@@ -23,7 +23,7 @@ from ssamba.data.audio import SAMPLE_RATE
 from ssamba.data.manifest import Clip, Source
 from ssamba.errors import DataError
 
-__all__ = ["CropSpec", "PretrainPlan", "centre_crops", "generator", "split_validation"]
+__all__ = ["CropSpec", "PretrainPlan", "centre_crops", "generator", "rows_of", "split_validation"]
 
 _ORDER, _SHUFFLE, _START, _REPLACE = range(4)  # purposes of a draw: streams with different ones are independent
 
@@ -34,6 +34,11 @@ class CropSpec(NamedTuple):
     path: str
     start: float
     seconds: float
+
+
+def rows_of(batch: int, part: tuple[int, int]) -> range:
+    """The rows of a batch that process ``part[0]`` of ``part[1]`` works on: blocks that differ by one row at most."""
+    return range(batch * part[0] // part[1], batch * (part[0] + 1) // part[1])
 
 
 class _Epoch(NamedTuple):

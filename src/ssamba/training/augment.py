@@ -50,13 +50,16 @@ def _stretch(draws: Tensor, widest: int, length: int) -> Tensor:
     return (here >= start[:, None]) & (here < (start + width)[:, None])
 
 
-def noise_and_roll(features: Tensor, draws: Tensor, noise: Generator) -> Tensor:
+def noise_and_roll(
+    features: Tensor, draws: Tensor, noise: Generator, batch: int | None = None, rows: slice = slice(None)
+) -> Tensor:
     """Uniform [0, 1) noise times a height uniform in [0, 0.1), then a roll by -10 to 10 frames, around the ends.
 
-    ``noise`` is a generator on the features' device.
+    ``noise`` is a generator on the features' device. It draws for ``batch`` clips, of which these are ``rows``.
     """
     frames, bins = features.shape[1:]
-    values = torch.rand(features.shape, generator=noise, device=features.device, dtype=features.dtype)
+    whole = (batch or len(features), frames, bins)
+    values = torch.rand(whole, generator=noise, device=features.device, dtype=features.dtype)[rows]
     features = features + values * (MOST_NOISE * draws[0])[:, None, None]
     shift = (draws[1] * (2 * MOST_ROLL + 1)).long().clamp_max(2 * MOST_ROLL) - MOST_ROLL
     source_BT = (torch.arange(frames, device=features.device) - shift[:, None]) % frames

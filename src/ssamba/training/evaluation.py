@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ssamba import objectives
 from ssamba.config import Config
-from ssamba.data.decoding import AudioCache
+from ssamba.data.decoding import AudioCache, choose_workers
 from ssamba.data.labelled import Example
 from ssamba.data.labelled_batches import LabelledBatch, LabelledLoader
 from ssamba.data.labelled_plans import EvaluationPlan
@@ -98,8 +98,9 @@ class Evaluation:
     ) -> None:
         seconds = longest_seconds(recipe, examples[0].per_second is not None)
         batch = max(recipe.batch, LEAST_BATCH)
-        self.plan = EvaluationPlan(examples, batch, seconds, bool(recipe.window), skip, recipe.workers)
-        self.loader = LabelledLoader(self.plan, classes, recipe.workers, skip=skip)
+        workers = choose_workers(recipe.workers)
+        self.plan = EvaluationPlan(examples, batch, seconds, bool(recipe.window), skip, workers)
+        self.loader = LabelledLoader(self.plan, classes, workers, skip=skip)
         self.loader.cache = cache
         self.config, self.device, self._kind = config, device, recipe.loss
         self._keep = self.plan.steps * batch * config.frames * config.mel_bins * 4 <= FEATURE_BYTES

@@ -19,7 +19,6 @@ from ssamba.data.manifest import Clip
 from ssamba.data.scan import SkipList, scan_clips
 from ssamba.errors import ConfigError
 from ssamba.files import beside, clear_leftovers, make_folder
-from ssamba.loading import pick_device
 from ssamba.models.encoder import Encoder
 from ssamba.models.registry import make_encoder
 from ssamba.models.store import CONFIG_FILE, WEIGHTS_FILE, build, describe_model, read_config, read_model, save_config
@@ -31,12 +30,13 @@ from ssamba.training.finetune_recipe import FinetuneRecipe
 from ssamba.training.finetune_task import ANSWERS_FILE, EPOCHS_FOLDER, FinetuneTask, epoch_file
 from ssamba.training.log import read_log
 from ssamba.training.loop import SUMMARY_FILE, Loop, LoopSettings, precision
+from ssamba.training.parallel import Ranks, joined
 from ssamba.training.results import RESULTS_FILE, FoldResult, Results, read_results, write_results
 from ssamba.training.run_folder import (
     RECIPE_FILE,
-    SKIPPED_FILE,
     check_same_data,
     check_same_recipe,
+    skipped_file,
     write_recipe,
 )
 from ssamba.training.schedule import EpochSchedule
@@ -60,22 +60,34 @@ def finetune(
     ``source`` is a run or an official checkpoint; None begins with random weights. Every fold is a run directory
     ``out/fold-N`` of its own; a finished one is not trained again. ``out`` then holds the model of the last fold
     (config.json, model.safetensors), results.json, results.md, classes.csv, predictions.csv and confusion.png
-    (docs/finetuning.md). Returns what results.json holds. ``say`` gets lines for the user. Raises ``SsambaError`` for
+    (docs/finetuning.md). Returns what results.json holds; of several processes that torchrun or ``--devices`` has
+    started only the first does, the others return nothing. ``say`` gets lines for the user. Raises ``SsambaError`` for
     what the user can mend, ``Interrupted`` after Ctrl-C.
     """
-    chosen = pick_device(device)
+    with joined(device) as (ranks, chosen):
+        return _finetune(recipe, data, out, source, chosen, ranks, say)
+
+
+def _finetune(
+    recipe: FinetuneRecipe, data: Path, out: Path, source: str | None, chosen: torch.device, ranks: Ranks, say: Say
+) -> dict[str, Any]:
     labelled = read_layout(recipe.layout, data)
-    for note in labelled.notes:
+    for note in labelled.notes if ranks.main else ():
         say(note)
     settled = settle(recipe, labelled)
     new_model(settled, classification(settled, labelled), source)  # refuse what does not fit before anything is made
-    _enter(out, recipe, source, data, fingerprint(labelled))
+    if ranks.main:
+        _enter(out, recipe, source, data, fingerprint(labelled))
+    ranks.wait()
     if (out / RESULTS_FILE).exists():
-        _clear_states(out, labelled)
+        if ranks.main:
+            _clear_states(out, labelled)
         return read_results(out)
-    run = _Run(settled, labelled, out, source, chosen)
+    run = _Run(settled, labelled, out, source, chosen, ranks)
     for number in range(len(labelled.folds)):
         run.train_fold(number)
+    if not ranks.main:
+        return {}
     results = run.results()
     _keep_model(run.folder(len(labelled.folds) - 1), out)
     values = write_results(out, results, run.answers(results))
@@ -139,10 +151,17 @@ class _Run:
     """The folds of one run, in order."""
 
     def __init__(
-        self, recipe: FinetuneRecipe, data: LabelledData, out: Path, source: str | None, device: torch.device
+        self,
+        recipe: FinetuneRecipe,
+        data: LabelledData,
+        out: Path,
+        source: str | None,
+        device: torch.device,
+        ranks: Ranks,
     ) -> None:
+        self.ranks = ranks
         self.recipe, self.data, self.out, self.source, self.device = recipe, data, out, source, device
-        self.skip = SkipList(out / SKIPPED_FILE)
+        self.skip = SkipList(skipped_file(out, ranks.rank))
         self._cache: AudioCache | None = None
 
     def folder(self, number: int) -> Path:
@@ -152,32 +171,37 @@ class _Run:
     def train_fold(self, number: int) -> None:
         """Train a fold to its end, unless that is done."""
         folder, fold = self.folder(number), self.data.folds[number]
+        self.ranks.wait()  # until the first process has finished the fold before
         finished = _summary(folder).get("finished", False)
         if finished and (self.recipe.choose == "folds" or (folder / ANSWERS_FILE).exists()):
             return
-        clear_leftovers(make_folder(folder))
-        model = self._model(folder, fold)
+        resuming = (folder / STATE_FILE).exists()
+        self.ranks.wait()  # nobody writes before all have looked
+        if self.ranks.main:
+            clear_leftovers(make_folder(folder))
+        model = self._model(folder, fold, resuming)
         earlier = [self._scores(n) for n in range(number)] if self.recipe.choose == "folds" else []
-        task = FinetuneTask(self.recipe, model, fold, folder, self._audio(), self.skip, earlier)
+        task = FinetuneTask(self.recipe, model, fold, folder, self._audio(), self.skip, earlier, self.ranks)
         label = f"fold {number + 1} of {len(self.data.folds)}" if len(self.data.folds) > 1 else ""
         loop = self._loop(task, folder, label)
         loop.run()
-        if self.recipe.choose != "folds":
+        if self.recipe.choose != "folds" and self.ranks.main:
             final = build(*read_model(folder)).to(self.device).eval()
             with loop.autocast:
                 task.test(final).save(folder / ANSWERS_FILE)
 
-    def _model(self, folder: Path, fold: Fold) -> Encoder:
+    def _model(self, folder: Path, fold: Fold, resuming: bool) -> Encoder:
         """The fold's model, new or of the form that its saved state has."""
         task = classification(self.recipe, self.data)
-        if (folder / STATE_FILE).exists():
+        if resuming:
             model = make_encoder(read_config(folder).config, classification=task)
         else:
             model = new_model(self.recipe, task, self.source)
             if self.recipe.statistics == "measure":
                 mean, std = measure(fold.train, model.config, self.recipe, self.skip)
                 model.config = model.config.replace(mean=mean, std=std)
-            save_config(folder, describe_model(model))
+            if self.ranks.main:
+                save_config(folder, describe_model(model))
         if self.recipe.freeze:
             model.requires_grad_(False)
             assert model.classifier is not None
@@ -213,7 +237,7 @@ class _Run:
             average=average,
             label=label,
         )
-        return Loop(task, folder, optimizer, schedule, settings, precision(recipe.precision, self.device))
+        return Loop(task, folder, optimizer, schedule, settings, precision(recipe.precision, self.device), self.ranks)
 
     def _audio(self) -> AudioCache | None:
         """Decoded audio, shared by all folds and evaluations. Files beyond the budget are not even looked at."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from ssamba import frontend
 from ssamba.config import Config
+from ssamba.data.decoding import choose_workers
 from ssamba.data.labelled import Example, LabelledData
 from ssamba.data.manifest import Clip, Source
 from ssamba.data.scan import SkipList
@@ -72,7 +73,7 @@ def measure(examples: Sequence[Example], config: Config, recipe: FinetuneRecipe,
             [Source("training", tuple(Clip(path) for path in paths))],
             lambda x: frontend.log_mel(x, config.mel_bins),
             max_clips=STATISTICS_CLIPS,
-            threads=recipe.workers,
+            threads=choose_workers(recipe.workers),
             seed=recipe.seed,
             skip=skip,
             progress=bar.update,

@@ -76,7 +76,7 @@ class FinetuneRecipe:
     average_from: int = option(0, "first epoch whose weights are averaged")
     average_to: int = option(0, "last epoch whose weights are averaged")
     seed: int = option(0, "seed of weights, order, crops and augmentation")
-    workers: int = option(4, "threads that decode audio")
+    workers: int = option(0, "threads or processes that decode audio, 0: as many as there are cores, up to 16")
     cache_gb: float = option(4.0, "most memory for decoded audio, in gigabytes")
     precision: str = option("auto", "auto is bf16 on a GPU that has it and fp32 elsewhere", ("auto", "fp32", "bf16"))
     save_minutes: float = option(2.0, "minutes between two saved states")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ssamba import frontend, objectives
-from ssamba.data.decoding import AudioCache
+from ssamba.data.decoding import AudioCache, choose_workers
 from ssamba.data.labelled import Example, Fold
 from ssamba.data.labelled_batches import LabelledBatch, LabelledLoader
 from ssamba.data.labelled_plans import EpochPlan
@@ -22,6 +22,7 @@ from ssamba.training.evaluation import Answers, Evaluation, longest_seconds
 from ssamba.training.features import batch_features
 from ssamba.training.finetune_recipe import FinetuneRecipe
 from ssamba.training.loop import Task
+from ssamba.training.parallel import Ranks
 from ssamba.training.seeds import generator
 
 BATCHES_AHEAD = 3
@@ -75,7 +76,9 @@ class FinetuneTask(Task):
         cache: AudioCache | None,
         skip: SkipList,
         earlier: Sequence[Mapping[int, float]] = (),
+        ranks: Ranks | None = None,
     ) -> None:
+        self.ranks = ranks or Ranks()
         assert model.classifier is not None
         self.recipe, self.model, self.folder, self.earlier = recipe, model, folder, earlier
         self.cache, self.skip, self.fold = cache, skip, fold
@@ -100,24 +103,30 @@ class FinetuneTask(Task):
         loader = LabelledLoader(
             self.plan,
             len(self.answer.classes),
-            self.recipe.workers,
+            choose_workers(self.recipe.workers),
             start,
             self.total_steps * self.recipe.accumulate,
             skip=self.skip,
+            part=(self.ranks.rank, self.ranks.world),
         )
         loader.cache = self.cache
         return prepare_ahead(loader, self._prepare, BATCHES_AHEAD)
 
     def _prepare(self, batch: LabelledBatch) -> Inputs:
-        """A batch with its draws, which depend on (seed, number of the batch) alone."""
-        recipe, clips = self.recipe, len(batch.lengths)
+        """A batch with its draws, which depend on (seed, number of the batch) alone.
+
+        They are drawn for the whole batch, of which this process takes its rows.
+        """
+        recipe, clips = self.recipe, self.plan.size(batch.step)
+        rows = self.ranks.rows(clips)
         masks = rolls = keep = None
         if recipe.freq_mask or recipe.time_mask:
-            masks = draw_masks(clips, generator(recipe.seed, "masks", batch.step))
+            masks = draw_masks(clips, generator(recipe.seed, "masks", batch.step))[..., rows].contiguous()
         if recipe.noise:
-            rolls = draw_noise(clips, generator(recipe.seed, "roll", batch.step))
+            rolls = draw_noise(clips, generator(recipe.seed, "roll", batch.step))[:, rows].contiguous()
         if not recipe.freeze:
             keep = self.model.draw_keep(clips, generator(recipe.seed, "stochastic depth", batch.step))
+            keep = None if keep is None else keep[:, rows].contiguous()
         inputs = Inputs(batch.waveforms, batch.lengths, batch.targets, masks, rolls, keep)
         if self.model.device.type != "cuda":
             return inputs
@@ -130,6 +139,10 @@ class FinetuneTask(Task):
         here = Inputs(*(x if x is None else x.to(device, non_blocking=True) for x in batch))  # type: ignore[arg-type]
         features = self.augmented(number, batch_features(here.waveforms, here.lengths, self.model.config), here)
         return [features, here.targets, here.keep]
+
+    def share(self, number: int) -> float:
+        """The share of a batch that this process works on."""
+        return self.ranks.share(self.plan.size(number))
 
     def losses(self, inputs: Sequence[Tensor | None]) -> dict[str, Tensor]:
         """The loss of one batch."""
@@ -145,7 +158,8 @@ class FinetuneTask(Task):
         if draws.masks is not None:
             features = mask_stretches(features, draws.masks, recipe.freq_mask, recipe.time_mask, self.fill)
         if draws.rolls is not None:
-            features = noise_and_roll(features, draws.rolls, generator(recipe.seed, "noise", number, features.device))
+            noise, clips = generator(recipe.seed, "noise", number, features.device), self.plan.size(number)
+            features = noise_and_roll(features, draws.rolls, noise, clips, self.ranks.rows(clips))
         return features
 
     def validate(self, step: int) -> dict[str, float]:

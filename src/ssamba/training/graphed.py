@@ -48,7 +48,7 @@ class Gradients:
     def __call__(self, inputs: Tensors, first: bool = True, share: float = 1.0) -> dict[str, Tensor]:
         """The scalars, without gradient; they hold until the next call.
 
-        ``first=False`` adds to the gradients that are there, ``share`` is a factor on them: for steps of several
+        ``share`` is a factor on the gradients. ``first=False`` adds to those that are there: for steps of several
         batches, which are not captured.
         """
         if not self._graphs:
@@ -60,7 +60,7 @@ class Gradients:
             except RuntimeError as error:
                 warnings.warn(f"training without CUDA graphs, which is slower: {error}", stacklevel=2)
                 self._graphs = False
-                return self._eager(inputs)
+                return self._eager(inputs, first, share)
         captured = self._captured[form]
         for place, value in zip(captured.given, inputs, strict=True):
             if place is not None and value is not None:
@@ -68,6 +68,8 @@ class Gradients:
         captured.graph.replay()
         for parameter, gradient in captured.gradients:
             parameter.grad = gradient
+        if share != 1:
+            torch._foreach_mul_([g for _, g in captured.gradients if g is not None], share)
         return captured.metrics
 
     def _eager(self, inputs: Tensors, first: bool = True, share: float = 1.0) -> dict[str, Tensor]:

@@ -31,6 +31,7 @@ from ssamba.models.store import save_model
 from ssamba.training.checkpoint import load_state, optimizer_tensors, restore_optimizer, save_state
 from ssamba.training.graphed import Gradients
 from ssamba.training.log import RunLog
+from ssamba.training.parallel import Ranks
 from ssamba.training.schedule import Schedule
 
 SUMMARY_FILE = "state.json"
@@ -67,6 +68,10 @@ class Task(Protocol):
     def companions(self) -> dict[str, nn.Module]:
         """Modules that train or are kept beside the model: saved with the state, not with the model."""
         return {}
+
+    def share(self, number: int) -> float:
+        """The share of the batch of that number that this process has: 1 in a run of one process."""
+        return 1.0
 
     def stepped(self, step: int) -> None:
         """Called when ``step`` steps are through, after the weights changed."""
@@ -116,9 +121,10 @@ class Loop:
         schedule: Schedule,
         settings: LoopSettings,
         autocast: AbstractContextManager[Any],
+        ranks: Ranks | None = None,
     ) -> None:
         self.task, self.folder, self.optimizer, self.schedule = task, folder, optimizer, schedule
-        self.settings, self.autocast = settings, autocast
+        self.settings, self.autocast, self.ranks = settings, autocast, ranks or Ranks()
         self.step = 0
         self.best: dict[str, float] | None = None
         self.sums: dict[str, Tensor] = {}
@@ -147,7 +153,9 @@ class Loop:
             self.averaged = values["averaged"]
             self.chosen = {k[8:]: v.to(device) for k, v in tensors.items() if k.startswith("average.")}
         device = self.task.model.device
-        self.sums = {k: torch.tensor(v, dtype=torch.float64, device=device) for k, v in values["sums"].items()}
+        # Each process adds up what it sees itself; what was seen before is the first one's.
+        sums = {k: v if self.ranks.main else 0.0 for k, v in values["sums"].items()}
+        self.sums = {k: torch.tensor(v, dtype=torch.float64, device=device) for k, v in sums.items()}
 
     def _modules(self) -> dict[str, nn.Module]:
         """What the state holds, by the prefix of its tensors."""
@@ -165,6 +173,9 @@ class Loop:
         """Write the state, and the model where a validation chose another or none has chosen one yet."""
         model = self.task.model
         self._refuse_nan(*self.sums.values(), *model.parameters())
+        sums = self.ranks.total(self.sums)
+        if not self.ranks.main:
+            return
         tensors = {p + k: v for p, module in self._modules().items() for k, v in module.state_dict().items()}
         tensors |= optimizer_tensors(self.optimizer, self._named_parameters())
         if self.best is None:
@@ -180,7 +191,7 @@ class Loop:
             "step": self.step,
             "schedule": self.schedule.to_dict(),
             "best": self.best,
-            "sums": {k: float(v) for k, v in self.sums.items()},
+            "sums": {k: float(v) for k, v in sums.items()},
             "summed": self.summed,
         }
         save_state(self.folder, tensors, values)
@@ -196,26 +207,34 @@ class Loop:
 
     def run(self) -> None:
         """Train to the last step. Raises ``Interrupted`` after saving when asked to stop, ``SsambaError`` on NaN."""
+        self.ranks.begin()
+        first = self.ranks.told_by_main({"step": self.step} if self.ranks.main else None, ["step"])["step"]
+        if first != self.step:
+            raise SsambaError(
+                f"{self.folder}: another run is still writing its state there; start again when it has ended"
+            )
         if self.step >= self.task.total_steps:
             return
         columns = ["step", "epoch", "lr", *self.task.metrics, *(f"val_{m}" for m in self.task.validation_metrics)]
-        log = RunLog(self.folder, [*columns, "clips_per_second", "seconds"], self.step)
+        columns += ["clips_per_second", "seconds"]
+        log = RunLog(self.folder, columns, self.step) if self.ranks.main else None
         handlers = {s: signal.signal(s, self._ask_to_stop) for s in _signals()}
         try:
             self._steps(log)
         finally:
-            log.close()
+            if log is not None:
+                log.close()
             for number, handler in handlers.items():
                 signal.signal(number, handler)
 
     def _ask_to_stop(self, *_: Any) -> None:
         self.stop = True
 
-    def _steps(self, log: RunLog) -> None:
+    def _steps(self, log: RunLog | None) -> None:
         total, settings = self.task.total_steps, self.settings
         saved = logged = started = time.monotonic()
         self.task.model.train()
-        with _bar(settings.label, total, self.step) as bar:
+        with _bar(settings.label, total, self.step, self.ranks.main) as bar:
             for batches in _grouped(self.task.batches(self.step * settings.accumulate), settings.accumulate):
                 self._one_step(batches)
                 last = self.step == total
@@ -228,13 +247,16 @@ class Loop:
                     self.latest |= row
                     bar.set_postfix_str(_postfix(self.latest), refresh=False)
                     now = logged = time.monotonic()
-                    log.write(row | {"clips_per_second": round(rate, 2), "seconds": round(now - started, 2)})
+                    if log is not None:
+                        log.write(row | {"clips_per_second": round(rate, 2), "seconds": round(now - started, 2)})
                 bar.update()
                 due = validating and settings.save_at_validation
-                if due or last or self.stop or time.monotonic() - saved >= 60 * settings.save_minutes:
+                late = time.monotonic() - saved >= 60 * settings.save_minutes
+                stop, late = self.ranks.any(self.stop, late)  # a signal may come meanwhile: the next step sees it
+                if due or last or stop or late:
                     self.save()
                     saved = time.monotonic()
-                if self.stop and not last:
+                if stop and not last:
                     raise Interrupted(f"stopped at step {self.step} of {total}; the same command goes on from there")
                 if last:
                     return
@@ -243,11 +265,20 @@ class Loop:
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule.rate(self.step) * group.get("rate_factor", 1.0)
         for i, batch in enumerate(batches):
-            inputs = self.task.inputs(self.step * len(batches) + i, batch)
+            number = self.step * len(batches) + i
+            share = self.task.share(number) / len(batches)
+            if not share:  # fewer rows than processes
+                if i == 0:
+                    self.optimizer.zero_grad(set_to_none=True)
+                continue
+            inputs = self.task.inputs(number, batch)
             # Sums stay on the device: reading a number every step would make the host wait for it.
-            for key, value in self.gradients(inputs, first=i == 0, share=1 / len(batches)).items():
-                value = value.double() / len(batches)
+            for key, value in self.gradients(inputs, first=i == 0, share=share).items():
+                value = value.double() * share
                 self.sums[key] = self.sums[key] + value if key in self.sums else value
+        for key in self.task.metrics:
+            self.sums.setdefault(key, torch.zeros((), dtype=torch.float64, device=self.task.model.device))
+        self.ranks.add_up([p for _, p in self._named_parameters()])
         if self.settings.clip_norm:
             torch.nn.utils.clip_grad_norm_([p for _, p in self._named_parameters()], self.settings.clip_norm)
         self.optimizer.step()
@@ -262,7 +293,7 @@ class Loop:
             "lr": self.schedule.rate(self.step - 1),
             "steps": self.summed,
         }
-        row |= {k: float(v) / self.summed for k, v in self.sums.items()}
+        row |= {k: float(v) / self.summed for k, v in self.ranks.total(self.sums).items()}
         self._refuse_nan(*self.sums.values())
         self.sums, self.summed = {}, 0
         return row
@@ -279,8 +310,11 @@ class Loop:
     def _validate(self) -> dict[str, float]:
         model = self.task.model
         model.eval()
-        with torch.no_grad(), self.autocast:
-            metrics = self.task.validate(self.step)
+        found = None
+        if self.ranks.main:
+            with torch.no_grad(), self.autocast:
+                found = self.task.validate(self.step)
+        metrics = self.ranks.told_by_main(found, self.task.validation_metrics)
         model.train()
         score = self.task.score(self.step, metrics)
         if self.best is None or score > self.best["score"] or self.settings.keep_last:
@@ -327,9 +361,17 @@ def _grouped(batches: Iterator[Any], size: int) -> Iterator[list[Any]]:
         yield group
 
 
-def _bar(label: str, total: int, done: int) -> tqdm[Any]:
+def _bar(label: str, total: int, done: int, shown: bool) -> tqdm[Any]:
     slow = 0.2 if sys.stderr.isatty() else 30
-    return tqdm(desc=label or None, total=total, initial=done, unit="step", mininterval=slow, dynamic_ncols=True)
+    return tqdm(
+        desc=label or None,
+        total=total,
+        initial=done,
+        unit="step",
+        mininterval=slow,
+        dynamic_ncols=True,
+        disable=not shown,
+    )
 
 
 def _postfix(row: dict[str, float]) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ssamba import frontend, masking
 from ssamba.data.audio import SAMPLE_RATE
 from ssamba.data.dataset import Batch, CropLoader, load_crops
+from ssamba.data.decoding import choose_workers
 from ssamba.data.manifest import Clip, Source, read_sources
 from ssamba.data.prefetch import prepare_ahead
 from ssamba.data.resident import Places, ResidentAudio, ResidentLoader, resident_bytes
@@ -21,7 +22,7 @@ from ssamba.data.scan import SkipList, scan_sources
 from ssamba.data.statistics import compute_statistics
 from ssamba.errors import ConfigError, DataError
 from ssamba.files import clear_leftovers, make_folder
-from ssamba.loading import pick_device, read_source
+from ssamba.loading import read_source
 from ssamba.models.encoder import Encoder
 from ssamba.models.registry import make_encoder
 from ssamba.models.store import CONFIG_FILE, Description, build, describe_model, read_config, save_config
@@ -31,8 +32,9 @@ from ssamba.training.checkpoint import STATE_FILE
 from ssamba.training.features import batch_features, crop_seconds
 from ssamba.training.latent import AveragedModel, LatentHeads, latent_losses, targets
 from ssamba.training.loop import Loop, LoopSettings, Task, precision
+from ssamba.training.parallel import Ranks, joined
 from ssamba.training.recipe import PretrainRecipe
-from ssamba.training.run_folder import RECIPE_FILE, SKIPPED_FILE, check_same_data, check_same_recipe, write_recipe
+from ssamba.training.run_folder import RECIPE_FILE, check_same_data, check_same_recipe, skipped_file, write_recipe
 from ssamba.training.schedule import PlateauSchedule
 from ssamba.training.seeds import generator
 
@@ -74,9 +76,18 @@ class PretrainTask(Task):
     """Masked-patch pretraining as the training loop sees it."""
 
     def __init__(
-        self, recipe: PretrainRecipe, model: Encoder, plan: PretrainPlan, held_out: list[Clip], skip: SkipList
+        self,
+        recipe: PretrainRecipe,
+        model: Encoder,
+        plan: PretrainPlan,
+        held_out: list[Clip],
+        skip: SkipList,
+        ranks: Ranks | None = None,
     ) -> None:
         self.recipe, self.model, self.plan, self.skip = recipe, model, plan, skip
+        self.ranks = ranks or Ranks()
+        # Clips that are mixed may be any two of the batch: then each process needs all of it.
+        self.part = (0, 1) if recipe.mix else (self.ranks.rank, self.ranks.world)
         self.metrics = self.validation_metrics = METRICS[recipe.objective]
         self.averaged = AveragedModel(model, recipe.ema) if recipe.ema else None
         self.latent: LatentHeads | None = None
@@ -91,8 +102,10 @@ class PretrainTask(Task):
         if model.device.type == "cuda" and resident_bytes(plan.clips) <= RESIDENT_BYTES:
             with Bar("decoding all recordings once") as bar:
                 self.resident = ResidentAudio(plan.clips, model.device, bar.update)
+        if not self.ranks.main:
+            return
         specs = centre_crops(held_out[: recipe.validation_clips], plan.crop_seconds)
-        waveforms, lengths = load_crops(specs, skip, recipe.workers)
+        waveforms, lengths = load_crops(specs, skip, choose_workers(recipe.workers))
         if recipe.short_clips == "repeat":
             waveforms, lengths = repeat_short(waveforms, lengths)
         parts = zip(waveforms.split(recipe.batch), lengths.split(recipe.batch), strict=True)
@@ -115,32 +128,39 @@ class PretrainTask(Task):
     def batches(self, start: int) -> Iterator[Inputs]:
         """The steps' inputs, decoded and drawn ahead."""
         if self.resident is not None:
-            places = ResidentLoader(self.plan, self.resident, start, self.total_steps, self.skip)
+            places = ResidentLoader(self.plan, self.resident, start, self.total_steps, self.skip, self.part)
             return prepare_ahead(places, self._prepare, STEPS_AHEAD)
         loader = CropLoader(
             self.plan,
-            workers=self.recipe.workers,
+            workers=choose_workers(self.recipe.workers),
             start_step=start,
             stop_step=self.total_steps,
             skip=self.skip,
             cache_bytes=CACHE_BYTES,
+            part=self.part,
         )
         return prepare_ahead(loader, self._prepare, STEPS_AHEAD)
 
     def _prepare(self, batch: Batch | Places) -> Inputs:
-        """What a step needs besides the waveforms; masks and stochastic depth depend on (seed, step) alone."""
-        clips = len(batch.lengths)
+        """What a step needs besides the waveforms; masks and stochastic depth depend on (seed, step) alone.
+
+        They are drawn for the whole batch, of which this process takes its rows.
+        """
+        clips, rows = self.recipe.batch, self.ranks.rows(self.recipe.batch)
         mask_a, mask_b = self._masks(clips, "training", batch.step, self.recipe.mask)
         drop = generator(self.recipe.seed, "stochastic depth", batch.step)
-        keep_a, keep_b = self.model.draw_keep(clips, drop), self.model.draw_keep(clips, drop)
+        keeps = (self.model.draw_keep(clips, drop), self.model.draw_keep(clips, drop))
+        keep_a, keep_b = (None if keep is None else keep[:, rows].contiguous() for keep in keeps)
+        mask_a, mask_b = mask_a[rows], None if mask_b is None else mask_b[rows]
         if isinstance(batch, Places):
             waveforms, lengths, scale = batch.first, batch.lengths, batch.scale
         else:
             waveforms, lengths, scale = batch.waveforms, batch.lengths, None
             if self.recipe.short_clips == "repeat":
                 waveforms, lengths = repeat_short(waveforms, lengths)
-        draws = self._augmentation(clips, batch.step)
-        inputs = Inputs(waveforms, lengths, scale, mask_a, mask_b, keep_a, keep_b, *draws)
+        other, level, response = self._augmentation(clips, batch.step)
+        response = None if response is None else response[rows]
+        inputs = Inputs(waveforms, lengths, scale, mask_a, mask_b, keep_a, keep_b, other, level, response)
         if self.model.device.type != "cuda":
             return inputs
         # From pinned memory the copies to the GPU run beside its work, and nobody waits for them.
@@ -168,10 +188,16 @@ class PretrainTask(Task):
             lengths = torch.full_like(lengths, samples) if repeat else lengths
         if here.other is not None and here.level is not None:
             waveforms, lengths = mix_waveforms(waveforms, lengths, here.other, here.level)
+            rows = self.ranks.rows(len(lengths))
+            waveforms, lengths = waveforms[rows], lengths[rows]
         features = batch_features(waveforms, lengths, config)
         if here.response is not None:
             features = features + here.response[:, None] / (2 * config.std)
         return [features, here.mask_a, here.mask_b, here.keep_a, here.keep_b]
+
+    def share(self, number: int) -> float:
+        """The share of a batch that this process works on."""
+        return self.ranks.share(self.recipe.batch)
 
     def losses(self, inputs: Sequence[Tensor | None]) -> dict[str, Tensor]:
         """One step's losses."""
@@ -239,18 +265,30 @@ def pretrain(
     ``data`` are folders, manifests or files, each with an optional weight (docs/data.md). ``source`` is a run or an
     official checkpoint to start from: it decides the size, the recipe's ``frames`` the grid. The directory then holds
     config.json and model.safetensors (best by validation), state.safetensors (for resume), log.csv, tensorboard/,
-    recipe.yaml, state.json and skipped.csv. Raises ``SsambaError`` for what the user can mend, ``Interrupted`` after
-    Ctrl-C.
+    recipe.yaml, state.json and skipped.csv. One of several processes that torchrun or ``--devices`` has started takes
+    its part of each batch (docs/pretraining.md). Raises ``SsambaError`` for what the user can mend, and after Ctrl-C
+    ``Interrupted``.
     """
-    chosen = pick_device(device)
+    with joined(device) as (ranks, chosen):
+        _pretrain(data, out, recipe, source, chosen, ranks)
+
+
+def _pretrain(
+    data: list[str], out: Path, recipe: PretrainRecipe, source: str | None, chosen: torch.device, ranks: Ranks
+) -> None:
+    if recipe.batch < ranks.world:
+        raise ConfigError(f"batch: {recipe.batch} clips for {ranks.world} processes, give one to each at least")
     listed = read_sources(data)
-    clear_leftovers(make_folder(out))
+    make_folder(out)
     resuming = (out / STATE_FILE).exists()
     if resuming:
         check_same_recipe(out, {**recipe.to_dict(), "from": source}, MAY_CHANGE)
     elif (out / CONFIG_FILE).exists() and not (out / RECIPE_FILE).exists():
         raise ConfigError(f"{out}: holds a model that is no pretraining run; choose another --out")
-    skip = SkipList(out / SKIPPED_FILE)
+    ranks.wait()  # nobody writes before all have looked
+    if ranks.main:
+        clear_leftovers(out)
+    skip = SkipList(skipped_file(out, ranks.rank))
     sources = _scan(listed, skip)
     training, held_out = split_validation(sources, fraction=recipe.validation, seed=recipe.seed)
     if not held_out:
@@ -261,8 +299,8 @@ def pretrain(
         model = make_encoder(read_config(out).config, heads=True)
     else:
         model = _new_model(recipe, training, source, skip)
-    task = PretrainTask(recipe, model.to(chosen), plan, held_out, skip)
-    if not resuming:
+    task = PretrainTask(recipe, model.to(chosen), plan, held_out, skip, ranks)
+    if not resuming and ranks.main:
         save_config(out, describe_model(model))
         write_recipe(out, recipe.to_dict(), source, list(data), plan.fingerprint)
     loop = Loop(
@@ -284,6 +322,7 @@ def pretrain(
             keep_last=recipe.keep == "last",
         ),
         precision(recipe.precision, chosen),
+        ranks,
     )
     loop.run()
 

@@ -74,17 +74,27 @@ class PretrainRecipe:
     validation_clips: int = option(256, "most clips in a validation")
     validation_mask: int = option(0, "patches hidden in validation; 0, or too many for the grid: as in training")
     seed: int = option(0, "seed of weights, clips, crops and masks")
-    workers: int = option(2, "threads that decode audio")
+    workers: int = option(0, "threads or processes that decode audio, 0: as many as there are cores, up to 16")
     precision: str = option("auto", "auto is bf16 on a GPU that has it and fp32 elsewhere", ("auto", "fp32", "bf16"))
     save_minutes: float = option(2.0, "minutes between two saved states")
     log_every: int = option(10, "steps between two lines of the log")
 
     def __post_init__(self) -> None:
         check_fields(self)
-        for name in ("batch", "warmup_every", "validate_every", "patience", "log_every", "validation_clips", "workers"):
+        for name in ("batch", "warmup_every", "validate_every", "patience", "log_every", "validation_clips"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: {getattr(self, name)}, give 1 or more")
-        for name in ("width", "depth", "steps", "seed", "warmup_steps", "clip_norm", "weight_decay", "save_minutes"):
+        for name in (
+            "width",
+            "depth",
+            "steps",
+            "seed",
+            "warmup_steps",
+            "clip_norm",
+            "weight_decay",
+            "save_minutes",
+            "workers",
+        ):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name}: {getattr(self, name)}, give 0 or more")
         if self.lr <= 0 or not 0 < self.lr_decay <= 1:

@@ -14,6 +14,11 @@ from ssamba.files import write_text
 RECIPE_FILE, SKIPPED_FILE = "recipe.yaml", "skipped.csv"
 
 
+def skipped_file(out: Path, rank: int = 0) -> Path:
+    """Where a process lists the files that it could not read: the first one in ``skipped.csv``, others beside it."""
+    return out / SKIPPED_FILE if rank == 0 else out / f"skipped-{rank}.csv"
+
+
 def write_recipe(
     out: Path, recipe: Mapping[str, Any], source: str | None, data: Sequence[str], fingerprint: str
 ) -> None:
