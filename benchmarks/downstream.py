@@ -61,23 +61,23 @@ class Job:
 
 
 def jobs(arguments: argparse.Namespace) -> list[Job]:
-    """The long ones first."""
+    """Probes first, then seed after seed: what a stopped run leaves is whole for its first seeds."""
     roots = {"esc10": arguments.esc10, "arabic-speech-commands": arguments.arabic}
     found = []
-    for data, root in roots.items():
-        for seed in arguments.seeds:
-            for model in arguments.models:
-                out = arguments.out / f"{model.name}-{data}-{seed}"
-                words = ["finetune", data, "--data", root, "--from", model.source, "--seed", seed, "--out", out]
-                words += ["--encoder", model.encoder] if model.encoder else []
-                words += ["--workers", arguments.workers, *shlex.split(arguments.options)]
-                found.append(Job(model.name, "fine-tuned", data, seed, out, tuple(map(str, words))))
     for data, root in roots.items():
         for model in arguments.models:
             if model.source != "none":
                 out = arguments.out / f"{model.name}-{data}-probe"
                 words = ["probe", data, "--data", root, "--model", model.source, "--out", out]
                 found.append(Job(model.name, "probe", data, 0, out, tuple(map(str, words))))
+    for seed in arguments.seeds:
+        for data, root in roots.items():
+            for model in arguments.models:
+                out = arguments.out / f"{model.name}-{data}-{seed}"
+                words = ["finetune", data, "--data", root, "--from", model.source, "--seed", seed, "--out", out]
+                words += ["--encoder", model.encoder] if model.encoder else []
+                words += ["--workers", arguments.workers, *shlex.split(arguments.options)]
+                found.append(Job(model.name, "fine-tuned", data, seed, out, tuple(map(str, words))))
     return found
 
 

@@ -15,7 +15,8 @@ from ssamba import frontend
 from ssamba.config import Config
 from ssamba.errors import ConfigError
 
-POOLINGS = ("mean", "cls")
+POOLINGS = ("mean", "cls", "rows")
+_VARIANCE = 1e-6  # added under the root of a row's variance: one column has none, and the root no slope at 0
 LOSSES = ("auto", "ce", "bce")
 MOST_CLASSES = 1_000_000
 
@@ -27,7 +28,9 @@ class Classification:
     Attributes:
         classes: names in the order of the scores.
         multi_label: whether several classes may hold at once or exactly one.
-        pooling: ``mean`` of the patch tokens, or ``cls``, that of the tokens in front (REFERENCE.md, "Fine-tuning").
+        pooling: ``mean`` of the patch tokens, or ``cls``, that of the tokens in front (REFERENCE.md, "Fine-tuning"), or
+            ``rows``: mean and deviation over time of each row of patches by itself, 2 x rows x width values, so that
+            low and high frequencies stay apart (not in the reference; as in ``ssamba probe``).
         per_second: one answer for each second of the recording instead of one for all of it.
         recipe: name of the recipe that trained it.
         loss: what it was trained with, which decides how logits become scores: ``ce`` softmax, ``bce`` sigmoid,
@@ -48,7 +51,7 @@ class Classification:
             twice = next(c for c in self.classes if self.classes.count(c) > 1)
             raise ConfigError(f"classes: '{twice}' is there twice")
         if self.pooling not in POOLINGS:
-            raise ConfigError(f"pooling: '{self.pooling}', choose {' or '.join(POOLINGS)}")
+            raise ConfigError(f"pooling: '{self.pooling}', choose {', '.join(POOLINGS)}")
         if self.per_second and self.pooling != "mean":
             raise ConfigError("pooling: a model that answers for each second takes the mean")
         if self.loss not in LOSSES:
@@ -89,8 +92,9 @@ class Classifier(nn.Module):
     def __init__(self, config: Config, task: Classification) -> None:
         super().__init__()
         self.task, self._config = task, config
-        self.norm = nn.LayerNorm(config.width)
-        self.linear = nn.Linear(config.width, len(task.classes))
+        values = config.width * (2 * config.grid[0] if task.pooling == "rows" else 1)
+        self.norm = nn.LayerNorm(values)
+        self.linear = nn.Linear(values, len(task.classes))
 
     @torch.no_grad()
     def reset_parameters(self, generator: Generator | None = None) -> None:
@@ -106,6 +110,8 @@ class Classifier(nn.Module):
         with torch.autocast(tokens_BLd.device.type, enabled=False):
             if self.task.pooling == "cls":
                 pooled = tokens_BLd[:, :prefix].mean(dim=1)
+            elif self.task.pooling == "rows":
+                pooled = _row_statistics(tokens_BLd[:, prefix:], n_columns)
             elif self.task.per_second:
                 pooled = self._second_means(tokens_BLd[:, prefix:], n_columns)
             else:
@@ -117,6 +123,13 @@ class Classifier(nn.Module):
         columns_BTd = patches_BPd.unflatten(1, (-1, n_columns)).mean(dim=1)
         share_ST = _second_shares(n_columns, self._config, columns_BTd.device)
         return torch.einsum("st,btd->bsd", share_ST.to(columns_BTd.dtype), columns_BTd)
+
+
+def _row_statistics(patches_BPd: Tensor, n_columns: int) -> Tensor:
+    """Mean, then deviation, over the columns of each row: (B, 2 x rows x d) float32."""
+    rows_BFTd = patches_BPd.unflatten(1, (-1, n_columns)).float()
+    deviation_BFd = (rows_BFTd.var(dim=2, correction=0) + _VARIANCE).sqrt()
+    return torch.cat([rows_BFTd.mean(dim=2), deviation_BFd], dim=1).flatten(1)
 
 
 @lru_cache(maxsize=8)

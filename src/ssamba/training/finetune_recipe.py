@@ -42,7 +42,11 @@ class FinetuneRecipe:
     )
     mean: float = option(AUDIOSET_MEAN, "log-mel mean")
     std: float = option(AUDIOSET_STD, "log-mel standard deviation")
-    pooling: str = option("mean", "what is classified: the mean of patch tokens, or the tokens in front", POOLINGS)
+    pooling: str = option(
+        "mean",
+        "what is classified: the mean of patch tokens, the tokens in front, or each row's mean and deviation over time",
+        POOLINGS,
+    )
     freeze: bool = option(False, "train the classifier alone")
     drop_path: float = option(-1.0, "rate of stochastic depth at the last block, -1 takes SOURCE's or the published")
     lr: float = option(1e-4, "peak learning rate of Adam for the encoder")
