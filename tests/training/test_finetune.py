@@ -225,6 +225,18 @@ def test_patches_that_do_not_fit_and_other_mistakes(three: Path, tmp_path: Path)
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.parametrize("encoder", ["ssamba", "ssast"])
+def test_rows_from_data_to_prediction(more: Path, tmp_path: Path, encoder: str) -> None:
+    """A run with rows pooled apart stands by itself, and answers for recordings of other lengths."""
+    results = run("custom", more, tmp_path / "run", pooling="rows", encoder=encoder, epochs=8)
+    assert results["mean"]["accuracy"] > 0.6  # chance is a third
+    model = ssamba.load(tmp_path / "run")
+    for seconds in (0.1, 0.32, 1.7):
+        audio = torch.randn(round(16000 * seconds), generator=torch.Generator().manual_seed(0))
+        (found,) = model.predict(audio, 16000)
+        assert torch.isfinite(found.scores).all()
+
+
 def test_other_data_is_refused(tmp_path: Path) -> None:
     data = trees.custom_table(tmp_path / "data")
     assert run("custom", data, tmp_path / "run", epochs=1)["choose"] == "validation"
