@@ -3,10 +3,10 @@
     python benchmarks/downstream.py OUT --esc10 ROOT --arabic ROOT --seeds 0 1 2 --jobs 6 \
         pretrained=RUN@12.5 other=RUN@6 scratch=none:ssamba
 
-Each model is NAME=SOURCE, SOURCE a run or model directory, or none:ENCODER for random weights; @MINUTES is the GPU time
-of its pretraining, for the picture. Every job is a `ssamba` command in a process of its own, shown before it starts. A
-finished job is not repeated, a stopped one goes on. OUT gets a folder for each job, summary.json, summary.md and, where
-minutes are given, minutes.png: accuracy against GPU minutes.
+Each model is NAME=SOURCE, SOURCE a run or model directory, or none:ENCODER for random weights ("none:ENCODER:OPTIONS" with
+options of finetune); @MINUTES is the GPU time of its pretraining, for the picture. Every job is a `ssamba` command in a
+process of its own, shown before it starts. A finished job is not repeated, a stopped one goes on. OUT gets a folder for
+each job, summary.json, summary.md and, where minutes are given, minutes.png: accuracy against GPU minutes.
 """
 
 from __future__ import annotations
@@ -75,7 +75,8 @@ def jobs(arguments: argparse.Namespace) -> list[Job]:
             for model in arguments.models:
                 out = arguments.out / f"{model.name}-{data}-{seed}"
                 words = ["finetune", data, "--data", root, "--from", model.source, "--seed", seed, "--out", out]
-                words += ["--encoder", model.encoder] if model.encoder else []
+                encoder, _, more = model.encoder.partition(":")
+                words += ["--encoder", encoder, *shlex.split(more)] if encoder else []
                 words += ["--workers", arguments.workers, *shlex.split(arguments.options)]
                 found.append(Job(model.name, "fine-tuned", data, seed, out, tuple(map(str, words))))
     return found

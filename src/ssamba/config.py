@@ -35,8 +35,9 @@ class Config:
     """Everything that the weights depend on, and the front end that they were trained with.
 
     Units: ``frames`` and the time sides are log-mel frames of 10 ms, the frequency sides are mel bins, ``drop_path`` is
-    the rate of the last block. ``state_size`` to ``directions`` are SSAMBA's, ``attention_heads`` SSAST's. A ``depth``,
-    ``dt_rank`` or ``attention_heads`` of 0 and a ``drop_path`` of -1 stand for the published value. Raises
+    the rate of the last block. ``state_size`` to ``residual_scale`` are SSAMBA's, ``attention_heads`` SSAST's. A ``depth``,
+    ``dt_rank`` or ``attention_heads`` of 0 and a ``drop_path`` of -1 stand for the published value. ``residual_scale`` is
+    the factor on the residual stream at the end of each pair: 2 in the reference, 1 for a stream that only sums up. Raises
     ``ConfigError`` on values that no model can have.
     """
 
@@ -53,6 +54,7 @@ class Config:
     conv_width: int = 4
     dt_rank: int = 0
     directions: int = 2
+    residual_scale: int = 2
     attention_heads: int = 0
     drop_path: float = -1.0
     mel_bins: int = 128
@@ -71,6 +73,8 @@ class Config:
             raise ConfigError(f"depth is {self.depth}: blocks come in pairs, give an even number")
         if self.directions > 2:
             raise ConfigError(f"directions is {self.directions}: give 2, or 1 for scans from left to right alone")
+        if self.residual_scale > 2:
+            raise ConfigError(f"residual_scale is {self.residual_scale}: give 2 as in the reference, or 1")
         if self.encoder == "ssast" and self.width % self.attention_heads:
             raise ConfigError(f"attention_heads is {self.attention_heads}: give a divisor of the width {self.width}")
         if self.mel_bins < self.patch_frequency or self.frames < self.patch_time:

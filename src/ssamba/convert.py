@@ -15,7 +15,7 @@ from torch import Tensor
 from ssamba.config import SAMPLE_RATE, Config
 from ssamba.errors import CheckpointError, ConfigError, SsambaError
 from ssamba.files import beside, explain, make_folder
-from ssamba.interop.official import PREFIX, from_official, to_official
+from ssamba.interop.official import PREFIX, doubling, from_official, to_official
 from ssamba.loading import Source, locate, read_source
 from ssamba.models.store import EXTRAS, WEIGHTS_FILE, build, read_model, save_config, save_tensors
 
@@ -123,6 +123,8 @@ def _to_file(path: Path, dest: Path) -> list[str]:
         raise CheckpointError(f"{path}: the official form has no place for a classifier; no file was written")
     if config.directions != 2:
         raise CheckpointError(f"{path}: the official form has two directions, this model one; no file was written")
+    if config.encoder == "ssamba" and config.residual_scale == 1:
+        config, tensors = config.replace(residual_scale=2), doubling(tensors)
     state = official_state(config, tensors)
     back, _ = from_official(state, str(path), config.attention_heads or None)
     lost = {k: v for k, v in config.to_dict().items() if back.to_dict()[k] != v}

@@ -8,10 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from plain_reference import plain_encode
+from torch import Tensor
 
 from ssamba import ops
 from ssamba.config import Config
-from ssamba.interop.official import to_official
+from ssamba.interop.official import doubling, to_official
 from ssamba.models import blocks
 from ssamba.models.blocks import BlockPair
 from ssamba.models.ssamba import SSAMBA
@@ -123,3 +124,25 @@ def test_one_direction_sees_nothing_that_comes_later() -> None:
     assert sum(p.numel() for p in model.parameters()) < sum(p.numel() for p in both.parameters())
     with torch.no_grad():
         assert not torch.allclose(both.encode_tokens(tokens)[:, 0], both.encode_tokens(changed)[:, 0])
+
+
+def test_without_doubling_the_stream_is_a_plain_sum(small_model: SSAMBA) -> None:
+    """``residual_scale`` 1: each pair adds its output, nothing else; with weights scaled up it is the doubling model."""
+    model = SSAMBA(small_model.config.replace(residual_scale=1), heads=True).eval()
+    model.load_state_dict(small_model.state_dict())
+    tokens = torch.randn(2, 13, 16, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        stream = tokens
+        for pair in model.pairs:
+            assert isinstance(pair, blocks.BlockPair)
+            stream = stream + pair(stream, None, None)[0]
+        expected = model.norm(model.norm(stream))
+        layers: list[Tensor] = []
+        found = model.encode_tokens(tokens, layers=layers)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(layers[0], tokens + model.pairs[0](tokens, None, None)[0], rtol=1e-5, atol=1e-5)
+        whole = torch.ones(model.config.depth + 1, 2)
+        torch.testing.assert_close(model.encode_tokens(tokens, whole), expected, rtol=1e-5, atol=1e-5)
+        assert not torch.allclose(small_model.encode_tokens(tokens), expected, atol=1e-2)
+        small_model.load_state_dict(doubling(model.state_dict()))
+        torch.testing.assert_close(small_model.encode_tokens(tokens), expected, rtol=1e-3, atol=1e-3)

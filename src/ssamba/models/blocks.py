@@ -40,6 +40,7 @@ class BlockPair(nn.Module):
         d, e, n, r = config.width, config.inner, config.state_size, config.dt_rank
         lanes = (config.directions, BLOCKS)
         self.depth = config.depth
+        self.residual_scale = config.residual_scale
         self.norm_weight_Kd = _empty(BLOCKS, d)
         self.norm_bias_Kd = _empty(BLOCKS, d)
         self.in_proj_hKEd = _empty(2, BLOCKS, e, d)
@@ -82,12 +83,13 @@ class BlockPair(nn.Module):
         """One step: returns the blocks' summed output and the residual stream, both (B, L, d).
 
         Each block adds x to its own copy of the residual, and the two are added after the pair: the stream doubles.
-        That factor is left to whoever adds to the stream next, so ``residual_BLd`` comes in and goes out undoubled.
+        That factor is left to whoever adds to the stream next, so ``residual_BLd`` comes in and goes out undoubled. With
+        a ``residual_scale`` of 1 the two are averaged instead.
         ``keep_KB`` scales x per block and clip as it joins the residual (stochastic depth); None keeps it whole.
         ``reuse`` lets the step write its results over x and the residual, in inference: then they are the chain's own.
         """
         if keep_KB is None or residual_BLd is None:
-            normal_BLd, residual_BLd = add_to_stream(x_BLd, residual_BLd, reuse=reuse)
+            normal_BLd, residual_BLd = add_to_stream(x_BLd, residual_BLd, scale=self.residual_scale, reuse=reuse)
             batch, length = x_BLd.shape[:2]
             parts = min(batch, batch * length // PART_TOKENS)
             if parts > 1 and not torch.is_grad_enabled():
@@ -117,7 +119,9 @@ class BlockPair(nn.Module):
     def _input_with_drop(self, x_BLd: Tensor, residual_BLd: Tensor, keep_KB: Tensor) -> tuple[Tensor, Tensor]:
         """The input product when each block has its own stochastic depth, so its own residual."""
         weight_hKEd, bias_hKE = self._folded_input()
-        normal, streams = zip(*(add_to_stream(x_BLd, residual_BLd, keep_BK) for keep_BK in keep_KB), strict=True)
+        scale = self.residual_scale
+        added = (add_to_stream(x_BLd, residual_BLd, keep_B, scale=scale) for keep_B in keep_KB)
+        normal, streams = zip(*added, strict=True)
         # One product for each block, whose results lie as they are: the mixer takes x and z with any strides.
         normal_KTd = torch.stack(normal).flatten(1, 2)
         weight_KdX = weight_hKEd.permute(1, 3, 0, 2).flatten(2)
@@ -147,9 +151,10 @@ def add_to_stream(
     keep_B: Tensor | None = None,
     weight_d: Tensor | None = None,
     bias_d: Tensor | None = None,
+    scale: float = BLOCKS,
     reuse: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """``stream = 2 residual + keep x`` (the doubling of the pair before) and LayerNorm(stream), in this order reversed.
+    """``stream = scale residual + keep x`` (2: the doubling of the pair before) and LayerNorm(stream), in reverse order.
 
     Without affine weights the norm has the dtype that the matrix product after it wants. ``reuse`` allows the stream to
     take the residual's place and the norm x's, where that saves memory.
@@ -166,7 +171,7 @@ def add_to_stream(
         weight_d,
         bias_d,
         eps=NORM_EPS,
-        residual_scale=BLOCKS,
+        residual_scale=scale,
         x_scale_B=keep_B,
         out_dtype=dtype,
         reuse=reuse,

@@ -41,16 +41,16 @@ class SSAMBA(Encoder):
         ``layers`` takes the tokens as they leave each pair, the last ones after the final norm.
         """
         keep = None if keep is None else keep.to(tokens.device, non_blocking=True)
-        x, residual = tokens, None
+        x, residual, scale = tokens, None, self.config.residual_scale
         del tokens  # in inference the first pair may then free them
         for i, pair in enumerate(self.pairs):
             if layers is not None and residual is not None:
-                layers.append(BLOCKS * residual + x)
+                layers.append(scale * residual + x)
             # From the second pair on both are the chain's own, and in inference nothing else needs them.
             reuse = residual is not None and not torch.is_grad_enabled()
             x, residual = pair(x, residual, None if keep is None else keep[BLOCKS * i : BLOCKS * (i + 1)], reuse)
         weight, bias = self.norm.weight, self.norm.bias
-        x, residual = add_to_stream(x, residual, None if keep is None else keep[-1], weight, bias)
+        x, residual = add_to_stream(x, residual, None if keep is None else keep[-1], weight, bias, scale)
         del residual
         # The final norm acts twice, with the same weights: official checkpoints were trained so.
         tokens = add_to_stream(x, None, None, weight, bias)[0]

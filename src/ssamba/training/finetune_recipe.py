@@ -30,6 +30,7 @@ class FinetuneRecipe:
     size: str = option("tiny", "width and depth of the encoder, for --from none", tuple(WIDTHS))
     width: int = option(0, "width, 0 takes it from the size; for --from none")
     depth: int = option(0, "number of blocks, 0 takes the published; for --from none")
+    residual_scale: int = option(2, "factor on SSAMBA's residual stream after each pair, 2 or 1; for --from none")
     patch_frequency: int = option(16, "mel bins in a patch")
     patch_time: int = option(16, "frames in a patch")
     frames: int = option(1024, "length of a clip in log-mel frames of 10 ms")
@@ -131,6 +132,7 @@ class FinetuneRecipe:
             encoder=self.encoder,
             width=self.width or WIDTHS[self.size],
             depth=self.depth,
+            residual_scale=self.residual_scale,
             frames=self.frames,
             patch_frequency=self.patch_frequency,
             patch_time=self.patch_time,

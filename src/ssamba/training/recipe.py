@@ -30,6 +30,7 @@ class PretrainRecipe:
     width: int = option(0, "width, 0 takes it from the size")
     depth: int = option(0, "number of blocks (even in SSAMBA), 0 takes the published")
     directions: int = option(2, "directions in which SSAMBA scans: 2, or 1 from left to right alone")
+    residual_scale: int = option(2, "factor on SSAMBA's residual stream after each pair: 2 as in the reference, or 1")
     frames: int = option(1024, "length of a training clip in log-mel frames of 10 ms")
     patch_frequency: int = option(16, "mel bins in a patch")
     patch_time: int = option(16, "frames in a patch")
@@ -138,6 +139,7 @@ class PretrainRecipe:
             width=self.width or WIDTHS[self.size],
             depth=self.depth,
             directions=self.directions,
+            residual_scale=self.residual_scale,
             frames=self.frames,
             patch_frequency=self.patch_frequency,
             patch_time=self.patch_time,
