@@ -3,8 +3,8 @@
     python benchmarks/downstream.py OUT --esc10 ROOT --arabic ROOT --seeds 0 1 2 --jobs 6 \
         pretrained=RUN@12.5 other=RUN@6 scratch=none:ssamba
 
-Each model is NAME=SOURCE, SOURCE a run or model directory, or none:ENCODER for random weights ("none:ENCODER:OPTIONS" with
-options of finetune); @MINUTES is the GPU time of its pretraining, for the picture. Every job is a `ssamba` command in a
+Each model is NAME=SOURCE, SOURCE a run or model directory, or none:ENCODER for random weights (none:ENCODER:OPTIONS
+with options of finetune); @MINUTES is the GPU time of its pretraining, for the picture. Every job is a `ssamba` command in a
 process of its own, shown before it starts. A finished job is not repeated, a stopped one goes on. OUT gets a folder for
 each job, summary.json, summary.md and, where minutes are given, minutes.png: accuracy against GPU minutes.
 """

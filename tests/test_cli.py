@@ -196,6 +196,25 @@ def test_convert_a_model_of_our_own(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert not (tmp_path / "o.pth").exists()
 
 
+def test_convert_a_model_whose_stream_does_not_double(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The official form is the same model with powers of two in its output products."""
+    config = ssamba.Config(width=16, depth=6, frames=128, residual_scale=1)
+    model = ssamba.SSAMBA(config, generator=torch.Generator().manual_seed(0)).eval()
+    save_model(tmp_path / "m", model)
+    assert run(capsys, "convert", tmp_path / "m", tmp_path / "m.pth")[0] == 0
+    other = ssamba.load(tmp_path / "m.pth", device="cpu")
+    assert other.config.residual_scale == 2
+    features = torch.randn(2, 128, 128, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        torch.testing.assert_close(other.encode(features), model.encode(features), rtol=1e-3, atol=1e-3)
+    wrong = json.loads((tmp_path / "m" / "config.json").read_text())
+    wrong["config"]["residual_scale"] = 3
+    (tmp_path / "m" / "config.json").write_text(json.dumps(wrong))
+    code, _, err = run(capsys, "info", tmp_path / "m")
+    assert code == 2
+    assert "residual_scale is 3: give 2" in err
+
+
 def test_convert_of_the_wrong_kind(official_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_model(tmp_path / "m", ssamba.SSAMBA(ssamba.Config(width=16, depth=2, frames=128)))
     assert "ends in .pth" in run(capsys, "convert", tmp_path / "m", tmp_path / "n")[2]

@@ -35,10 +35,10 @@ class Config:
     """Everything that the weights depend on, and the front end that they were trained with.
 
     Units: ``frames`` and the time sides are log-mel frames of 10 ms, the frequency sides are mel bins, ``drop_path`` is
-    the rate of the last block. ``state_size`` to ``residual_scale`` are SSAMBA's, ``attention_heads`` SSAST's. A ``depth``,
-    ``dt_rank`` or ``attention_heads`` of 0 and a ``drop_path`` of -1 stand for the published value. ``residual_scale`` is
-    the factor on the residual stream at the end of each pair: 2 in the reference, 1 for a stream that only sums up. Raises
-    ``ConfigError`` on values that no model can have.
+    the rate of the last block. ``state_size`` to ``residual_scale`` are SSAMBA's, ``attention_heads`` SSAST's. A
+    ``depth``, ``dt_rank`` or ``attention_heads`` of 0 and a ``drop_path`` of -1 stand for the published value.
+    ``residual_scale`` is the factor on the residual stream at the end of each pair: 2 in the reference, 1 for a stream
+    that only sums up. Raises ``ConfigError`` on values that no model can have.
     """
 
     encoder: str = "ssamba"

@@ -127,7 +127,7 @@ def test_one_direction_sees_nothing_that_comes_later() -> None:
 
 
 def test_without_doubling_the_stream_is_a_plain_sum(small_model: SSAMBA) -> None:
-    """``residual_scale`` 1: each pair adds its output, nothing else; with weights scaled up it is the doubling model."""
+    """``residual_scale`` 1: each pair adds its output; with weights scaled up it is the doubling model."""
     model = SSAMBA(small_model.config.replace(residual_scale=1), heads=True).eval()
     model.load_state_dict(small_model.state_dict())
     tokens = torch.randn(2, 13, 16, generator=torch.Generator().manual_seed(3))

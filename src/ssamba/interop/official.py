@@ -144,8 +144,8 @@ def to_official(state: dict[str, Tensor], prefix: str = PREFIX) -> dict[str, Ten
 def doubling(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """State dict of a ``residual_scale`` 1 -> that of the same model in the reference's form, whose stream doubles.
 
-    With ``R[p+1] = 2 (R[p] + h[p])`` the stream before pair p is ``2^p`` times that of ``r[p+1] = r[p] + h[p]``, if pair p
-    adds ``2^(p+1)`` as much. A power of two loses nothing, and LayerNorm takes the factor out again (but for its
+    With ``R[p+1] = 2 R[p] + H[p]`` the stream before pair p is ``2^p`` times that of ``r[p+1] = r[p] + h[p]``, if pair
+    p adds ``2^(p+1)`` as much. A power of two loses nothing, and LayerNorm takes the factor out again (but for its
     epsilon, which weighs ``4^-p`` as much beside the larger stream).
     """
     name = re.compile(r"pairs\.(\d+)\.out_proj_dKE")

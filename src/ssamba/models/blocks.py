@@ -83,8 +83,8 @@ class BlockPair(nn.Module):
         """One step: returns the blocks' summed output and the residual stream, both (B, L, d).
 
         Each block adds x to its own copy of the residual, and the two are added after the pair: the stream doubles.
-        That factor is left to whoever adds to the stream next, so ``residual_BLd`` comes in and goes out undoubled. With
-        a ``residual_scale`` of 1 the two are averaged instead.
+        That factor is left to whoever adds to the stream next, so ``residual_BLd`` comes in and goes out undoubled.
+        With a ``residual_scale`` of 1 the two are averaged instead.
         ``keep_KB`` scales x per block and clip as it joins the residual (stochastic depth); None keeps it whole.
         ``reuse`` lets the step write its results over x and the residual, in inference: then they are the chain's own.
         """
@@ -154,7 +154,7 @@ def add_to_stream(
     scale: float = BLOCKS,
     reuse: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """``stream = scale residual + keep x`` (2: the doubling of the pair before) and LayerNorm(stream), in reverse order.
+    """``stream = scale residual + keep x`` (2: the pair before doubles) and LayerNorm(stream), in reverse order.
 
     Without affine weights the norm has the dtype that the matrix product after it wants. ``reuse`` allows the stream to
     take the residual's place and the norm x's, where that saves memory.
