@@ -4,9 +4,9 @@
         pretrained=RUN@12.5 other=RUN@6 scratch=none:ssamba
 
 Each model is NAME=SOURCE, SOURCE a run or model directory, or none:ENCODER for random weights (none:ENCODER:OPTIONS
-with options of finetune); @MINUTES is the GPU time of its pretraining, for the picture. Every job is a `ssamba` command in a
-process of its own, shown before it starts. A finished job is not repeated, a stopped one goes on. OUT gets a folder for
-each job, summary.json, summary.md and, where minutes are given, minutes.png: accuracy against GPU minutes.
+with options of finetune); @MINUTES is the GPU time of its pretraining, for the picture. Every job is a `ssamba` command
+in a process of its own, shown before it starts. A finished job is not repeated, a stopped one goes on. OUT gets a
+folder for each job, summary.json, summary.md and, where minutes are given, minutes.png: accuracy against GPU minutes.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ def picture(results: list[dict[str, Any]], models: list[Model], out: Path) -> No
                 panel.errorbar(model.minutes, statistics.mean(scores), spread, marker=marker, capsize=3)
                 panel.annotate(model.name, (model.minutes, statistics.mean(scores)), (6, 4), textcoords="offset points")
             panel.set(title=f"{RECIPES[data]}, {task}", xlabel="GPU minutes of pretraining", ylabel="accuracy, %")
-            panel.margins(0.2)
+            panel.margins(0.35, 0.2)
             panel.grid(alpha=0.3)
     figure.savefig(out, dpi=130)
 
