@@ -24,8 +24,8 @@ HEAD_WIDTH = 64
 """Width of an attention head in the published sizes of SSAST."""
 DROP_PATH = {"ssamba": 0.1, "ssast": 0.0}
 FORMAT = 1
-OPEN = ("depth", "dt_rank", "attention_heads")
-"""Whole numbers for which 0 means the published value."""
+OPEN = ("depth", "dt_rank", "attention_heads", "decoder_depth")
+"""Whole numbers that may be 0: the published value, and no decoder."""
 LARGEST, DEEPEST = 1_000_000, 1000
 """No value, and no depth, is larger: a damaged file must not ask for a model that never ends."""
 
@@ -38,7 +38,9 @@ class Config:
     the rate of the last block. ``state_size`` to ``residual_scale`` are SSAMBA's, ``attention_heads`` SSAST's. A
     ``depth``, ``dt_rank`` or ``attention_heads`` of 0 and a ``drop_path`` of -1 stand for the published value.
     ``residual_scale`` is the factor on the residual stream at the end of each pair: 2 in the reference, 1 for a stream
-    that only sums up. Raises ``ConfigError`` on values that no model can have.
+    that only sums up. ``decoder_depth`` blocks fill in the hidden patches of pretraining, which the encoder then
+    does not read; with 0, the reference, it reads a learned token in their place. Raises ``ConfigError`` on values that
+    no model can have.
     """
 
     encoder: str = "ssamba"
@@ -56,6 +58,7 @@ class Config:
     directions: int = 2
     residual_scale: int = 2
     attention_heads: int = 0
+    decoder_depth: int = 0
     drop_path: float = -1.0
     mel_bins: int = 128
     sample_rate: int = SAMPLE_RATE
@@ -71,6 +74,8 @@ class Config:
         self._fill()
         if self.encoder == "ssamba" and self.depth % 2:
             raise ConfigError(f"depth is {self.depth}: blocks come in pairs, give an even number")
+        if self.encoder == "ssamba" and self.decoder_depth % 2:
+            raise ConfigError(f"decoder_depth is {self.decoder_depth}: blocks come in pairs, give an even number")
         if self.directions > 2:
             raise ConfigError(f"directions is {self.directions}: give 2, or 1 for scans from left to right alone")
         if self.residual_scale > 2:
@@ -110,7 +115,7 @@ class Config:
             raise ConfigError(f"{name} is {value!r}: give a {'whole ' if whole else ''}number")
         if whole and value < (0 if name in OPEN else 1):
             raise ConfigError(f"{name} is {value}: give a positive number")
-        largest = DEEPEST if name == "depth" else LARGEST
+        largest = DEEPEST if name.endswith("depth") else LARGEST
         if not -largest <= value <= largest:  # NaN too
             raise ConfigError(f"{name} is {value}: give a number of at most {largest}")
 
@@ -155,6 +160,10 @@ class Config:
     def replace(self, **changes: Any) -> Config:
         """A copy with some values changed, validated again."""
         return dataclasses.replace(self, **changes)
+
+    def decoder(self) -> Config:
+        """The chain of blocks of the pretraining decoder, as an encoder's dimensions."""
+        return self.replace(depth=self.decoder_depth, decoder_depth=0, drop_path=0.0)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for ``config.json``."""

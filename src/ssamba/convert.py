@@ -125,6 +125,12 @@ def _to_file(path: Path, dest: Path) -> list[str]:
         raise CheckpointError(f"{path}: the official form has two directions, this model one; no file was written")
     if config.encoder == "ssamba" and config.residual_scale == 1:
         config, tensors = config.replace(residual_scale=2), doubling(tensors)
+    notes = []
+    if description.heads and config.decoder_depth:
+        # The heads read the decoder's tokens: without it they mean nothing.
+        tensors = {k: v for k, v in tensors.items() if not k.startswith(("decoder.", "heads."))}
+        notes.append("note: the official form does not hold the decoder, nor the heads that read it")
+    config = config.replace(decoder_depth=0)
     state = official_state(config, tensors)
     back, _ = from_official(state, str(path), config.attention_heads or None)
     lost = {k: v for k, v in config.to_dict().items() if back.to_dict()[k] != v}
@@ -137,7 +143,7 @@ def _to_file(path: Path, dest: Path) -> list[str]:
         except RuntimeError as error:  # how torch's archive writer reports a full disk
             raise OSError(str(error).splitlines()[0]) from None
     lines = [f"{dest}: {len(state)} tensors in the official form"]
-    return lines + [f"note: the official form does not hold {name} {value}" for name, value in lost.items()]
+    return lines + notes + [f"note: the official form does not hold {name} {value}" for name, value in lost.items()]
 
 
 def official_state(config: Config, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ A kind of encoder adds its tokens in front, its chain of blocks and their initia
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Generator, Tensor, nn
@@ -15,11 +15,21 @@ from ssamba import patches
 from ssamba.config import Config
 from ssamba.errors import ConfigError
 from ssamba.models.classification import Classification, Classifier
+from ssamba.models.decoder import Decoder, shown_patches
 from ssamba.models.embedding import Embeddings, embed_audio
 from ssamba.models.graphs import GraphedEncode
 from ssamba.models.heads import PretrainingHeads
 from ssamba.models.prediction import Prediction, predict_audio
 from ssamba.objectives import GENERATIVE_WEIGHT, OBJECTIVES, info_nce, reconstruction
+
+
+class Seen(NamedTuple):
+    """What a pass of pretraining made."""
+
+    encoded_BPd: Tensor
+    """The encoder's tokens of the patches that it read."""
+    masked_BMd: Tensor
+    """The tokens at the masked patches, which the heads read."""
 
 
 class Encoder(nn.Module):
@@ -51,6 +61,9 @@ class Encoder(nn.Module):
         self.mask_embedding = nn.Parameter(torch.empty(1, 1, d))
         self._make_layers()
         self.heads = PretrainingHeads(config) if heads else None
+        self.decoder: Decoder | None = None
+        if heads and config.decoder_depth:
+            self.decoder = Decoder(type(self)(config.decoder(), generator=generator))
         self.classifier = None if classification is None else Classifier(config, classification)
         if not self.positions.is_meta:
             self.reset_parameters(generator)
@@ -63,7 +76,7 @@ class Encoder(nn.Module):
         """Draw the weights that ``_make_layers`` made, but for the tokens in front and the norm."""
         raise NotImplementedError
 
-    def _prefix(self) -> list[nn.Parameter]:
+    def prefix(self) -> list[nn.Parameter]:
         """The tokens in front, each (1, 1, d)."""
         raise NotImplementedError
 
@@ -86,7 +99,7 @@ class Encoder(nn.Module):
         self.patch_embed.weight.uniform_(-bound, bound, generator=generator)
         assert self.patch_embed.bias is not None
         self.patch_embed.bias.uniform_(-bound, bound, generator=generator)
-        for token in self._prefix():
+        for token in self.prefix():
             nn.init.trunc_normal_(token, std=0.02, generator=generator)
         nn.init.trunc_normal_(self.positions, std=0.02, generator=generator)
         nn.init.xavier_normal_(self.mask_embedding, generator=generator)
@@ -114,9 +127,8 @@ class Encoder(nn.Module):
             fill = self.mask_embedding.to(tokens_BPd.dtype).expand(index.shape)
             tokens_BPd = tokens_BPd.scatter(1, index, fill)
         rows, cols = self.config.grid
-        here = (features.shape[1] - self.config.patch_time) // self.config.stride_time + 1
-        positions = patches.resize_positions(self.positions, (rows, cols), (rows, here))
-        front = [token.expand(features.shape[0], -1, -1) for token in self._prefix()]
+        positions = patches.resize_positions(self.positions, (rows, cols), (rows, self._columns(features)))
+        front = [token.expand(features.shape[0], -1, -1) for token in self.prefix()]
         return torch.cat([*front, tokens_BPd], dim=1) + positions
 
     def _check(self, features: Tensor) -> None:
@@ -169,15 +181,14 @@ class Encoder(nn.Module):
         mask_b: Tensor | None = None,
         objective: str = "joint",
         keep: tuple[Tensor | None, Tensor | None] = (None, None),
-        seen: list[Tensor] | None = None,
+        seen: list[Seen] | None = None,
     ) -> dict[str, Tensor]:
         """Pretraining losses of masked patches, from features (B, frames, mel_bins).
 
         ``mask_a`` (B, M) hides patches for the discriminative head, ``mask_b`` for the generative one, each in its own
         pass; without ``mask_b`` one pass with ``mask_a`` serves both heads. Returns scalars: ``loss`` (nce + 10 mse for
         the joint objective), ``nce`` and ``accuracy``, ``mse``, as far as the objective has them. ``keep`` holds the
-        stochastic depth of the two passes. ``seen`` takes each pass's tokens
-        (B, prefix + F*T, d), for a loss of the caller's own.
+        stochastic depth of the two passes. ``seen`` takes what each pass made, for a loss of the caller's own.
         """
         if self.heads is None:
             raise ConfigError("this model has no pretraining heads: load it with heads=True")
@@ -203,12 +214,28 @@ class Encoder(nn.Module):
         return out
 
     def _masked_tokens(
-        self, features: Tensor, mask: Tensor, keep: Tensor | None, seen: list[Tensor] | None = None
+        self, features: Tensor, mask: Tensor, keep: Tensor | None, seen: list[Seen] | None = None
     ) -> Tensor:
-        tokens = self.encode_tokens(self.embed_patches(features, mask), keep)
+        """The masked patches' tokens (B, M, d): the encoder's, or the decoder's where there is one."""
+        if self.decoder is None:
+            encoded_BPd = self.encode_tokens(self.embed_patches(features, mask), keep)[:, self.prefix_tokens :]
+            masked_BMd = gather_patches(encoded_BPd, mask)
+        else:
+            columns = self._columns(features)
+            shown_BS = shown_patches(mask.to(features.device), self.config.grid[0] * columns)
+            all_BLd = self.embed_patches(features)
+            front, patches_BPd = all_BLd[:, : self.prefix_tokens], all_BLd[:, self.prefix_tokens :]
+            tokens_BLd = torch.cat([front, gather_patches(patches_BPd, shown_BS)], dim=1)
+            encoded_BPd = self.encode_tokens(tokens_BLd, keep)[:, self.prefix_tokens :]
+            grid_BPd = self.decoder(encoded_BPd, shown_BS, self.mask_embedding, columns)
+            masked_BMd = gather_patches(grid_BPd, mask)
         if seen is not None:
-            seen.append(tokens)
-        return gather_patches(tokens[:, self.prefix_tokens :], mask)
+            seen.append(Seen(encoded_BPd, masked_BMd))
+        return masked_BMd
+
+    def _columns(self, features: Tensor) -> int:
+        """Patches along time of features (B, frames, mel_bins)."""
+        return (features.shape[1] - self.config.patch_time) // self.config.stride_time + 1
 
     def classify(self, features: Tensor, keep: Tensor | None = None) -> Tensor:
         """Logits (B, classes), or (B, seconds, classes) of a model that labels each second, from normalised log-mel.
@@ -218,8 +245,7 @@ class Encoder(nn.Module):
         if self.classifier is None:
             raise ConfigError("this model has no classifier: fine-tune it first")
         tokens_BLd = self.encode_tokens(self.embed_patches(features.to(self.device)), keep)
-        columns = (features.shape[1] - self.config.patch_time) // self.config.stride_time + 1
-        return self.classifier(tokens_BLd, self.prefix_tokens, columns)
+        return self.classifier(tokens_BLd, self.prefix_tokens, self._columns(features))
 
     @torch.no_grad()
     def reconstruct(self, features: Tensor, mask: Tensor) -> Tensor:
@@ -236,8 +262,7 @@ class Encoder(nn.Module):
         raw = patches.patchify(features, self.config)
         drawn = self.heads.generative(self._masked_tokens(features, mask, None)).to(raw.dtype)
         index = mask.to(raw.device)[..., None].expand_as(drawn)
-        n_columns = (features.shape[1] - self.config.patch_time) // self.config.stride_time + 1
-        return patches.unpatchify(raw.scatter(1, index, drawn), self.config, n_columns)
+        return patches.unpatchify(raw.scatter(1, index, drawn), self.config, self._columns(features))
 
     def embed(self, audio: Any, sample_rate: int = 16000, whole: bool = False) -> Embeddings:
         """Embeddings of recordings in memory; see ``ssamba.models.embedding.embed_audio``."""
@@ -269,7 +294,8 @@ class Encoder(nn.Module):
             task = None if self.classifier is None else self.classifier.task
             other = type(self)(config, heads=self.heads is not None, classification=task)
         state = self.state_dict()
-        state["positions"] = patches.resize_positions(state["positions"], self.config.grid, config.grid)
+        for name in [k for k in state if k.split(".")[-1] == "positions"]:  # the decoder has its own
+            state[name] = patches.resize_positions(state[name], self.config.grid, config.grid)
         other.load_state_dict({k: v.clone() for k, v in state.items()}, assign=True)
         return other.train(self.training)
 

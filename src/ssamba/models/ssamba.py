@@ -27,7 +27,8 @@ class SSAMBA(Encoder):
             assert isinstance(pair, BlockPair)
             pair.reset_parameters(generator)
 
-    def _prefix(self) -> list[nn.Parameter]:
+    def prefix(self) -> list[nn.Parameter]:
+        """The tokens in front, each (1, 1, d)."""
         return [self.cls_token]
 
     @property

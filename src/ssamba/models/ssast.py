@@ -89,7 +89,8 @@ class SSAST(Encoder):
             assert isinstance(block, Block)
             block.reset_parameters(generator)
 
-    def _prefix(self) -> list[nn.Parameter]:
+    def prefix(self) -> list[nn.Parameter]:
+        """The tokens in front, each (1, 1, d)."""
         return [self.cls_token, self.distillation_token]
 
     def write_out_attention(self, on: bool = True) -> None:

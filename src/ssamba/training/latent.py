@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from ssamba.models.encoder import Encoder, gather_patches
+from ssamba.models.encoder import Encoder, Seen, gather_patches
 
 EPS = 1e-5
 
@@ -76,10 +76,9 @@ def targets(teacher: Encoder, features: Tensor, layers: int = 0) -> tuple[Tensor
 
 
 def latent_losses(
-    heads: LatentHeads, tokens_BLd: Tensor, prefix: int, mask_BM: Tensor, wanted: tuple[Tensor, Tensor]
+    heads: LatentHeads, seen: Seen, mask_BM: Tensor, wanted: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """Mean squared errors of the masked tokens and of the clips' mean tokens, from the student's tokens."""
-    patches_BPd = tokens_BLd[:, prefix:]
-    token = heads.token(gather_patches(patches_BPd, mask_BM)).float()
-    clip = heads.clip(patches_BPd.mean(dim=1)).float()
+    """Mean squared errors of the masked tokens and of the clips' mean tokens, from what the student made."""
+    token = heads.token(seen.masked_BMd).float()
+    clip = heads.clip(seen.encoded_BPd.mean(dim=1)).float()
     return F.mse_loss(token, gather_patches(wanted[0], mask_BM)), F.mse_loss(clip, wanted[1])

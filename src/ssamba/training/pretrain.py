@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from ssamba import frontend, masking
 from ssamba.data.audio import SAMPLE_RATE
@@ -23,7 +23,7 @@ from ssamba.data.statistics import compute_statistics
 from ssamba.errors import ConfigError, DataError
 from ssamba.files import clear_leftovers, make_folder
 from ssamba.loading import read_source
-from ssamba.models.encoder import Encoder
+from ssamba.models.encoder import Encoder, Seen
 from ssamba.models.registry import make_encoder
 from ssamba.models.store import CONFIG_FILE, Description, build, describe_model, read_config, save_config
 from ssamba.progress import Bar
@@ -56,6 +56,7 @@ CACHE_BYTES = 2 << 30
 class Inputs(NamedTuple):
     """One step's audio and draws: waveforms (B, samples), lengths (B,), masks (B, M), stochastic depth, augmentation.
 
+    With several masks for each clip, those of a clip follow one another.
     Where the set lies on the device, ``waveforms`` holds the crops' first samples (B,) and ``scale`` (B,) their scale.
     ``other``, ``level`` and ``response`` are those of ``training.augment``.
     """
@@ -146,12 +147,14 @@ class PretrainTask(Task):
 
         They are drawn for the whole batch, of which this process takes its rows.
         """
-        clips, rows = self.recipe.batch, self.ranks.rows(self.recipe.batch)
-        mask_a, mask_b = self._masks(clips, "training", batch.step, self.recipe.mask)
+        clips, each = self.recipe.batch, self.recipe.masks_per_clip
+        rows = self.ranks.rows(clips)
+        masked = slice(rows.start * each, rows.stop * each)
+        mask_a, mask_b = self._masks(clips * each, "training", batch.step, self.recipe.mask)
         drop = generator(self.recipe.seed, "stochastic depth", batch.step)
-        keeps = (self.model.draw_keep(clips, drop), self.model.draw_keep(clips, drop))
-        keep_a, keep_b = (None if keep is None else keep[:, rows].contiguous() for keep in keeps)
-        mask_a, mask_b = mask_a[rows], None if mask_b is None else mask_b[rows]
+        keeps = (self.model.draw_keep(clips * each, drop), self.model.draw_keep(clips * each, drop))
+        keep_a, keep_b = (None if keep is None else keep[:, masked].contiguous() for keep in keeps)
+        mask_a, mask_b = mask_a[masked], None if mask_b is None else mask_b[masked]
         if isinstance(batch, Places):
             waveforms, lengths, scale = batch.first, batch.lengths, batch.scale
         else:
@@ -205,13 +208,15 @@ class PretrainTask(Task):
         features, mask_a, mask_b, *keep = inputs
         assert features is not None
         assert mask_a is not None
-        seen: list[Tensor] = []
-        out = self.model.losses(features, mask_a, mask_b, recipe.objective, (keep[0], keep[1]), seen)
+        seen: list[Seen] = []
+        masked = features.repeat_interleave(recipe.masks_per_clip, dim=0) if recipe.masks_per_clip > 1 else features
+        out = self.model.losses(masked, mask_a, mask_b, recipe.objective, (keep[0], keep[1]), seen)
         if self.latent is not None and self.averaged is not None:
             wanted = targets(self.averaged.model, features, recipe.latent_layers)
-            out["latent"], out["latent_clip"] = latent_losses(
-                self.latent, seen[0], self.model.prefix_tokens, mask_a, wanted
-            )
+            if recipe.masks_per_clip > 1:
+                token, clip = (x.repeat_interleave(recipe.masks_per_clip, dim=0) for x in wanted)
+                wanted = (token, clip)
+            out["latent"], out["latent_clip"] = latent_losses(self.latent, seen[0], mask_a, wanted)
             out["loss"] = out["loss"] + recipe.latent * out["latent"] + recipe.latent_clip * out["latent_clip"]
         return out
 
@@ -337,24 +342,7 @@ def _new_model(recipe: PretrainRecipe, training: list[Source], source: str | Non
     if source is None:
         model = make_encoder(recipe.config(), heads=True, generator=first)
     else:
-        description, tensors = read_source(source)
-        config = description.config
-        rate = config.drop_path if recipe.drop_path == -1 else recipe.drop_path
-        model = build(Description(config.replace(drop_path=rate), description.heads), tensors)
-        if not description.heads:
-            fresh = make_encoder(model.config, heads=True, generator=first)
-            fresh.load_state_dict(model.state_dict(), strict=False)
-            model = fresh
-        if recipe.frames != config.frames:
-            model = model.with_grid(frames=recipe.frames)
-        recipe_patch = (recipe.patch_frequency, recipe.patch_time)
-        if recipe_patch != (config.patch_frequency, config.patch_time):
-            raise ConfigError(
-                f"{source}: has patches of {config.patch_frequency} x {config.patch_time}, the recipe says "
-                f"{recipe_patch[0]} x {recipe_patch[1]}"
-            )
-        if (config.stride_frequency, config.stride_time) != recipe_patch:
-            raise ConfigError(f"{source}: its patches overlap, pretraining needs stride equal to patch size")
+        model = _from_source(recipe, source, first)
     if recipe.statistics == "measure":
         with Bar("measuring log-mel statistics") as bar:
             measured = compute_statistics(
@@ -367,3 +355,26 @@ def _new_model(recipe: PretrainRecipe, training: list[Source], source: str | Non
             )
         model.config = model.config.replace(mean=measured.mean, std=measured.std)
     return model
+
+
+def _from_source(recipe: PretrainRecipe, source: str, first: Generator) -> Encoder:
+    """The source's encoder on the recipe's grid; heads and decoder too where it has those that the recipe asks for."""
+    description, tensors = read_source(source)
+    config = description.config
+    recipe_patch = (recipe.patch_frequency, recipe.patch_time)
+    if recipe_patch != (config.patch_frequency, config.patch_time):
+        raise ConfigError(
+            f"{source}: has patches of {config.patch_frequency} x {config.patch_time}, the recipe says "
+            f"{recipe_patch[0]} x {recipe_patch[1]}"
+        )
+    if (config.stride_frequency, config.stride_time) != recipe_patch:
+        raise ConfigError(f"{source}: its patches overlap, pretraining needs stride equal to patch size")
+    rate = config.drop_path if recipe.drop_path == -1 else recipe.drop_path
+    same_heads = description.heads and config.decoder_depth == recipe.decoder_depth
+    config = config.replace(drop_path=rate, decoder_depth=recipe.decoder_depth)
+    model = build(Description(config, same_heads), tensors)
+    if not same_heads:
+        fresh = make_encoder(config, heads=True, generator=first)
+        fresh.load_state_dict(model.state_dict(), strict=False)
+        model = fresh
+    return model.with_grid(frames=recipe.frames) if recipe.frames != config.frames else model

@@ -31,6 +31,9 @@ class PretrainRecipe:
     depth: int = option(0, "number of blocks (even in SSAMBA), 0 takes the published")
     directions: int = option(2, "directions in which SSAMBA scans: 2, or 1 from left to right alone")
     residual_scale: int = option(2, "factor on SSAMBA's residual stream after each pair: 2 as in the reference, or 1")
+    decoder_depth: int = option(
+        0, "blocks of a decoder for the hidden patches, which the encoder then does not read; 0 as in the reference"
+    )
     frames: int = option(1024, "length of a training clip in log-mel frames of 10 ms")
     patch_frequency: int = option(16, "mel bins in a patch")
     patch_time: int = option(16, "frames in a patch")
@@ -42,6 +45,7 @@ class PretrainRecipe:
     )
     mask: int = option(400, "patches hidden from the encoder")
     mask_kind: str = option("cluster", "squares of patches, or single ones at random", ("cluster", "frame"))
+    masks_per_clip: int = option(1, "masks drawn for each clip of a batch, which is encoded with each")
     reference_quirks: bool = option(False, "draw cluster masks with the reference's quirks")
     objective: str = option("joint", "what the heads are trained for", OBJECTIVES)
     passes: int = option(1, "joint objective: 1 pass for both heads, or 2 with a mask each as in the reference")
@@ -82,7 +86,15 @@ class PretrainRecipe:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        for name in ("batch", "warmup_every", "validate_every", "patience", "log_every", "validation_clips"):
+        for name in (
+            "batch",
+            "warmup_every",
+            "validate_every",
+            "patience",
+            "log_every",
+            "validation_clips",
+            "masks_per_clip",
+        ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: {getattr(self, name)}, give 1 or more")
         for name in (
@@ -140,6 +152,7 @@ class PretrainRecipe:
             depth=self.depth,
             directions=self.directions,
             residual_scale=self.residual_scale,
+            decoder_depth=self.decoder_depth,
             frames=self.frames,
             patch_frequency=self.patch_frequency,
             patch_time=self.patch_time,
