@@ -5,14 +5,17 @@
 
 Each model is NAME=SOURCE, SOURCE a run or model directory, or none:ENCODER for random weights (none:ENCODER:OPTIONS
 with options of finetune); @MINUTES is the GPU time of its pretraining, for the picture. Every job is a `ssamba` command
-in a process of its own, shown before it starts. A finished job is not repeated, a stopped one goes on. OUT gets a
-folder for each job, summary.json, summary.md and, where minutes are given, minutes.png: accuracy against GPU minutes.
+in a process of its own, shown before it starts; --gpus shares the jobs out to several GPUs. A finished job is not
+repeated, a stopped one goes on. OUT gets a folder for each job, summary.json, summary.md and, where minutes are given,
+minutes.png: accuracy against GPU minutes.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import queue
 import shlex
 import statistics
 import subprocess
@@ -20,6 +23,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -82,16 +86,19 @@ def jobs(arguments: argparse.Namespace) -> list[Job]:
     return found
 
 
-def run(job: Job) -> Job:
-    """Start a job and wait for it; its output goes to log.txt beside its results."""
+def run(job: Job, gpus: queue.SimpleQueue[str]) -> Job:
+    """Start a job on the next free GPU and wait for it; its output goes to log.txt beside its results."""
     if (job.out / "results.json").exists():
         return job
     job.out.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "ssamba", *job.command]
     print("ssamba", shlex.join(job.command), flush=True)
+    gpu = gpus.get()
     begin = time.monotonic()
+    environment = {**os.environ, **({"CUDA_VISIBLE_DEVICES": gpu} if gpu else {})}
     with open(job.out / "log.txt", "ab") as log:
-        code = subprocess.run(command, stdout=log, stderr=log, check=False).returncode
+        code = subprocess.run(command, stdout=log, stderr=log, check=False, env=environment).returncode
+    gpus.put(gpu)
     seconds = time.monotonic() - begin
     if code:
         last = (job.out / "log.txt").read_text(errors="replace").replace("\r", "\n").strip().splitlines()[-1:]
@@ -175,13 +182,17 @@ def main() -> None:
     parser.add_argument("--arabic", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--jobs", type=int, default=4, help="processes at once")
+    parser.add_argument("--gpus", type=int, default=0, help="GPUs to share the jobs out to; 0: each job takes its own")
     parser.add_argument("--workers", type=int, default=2, help="decoding workers of each")
     parser.add_argument("--options", default="", help="more options for every fine-tuning, in one string")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     results = []
+    gpus: queue.SimpleQueue[str] = queue.SimpleQueue()
+    for i in range(arguments.jobs):
+        gpus.put(str(i % arguments.gpus) if arguments.gpus else "")
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        for job in pool.map(run, jobs(arguments)):
+        for job in pool.map(partial(run, gpus=gpus), jobs(arguments)):
             if (found := result(job)) is not None:
                 results.append(found)
                 (arguments.out / "summary.json").write_text(json.dumps(results, indent=2) + "\n")

@@ -217,6 +217,22 @@ def test_convert_a_model_whose_stream_does_not_double(tmp_path: Path, capsys: py
     assert "residual_scale is 3: give 2" in err
 
 
+def test_convert_a_model_with_a_decoder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The official form has no place for the decoder; heads that read its tokens would be wrong without it."""
+    model = ssamba.SSAMBA(ssamba.Config(width=16, depth=2, frames=128, decoder_depth=2), heads=True)
+    save_model(tmp_path / "m", model)
+    assert "behind a decoder of 2 blocks" in run(capsys, "info", tmp_path / "m")[1]
+    code, out, err = run(capsys, "convert", tmp_path / "m", tmp_path / "m.pth")
+    assert code == 0
+    assert "does not hold the decoder, nor the heads" in out + err
+    other = ssamba.load(tmp_path / "m.pth", device="cpu")
+    features = torch.randn(2, 128, 128, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        torch.testing.assert_close(other.encode(features), model.eval().encode(features))
+    with pytest.raises(ssamba.SsambaError, match="no pretraining heads"):
+        ssamba.load(tmp_path / "m.pth", heads=True)
+
+
 def test_convert_of_the_wrong_kind(official_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_model(tmp_path / "m", ssamba.SSAMBA(ssamba.Config(width=16, depth=2, frames=128)))
     assert "ends in .pth" in run(capsys, "convert", tmp_path / "m", tmp_path / "n")[2]

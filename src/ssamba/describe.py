@@ -64,7 +64,7 @@ def _model_facts(description: Description, shapes: dict[str, tuple[int, ...]]) -
         return sum(math.prod(shape) for key, shape in shapes.items() if key.startswith(prefixes))
 
     extras = count(EXTRAS)
-    in_heads, in_classifier = count("heads."), count("classifier.")
+    in_heads, in_classifier = count("heads.", "decoder."), count("classifier.")
     standard = config.depth == ENCODERS[config.encoder] and config.width in sizes
     return {
         "size": sizes[config.width] if standard else "custom",
@@ -80,6 +80,13 @@ def _model_facts(description: Description, shapes: dict[str, tuple[int, ...]]) -
         "seconds": frontend.samples_of_frames(covered_frames(columns, config)) / frontend.SAMPLE_RATE,
         "config": config.to_dict(),
     }
+
+
+def _heads_text(facts: dict[str, Any]) -> str:
+    if not facts["heads"]:
+        return "none"
+    depth = facts["config"]["decoder_depth"]
+    return "discriminative and generative" + (f", behind a decoder of {depth} blocks" if depth else "")
 
 
 def as_json(facts: dict[str, Any]) -> str:
@@ -99,7 +106,7 @@ def as_text(facts: dict[str, Any]) -> str:
             "parameters",
             f"{used:,}, of them {counts['heads']:,} in pretraining heads",
         ),
-        ("heads", "discriminative and generative" if facts["heads"] else "none"),
+        ("heads", _heads_text(facts)),
         ("unused extras", f"{counts['unused extras']:,} values kept from an official file"),
         *([("classifier", f"{len(task['classes'])} classes, {task['recipe'] or 'custom'}")] if task else []),
         ("patches", _patches_text(c)),

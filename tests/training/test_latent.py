@@ -3,6 +3,7 @@
 import copy
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,12 +13,12 @@ import ssamba
 from ssamba import masking
 from ssamba.config import Config
 from ssamba.errors import ConfigError
-from ssamba.models.encoder import Encoder
+from ssamba.models.encoder import Encoder, Seen, gather_patches
 from ssamba.models.registry import make_encoder
 from ssamba.models.store import load_tensors
 from ssamba.training.latent import AveragedModel, LatentHeads, latent_losses, targets
 from ssamba.training.log import read_log
-from ssamba.training.pretrain import pretrain
+from ssamba.training.pretrain import PretrainTask, pretrain
 from ssamba.training.recipe import make_recipe
 
 CONFIG = Config(width=32, depth=4, frames=64, stride_frequency=16, stride_time=16)
@@ -66,21 +67,28 @@ def test_losses_fall_to_zero_at_the_targets(model: Encoder) -> None:
     heads = LatentHeads(32, torch.Generator().manual_seed(2))
     heads.token, heads.clip = torch.nn.Sequential(), torch.nn.Sequential()  # nothing between tokens and targets
     wanted = targets(model.eval(), features())
-    front = torch.zeros(3, model.prefix_tokens, 32)
-    tokens = torch.cat([front, wanted[0]], dim=1)
-    token, clip = latent_losses(heads, tokens, model.prefix_tokens, mask, (wanted[0], wanted[0].mean(dim=1)))
-    assert token == clip == 0
-    tokens[0, model.prefix_tokens + mask[0, 0]] += 1.0
-    token, clip = latent_losses(heads, tokens, model.prefix_tokens, mask, (wanted[0], wanted[0].mean(dim=1)))
+    clip = wanted[0].mean(dim=1)
+    masked = gather_patches(wanted[0], mask)
+    assert latent_losses(heads, Seen(wanted[0], masked), mask, (wanted[0], clip)) == (0, 0)
+    masked[0, 0] += 1.0
+    token, still = latent_losses(heads, Seen(wanted[0], masked), mask, (wanted[0], clip))
+    assert still == 0
     torch.testing.assert_close(token, torch.tensor(1 / 60))
-    assert clip > 0
+    assert latent_losses(heads, Seen(wanted[0] + 1.0, masked), mask, (wanted[0], clip))[1] == 1
 
 
 LATENT = {"latent": 5.0, "latent_clip": 1.0, "ema": 0.9, "mix": 0.5, "gain_db": 6.0, "response_db": 3.0}
 
 
-def test_killed_runs_end_as_an_unbroken_one(sounds: Path, tmp_path: Path, small: dict[str, object]) -> None:
-    small |= LATENT | {"short_clips": "repeat", "keep": "last"}
+@pytest.mark.parametrize(
+    "extra",
+    [{}, {"decoder_depth": 2, "masks_per_clip": 3, "drop_path": 0.2, "schedule": "cosine"}],
+    ids=["", "decoder"],
+)
+def test_killed_runs_end_as_an_unbroken_one(
+    sounds: Path, tmp_path: Path, small: dict[str, object], extra: dict[str, object]
+) -> None:
+    small |= LATENT | {"short_clips": "repeat", "keep": "last"} | extra
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     pretrain([str(sounds)], whole, make_recipe(None, small), device="cpu")
     row = read_log(whole)[-1]
@@ -98,6 +106,24 @@ def test_killed_runs_end_as_an_unbroken_one(sounds: Path, tmp_path: Path, small:
     assert any(not torch.equal(value, state[f"model.{key}"]) for key, value in kept.items())
 
 
+@pytest.mark.parametrize("decoder_depth", [0, 2])
+def test_several_masks_for_a_clip_are_as_many_passes(model: Encoder, decoder_depth: int) -> None:
+    model = make_encoder(model.config.replace(decoder_depth=decoder_depth), heads=True).eval()
+    x, draw = features(), torch.Generator().manual_seed(7)
+    masks = [masking.cluster_masks(3, CONFIG.grid, 20, draw) for _ in range(2)]
+
+    def task(each: int) -> SimpleNamespace:
+        recipe = make_recipe(None, {"latent": 0.5, "latent_clip": 2.0, "ema": 0.9, "masks_per_clip": each})
+        heads = LatentHeads(32, torch.Generator().manual_seed(2))
+        return SimpleNamespace(recipe=recipe, model=model, latent=heads, averaged=AveragedModel(model, 0.9))
+
+    together = torch.stack(masks, dim=1).flatten(0, 1)  # those of a clip follow one another
+    found = PretrainTask.losses(task(2), [x, together, None, None, None])  # type: ignore[arg-type]
+    parts = [PretrainTask.losses(task(1), [x, mask, None, None, None]) for mask in masks]  # type: ignore[arg-type]
+    for name, value in found.items():
+        torch.testing.assert_close(value, (parts[0][name] + parts[1][name]) / 2, rtol=1e-5, atol=1e-6)
+
+
 def test_predicting_tokens_is_learnt(sounds: Path, tmp_path: Path, small: dict[str, object]) -> None:
     small |= {"steps": 120, "batch": 8, "lr": 3e-3, "save_minutes": 1.0, "validate_every": 60, "latent": 5.0}
     pretrain([str(sounds)], tmp_path, make_recipe(None, small | {"ema": 0.99}), device="cpu")
@@ -112,6 +138,8 @@ def test_predicting_tokens_is_learnt(sounds: Path, tmp_path: Path, small: dict[s
         ({"latent": 1.0}, "needs an averaged model"),
         ({"ema": 1.0}, "ema 1.0"),
         ({"mix": 1.5, "ema": 0.9}, "mix 1.5"),
+        ({"masks_per_clip": 0}, "masks_per_clip: 0"),
+        ({"decoder_depth": 1}, "decoder_depth is 1: blocks come in pairs"),
         ({"response_db": -1.0}, "response_db: -1.0"),
     ],
 )

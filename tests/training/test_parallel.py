@@ -78,6 +78,7 @@ def tiny(small: dict[str, object]) -> dict[str, object]:
         {},
         {"objective": "joint", "passes": 2, "clip_norm": 0.5},
         {"mix": 0.7, "gain_db": 3.0, "response_db": 2.0, "ema": 0.9, "latent": 0.5},
+        {"ema": 0.9, "latent": 0.5, "decoder_depth": 2, "masks_per_clip": 3},
     ],
 )
 def test_two_processes_train_as_one(

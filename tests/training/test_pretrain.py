@@ -13,7 +13,7 @@ from ssamba.training.features import batch_features, crop_seconds
 from ssamba.training.log import read_log
 from ssamba.training.pretrain import pretrain
 from ssamba.training.recipe import load_recipe, make_recipe
-from ssamba.training.schedule import PlateauSchedule
+from ssamba.training.schedule import CosineSchedule, PlateauSchedule
 
 OFFICIAL = Path(__file__).parents[1] / "golden" / "ssamba_official.pth"
 
@@ -97,6 +97,22 @@ def test_from_official_and_from_run(sounds: Path, tmp_path: Path, small: dict[st
         torch.testing.assert_close(first.state_dict()[name], value, rtol=0, atol=1e-9)
     pretrain([str(sounds)], tmp_path / "b", make_recipe(None, small), source=str(tmp_path / "a"), device="cpu")
     assert ssamba.load(tmp_path / "b").config == first.config
+
+
+def test_a_decoder_goes_along_where_it_is_wanted(sounds: Path, tmp_path: Path, small: dict[str, object]) -> None:
+    """The recipe says whether there is a decoder; encoder and heads come from the source as far as they fit."""
+    small |= {"steps": 1, "lr": 1e-12, "warmup_steps": 0}
+    decoding = make_recipe(None, small | {"decoder_depth": 2})
+    a, b, c = (tmp_path / name for name in "abc")
+    pretrain([str(sounds)], a, decoding, source=str(OFFICIAL), device="cpu")
+    pretrain([str(sounds)], b, decoding, source=str(a), device="cpu")
+    pretrain([str(sounds)], c, make_recipe(None, small), source=str(a), device="cpu")
+    one, two, plain = (ssamba.load(folder, heads=True).state_dict() for folder in (a, b, c))
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=0, atol=1e-9)
+        if not name.startswith(("decoder.", "heads.")):
+            torch.testing.assert_close(plain[name], value, rtol=0, atol=1e-9)
+    assert not any(name.startswith("decoder.") for name in plain)
 
 
 def test_refuses_what_would_not_be_the_same_run(sounds: Path, tmp_path: Path, small: dict[str, object]) -> None:
@@ -233,3 +249,21 @@ def test_schedule() -> None:
     for score in (0.15, 0.3, 0.1, 0.1):
         schedule.validated(score)
     assert schedule.rate(100) == 0.25
+
+
+def test_cosine_schedule() -> None:
+    schedule = CosineSchedule(peak=2.0, warmup_steps=10, warmup_every=1, total_steps=110)
+    assert [schedule.rate(step) for step in (0, 4, 9, 10)] == pytest.approx([0.2, 1.0, 2.0, 2.0])
+    assert [schedule.rate(step) for step in (35, 60, 85, 110, 200)] == pytest.approx(
+        [1 + math.sqrt(0.5), 1.0, 1 - math.sqrt(0.5), 0.0, 0.0]
+    )
+
+
+def test_a_cosine_ends_with_the_run(sounds: Path, tmp_path: Path, small: dict[str, object]) -> None:
+    small |= {"steps": 6, "schedule": "cosine", "log_every": 1}
+    pretrain([str(sounds)], tmp_path, make_recipe(None, small), device="cpu")
+    rates = numbers(tmp_path, "lr")
+    assert rates == sorted(rates[:3]) + sorted(rates[3:], reverse=True)
+    assert 0 < rates[-1] < rates[3]
+    with pytest.raises(ConfigError, match="has steps 6, this command says 12"):
+        pretrain([str(sounds)], tmp_path, make_recipe(None, small | {"steps": 12}), device="cpu")

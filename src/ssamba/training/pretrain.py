@@ -35,7 +35,7 @@ from ssamba.training.loop import Loop, LoopSettings, Task, precision
 from ssamba.training.parallel import Ranks, joined
 from ssamba.training.recipe import PretrainRecipe
 from ssamba.training.run_folder import RECIPE_FILE, check_same_data, check_same_recipe, skipped_file, write_recipe
-from ssamba.training.schedule import PlateauSchedule
+from ssamba.training.schedule import CosineSchedule, PlateauSchedule, Schedule
 from ssamba.training.seeds import generator
 
 MAY_CHANGE = ("epochs", "steps", "workers", "save_minutes")
@@ -287,7 +287,9 @@ def _pretrain(
     make_folder(out)
     resuming = (out / STATE_FILE).exists()
     if resuming:
-        check_same_recipe(out, {**recipe.to_dict(), "from": source}, MAY_CHANGE)
+        # A cosine ends with the run: with more steps, those before would have had another rate.
+        free = [name for name in MAY_CHANGE if recipe.schedule == "plateau" or name not in ("epochs", "steps")]
+        check_same_recipe(out, {**recipe.to_dict(), "from": source}, tuple(free))
     elif (out / CONFIG_FILE).exists() and not (out / RECIPE_FILE).exists():
         raise ConfigError(f"{out}: holds a model that is no pretraining run; choose another --out")
     ranks.wait()  # nobody writes before all have looked
@@ -318,7 +320,7 @@ def _pretrain(
             weight_decay=recipe.weight_decay,
             fused=chosen.type == "cuda",
         ),
-        PlateauSchedule(recipe.lr, recipe.warmup_steps, recipe.warmup_every, recipe.patience, recipe.lr_decay),
+        _schedule(recipe, task.total_steps),
         LoopSettings(
             recipe.validate_every,
             recipe.log_every,
@@ -330,6 +332,12 @@ def _pretrain(
         ranks,
     )
     loop.run()
+
+
+def _schedule(recipe: PretrainRecipe, total_steps: int) -> Schedule:
+    if recipe.schedule == "cosine":
+        return CosineSchedule(recipe.lr, recipe.warmup_steps, recipe.warmup_every, total_steps)
+    return PlateauSchedule(recipe.lr, recipe.warmup_steps, recipe.warmup_every, recipe.patience, recipe.lr_decay)
 
 
 def _scan(sources: list[Source], skip: SkipList) -> list[Source]:

@@ -15,6 +15,8 @@ from ssamba.config import ENCODERS, WIDTHS, Config, nearest
 from ssamba.errors import ConfigError
 from ssamba.objectives import OBJECTIVES
 
+SCHEDULES = ("plateau", "cosine")
+
 
 def option(default: Any, help: str, choices: tuple[str, ...] = ()) -> Any:
     """A dataclass field with the text and the choices that the command line shows."""
@@ -69,11 +71,14 @@ class PretrainRecipe:
     beta1: float = option(0.95, "AdamW's decay of the mean gradient")
     beta2: float = option(0.999, "AdamW's decay of the mean squared gradient")
     clip_norm: float = option(0.0, "largest gradient norm, 0 leaves gradients as they are")
+    schedule: str = option(
+        "plateau", "after warm-up the rate falls when validation stands still, or to 0 by a cosine", SCHEDULES
+    )
     warmup_steps: int = option(1000, "steps over which the rate rises from 0")
     warmup_every: int = option(50, "steps between two raises during warm-up")
     validate_every: int = option(4000, "steps between two validations; there is always one at the end")
-    patience: int = option(2, "validations without a better accuracy before the rate falls")
-    lr_decay: float = option(0.5, "factor by which the rate then falls")
+    patience: int = option(2, "plateau: validations without a better accuracy before the rate falls")
+    lr_decay: float = option(0.5, "plateau: factor by which the rate then falls")
     keep: str = option("best", "the run's model: best by validation, or last", ("best", "last"))
     validation: float = option(0.02, "share of the files held out for validation")
     validation_clips: int = option(256, "most clips in a validation")

@@ -1,7 +1,8 @@
-"""The learning rate: linear warm-up in stairs, then a fall when validation stops improving, or by the epoch."""
+"""The learning rate: linear warm-up in stairs, then a fall when validation stops improving, by the step or epoch."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -72,8 +73,39 @@ class PlateauSchedule:
         self.factor, self.best, self.waited = state["factor"], state["best"], state["waited"]
 
 
+class _Fixed:
+    """A schedule that depends on the step alone."""
+
+    def validated(self, score: float) -> None:
+        """Scores change nothing."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nothing changes during a run."""
+        return {}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Nothing to go on from."""
+
+
 @dataclass(frozen=True)
-class EpochSchedule:
+class CosineSchedule(_Fixed):
+    """Warm-up, then half a period of a cosine from ``peak`` down to 0 at ``total_steps`` (arXiv 1608.03983)."""
+
+    peak: float
+    warmup_steps: int
+    warmup_every: int
+    total_steps: int
+
+    def rate(self, step: int) -> float:
+        """The rate of a step, counted from 0."""
+        if step < self.warmup_steps:
+            return self.peak * _warm(step, self.warmup_steps, self.warmup_every)
+        done = (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps)
+        return self.peak * (1 + math.cos(math.pi * min(1.0, done))) / 2
+
+
+@dataclass(frozen=True)
+class EpochSchedule(_Fixed):
     """Warm-up, then ``peak`` times ``decay`` once ``start`` epochs are through, and again after every ``every`` more.
 
     This is fine-tuning's (REFERENCE.md, "Fine-tuning"): with start 6, every 1, the seventh epoch is the first at a
@@ -92,13 +124,3 @@ class EpochSchedule:
         done = step // self.steps_per_epoch
         falls = 0 if done < self.start else (done - self.start) // self.every + 1
         return self.peak * _warm(step, self.warmup_steps, WARMUP_EVERY) * self.decay**falls
-
-    def validated(self, score: float) -> None:
-        """Scores change nothing."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Nothing changes during a run."""
-        return {}
-
-    def load(self, state: dict[str, Any]) -> None:
-        """Nothing to go on from."""
