@@ -163,8 +163,12 @@ def test_several_labels_a_clip(tmp_path: Path) -> None:
     model = ssamba.load(tmp_path / "run", device="cpu")
     assert model.classifier is not None
     assert model.classifier.task.multi_label
-    with pytest.raises(ConfigError, match=r"clips have several labels, the recipe custom \(loss ce"):
+    told = r"clips/0_1\.wav: has 2 labels \(kind0, kind1\), and the recipe custom \(loss ce, metric mAP\) takes one"
+    with pytest.raises(ConfigError, match=told):
         run("custom", data, tmp_path / "other", loss="ce")
+    (data / "labels.csv").write_text((data / "labels.csv").read_text().replace("label,", "labels,").replace("|", "_"))
+    with pytest.raises(ConfigError, match="custom: a clip may have several labels, and the recipe"):
+        run("custom", data, tmp_path / "other", metric="accuracy")
     assert not (tmp_path / "other").exists()
 
 
