@@ -79,6 +79,8 @@ def test_features_are_pooled_tokens(tmp_path: Path, kind: str) -> None:
     layers = choose_layers("all", model)
     out = extract(examples, Wanted(model, layers, log_mel=True))
     assert layers == tuple(range(1, (2 if kind == "ssamba" else 4) + 1))
+    name = f"layer.{layers[-1]}"  # alone it comes by way of inference
+    torch.testing.assert_close(extract(examples, Wanted(model, layers[-1:], log_mel=False))[name], out[name])
     for i, example in enumerate(examples):
         waveform = read_audio(example.parts[0].path)
         np.testing.assert_allclose(out["log_mel"][i], log_mel_statistics([waveform])[0], atol=1e-5)

@@ -1,5 +1,6 @@
 """``ssamba finetune`` on the command line: what it prints, and one line with exit code 2 for each mistake."""
 
+import re
 from pathlib import Path
 
 import layout_trees as trees
@@ -30,7 +31,11 @@ def test_it_runs_and_tells_the_result(data: Path, tmp_path: Path, capsys: pytest
     assert capsys.readouterr().out == shown.out
     assert main(["finetune", *map(str, words), "--device", "cpu", *SMALL, "--lr", "0.5"]) == 2
     assert "this command says 0.5" in capsys.readouterr().err
+    capsys.readouterr()
     assert main(["info", str(tmp_path / "run")]) == 0
+    shown = capsys.readouterr().out
+    assert "(fine-tuned run)" in shown
+    assert re.search(r"^result +accuracy [01](\.\d+)?; the best epoch on validation clips$", shown, re.MULTILINE)
 
 
 def test_notes_of_the_data_are_passed_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -57,7 +62,10 @@ def test_help_lists_the_recipes(capsys: pytest.CaptureFixture[str]) -> None:
         (["custom", "--data", "T", "--from", "none.pth", "--out", "R"], "none.pth: no such file or directory"),
         (["custom", "--data", "T", "--from", "none", "--out", "R", "--loss", "mse"], "choose auto or ce or bce"),
         (["custom", "--data", "T", "--from", "none", "--out", "R", "--decy", "1"], "did you mean --decay?"),
-        (["custom", "--data", "many", "--from", "none", "--out", "R", "--loss", "ce"], "clips have several labels"),
+        (
+            ["custom", "--data", "many", "--from", "none", "--out", "R", "--loss", "ce"],
+            "many/clips/0_1.wav: has 2 labels",
+        ),
         (["arabic-speech-commands", "--data", "words", "--from", "none", "--out", "R"], "'nien' is none of the 40"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

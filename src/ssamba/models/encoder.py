@@ -215,10 +215,18 @@ class Encoder(nn.Module):
 
         Raises ``ConfigError`` without a classifier.
         """
+        return self._answer(self.encode_tokens(self.embed_patches(features.to(self.device)), keep), features.shape[1])
+
+    @torch.no_grad()
+    def infer_classes(self, features: Tensor) -> Tensor:
+        """``classify`` for inference, as ``infer`` is ``encode``."""
+        return self._answer(self.infer(features), features.shape[1])
+
+    def _answer(self, tokens_BLd: Tensor, frames: int) -> Tensor:
+        """The classifier's logits from the tokens of features of so many frames."""
         if self.classifier is None:
             raise ConfigError("this model has no classifier: fine-tune it first")
-        tokens_BLd = self.encode_tokens(self.embed_patches(features.to(self.device)), keep)
-        columns = (features.shape[1] - self.config.patch_time) // self.config.stride_time + 1
+        columns = (frames - self.config.patch_time) // self.config.stride_time + 1
         return self.classifier(tokens_BLd, self.prefix_tokens, columns)
 
     @torch.no_grad()

@@ -138,7 +138,8 @@ def class_number(label: str, numbers: Mapping[str, int], where: str) -> int:
         return numbers[label]
     except KeyError:
         raise DataError(
-            f"{where}: the label {label!r} is none of the {len(numbers)} classes{nearest(label, numbers)}"
+            f"{where}: the label {label!r} is none of the {len(numbers)} classes"
+            + (nearest(label, numbers) or "; correct it, or remove the row")
         ) from None
 
 
