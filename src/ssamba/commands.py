@@ -236,10 +236,12 @@ def _pretrain_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _pretrain(arguments: argparse.Namespace) -> int:
+    from ssamba.loading import check_shape
     from ssamba.training.pretrain import pretrain
     from ssamba.training.recipe import PretrainRecipe, make_recipe
 
     recipe = make_recipe(arguments.recipe, given(arguments, PretrainRecipe))
+    check_shape(arguments.source, given(arguments, PretrainRecipe))
     if arguments.devices:
         return _launch(arguments)
     pretrain(arguments.data, arguments.out, recipe, arguments.source, arguments.device)
@@ -300,14 +302,16 @@ def _finetune_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _finetune(arguments: argparse.Namespace) -> int:
+    from ssamba.loading import check_shape
     from ssamba.training.finetune import finetune
     from ssamba.training.finetune_recipe import FinetuneRecipe, load_finetune_recipe
     from ssamba.training.results import TABLE_FILE, headline
 
     recipe = load_finetune_recipe(arguments.recipe, given(arguments, FinetuneRecipe))
+    source = None if arguments.source == "none" else arguments.source
+    check_shape(source, given(arguments, FinetuneRecipe))
     if arguments.devices:
         return _launch(arguments)
-    source = None if arguments.source == "none" else arguments.source
     values = finetune(recipe, arguments.data, arguments.out, source, arguments.device, _note)
     if not values:  # another process of the run has them
         return EXIT_DONE

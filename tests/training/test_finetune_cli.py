@@ -7,6 +7,7 @@ import layout_trees as trees
 import pytest
 
 from ssamba.cli import main
+from ssamba.loading import check_shape
 
 SMALL = ["--width", "32", "--depth", "2", "--frames", "32", "--stride", "16", "--epochs", "1", "--batch", "8"]
 SMALL += ["--freq-mask", "0", "--time-mask", "0"]
@@ -36,6 +37,37 @@ def test_it_runs_and_tells_the_result(data: Path, tmp_path: Path, capsys: pytest
     shown = capsys.readouterr().out
     assert "(fine-tuned run)" in shown
     assert re.search(r"^result +accuracy [01](\.\d+)?; the best epoch on validation clips$", shown, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["--encoder", "ssast"],
+            "has encoder ssamba, the command says ssast; leave --encoder out, or start from random",
+        ),
+        (["--size", "base"], "has size width 32, the command says base"),
+        (["--depth", "2"], "has depth 4, the command says 2"),
+        (["--residual-scale", "1"], "has residual_scale 2, the command says 1; leave --residual-scale out"),
+    ],
+)
+def test_another_encoder_than_the_sources_is_refused(
+    words: list[str], message: str, data: Path, official_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Otherwise a comparison of two encoders could be one of SSAMBA with itself."""
+    out = tmp_path / "run"
+    source = ["--from", str(official_path), "--device", "cpu", "--out", str(out)]
+    assert main(["finetune", "custom", "--data", str(data), *source, *words]) == 2
+    assert f"{official_path}: {message}" in capsys.readouterr().err
+    assert main(["pretrain", str(data), *source, *words]) == 2
+    assert f"{official_path}: {message}" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_what_the_source_has_may_be_said(official_path: Path, tmp_path: Path) -> None:
+    check_shape(official_path, {"encoder": "ssamba", "width": 32, "depth": 4, "directions": 0})
+    check_shape("tiny", {"size": "tiny", "residual_scale": 1})
+    check_shape(tmp_path / "nowhere", {"epochs": 3})  # nothing to compare
 
 
 def test_notes_of_the_data_are_passed_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
