@@ -20,6 +20,7 @@ from ssamba.options import (
     add_passes,
     given,
     positive,
+    real,
     seconds,
     whole,
 )
@@ -167,6 +168,7 @@ def _probe_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, required=True, metavar="ROOT", help="folder of the data set")
     add_model(parser)
     parser.add_argument("--layer", default="last", metavar="N|all|last", help="whose tokens to take, from 1")
+    parser.add_argument("--c", type=real, nargs="+", metavar="X", help="values of the regression's C to choose from")
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="folder for the features, for the next time, and results.json"
     )
@@ -180,7 +182,8 @@ def _probe(arguments: argparse.Namespace) -> int:
 
     layout = layout_of(arguments.recipe)
     model = load(arguments.model, arguments.device)
-    result = probe(layout, arguments.data, model, arguments.layer, arguments.out, arguments.model or DEFAULT, shown)
+    source = arguments.model or DEFAULT
+    result = probe(layout, arguments.data, model, arguments.layer, arguments.out, source, shown, arguments.c)
     print(as_markdown(result))
     return EXIT_DONE
 
@@ -325,9 +328,7 @@ def _note(line: str) -> None:
 
 
 def _demo_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="folder for what the demonstration writes"
-    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for what the demo writes")
 
 
 def _demo(arguments: argparse.Namespace) -> int:

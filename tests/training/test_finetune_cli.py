@@ -118,3 +118,16 @@ def test_mistakes_are_told_in_one_line(
     assert error.startswith("ssamba: error: ")
     assert message in error
     assert not Path("R").exists()
+
+
+def test_an_unfinished_run_says_so(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert finetune("custom", "--data", data, "--from", "none", "--out", tmp_path / "run") == 0
+    for name in ("config.json", "model.safetensors", "results.json"):
+        (tmp_path / "run" / name).unlink()
+    capsys.readouterr()
+    clip = str(data / "clips/0_0.wav")
+    assert main(["predict", clip, "--model", str(tmp_path / "run"), "--device", "cpu"]) == 2
+    assert (
+        "fine-tuning has not finished there; start its command again, or give a fold such as" in capsys.readouterr().err
+    )
+    assert main(["predict", clip, "--model", str(tmp_path / "run/fold-1"), "--device", "cpu"]) == 0
