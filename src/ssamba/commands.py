@@ -9,7 +9,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ssamba.options import UsageError, add_dataclass, given, positive, seconds, whole
+from ssamba.options import (
+    SHIPPED_HELP,
+    SOURCE_HELP,
+    UsageError,
+    add_dataclass,
+    add_device,
+    add_devices,
+    add_model,
+    add_passes,
+    given,
+    positive,
+    real,
+    seconds,
+    whole,
+)
 
 if TYPE_CHECKING:
     from ssamba.models.encoder import Encoder
@@ -17,8 +31,6 @@ if TYPE_CHECKING:
 # Everything that needs torch is imported inside the functions: help and usage errors come at once.
 
 EXIT_DONE, EXIT_SOME_UNREADABLE = 0, 1
-SOURCE_HELP = "run or model directory, official .pth, or the name of a model"
-SHIPPED_HELP = f"{SOURCE_HELP} (default: tiny, which comes with the package)"
 DEFAULT_OUT = Path("embeddings.npz")
 DATA_HELP = "folder (searched recursively), manifest (.csv, .tsv, .json) or audio file"
 
@@ -38,21 +50,6 @@ def _list_unreadable(failures: Sequence[tuple[str, str]]) -> int:
     return EXIT_SOME_UNREADABLE if failures else EXIT_DONE
 
 
-def _add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", metavar="SOURCE", help=SHIPPED_HELP)
-    _add_device(parser)
-
-
-def _add_device(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
-
-
-def _add_devices(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--devices", type=positive, metavar="N", help="share each batch out to N processes with a GPU each (default: 1)"
-    )
-
-
 def _launch(arguments: argparse.Namespace) -> int:
     """The same command in several processes."""
     from ssamba.training.launch import launch
@@ -62,7 +59,7 @@ def _launch(arguments: argparse.Namespace) -> int:
 
 def _embed_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("files", nargs="+", metavar="FILE", help=DATA_HELP)
-    _add_model(parser)
+    add_model(parser)
     parser.add_argument(
         "--out", type=Path, metavar="X.npz|X.parquet", help=f"the file to write (default: a new {DEFAULT_OUT})"
     )
@@ -73,16 +70,11 @@ def _embed_options(parser: argparse.ArgumentParser) -> None:
         help="one row per file, per time step or per patch",
     )
     parser.add_argument("--whole", action="store_true", help="read long recordings in one pass, not in windows")
-    parser.add_argument(
-        "--batch", type=positive, metavar="N", help="windows in a pass (default: what suits the device)"
-    )
     parser.add_argument("--stride", type=positive, metavar="S", help="patch stride on both axes (default: the model's)")
     parser.add_argument(
         "--frames", type=positive, metavar="N", help="length of a window in frames of 10 ms (default: the model's)"
     )
-    parser.add_argument(
-        "--threads", type=positive, metavar="N", help="decoding threads (default: one per core, up to 8)"
-    )
+    add_passes(parser)
 
 
 def _embed(arguments: argparse.Namespace) -> int:
@@ -118,7 +110,7 @@ def _embed(arguments: argparse.Namespace) -> int:
 def _predict_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("files", nargs="+", metavar="FILE", help=DATA_HELP)
     parser.add_argument("--model", metavar="RUN", help="fine-tuned run or model directory: classes are its own")
-    _add_device(parser)
+    add_device(parser)
     parser.add_argument("--top", type=positive, default=5, metavar="N", help="classes to name in each answer")
     parser.add_argument(
         "--every", type=seconds, metavar="SECONDS", help="scores in time: one row for each stretch of this length"
@@ -133,12 +125,7 @@ def _predict_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--picture", type=Path, metavar="X.png", help="with --every: draw the spectrogram and the scores of one file"
     )
-    parser.add_argument(
-        "--batch", type=positive, metavar="N", help="windows in a pass (default: what suits the device)"
-    )
-    parser.add_argument(
-        "--threads", type=positive, metavar="N", help="decoding threads (default: one per core, up to 8)"
-    )
+    add_passes(parser)
 
 
 def _predict(arguments: argparse.Namespace) -> int:
@@ -179,8 +166,9 @@ def _probe_options(parser: argparse.ArgumentParser) -> None:
         "recipe", metavar="RECIPE|LAYOUT", help="a data set's layout, or a recipe (.yaml) that names it"
     )
     parser.add_argument("--data", type=Path, required=True, metavar="ROOT", help="folder of the data set")
-    _add_model(parser)
+    add_model(parser)
     parser.add_argument("--layer", default="last", metavar="N|all|last", help="whose tokens to take, from 1")
+    parser.add_argument("--c", type=real, nargs="+", metavar="X", help="values of the regression's C to choose from")
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="folder for the features, for the next time, and results.json"
     )
@@ -194,14 +182,15 @@ def _probe(arguments: argparse.Namespace) -> int:
 
     layout = layout_of(arguments.recipe)
     model = load(arguments.model, arguments.device)
-    result = probe(layout, arguments.data, model, arguments.layer, arguments.out, arguments.model or DEFAULT, shown)
+    source = arguments.model or DEFAULT
+    result = probe(layout, arguments.data, model, arguments.layer, arguments.out, source, shown, arguments.c)
     print(as_markdown(result))
     return EXIT_DONE
 
 
 def _reconstruct_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", help="audio file")
-    _add_model(parser)
+    add_model(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="X.png", help="the picture to write")
     parser.add_argument(
         "--mask", type=positive, metavar="N", help="patches to hide (default: 400 of 512, in proportion)"
@@ -244,16 +233,18 @@ def _pretrain_options(parser: argparse.ArgumentParser) -> None:
         "--recipe", type=Path, metavar="FILE", help="YAML of the values below (default: the reference's)"
     )
     parser.add_argument("--from", dest="source", metavar="SOURCE", help=f"start from these weights: {SOURCE_HELP}")
-    _add_device(parser)
-    _add_devices(parser)
+    add_device(parser)
+    add_devices(parser)
     add_dataclass(parser.add_argument_group("values of the recipe"), PretrainRecipe)
 
 
 def _pretrain(arguments: argparse.Namespace) -> int:
+    from ssamba.loading import check_shape
     from ssamba.training.pretrain import pretrain
     from ssamba.training.recipe import PretrainRecipe, make_recipe
 
     recipe = make_recipe(arguments.recipe, given(arguments, PretrainRecipe))
+    check_shape(arguments.source, given(arguments, PretrainRecipe))
     if arguments.devices:
         return _launch(arguments)
     pretrain(arguments.data, arguments.out, recipe, arguments.source, arguments.device)
@@ -262,7 +253,7 @@ def _pretrain(arguments: argparse.Namespace) -> int:
 
 def _bench_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for tables and pictures")
-    _add_device(parser)
+    add_device(parser)
     parser.add_argument("--dtype", default="auto", help="fp32, bf16, fp16 or auto (bf16 on a GPU that has it)")
     parser.add_argument("--sizes", nargs="+", metavar="SIZE", help="tiny, small, base (default: all; on a CPU tiny)")
     parser.add_argument("--models", nargs="+", metavar="MODEL", help="ssamba, ssast, ssast-written-out (default: all)")
@@ -307,21 +298,23 @@ def _finetune_options(parser: argparse.ArgumentParser) -> None:
         "--from", dest="source", metavar="SOURCE", default=DEFAULT, help=f"{SHIPPED_HELP}; none: random weights"
     )
     parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="run directory; an existing run goes on")
-    _add_device(parser)
-    _add_devices(parser)
+    add_device(parser)
+    add_devices(parser)
     values = parser.add_argument_group("values of the recipe", "Defaults hold where the recipe says nothing.")
     add_dataclass(values, FinetuneRecipe, exclude=("name",))
 
 
 def _finetune(arguments: argparse.Namespace) -> int:
+    from ssamba.loading import check_shape
     from ssamba.training.finetune import finetune
     from ssamba.training.finetune_recipe import FinetuneRecipe, load_finetune_recipe
     from ssamba.training.results import TABLE_FILE, headline
 
     recipe = load_finetune_recipe(arguments.recipe, given(arguments, FinetuneRecipe))
+    source = None if arguments.source == "none" else arguments.source
+    check_shape(source, given(arguments, FinetuneRecipe))
     if arguments.devices:
         return _launch(arguments)
-    source = None if arguments.source == "none" else arguments.source
     values = finetune(recipe, arguments.data, arguments.out, source, arguments.device, _note)
     if not values:  # another process of the run has them
         return EXIT_DONE
@@ -335,9 +328,7 @@ def _note(line: str) -> None:
 
 
 def _demo_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="folder for what the demonstration writes"
-    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for what the demo writes")
 
 
 def _demo(arguments: argparse.Namespace) -> int:
@@ -364,12 +355,15 @@ def _convert_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="SOURCE", help=SOURCE_HELP)
     parser.add_argument("dest", type=Path, metavar="DEST", help="a new directory, or a new .pth")
     parser.add_argument("--half", action="store_true", help="write a directory in fp16, half as large, to hand on")
+    parser.add_argument(
+        "--attention-heads", type=positive, metavar="N", help="of an official SSAST whose width is not a published one"
+    )
 
 
 def _convert(arguments: argparse.Namespace) -> int:
     from ssamba.convert import convert
 
-    for line in convert(arguments.source, arguments.dest, arguments.half):
+    for line in convert(arguments.source, arguments.dest, arguments.half, arguments.attention_heads):
         print(line)
     return EXIT_DONE
 

@@ -29,10 +29,11 @@ UNSTORED = ("mean", "std", "drop_path")
 """Values of the configuration that an official file has no place for; readers assume the reference's."""
 
 
-def convert(source: Source | None, dest: Path, half: bool = False) -> list[str]:
+def convert(source: Source | None, dest: Path, half: bool = False, attention_heads: int | None = None) -> list[str]:
     """Convert an official `.pth` to a new model directory, or a directory to a new official `.pth`.
 
-    With ``half`` either becomes a new model directory in fp16. Returns lines to show: what was written, and what the
+    With ``half`` either becomes a new model directory in fp16. ``attention_heads`` is for an official SSAST of another
+    width than the published, whose file does not say. Returns lines to show: what was written, and what the
     official form could not hold. Raises ``SsambaError`` when ``dest`` exists, is of the wrong kind or cannot be
     written; then nothing is left behind.
     """
@@ -42,7 +43,7 @@ def convert(source: Source | None, dest: Path, half: bool = False) -> list[str]:
     if half:
         if dest.suffix in FILES:
             raise ConfigError(f"{dest}: half precision goes to a directory, give a name without '{dest.suffix}'")
-        return _to_half(source, dest)
+        return _to_half(source, dest, attention_heads)
     if path.is_dir():
         if dest.suffix != ".pth":
             raise ConfigError(
@@ -51,11 +52,11 @@ def convert(source: Source | None, dest: Path, half: bool = False) -> list[str]:
         return _to_file(path, dest)
     if dest.suffix in FILES:
         raise ConfigError(f"{dest}: an official file is converted to a directory, give a name without '{dest.suffix}'")
-    return _to_directory(source, dest)
+    return _to_directory(source, dest, attention_heads)
 
 
-def _to_directory(source: Source | None, dest: Path) -> list[str]:
-    description, tensors = read_source(source)
+def _to_directory(source: Source | None, dest: Path, attention_heads: int | None) -> list[str]:
+    description, tensors = read_source(source, attention_heads)
     heads = description.heads
     with _new_directory(dest) as folder:
         save_config(folder, description)
@@ -63,9 +64,9 @@ def _to_directory(source: Source | None, dest: Path) -> list[str]:
     return [f"{dest}: {len(tensors)} tensors {'with' if heads else 'without'} pretraining heads"]
 
 
-def _to_half(source: Source | None, dest: Path) -> list[str]:
+def _to_half(source: Source | None, dest: Path, attention_heads: int | None) -> list[str]:
     """Everything that the model uses in fp16: its encoder, its pretraining heads or its classifier."""
-    description, tensors = read_source(source)
+    description, tensors = read_source(source, attention_heads)
     used = {k: v for k, v in tensors.items() if not k.startswith(EXTRAS)}
     halved = {k: v.to(HALF) for k, v in used.items()}
     lost = [k for k, v in halved.items() if not torch.isfinite(v).all()]

@@ -22,18 +22,21 @@ from ssamba.models.store import EXTRAS, WEIGHTS_FILE, Description, read_config
 from ssamba.patches import covered_frames
 
 STATE_FILE = "state.json"
+RESULTS_FILE = "results.json"
 
 
 def describe(source: Source | None = None) -> dict[str, Any]:
-    """Sizes, front end and, for a run, training state. Of a directory only headers are read, not the weights.
+    """Sizes, front end and, for a run, its training state or what it reached.
 
-    ``source`` as for ``ssamba.load``. Raises ``CheckpointError`` or ``ConfigError`` for what is no model.
+    Of a directory only headers are read, not the weights. ``source`` as for
+    ``ssamba.load``. Raises ``CheckpointError`` or ``ConfigError`` for what is no model.
     """
     path = locate(source)
     if path.is_dir():
         description = read_config(path)
         shapes = _header(path / WEIGHTS_FILE)
         kind = "run" if (path / STATE_FILE).exists() else "model directory"
+        kind = "fine-tuned run" if (path / RESULTS_FILE).exists() else kind
     else:
         description, tensors = read_source(source)
         shapes = {k: tuple(v.shape) for k, v in tensors.items()}
@@ -41,6 +44,8 @@ def describe(source: Source | None = None) -> dict[str, Any]:
     facts: dict[str, Any] = {"source": str(path), "kind": kind, **_model_facts(description, shapes)}
     if kind == "run":
         facts["training"] = read_json(path / STATE_FILE)
+    if kind == "fine-tuned run":
+        facts["results"] = read_json(path / RESULTS_FILE)
     return facts
 
 
@@ -119,6 +124,8 @@ def as_text(facts: dict[str, Any]) -> str:
         lines = [line for line in lines if line[0] != "unused extras"]
     if "training" in facts:
         lines += _training_lines(facts["training"])
+    if "results" in facts:
+        lines += _result_lines(facts["results"])
     width = max(len(name) for name, _ in lines) + 2
     return "\n".join(f"{name:{width}}{text}" for name, text in lines)
 
@@ -136,6 +143,18 @@ def _training_lines(state: dict[str, Any]) -> list[tuple[str, str]]:
     if isinstance(best, dict):
         lines.append(("best", ", ".join(f"{key} {_number(value)}" for key, value in best.items())))
     return lines
+
+
+def _result_lines(results: dict[str, Any]) -> list[tuple[str, str]]:
+    """The reported metric of a fine-tuned run, over how many folds, and which epoch it is."""
+    try:
+        metric, folds = results["metric"], len(results["folds"])
+        text = f"{metric} {_number(results['mean'][metric])}"
+        if results["sample_deviation"] is not None:
+            text += f" (sample deviation over {folds} folds {_number(results['sample_deviation'][metric])})"
+        return [("result", f"{text}; {results['chosen']}")]
+    except (KeyError, TypeError):
+        return [("result", f"{RESULTS_FILE} is damaged")]
 
 
 def _number(value: Any) -> str:

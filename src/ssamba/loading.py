@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ssamba.config import nearest
+from ssamba.config import WIDTHS, nearest
 from ssamba.errors import CheckpointError, ConfigError
 from ssamba.interop import hub
 from ssamba.interop.official import EXTRAS_OF, PREFIX, from_official, read_pth
 from ssamba.models.encoder import Encoder
-from ssamba.models.store import Description, build, read_model
+from ssamba.models.store import Description, build, read_config, read_model
 from ssamba.weights import DEFAULT, SHIPPED, shipped_folder
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Source = str | os.PathLike[str]
+SHAPE = ("encoder", "size", "width", "depth", "directions", "residual_scale")
 LONGEST_NAME = 60
 """Nothing longer is compared with the names of models."""
 
@@ -112,6 +115,27 @@ def _read_official(path: Path, attention_heads: int | None) -> tuple[Description
     bare = {k.removeprefix(PREFIX): v for k, v in state.items()}
     extras = {f"extras.{k}": bare[k] for k in EXTRAS_OF[config.encoder] if k in bare}
     return Description(config, any(k.startswith("heads.") for k in tensors)), tensors | extras
+
+
+def check_shape(source: Source | None, given: Mapping[str, Any]) -> None:
+    """Refuse values of an encoder's shape that a user gave beside a source of another: the source's would be taken.
+
+    ``given`` may hold what ``SHAPE`` names, as recipes do; 0 says nothing. Without a source all may be given. Raises
+    ``ConfigError``, and as ``read_source``.
+    """
+    wanted = {name: given[name] for name in SHAPE if given.get(name)}
+    if source is None or not wanted:
+        return
+    path = locate(source)
+    config = (read_config(path) if path.is_dir() else read_source(source)[0]).config
+    sizes = {width: size for size, width in WIDTHS.items()}
+    for name, value in wanted.items():
+        own = sizes.get(config.width, f"width {config.width}") if name == "size" else getattr(config, name)
+        if value != own:
+            raise ConfigError(
+                f"{source}: has {name} {own}, the command says {value}; leave --{name.replace('_', '-')} out, or start "
+                "from random weights"
+            )
 
 
 def load(

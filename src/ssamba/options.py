@@ -13,6 +13,9 @@ from typing import Any, NoReturn
 from ssamba.config import nearest
 from ssamba.errors import SsambaError
 
+SOURCE_HELP = "run or model directory, official .pth, or the name of a model"
+SHIPPED_HELP = f"{SOURCE_HELP} (default: tiny, which comes with the package)"
+
 
 class UsageError(SsambaError):
     """A command line that cannot be read."""
@@ -100,6 +103,34 @@ def add_dataclass(parser: argparse._ActionsContainer, kind: type, exclude: Itera
         choices = field.metadata.get("choices") or None
         metavar = None if choices else {int: "N", float: "X"}.get(base, "TEXT")
         parser.add_argument(name, type=_reader(base), choices=choices, metavar=metavar, **settings)
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Which model, and where it runs."""
+    parser.add_argument("--model", metavar="SOURCE", help=SHIPPED_HELP)
+    add_device(parser)
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Where the model runs."""
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+
+
+def add_devices(parser: argparse.ArgumentParser) -> None:
+    """In how many processes."""
+    parser.add_argument(
+        "--devices", type=positive, metavar="N", help="share each batch out to N processes with a GPU each (default: 1)"
+    )
+
+
+def add_passes(parser: argparse.ArgumentParser) -> None:
+    """How much goes through the model, and is decoded, at once."""
+    parser.add_argument(
+        "--batch", type=positive, metavar="N", help="windows in a pass (default: what suits the device)"
+    )
+    parser.add_argument(
+        "--threads", type=positive, metavar="N", help="decoding threads (default: one per core, up to 8)"
+    )
 
 
 def given(arguments: argparse.Namespace, kind: type) -> dict[str, Any]:

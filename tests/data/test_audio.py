@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-import torch
 
-from ssamba.data.audio import audio_info, check_length, prepare, read_audio, stream_audio
+from ssamba.data.audio import audio_info, check_length, read_audio, stream_audio
 from ssamba.errors import AudioError
 
 FORMATS = {
@@ -227,40 +226,6 @@ def test_crop_arguments(tmp_path: Path) -> None:
         read_audio(path, start=-1.0)
     with pytest.raises(ValueError, match="seconds > 0"):
         read_audio(path, seconds=0.0)
-
-
-def test_prepare_scales_and_mixes() -> None:
-    wave = signal(1.0, 16000)
-    ints = np.round(wave * 32767).astype(np.int16)
-    np.testing.assert_allclose(prepare(ints, 16000), ints / 32768, atol=1e-7)
-    np.testing.assert_allclose(prepare(torch.tensor(ints), 16000), ints / 32768, atol=1e-7)
-    np.testing.assert_allclose(prepare(np.uint8(128 + 64 * np.ones(800)), 16000), 0.5, atol=1e-6)
-    np.testing.assert_allclose(prepare(wave.astype(np.float64), 16000), wave)
-    np.testing.assert_allclose(prepare(torch.tensor(wave).bfloat16(), 16000), wave, atol=2e-3)
-    np.testing.assert_allclose(prepare(np.stack([wave, -wave]), 16000), 0.0, atol=1e-7)
-    assert prepare(np.repeat(wave, 3), 48000).shape == (16000,)
-    assert not np.shares_memory(prepare(wave, 16000), wave)
-
-
-@pytest.mark.parametrize(
-    ("audio", "rate", "word"),
-    [
-        (np.zeros(399), 16000, "25 ms"),
-        (np.zeros(0), 44100, "25 ms"),
-        (np.full(1000, np.nan), 16000, "NaN at sample 0"),
-        (np.full(1000, -np.inf), 16000, "infinite"),
-        (np.zeros((16000, 2), np.float32), 16000, "audio.T"),
-        (np.zeros((2, 3, 4)), 16000, "neither"),
-        (np.zeros(16000, np.int64), 16000, "int64"),
-        (np.zeros(16000, complex), 16000, "complex128"),
-        (np.array(["a"] * 500), 16000, "no agreed scale"),
-        (np.zeros(16000), 0, "sample rate"),
-        (np.zeros(16000), 16000.5, "sample rate"),
-    ],
-)
-def test_prepare_refuses(audio: np.ndarray, rate: int, word: str) -> None:
-    with pytest.raises(AudioError, match=word):
-        prepare(audio, rate)
 
 
 def test_check_length() -> None:

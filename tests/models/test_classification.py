@@ -59,3 +59,19 @@ def test_rows_are_not_for_each_second() -> None:
         Classification(("a", "b"), pooling="rows", per_second=True)
     with pytest.raises(ConfigError, match="'row', choose mean, cls, rows"):
         Classification(("a", "b"), pooling="row")
+
+
+def test_each_second_reads_its_own_columns_in_time_order() -> None:
+    """Scenes of 61.44 s: over all frequencies, then over the columns whose centres lie in the second; no CLS."""
+    config = Config(width=WIDTH, depth=2, frames=6144)
+    columns = config.grid[1]
+    head = Classifier(config, Classification(("a", "b", "c"), per_second=True))
+    seen: list[torch.Tensor] = []
+    head.norm.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    x = torch.randn(1, PREFIX + ROWS * columns, WIDTH, generator=torch.Generator().manual_seed(2))
+    logits = head(x, PREFIX, columns)
+    grid = x[0, PREFIX:].double().numpy().reshape(ROWS, columns, WIDTH)  # time runs fastest
+    centres = 0.0125 + 0.01 * (16 * np.arange(columns) + 7.5)  # frames are 25 ms long, a patch has 16 of them
+    expected = [grid[:, np.floor(centres) == second].mean(axis=(0, 1)) for second in range(62)]
+    assert logits.shape == (1, 62, 3)
+    assert np.abs(seen[0][0].numpy() - np.stack(expected)).max() < 1e-5

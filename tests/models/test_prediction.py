@@ -203,3 +203,29 @@ def test_scores_follow_the_loss_of_the_training(loss: str, several: bool) -> Non
     logits = model.classify(frontend.features(audio, target_length=128)).detach()
     (out,) = model.predict(audio)
     close(out.scores, logits.sigmoid() if loss == "bce" or several else logits.softmax(-1))
+
+
+@pytest.mark.parametrize("kind", ["ssamba", "ssast"])
+def test_answers_come_by_way_of_inference(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which on a GPU repeats passes of one shape as graphs."""
+    model = make(kind)
+    features = torch.randn(2, 128, 128, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(model.infer_classes(features), model.classify(features))
+    assert not model.infer_classes(features).requires_grad
+    calls = []
+    infer = model.infer
+    monkeypatch.setattr(model, "infer", lambda x: calls.append(len(x)) or infer(x))
+    model.predict(noise(4.0), every=0.5)
+    assert sum(calls) == 8
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ["ssamba", "ssast"])
+def test_replayed_answers_are_those_of_classify(kind: str) -> None:
+    model = make(kind).cuda()
+    for seed in range(4):  # the second pass of a shape is captured, later ones are replayed
+        features = torch.randn(3, 128, 128, generator=torch.Generator().manual_seed(seed)).cuda()
+        with torch.no_grad():
+            torch.testing.assert_close(model.infer_classes(features), model.classify(features), rtol=1e-4, atol=1e-5)
+    assert model._graphed is not None
+    assert len(model._graphed._graphs) == 1

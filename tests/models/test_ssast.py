@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from ssamba.cli import main
 from ssamba.config import Config
 from ssamba.convert import convert
 from ssamba.errors import CheckpointError, ConfigError
@@ -73,8 +74,10 @@ def test_frame_patches(rng: torch.Generator) -> None:
 
 def test_official_file_there_and_back(golden: Path, tmp_path: Path) -> None:
     official = golden / "ssast_official.pth"
-    with pytest.raises(CheckpointError, match="give attention_heads"):
+    with pytest.raises(CheckpointError, match=r"ssamba convert FILE DIR --attention-heads N"):
         load(official)
+    assert main(["convert", str(official), str(tmp_path / "two"), "--attention-heads", "2"]) == 0
+    assert load(tmp_path / "two", device="cpu").config.attention_heads == 2
     model = load(official, device="cpu", heads=True, attention_heads=2)
     assert isinstance(model, SSAST)
     wide = SSAST(Config(encoder="ssast", width=64, depth=2), heads=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ from ssamba.models.encoder import Encoder
 from ssamba.models.registry import make_encoder
 from ssamba.models.store import save_model
 from ssamba.neighbours import log_mel_statistics, mean_and_deviation
-from ssamba.probing import cache, probe
+from ssamba.probing import cache, probe, protocol
 from ssamba.probing.cache import cached_features, model_key
 from ssamba.probing.features import Wanted, choose_layers, extract
 from ssamba.probing.protocol import Method, all_examples, divisions, evaluate, methods, target_matrix
@@ -79,6 +79,8 @@ def test_features_are_pooled_tokens(tmp_path: Path, kind: str) -> None:
     layers = choose_layers("all", model)
     out = extract(examples, Wanted(model, layers, log_mel=True))
     assert layers == tuple(range(1, (2 if kind == "ssamba" else 4) + 1))
+    name = f"layer.{layers[-1]}"  # alone it comes by way of inference
+    torch.testing.assert_close(extract(examples, Wanted(model, layers[-1:], log_mel=False))[name], out[name])
     for i, example in enumerate(examples):
         waveform = read_audio(example.parts[0].path)
         np.testing.assert_allclose(out["log_mel"][i], log_mel_statistics([waveform])[0], atol=1e-5)
@@ -251,6 +253,30 @@ def test_splits_several_labels_and_recipes(tmp_path: Path) -> None:
     assert not result.from_cache
 
 
+def test_values_of_c(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    root = make_set(tmp_path / "set", folds=3)
+    save_model(tmp_path / "m", make_model())
+    argv = ["probe", "custom", "--data", str(root), "--model", str(tmp_path / "m"), "--out", str(tmp_path / "out")]
+    fits: list[tuple[float, ...]] = []
+    fit = protocol.fit_linear
+
+    def spy(x: torch.Tensor, t: torch.Tensor, strengths: Sequence[float], multi_label: bool) -> object:
+        fits.append(tuple(strengths))
+        return fit(x, t, strengths, multi_label)
+
+    monkeypatch.setattr(protocol, "fit_linear", spy)
+    assert cli.main([*argv, "--c", "0.1"]) == 0
+    assert set(fits) == {(0.1,)}  # nothing to choose, so nothing but the three final fits of each kind of features
+    assert len(fits) % 3 == 0
+    results = json.loads((tmp_path / "out/results.json").read_text())
+    assert all(set(row["linear"]["C"].values()) == {0.1} for row in results["rows"])
+    assert len(fits) == 3 * len(results["rows"])
+    assert cli.main([*argv, "--c", "1", "0.01"]) == 0
+    results = json.loads((tmp_path / "out/results.json").read_text())
+    assert all(set(row["linear"]["C"].values()) <= {0.01, 1.0} for row in results["rows"])
+    capsys.readouterr()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -259,6 +285,7 @@ def test_splits_several_labels_and_recipes(tmp_path: Path) -> None:
         (["custom", "--layer", "3"], "layer '3': give 1 to 2, last or all"),
         (["custom", "--layer", "0"], "layer '0': give 1 to 2"),
         (["esc10"], "has no meta"),
+        (["custom", "--c", "0.1", "0"], "C 0, 0.1: give numbers above 0"),
     ],
 )
 def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str) -> None:

@@ -1,6 +1,7 @@
 """Answers of a set: windows averaged by hand, unreadable clips left out, features made once."""
 
 import dataclasses
+import math
 from pathlib import Path
 
 import layout_trees as trees
@@ -84,5 +85,7 @@ def test_seconds_without_label_or_answer_are_not_scored() -> None:
     assert truth.tolist() == [[0, 1], [1, 0]]
     found = answers.summary("ce", False)
     assert found["accuracy"] == 1.0
+    assert found["AUC"] == 1.0
+    assert found["d_prime"] == math.inf
     assert found["loss"] == pytest.approx(float(torch.log1p(torch.exp(torch.tensor(-5.0)))), rel=1e-5)
     assert len(scores) == 2

@@ -61,6 +61,7 @@ def test_it_learns_and_reports(more: Path, tmp_path: Path, encoder: str) -> None
     values = run("custom", more, tmp_path, encoder=encoder, epochs=18, decay=1.0, choose="last", seed=2)
     assert values["mean"]["accuracy"] >= 5 / 6  # chance is a third
     assert values["sample_deviation"] is None
+    assert set(values["mean"]) == {"loss", "accuracy", "mAP", "AUC", "d_prime"}
     assert values == json.loads((tmp_path / "results.json").read_text())
     assert column(tmp_path / "fold-1", "loss")[-1] < 0.6 * column(tmp_path / "fold-1", "loss")[0]
     model = ssamba.load(tmp_path, device="cpu")
@@ -163,8 +164,12 @@ def test_several_labels_a_clip(tmp_path: Path) -> None:
     model = ssamba.load(tmp_path / "run", device="cpu")
     assert model.classifier is not None
     assert model.classifier.task.multi_label
-    with pytest.raises(ConfigError, match=r"clips have several labels, the recipe custom \(loss ce"):
+    told = r"clips/0_1\.wav: has 2 labels \(kind0, kind1\), and the recipe custom \(loss ce, metric mAP\) takes one"
+    with pytest.raises(ConfigError, match=told):
         run("custom", data, tmp_path / "other", loss="ce")
+    (data / "labels.csv").write_text((data / "labels.csv").read_text().replace("label,", "labels,").replace("|", "_"))
+    with pytest.raises(ConfigError, match="custom: a clip may have several labels, and the recipe"):
+        run("custom", data, tmp_path / "other", metric="accuracy")
     assert not (tmp_path / "other").exists()
 
 
@@ -206,7 +211,9 @@ def test_patches_that_do_not_fit_and_other_mistakes(three: Path, tmp_path: Path)
         width=16, depth=2, frames=64, patch_frequency=128, patch_time=2, stride_frequency=128, stride_time=2
     )
     save_model(tmp_path / "frames", make_encoder(config))
-    with pytest.raises(ConfigError, match="patches of 128 x 2, the recipe says 16 x 16; give --patch-frequency 128"):
+    with pytest.raises(
+        ConfigError, match=r"patches of 128 x 2, the recipe says 16 x 16; give .* --patch-time 2 --stride 2$"
+    ):
         run("custom", three, tmp_path / "run", str(tmp_path / "frames"))
     grid = {"patch_frequency": 128, "patch_time": 2, "stride": 2}
     assert run("custom", three, tmp_path / "run", str(tmp_path / "frames"), epochs=1, **grid)

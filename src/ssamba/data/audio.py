@@ -1,4 +1,4 @@
-"""Audio files and arrays to mono float32 waveforms, with every bad input told in one line.
+"""Audio files to mono float32 waveforms, with every bad input told in one line.
 
 Decoding is libsndfile (wav, flac, ogg vorbis, ogg opus, mp3, aiff, ...), resampling is soxr at its "HQ" setting.
 Several channels are averaged. A crop of a long file reads the crop and a short margin, never the whole file.
@@ -11,7 +11,7 @@ import re
 import stat
 from collections.abc import Iterator
 from math import ceil, gcd
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +27,6 @@ __all__ = [
     "AudioInfo",
     "audio_info",
     "check_length",
-    "prepare",
     "read_audio",
     "stream_audio",
 ]
@@ -41,7 +40,6 @@ PathLike = str | os.PathLike[str]
 
 _BLOCK_FRAMES = 1 << 20  # decode in blocks, so that a header that claims terabytes cannot allocate them
 _UNKNOWN_FRAMES = 1 << 48  # libsndfile reports 2**63 - 1 for a stream that does not state its length
-_MAX_CHANNELS = 64
 _SOXR_QUALITY = "HQ"
 _FILTER_REACH = 400  # samples at the lower rate; soxr HQ reaches under 160 to either side
 # Codecs whose decoder carries state from frame to frame. After a seek they give the right samples only from some point
@@ -142,40 +140,6 @@ def stream_audio(path: PathLike, block_seconds: float = 30.0, sample_rate: int =
     check_length(total, path, sample_rate)
     if len(pending):
         yield pending
-
-
-def prepare(audio: Any, sample_rate: int, target_rate: int = SAMPLE_RATE) -> Waveform:
-    """Turn audio in memory into what :func:`read_audio` returns.
-
-    Args:
-        audio: numpy array, torch tensor or sequence of floats: (samples,) or (channels, samples). Integers are scaled
-            by their type (int16, int32, uint8); floats are taken as they are, full scale +-1.
-        sample_rate: its rate, Hz.
-        target_rate: rate of the result, Hz.
-
-    Returns:
-        (samples,) float32 mono, never sharing memory with `audio`.
-
-    Raises:
-        AudioError: wrong shape or type, NaN or infinite samples, or under 25 ms of audio.
-    """
-    if not (isinstance(sample_rate, (int, np.integer)) and sample_rate > 0):
-        raise AudioError(None, f"the sample rate must be a whole number of Hz above 0, not {sample_rate!r}")
-    array = _to_float32(audio)
-    if array.ndim == 2:
-        if array.shape[0] > _MAX_CHANNELS:
-            raise AudioError(
-                None,
-                f"shape {array.shape} reads as {array.shape[0]} channels; give (channels, samples), that is audio.T",
-            )
-        array = array.mean(axis=0, dtype=np.float32) if array.shape[0] else np.empty(0, np.float32)
-    elif array.ndim != 1:
-        raise AudioError(None, f"shape {array.shape} is neither (samples,) nor (channels, samples)")
-    _check_finite(array, None, 0, sample_rate)
-    if sample_rate != target_rate and len(array):
-        array = soxr.resample(np.ascontiguousarray(array), sample_rate, target_rate, quality=_SOXR_QUALITY)
-    check_length(len(array), None, target_rate)
-    return np.array(array, dtype=np.float32, order="C")
 
 
 def check_length(samples: int, path: PathLike | None = None, sample_rate: int = SAMPLE_RATE) -> None:
@@ -349,19 +313,3 @@ def _check_finite(samples: npt.NDArray[np.float32], path: PathLike | None, offse
         where = int(np.argmin(finite))
         kind = "NaN" if np.isnan(samples[where]) else "an infinite value"
         raise AudioError(path, f"holds {kind} at sample {offset + where} ({(offset + where) / rate:.3f} s)")
-
-
-def _to_float32(audio: Any) -> npt.NDArray[np.float32]:
-    """Any array to float32 at full scale +-1; integers by the width of their type."""
-    if hasattr(audio, "detach"):  # a torch tensor, perhaps bfloat16, which numpy lacks
-        audio = audio.detach().cpu()
-        audio = audio.float() if audio.is_floating_point() else audio
-        audio = audio.numpy()
-    array = np.asarray(audio)
-    if array.dtype.kind == "f":
-        return array.astype(np.float32)
-    if array.dtype == np.uint8:
-        return (array.astype(np.float32) - 128.0) / 128.0
-    if array.dtype in (np.int16, np.int32):
-        return (array / float(1 << (8 * array.dtype.itemsize - 1))).astype(np.float32)
-    raise AudioError(None, f"samples of type {array.dtype} have no agreed scale; give floats within +-1, or int16")

@@ -52,15 +52,16 @@ class Row:
 
 
 def balanced_weights(examples: Sequence[Example]) -> npt.NDArray[np.float64]:
-    """Weight of each example in balanced sampling, (N,): the sum over its labels of 1000 / (count of the label + 1).
+    """Weight of each example in balanced sampling, (N,): the sum over its labels of 1000 / (count of the label + 0.01).
 
-    REFERENCE.md, "Fine-tuning" (AudioSet-2M). An example without labels has weight 0.
+    The weights that AST and SSAST prepare for AudioSet (their ``gen_weight_file.py``). An example without labels has
+    weight 0.
     """
     counts: dict[int, int] = {}
     for example in examples:
         for label in example.labels:
             counts[label] = counts.get(label, 0) + 1
-    return np.array([sum(1000.0 / (counts[label] + 1) for label in example.labels) for example in examples])
+    return np.array([sum(1000.0 / (counts[label] + 0.01) for label in example.labels) for example in examples])
 
 
 class EpochPlan:

@@ -61,7 +61,7 @@ def from_ssast(
     if attention_heads is None and width % HEAD_WIDTH:
         raise CheckpointError(
             f"{source}: SSAST of width {width}, and the file does not say its number of attention heads: give "
-            "attention_heads"
+            "attention_heads, on the command line ssamba convert FILE DIR --attention-heads N"
         )
     depth = stacked_depth(state, r"v\.blocks\.(\d{1,9})\.", source)
     values = grid_values(state, PREFIX_TOKENS, source)

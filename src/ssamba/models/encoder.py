@@ -127,7 +127,7 @@ class Encoder(nn.Module):
             fill = self.mask_embedding.to(tokens_BPd.dtype).expand(index.shape)
             tokens_BPd = tokens_BPd.scatter(1, index, fill)
         rows, cols = self.config.grid
-        positions = patches.resize_positions(self.positions, (rows, cols), (rows, self._columns(features)))
+        positions = patches.resize_positions(self.positions, (rows, cols), (rows, self._columns(features.shape[1])))
         front = [token.expand(features.shape[0], -1, -1) for token in self.prefix()]
         return torch.cat([*front, tokens_BPd], dim=1) + positions
 
@@ -221,7 +221,7 @@ class Encoder(nn.Module):
             encoded_BPd = self.encode_tokens(self.embed_patches(features, mask), keep)[:, self.prefix_tokens :]
             masked_BMd = gather_patches(encoded_BPd, mask)
         else:
-            columns = self._columns(features)
+            columns = self._columns(features.shape[1])
             shown_BS = shown_patches(mask.to(features.device), self.config.grid[0] * columns)
             all_BLd = self.embed_patches(features)
             front, patches_BPd = all_BLd[:, : self.prefix_tokens], all_BLd[:, self.prefix_tokens :]
@@ -233,19 +233,27 @@ class Encoder(nn.Module):
             seen.append(Seen(encoded_BPd, masked_BMd))
         return masked_BMd
 
-    def _columns(self, features: Tensor) -> int:
-        """Patches along time of features (B, frames, mel_bins)."""
-        return (features.shape[1] - self.config.patch_time) // self.config.stride_time + 1
+    def _columns(self, frames: int) -> int:
+        """Patches along time of so many frames."""
+        return (frames - self.config.patch_time) // self.config.stride_time + 1
 
     def classify(self, features: Tensor, keep: Tensor | None = None) -> Tensor:
         """Logits (B, classes), or (B, seconds, classes) of a model that labels each second, from normalised log-mel.
 
         Raises ``ConfigError`` without a classifier.
         """
+        return self._answer(self.encode_tokens(self.embed_patches(features.to(self.device)), keep), features.shape[1])
+
+    @torch.no_grad()
+    def infer_classes(self, features: Tensor) -> Tensor:
+        """``classify`` for inference, as ``infer`` is ``encode``."""
+        return self._answer(self.infer(features), features.shape[1])
+
+    def _answer(self, tokens_BLd: Tensor, frames: int) -> Tensor:
+        """The classifier's logits from the tokens of features of so many frames."""
         if self.classifier is None:
             raise ConfigError("this model has no classifier: fine-tune it first")
-        tokens_BLd = self.encode_tokens(self.embed_patches(features.to(self.device)), keep)
-        return self.classifier(tokens_BLd, self.prefix_tokens, self._columns(features))
+        return self.classifier(tokens_BLd, self.prefix_tokens, self._columns(frames))
 
     @torch.no_grad()
     def reconstruct(self, features: Tensor, mask: Tensor) -> Tensor:
@@ -262,7 +270,7 @@ class Encoder(nn.Module):
         raw = patches.patchify(features, self.config)
         drawn = self.heads.generative(self._masked_tokens(features, mask, None)).to(raw.dtype)
         index = mask.to(raw.device)[..., None].expand_as(drawn)
-        return patches.unpatchify(raw.scatter(1, index, drawn), self.config, self._columns(features))
+        return patches.unpatchify(raw.scatter(1, index, drawn), self.config, self._columns(features.shape[1]))
 
     def embed(self, audio: Any, sample_rate: int = 16000, whole: bool = False) -> Embeddings:
         """Embeddings of recordings in memory; see ``ssamba.models.embedding.embed_audio``."""

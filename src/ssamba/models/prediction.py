@@ -233,8 +233,7 @@ def _classify(model: Encoder, excerpts: Iterable[Excerpt]) -> Iterator[tuple[Exc
     excerpts, config = list(excerpts), model.config
     silence = frontend.normalise(torch.zeros(()), config.mean, config.std).item()
     padded = [F.pad(e.features, (0, 0, 0, config.frames - e.features.shape[0]), value=silence) for e in excerpts]
-    with torch.no_grad():
-        logits = model.classify(torch.stack(padded)).float()
+    logits = model.infer_classes(torch.stack(padded)).float()
     return zip(excerpts, probabilities(logits, classifier_task(model)).cpu(), strict=True)
 
 

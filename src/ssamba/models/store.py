@@ -83,6 +83,12 @@ def read_config(folder: Path) -> Description:
     """What the directory holds. Raises ``ConfigError``, ``CheckpointError``."""
     path = folder / CONFIG_FILE
     if not path.is_file():
+        folds = sorted(path.parent for path in folder.glob(f"fold-*/{CONFIG_FILE}"))
+        if folds:
+            raise CheckpointError(
+                f"{folder}: fine-tuning has not finished there; start its command again, or give a fold such as "
+                f"{folds[-1]}"
+            )
         raise CheckpointError(f"{folder}: holds no {CONFIG_FILE}, so it is no run or model directory")
     values = read_json(path)
     encoder = values.get("encoder")

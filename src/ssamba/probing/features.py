@@ -152,10 +152,13 @@ def _mean_and_deviation(mean: Tensor, square: Tensor) -> Tensor:
 
 
 def _pool(model: Encoder, group: list[Window], layers: Sequence[int]) -> list[_Moments]:
-    hidden = model.encode_layers(torch.stack([window.features for window in group]))
+    features = torch.stack([window.features for window in group])
+    # The last layer is what inference gives, which repeats passes of one shape quickly on a GPU.
+    hidden = {model.n_layers: model.infer(features)} if list(layers) == [model.n_layers] else None
+    hidden = hidden or dict(enumerate(model.encode_layers(features), start=1))
     means, squares, count = [], [], 0
     for layer in layers:
-        patches_BFTd = hidden[layer - 1][:, model.prefix_tokens :].float().unflatten(1, (model.config.grid[0], -1))
+        patches_BFTd = hidden[layer][:, model.prefix_tokens :].float().unflatten(1, (model.config.grid[0], -1))
         variance, mean = torch.var_mean(patches_BFTd, dim=2, correction=0)
         means.append(mean.double())
         squares.append(variance.double() + mean.double().square())

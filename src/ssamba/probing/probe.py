@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from ssamba.models.encoder import Encoder
 from ssamba.pictures import layer_curves, require_matplotlib
 from ssamba.probing.cache import cached_features
 from ssamba.probing.features import LOG_MEL, Progress, choose_layers, layer_name, rows_name
+from ssamba.probing.linear import STRENGTHS
 from ssamba.probing.protocol import (
     Division,
     Score,
@@ -104,15 +106,20 @@ def probe(
     out: Path | None = None,
     source: str = "",
     shown: Shown | None = None,
+    strengths: Sequence[float] | None = None,
 ) -> ProbeResult:
     """Score a frozen model's features on a labelled data set, beside log-mel statistics.
 
     ``name`` is a layout or a recipe file, ``root`` the data set's folder, ``layer`` a number from 1, ``last`` or
     ``all``. Into ``out`` go the features, for the next time, results.json and, for several layers, layers.png.
     ``source`` is the model's name in the report; ``shown(label)`` opens what shows the progress of a stage.
+    ``strengths`` are the values of C that the regression may choose from, None for the usual ones.
 
     Raises ``DataError``, ``AudioError``, ``ConfigError``, and ``SsambaError`` when ``out`` cannot be written.
     """
+    strengths = sorted(STRENGTHS if strengths is None else strengths)
+    if not strengths or not all(0 < c < math.inf for c in strengths):
+        raise ConfigError(f"C {', '.join(f'{c:g}' for c in strengths)}: give numbers above 0")
     layers = choose_layers(layer, model)
     data = read_layout(layout_of(name), root)
     examples = all_examples(data)
@@ -126,7 +133,7 @@ def probe(
     with shown("features") as progress:
         found, cached = cached_features(out, data.layout, examples, model, layers, progress)
     with shown("scoring") as progress:
-        rows = _score_all(found, layers, targets, parts, data.multi_label, progress)
+        rows = _score_all(found, layers, targets, parts, data.multi_label, strengths, progress)
     result = ProbeResult(
         data.layout,
         source,
@@ -151,6 +158,7 @@ def _score_all(
     targets: Tensor,
     parts: list[Division],
     multi_label: bool,
+    strengths: Sequence[float],
     progress: Progress,
 ) -> list[Row]:
     kinds: list[tuple[int | None, str, Tensor]] = [(None, BOTH, found[LOG_MEL])]
@@ -161,7 +169,7 @@ def _score_all(
             kinds.append((number, ROWS, rows))
     scored: list[Row] = []
     for i, (layer, pooling, x) in enumerate(kinds):
-        scores = {m.name: evaluate(x, targets, parts, m, multi_label) for m in methods(multi_label)}
+        scores = {m.name: evaluate(x, targets, parts, m, multi_label) for m in methods(multi_label, strengths)}
         scored.append(Row(layer, pooling, x.shape[1], scores))
         progress(i + 1, len(kinds), scored[-1].name)
     return scored

@@ -105,8 +105,8 @@ class Method:
     scores: Callable[[Tensor, Tensor, Tensor, Sequence[float]], list[Tensor]]
 
 
-def methods(multi_label: bool) -> tuple[Method, ...]:
-    """Logistic regression and nearest neighbours."""
+def methods(multi_label: bool, strengths: Sequence[float] = STRENGTHS) -> tuple[Method, ...]:
+    """Logistic regression, with ``strengths`` as values of C to choose from, and nearest neighbours."""
 
     def linear(train: Tensor, targets: Tensor, test: Tensor, settings: Sequence[float]) -> list[Tensor]:
         return [model.scores(test) for model in fit_linear(train, targets, settings, multi_label)]
@@ -114,7 +114,7 @@ def methods(multi_label: bool) -> tuple[Method, ...]:
     def nearest(train: Tensor, targets: Tensor, test: Tensor, settings: Sequence[float]) -> list[Tensor]:
         return neighbour_scores(train, targets, test, [int(k) for k in settings])
 
-    return (Method("linear", "C", STRENGTHS, linear), Method("nearest neighbours", "k", NEIGHBOURS, nearest))
+    return (Method("linear", "C", tuple(strengths), linear), Method("nearest neighbours", "k", NEIGHBOURS, nearest))
 
 
 @dataclass(frozen=True)
@@ -153,6 +153,8 @@ def _choose(
     x: Tensor, targets: Tensor, parts: Sequence[Division], method: Method, metric: Callable[[Tensor, Tensor], float]
 ) -> list[float]:
     """The best setting of each division."""
+    if len(method.settings) == 1:
+        return [method.settings[0]] * len(parts)
     # In cross-validation the fold held out and the one tested on may change places: one fit serves both.
     jobs: dict[tuple[int, ...], list[tuple[int, Tensor]]] = {}
     for number, part in enumerate(parts):

@@ -64,15 +64,14 @@ class Answers:
         return squash(logits.numpy()), targets.numpy().astype("float64")
 
     def summary(self, kind: str, multi_label: bool) -> dict[str, float]:
-        """``loss`` and ``mAP``, and with one label a row ``accuracy``, else ``AUC`` and ``d_prime``."""
+        """``loss``, ``mAP``, ``AUC`` and ``d_prime``, and with one label a row ``accuracy``."""
         scores, truth = self.rows(kind)
         out = {"loss": float(objectives.classification(self.logits, self.targets, kind))}
         if not multi_label:
             out["accuracy"] = metrics.accuracy(scores, truth)
         out["mAP"] = metrics.mean(metrics.average_precision(scores, truth))
-        if multi_label:
-            out["AUC"] = metrics.mean(metrics.auc(scores, truth))
-            out["d_prime"] = metrics.d_prime(out["AUC"])
+        out["AUC"] = metrics.mean(metrics.auc(scores, truth))
+        out["d_prime"] = metrics.d_prime(out["AUC"])
         return out
 
 

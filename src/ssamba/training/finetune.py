@@ -108,8 +108,8 @@ def settle(recipe: FinetuneRecipe, data: LabelledData) -> FinetuneRecipe:
     recipe = dataclasses.replace(recipe, **changes)
     if data.multi_label and (recipe.loss != "bce" or recipe.metric != "mAP"):
         raise ConfigError(
-            f"{data.layout}: clips have several labels, the recipe {recipe.name} (loss {recipe.loss}, metric "
-            f"{recipe.metric}) takes one each; give --loss bce --metric mAP"
+            f"{_several_labels(data)}, and the recipe {recipe.name} (loss {recipe.loss}, metric {recipe.metric}) takes "
+            "one a clip; give --loss bce --metric mAP, or each clip one label"
         )
     for fold in data.folds:
         if recipe.choose == "validation" and not fold.validation:
@@ -120,6 +120,15 @@ def settle(recipe: FinetuneRecipe, data: LabelledData) -> FinetuneRecipe:
         if wrong:
             raise ConfigError(f"{wrong[0]}: {getattr(recipe, wrong[0])}, not possible with a label each second")
     return recipe
+
+
+def _several_labels(data: LabelledData) -> str:
+    """What makes a set multi-label: its first clip with another number of labels than one, else the set itself."""
+    for example in (e for fold in data.folds for part in (fold.train, fold.validation, fold.test) for e in part):
+        if len(example.labels) != 1:
+            names = ", ".join(data.classes[label] for label in example.labels) or "none"
+            return f"{example.parts[0].path}: has {len(example.labels)} labels ({names})"
+    return f"{data.layout}: a clip may have several labels"
 
 
 def fingerprint(data: LabelledData) -> str:

@@ -59,9 +59,10 @@ def new_model(recipe: FinetuneRecipe, task: Classification, source: str | None) 
 def _check_patches(config: Config, recipe: FinetuneRecipe, source: str) -> None:
     there = (config.patch_frequency, config.patch_time)
     if there != (recipe.patch_frequency, recipe.patch_time):
+        stride = f" --stride {min(there)}" if recipe.stride > min(there) else ""
         raise ConfigError(
             f"{source}: has patches of {there[0]} x {there[1]}, the recipe says {recipe.patch_frequency} x "
-            f"{recipe.patch_time}; give --patch-frequency {there[0]} --patch-time {there[1]} and a stride that fits"
+            f"{recipe.patch_time}; give --patch-frequency {there[0]} --patch-time {there[1]}{stride}"
         )
 
 

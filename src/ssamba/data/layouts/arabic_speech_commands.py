@@ -15,6 +15,7 @@ from ssamba.data.layouts.common import (
     check_present,
     class_number,
     file_example,
+    missing_file,
     read_table,
     require_folder,
     size_note,
@@ -45,14 +46,14 @@ def read_arabic_speech_commands(root: Path) -> LabelledData:
         listing = root / "meta.csv"
         splits = _read_meta(root)
     else:
-        require_folder(root, "train.csv")
+        require_folder(root, "train.csv", "test.csv")
         listing = root / "train.csv"
         splits = {split: _read_list(root, names) for split, names in _FILES.items()}
     check_present(
         listing, [example for split in SPLITS for example in splits[split]], "download and unpack the data set again"
     )
     if not splits["validation"]:
-        raise DataError(f"{listing}: the validation split is empty")
+        raise DataError(f"{listing}: the validation split is empty; download and unpack the data set again")
     fold = Fold("official", *(tuple(splits[split]) for split in SPLITS))
     notes = size_note(sum(map(len, splits.values())), 12000)
     return check_data(LabelledData("arabic-speech-commands", WORDS, False, (fold,), notes), listing)
@@ -70,7 +71,9 @@ def _read_meta(root: Path) -> dict[str, list[Example]]:
 
 
 def _read_list(root: Path, names: tuple[str, ...]) -> list[Example]:
-    path = next((root / name for name in names if (root / name).is_file()), root / names[0])
+    path = next((root / name for name in names if (root / name).is_file()), None)
+    if path is None:
+        raise missing_file(root / names[0], [name for known in _FILES.values() for name in known])
     table = read_table(path, ("file", "class"))
     numbers = {word: number for number, word in enumerate(WORDS)}
     examples = []

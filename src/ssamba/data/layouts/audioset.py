@@ -26,6 +26,7 @@ from ssamba.errors import DataError
 
 __all__ = ["read_audioset_2m", "read_audioset_20k"]
 
+CLASSES = 527
 LEAST_SHARE = 0.01
 """With fewer of a list's clips there, the folder or the names are taken to be wrong."""
 
@@ -59,10 +60,10 @@ def read_audioset_2m(root: Path) -> LabelledData:
 
 
 def _read(layout: str, root: Path, training: tuple[str, ...]) -> LabelledData:
-    require_folder(root, _CLASSES)
+    require_folder(root, _CLASSES, *training, _EVALUATION)
     mids, classes = _read_classes(root / _CLASSES)
     files = _index(root)
-    notes: list[str] = []
+    notes = [] if len(classes) == CLASSES else [f"{len(classes)} classes; the published set has {CLASSES}"]
     lists = {name: _read_segments(root / name, mids, files, root, notes) for name in (*training, _EVALUATION)}
     train = tuple(example for name in training for example in lists[name])
     fold = Fold("official", train, (), tuple(lists[_EVALUATION]))

@@ -22,6 +22,7 @@ __all__ = [
     "class_number",
     "cross_validation",
     "file_example",
+    "missing_file",
     "nearest",
     "read_lines",
     "read_table",
@@ -44,26 +45,39 @@ class Table(NamedTuple):
     rows: tuple[tuple[int, dict[str, str]], ...]
 
 
-def require_folder(root: Path, expected: str) -> Path:
-    """``root`` when it is a folder that holds ``expected`` (a relative path; "" for anything).
+def require_folder(root: Path, expected: str, *others: str) -> Path:
+    """``root`` when it is a folder that holds ``expected`` and ``others`` (relative paths; "" for anything).
 
     Raises:
-        DataError: the folder or the file is missing; says where the file was found instead, one folder up or down.
+        DataError: the folder or a file is missing; says where ``expected`` was found instead, one folder up or down.
     """
     if not root.is_dir():
         if root.exists():
             raise DataError(f"{root}: is a file; give the folder that holds {expected or 'the data set'}")
         raise DataError(f"{root}: no such folder{nearest_file(str(root))}; give the folder that holds {expected}")
-    if not expected or (root / expected).exists():
+    if not expected:
+        return root
+    if (root / expected).exists():
+        for name in others:
+            if not (root / name).exists():
+                raise missing_file(root / name, (expected, *others))
         return root
     depth = len(Path(expected).parts)
     inside = [*sorted(root.glob(f"*/{expected}")), *sorted(root.glob(f"*/*/{expected}"))]
     above = [above / expected for above in root.parents[:2] if (above / expected).exists()]
     for found in [*inside, *above]:
         raise DataError(f"{root}: has no {expected}; did you mean {found.parents[depth - 1]}?")
-    raise DataError(
-        f"{root / expected}: no such file{nearest_file(str(root / expected))}; is the data set unpacked whole?"
-    )
+    raise missing_file(root / expected, (expected, *others))
+
+
+def missing_file(path: Path, known: Sequence[str] = ()) -> DataError:
+    """The error for a published file that is not there; a file of another ``known`` name is not proposed instead."""
+    others = {Path(name).name for name in known}
+    entries = list(path.parent.iterdir()) if path.parent.is_dir() else []
+    names = [e.name for e in entries if e.name not in others and e.suffix == path.suffix]
+    near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.8)
+    meant = f"; did you mean {path.parent / near[0]}?" if near else "; is the data set unpacked whole?"
+    return DataError(f"{path}: no such file{meant}")
 
 
 def read_table(path: Path, required: Sequence[str] = (), delimiter: str | None = None) -> Table:
@@ -124,7 +138,8 @@ def class_number(label: str, numbers: Mapping[str, int], where: str) -> int:
         return numbers[label]
     except KeyError:
         raise DataError(
-            f"{where}: the label {label!r} is none of the {len(numbers)} classes{nearest(label, numbers)}"
+            f"{where}: the label {label!r} is none of the {len(numbers)} classes"
+            + (nearest(label, numbers) or "; correct it, or remove the row")
         ) from None
 
 
@@ -170,10 +185,15 @@ def check_folds(found: Iterable[int], expected: Iterable[int], where: Path) -> N
     text = ", ".join(map(str, sorted(found)))
     missing = sorted(expected - found)
     if missing:
-        raise DataError(f"{where}: fold {', '.join(map(str, missing))} of {len(expected)} is missing (it has {text})")
+        raise DataError(
+            f"{where}: fold {', '.join(map(str, missing))} of {len(expected)} is missing (it has {text}); "
+            "put its rows back"
+        )
     odd = sorted(found - expected)
     if odd:
-        raise DataError(f"{where}: fold {odd[0]} is not one of 1 to {len(expected)} (it has {text})")
+        raise DataError(
+            f"{where}: fold {odd[0]} is not one of 1 to {len(expected)} (it has {text}); correct or remove its rows"
+        )
 
 
 def cross_validation(by_fold: Mapping[str, Sequence[Example]]) -> tuple[Fold, ...]:
@@ -204,13 +224,14 @@ def check_data(data: LabelledData, where: Path, complete: bool = True) -> Labell
         name = f" of fold {fold.name}" if len(data.folds) > 1 else ""
         for split, examples in (("training", fold.train), ("test", fold.test)):
             if not examples:
-                raise DataError(f"{where}: the {split} split{name} is empty")
+                raise DataError(f"{where}: the {split} split{name} is empty; give it clips")
         _check_keys(fold, where)
         without = _absent(data.classes, fold.train)
         if without and complete:
             raise DataError(
                 f"{where}: class {without[0]} has no clip in the training split{name}"
                 + (f" (and {len(without) - 1} more)" if len(without) > 1 else "")
+                + "; add some, or leave the class out"
             )
         if without:
             notes.append(

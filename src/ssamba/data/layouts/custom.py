@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -133,6 +134,7 @@ def _read_folders(root: Path, seed: int) -> LabelledData:
         )
     by_split = _split_folders(deep, root)
     classes = _sorted_names(key[1] if by_split else key[0] for key in deep)
+    _refuse_empty(root, classes, {key[0] for key in deep} if by_split else {""})
     numbers = {name: number for number, name in enumerate(classes)}
     splits: dict[str, list[Example]] = {split: [] for split in SPLITS}
     for clip, key in zip(clips, deep, strict=True):
@@ -140,6 +142,17 @@ def _read_folders(root: Path, seed: int) -> LabelledData:
         splits[split_name(key[0], str(root)) if by_split else "train"].append(example)
     folds, notes = _one_fold("custom", splits) if by_split else _own_split(splits["train"], seed)
     return check_data(LabelledData("custom", classes, False, folds, notes), root)
+
+
+def _refuse_empty(root: Path, classes: Sequence[str], places: Iterable[str]) -> None:
+    """Refuse a class's folder without any clip, which would otherwise vanish from the classes without a word."""
+    for place in sorted(places):
+        folders = sorted(entry.name for entry in os.scandir(root / place) if entry.is_dir())
+        empty = [name for name in folders if name not in classes and not name.startswith(".")]
+        if empty:
+            raise DataError(
+                f"{root / place / empty[0]}: the class {empty[0]} has no clip; put audio there or remove the folder"
+            )
 
 
 def _split_folders(keys: Sequence[Sequence[str]], root: Path) -> bool:

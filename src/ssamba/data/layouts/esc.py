@@ -59,7 +59,7 @@ def read_esc10(root: Path) -> LabelledData:
 
 
 def _read(layout: str, table: Table, audio: Path, classes: int) -> LabelledData:
-    names = _classes(table, classes)
+    names = _classes(table, classes, layout == "esc50")
     numbers = {target: number for number, target in enumerate(names)}
     by_fold: dict[int, list[Example]] = {}
     for line, row in table.rows:
@@ -74,11 +74,19 @@ def _read(layout: str, table: Table, audio: Path, classes: int) -> LabelledData:
     return check_data(LabelledData(layout, tuple(names.values()), False, folds, notes), table.path)
 
 
-def _classes(table: Table, expected: int) -> dict[int, str]:
-    """target -> category in the order of the targets; each target must have one category."""
+def _classes(table: Table, expected: int, numbered: bool) -> dict[int, str]:
+    """target -> category in the order of the targets; each target must have one category.
+
+    ``numbered``: targets go from 0 to the last class, as in ESC-50; those of ESC-10 may be ESC-50's.
+    """
     names: dict[int, str] = {}
     for line, row in table.rows:
         target = _whole(table, line, row, "target")
+        if numbered and not 0 <= target < expected:
+            raise DataError(
+                f"{table.path}: line {line}: the target {target} is none of the {expected} classes (0 to "
+                f"{expected - 1}); correct it or download the data set again"
+            )
         if names.setdefault(target, row["category"]) != row["category"]:
             raise DataError(
                 f"{table.path}: line {line}: target {target} is {row['category']} here and {names[target]} above"

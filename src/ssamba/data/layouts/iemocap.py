@@ -54,7 +54,9 @@ def read_iemocap(root: Path, seed: int = 0, validation: float = 0.2) -> Labelled
     require_folder(root, _SESSIONS[0])
     missing = [name for name in _SESSIONS if not (root / name).is_dir()]
     if missing:
-        raise DataError(f"{root / missing[0]}: no such folder ({len(missing)} of 5 sessions are missing)")
+        raise DataError(
+            f"{root / missing[0]}: no such folder ({len(missing)} of 5 sessions are missing); unpack the release again"
+        )
     sessions = {name: _read_session(root, name) for name in _SESSIONS}
     check_present(root, [e for examples in sessions.values() for e in examples], "unpack the release again")
     folds = tuple(_fold(sessions, name, seed, validation) for name in _SESSIONS)

@@ -55,7 +55,7 @@ def read_speech_commands_v2(root: Path) -> LabelledData:
 
 
 def _read(layout: str, root: Path, words: Sequence[str], published: int) -> LabelledData:
-    require_folder(root, _LISTS[1])
+    require_folder(root, _LISTS[1], _LISTS[0])
     numbers = {word: number for number, word in enumerate(words)}
     _check_words(root, words)
     held_out = {name: _read_list(root, name, numbers) for name in _LISTS}
@@ -79,7 +79,12 @@ def _check_words(root: Path, words: Sequence[str]) -> None:
     folders = {entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith((".", _NOISE))}
     missing = [word for word in words if word not in folders]
     if missing:
-        raise DataError(f"{root / missing[0]}: no such folder ({len(missing)} of {len(words)} words are missing)")
+        mend = "unpack the archive again"
+        if folders == set(WORDS_V1):  # all that is missing came with version 0.02
+            mend = "version 0.01 has just these: use speech-commands-v1"
+        raise DataError(
+            f"{root / missing[0]}: no such folder ({len(missing)} of {len(words)} words are missing); {mend}"
+        )
     odd = sorted(folders - set(words))
     if odd:
         hint = "; version 0.02 has it: use speech-commands-v2" if odd[0] in WORDS_V2 else "; move the folder elsewhere"
