@@ -115,8 +115,12 @@ def check_norm() -> None:
 
 def check_fragments() -> None:
     """The forward by fragments in all its cuts, forward alone, and the projection before it."""
-    for split, chunks in ((1, 1), (1, 3), (2, 1), (2, 3)):
-        cut = nvrtc_fragments_launch.Cut(split=split, warps=4, stages=2 + split % 2, blocks=1, chunks=chunks)
+    in_turn = [(1, 3, 1, 0), (1, 2, 3, 0), (2, 2, 1, 0), (2, 3, 3, 0)]
+    ahead_of_it = [(1, 3, 1, 1), (1, 4, 3, 1), (2, 4, 1, 1), (2, 3, 3, 1)]
+    for i, (split, stages, chunks, ahead) in enumerate(in_turn + ahead_of_it):
+        os.environ["SSAMBA_SKEWED"] = str(1 + i % 4)  # warps apart and copies late: nothing may rely on luck
+        os.environ["SSAMBA_TANH"] = str(ahead)
+        cut = nvrtc_fragments_launch.Cut(split, 4, stages, 1, chunks, ahead)
         nvrtc_fragments_launch.choose_cut = lambda _, cut=cut: cut
         for sizes in ((2, 71, 1, 48, 12, 2), (1, 6, 2, 16, 20, 1)):
             check_output(*sizes)
