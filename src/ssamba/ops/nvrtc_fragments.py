@@ -32,7 +32,7 @@ __device__ __forceinline__ int chunk_start(int chunk, int count, int middle, int
 extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan_fragments(const Args a) {
   SHARED_BYTES(raw);
   Stage *stages = (Stage *)raw;
-  int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, q = lane % 4;
+  int thread = thread_number(), lane = thread % 32, warp = thread / 32, g = lane / 4, q = lane % 4;
   int half = warp % SPLIT, group = warp / SPLIT, row = lane % 8, matrix = lane / 8;
   Warp w;
   w.stages = stages; w.own = (Shared *)(stages + STAGES) + group;
@@ -48,7 +48,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan_fragments
   lo = chunk_start(chunk, a.count, middle, a.L);
   hi = chunk_start(chunk + 1, a.count, middle, a.L);
 #endif
-  for (int i = threadIdx.x; i < STAGES * (int)sizeof(Stage) / 16; i += THREADS)
+  for (int i = thread; i < STAGES * (int)sizeof(Stage) / 16; i += THREADS)
     ((uint4 *)raw)[i] = make_uint4(0, 0, 0, 0);  // copies leave what lies between their rows alone
 
   long long ch = lane_of * a.E + e0 + g;
@@ -81,7 +81,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan_fragments
       a.z + b * a.zb + k * a.zk + e_block + t_first * a.zt + (long long)(lo * sign) * a.zt,
       a.y + y_at + e_block + lo * sign * y_row, a.p + (base * a.L + t_first + lo * sign) * P,
       sign * (int)a.xt, sign * (int)a.zt, sign * (int)y_row, sign * P};
-  w.copies.start(*stages, a.E - e_block, hi);
+  w.copies.start(*stages, thread, a.E - e_block, hi);
   w.y_step = sign * (int)y_row;
   w.y = a.y + y_at + e0 + 2 * q;
   w.lo = lo; w.hi = hi;

@@ -52,15 +52,15 @@ struct Copies {
   int row, to, end, p_from[PROUNDS], p_to[PROUNDS], p_row[PROUNDS];
 
   // The pointers given are the block's, at step `first` for its first channel and projection.
-  __device__ __forceinline__ void start(const Stage &stage, int channels, int hi) {
-    int part = threadIdx.x % (CB / 8) * 8;
-    row = threadIdx.x / (CB / 8);
+  __device__ __forceinline__ void start(const Stage &stage, int thread, int channels, int hi) {
+    int part = thread % (CB / 8) * 8;
+    row = thread / (CB / 8);
     to = row * XR + part;
     end = part < channels ? hi : 0;
     x += (row - HALO) * x_step + part; z += row * z_step + part; y += row * y_step + part;
 #pragma unroll
     for (int i = 0; i < PROUNDS; ++i) {
-      int n = threadIdx.x + i * THREADS, j = n % PC * 4, m = j - RANK;
+      int n = thread + i * THREADS, j = n % PC * 4, m = j - RANK;
       p_row[i] = n < STEPS * PC ? n / PC : 1 << 30;
       p_from[i] = n / PC * p_step + j;
       p_to[i] = j < RANK ? (int)(stage.low - stage.x) + n / PC * LR + j

@@ -13,6 +13,9 @@ def fast_silu() -> bool:
 
 PRIMITIVES = r"""
 #ifndef SSAMBA_EMULATE
+// The thread's number as a value of its own: of the special register the compiler makes new copies inside loops, and
+// each waits some 25 cycles.
+__device__ __forceinline__ int thread_number() { return __shfl_sync(0xffffffffu, threadIdx.x, threadIdx.x % 32); }
 #define ADDRESS(at) ((unsigned)__cvta_generic_to_shared(at))
 // 8 x 8 matrices of 16-bit values: lane l gives the address of row l % 8 of matrix l / 8.
 __device__ __forceinline__ void read4(unsigned *m, const T *row) {
@@ -54,6 +57,8 @@ __device__ __forceinline__ void close_copies() { asm volatile("cp.async.commit_g
 template <int LEFT> __device__ __forceinline__ void await_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
 }
+#else
+__device__ __forceinline__ int thread_number() { return threadIdx.x; }
 #endif
 
 __device__ __forceinline__ float low_half(unsigned v) { return __uint_as_float(v << 16); }

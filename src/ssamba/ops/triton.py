@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssamba.ops import nvrtc_conv, nvrtc_proj, nvrtc_scan, reference
-from ssamba.ops.nvrtc_ungated import bimamba_ungated, gate_
 from ssamba.ops.triton_kernels import conv, norm, scan
+from ssamba.ops.triton_ungated import bimamba_ungated, gate_
 
 __all__ = ["add_layer_norm", "add_layer_norm_", "bimamba_inner", "bimamba_inner_packed", "bimamba_ungated", "gate_"]
 
