@@ -62,11 +62,12 @@ LONG = [
     *(Candidate(cut, late=True) for cut in ("", A, f"{A},stages=4", f"{A},warps=4,blocks=2", ONE, f"{ONE},stages=4")),
     Candidate("split=1,warps=4,stages=3,blocks=3,chunks=2,ahead=1", late=True),
     *(Candidate(cut, late=True, tanh=True, proj=4) for cut in (A, ONE)),
-    Candidate(A, late=True, proj=4),
+    Candidate(A, late=True, proj=4), Candidate(f"{A},tf32=1", late=True),
 ]  # fmt: skip
 WIDE = [
     *(Candidate(cut) for cut in ("", f"{A},stages=3", f"{A},stages=3,blocks=3", f"{A},stages=3,warps=8,blocks=2")),
-    Candidate(f"{A},stages=3", proj=4), Candidate(f"{A},stages=3", tanh=True),
+    *(Candidate(f"{A},stages=3", proj=proj, tanh=tanh) for proj, tanh in ((4, False), (0, True))),
+    *(Candidate(f"tf32=1{more}") for more in ("", f",{A},stages=3", f",{A},stages=3,blocks=3")),
     *(Candidate(cut, tanh=True, proj=4) for cut in ("", f"{A},stages=3", f"{A},stages=3,warps=8,blocks=2")),
 ]  # fmt: skip
 ALONE = [

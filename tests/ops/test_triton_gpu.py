@@ -106,7 +106,8 @@ def test_long(dtype: torch.dtype, form: str) -> None:
         "split=2,warps=4,stages=3,chunks=5", "split=1,warps=4,stages=3,chunks=1,ahead=1",
         "split=1,warps=4,stages=4,chunks=8,ahead=1", "split=1,warps=8,stages=3,chunks=1,ahead=1,blocks=2",
         "split=1,warps=1,stages=3,chunks=1,ahead=1", "split=2,warps=2,stages=3,chunks=1,ahead=1",
-        "split=2,warps=4,stages=4,chunks=5,ahead=1",
+        "split=2,warps=4,stages=4,chunks=5,ahead=1", "split=1,warps=4,stages=3,chunks=1,ahead=1,tf32=1",
+        "split=2,warps=2,stages=3,chunks=1,ahead=1,tf32=1",
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("tanh", [False, True])

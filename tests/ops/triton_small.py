@@ -120,7 +120,7 @@ def check_fragments() -> None:
     for i, (split, stages, chunks, ahead) in enumerate(in_turn + ahead_of_it):
         os.environ["SSAMBA_SKEWED"] = str(1 + i % 4)  # warps apart and copies late: nothing may rely on luck
         os.environ["SSAMBA_TANH"] = str(ahead)
-        cut = nvrtc_fragments_launch.Cut(split, 4, stages, 1, chunks, ahead)
+        cut = nvrtc_fragments_launch.Cut(split, 4, stages, 1, chunks, ahead, tf32=int(ahead and chunks > 1))
         nvrtc_fragments_launch.choose_cut = lambda _, cut=cut: cut
         for sizes in ((2, 71, 1, 48, 12, 2), (1, 6, 2, 16, 20, 1)):
             check_output(*sizes)

@@ -13,6 +13,7 @@ lane 4 g + q holding channels g and g + 8 at steps 2 q and 2 q + 1 of eight, so 
 the end of each chunk, as if it had begun with zeros, and its sum of delta; the others make their first states from
 them. Time goes in batches of 16 steps, copied to shared memory one or two batches ahead. ``AHEAD`` computes what is
 elementwise of 8 steps between the steps before them. ``GATE`` 0 leaves the gate to the caller, and z unread.
+``TF32`` lets the states meet C as they are, which saves their conversion to bfloat16 and costs a product a step.
 """
 
 from ssamba.ops.nvrtc_fragments_parts import PARTS

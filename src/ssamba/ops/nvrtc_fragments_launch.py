@@ -33,6 +33,8 @@ class Cut(NamedTuple):
     """Chunks of each half of the time that run side by side."""
     ahead: int = 0
     """1: what is elementwise is computed between the steps before. It needs three batches in shared memory."""
+    tf32: int = 0
+    """1: states meet C in 19 bits, without being converted to bfloat16."""
 
 
 def choose_cut(shape: Shape) -> Cut:
@@ -96,7 +98,7 @@ def forward(shape: Shape, tensors: dict[str, Tensor]) -> None:
         for phase, side_by_side in passes:
             defines = shape.defines(
                 PHASE=phase, SPLIT=cut.split, WARPS=cut.warps, STAGES=cut.stages, MIN_BLOCKS=cut.blocks,
-                CHUNKED=int(cut.chunks > 1), AHEAD=cut.ahead, GATE=int(gate), TANH=int(fast_silu()),
+                CHUNKED=int(cut.chunks > 1), AHEAD=cut.ahead, TF32=cut.tf32, GATE=int(gate), TANH=int(fast_silu()),
             )  # fmt: skip
             run = nvrtc.kernel(COMMON + PRIMITIVES + FRAGMENTS, "scan_fragments", defines, x.device.index or 0)
             across, clips, directions = shape.grid(16 * cut.warps // cut.split)

@@ -106,7 +106,12 @@ __device__ __forceinline__ void advance(Warp &w, const T *b_rows, float (*d)[4],
   }
 #pragma unroll
   for (int j = 0; j < NJ; ++j) mma1688(h + 4 * j, eight.drive[0], eight.drive[1], rows.b[AT + j]);
-#if PHASE != 3 && SPLIT == 1
+#if PHASE != 3 && TF32  // states 2 q and 2 q + 1 as columns q and q + 4
+#pragma unroll
+  for (int j = 0; j < NJ; ++j)
+    mma1688_tf32(eight.sum, h[4 * j], h[4 * j + 2], h[4 * j + 1], h[4 * j + 3], rows.c[AT + j] << 16,
+                 rows.c[AT + j] & 0xffff0000u);
+#elif PHASE != 3 && SPLIT == 1
   mma16816(eight.sum, pack2(h[0], h[1]), pack2(h[2], h[3]), pack2(h[4], h[5]), pack2(h[6], h[7]), rows.c[AT],
            rows.c[AT + 1]);
 #elif PHASE != 3

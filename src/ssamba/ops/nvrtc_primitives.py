@@ -13,9 +13,13 @@ def fast_silu() -> bool:
 
 PRIMITIVES = r"""
 #ifndef SSAMBA_EMULATE
+#if AHEAD || SPLIT == 2
 // The thread's number as a value of its own: of the special register the compiler makes new copies inside loops, and
-// each waits some 25 cycles.
+// each waits some 25 cycles. Elsewhere registers are too dear for it.
 __device__ __forceinline__ int thread_number() { return __shfl_sync(0xffffffffu, threadIdx.x, threadIdx.x % 32); }
+#else
+__device__ __forceinline__ int thread_number() { return threadIdx.x; }
+#endif
 #define ADDRESS(at) ((unsigned)__cvta_generic_to_shared(at))
 // 8 x 8 matrices of 16-bit values: lane l gives the address of row l % 8 of matrix l / 8.
 __device__ __forceinline__ void read4(unsigned *m, const T *row) {
@@ -43,6 +47,14 @@ __device__ __forceinline__ float tanh_fast(float v) {
 __device__ __forceinline__ void mma1688(float *d, unsigned a0, unsigned a1, unsigned b0) {
   asm("mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "r"(a0), "r"(a1), "r"(b0));
+}
+// Both sides are float32 values, of which the product sees 19 bits.
+__device__ __forceinline__ void mma1688_tf32(float *d, float a0, float a1, float a2, float a3, unsigned b0,
+                                             unsigned b1) {
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(__float_as_uint(a0)), "r"(__float_as_uint(a1)), "r"(__float_as_uint(a2)), "r"(__float_as_uint(a3)),
+        "r"(b0), "r"(b1));
 }
 // Copies BYTES (8 or 16) into shared memory in the background, or writes zeros there.
 template <int BYTES> __device__ __forceinline__ void copy_later(T *to, const T *from, bool wanted) {
