@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,33 @@ from ssamba.interop.official import read_pth
 from ssamba.models.ssamba import SSAMBA
 
 GOLDEN = Path(__file__).parent / "golden"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--shard", default="0/1", help="I/N: of the tests chosen, every Nth from the Ith on")
+    parser.addoption("--passed", type=Path, help="a file of tests to leave out, to which those that pass are added")
+
+
+@pytest.hookimpl(trylast=True)  # after -m and -k
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    shard, shards = map(int, config.getoption("--shard").split("/"))
+    passed = config.getoption("--passed")
+    done = set(passed.read_text().splitlines()) if passed is not None and passed.exists() else set()
+    kept = [item for i, item in enumerate(items) if i % shards == shard and item.nodeid not in done]
+    left_out = set(items) - set(kept)
+    if left_out:
+        config.hook.pytest_deselected(items=list(left_out))
+        items[:] = kept
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    passed = item.config.getoption("--passed")
+    if passed is not None and report.when == "call" and report.passed:
+        with passed.open("a") as file:
+            file.write(f"{item.nodeid}\n")
+    return report
 
 
 @pytest.fixture

@@ -109,6 +109,23 @@ def test_a_step_by_parts_is_the_whole_step(small_model: SSAMBA, monkeypatch: pyt
     assert torch.equal(given, tokens)
 
 
+@pytest.mark.parametrize("late_tokens", [9, 1000])
+def test_a_late_gate_changes_nothing(small_model: SSAMBA, late_tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = torch.randn(3, 9, small_model.config.width)
+    with torch.no_grad():
+        whole = small_model.encode_tokens(tokens)
+        monkeypatch.setattr(blocks, "PART_TOKENS", 9)
+        monkeypatch.setattr(blocks, "LATE_TOKENS", late_tokens)
+        monkeypatch.setattr(blocks, "LATE_VALUES", 200)  # pieces that begin within a clip
+        monkeypatch.setenv("SSAMBA_LATE_GATE", "1")
+        given = tokens.clone()
+        with ops.use_backend("reference"):
+            torch.testing.assert_close(small_model.encode_tokens(given), whole, rtol=1e-5, atol=1e-5)
+        assert torch.equal(given, tokens)
+        with ops.use_backend("cpu"):  # has no form without a gate: by parts
+            torch.testing.assert_close(small_model.encode_tokens(given), whole, rtol=1e-5, atol=1e-5)
+
+
 def test_one_direction_sees_nothing_that_comes_later() -> None:
     config = Config(width=16, depth=4, frames=64, directions=1)
     model = SSAMBA(config).eval()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from fast_truth import selective_scan as fast_scan
 from torch import Tensor
 
 from ssamba.ops import reference
@@ -44,6 +45,17 @@ def scan_inputs(rng: torch.Generator, length: int = 6) -> dict[str, Tensor]:
         "dt_bias_RKE": random(rng, r, k, e),
         "z_BLKE": random(rng, b, length, k, e),
     }
+
+
+@pytest.mark.parametrize("length", [1, 6, 33])
+def test_the_truth_of_the_gpu_tests_is_the_reference(length: int, rng: torch.Generator) -> None:
+    inputs = [t.requires_grad_() for t in scan_inputs(rng, length).values()]
+    ours, theirs = reference.selective_scan(*inputs), fast_scan(*inputs)
+    torch.testing.assert_close(theirs, ours)
+    weight = random(rng, *ours.shape)
+    grads = (torch.autograd.grad((y * weight).sum(), inputs) for y in (ours, theirs))
+    for mine, other in zip(*grads, strict=True):
+        torch.testing.assert_close(mine, other)
 
 
 def only(inputs: dict[str, Tensor], direction: int) -> dict[str, Tensor]:

@@ -6,9 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torch.utils.checkpoint
+from fast_truth import bimamba_inner as true_inner
 from torch import Tensor
-
-from ssamba.ops import reference
 
 pytestmark = [
     pytest.mark.gpu,
@@ -55,7 +54,7 @@ def compare(B: int, L: int, K: int, E: int, N: int, r: int, R: int, dtype: torch
 
     tensors = inputs(B, L, K, E, N, r, R, dtype, trained)
     exact = [t.double().requires_grad_() for t in tensors]
-    expected = reference.bimamba_inner(exact[0][:, :, 0], exact[0][:, :, 1], *exact[1:])
+    expected = true_inner(exact[0][:, :, 0], exact[0][:, :, 1], *exact[1:])
     weight = torch.randn(expected.shape, generator=torch.Generator().manual_seed(3)).cuda().to(dtype)
     expected_grads = torch.autograd.grad((expected * weight.double()).sum(), exact)
     poison(B, L, K, E, dtype)
@@ -101,23 +100,46 @@ def test_long(dtype: torch.dtype, form: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("split", "warps", "stages", "chunks"), [(1, 4, 2, 1), (1, 4, 3, 8), (2, 2, 3, 1), (2, 4, 3, 5)]
-)
-def test_every_cut_of_the_forward(
-    split: int, warps: int, stages: int, chunks: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from ssamba.ops import nvrtc_fragments_launch
+    "cut",
+    [
+        "split=1,warps=4,stages=2,chunks=1", "split=1,warps=4,stages=3,chunks=8", "split=2,warps=2,stages=3,chunks=1",
+        "split=2,warps=4,stages=3,chunks=5", "split=1,warps=4,stages=3,chunks=1,ahead=1",
+        "split=1,warps=4,stages=4,chunks=8,ahead=1", "split=1,warps=8,stages=3,chunks=1,ahead=1,blocks=2",
+        "split=1,warps=1,stages=3,chunks=1,ahead=1", "split=2,warps=2,stages=3,chunks=1,ahead=1",
+        "split=2,warps=4,stages=4,chunks=5,ahead=1", "split=1,warps=4,stages=3,chunks=1,ahead=1,tf32=1",
+        "split=2,warps=2,stages=3,chunks=1,ahead=1,tf32=1",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("tanh", [False, True])
+def test_every_cut_of_the_forward(cut: str, tanh: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     from ssamba.ops.triton import bimamba_inner_packed
 
-    cut = nvrtc_fragments_launch.Cut(split, warps, stages, blocks=3, chunks=chunks)
-    monkeypatch.setattr(nvrtc_fragments_launch, "choose_cut", lambda _: cut)
+    monkeypatch.setenv("SSAMBA_CUT", f"blocks=3,{cut}")
+    monkeypatch.setenv("SSAMBA_TANH", str(int(tanh)))
     tensors = inputs(2, 4109, 2, 80, 16, 12, 2, torch.bfloat16, True)
     exact = [t.double() for t in tensors]
-    expected = reference.bimamba_inner(exact[0][:, :, 0], exact[0][:, :, 1], *exact[1:])
+    expected = true_inner(exact[0][:, :, 0], exact[0][:, :, 1], *exact[1:])
     poison(2, 4109, 2, 80, torch.bfloat16)
     found = [bimamba_inner_packed(*tensors) for _ in range(2)]
     assert error(found[0], expected) < 5e-3
     assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("cut", ["ahead=0", "ahead=1,split=1,stages=3", "ahead=1,split=2,stages=3"])
+@pytest.mark.parametrize("directions", [1, 2])
+@torch.no_grad()
+def test_a_gate_that_comes_later(cut: str, directions: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ssamba.ops.triton import bimamba_ungated, gate_
+
+    monkeypatch.setenv("SSAMBA_CUT", cut)
+    xz, *params = inputs(2, 517, 2, 96, 16, 8, directions, torch.bfloat16, True)
+    x, z = (t.contiguous() for t in xz.unbind(2))
+    work = torch.full_like(x, float("nan"))
+    y = bimamba_ungated(x, work, *params)
+    assert y is not None
+    gate_(y, z)
+    assert error(y, true_inner(x.double(), z.double(), *(t.double() for t in params))) < BOUND[torch.bfloat16]
+    assert torch.isfinite(work).any()  # the projection lies there
 
 
 def test_channels_that_are_not_aligned() -> None:

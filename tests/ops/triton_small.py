@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from triton.runtime import interpreter
 
-from ssamba.ops import nvrtc, nvrtc_fragments_launch, nvrtc_proj, nvrtc_scan, reference
+from ssamba.ops import nvrtc, nvrtc_fragments_launch, nvrtc_proj, nvrtc_scan, reference, triton_ungated
 from ssamba.ops import triton as gpu
 from ssamba.ops.triton_kernels import conv
 
@@ -115,11 +115,17 @@ def check_norm() -> None:
 
 def check_fragments() -> None:
     """The forward by fragments in all its cuts, forward alone, and the projection before it."""
-    for split, chunks in ((1, 1), (1, 3), (2, 1), (2, 3)):
-        cut = nvrtc_fragments_launch.Cut(split=split, warps=4, stages=2 + split % 2, blocks=1, chunks=chunks)
+    in_turn = [(1, 3, 1, 0), (1, 2, 3, 0), (2, 2, 1, 0), (2, 3, 3, 0)]
+    ahead_of_it = [(1, 3, 1, 1), (1, 4, 3, 1), (2, 4, 1, 1), (2, 3, 3, 1)]
+    for i, (split, stages, chunks, ahead) in enumerate(in_turn + ahead_of_it):
+        os.environ["SSAMBA_SKEWED"] = str(1 + i % 4)  # warps apart and copies late: nothing may rely on luck
+        os.environ["SSAMBA_TANH"] = str(ahead)
+        cut = nvrtc_fragments_launch.Cut(split, 4, stages, 1, chunks, ahead, tf32=int(ahead and chunks > 1))
         nvrtc_fragments_launch.choose_cut = lambda _, cut=cut: cut
         for sizes in ((2, 71, 1, 48, 12, 2), (1, 6, 2, 16, 20, 1)):
             check_output(*sizes)
+        if ahead and chunks == 1:
+            check_ungated(2, 37, 2, 32, 4, 2 if split == 1 else 1)
     for B, L, K, E, P, R in ((1, 70, 2, 48, 44, 2), (2, 5, 1, 80, 80, 1)):
         generator = torch.Generator().manual_seed(L)
         x = torch.randn(B, L, 2, K, E, generator=generator).bfloat16()[:, :, 0]
@@ -130,7 +136,27 @@ def check_fragments() -> None:
         assert (found - expected).norm() < 5e-3 * expected.norm(), f"projection {(B, L, K, E, P, R)}"
 
 
-def check_output(B: int, L: int, K: int, E: int, r: int, R: int) -> None:
+def check_ungated(B: int, L: int, K: int, E: int, r: int, R: int) -> None:
+    """Without the gate, the projection in memory that is there; it sees u in 16 bits, so the bound is wider."""
+    tensors = mixer_inputs(B, L, K, E, r, R)
+    x, params = tensors[0][:, :, 0].contiguous(), tensors[1:]
+    params[2] = params[2].bfloat16()
+    work = torch.full((B, L, 2 * K * R * E), float("nan")).bfloat16()
+    expected = reference.bimamba_ungated(x.double(), work, *(t.double() for t in params))
+    assert expected is not None
+    error = float((triton_ungated._ungated(x, work, *params).double() - expected).norm() / expected.norm())
+    assert error < 8e-3, f"without a gate {(B, L, K, E, r, R)}: off by {error:.1e}"
+    assert not work.isnan().all()
+
+
+def check_gate() -> None:
+    y, z = torch.randn(2, 3, 777)
+    expected = y * F.silu(z)
+    gpu.gate_(y, z)
+    assert torch.allclose(y, expected, atol=1e-5)
+
+
+def mixer_inputs(B: int, L: int, K: int, E: int, r: int, R: int) -> list[Tensor]:
     generator = torch.Generator().manual_seed(L)
 
     def draw(*shape: int) -> Tensor:
@@ -138,7 +164,11 @@ def check_output(B: int, L: int, K: int, E: int, r: int, R: int) -> None:
 
     tensors = [draw(B, L, 2, K, E).bfloat16(), draw(R, K, E, 4) * 0.5, draw(R, K, E) * 0.1]
     tensors += [draw(R, K, r + 32, E) / E**0.5, draw(R, K, E, r) / r**0.5, draw(R, K, E) - 3]
-    tensors += [torch.log(torch.rand(R, K, E, 16, generator=generator) * 16 + 0.5), draw(R, K, E)]
+    return [*tensors, torch.log(torch.rand(R, K, E, 16, generator=generator) * 16 + 0.5), draw(R, K, E)]
+
+
+def check_output(B: int, L: int, K: int, E: int, r: int, R: int) -> None:
+    tensors = mixer_inputs(B, L, K, E, r, R)
     exact = [t.double() for t in tensors]
     expected = reference.bimamba_inner(exact[0][:, :, 0], exact[0][:, :, 1], *exact[1:])
     error = float((gpu.bimamba_inner_packed(*tensors).double() - expected).norm() / expected.norm())
@@ -151,6 +181,7 @@ def main(form: str) -> None:
         check(2, 7, 2, 5, 3, 2, 2, torch.float32, 1e-4)
         check(1, 18, 2, 9, 16, 2, 1, torch.float16, 4e-3)
         check_norm()
+        check_gate()
         return
     nvrtc.kernel, nvrtc_scan.usable, conv.conv_proj = build, lambda *_: True, plain_proj  # type: ignore[assignment]
     check(1, 1, 1, 1, 1, 1, 2, torch.float32, 1e-4)

@@ -9,6 +9,7 @@ Shape letters are those of ``ssamba.ops.reference``; d is the width, h is 2 for 
 from __future__ import annotations
 
 import math
+import os
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,10 @@ NORM_EPS = 1e-5
 BLOCKS = 2
 PART_TOKENS = 32768
 """Inference of more tokens goes through each pair in parts of at least so many, which are enough to fill a GPU."""
+LATE_TOKENS = 65536
+"""The same where the gate comes late: parts take less memory then, and all channels at once keep a GPU busier."""
+LATE_VALUES = 2**24
+"""Values of z that exist at once where the gate comes late: they stay in a GPU's second-level cache, or nearly."""
 DT_MIN, DT_MAX, DT_FLOOR = 0.001, 0.1, 1e-4
 
 
@@ -93,7 +98,8 @@ class BlockPair(nn.Module):
             batch, length = x_BLd.shape[:2]
             parts = min(batch, batch * length // PART_TOKENS)
             if parts > 1 and not torch.is_grad_enabled():
-                self._step_by_parts(normal_BLd, parts)
+                if not (gates_late() and self._step_gated_late(normal_BLd, residual_BLd)):
+                    self._step_by_parts(normal_BLd, parts)
                 return normal_BLd, residual_BLd
             xz_BLhKE = self._input(normal_BLd, *self._folded_input())
             del normal_BLd  # not needed by the mixer, which is where memory peaks
@@ -106,6 +112,30 @@ class BlockPair(nn.Module):
         weight, bias = self._folded_input()
         for clips_BLd in normal_BLd.tensor_split(parts):
             clips_BLd.copy_(self._mix(self._input(clips_BLd, weight, bias)))
+
+    def _step_gated_late(self, normal_BLd: Tensor, stream_BLd: Tensor) -> bool:
+        """The step over its own input, with z made after the scan, part by part. False, and nothing done, if it cannot.
+
+        The scan's projection takes the input's place meanwhile, so the norm is computed again from the stream.
+        """
+        parts = max(1, normal_BLd.shape[0] * normal_BLd.shape[1] // LATE_TOKENS)
+        pieces = (t.tensor_split(min(parts, t.shape[0])) for t in (normal_BLd, stream_BLd))
+        return all(self._gated_late(normal, stream) for normal, stream in zip(*pieces, strict=True))
+
+    def _gated_late(self, normal_BLd: Tensor, stream_BLd: Tensor) -> bool:
+        (weight_x, weight_z), (bias_x, bias_z) = (t.flatten(1, 2) for t in self._folded_input())
+        x_BLKE = F.linear(normal_BLd, weight_x, bias_x).unflatten(-1, (BLOCKS, -1))
+        y_BLKE = ops.bimamba_ungated(x_BLKE, normal_BLd, *self._mixer_parameters())
+        del x_BLKE
+        if y_BLKE is None:
+            return False
+        y_TX, out_Td, stream_Td = y_BLKE.flatten(2).flatten(0, 1), normal_BLd.flatten(0, 1), stream_BLd.flatten(0, 1)
+        pieces = max(1, round(y_TX.numel() / LATE_VALUES))
+        for y, out, stream in zip(*(t.tensor_split(pieces) for t in (y_TX, out_Td, stream_Td)), strict=True):
+            again = F.layer_norm(stream, stream.shape[-1:], eps=NORM_EPS)
+            ops.gate_(y, F.linear(again, weight_z, bias_z))
+            out.copy_(F.linear(y, self.out_proj_dKE.flatten(1)))
+        return True
 
     def _input(self, normal_BLd: Tensor, weight_hKEd: Tensor, bias_hKE: Tensor) -> Tensor:
         return F.linear(normal_BLd, weight_hKEd.flatten(0, 2), bias_hKE.flatten()).unflatten(-1, weight_hKEd.shape[:3])
@@ -131,8 +161,13 @@ class BlockPair(nn.Module):
         return xz_KBLhE.permute(1, 2, 3, 0, 4), sum(streams) / BLOCKS
 
     def _mix(self, xz_BLhKE: Tensor) -> Tensor:
-        y_BLKE = ops.bimamba_inner_packed(
-            xz_BLhKE,
+        y_BLKE = ops.bimamba_inner_packed(xz_BLhKE, *self._mixer_parameters())
+        del xz_BLhKE
+        return F.linear(y_BLKE.flatten(2), self.out_proj_dKE.flatten(1))
+
+    def _mixer_parameters(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """In the order of ``ops.bimamba_inner``."""
+        return (
             self.conv_weight_RKEW,
             self.conv_bias_RKE,
             self.x_proj_RKPE,
@@ -141,8 +176,11 @@ class BlockPair(nn.Module):
             self.A_log_RKEN,
             self.D_RKE,
         )
-        del xz_BLhKE
-        return F.linear(y_BLKE.flatten(2), self.out_proj_dKE.flatten(1))
+
+
+def gates_late() -> bool:
+    """Whether a step of many tokens makes z after the scan: ``SSAMBA_LATE_GATE=1`` in the environment."""
+    return os.environ.get("SSAMBA_LATE_GATE") == "1"
 
 
 def add_to_stream(
@@ -157,7 +195,7 @@ def add_to_stream(
     """``stream = scale residual + keep x`` (2: the pair before doubles) and LayerNorm(stream), in reverse order.
 
     Without affine weights the norm has the dtype that the matrix product after it wants. ``reuse`` allows the stream to
-    take the residual's place and the norm x's, where that saves memory.
+    take the residual's place (without one, x's) and the norm x's, where that saves memory.
     """
     mixed = torch.is_autocast_enabled(x_BLd.device.type) and weight_d is None
     dtype = (

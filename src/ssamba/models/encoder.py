@@ -80,10 +80,13 @@ class Encoder(nn.Module):
         """The tokens in front, each (1, 1, d)."""
         raise NotImplementedError
 
-    def encode_tokens(self, tokens: Tensor, keep: Tensor | None = None, layers: list[Tensor] | None = None) -> Tensor:
+    def encode_tokens(
+        self, tokens: Tensor, keep: Tensor | None = None, layers: list[Tensor] | None = None, own: bool = False
+    ) -> Tensor:
         """The chain of blocks and the final norm: (B, L, d) -> (B, L, d). ``keep`` comes from ``draw_keep``.
 
-        ``layers`` takes the tokens as they leave each step of the chain, the last ones after the final norm.
+        ``layers`` takes the tokens as they leave each step of the chain, the last ones after the final norm. ``own``:
+        the caller needs ``tokens`` no more, so they may be overwritten.
         """
         raise NotImplementedError
 
@@ -145,7 +148,7 @@ class Encoder(nn.Module):
         Frames beyond the last full patch column are left out. A length other than the model's grid has its positions
         cut or interpolated as for fine-tuning. Raises ``ConfigError`` for other shapes.
         """
-        return self.encode_tokens(self.embed_patches(features.to(self.device)))
+        return self.encode_tokens(self.embed_patches(features.to(self.device)), own=True)
 
     forward = encode
 

@@ -36,10 +36,13 @@ class SSAMBA(Encoder):
         """Pairs of blocks."""
         return len(self.pairs)
 
-    def encode_tokens(self, tokens: Tensor, keep: Tensor | None = None, layers: list[Tensor] | None = None) -> Tensor:
+    def encode_tokens(
+        self, tokens: Tensor, keep: Tensor | None = None, layers: list[Tensor] | None = None, own: bool = False
+    ) -> Tensor:
         """The chain of blocks and the final norm: (B, L, d) -> (B, L, d). ``keep`` comes from ``draw_keep``.
 
-        ``layers`` takes the tokens as they leave each pair, the last ones after the final norm.
+        ``layers`` takes the tokens as they leave each pair, the last ones after the final norm. ``own``: the stream may
+        lie over ``tokens``.
         """
         keep = None if keep is None else keep.to(tokens.device, non_blocking=True)
         x, residual, scale = tokens, None, self.config.residual_scale
@@ -48,7 +51,7 @@ class SSAMBA(Encoder):
             if layers is not None and residual is not None:
                 layers.append(scale * residual + x)
             # From the second pair on both are the chain's own, and in inference nothing else needs them.
-            reuse = residual is not None and not torch.is_grad_enabled()
+            reuse = (own or residual is not None) and not torch.is_grad_enabled()
             x, residual = pair(x, residual, None if keep is None else keep[BLOCKS * i : BLOCKS * (i + 1)], reuse)
         weight, bias = self.norm.weight, self.norm.bias
         x, residual = add_to_stream(x, residual, None if keep is None else keep[-1], weight, bias, scale)

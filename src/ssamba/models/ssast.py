@@ -104,10 +104,13 @@ class SSAST(Encoder):
         """Blocks."""
         return len(self.blocks)
 
-    def encode_tokens(self, tokens: Tensor, keep: Tensor | None = None, layers: list[Tensor] | None = None) -> Tensor:
+    def encode_tokens(
+        self, tokens: Tensor, keep: Tensor | None = None, layers: list[Tensor] | None = None, own: bool = False
+    ) -> Tensor:
         """The blocks and the final norm: (B, L, d) -> (B, L, d). ``keep`` comes from ``draw_keep``.
 
-        ``layers`` takes the tokens as they leave each block, the last ones after the final norm.
+        ``layers`` takes the tokens as they leave each block, the last ones after the final norm. ``own`` is of no use
+        here: each block makes new ones.
         """
         keep = None if keep is None else keep.to(tokens.device, non_blocking=True)
         for i, block in enumerate(self.blocks):

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from types import ModuleType
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ssamba.errors import ConfigError
@@ -23,7 +24,9 @@ __all__ = [
     "add_layer_norm",
     "bimamba_inner",
     "bimamba_inner_packed",
+    "bimamba_ungated",
     "conv_silu",
+    "gate_",
     "selective_scan",
     "short_work",
     "use_backend",
@@ -188,6 +191,25 @@ def bimamba_inner_packed(
     return module.bimamba_inner(x_BLKE, z_BLKE, *parameters)
 
 
+def bimamba_ungated(x_BLKE: Tensor, work: Tensor, *parameters: Tensor) -> Tensor | None:
+    """``bimamba_inner`` without its gate, in inference, for a caller that makes z later and uses ``gate_``.
+
+    ``parameters``: those of ``bimamba_inner``. ``work`` is memory that the caller no longer needs and that may be
+    overwritten. None, and ``work`` untouched, where there is no such form: use ``bimamba_inner``.
+    """
+    A_log_RKEN = parameters[5]
+    module = _choose("bimamba_inner", x_BLKE, A_log_RKEN.shape[0], A_log_RKEN.shape[-1])
+    form = getattr(module, "bimamba_ungated", None)
+    return None if form is None else form(x_BLKE, work, *parameters)
+
+
+def gate_(y: Tensor, z: Tensor) -> None:
+    """``y *= silu(z)``, in place, without gradients: the gate of what ``bimamba_ungated`` returned."""
+    fast = y.is_cuda and y.is_contiguous() and z.is_contiguous()
+    module = _fast_module("triton") if fast else reference
+    (reference if isinstance(module, str) else module).gate_(y, z)
+
+
 def add_layer_norm(
     x_BLd: Tensor,
     residual_BLd: Tensor | None = None,
@@ -203,7 +225,8 @@ def add_layer_norm(
     """Residual addition and layer normalisation in one pass: see ``reference.add_layer_norm``.
 
     Only GPUs have a form of its own for it; elsewhere torch's own operators are the fast ones. ``reuse`` allows that
-    form to write the stream over the residual and the norm over x, when no gradient is asked for.
+    form to write the stream over the residual and the norm over x, when no gradient is asked for; without a residual,
+    x itself becomes the stream.
     """
     backend = _forced or _check_backend(os.environ.get("SSAMBA_BACKEND", "auto"), "SSAMBA_BACKEND")
     module: ModuleType | str = reference
@@ -211,9 +234,11 @@ def add_layer_norm(
         module = _fast_module("triton")
     if isinstance(module, str):
         module = reference  # bimamba_inner has told why
-    if reuse and hasattr(module, "add_layer_norm_") and not torch.is_grad_enabled() and residual_BLd is not None:
-        plain = x_scale_B is None and weight_d is None and out_dtype in (None, x_BLd.dtype)
-        if plain and x_BLd.is_contiguous() and residual_BLd.is_contiguous():
+    plain = x_scale_B is None and weight_d is None and out_dtype in (None, x_BLd.dtype)
+    if reuse and plain and hasattr(module, "add_layer_norm_") and not torch.is_grad_enabled():
+        if residual_BLd is None:
+            return F.layer_norm(x_BLd, x_BLd.shape[-1:], eps=eps), x_BLd
+        if x_BLd.is_contiguous() and residual_BLd.is_contiguous():
             module.add_layer_norm_(x_BLd, residual_BLd, eps, residual_scale)
             return x_BLd, residual_BLd
     return module.add_layer_norm(

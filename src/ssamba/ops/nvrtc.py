@@ -8,7 +8,10 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import os
 import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +118,31 @@ def _cubin(source: str, defines: tuple[str, ...], capability: tuple[int, int]) -
     # In the text rather than as options: NVRTC's own header comes first and knows nothing of our short names.
     lines = "".join(f"#define {d.replace('=', ' ', 1)}\n" for d in defines)
     return compile_source(lines + source, (arch, "--std=c++17", "--use_fast_math"))
+
+
+def compile_for(*calls: Callable[[], object]) -> list[list[str]]:
+    """Compiles what ``calls`` would launch, side by side on all cores; names and macros of each call's kernels.
+
+    The calls run with kernels that do nothing, so their results mean nothing.
+    """
+    global kernel
+    wanted: list[list[tuple[str, str, tuple[str, ...], int]]] = []
+
+    def note(*what: Any) -> Callable[..., None]:
+        wanted[-1].append(what)
+        return lambda *_: None
+
+    real, kernel = kernel, note  # type: ignore[assignment]
+    try:
+        for call in calls:
+            wanted.append([])
+            call()
+    finally:
+        kernel = real
+    once = {(source, defines, torch.cuda.get_device_capability(d)) for w in wanted for source, _, defines, d in w}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(lambda one: _cubin(*one), once))
+    return [[" ".join((name, *defines)) for _, name, defines, _ in w] for w in wanted]
 
 
 def on(x: Tensor) -> Any:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ssamba.ops import nvrtc
 from ssamba.ops.nvrtc_fragments import FRAGMENTS
-from ssamba.ops.nvrtc_primitives import PRIMITIVES
+from ssamba.ops.nvrtc_primitives import PRIMITIVES, fast_silu
 from ssamba.ops.nvrtc_shape import Shape, arguments, dynamic_limit
 from ssamba.ops.nvrtc_source import COMMON
 
@@ -31,10 +31,23 @@ class Cut(NamedTuple):
     """Blocks that a multiprocessor shall hold, which bounds the registers."""
     chunks: int
     """Chunks of each half of the time that run side by side."""
+    ahead: int = 0
+    """1: what is elementwise is computed between the steps before. It needs three batches in shared memory."""
+    tf32: int = 0
+    """1: states meet C in 19 bits, without being converted to bfloat16."""
 
 
 def choose_cut(shape: Shape) -> Cut:
-    """From how many groups of 16 channels there are over all lanes and clips."""
+    """From how many groups of 16 channels there are over all lanes and clips.
+
+    ``SSAMBA_CUT`` in the environment puts other values in its place, for measurements: ``ahead=1,stages=3``.
+    """
+    given = os.environ.get("SSAMBA_CUT", "")
+    pairs = (part.split("=") for part in given.split(",") if part)
+    return _best_cut(shape)._replace(**{name.strip(): int(value) for name, value in pairs})
+
+
+def _best_cut(shape: Shape) -> Cut:
     groups = shape.lanes * shape.batch * shape.width // 16
     chunks = min(_MOST_CHUNKS, shape.length // (shape.directions * _CHUNK_STEPS))
     if groups <= 192 and chunks >= _FEWEST_CHUNKS:
@@ -53,27 +66,26 @@ def usable(shape: Shape, tensors: dict[str, Tensor]) -> bool:
         return False
     if shape.rank % 4 or shape.rank > 64 or os.environ.get("SSAMBA_LPC") is not None:
         return False
-    if p.data_ptr() % 8 or any(
-        t.data_ptr() % 16 or any(stride % 8 for stride in t.stride()[:3]) for t in (x, tensors["z"], tensors["y"])
-    ):
+    rows = [tensors[name] for name in ("x", "z", "y") if name in tensors]
+    if p.data_ptr() % 8 or any(t.data_ptr() % 16 or any(stride % 8 for stride in t.stride()[:3]) for t in rows):
         return False
     if not x.is_cuda:
         return True
     device = x.device.index or 0
-    shared = max(_shared(shape, choose_cut(shape), phase) for phase in (0, 2))
+    shared = max(_shared(shape, choose_cut(shape), phase, "z" in tensors) for phase in (0, 2))
     return torch.cuda.get_device_capability(device)[0] >= 8 and shared <= dynamic_limit(device)
 
 
-def _shared(shape: Shape, cut: Cut, phase: int) -> int:
+def _shared(shape: Shape, cut: Cut, phase: int, gate: bool) -> int:
     """Bytes of shared memory of a block: ``Stage`` and ``Shared`` of the source."""
     groups = cut.warps // cut.split
-    rows = 20 + 16 * (phase in (0, 2)) + 16 * (phase == 2)
+    rows = 20 + 16 * (gate and phase in (0, 2)) + 16 * (phase == 2)
     stage = 2 * rows * (16 * groups + 8) + 2 * 16 * (-(-shape.rank // 16) * 16 + 8) + 2 * 4 * 136 * 8
-    return cut.stages * stage + groups * (1280 if cut.split == 1 else 2816)
+    return cut.stages * stage + groups * (1280 if cut.split == 1 else 2816 * (1 + cut.ahead))
 
 
 def forward(shape: Shape, tensors: dict[str, Tensor]) -> None:
-    """Writes ``y``. ``tensors``: as ``nvrtc_scan`` names them."""
+    """Writes ``y``. ``tensors``: as ``nvrtc_scan`` names them; without ``z`` there is no gate."""
     x, cut = tensors["x"], choose_cut(shape)
     passes = [(0, cut.chunks)] if shape.directions == 1 else [(1, cut.chunks), (2, cut.chunks)]
     if cut.chunks > 1:
@@ -81,13 +93,13 @@ def forward(shape: Shape, tensors: dict[str, Tensor]) -> None:
         sizes = shape.directions * cut.chunks, shape.lanes, shape.batch, shape.width
         wide: dict[str, Any] = {"device": x.device, "dtype": torch.float32}
         tensors = tensors | {"da": torch.empty(*sizes, 16, **wide), "dvec": torch.empty(sizes, **wide)}
-    args = arguments(shape, cut.chunks, tensors)
+    args, gate = arguments(shape, cut.chunks, tensors), "z" in tensors
     with nvrtc.on(x):
         for phase, side_by_side in passes:
             defines = shape.defines(
                 PHASE=phase, SPLIT=cut.split, WARPS=cut.warps, STAGES=cut.stages, MIN_BLOCKS=cut.blocks,
-                CHUNKED=int(cut.chunks > 1),
+                CHUNKED=int(cut.chunks > 1), AHEAD=cut.ahead, TF32=cut.tf32, GATE=int(gate), TANH=int(fast_silu()),
             )  # fmt: skip
             run = nvrtc.kernel(COMMON + PRIMITIVES + FRAGMENTS, "scan_fragments", defines, x.device.index or 0)
             across, clips, directions = shape.grid(16 * cut.warps // cut.split)
-            run((across, clips, directions * side_by_side), 32 * cut.warps, args, _shared(shape, cut, phase))
+            run((across, clips, directions * side_by_side), 32 * cut.warps, args, _shared(shape, cut, phase, gate))

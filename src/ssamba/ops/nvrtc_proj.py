@@ -9,12 +9,13 @@ bfloat16.
 from __future__ import annotations
 
 import ctypes
+import os
 
 import torch
 from torch import Tensor
 
 from ssamba.ops import nvrtc
-from ssamba.ops.nvrtc_primitives import PRIMITIVES
+from ssamba.ops.nvrtc_primitives import PRIMITIVES, fast_silu
 from ssamba.ops.nvrtc_source import COMMON, KINDS
 
 _THREADS, _TOKENS, _CHANNELS = 128, 64, 64
@@ -170,18 +171,21 @@ def usable(x_BLKE: Tensor, weight_RKEW: Tensor, x_proj_RKPE: Tensor) -> bool:
     return torch.cuda.get_device_capability(device)[0] >= 8 and nvrtc.available(device)
 
 
-def conv_proj(x_BLKE: Tensor, weight_RKEW: Tensor, bias_RKE: Tensor, proj_RKPE: Tensor) -> Tensor:
-    """``p_GBLP = silu(conv(x)) proj^T``; the taps and the bias in float32."""
+def conv_proj(
+    x_BLKE: Tensor, weight_RKEW: Tensor, bias_RKE: Tensor, proj_RKPE: Tensor, out: Tensor | None = None
+) -> Tensor:
+    """``p_GBLP = silu(conv(x)) proj^T``; the taps and the bias in float32. ``out`` takes it."""
     batch, length, blocks, width = x_BLKE.shape
     directions, outputs = weight_RKEW.shape[0], proj_RKPE.shape[2]
-    p = x_BLKE.new_empty(directions * blocks, batch, length, outputs)
+    p = x_BLKE.new_empty(directions * blocks, batch, length, outputs) if out is None else out
     weight, bias, proj = weight_RKEW.float(), bias_RKE.float(), proj_RKPE.to(x_BLKE.dtype)
     args = _Args(*(t.data_ptr() for t in (x_BLKE, proj, weight, bias, p)), *x_BLKE.stride()[:3])
     args.B, args.L, args.K, args.E = batch, length, blocks, width
     tiles = -(-outputs // 16) * 2
     shared = 2 * 2 * (_CHANNELS + 8) * (_TOKENS + 6 + directions * tiles * 8)
-    blocks_at_once = 3 if outputs <= 64 else 2
-    values = {"DTYPE": KINDS[x_BLKE.dtype], "P": outputs, "DIRS": directions, "MIN_BLOCKS": blocks_at_once}
+    blocks_at_once = int(os.environ.get("SSAMBA_PROJ_BLOCKS", "0"))  # for measurements
+    values = {"DTYPE": KINDS[x_BLKE.dtype], "P": outputs, "DIRS": directions, "TANH": int(fast_silu())}
+    values["MIN_BLOCKS"] = blocks_at_once or (3 if outputs <= 64 else 2)
     defines = tuple(f"{name}={value}" for name, value in values.items())
     with nvrtc.on(x_BLKE):
         run = nvrtc.kernel(COMMON + PRIMITIVES + PROJ, "conv_proj", defines, x_BLKE.device.index or 0)

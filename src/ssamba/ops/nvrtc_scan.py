@@ -31,6 +31,15 @@ def usable(x_BLKE: Tensor, a_log_RKEN: Tensor, taps: int, outputs: int) -> bool:
     return nvrtc.available(x_BLKE.device.index or 0)
 
 
+def in_float32(*weights: Tensor) -> tuple[Tensor, ...]:
+    """Small parameters in float32. Of 16 bits they are converted together: beside short inputs launches count."""
+    if any(w.dtype != weights[0].dtype for w in weights) or weights[0].dtype == torch.float32:
+        return tuple(w.float() for w in weights)
+    together = torch.cat([w.flatten() for w in weights]).float()
+    parts = together.split([w.numel() for w in weights])
+    return tuple(part.view(w.shape) for part, w in zip(parts, weights, strict=True))
+
+
 def _forward(shape: Shape, tensors: dict[str, Tensor]) -> None:
     x = tensors["x"]
     if nvrtc_fragments_launch.usable(shape, tensors):
@@ -71,12 +80,19 @@ def _parameters(
     return {n: v.float() for n, v in zip(names, values, strict=True)}
 
 
-def forward(x: Tensor, z: Tensor, p_GBLP: Tensor, *parameters: Tensor) -> Tensor:
-    """``y_BLKE``. ``parameters``: conv weight and bias, dt_proj, dt_bias, A_log, D."""
+def forward(x: Tensor, z: Tensor | None, p_GBLP: Tensor, *parameters: Tensor) -> Tensor:
+    """``y_BLKE``. ``parameters``: conv weight and bias, dt_proj, dt_bias, A_log, D.
+
+    Without ``z`` there is no gate; then ``nvrtc_fragments_launch`` must serve.
+    """
     shape = Shape(x, parameters[4], parameters[0].shape[-1], p_GBLP.shape[-1])
     y = x.new_empty(shape.batch, shape.length, shape.blocks, shape.width)
     state = x.new_empty(shape.lanes, shape.batch, shape.width, shape.states, dtype=torch.float32)
-    _forward(shape, {"x": x, "z": z, "p": p_GBLP, "y": y, "state": state, **_parameters(*parameters)})
+    tensors = {"x": x, "p": p_GBLP, "y": y, "state": state, **_parameters(*parameters)}
+    if z is None:
+        nvrtc_fragments_launch.forward(shape, tensors)
+    else:
+        _forward(shape, tensors | {"z": z})
     return y
 
 

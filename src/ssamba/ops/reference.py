@@ -87,7 +87,7 @@ def selective_scan(
 
 def bimamba_inner(
     x_BLKE: Tensor,
-    z_BLKE: Tensor,
+    z_BLKE: Tensor | None,
     conv_weight_RKEW: Tensor,
     conv_bias_RKE: Tensor,
     x_proj_RKPE: Tensor,
@@ -99,7 +99,8 @@ def bimamba_inner(
     """Everything of the bidirectional mixer between its input and its output projection. Returns ``y_BLKE``.
 
     convolution + SiLU, the input-dependent projection to (dt, B, C), dt's low-rank expansion, both scans, skip, mean of
-    the directions and gate (Vision Mamba, arXiv 2401.09417, algorithm 1; REFERENCE.md, "Encoder").
+    the directions and gate (Vision Mamba, arXiv 2401.09417, algorithm 1; REFERENCE.md, "Encoder"). Without ``z`` there
+    is no gate.
     """
     rank, states = dt_proj_RKEr.shape[-1], A_log_RKEN.shape[-1]
     u_BLRKE = conv_silu(x_BLKE, conv_weight_RKEW, conv_bias_RKE)
@@ -108,6 +109,16 @@ def bimamba_inner(
     dt_BLRKE = torch.einsum("blrkp,rkep->blrke", dt_BLRKr, dt_proj_RKEr)
     A_RKEN = -torch.exp(A_log_RKEN.to(_compute_dtype(A_log_RKEN)))
     return selective_scan(u_BLRKE, dt_BLRKE, A_RKEN, B_BLRKN, C_BLRKN, D_RKE, dt_bias_RKE, z_BLKE)
+
+
+def bimamba_ungated(x_BLKE: Tensor, work: Tensor, *parameters: Tensor) -> Tensor | None:
+    """``bimamba_inner`` without its gate. ``work``: memory that the caller no longer needs, and this form neither."""
+    return bimamba_inner(x_BLKE, None, *parameters)
+
+
+def gate_(y: Tensor, z: Tensor) -> None:
+    """``y *= silu(z)``, in place."""
+    y.mul_(F.silu(z.to(_compute_dtype(z))))
 
 
 def add_layer_norm(

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from ssamba.ops import nvrtc_conv, nvrtc_proj, nvrtc_scan, reference
 from ssamba.ops.triton_kernels import conv, norm, scan
+from ssamba.ops.triton_ungated import bimamba_ungated, gate_
 
-__all__ = ["add_layer_norm", "add_layer_norm_", "bimamba_inner", "bimamba_inner_packed"]
+__all__ = ["add_layer_norm", "add_layer_norm_", "bimamba_inner", "bimamba_inner_packed", "bimamba_ungated", "gate_"]
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _Params = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -33,15 +34,6 @@ def _dense(x: Tensor) -> Tensor:
 
 def _lanes(x_RKXY: Tensor, dtype: torch.dtype) -> Tensor:
     return x_RKXY.flatten(0, 1).to(dtype)
-
-
-def _in_float32(*weights: Tensor) -> tuple[Tensor, ...]:
-    """Small parameters in float32. Of 16 bits they are converted together: beside short inputs launches count."""
-    if any(w.dtype != weights[0].dtype for w in weights) or weights[0].dtype == torch.float32:
-        return tuple(w.float() for w in weights)
-    together = torch.cat([w.flatten() for w in weights]).float()
-    parts = together.split([w.numel() for w in weights])
-    return tuple(part.view(w.shape) for part, w in zip(parts, weights, strict=True))
 
 
 def _over_tokens(a_GTM: Tensor, b_GTN: Tensor) -> Tensor:
@@ -63,7 +55,7 @@ def _inner_forward(x: Tensor, z: Tensor, params: _Params) -> tuple[Tensor, Tenso
     with torch.autocast(x.device.type, enabled=False):
         cuda = nvrtc_scan.usable(x, a_log, conv_weight.shape[-1], x_proj.shape[2])
         if cuda:
-            conv_weight, conv_bias, dt_proj, dt_bias, a_log, skip = _in_float32(
+            conv_weight, conv_bias, dt_proj, dt_bias, a_log, skip = nvrtc_scan.in_float32(
                 conv_weight, conv_bias, dt_proj, dt_bias, a_log, skip
             )
         fast = cuda and nvrtc_proj.usable(x, conv_weight, x_proj)

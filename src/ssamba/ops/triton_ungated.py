@@ -1,0 +1,75 @@
+"""The mixer's inside without its gate, in inference: z need not be in memory while the scan is.
+
+x, z and y together are the most that a pass over long input holds. A caller that makes z later, a part at a time, has
+room for all clips at once, and with them the GPU is full.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ssamba.ops import nvrtc_fragments_launch, nvrtc_proj, nvrtc_scan
+from ssamba.ops.nvrtc_shape import Shape
+from ssamba.ops.triton_kernels import gate
+
+
+def bimamba_ungated(
+    x_BLKE: Tensor,
+    work: Tensor,
+    conv_weight_RKEW: Tensor,
+    conv_bias_RKE: Tensor,
+    x_proj_RKPE: Tensor,
+    dt_proj_RKEr: Tensor,
+    dt_bias_RKE: Tensor,
+    A_log_RKEN: Tensor,
+    D_RKE: Tensor,
+) -> Tensor | None:
+    """``reference.bimamba_ungated``, or None where only the gated form serves (it needs the scan by fragments).
+
+    ``work`` is memory that the caller no longer needs: the projection is written there when it fits.
+    """
+    if x_BLKE.dtype != torch.bfloat16 or torch.is_grad_enabled():
+        return None
+    taps, outputs = conv_weight_RKEW.shape[-1], x_proj_RKPE.shape[2]
+    if not nvrtc_scan.usable(x_BLKE, A_log_RKEN, taps, outputs):
+        return None
+    proj = x_proj_RKPE.to(x_BLKE.dtype)
+    shape = Shape(x_BLKE, A_log_RKEN, taps, outputs)
+    if not nvrtc_proj.usable(x_BLKE, conv_weight_RKEW, proj):
+        return None
+    if not nvrtc_fragments_launch.usable(shape, {"x": x_BLKE, "p": work}):
+        return None
+    return _ungated(x_BLKE, work, conv_weight_RKEW, conv_bias_RKE, proj, dt_proj_RKEr, dt_bias_RKE, A_log_RKEN, D_RKE)
+
+
+@torch.library.custom_op("ssamba::gpu_inner_ungated_", mutates_args=("work",))
+def _ungated(
+    x: Tensor, work: Tensor, conv_weight: Tensor, conv_bias: Tensor, x_proj: Tensor, dt_proj: Tensor, dt_bias: Tensor,
+    A_log: Tensor, D: Tensor,
+) -> Tensor:  # fmt: skip
+    with torch.autocast(x.device.type, enabled=False):
+        weights = (w.contiguous() for w in (conv_weight, conv_bias, dt_proj, dt_bias, A_log, D))
+        conv_w, conv_b, *rest = nvrtc_scan.in_float32(*weights)
+        sizes = (x_proj.shape[0] * x_proj.shape[1], *x.shape[:2], x_proj.shape[2])
+        count = sizes[0] * sizes[1] * sizes[2] * sizes[3]
+        fits = work.dtype == x.dtype and work.is_contiguous() and work.numel() >= count
+        out = work.view(-1)[:count].view(sizes) if fits else None
+        p_GBLP = nvrtc_proj.conv_proj(x, conv_w, conv_b, x_proj.contiguous(), out)
+        return nvrtc_scan.forward(x, None, p_GBLP, conv_w, conv_b, *rest)
+
+
+@_ungated.register_fake
+def _(x: Tensor, work: Tensor, *params: Tensor) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+@torch.library.custom_op("ssamba::gpu_gate_", mutates_args=("y",))
+def gate_(y: Tensor, z: Tensor) -> None:
+    """``y *= silu(z)``, in place, without gradients. Both contiguous and of one shape."""
+    gate.gate(y, z)
+
+
+@gate_.register_fake
+def _(y: Tensor, z: Tensor) -> None:
+    return None

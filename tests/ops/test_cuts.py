@@ -1,0 +1,45 @@
+"""How the forward by fragments is cut and compiled, as far as no GPU is needed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ssamba.ops import nvrtc, nvrtc_fragments_launch
+from ssamba.ops.nvrtc_shape import Shape
+
+
+def shape(batch: int, length: int) -> Shape:
+    x = torch.empty(batch, length, 2, 384, device="meta", dtype=torch.bfloat16)
+    return Shape(x, torch.empty(2, 2, 384, 16, device="meta"), 4, 44)
+
+
+def test_few_channels_are_cut_finer() -> None:
+    cuts = [nvrtc_fragments_launch.choose_cut(shape(batch, 4096)) for batch in (1, 4, 64)]
+    assert [cut.chunks > 1 for cut in cuts] == [True, False, False]
+    assert [cut.split for cut in cuts] == [1, 2, 1]
+    assert not any(cut.ahead for cut in cuts)
+
+
+def test_the_environment_chooses_another_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    best = nvrtc_fragments_launch.choose_cut(shape(4, 4096))
+    monkeypatch.setenv("SSAMBA_CUT", "ahead=1, stages=4")
+    assert nvrtc_fragments_launch.choose_cut(shape(4, 4096)) == best._replace(ahead=1, stages=4)
+    monkeypatch.setenv("SSAMBA_CUT", "width=1")
+    with pytest.raises(ValueError, match="width"):
+        nvrtc_fragments_launch.choose_cut(shape(4, 4096))
+
+
+def test_kernels_are_compiled_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[str] = []
+    monkeypatch.setattr(nvrtc, "_cubin", lambda source, defines, capability: compiled.append(source))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    real = nvrtc.kernel
+
+    def launch(source: str) -> None:
+        nvrtc.kernel(source, "run", ("A=1",), 0)((1, 1, 1), 32, None)  # type: ignore[arg-type]
+
+    names = nvrtc.compile_for(lambda: launch("x"), lambda: [launch("x"), launch("y")])
+    assert names == [["run A=1"], ["run A=1", "run A=1"]]
+    assert sorted(compiled) == ["x", "y"]
+    assert nvrtc.kernel is real
