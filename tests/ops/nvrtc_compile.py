@@ -1,0 +1,71 @@
+"""Compiles the CUDA C++ that the published sizes use, run in a process of its own by test_triton_interpret.py.
+
+NVRTC needs no GPU: its library comes from the package nvidia-cuda-nvrtc. The kernels are not run.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+os.environ["TRITON_INTERPRET"] = "1"
+
+from triton_small import plain_proj  # also mends the interpreter
+
+from ssamba.ops import nvrtc, nvrtc_proj, nvrtc_scan
+from ssamba.ops import triton as gpu
+from ssamba.ops.triton_kernels import conv
+
+CAPABILITY = (9, 0)
+SIZES = {"tiny": (384, 12), "small": (768, 24), "base": (1536, 48)}
+
+
+def inputs(batch: int, length: int, size: str, directions: int, dtype: torch.dtype) -> list[Tensor]:
+    (e, r), lanes = SIZES[size], (directions, 2)
+    shapes = [(batch, length, 2, 2, e), (*lanes, e, 4), (*lanes, e), (*lanes, r + 32, e), (*lanes, e, r), (*lanes, e)]
+    tensors = [torch.zeros(s, requires_grad=True) for s in (*shapes, (*lanes, e, 16), (*lanes, e))]
+    return [tensors[0].detach().to(dtype).requires_grad_(), *tensors[1:]]
+
+
+def load_compiler(folder: Path) -> ctypes.CDLL:
+    (builtins,) = folder.glob("libnvrtc-builtins.so.*.*")
+    ctypes.CDLL(str(builtins), ctypes.RTLD_GLOBAL)
+    (library,) = (p for p in folder.glob("libnvrtc.so.*") if ".alt." not in p.name)
+    return ctypes.CDLL(str(library))
+
+
+def main(folder: str) -> None:
+    library, compiled = load_compiler(Path(folder)), set()
+
+    def kernel(source: str, name: str, defines: tuple[str, ...], device: int) -> Callable[..., None]:
+        assert nvrtc._cubin(source, defines, CAPABILITY)
+        compiled.add((name, defines))
+        return lambda *_: None
+
+    nvrtc._compiler, nvrtc.kernel = (lambda: library), kernel  # type: ignore[assignment]
+    nvrtc_scan.usable, conv.conv_proj = (lambda *_: True), plain_proj  # type: ignore[assignment]
+    nvrtc_proj.usable = lambda x, *_: x.dtype == torch.bfloat16  # type: ignore[assignment]
+    for size in SIZES:
+        for directions, dtype in ((2, torch.bfloat16), (1, torch.bfloat16), (2, torch.float16), (2, torch.float32)):
+            tensors = inputs(64 if size == "tiny" else 4, 16, size, directions, dtype)
+            y = gpu.bimamba_inner_packed(*tensors)
+            torch.autograd.grad(y.float().sum(), tensors)
+    for cut in ("", "ahead=1,stages=3", "ahead=1,stages=3,tf32=1"):
+        os.environ["SSAMBA_CUT"], os.environ["SSAMBA_TANH"] = cut, str(int("ahead" in cut))
+        with torch.no_grad():
+            for batch, length in ((1, 5000), (4, 600)):  # in chunks, and with states shared by two warps
+                x, *parameters = inputs(batch, length, "tiny", 2, torch.bfloat16)
+                gpu.bimamba_inner_packed(x, *parameters)
+                work = torch.zeros_like(x)
+                assert gpu.bimamba_ungated(x[:, :, 0].contiguous(), work, *parameters) is not None
+    print(len(compiled), "kernels,", ", ".join(sorted({name for name, _ in compiled})))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
