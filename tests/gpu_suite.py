@@ -30,8 +30,8 @@ def main() -> int:
         logs = [Path(folder, f"{i}.log") for i in range(options.jobs)]
         running = []
         for i, log in enumerate(logs):
-            shard = ["--shard", f"{i}/{options.jobs}", "--passed", str(options.passed.resolve())]
-            command = [sys.executable, "-m", "pytest", "-m", "gpu", "-v", "--durations=3", *shard, *rest]
+            shard = [f"--shard={i}/{options.jobs}", f"--passed={options.passed.resolve()}"]
+            command = [sys.executable, "-m", "pytest", "tests", "-m", "gpu", "-v", "--durations=3", *shard, *rest]
             with log.open("w") as out:
                 running.append(subprocess.Popen(command, cwd=root, stdout=out, stderr=subprocess.STDOUT))
         for process in running:
