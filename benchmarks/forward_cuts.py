@@ -2,9 +2,10 @@
 
     PYTHONPATH=src python benchmarks/forward_cuts.py [--cases "tiny 4x22016" ...] [--repeats 10]
 
-A candidate is a set of environment variables (docs of ``choose_cut``, ``gates_late`` and ``fast_silu``). It is compared
-with float64 on a small input and with itself, must run the kernel that it asks for, and is then timed as a CUDA graph
-of the whole model, weights and products in bfloat16, as ``ssamba bench`` does. The table comes last; lines appear as
+A candidate is a set of environment variables (docs of ``choose_cut``; ``SSAMBA_PROJ``: warps of a block of the
+projection, blocks of a multiprocessor), and where the gate is. It is compared with float64 on a small input and with
+itself, must run the kernel that it asks for, and is then timed as a CUDA graph of the whole model, weights and products
+in bfloat16, as ``ssamba bench`` does. The table comes last; lines appear as
 they are measured, so a run that is cut short is of use.
 """
 
@@ -23,10 +24,11 @@ from torch import Tensor
 from ssamba import ops
 from ssamba.bench import measure as bench
 from ssamba.bench.check import expected_tokens, relative_error
+from ssamba.models import blocks
 from ssamba.models.encoder import Encoder
 from ssamba.ops import nvrtc, reference
 
-NAMES = ("SSAMBA_CUT", "SSAMBA_TANH", "SSAMBA_LATE_GATE", "SSAMBA_PROJ_BLOCKS")
+NAMES = ("SSAMBA_CUT", "SSAMBA_PROJ")
 BOUND = 5e-3  # of the float64 comparison; version 6 has 2.1e-3
 
 
@@ -35,51 +37,39 @@ class Candidate:
     """A cut ("" is the default), and the other switches."""
 
     cut: str = ""
-    tanh: bool = False
-    late: bool = False
-    proj: int = 0
+    proj: str = ""
+    late: bool = True
 
     def __str__(self) -> str:
-        parts = ["late gate"] * self.late + ["tanh"] * self.tanh + [f"projection {self.proj}"] * bool(self.proj)
+        parts = ["gate in the scan"] * (not self.late) + [f"projection {self.proj}"] * bool(self.proj)
         return "; ".join([self.cut or "default", *parts])
 
     @contextlib.contextmanager
     def chosen(self) -> Iterator[None]:
-        values = (self.cut, str(int(self.tanh)), str(int(self.late)), str(self.proj))
+        values, late_from = (self.cut, self.proj), (blocks.LATE_FROM, blocks.LATE_FROM_WIDE)
+        blocks.LATE_FROM = blocks.LATE_FROM_WIDE = blocks.LATE_FROM if self.late else 2**40
         before = {name: os.environ.get(name) for name in NAMES}
         os.environ.update(zip(NAMES, values, strict=True))
         try:
             yield
         finally:
+            blocks.LATE_FROM, blocks.LATE_FROM_WIDE = late_from
             for name, value in before.items():
                 os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
-A = "ahead=1"
-ONE = "split=1,warps=1,stages=3,blocks=4,chunks=1,ahead=1"
 LONG = [
-    *(Candidate(cut) for cut in ("", A, f"{A},stages=4", "split=2,warps=2,stages=3,blocks=4,chunks=1,ahead=1")),
-    *(Candidate(cut, late=True) for cut in ("", A, f"{A},stages=4", f"{A},warps=4,blocks=2", ONE, f"{ONE},stages=4")),
-    Candidate("split=1,warps=4,stages=3,blocks=3,chunks=2,ahead=1", late=True),
-    *(Candidate(cut, late=True, tanh=True, proj=4) for cut in (A, ONE)),
-    Candidate(A, late=True, proj=4), Candidate(f"{A},tf32=1", late=True),
+    *(Candidate(proj=proj) for proj in ("", "4,4", "4,3", "16,1")),
+    *(Candidate(cut) for cut in ("warps=2,blocks=4", "stages=4", "split=1,warps=4,chunks=4,blocks=3")),
+    Candidate(late=False),
 ]  # fmt: skip
 WIDE = [
-    *(Candidate(cut) for cut in ("", f"{A},stages=3", f"{A},stages=3,blocks=3", f"{A},stages=3,warps=8,blocks=2")),
-    *(Candidate(f"{A},stages=3", proj=proj, tanh=tanh) for proj, tanh in ((4, False), (0, True))),
-    *(Candidate(f"tf32=1{more}") for more in ("", f",{A},stages=3", f",{A},stages=3,blocks=3")),
-    *(Candidate(cut, tanh=True, proj=4) for cut in ("", f"{A},stages=3", f"{A},stages=3,warps=8,blocks=2")),
+    *(Candidate(proj=proj, late=False) for proj in ("", "4,4", "4,3", "16,1")),
+    Candidate(), Candidate("warps=4,blocks=4", late=False), Candidate("warps=4,blocks=4"),
 ]  # fmt: skip
-ALONE = [
-    *(Candidate(cut) for cut in ("", A, f"{A},stages=4", f"{A},chunks=12", f"{A},chunks=16")),
-    *(Candidate(f"{A},split=2,warps=2,chunks={chunks},blocks=4") for chunks in (4, 8)),
-    Candidate(A, tanh=True, proj=4),
-]  # fmt: skip
-BASE = [
-    *(Candidate(cut) for cut in ("", f"{A},stages=3,blocks=3", f"{A},stages=3,warps=8,blocks=2")),
-    *(Candidate(f"{A},stages=3,warps=8,blocks=2", tanh=tanh, proj=3) for tanh in (False, True)),
-]  # fmt: skip
-BASE_LONG = [Candidate(), Candidate(A), Candidate(late=True), Candidate(A, late=True)]
+ALONE = [Candidate(), Candidate(late=False), Candidate("chunks=12"), Candidate("split=2,chunks=8,warps=4,blocks=2")]
+BASE = [*(Candidate(proj=proj, late=False) for proj in ("", "8,1", "8,2", "16,1", "4,2")), Candidate()]
+BASE_LONG = [*(Candidate(proj=proj) for proj in ("", "8,1", "8,2", "16,1")), Candidate(late=False)]
 CASES = {
     "tiny 4x22016": LONG, "tiny 64x512": WIDE, "tiny 1x22016": ALONE, "base 64x512": BASE, "base 4x22016": BASE_LONG,
 }  # fmt: skip
@@ -104,17 +94,16 @@ def small_mixer(size: str) -> list[Tensor]:
 def mixer(values: list[Tensor], late: bool) -> Tensor:
     if not late:
         return ops.bimamba_inner_packed(*values)
-    x, z = (v.contiguous() for v in values[0].unbind(2))
+    x = values[0][:, :, 0].contiguous()
     y = ops.bimamba_ungated(x, torch.empty_like(x), *values[1:])
     assert y is not None, "there is no form without a gate here"
-    ops.gate_(y, z)
     return y
 
 
 @torch.no_grad()
-def truth(values: list[Tensor]) -> Tensor:
+def truth(values: list[Tensor], late: bool) -> Tensor:
     exact = [v.double() for v in values]
-    return reference.bimamba_inner(exact[0][:, :, 0], exact[0][:, :, 1], *exact[1:])
+    return reference.bimamba_inner(exact[0][:, :, 0], None if late else exact[0][:, :, 1], *exact[1:])
 
 
 @dataclass
@@ -170,8 +159,7 @@ def compile_all(candidates: list[Candidate], values: list[Tensor], model: Encode
 def used_kernel(candidate: Candidate, run: Callable[[], object]) -> str:
     """A complaint when the candidate's cut would not run, because it does not fit."""
     names = " ".join(nvrtc.compile_for(run)[0])
-    wanted = "AHEAD=1" if "ahead=1" in candidate.cut else "scan_fragments"
-    return "" if wanted in names and ("GATE=0" in names) == candidate.late else "another kernel ran"
+    return "" if "scan_fragments" in names and ("GATE=0" in names) == candidate.late else "another kernel ran"
 
 
 def measure_case(case: str, candidates: list[Candidate], settings: bench.Settings) -> Iterator[Row]:
@@ -182,7 +170,7 @@ def measure_case(case: str, candidates: list[Candidate], settings: bench.Setting
     del model
     model, features, expected = prepared(size, "ssamba", tokens, batch, settings)
     values = small_mixer(size)
-    exact = truth(values)
+    exact = [truth(values, late) for late in (False, True)]
     with torch.no_grad():
         compile_all(candidates, values, model, features)
     for candidate in [*candidates, candidates[0]]:  # the first again: how far the card has drifted
@@ -191,7 +179,7 @@ def measure_case(case: str, candidates: list[Candidate], settings: bench.Setting
             try:
                 row.note = used_kernel(candidate, lambda: model.encode(features))
                 found = [mixer(values, candidate.late) for _ in range(2)]
-                row.kernel_error = relative_error(found[0], exact)
+                row.kernel_error = relative_error(found[0], exact[candidate.late])
                 if row.kernel_error > BOUND or not torch.equal(*found):
                     row.note += " WRONG" if row.kernel_error > BOUND else " not the same twice"
                 row.milliseconds, row.mebibytes, row.model_error = time_model(model, features, expected, settings)

@@ -115,14 +115,14 @@ def test_a_late_gate_changes_nothing(small_model: SSAMBA, late_tokens: int, monk
     with torch.no_grad():
         whole = small_model.encode_tokens(tokens)
         monkeypatch.setattr(blocks, "PART_TOKENS", 9)
+        monkeypatch.setattr(blocks, "LATE_FROM", 20)
         monkeypatch.setattr(blocks, "LATE_TOKENS", late_tokens)
-        monkeypatch.setattr(blocks, "LATE_VALUES", 200)  # pieces that begin within a clip
-        monkeypatch.setenv("SSAMBA_LATE_GATE", "1")
         given = tokens.clone()
         with ops.use_backend("reference"):
             torch.testing.assert_close(small_model.encode_tokens(given), whole, rtol=1e-5, atol=1e-5)
         assert torch.equal(given, tokens)
         with ops.use_backend("cpu"):  # has no form without a gate: by parts
+            assert not ops.runs_ungated(tokens, small_model.pairs[0].A_log_RKEN)
             torch.testing.assert_close(small_model.encode_tokens(given), whole, rtol=1e-5, atol=1e-5)
 
 

@@ -98,11 +98,6 @@ static void mma16816(float*d,unsigned a0,unsigned a1,unsigned a2,unsigned a3,uns
   auto Bat=[&](int k,int n){int ln=n*4+(k%8)/2; return el(A[w+ln][4+(k>=8)],k&1);};
   for(int i=0;i<4;i++){int row=l/4+8*(i/2),col=(l%4)*2+(i&1); float s=0; for(int k=0;k<16;k++) s+=Aat(row,k)*Bat(k,col); d[i]+=s;}
   yield_(2); }
-static void mma1688_tf32(float*d,float a0,float a1,float a2,float a3,unsigned b0,unsigned b1){ // sees 19 bits of each
-  static unsigned S_[1024][6]; int me=cur,w=me&~31,l=me&31; float a[4]={a0,a1,a2,a3}; for(int i=0;i<4;i++) memcpy(&S_[me][i],&a[i],4); S_[me][4]=b0; S_[me][5]=b1; yield_(2);
-  auto el=[&](int lane,int reg){ return __uint_as_float(S_[w+lane][reg]&0xffffe000u); };
-  for(int i=0;i<4;i++){ int row=l/4+8*(i/2),col=(l%4)*2+(i&1); float s=0; for(int k=0;k<8;k++) s+=el(row%8*4+k%4,(row>=8)+2*(k>=4))*el(col*4+k%4,4+(k>=4)); d[i]+=s; }
-  yield_(2); }
 static void mma1688(float*d,unsigned a0,unsigned a1,unsigned b0){ // the inner dimension's upper half is zero
   mma16816(d,a0,a1,0,0,b0,0); }
 #endif

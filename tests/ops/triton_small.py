@@ -26,7 +26,7 @@ from triton.runtime import interpreter
 
 from ssamba.ops import nvrtc, nvrtc_fragments_launch, nvrtc_proj, nvrtc_scan, reference, triton_ungated
 from ssamba.ops import triton as gpu
-from ssamba.ops.triton_kernels import conv
+from ssamba.ops.triton_kernels import conv, gated_output
 
 
 class _Int(type):
@@ -69,7 +69,7 @@ def build(source: str, name: str, defines: tuple[str, ...], device: int) -> Call
         ]
         subprocess.run(command, check=True)
         library = ctypes.CDLL(str(folder / "k.so"))
-        _built[key] = lambda grid, threads, args, shared=0: library.run(*grid, threads, ctypes.byref(args))
+        _built[key] = lambda grid, threads, args, *_: library.run(*grid, threads, ctypes.byref(args))
     return _built[key]
 
 
@@ -115,20 +115,17 @@ def check_norm() -> None:
 
 def check_fragments() -> None:
     """The forward by fragments in all its cuts, forward alone, and the projection before it."""
-    in_turn = [(1, 3, 1, 0), (1, 2, 3, 0), (2, 2, 1, 0), (2, 3, 3, 0)]
-    ahead_of_it = [(1, 3, 1, 1), (1, 4, 3, 1), (2, 4, 1, 1), (2, 3, 3, 1)]
-    for i, (split, stages, chunks, ahead) in enumerate(in_turn + ahead_of_it):
+    for i, (split, stages, chunks) in enumerate(((1, 3, 1), (1, 4, 3), (2, 4, 1), (2, 3, 3))):
         os.environ["SSAMBA_SKEWED"] = str(1 + i % 4)  # warps apart and copies late: nothing may rely on luck
-        os.environ["SSAMBA_TANH"] = str(ahead)
-        cut = nvrtc_fragments_launch.Cut(split, 4, stages, 1, chunks, ahead, tf32=int(ahead and chunks > 1))
+        cut = nvrtc_fragments_launch.Cut(split, 4, stages, 1, chunks)
         nvrtc_fragments_launch.choose_cut = lambda _, cut=cut: cut
         for sizes in ((2, 71, 1, 48, 12, 2), (1, 6, 2, 16, 20, 1)):
             check_output(*sizes)
-        if ahead and chunks == 1:
+        if chunks == 1:
             check_ungated(2, 37, 2, 32, 4, 2 if split == 1 else 1)
-    for B, L, K, E, P, R in ((1, 70, 2, 48, 44, 2), (2, 5, 1, 80, 80, 1)):
+    for B, L, K, E, P, R in ((1, 70, 2, 48, 44, 2), (2, 5, 1, 80, 80, 1), (40, 3, 1, 16, 44, 2)):
         generator = torch.Generator().manual_seed(L)
-        x = torch.randn(B, L, 2, K, E, generator=generator).bfloat16()[:, :, 0]
+        x = torch.randn(B, L + (B - 1), 2, K, E, generator=generator).bfloat16()[:, :L, 0]  # clips apart, if several
         weight, bias = torch.randn(R, K, E, 4, generator=generator), torch.randn(R, K, E, generator=generator)
         proj = torch.randn(R, K, P, E, generator=generator).bfloat16()
         found = nvrtc_proj.conv_proj(x, weight, bias, proj).float()
@@ -149,11 +146,24 @@ def check_ungated(B: int, L: int, K: int, E: int, r: int, R: int) -> None:
     assert not work.isnan().all()
 
 
-def check_gate() -> None:
-    y, z = torch.randn(2, 3, 777)
-    expected = y * F.silu(z)
-    gpu.gate_(y, z)
-    assert torch.allclose(y, expected, atol=1e-5)
+def check_gated_output() -> None:
+    """By pieces, and in one pass for widths of one and of two parts; the last tile is not full.
+
+    The interpreter multiplies no bfloat16, so the one pass gets float16.
+    """
+    for width, channels, dtype, bound in ((24, 40, torch.float32, 1e-5), (16, 64, torch.float16, 2e-3),
+                                          (48, 128, torch.float16, 2e-3)):  # fmt: skip
+        draws = [torch.randn(s) for s in ((150, channels), (150, width), (channels, width), (channels,))]
+        tensors = [t.to(dtype) for t in (*draws, torch.randn(width, channels) / channels**0.5)]
+        out, wide = torch.full((150, width), float("nan"), dtype=dtype), torch.empty(150, width, dtype=torch.float64)
+        reference.gated_output_(*(t.double() for t in tensors), wide, 1e-5)
+        form = gpu.gated_output_ if dtype == torch.float32 else gated_output.gated_output
+        form(*tensors, out, 1e-5)
+        error = float((out.double() - wide).norm() / wide.norm())
+        assert error < bound, f"gate and output {(width, channels, dtype)}: off by {error:.1e}"
+    assert [gated_output.parts_of(w) for w in (16, 192, 384, 8, 40, 200)] == [(16, 0), (128, 64), (256, 128)] + [
+        None
+    ] * 3
 
 
 def mixer_inputs(B: int, L: int, K: int, E: int, r: int, R: int) -> list[Tensor]:
@@ -181,7 +191,7 @@ def main(form: str) -> None:
         check(2, 7, 2, 5, 3, 2, 2, torch.float32, 1e-4)
         check(1, 18, 2, 9, 16, 2, 1, torch.float16, 4e-3)
         check_norm()
-        check_gate()
+        check_gated_output()
         return
     nvrtc.kernel, nvrtc_scan.usable, conv.conv_proj = build, lambda *_: True, plain_proj  # type: ignore[assignment]
     check(1, 1, 1, 1, 1, 1, 2, torch.float32, 1e-4)

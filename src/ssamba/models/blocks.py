@@ -9,7 +9,6 @@ Shape letters are those of ``ssamba.ops.reference``; d is the width, h is 2 for 
 from __future__ import annotations
 
 import math
-import os
 
 import torch
 import torch.nn.functional as F
@@ -22,10 +21,11 @@ NORM_EPS = 1e-5
 BLOCKS = 2
 PART_TOKENS = 32768
 """Inference of more tokens goes through each pair in parts of at least so many, which are enough to fill a GPU."""
+LATE_FROM, LATE_FROM_WIDE, NARROW = 16384, 65536, 192
+"""Tokens from which on the scan runs without its gate where it can, and z is made after it: that takes a third less
+memory and, up to this width, where gate and output are one pass, no more time. Wider models gain in long batches."""
 LATE_TOKENS = 65536
-"""The same where the gate comes late: parts take less memory then, and all channels at once keep a GPU busier."""
-LATE_VALUES = 2**24
-"""Values of z that exist at once where the gate comes late: they stay in a GPU's second-level cache, or nearly."""
+"""Tokens of a part where the gate comes late: all channels of that many keep a GPU busy."""
 DT_MIN, DT_MAX, DT_FLOOR = 0.001, 0.1, 1e-4
 
 
@@ -96,11 +96,14 @@ class BlockPair(nn.Module):
         if keep_KB is None or residual_BLd is None:
             normal_BLd, residual_BLd = add_to_stream(x_BLd, residual_BLd, scale=self.residual_scale, reuse=reuse)
             batch, length = x_BLd.shape[:2]
-            parts = min(batch, batch * length // PART_TOKENS)
-            if parts > 1 and not torch.is_grad_enabled():
-                if not (gates_late() and self._step_gated_late(normal_BLd, residual_BLd)):
+            if not torch.is_grad_enabled():
+                late_from = LATE_FROM if x_BLd.shape[2] <= NARROW else LATE_FROM_WIDE
+                if batch * length >= late_from and self._step_gated_late(normal_BLd, residual_BLd):
+                    return normal_BLd, residual_BLd
+                parts = min(batch, batch * length // PART_TOKENS)
+                if parts > 1:
                     self._step_by_parts(normal_BLd, parts)
-                return normal_BLd, residual_BLd
+                    return normal_BLd, residual_BLd
             xz_BLhKE = self._input(normal_BLd, *self._folded_input())
             del normal_BLd  # not needed by the mixer, which is where memory peaks
             return self._mix(xz_BLhKE), residual_BLd
@@ -118,6 +121,8 @@ class BlockPair(nn.Module):
 
         The scan's projection takes the input's place meanwhile, so the norm is computed again from the stream.
         """
+        if not ops.runs_ungated(normal_BLd, self.A_log_RKEN):
+            return False
         parts = max(1, normal_BLd.shape[0] * normal_BLd.shape[1] // LATE_TOKENS)
         pieces = (t.tensor_split(min(parts, t.shape[0])) for t in (normal_BLd, stream_BLd))
         return all(self._gated_late(normal, stream) for normal, stream in zip(*pieces, strict=True))
@@ -129,12 +134,8 @@ class BlockPair(nn.Module):
         del x_BLKE
         if y_BLKE is None:
             return False
-        y_TX, out_Td, stream_Td = y_BLKE.flatten(2).flatten(0, 1), normal_BLd.flatten(0, 1), stream_BLd.flatten(0, 1)
-        pieces = max(1, round(y_TX.numel() / LATE_VALUES))
-        for y, out, stream in zip(*(t.tensor_split(pieces) for t in (y_TX, out_Td, stream_Td)), strict=True):
-            again = F.layer_norm(stream, stream.shape[-1:], eps=NORM_EPS)
-            ops.gate_(y, F.linear(again, weight_z, bias_z))
-            out.copy_(F.linear(y, self.out_proj_dKE.flatten(1)))
+        y_TX, stream_Td, out_Td = y_BLKE.flatten(2).flatten(0, 1), stream_BLd.flatten(0, 1), normal_BLd.flatten(0, 1)
+        ops.gated_output_(y_TX, stream_Td, weight_z, bias_z, self.out_proj_dKE.flatten(1), out_Td, NORM_EPS)
         return True
 
     def _input(self, normal_BLd: Tensor, weight_hKEd: Tensor, bias_hKE: Tensor) -> Tensor:
@@ -176,11 +177,6 @@ class BlockPair(nn.Module):
             self.A_log_RKEN,
             self.D_RKE,
         )
-
-
-def gates_late() -> bool:
-    """Whether a step of many tokens makes z after the scan: ``SSAMBA_LATE_GATE=1`` in the environment."""
-    return os.environ.get("SSAMBA_LATE_GATE") == "1"
 
 
 def add_to_stream(

@@ -26,7 +26,8 @@ __all__ = [
     "bimamba_inner_packed",
     "bimamba_ungated",
     "conv_silu",
-    "gate_",
+    "gated_output_",
+    "runs_ungated",
     "selective_scan",
     "short_work",
     "use_backend",
@@ -191,8 +192,15 @@ def bimamba_inner_packed(
     return module.bimamba_inner(x_BLKE, z_BLKE, *parameters)
 
 
+def runs_ungated(like: Tensor, A_log_RKEN: Tensor) -> bool:
+    """Whether ``bimamba_ungated`` is likely to have a form for a product of ``like``: ask before making x for it."""
+    module = _choose("bimamba_inner", like, A_log_RKEN.shape[0], A_log_RKEN.shape[-1])
+    answer = getattr(module, "runs_ungated", None)
+    return answer is not None and answer(like, A_log_RKEN)
+
+
 def bimamba_ungated(x_BLKE: Tensor, work: Tensor, *parameters: Tensor) -> Tensor | None:
-    """``bimamba_inner`` without its gate, in inference, for a caller that makes z later and uses ``gate_``.
+    """``bimamba_inner`` without its gate, in inference, for a caller that goes on with ``gated_output_``.
 
     ``parameters``: those of ``bimamba_inner``. ``work`` is memory that the caller no longer needs and that may be
     overwritten. None, and ``work`` untouched, where there is no such form: use ``bimamba_inner``.
@@ -203,11 +211,14 @@ def bimamba_ungated(x_BLKE: Tensor, work: Tensor, *parameters: Tensor) -> Tensor
     return None if form is None else form(x_BLKE, work, *parameters)
 
 
-def gate_(y: Tensor, z: Tensor) -> None:
-    """``y *= silu(z)``, in place, without gradients: the gate of what ``bimamba_ungated`` returned."""
-    fast = y.is_cuda and y.is_contiguous() and z.is_contiguous()
+def gated_output_(
+    y_TX: Tensor, stream_Td: Tensor, weight_Xd: Tensor, bias_X: Tensor, out_proj_dX: Tensor, out_Td: Tensor, eps: float
+) -> None:
+    """Gate and output product of what ``bimamba_ungated`` returned, in inference: see ``reference.gated_output_``."""
+    fast = y_TX.is_cuda and all(t.is_contiguous() for t in (y_TX, stream_Td, out_Td))
     module = _fast_module("triton") if fast else reference
-    (reference if isinstance(module, str) else module).gate_(y, z)
+    form = reference if isinstance(module, str) else module
+    form.gated_output_(y_TX, stream_Td, weight_Xd, bias_X, out_proj_dX, out_Td, eps)
 
 
 def add_layer_norm(

@@ -11,9 +11,8 @@ lane 4 g + q holding channels g and g + 8 at steps 2 q and 2 q + 1 of eight, so 
 ``SPLIT`` 2 gives 8 of the states to each of two warps: for few channels. ``CHUNKED`` cuts each half of the time in
 ``count`` chunks that run side by side: for fewer still. A pass without output (``PHASE`` 3) then leaves the state at
 the end of each chunk, as if it had begun with zeros, and its sum of delta; the others make their first states from
-them. Time goes in batches of 16 steps, copied to shared memory one or two batches ahead. ``AHEAD`` computes what is
-elementwise of 8 steps between the steps before them. ``GATE`` 0 leaves the gate to the caller, and z unread.
-``TF32`` lets the states meet C as they are, which saves their conversion to bfloat16 and costs a product a step.
+them. Time goes in batches of 16 steps, copied to shared memory one or two batches ahead. What is elementwise of 8 steps
+is computed between the steps before them. ``GATE`` 0 leaves the gate to the caller, and z unread.
 """
 
 from ssamba.ops.nvrtc_fragments_parts import PARTS
@@ -49,8 +48,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan_fragments
   lo = chunk_start(chunk, a.count, middle, a.L);
   hi = chunk_start(chunk + 1, a.count, middle, a.L);
 #endif
-  for (int i = thread; i < STAGES * (int)sizeof(Stage) / 16; i += THREADS)
-    ((uint4 *)raw)[i] = make_uint4(0, 0, 0, 0);  // copies leave what lies between their rows alone
+  // Copies leave alone what lies between the rows of B and C and behind those of the projection.
+  constexpr int MIXED = (int)(sizeof(Stage::low) + sizeof(Stage::bc)) / 16;
+  for (int i = thread; i < STAGES * MIXED; i += THREADS)
+    *((uint4 *)stages[i / MIXED].low + i % MIXED) = make_uint4(0, 0, 0, 0);
 
   long long ch = lane_of * a.E + e0 + g;
   read_channels(w.c, a, ch, q);

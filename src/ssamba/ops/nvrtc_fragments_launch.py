@@ -10,11 +10,11 @@ from torch import Tensor
 
 from ssamba.ops import nvrtc
 from ssamba.ops.nvrtc_fragments import FRAGMENTS
-from ssamba.ops.nvrtc_primitives import PRIMITIVES, fast_silu
+from ssamba.ops.nvrtc_primitives import PRIMITIVES
 from ssamba.ops.nvrtc_shape import Shape, arguments, dynamic_limit
 from ssamba.ops.nvrtc_source import COMMON
 
-_FEWEST_CHUNKS, _MOST_CHUNKS = 4, 8
+_FEWEST_CHUNKS, _MOST_CHUNKS, _BLOCKS = 4, 16, 384
 _CHUNK_STEPS = 256  # the least; with fewer or shorter chunks, the pass that finds their first states does not pay
 
 
@@ -26,21 +26,17 @@ class Cut(NamedTuple):
     warps: int
     """Warps of a block."""
     stages: int
-    """Batches of 16 steps in shared memory at once."""
+    """Batches of 16 steps in shared memory at once, at least 3."""
     blocks: int
     """Blocks that a multiprocessor shall hold, which bounds the registers."""
     chunks: int
     """Chunks of each half of the time that run side by side."""
-    ahead: int = 0
-    """1: what is elementwise is computed between the steps before. It needs three batches in shared memory."""
-    tf32: int = 0
-    """1: states meet C in 19 bits, without being converted to bfloat16."""
 
 
 def choose_cut(shape: Shape) -> Cut:
     """From how many groups of 16 channels there are over all lanes and clips.
 
-    ``SSAMBA_CUT`` in the environment puts other values in its place, for measurements: ``ahead=1,stages=3``.
+    ``SSAMBA_CUT`` in the environment puts other values in its place, for measurements: ``warps=8,stages=4``.
     """
     given = os.environ.get("SSAMBA_CUT", "")
     pairs = (part.split("=") for part in given.split(",") if part)
@@ -49,14 +45,15 @@ def choose_cut(shape: Shape) -> Cut:
 
 def _best_cut(shape: Shape) -> Cut:
     groups = shape.lanes * shape.batch * shape.width // 16
-    chunks = min(_MOST_CHUNKS, shape.length // (shape.directions * _CHUNK_STEPS))
+    enough = max(1, 4 * _BLOCKS // groups)  # chunks for so many blocks of 4 warps
+    chunks = min(_MOST_CHUNKS, enough, shape.length // (shape.directions * _CHUNK_STEPS))
     if groups <= 192 and chunks >= _FEWEST_CHUNKS:
         return Cut(split=1, warps=4, stages=3, blocks=3, chunks=chunks)
     if groups < 1024:
-        return Cut(split=2, warps=2, stages=3, blocks=4, chunks=1)
+        return Cut(split=2, warps=4, stages=3, blocks=2, chunks=1)
     if groups < 3072:
         return Cut(split=1, warps=4, stages=3, blocks=3, chunks=1)
-    return Cut(split=1, warps=4, stages=2, blocks=4, chunks=1)
+    return Cut(split=1, warps=8, stages=3, blocks=2, chunks=1)
 
 
 def usable(shape: Shape, tensors: dict[str, Tensor]) -> bool:
@@ -81,7 +78,7 @@ def _shared(shape: Shape, cut: Cut, phase: int, gate: bool) -> int:
     groups = cut.warps // cut.split
     rows = 20 + 16 * (gate and phase in (0, 2)) + 16 * (phase == 2)
     stage = 2 * rows * (16 * groups + 8) + 2 * 16 * (-(-shape.rank // 16) * 16 + 8) + 2 * 4 * 136 * 8
-    return cut.stages * stage + groups * (1280 if cut.split == 1 else 2816 * (1 + cut.ahead))
+    return cut.stages * stage + groups * (1280 if cut.split == 1 else 5632)
 
 
 def forward(shape: Shape, tensors: dict[str, Tensor]) -> None:
@@ -98,7 +95,7 @@ def forward(shape: Shape, tensors: dict[str, Tensor]) -> None:
         for phase, side_by_side in passes:
             defines = shape.defines(
                 PHASE=phase, SPLIT=cut.split, WARPS=cut.warps, STAGES=cut.stages, MIN_BLOCKS=cut.blocks,
-                CHUNKED=int(cut.chunks > 1), AHEAD=cut.ahead, TF32=cut.tf32, GATE=int(gate), TANH=int(fast_silu()),
+                CHUNKED=int(cut.chunks > 1), GATE=int(gate),
             )  # fmt: skip
             run = nvrtc.kernel(COMMON + PRIMITIVES + FRAGMENTS, "scan_fragments", defines, x.device.index or 0)
             across, clips, directions = shape.grid(16 * cut.warps // cut.split)

@@ -1,12 +1,12 @@
 """CUDA C++ around the recurrence of the forward by fragments: copies to shared memory, what is elementwise, the end.
 
 ``nvrtc_fragments`` explains the layout; this comes before it in the source. What is elementwise is cut in parts, so
-that with ``AHEAD`` it runs between the steps of the recurrence of the steps before: its latencies then cost nothing.
+that it runs between the steps of the recurrence of the steps before: its latencies then cost nothing.
 """
 
 PARTS = r"""
 // PHASE 0: one direction, whole; 1: first half, raw output; 2: second half, joined, gated; 3: end states alone.
-#if AHEAD && STAGES < 3
+#if STAGES < 3
 #error "the batch whose first half is computed ahead lies beside the one at hand and the one on its way"
 #endif
 #define GATED (GATE && (PHASE == 0 || PHASE == 2))
@@ -22,7 +22,7 @@ PARTS = r"""
 #define PC (P / 4)                // chunks of a row of p
 #define DR (STEPS + 4)
 #define NJ (2 / SPLIT)            // tiles of 8 states
-#define TURNS (SPLIT == 2 && AHEAD ? 2 : 1)  // batches whose deltas are in shared memory at once
+#define TURNS SPLIT  // batches whose deltas are in shared memory at once
 
 struct __align__(16) Stage {
   T x[(HALO + STEPS) * XR];

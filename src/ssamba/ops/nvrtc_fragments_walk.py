@@ -1,6 +1,6 @@
 """CUDA C++ of a warp's way through its steps, the recurrence itself: between ``nvrtc_fragments_parts`` and the kernel.
 
-With ``AHEAD`` the elementwise part of eight steps is computed between the steps of the eight before (with ``SPLIT`` 2:
+The elementwise part of eight steps is computed between the steps of the eight before (with ``SPLIT`` 2:
 of a warp's half of a batch between the steps of the batch before), the gate of the steps at hand likewise, and outputs
 are written between the steps after them. So nothing waits for memory, a product or a special function alone.
 """
@@ -24,7 +24,7 @@ struct Warp {
   __device__ __forceinline__ void turn_over() { now = now == STAGES - 1 ? 0 : now + 1; }
   // Waits for the batch in line and sends for the one that its predecessor leaves room for.
   __device__ __forceinline__ void next_batch(int s0) {
-    await_copies<STAGES - 2 - AHEAD>();
+    await_copies<STAGES - 3>();
     __syncthreads();
     if (s0 + (STAGES - 1) * STEPS < hi) copies.copy(stages[free], s0 + (STAGES - 1) * STEPS, hi);
     close_copies();
@@ -37,10 +37,8 @@ struct Warp {
       close_copies();
     }
     now = 0; free = STAGES - 1;
-    if (AHEAD) {
-      await_copies<STAGES - 2>();
-      __syncthreads();
-    }
+    await_copies<STAGES - 2>();
+    __syncthreads();
   }
   // All that is elementwise of block `block` of 8 steps of a batch that begins at step s0; with SPLIT 2 block 0 is
   // the warp's half.
@@ -70,9 +68,6 @@ struct Between {
     if constexpr (PHASE != 3 && STEP == SPLIT) finish(sum, gate, y, on);
     if constexpr (PHASE != 3 && STEP == 6 * SPLIT) find_gate(stage_now, at, block_now, gate);
   }
-};
-struct Nothing {
-  template <int STEP> __device__ __forceinline__ void after() {}
 };
 
 // Deltas of four steps of this lane's channels g and g + 8.
@@ -106,12 +101,7 @@ __device__ __forceinline__ void advance(Warp &w, const T *b_rows, float (*d)[4],
   }
 #pragma unroll
   for (int j = 0; j < NJ; ++j) mma1688(h + 4 * j, eight.drive[0], eight.drive[1], rows.b[AT + j]);
-#if PHASE != 3 && TF32  // states 2 q and 2 q + 1 as columns q and q + 4
-#pragma unroll
-  for (int j = 0; j < NJ; ++j)
-    mma1688_tf32(eight.sum, h[4 * j], h[4 * j + 2], h[4 * j + 1], h[4 * j + 3], rows.c[AT + j] << 16,
-                 rows.c[AT + j] & 0xffff0000u);
-#elif PHASE != 3 && SPLIT == 1
+#if PHASE != 3 && SPLIT == 1
   mma16816(eight.sum, pack2(h[0], h[1]), pack2(h[2], h[3]), pack2(h[4], h[5]), pack2(h[6], h[7]), rows.c[AT],
            rows.c[AT + 1]);
 #elif PHASE != 3
@@ -127,7 +117,7 @@ __device__ __forceinline__ void advance(Warp &w, const T *b_rows, float (*d)[4],
 #if SPLIT == 1
 // Block BLOCK of 8 steps of the batch at s0, and meanwhile what is elementwise of the block after it.
 template <int BLOCK>
-__device__ __forceinline__ void walk_ahead(Warp &w, int s0, Eight *eight, float (*d)[4], float *gate) {
+__device__ __forceinline__ void walk_eight(Warp &w, int s0, Eight *eight, float (*d)[4], float *gate) {
   constexpr int OTHER = BLOCK ^ 1;
   const T *stage = w.stage();
   if (BLOCK == 1) {
@@ -143,47 +133,19 @@ __device__ __forceinline__ void walk_ahead(Warp &w, int s0, Eight *eight, float 
              rows);
 }
 
-// A batch: first what is elementwise, then the recurrence, then the output.
-__device__ __forceinline__ void walk_in_turn(Warp &w, int s0, Eight *eight, float (*d)[4], float *gate) {
-  w.next_batch(s0);
-  const T *stage = w.stage();
-  w.prepare(0, s0, eight[0]);
-  w.prepare(1, s0, eight[1]);
-  __syncwarp();
-  read_deltas(d, w.delta, w.total);
-  Nothing nothing;
-  Rows rows;
-  advance<0>(w, stage + w.b_rows, d, w.delta, w.delta + 8, eight[0], nothing, rows);
-  advance<8>(w, stage + w.b_rows + 512, d, w.delta + 8, nullptr, eight[1], nothing, rows);
-#pragma unroll
-  for (int n = 0; n < 2 && PHASE != 3; ++n) {
-    int step = s0 + n * 8 + w.g;
-    find_gate(stage, w.at, n, gate);
-    finish(eight[n].sum, gate, w.y + step * w.y_step, w.on && step < w.hi);
-  }
-  __syncwarp();
-  w.turn_over();
-}
-
 __device__ __forceinline__ void walk(Warp &w) {
   Eight eight[2] = {};
   float d[2][4], gate[4] = {};
   w.first_batch();
-#if AHEAD
   w.prepare(0, w.lo, eight[0]);
   __syncwarp();
   read_deltas(d, w.delta, w.total);
-#endif
 #pragma unroll 1
   for (int s0 = w.lo; s0 < w.hi; s0 += STEPS) {
-#if AHEAD
-    walk_ahead<0>(w, s0, eight, d, gate);
-    walk_ahead<1>(w, s0, eight, d, gate);
-#else
-    walk_in_turn(w, s0, eight, d, gate);
-#endif
+    walk_eight<0>(w, s0, eight, d, gate);
+    walk_eight<1>(w, s0, eight, d, gate);
   }
-#if AHEAD && PHASE != 3
+#if PHASE != 3
   int last = w.lo + (w.hi - 1 - w.lo) / STEPS * STEPS + 8 + w.g;
   finish(eight[1].sum, gate, w.y + last * w.y_step, w.on && w.lo < w.hi && last < w.hi);
 #endif
@@ -200,25 +162,15 @@ __device__ __forceinline__ void walk(Warp &w) {
   float d[2][4], gate[4] = {}, sum[4] = {};  // sum: its share of that half of the batch before
   int place = w.half * 8 + w.g, turn = 0;
   w.first_batch();
-#if AHEAD
   w.prepare(0, w.lo, mine);
   w.own->drive[0][w.half][w.lane] = make_uint2(mine.drive[0], mine.drive[1]);
-#endif
 #pragma unroll 1
   for (int s0 = w.lo; s0 < w.hi; s0 += STEPS) {
     w.next_batch(s0);
     const T *stage = w.stage();
     int before = s0 - STEPS + place, turn_next = turn ^ (TURNS - 1);
     bool write = w.on && s0 > w.lo && before < w.hi;
-    if (PHASE != 3 && s0 > w.lo) {
-      join(w, sum, turn_next);
-      if (!AHEAD) finish(sum, gate, w.y + before * w.y_step, write);
-    }
-#if !AHEAD
-    w.prepare(0, s0, mine);
-    w.own->drive[0][w.half][w.lane] = make_uint2(mine.drive[0], mine.drive[1]);
-    __syncthreads();
-#endif
+    if (PHASE != 3 && s0 > w.lo) join(w, sum, turn_next);
     Eight eight[2];
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
@@ -231,20 +183,12 @@ __device__ __forceinline__ void walk(Warp &w) {
     const float *delta = w.delta + turn * 16 * DR;
     read_deltas(d, delta, w.total);
     w.turn_over();
-#if AHEAD
     Between between = {w.c, w.at, w.stage(), stage, 0, 0, w.hi - s0 - STEPS - w.half * 8 - w.q * 2,
                        w.delta_at + turn_next * 16 * DR, gate, mine, sum, w.y + before * w.y_step, write};
-#else
-    Nothing between;
-#endif
     Rows rows;
     advance<0>(w, stage + w.b_rows, d, delta, delta + 8, eight[0], between, rows);
     advance<8>(w, stage + w.b_rows + 512, d, delta + 8, nullptr, eight[1], between, rows);
-#if AHEAD
     w.own->drive[turn_next][w.half][w.lane] = make_uint2(mine.drive[0], mine.drive[1]);
-#elif PHASE != 3
-    find_gate(stage, w.at, 0, gate);
-#endif
 #if PHASE != 3
     float theirs[4];
 #pragma unroll

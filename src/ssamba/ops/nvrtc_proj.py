@@ -1,9 +1,9 @@
 """Convolution, SiLU and the projection to (dt, B, C) in one pass over x, both directions at once, in CUDA C++.
 
-A warp owns 16 tokens, a block 64. x and the projection's weights come through shared memory, 64 channels at a time, the
-next ones while these are worked on. ``ldmatrix`` reads x at each of the taps' distances in the layout of a product's
-left side, so the convolution's result, computed in float32, is that side, once SiLU is applied and it is rounded to
-bfloat16.
+A warp owns 16 tokens of all clips in a row, whichever clip they belong to. x, the projection's weights and the taps
+come through shared memory, 64 channels at a time, the next ones while these are worked on. ``ldmatrix`` reads x at each
+of the taps' distances in the layout of a product's left side, so the convolution's result, computed in float32, is
+that side, once SiLU is applied and it is rounded to bfloat16.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from ssamba.ops import nvrtc
-from ssamba.ops.nvrtc_primitives import PRIMITIVES, fast_silu
+from ssamba.ops.nvrtc_primitives import PRIMITIVES
 from ssamba.ops.nvrtc_source import COMMON, KINDS
 
-_THREADS, _TOKENS, _CHANNELS = 128, 64, 64
+_CHANNELS = 64
 _MOST_OUTPUTS = 96
 
 PROJ = r"""
@@ -27,39 +27,92 @@ struct ConvArgs {
   const float *conv_w, *conv_b;
   T *p;
   long long xb, xt, xk;
-  int B, L, K, E;
+  int B, L, K, E, clip;  // B sequences of L tokens, each of clips of `clip` tokens
 };
 #define W 4
 #define REACH (W - 1)
-#define TOKENS 64
+#define NEAR (2 * REACH + 1)
+#define TOKENS (16 * WARPS)
 #define EC 64                          // channels at a time
 #define XR (EC + 8)                    // a row in shared memory, padded against bank conflicts
 #define NT ((P + 15) / 16 * 2)         // tiles of 8 outputs, an even number
-#define THREADS 128
+#define THREADS (32 * WARPS)
 
 struct __align__(16) Stage {
   T x[(TOKENS + 2 * REACH) * XR], w[DIRS][NT * 8 * XR];
+  float tap[DIRS][EC * W], bias[DIRS][EC];
 };
 
-__device__ __forceinline__ void copy_stage(Stage &stage, const ConvArgs &a, const T *x, const T *w, int t0, int e0) {
-  constexpr int EACH = EC / 8, ROWS = TOKENS + 2 * REACH;
-  int part = threadIdx.x % EACH * 8;
-  bool in = e0 + part < a.E;
-  x += e0 + part; w += e0 + part;
+// A thread's share of the copies of EC channels: 8 channels of every AT_ONCEth row of x and w, and a channel's taps.
+#define EACH (EC / 8)
+#define AT_ONCE (THREADS / EACH)
+#define X_ROUNDS ((TOKENS + 2 * REACH + AT_ONCE - 1) / AT_ONCE)
+#define W_ROUNDS ((P + AT_ONCE - 1) / AT_ONCE)
+#define TAP_ROUNDS ((DIRS * EC + THREADS - 1) / THREADS)
+struct Copies {
+  const T *x, *w;
+  const float *tap[TAP_ROUNDS], *bias[TAP_ROUNDS];
+  long long x_step, w_step, w_turn;  // from row to row, and from one direction to the other
+  int row, part, left;               // left: channels still to come
+  unsigned there;                    // bit i: row i * AT_ONCE of x exists
+
+  __device__ __forceinline__ void start(const ConvArgs &a, const T *x_all, int k, int t0) {
+    row = threadIdx.x / EACH; part = threadIdx.x % EACH * 8; left = a.E; there = 0;
 #pragma unroll
-  for (int i = 0; i < (ROWS * EACH + THREADS - 1) / THREADS; ++i) {
-    int row = threadIdx.x / EACH + i * (THREADS / EACH), t = t0 - REACH + row;
-    bool ok = in && t >= 0 && t < a.L;
-    if (row < ROWS) copy_later<16>(stage.x + row * XR + part, x + (ok ? t * a.xt : 0), ok);
-  }
-#pragma unroll
-  for (int r = 0; r < DIRS; ++r)
-#pragma unroll
-    for (int i = 0; i < (P * EACH + THREADS - 1) / THREADS; ++i) {
-      int row = threadIdx.x / EACH + i * (THREADS / EACH);
-      if (row < P) copy_later<16>(stage.w[r] + row * XR + part, w + ((long long)r * a.K * P + row) * a.E, in);
+    for (int i = 0; i < X_ROUNDS; ++i) {
+      int r = row + i * AT_ONCE, t = t0 - REACH + r;
+      if (r < TOKENS + 2 * REACH && t >= 0 && t < a.L) there |= 1u << i;
     }
-  close_copies();
+    x = x_all + (t0 - REACH + row) * a.xt + part;
+    w = a.w + ((long long)k * P + row) * a.E + part;
+    x_step = AT_ONCE * a.xt; w_step = (long long)AT_ONCE * a.E; w_turn = (long long)a.K * P * a.E;
+#pragma unroll
+    for (int i = 0; i < TAP_ROUNDS; ++i) {
+      int n = threadIdx.x + i * THREADS;
+      long long channel = (long long)(n / EC * a.K + k) * a.E + n % EC;
+      tap[i] = a.conv_w + channel * W; bias[i] = a.conv_b + channel;
+    }
+  }
+  __device__ __forceinline__ void copy(Stage &stage) {
+    bool in = part < left;
+    T *to = stage.x + row * XR + part;
+#pragma unroll
+    for (int i = 0; i < X_ROUNDS; ++i)
+      if ((i + 1) * AT_ONCE <= TOKENS + 2 * REACH || row < TOKENS + 2 * REACH - i * AT_ONCE)
+        copy_later<16>(to + i * AT_ONCE * XR, x + i * x_step, in && (there >> i & 1));
+#pragma unroll
+    for (int r = 0; r < DIRS; ++r) {
+      to = stage.w[r] + row * XR + part;
+#pragma unroll
+      for (int i = 0; i < W_ROUNDS; ++i)
+        if ((i + 1) * AT_ONCE <= P || row < P - i * AT_ONCE)
+          copy_later<16>(to + i * AT_ONCE * XR, w + r * w_turn + i * w_step, in);
+    }
+#pragma unroll
+    for (int i = 0; i < TAP_ROUNDS; ++i) {
+      int n = threadIdx.x + i * THREADS;
+      if (n < DIRS * EC) {
+        copy_later<16>((T *)(stage.tap[0] + n * W), (const T *)tap[i], n % EC < left);
+        stage.bias[0][n] = n % EC < left ? *bias[i] : 0.0f;
+      }
+      tap[i] += EC * W; bias[i] += EC;
+    }
+    x += EC; w += EC; left -= EC;
+    close_copies();
+  }
+};
+
+// Bit 7 i + n: whether the token i * 8 + g of this warp has a neighbour n - REACH within its clip.
+__device__ __forceinline__ unsigned neighbours(int token, int clip, int g) {
+  unsigned found = 0;
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    int at = (token + i * 8 + g) % clip;
+#pragma unroll
+    for (int n = 0; n < NEAR; ++n)
+      if ((unsigned)(at + n - REACH) < (unsigned)clip) found |= 1u << (NEAR * i + n);
+  }
+  return found;
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) conv_proj(const ConvArgs a) {
@@ -67,7 +120,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) conv_proj(cons
   Stage *stages = (Stage *)raw;
   int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, q = lane % 4;
   int b = blockIdx.y / a.K, k = blockIdx.y % a.K, t0 = blockIdx.x * TOKENS;
-  const T *x = a.x + b * a.xb + k * a.xk, *w = a.w + (long long)k * P * a.E;
+  const T *x = a.x + b * a.xb + k * a.xk;
   if (P % 16)  // rows of weights that no copy fills
     for (int i = threadIdx.x; i < 2 * (int)sizeof(Stage) / 16; i += THREADS) ((uint4 *)raw)[i] = make_uint4(0, 0, 0, 0);
   __syncthreads();
@@ -76,35 +129,43 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) conv_proj(cons
   for (int i = 0; i < DIRS * NT * 4; ++i) sum[i / (NT * 4)][i / 4 % NT][i % 4] = 0.0f;
   // Where this lane's rows for ldmatrix begin: tokens 0-7, 8-15, then again for 8 channels on; outputs likewise.
   int x_at = (warp * 16 + lane % 16) * XR + lane / 16 * 8, w_at = (lane / 16 * 8 + lane % 8) * XR + lane / 8 % 2 * 8;
-  copy_stage(stages[0], a, x, w, t0, 0);
+  int first = (t0 + warp * 16) % a.clip;
+  bool within = first >= REACH && first + 15 + REACH < a.clip;  // all of this warp's tokens and their neighbours
+  unsigned there = neighbours(t0 + warp * 16, a.clip, g);
+  Copies copies;
+  copies.start(a, x, k, t0);
+  copies.copy(stages[0]);
   int now = 0;
 #pragma unroll 1
   for (int e0 = 0; e0 < a.E; e0 += EC, now ^= 1) {
     await_copies<0>();
     __syncthreads();
-    if (e0 + EC < a.E) copy_stage(stages[now ^ 1], a, x, w, t0, e0 + EC);
+    if (e0 + EC < a.E) copies.copy(stages[now ^ 1]);
     const Stage &stage = stages[now];
 #pragma unroll 1
     for (int tile = 0; tile < EC && e0 + tile < a.E; tile += 16) {
-      unsigned near[2 * REACH + 1][4], u[DIRS][4];
+      unsigned near[NEAR][4], u[DIRS][4];
 #pragma unroll
-      for (int i = 0; i < 2 * REACH + 1; ++i) read4(near[i], stage.x + x_at + i * XR + tile);
+      for (int i = 0; i < NEAR; ++i) read4(near[i], stage.x + x_at + i * XR + tile);
+      if (!within)
+#pragma unroll
+        for (int i = 0; i < NEAR * 4; ++i)
+          if (!(there >> (NEAR * (i % 2) + i / 4) & 1)) near[i / 4][i % 4] = 0;
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        long long ch = (long long)k * a.E + e0 + tile + half * 8 + q * 2;
+        int e = tile + half * 8 + q * 2;
         float4 tap[DIRS][2];
         float2 bias[DIRS];
 #pragma unroll
         for (int r = 0; r < DIRS; ++r) {
-          long long at = ch + (long long)r * a.K * a.E;
-          tap[r][0] = ((const float4 *)a.conv_w)[at]; tap[r][1] = ((const float4 *)a.conv_w)[at + 1];
-          bias[r] = *(const float2 *)(a.conv_b + at);
+          tap[r][0] = *(const float4 *)(stage.tap[r] + e * W); tap[r][1] = *(const float4 *)(stage.tap[r] + e * W + W);
+          bias[r] = *(const float2 *)(stage.bias[r] + e);
         }
 #pragma unroll
         for (int i = 2 * half; i < 2 * half + 2; ++i) {
-          float lo[2 * REACH + 1], hi[2 * REACH + 1];
+          float lo[NEAR], hi[NEAR];
 #pragma unroll
-          for (int j = 0; j < 2 * REACH + 1; ++j) { lo[j] = low_half(near[j][i]); hi[j] = high_half(near[j][i]); }
+          for (int j = 0; j < NEAR; ++j) { lo[j] = low_half(near[j][i]); hi[j] = high_half(near[j][i]); }
 #pragma unroll
           for (int r = 0; r < DIRS; ++r) {
             float4 m = tap[r][0], n = tap[r][1];
@@ -150,7 +211,7 @@ class _Args(ctypes.Structure):
     _fields_ = (
         [(n, ctypes.c_void_p) for n in ("x", "w", "conv_w", "conv_b", "p")]
         + [(n, ctypes.c_longlong) for n in ("xb", "xt", "xk")]
-        + [(n, ctypes.c_int) for n in ("B", "L", "K", "E")]
+        + [(n, ctypes.c_int) for n in ("B", "L", "K", "E", "clip")]
     )
 
 
@@ -180,14 +241,20 @@ def conv_proj(
     p = x_BLKE.new_empty(directions * blocks, batch, length, outputs) if out is None else out
     weight, bias, proj = weight_RKEW.float(), bias_RKE.float(), proj_RKPE.to(x_BLKE.dtype)
     args = _Args(*(t.data_ptr() for t in (x_BLKE, proj, weight, bias, p)), *x_BLKE.stride()[:3])
-    args.B, args.L, args.K, args.E = batch, length, blocks, width
-    tiles = -(-outputs // 16) * 2
-    shared = 2 * 2 * (_CHANNELS + 8) * (_TOKENS + 6 + directions * tiles * 8)
-    blocks_at_once = int(os.environ.get("SSAMBA_PROJ_BLOCKS", "0"))  # for measurements
-    values = {"DTYPE": KINDS[x_BLKE.dtype], "P": outputs, "DIRS": directions, "TANH": int(fast_silu())}
-    values["MIN_BLOCKS"] = blocks_at_once or (3 if outputs <= 64 else 2)
+    # Clips that lie one behind the other are one sequence: blocks of tokens then need not end with each.
+    together = x_BLKE.stride(0) == length * x_BLKE.stride(1) and batch * length < 2**31
+    sequences, tokens_each = (1, batch * length) if together else (batch, length)
+    args.B, args.L, args.K, args.E, args.clip = sequences, tokens_each, blocks, width, length
+    warps, blocks_at_once = (8, 2) if outputs <= 64 else (8, 1)
+    given = os.environ.get("SSAMBA_PROJ", "")  # for measurements: warps of a block, blocks of a multiprocessor
+    if given:
+        warps, blocks_at_once = map(int, given.split(","))
+    tiles, tokens = -(-outputs // 16) * 2, 16 * warps
+    shared = 4 * (_CHANNELS + 8) * (tokens + 6 + directions * tiles * 8) + 2 * 20 * _CHANNELS * directions
+    values = {"DTYPE": KINDS[x_BLKE.dtype], "P": outputs, "DIRS": directions}
+    values |= {"WARPS": warps, "MIN_BLOCKS": blocks_at_once}
     defines = tuple(f"{name}={value}" for name, value in values.items())
     with nvrtc.on(x_BLKE):
         run = nvrtc.kernel(COMMON + PRIMITIVES + PROJ, "conv_proj", defines, x_BLKE.device.index or 0)
-        run((-(-length // _TOKENS), batch * blocks, 1), _THREADS, args, shared)
+        run((-(-tokens_each // tokens), sequences * blocks, 1), 32 * warps, args, shared)
     return p

@@ -111,14 +111,23 @@ def bimamba_inner(
     return selective_scan(u_BLRKE, dt_BLRKE, A_RKEN, B_BLRKN, C_BLRKN, D_RKE, dt_bias_RKE, z_BLKE)
 
 
+def runs_ungated(like: Tensor, A_log_RKEN: Tensor) -> bool:
+    """Whether there is a form without a gate: here always."""
+    return True
+
+
 def bimamba_ungated(x_BLKE: Tensor, work: Tensor, *parameters: Tensor) -> Tensor | None:
     """``bimamba_inner`` without its gate. ``work``: memory that the caller no longer needs, and this form neither."""
     return bimamba_inner(x_BLKE, None, *parameters)
 
 
-def gate_(y: Tensor, z: Tensor) -> None:
-    """``y *= silu(z)``, in place."""
-    y.mul_(F.silu(z.to(_compute_dtype(z))))
+def gated_output_(
+    y_TX: Tensor, stream_Td: Tensor, weight_Xd: Tensor, bias_X: Tensor, out_proj_dX: Tensor, out_Td: Tensor, eps: float
+) -> None:
+    """``out = (y silu(z)) out_proj^T`` with ``z = LayerNorm(stream) weight^T + bias``, which it makes. Overwrites y."""
+    z_TX = F.linear(F.layer_norm(stream_Td, stream_Td.shape[-1:], eps=eps), weight_Xd, bias_X)
+    y_TX.mul_(F.silu(z_TX.to(_compute_dtype(z_TX))))
+    out_Td.copy_(F.linear(y_TX, out_proj_dX))
 
 
 def add_layer_norm(

@@ -19,9 +19,17 @@ from torch import Tensor
 
 from ssamba.ops import nvrtc_conv, nvrtc_proj, nvrtc_scan, reference
 from ssamba.ops.triton_kernels import conv, norm, scan
-from ssamba.ops.triton_ungated import bimamba_ungated, gate_
+from ssamba.ops.triton_ungated import bimamba_ungated, gated_output_, runs_ungated
 
-__all__ = ["add_layer_norm", "add_layer_norm_", "bimamba_inner", "bimamba_inner_packed", "bimamba_ungated", "gate_"]
+__all__ = [
+    "add_layer_norm",
+    "add_layer_norm_",
+    "bimamba_inner",
+    "bimamba_inner_packed",
+    "bimamba_ungated",
+    "gated_output_",
+    "runs_ungated",
+]
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _Params = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]

@@ -7,11 +7,26 @@ room for all clips at once, and with them the GPU is full.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from ssamba.ops import nvrtc_fragments_launch, nvrtc_proj, nvrtc_scan
+from ssamba.ops import nvrtc, nvrtc_fragments_launch, nvrtc_proj, nvrtc_scan
 from ssamba.ops.nvrtc_shape import Shape
-from ssamba.ops.triton_kernels import gate
+from ssamba.ops.triton_kernels import gate, gated_output, norm
+
+PIECE_VALUES = 2**24
+"""Values of z that exist at once: they stay in a GPU's second-level cache, or nearly."""
+
+
+def runs_ungated(like: Tensor, A_log_RKEN: Tensor) -> bool:
+    """Whether products of ``like`` are bfloat16, and the GPU and the sizes such as the scan by fragments takes."""
+    mixed = torch.is_autocast_enabled(like.device.type)
+    dtype = torch.get_autocast_dtype(like.device.type) if mixed else like.dtype
+    width, states = A_log_RKEN.shape[-2:]
+    if dtype != torch.bfloat16 or states != 16 or width % 16 or not like.is_cuda:
+        return False
+    device = like.device.index or 0
+    return torch.cuda.get_device_capability(device)[0] >= 8 and nvrtc.available(device)
 
 
 def bimamba_ungated(
@@ -64,12 +79,25 @@ def _(x: Tensor, work: Tensor, *params: Tensor) -> Tensor:
     return x.new_empty(x.shape)
 
 
-@torch.library.custom_op("ssamba::gpu_gate_", mutates_args=("y",))
-def gate_(y: Tensor, z: Tensor) -> None:
-    """``y *= silu(z)``, in place, without gradients. Both contiguous and of one shape."""
-    gate.gate(y, z)
+@torch.library.custom_op("ssamba::gpu_gated_output_", mutates_args=("y", "out"))
+def gated_output_(
+    y: Tensor, stream: Tensor, weight: Tensor, bias: Tensor, out_proj: Tensor, out: Tensor, eps: float
+) -> None:
+    """``reference.gated_output_``: in one pass where that serves, else by pieces whose z stays in the cache."""
+    with torch.autocast(y.device.type, enabled=False):
+        weight, bias, out_proj = (w.to(y.dtype).contiguous() for w in (weight, bias, out_proj))
+        if gated_output.usable(y, stream, out):
+            gated_output.gated_output(y, stream, weight, bias, out_proj, out, eps)
+            return
+        pieces = max(1, round(y.numel() / PIECE_VALUES))
+        for y_TX, stream_Td, out_Td in zip(*(t.tensor_split(pieces) for t in (y, stream, out)), strict=True):
+            gate.gate(y_TX, F.linear(norm.normalise(stream_Td, eps, y.dtype), weight, bias))
+            if out.dtype == y.dtype:
+                torch.mm(y_TX, out_proj.t(), out=out_Td)
+            else:
+                out_Td.copy_(y_TX @ out_proj.t())
 
 
-@gate_.register_fake
-def _(y: Tensor, z: Tensor) -> None:
+@gated_output_.register_fake
+def _(y: Tensor, stream: Tensor, weight: Tensor, bias: Tensor, out_proj: Tensor, out: Tensor, eps: float) -> None:
     return None

@@ -13,9 +13,10 @@ from torch import Tensor
 def _forward(
     x_ptr, res_ptr, scale_ptr, w_ptr, b_ptr, out_ptr, new_ptr, mean_ptr, rstd_ptr,
     rows, length, width, eps, res_scale,
-    HAS_RES: tl.constexpr, HAS_SCALE: tl.constexpr, AFFINE: tl.constexpr, STATS: tl.constexpr,
+    HAS_RES: tl.constexpr, HAS_SCALE: tl.constexpr, AFFINE: tl.constexpr, KEEP: tl.constexpr,
     BR: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
+    # KEEP: write the sum and the statistics, too.
     row = tl.program_id(0).to(tl.int64) * BR + tl.arange(0, BR)
     col = tl.arange(0, BD)
     row_ok = row < rows
@@ -26,7 +27,8 @@ def _forward(
         x *= tl.load(scale_ptr + row // length, mask=row_ok, other=0.0).to(tl.float32)[:, None]
     if HAS_RES:
         x += res_scale * tl.load(res_ptr + at, mask=ok, other=0.0).to(tl.float32)
-    tl.store(new_ptr + at, x.to(new_ptr.dtype.element_ty), mask=ok)
+    if KEEP:
+        tl.store(new_ptr + at, x.to(new_ptr.dtype.element_ty), mask=ok)
     mean = tl.sum(x, 1) / width
     centred = tl.where(ok, x - mean[:, None], 0.0)
     rstd = 1.0 / tl.sqrt(tl.sum(centred * centred, 1) / width + eps)
@@ -36,7 +38,7 @@ def _forward(
         b = tl.load(b_ptr + col, mask=col < width, other=0.0).to(tl.float32)
         out = out * w[None, :] + b[None, :]
     tl.store(out_ptr + at, out.to(out_ptr.dtype.element_ty), mask=ok)
-    if STATS:
+    if KEEP:
         tl.store(mean_ptr + row, mean, mask=row_ok)
         tl.store(rstd_ptr + row, rstd, mask=row_ok)
 
@@ -120,10 +122,23 @@ def forward(
         _forward[(triton.cdiv(rows, br),)](
             x, residual, x_scale_B, weight_d, bias_d, out, new, mean, rstd,
             rows, x.shape[1] if x.dim() == 3 else 1, width, eps, residual_scale,
-            HAS_RES=residual is not None, HAS_SCALE=x_scale_B is not None, AFFINE=weight_d is not None, STATS=True,
+            HAS_RES=residual is not None, HAS_SCALE=x_scale_B is not None, AFFINE=weight_d is not None, KEEP=True,
             BR=br, BD=bd, num_warps=warps,
         )  # fmt: skip
     return out, new, mean, rstd
+
+
+def normalise(x_Td: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+    """LayerNorm(x) of contiguous tokens in ``dtype``, without weights or gradients."""
+    rows, width = x_Td.shape
+    out = torch.empty_like(x_Td, dtype=dtype)
+    br, bd, warps = _tile(width)
+    if rows:
+        _forward[(triton.cdiv(rows, br),)](
+            x_Td, None, None, None, None, out, None, None, None, rows, 1, width, eps, 1.0,
+            HAS_RES=False, HAS_SCALE=False, AFFINE=False, KEEP=False, BR=br, BD=bd, num_warps=warps,
+        )  # fmt: skip
+    return out
 
 
 def two_gradients(

@@ -1,0 +1,91 @@
+# mypy: disable-error-code="no-untyped-def"
+"""Gate and output product of a pair after the scan, in one pass that makes z as it goes, so that z is never in memory.
+
+A program owns some tokens: it normalises their stream, and for some channels at a time multiplies out z, gates y with
+it and adds to the output product, whose sums it keeps in registers. y is read once, and nothing is written but the
+output. Two matrix products by tensor cores follow each other there as in fused attention.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+_WIDEST = 192  # of the stream: with more, registers spill, and pieces are as fast
+_TOKENS, _CHANNELS = 64, 32  # of a program, at a time: two programs share a multiprocessor
+
+
+@triton.jit
+def _gated_output(
+    y_ptr, stream_ptr, wz_ptr, bz_ptr, wo_ptr, out_ptr, rows, eps,
+    X: tl.constexpr, D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    # The width in two parts, each a power of two: D0 + D1 = D, D1 may be 0.
+    row = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
+    ok = (row < rows)[:, None]
+    c0 = tl.arange(0, D0)
+    s0 = tl.load(stream_ptr + row[:, None] * D + c0[None, :], mask=ok, other=0.0).to(tl.float32)
+    mean = tl.sum(s0, 1)
+    if D1 > 0:
+        c1 = D0 + tl.arange(0, D1)
+        s1 = tl.load(stream_ptr + row[:, None] * D + c1[None, :], mask=ok, other=0.0).to(tl.float32)
+        mean += tl.sum(s1, 1)
+    mean /= D
+    s0 -= mean[:, None]
+    square = tl.sum(s0 * s0, 1)
+    if D1 > 0:
+        s1 -= mean[:, None]
+        square += tl.sum(s1 * s1, 1)
+    rstd = 1.0 / tl.sqrt(square / D + eps)
+    n0 = (s0 * rstd[:, None]).to(wz_ptr.dtype.element_ty)
+    sum0 = tl.zeros((BM, D0), tl.float32)
+    if D1 > 0:
+        n1 = (s1 * rstd[:, None]).to(wz_ptr.dtype.element_ty)
+        sum1 = tl.zeros((BM, D1), tl.float32)
+    for first in range(0, X, BN):
+        x = first + tl.arange(0, BN)
+        z = tl.dot(n0, tl.load(wz_ptr + c0[:, None] + x[None, :] * D))
+        if D1 > 0:
+            z = tl.dot(n1, tl.load(wz_ptr + c1[:, None] + x[None, :] * D), z)
+        z += tl.load(bz_ptr + x).to(tl.float32)[None, :]
+        y = tl.load(y_ptr + row[:, None] * X + x[None, :], mask=ok, other=0.0).to(tl.float32)
+        gated = (y * tl.fdiv(z, 1.0 + tl.exp2(z * -1.4426950408889634))).to(wo_ptr.dtype.element_ty)
+        sum0 = tl.dot(gated, tl.load(wo_ptr + c0[None, :] * X + x[:, None]), sum0)
+        if D1 > 0:
+            sum1 = tl.dot(gated, tl.load(wo_ptr + c1[None, :] * X + x[:, None]), sum1)
+    at = row[:, None] * D
+    tl.store(out_ptr + at + c0[None, :], sum0.to(out_ptr.dtype.element_ty), mask=ok)
+    if D1 > 0:
+        tl.store(out_ptr + at + c1[None, :], sum1.to(out_ptr.dtype.element_ty), mask=ok)
+
+
+def parts_of(width: int) -> tuple[int, int] | None:
+    """The width as two powers of two that a tensor core takes, the second of which may be 0; None if it is not so."""
+    first = 1 << (width.bit_length() - 1)
+    rest = width - first
+    return (first, rest) if first >= 16 and (rest == 0 or (rest >= 16 and rest & (rest - 1) == 0)) else None
+
+
+def usable(y_TX: Tensor, stream_Td: Tensor, out_Td: Tensor) -> bool:
+    """Whether the one pass takes these."""
+    width, channels = stream_Td.shape[1], y_TX.shape[1]
+    if width > _WIDEST or parts_of(width) is None or channels % _CHANNELS:
+        return False
+    return y_TX.dtype == torch.bfloat16 and all(t.is_contiguous() for t in (y_TX, stream_Td, out_Td))
+
+
+def gated_output(
+    y_TX: Tensor, stream_Td: Tensor, weight_Xd: Tensor, bias_X: Tensor, out_proj_dX: Tensor, out_Td: Tensor, eps: float
+) -> None:
+    """``out = (y silu(LayerNorm(stream) weight^T + bias)) out_proj^T``, all contiguous."""
+    rows, width = stream_Td.shape
+    parts = parts_of(width)
+    assert parts is not None
+    if rows:
+        _gated_output[(triton.cdiv(rows, _TOKENS),)](
+            y_TX, stream_Td, weight_Xd, bias_X, out_proj_dX, out_Td, rows, eps,
+            X=y_TX.shape[1], D=width, D0=parts[0], D1=parts[1], BM=_TOKENS,
+            BN=_CHANNELS, num_warps=4, num_stages=3,
+        )  # fmt: skip

@@ -1,0 +1,98 @@
+"""Every GPU kernel once at a small size, compared with the reference: to be run under compute-sanitizer.
+
+PYTORCH_NO_CUDA_MEMORY_CACHING=1 PYTHONPATH=src compute-sanitizer --tool memcheck python tests/gpu_small.py
+PYTHONPATH=src compute-sanitizer --tool racecheck python tests/gpu_small.py    # synccheck, initcheck likewise
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import torch
+from torch import Tensor
+
+from ssamba.ops import reference
+from ssamba.ops import triton as gpu
+
+
+def inputs(batch: int, length: int, width: int, rank: int, directions: int, dtype: torch.dtype) -> list[Tensor]:
+    draw, lanes = torch.Generator().manual_seed(length), (directions, 2)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=draw)
+
+    values = [normal(batch, length, 2, 2, width).to(dtype), normal(*lanes, width, 4) * 0.5, normal(*lanes, width) * 0.1]
+    values += [normal(*lanes, rank + 32, width) / width**0.5, normal(*lanes, width, rank) / rank**0.5]
+    values += [normal(*lanes, width) - 3, torch.log(torch.rand(*lanes, width, 16, generator=draw) * 16 + 0.5)]
+    return [v.cuda() for v in [*values, normal(*lanes, width)]]
+
+
+def compare(name: str, found: Tensor, expected: Tensor, bound: float) -> None:
+    error = float((found.double() - expected).norm() / expected.norm())
+    print(f"{name}: {error:.1e}", flush=True)
+    if not error < bound:
+        sys.exit(f"{name}: off by {error:.1e}")
+
+
+def mixer(length: int, width: int, rank: int, directions: int, dtype: torch.dtype, bound: float) -> None:
+    """Forward and backward."""
+    tensors = [t.requires_grad_() for t in inputs(2, length, width, rank, directions, dtype)]
+    exact = [t.detach().double().requires_grad_() for t in tensors]
+    y = gpu.bimamba_inner_packed(*tensors)
+    expected = reference.bimamba_inner(exact[0][:, :, 0], exact[0][:, :, 1], *exact[1:])
+    found = [y, *torch.autograd.grad(y.float().square().sum(), tensors)]
+    truth = [expected, *torch.autograd.grad(expected.square().sum(), exact)]
+    for i, (one, other) in enumerate(zip(found, truth, strict=True)):
+        compare(
+            f"{length} x {width}, {directions} directions, {dtype}, result {i}", one.detach(), other.detach(), bound
+        )
+
+
+@torch.no_grad()
+def late_gate(cut: str) -> None:
+    """The scan without its gate in a cut, then gate and output, for a width of one pass and one of pieces."""
+    os.environ["SSAMBA_CUT"] = cut
+    for width, rank in ((96, 12), (80, 8)):
+        x, *parameters = inputs(2, 69, width, rank, 2, torch.bfloat16)
+        x = x[:, :, 0].contiguous()
+        y, work = gpu.bimamba_ungated(x, torch.empty_like(x), *parameters), torch.empty(0)
+        assert y is not None
+        ungated = reference.bimamba_ungated(x.double(), work, *(p.double() for p in parameters))
+        assert ungated is not None
+        compare(f"without a gate, {width}, {cut}", y, ungated, 1e-2)
+        y, d = y.flatten(2).flatten(0, 1), width // 2
+        stream = torch.randn(len(y), d, device="cuda").bfloat16()
+        weights = [
+            torch.randn(*s, device="cuda").bfloat16() / 8 for s in ((2 * width, d), (2 * width,), (d, 2 * width))
+        ]
+        out, expected = torch.empty_like(stream), stream.double()
+        reference.gated_output_(y.double(), stream.double(), *(w.double() for w in weights), expected, 1e-5)
+        gpu.gated_output_(y, stream, *weights, out, 1e-5)
+        compare(f"gate and output, {d}", out, expected, 1e-2)
+    del os.environ["SSAMBA_CUT"]
+
+
+def norm() -> None:
+    x, residual = (torch.randn(3, 5, 20, device="cuda", requires_grad=True) for _ in range(2))
+    weight, bias = (torch.randn(20, device="cuda", requires_grad=True) for _ in range(2))
+    out, stream = gpu.add_layer_norm(x, residual, weight, bias, residual_scale=2.0)
+    expected, _ = reference.add_layer_norm(
+        x.double(), residual.double(), weight.double(), bias.double(), residual_scale=2
+    )
+    compare("norm", out.detach(), expected.detach(), 1e-5)
+    (out.square().sum() + stream.sum()).backward()
+
+
+def main() -> None:
+    norm()
+    for cut in ("split=1,warps=4,stages=3,chunks=1,blocks=2", "split=2,warps=2,stages=3,chunks=1,blocks=2",
+                "split=1,warps=4,stages=4,chunks=3,blocks=2"):  # fmt: skip
+        late_gate(cut)
+    mixer(37, 48, 12, 2, torch.bfloat16, 2e-2)
+    mixer(21, 33, 5, 1, torch.float32, 1e-4)
+    mixer(18, 40, 4, 2, torch.float16, 4e-3)
+
+
+if __name__ == "__main__":
+    main()
