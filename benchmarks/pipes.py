@@ -4,8 +4,7 @@
 
 A step of 16 channels by 16 states is 8 EX2, 16 FMUL, 3 HMMA, 4 F2FP. Each line adds one of them to the mix, on 1 to 4
 warps a scheduler; chains are long enough apart not to wait. If a mix takes longer than its slowest part alone, two of
-them share a pipe, and the scan's floor is not that of its special functions. With the cut ``tf32`` a step has no F2FP,
-but 4 more integer operations, some moves and one product more.
+them share a pipe, and the scan's floor is not that of its special functions.
 """
 
 from __future__ import annotations
