@@ -193,7 +193,12 @@ def bimamba_inner_packed(
 
 
 def runs_ungated(like: Tensor, A_log_RKEN: Tensor) -> bool:
-    """Whether ``bimamba_ungated`` is likely to have a form for a product of ``like``: ask before making x for it."""
+    """Whether ``bimamba_ungated`` is likely to have a form for a product of ``like``: ask before making x for it.
+
+    Never while a graph is traced: the form looks at addresses.
+    """
+    if torch.compiler.is_compiling():
+        return False
     module = _choose("bimamba_inner", like, A_log_RKEN.shape[0], A_log_RKEN.shape[-1])
     answer = getattr(module, "runs_ungated", None)
     return answer is not None and answer(like, A_log_RKEN)
