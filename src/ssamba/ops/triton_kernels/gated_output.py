@@ -13,8 +13,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ssamba.ops.nvrtc_shape import dynamic_limit
+
 _WIDEST = 192  # of the stream: with more, registers spill, and pieces are as fast
 _TOKENS, _CHANNELS = 64, 32  # of a program, at a time: two programs share a multiprocessor
+_SHARED = 107 * 1024  # bytes that three stages take at the widest; two take 77 KB
 
 
 @triton.jit
@@ -84,8 +87,9 @@ def gated_output(
     parts = parts_of(width)
     assert parts is not None
     if rows:
+        stages = 2 if y_TX.is_cuda and dynamic_limit(y_TX.device.index or 0) < _SHARED else 3
         _gated_output[(triton.cdiv(rows, _TOKENS),)](
             y_TX, stream_Td, weight_Xd, bias_X, out_proj_dX, out_Td, rows, eps,
             X=y_TX.shape[1], D=width, D0=parts[0], D1=parts[1], BM=_TOKENS,
-            BN=_CHANNELS, num_warps=4, num_stages=3,
+            BN=_CHANNELS, num_warps=4, num_stages=stages,
         )  # fmt: skip
