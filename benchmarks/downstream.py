@@ -5,9 +5,9 @@
 
 Each model is NAME=SOURCE, SOURCE a run or model directory, or none:ENCODER for random weights (none:ENCODER:OPTIONS
 with options of finetune); @MINUTES is the GPU time of its pretraining, for the picture. Every job is a `ssamba` command
-in a process of its own, shown before it starts; --gpus shares the jobs out to several GPUs. A finished job is not
-repeated, a stopped one goes on. OUT gets a folder for each job, summary.json, summary.md and, where minutes are given,
-minutes.png: accuracy against GPU minutes.
+in a process of its own, shown before it starts; --gpus shares the jobs out to several GPUs. Jobs at once share the
+processor cores out, unless OMP_NUM_THREADS is set. A finished job is not repeated, a stopped one goes on. OUT gets a
+folder for each job, summary.json, summary.md and, where minutes are given, minutes.png: accuracy against GPU minutes.
 """
 
 from __future__ import annotations
@@ -86,6 +86,14 @@ def jobs(arguments: argparse.Namespace) -> list[Job]:
     return found
 
 
+def share_cores(processes: int) -> None:
+    """Give each of several processes its share of the cores: with threads for all of them each, a probe crawls."""
+    able = getattr(os, "sched_getaffinity", None)
+    cores = len(able(0)) if able is not None else os.cpu_count() or 1
+    if processes > 1:
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // processes)))
+
+
 def run(job: Job, gpus: queue.SimpleQueue[str]) -> Job:
     """Start a job on the next free GPU and wait for it; its output goes to log.txt beside its results."""
     if (job.out / "results.json").exists():
@@ -155,22 +163,25 @@ def picture(results: list[dict[str, Any]], models: list[Model], out: Path) -> No
     """Accuracy against the GPU minutes of pretraining, a panel for each of the four numbers."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 7), layout="constrained")
+    figure = Figure(figsize=(10, 7.5), layout="constrained")
     panels = figure.subplots(2, 2)
+    handles = {}
     for row, task in zip(panels, ("probe", "fine-tuned"), strict=True):
         for panel, data in zip(row, RECIPES, strict=True):
-            for model in models:
+            for number, model in enumerate(models):
                 chosen = [r for r in results if (r["model"], r["task"], r["data"]) == (model.name, task, data)]
                 if model.minutes is None or not chosen:
                     continue
                 scores = [r["accuracy"] for r in chosen]
-                spread = statistics.stdev(scores) if len(scores) > 1 else 0.0
-                marker = "s" if "ssast" in model.name else "o"
-                panel.errorbar(model.minutes, statistics.mean(scores), spread, marker=marker, capsize=3)
-                panel.annotate(model.name, (model.minutes, statistics.mean(scores)), (6, 4), textcoords="offset points")
+                spread = statistics.stdev(scores) if len(scores) > 1 else None
+                ssast = "ssast" in model.name.lower()
+                style: dict[str, Any] = {"color": f"C{number % 10}", "marker": "s" if ssast else "o", "linestyle": ""}
+                style |= {"markersize": 10 if ssast else 6, "markerfacecolor": "none" if ssast else None, "capsize": 3}
+                handles[model.name] = panel.errorbar(model.minutes, statistics.mean(scores), spread, **style)
             panel.set(title=f"{RECIPES[data]}, {task}", xlabel="GPU minutes of pretraining", ylabel="accuracy, %")
-            panel.margins(0.35, 0.2)
+            panel.margins(0.1, 0.1)
             panel.grid(alpha=0.3)
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(3, len(handles) or 1))
     figure.savefig(out, dpi=130)
 
 
@@ -181,12 +192,13 @@ def main() -> None:
     parser.add_argument("--esc10", type=Path, required=True)
     parser.add_argument("--arabic", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--jobs", type=int, default=4, help="processes at once")
+    parser.add_argument("--jobs", type=int, default=4, help="at once, each on its share of the cores (OMP_NUM_THREADS)")
     parser.add_argument("--gpus", type=int, default=0, help="GPUs to share the jobs out to; 0: each job takes its own")
     parser.add_argument("--workers", type=int, default=2, help="decoding workers of each")
     parser.add_argument("--options", default="", help="more options for every fine-tuning, in one string")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
+    share_cores(arguments.jobs)
     results = []
     gpus: queue.SimpleQueue[str] = queue.SimpleQueue()
     for i in range(arguments.jobs):
