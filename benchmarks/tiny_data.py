@@ -3,12 +3,14 @@
     python benchmarks/tiny_data.py UNLABELLED ARABIC OUT
 
 UNLABELLED holds a folder for each source, ARABIC is Arabic Speech Commands with meta.csv: only its training speakers
-are taken. OUT gets speech.csv, music.csv, effects.csv and words.csv, to be mixed as PATH=SHARE.
+are taken. OUT gets speech.csv, music.csv, effects.csv and words.csv, to be mixed as PATH=SHARE; their paths are relative to
+OUT, so that which files are held out depends on where OUT lies beside the data, and not on the machine.
 """
 
 from __future__ import annotations
 
 import csv
+import os
 import sys
 from pathlib import Path
 
@@ -28,7 +30,7 @@ def main(unlabelled: Path, arabic: Path, out: Path) -> None:
         with open(out / f"{kind}.csv", "w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["path"])
-            writer.writerows([path.resolve()] for path in paths)
+            writer.writerows([os.path.relpath(path.resolve(), out.resolve())] for path in paths)
         print(f"{kind}: {len(paths)} files")
 
 
