@@ -3,8 +3,8 @@
     python benchmarks/tiny_data.py UNLABELLED ARABIC OUT
 
 UNLABELLED holds a folder for each source, ARABIC is Arabic Speech Commands with meta.csv: only its training speakers
-are taken. OUT gets speech.csv, music.csv, effects.csv and words.csv, to be mixed as PATH=SHARE. Their paths are relative
-to OUT: which files are held out then depends on where OUT lies beside the data, and not on the machine.
+are taken. OUT gets speech.csv, music.csv, effects.csv and words.csv, to be mixed as PATH=SHARE. Their paths are
+relative to OUT: which files are held out then depends on where OUT lies beside the data, and not on the machine.
 """
 
 from __future__ import annotations
