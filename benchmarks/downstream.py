@@ -27,6 +27,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ssamba.data.decoding import available_cores
+
 RECIPES = {"esc10": "ESC-10", "arabic-speech-commands": "Arabic"}
 PROBED = "mean and deviation of each row"
 
@@ -88,10 +90,8 @@ def jobs(arguments: argparse.Namespace) -> list[Job]:
 
 def share_cores(processes: int) -> None:
     """Give each of several processes its share of the cores: with threads for all of them each, a probe crawls."""
-    able = getattr(os, "sched_getaffinity", None)
-    cores = len(able(0)) if able is not None else os.cpu_count() or 1
     if processes > 1:
-        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // processes)))
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, available_cores() // processes)))
 
 
 def run(job: Job, gpus: queue.SimpleQueue[str]) -> Job:

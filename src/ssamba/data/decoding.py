@@ -22,7 +22,7 @@ from ssamba.data.cache import AudioCache
 from ssamba.data.processes import DecodingProcesses, available
 from ssamba.data.worker import Request
 
-__all__ = ["MOST_ATTEMPTS", "AudioCache", "Elsewhere", "choose_workers", "decode_ahead", "pad_rows"]
+__all__ = ["MOST_ATTEMPTS", "AudioCache", "Elsewhere", "available_cores", "choose_workers", "decode_ahead", "pad_rows"]
 
 MOST_ATTEMPTS = 16
 """Stand-ins tried for one unreadable row; at the 5 % limit all of them fail once in 10**21."""
@@ -36,6 +36,12 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 
+def available_cores() -> int:
+    """Processor cores that this process may use."""
+    able = getattr(os, "sched_getaffinity", None)
+    return len(able(0)) if able is not None else os.cpu_count() or 1
+
+
 def choose_workers(setting: int) -> int:
     """The number of workers that a recipe's value means: 0 stands for the cores at hand, 2 to 16 of them.
 
@@ -43,9 +49,7 @@ def choose_workers(setting: int) -> int:
     """
     if setting:
         return setting
-    able = getattr(os, "sched_getaffinity", None)
-    cores = len(able(0)) if able is not None else os.cpu_count() or 1
-    return max(2, min(MOST_WORKERS, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    return max(2, min(MOST_WORKERS, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
 class Elsewhere(NamedTuple, Generic[Job, Result]):
