@@ -11,9 +11,9 @@ from pathlib import Path
 TIMES = ("seconds", "clips_per_second")
 
 
-def command(sounds: Path, out: Path, values: dict[str, object]) -> list[str]:
+def command(sounds: Path, out: Path, values: dict[str, object], device: str = "cpu") -> list[str]:
     options = [text for key, value in values.items() for text in (f"--{key.replace('_', '-')}", str(value))]
-    return [sys.executable, "-m", "ssamba", "pretrain", str(sounds), "--out", str(out), "--device", "cpu", *options]
+    return [sys.executable, "-m", "ssamba", "pretrain", str(sounds), "--out", str(out), "--device", device, *options]
 
 
 def step_of(out: Path) -> int:

@@ -21,6 +21,7 @@ os.environ["TRITON_INTERPRET"] = "1"
 import numpy as np
 import torch
 import torch.nn.functional as F
+from mixer_inputs import mixer_inputs
 from torch import Tensor
 from triton.runtime import interpreter
 
@@ -164,17 +165,6 @@ def check_gated_output() -> None:
     assert [gated_output.parts_of(w) for w in (16, 192, 384, 8, 40, 200)] == [(16, 0), (128, 64), (256, 128)] + [
         None
     ] * 3
-
-
-def mixer_inputs(B: int, L: int, K: int, E: int, r: int, R: int) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(L)
-
-    def draw(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator)
-
-    tensors = [draw(B, L, 2, K, E).bfloat16(), draw(R, K, E, 4) * 0.5, draw(R, K, E) * 0.1]
-    tensors += [draw(R, K, r + 32, E) / E**0.5, draw(R, K, E, r) / r**0.5, draw(R, K, E) - 3]
-    return [*tensors, torch.log(torch.rand(R, K, E, 16, generator=generator) * 16 + 0.5), draw(R, K, E)]
 
 
 def check_output(B: int, L: int, K: int, E: int, r: int, R: int) -> None:

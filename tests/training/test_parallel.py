@@ -63,15 +63,6 @@ def wait_for_step(process: subprocess.Popen[str], out: Path, step: int) -> None:
     assert process.poll() is None
 
 
-@pytest.fixture
-def tiny(small: dict[str, object]) -> dict[str, object]:
-    """With all that is drawn for a step; 5 clips leave the processes different numbers of rows.
-
-    A small rate, for Adam makes much of rounding where gradients are nearly 0.
-    """
-    return small | {"batch": 5, "steps": 16, "drop_path": 0.2, "lr": 1e-4, "save_minutes": 60.0}
-
-
 @pytest.mark.parametrize(
     "extra",
     [

@@ -1,7 +1,7 @@
 """Every GPU kernel once at a small size, compared with the reference: to be run under compute-sanitizer.
 
-PYTORCH_NO_CUDA_MEMORY_CACHING=1 PYTHONPATH=src compute-sanitizer --tool memcheck python tests/gpu_small.py
-PYTHONPATH=src compute-sanitizer --tool racecheck python tests/gpu_small.py    # synccheck, initcheck likewise
+PYTORCH_NO_CUDA_MEMORY_CACHING=1 PYTHONPATH=src compute-sanitizer --tool memcheck python tests/ops/gpu_small.py
+PYTHONPATH=src compute-sanitizer --tool racecheck python tests/ops/gpu_small.py  # synccheck, initcheck likewise
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import os
 import sys
 
 import torch
+from mixer_inputs import mixer_inputs
 from torch import Tensor
 
 from ssamba.ops import reference
@@ -17,15 +18,8 @@ from ssamba.ops import triton as gpu
 
 
 def inputs(batch: int, length: int, width: int, rank: int, directions: int, dtype: torch.dtype) -> list[Tensor]:
-    draw, lanes = torch.Generator().manual_seed(length), (directions, 2)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=draw)
-
-    values = [normal(batch, length, 2, 2, width).to(dtype), normal(*lanes, width, 4) * 0.5, normal(*lanes, width) * 0.1]
-    values += [normal(*lanes, rank + 32, width) / width**0.5, normal(*lanes, width, rank) / rank**0.5]
-    values += [normal(*lanes, width) - 3, torch.log(torch.rand(*lanes, width, 16, generator=draw) * 16 + 0.5)]
-    return [v.cuda() for v in [*values, normal(*lanes, width)]]
+    """``mixer_inputs`` of a pair on the GPU."""
+    return [t.cuda() for t in mixer_inputs(batch, length, 2, width, rank, directions, dtype)]
 
 
 def compare(name: str, found: Tensor, expected: Tensor, bound: float) -> None:
