@@ -166,3 +166,8 @@ def available(device: int) -> bool:
         return False
     major, minor = torch.cuda.get_device_capability(device)
     return major >= 7 and major * 10 + minor in list(known)
+
+
+def multiplies_bfloat16(device: int) -> bool:
+    """Whether it can, and the device has the matrix products of ``nvrtc_primitives`` (compute capability 8.0)."""
+    return available(device) and torch.cuda.get_device_capability(device)[0] >= 8

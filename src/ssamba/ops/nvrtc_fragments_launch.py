@@ -70,7 +70,7 @@ def usable(shape: Shape, tensors: dict[str, Tensor]) -> bool:
         return True
     device = x.device.index or 0
     shared = max(_shared(shape, choose_cut(shape), phase, "z" in tensors) for phase in (0, 2))
-    return torch.cuda.get_device_capability(device)[0] >= 8 and shared <= dynamic_limit(device)
+    return nvrtc.multiplies_bfloat16(device) and shared <= dynamic_limit(device)
 
 
 def _shared(shape: Shape, cut: Cut, phase: int, gate: bool) -> int:

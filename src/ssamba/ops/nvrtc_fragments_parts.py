@@ -22,7 +22,6 @@ PARTS = r"""
 #define PC (P / 4)                // chunks of a row of p
 #define DR (STEPS + 4)
 #define NJ (2 / SPLIT)            // tiles of 8 states
-#define TURNS SPLIT  // batches whose deltas are in shared memory at once
 
 struct __align__(16) Stage {
   T x[(HALO + STEPS) * XR];
@@ -36,10 +35,10 @@ struct __align__(16) Stage {
   T bc[4][SLOTS * 8];  // B of states 0-7 and 8-15, then C
 };
 struct __align__(16) Shared {  // of the warps of one group
-  float delta[TURNS][16 * DR];
+  float delta[SPLIT][16 * DR];  // with SPLIT 2, of this batch and of the next, as all below
 #if SPLIT == 2
-  uint2 drive[TURNS][2][32];
-  float4 sum[TURNS][2][32];
+  uint2 drive[2][2][32];
+  float4 sum[2][2][32];
 #endif
 };
 

@@ -168,7 +168,7 @@ __device__ __forceinline__ void walk(Warp &w) {
   for (int s0 = w.lo; s0 < w.hi; s0 += STEPS) {
     w.next_batch(s0);
     const T *stage = w.stage();
-    int before = s0 - STEPS + place, turn_next = turn ^ (TURNS - 1);
+    int before = s0 - STEPS + place, turn_next = turn ^ 1;
     bool write = w.on && s0 > w.lo && before < w.hi;
     if (PHASE != 3 && s0 > w.lo) join(w, sum, turn_next);
     Eight eight[2];
@@ -202,7 +202,7 @@ __device__ __forceinline__ void walk(Warp &w) {
   }
   if (PHASE == 3 || w.lo >= w.hi) return;
   __syncthreads();
-  join(w, sum, turn ^ (TURNS - 1));
+  join(w, sum, turn ^ 1);
   int last = w.lo + (w.hi - 1 - w.lo) / STEPS * STEPS + place;
   finish(sum, gate, w.y + last * w.y_step, w.on && last < w.hi);
 }

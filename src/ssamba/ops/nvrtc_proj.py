@@ -228,8 +228,7 @@ def usable(x_BLKE: Tensor, weight_RKEW: Tensor, x_proj_RKPE: Tensor) -> bool:
         return False
     if not x_BLKE.is_cuda:
         return False
-    device = x_BLKE.device.index or 0
-    return torch.cuda.get_device_capability(device)[0] >= 8 and nvrtc.available(device)
+    return nvrtc.multiplies_bfloat16(x_BLKE.device.index or 0)
 
 
 def conv_proj(

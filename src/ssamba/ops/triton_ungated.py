@@ -25,8 +25,7 @@ def runs_ungated(like: Tensor, A_log_RKEN: Tensor) -> bool:
     width, states = A_log_RKEN.shape[-2:]
     if dtype != torch.bfloat16 or states != 16 or width % 16 or not like.is_cuda:
         return False
-    device = like.device.index or 0
-    return torch.cuda.get_device_capability(device)[0] >= 8 and nvrtc.available(device)
+    return nvrtc.multiplies_bfloat16(like.device.index or 0)
 
 
 def bimamba_ungated(
@@ -86,7 +85,7 @@ def gated_output_(
     """``reference.gated_output_``: in one pass where that serves, else by pieces whose z stays in the cache."""
     with torch.autocast(y.device.type, enabled=False):
         weight, bias, out_proj = (w.to(y.dtype).contiguous() for w in (weight, bias, out_proj))
-        if gated_output.usable(y, stream, out):
+        if gated_output.usable(y, stream):
             gated_output.gated_output(y, stream, weight, bias, out_proj, out, eps)
             return
         pieces = max(1, round(y.numel() / PIECE_VALUES))
