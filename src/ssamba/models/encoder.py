@@ -6,6 +6,7 @@ A kind of encoder adds its tokens in front, its chain of blocks and their initia
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
@@ -32,7 +33,7 @@ class Seen(NamedTuple):
     """The tokens at the masked patches, which the heads read."""
 
 
-class Encoder(nn.Module):
+class Encoder(nn.Module, ABC):
     """Log-mel patches -> tokens. ``heads=True`` adds the two pretraining heads, ``classification`` a classifier.
 
     A new model is initialised from ``generator``, or from seed 0 without one.
@@ -68,18 +69,19 @@ class Encoder(nn.Module):
         if not self.positions.is_meta:
             self.reset_parameters(generator)
 
+    @abstractmethod
     def _make_layers(self) -> None:
         """Create the tokens in front, the blocks and the final norm."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _reset_layers(self, generator: Generator) -> None:
         """Draw the weights that ``_make_layers`` made, but for the tokens in front and the norm."""
-        raise NotImplementedError
 
+    @abstractmethod
     def prefix(self) -> list[nn.Parameter]:
         """The tokens in front, each (1, 1, d)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def encode_tokens(
         self, tokens: Tensor, keep: Tensor | None = None, layers: list[Tensor] | None = None, own: bool = False
     ) -> Tensor:
@@ -88,11 +90,10 @@ class Encoder(nn.Module):
         ``layers`` takes the tokens as they leave each step of the chain, the last ones after the final norm. ``own``:
         the caller needs ``tokens`` no more, so they may be overwritten.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def draw_keep(self, batch: int, generator: Generator) -> Tensor | None:
         """Stochastic depth for one pass, None when the rate is 0."""
-        raise NotImplementedError
 
     @torch.no_grad()
     def reset_parameters(self, generator: Generator | None = None) -> None:
@@ -173,9 +174,9 @@ class Encoder(nn.Module):
         return layers
 
     @property
+    @abstractmethod
     def n_layers(self) -> int:
         """How many ``encode_layers`` gives."""
-        raise NotImplementedError
 
     def losses(
         self,
