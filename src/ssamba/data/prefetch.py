@@ -31,6 +31,7 @@ def prepare_ahead(items: Iterable[Item], prepare: Callable[[Item], Result], dept
                 continue
 
     def work() -> None:
+        """The thread: puts (result, None) for each item, or (None, error) in its place, and last ``_END``."""
         iterator = iter(items)
         try:
             for item in iterator:

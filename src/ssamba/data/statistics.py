@@ -49,6 +49,7 @@ class _Moments:
     frames: int = 0
 
     def merged(self, other: _Moments) -> _Moments:
+        """The moments of the values of both."""
         count = self.count + other.count
         if not count:
             return self
