@@ -2,7 +2,7 @@
 #include <cstdio>
 #define SSAMBA_EMULATE
 #include <algorithm>
-using std::min;
+using std::min; using std::max;
 #include <ucontext.h>
 #include <cmath>
 #include <cstring>
@@ -65,6 +65,7 @@ static std::vector<Copy> open_[1024]; static std::vector<std::vector<Copy>> clos
 template<int BYTES> static void copy_later(unsigned short*to,const unsigned short*from,bool ok){ Copy c={to,from,BYTES,ok}; if(SKEWED<3) c.now(); else open_[cur].push_back(c); }
 static void close_copies(){ closed_[cur].push_back(open_[cur]); open_[cur].clear(); }
 template<int LEFT> static void await_copies(){ auto&all=closed_[cur]; while((int)all.size()>LEFT){ for(auto&c:all[0]) c.now(); all.erase(all.begin()); } }
+typedef unsigned short*Row; static Row row_at(const unsigned short*at){ return (Row)at; } static Row ahead(Row row,int values){ return row+values; }
 static uint2 make_uint2(unsigned x,unsigned y){ return {x,y}; }
 // Matrices of 8 x 8: lane 8 i + k points at row k of matrix i.
 template<int COUNT> static void matrices(unsigned*d,const unsigned short*row,bool turned){
@@ -100,4 +101,5 @@ static void mma16816(float*d,unsigned a0,unsigned a1,unsigned a2,unsigned a3,uns
   yield_(2); }
 static void mma1688(float*d,unsigned a0,unsigned a1,unsigned b0){ // the inner dimension's upper half is zero
   mma16816(d,a0,a1,0,0,b0,0); }
+static void product1688(float*d,unsigned a0,unsigned a1,unsigned b0){ d[0]=d[1]=d[2]=d[3]=0; mma1688(d,a0,a1,b0); }
 #endif

@@ -22,9 +22,21 @@ FRAGMENTS = (
     PARTS
     + WALK
     + r"""
+// Both directions meet where a batch of direction 0 ends. Direction 1 begins with steps that do not exist, so that one of
+// its batches ends there, too: states then never go through steps behind the end.
+struct Half {
+  int begin, middle;  // of the first batch; the first step of the second half
+};
+
+__device__ __forceinline__ Half halves(const Args &a, int r) {
+  if (a.R == 1) return {0, a.L};
+  int meeting = a.L / 2 / STEPS * STEPS;
+  return r ? Half{meeting - (a.L + STEPS - 1) / STEPS * STEPS + a.L - meeting, a.L - meeting} : Half{0, meeting};
+}
+
 // The first step of a chunk; the end of the last one is that of the direction.
-__device__ __forceinline__ int chunk_start(int chunk, int count, int middle, int L) {
-  int from = chunk < count ? 0 : middle, steps = chunk < count ? middle : L - middle;
+__device__ __forceinline__ int chunk_start(int chunk, int count, Half half, int L) {
+  int from = chunk < count ? half.begin : half.middle, steps = (chunk < count ? half.middle : L) - from;
   int each = ((steps + count - 1) / count + STEPS - 1) / STEPS * STEPS;
   return from + min((chunk < count ? chunk : chunk - count) * each, steps);
 }
@@ -33,20 +45,21 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan_fragments
   SHARED_BYTES(raw);
   Stage *stages = (Stage *)raw;
   int thread = thread_number(), lane = thread % 32, warp = thread / 32, g = lane / 4, q = lane % 4;
-  int half = warp % SPLIT, group = warp / SPLIT, row = lane % 8, matrix = lane / 8;
+  int half = warp % SPLIT, group = warp / SPLIT;
   Warp w;
-  w.stages = stages; w.own = (Shared *)(stages + STAGES) + group;
+  w.stages = row_at((const T *)stages); w.own = (Shared *)(stages + STAGES) + group;
   w.lane = lane; w.half = half; w.g = g; w.q = q;
   int b = blockIdx.y / a.K, k = blockIdx.y % a.K, r = blockIdx.z % a.R;
   int e_block = blockIdx.x * CB, e0 = e_block + group * 16;
   w.on = e0 < a.E;
   if (!w.on) e0 = 0;
   long long lane_of = (long long)r * a.K + k, base = lane_of * a.B + b;
-  int middle = first_half(a, r), lo = PHASE == 2 ? middle : 0, hi = PHASE == 1 ? middle : a.L;
+  Half halved = halves(a, r);
+  int lo = PHASE == 2 ? halved.middle : halved.begin, hi = PHASE == 1 ? halved.middle : a.L;
 #if CHUNKED
   int chunk = blockIdx.z / a.R + (PHASE == 2 ? a.count : 0);
-  lo = chunk_start(chunk, a.count, middle, a.L);
-  hi = chunk_start(chunk + 1, a.count, middle, a.L);
+  lo = chunk_start(chunk, a.count, halved, a.L);
+  hi = chunk_start(chunk + 1, a.count, halved, a.L);
 #endif
   // Copies leave alone what lies between the rows of B and C and behind those of the projection.
   constexpr int MIXED = (int)(sizeof(Stage::low) + sizeof(Stage::bc)) / 16;
@@ -83,13 +96,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan_fragments
       a.z + b * a.zb + k * a.zk + e_block + t_first * a.zt + (long long)(lo * sign) * a.zt,
       a.y + y_at + e_block + lo * sign * y_row, a.p + (base * a.L + t_first + lo * sign) * P,
       sign * (int)a.xt, sign * (int)a.zt, sign * (int)y_row, sign * P};
-  w.copies.start(*stages, thread, a.E - e_block, hi);
+  w.copies.start(thread, a.E - e_block, hi);
   w.y_step = sign * (int)y_row;
-  w.y = a.y + y_at + e0 + 2 * q;
-  w.lo = lo; w.hi = hi;
-  find_places(w.at, stages, lane, group, half);
-  int window = SPLIT == 1 ? matrix % 2 * SLOTS + 7 + row + matrix / 2 * 7 : half * SLOTS + 7 + row + matrix * 7;
-  w.b_rows = (int)(stages->bc[0] - stages->x) + window * 8;
+  w.y = a.y + y_at + e0 + 2 * q + (lo + (SPLIT == 1 ? -8 : half * 8 - STEPS) + g) * w.y_step;
+  w.begin = lo; w.lo = max(lo, 0); w.hi = hi;
+  w.at.find(w.stages, lane, group, half);
   w.delta = w.own->delta[0] + g * DR;
   w.delta_at = w.delta + half * 8 + q * 2;
   __syncthreads();

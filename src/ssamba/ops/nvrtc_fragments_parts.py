@@ -34,6 +34,12 @@ struct __align__(16) Stage {
   T low[STEPS * LR];
   T bc[4][SLOTS * 8];  // B of states 0-7 and 8-15, then C
 };
+// Where they begin, in values.
+#define Z_AT ((HALO + STEPS) * XR)
+#define OTHER_AT (Z_AT + (GATED ? STEPS * XR : 0))
+#define LOW_AT (OTHER_AT + (PHASE == 2 ? STEPS * XR : 0))
+#define BC_AT (LOW_AT + STEPS * LR)
+static_assert(sizeof(Stage) == 2 * (BC_AT + 4 * SLOTS * 8), "the places of a stage's arrays");
 struct __align__(16) Shared {  // of the warps of one group
   float delta[SPLIT][16 * DR];  // with SPLIT 2, of this batch and of the next, as all below
 #if SPLIT == 2
@@ -51,7 +57,7 @@ struct Copies {
   int row, to, end, p_from[PROUNDS], p_to[PROUNDS], p_row[PROUNDS];
 
   // The pointers given are the block's, at step `first` for its first channel and projection.
-  __device__ __forceinline__ void start(const Stage &stage, int thread, int channels, int hi) {
+  __device__ __forceinline__ void start(int thread, int channels, int hi) {
     int part = thread % (CB / 8) * 8;
     row = thread / (CB / 8);
     to = row * XR + part;
@@ -62,35 +68,37 @@ struct Copies {
       int n = thread + i * THREADS, j = n % PC * 4, m = j - RANK;
       p_row[i] = n < STEPS * PC ? n / PC : 1 << 30;
       p_from[i] = n / PC * p_step + j;
-      p_to[i] = j < RANK ? (int)(stage.low - stage.x) + n / PC * LR + j
-                         : (int)(stage.bc[m / 8] - stage.x) + (8 * (n / PC) + 7) * 8 + m % 8;
+      p_to[i] = j < RANK ? LOW_AT + n / PC * LR + j
+                         : BC_AT + (m / 8 * SLOTS + 8 * (n / PC) + 7) * 8 + m % 8;
     }
     x_step *= STEPS; z_step *= STEPS; y_step *= STEPS; p_step *= STEPS;
   }
   // Steps s0 to s0 + 15, and on to the next 16. Zeros where there are none.
-  __device__ __forceinline__ void copy(Stage &stage, int s0, int hi) {
-    if (row < HALO + STEPS) copy_later<16>(stage.x + to, x, (unsigned)(s0 + row - HALO) < (unsigned)end);
+  __device__ __forceinline__ void copy(Row stage, int s0, int hi) {
+    Row at = ahead(stage, to);
+    if (row < HALO + STEPS) copy_later<16>(at, x, (unsigned)(s0 + row - HALO) < (unsigned)end);
     x += x_step;
     if (ROWS_AT_ONCE < HALO + STEPS && row < HALO)
-      copy_later<16>(stage.x + STEPS * XR + to, x, s0 + row + STEPS - HALO < end);
+      copy_later<16>(ahead(at, STEPS * XR), x, (unsigned)(s0 + row + STEPS - HALO) < (unsigned)end);
     if (ROWS_AT_ONCE == STEPS || row < STEPS) {
 #if GATED
-      copy_later<16>(stage.z + to, z, s0 + row < end);
+      copy_later<16>(ahead(at, Z_AT), z, (unsigned)(s0 + row) < (unsigned)end);
       z += z_step;
 #endif
 #if PHASE == 2
-      copy_later<16>(stage.other + to, y, s0 + row < end);
+      copy_later<16>(ahead(at, OTHER_AT), y, (unsigned)(s0 + row) < (unsigned)end);
       y += y_step;
 #endif
     }
 #pragma unroll
     for (int i = 0; i < PROUNDS; ++i)
-      if (p_row[i] < STEPS) copy_later<8>(stage.x + p_to[i], p + p_from[i], s0 + p_row[i] < hi);
+      if (p_row[i] < STEPS)
+        copy_later<8>(ahead(stage, p_to[i]), p + p_from[i], (unsigned)(s0 + p_row[i]) < (unsigned)hi);
     p += p_step;
   }
 };
 
-// A lane's two channels.
+// A lane's two channels; taps and bias of the convolution halved, as silu2_of_halves wants its result.
 struct Channels {
   float tap[2][W], conv_b[2], dt_b[2], skip[2];
   unsigned dt[KT][4];  // dt_proj as the left side of a product
@@ -100,8 +108,8 @@ __device__ __forceinline__ void read_channels(Channels &c, const Args &a, long l
 #pragma unroll
   for (int i = 0; i < 2; ++i, ch += 8) {
 #pragma unroll
-    for (int j = 0; j < W; ++j) c.tap[i][j] = a.conv_w[ch * W + j];
-    c.conv_b[i] = a.conv_b[ch]; c.dt_b[i] = a.dt_bias[ch]; c.skip[i] = a.skip[ch];
+    for (int j = 0; j < W; ++j) c.tap[i][j] = 0.5f * a.conv_w[ch * W + j];
+    c.conv_b[i] = 0.5f * a.conv_b[ch]; c.dt_b[i] = a.dt_bias[ch]; c.skip[i] = a.skip[ch];
 #pragma unroll
     for (int k = 0; k < KT * 2; ++k) {
       int r = k * 8 + q * 2;
@@ -111,24 +119,33 @@ __device__ __forceinline__ void read_channels(Channels &c, const Args &a, long l
   }
 }
 
-// Where a lane's rows for ldmatrix begin, in values from the stage's beginning, for the first 8 steps or its warp's.
+// Where a lane's rows for ldmatrix begin, for the first 8 steps or its warp's half: of the batch whose elementwise part
+// is computed, and of the one at hand.
 struct Places {
-  int before, here, z, low;
-};
+  Row before, here, low;
+  Row z, b;
 
-__device__ __forceinline__ void find_places(Places &at, const Stage *stage, int lane, int group, int half) {
-  int row = lane % 8 + half * 8, matrix = lane / 8, columns = group * 16 + matrix % 2 * 8;
-  const T *first = (const T *)stage;
-  at.before = (int)(stage->x - first) + (row + matrix / 2 * 2) * XR + columns;
-  at.here = (int)(stage->x + HALO * XR - first) + row * XR + columns;
+  __device__ __forceinline__ void find(Row stage, int lane, int group, int half) {
+    int row = lane % 8 + half * 8, matrix = lane / 8, columns = row * XR + group * 16 + matrix % 2 * 8;
+    before = ahead(stage, matrix / 2 * 2 * XR + columns);
+    here = ahead(stage, HALO * XR + columns);
 #if PHASE == 2
-  if (matrix >= 2) at.here = (int)(stage->other - first) + row * XR + columns;
+    if (matrix >= 2) here = ahead(stage, OTHER_AT + columns);
 #endif
 #if GATED
-  at.z = (int)(stage->z - first) + row * XR + columns;
+    z = ahead(stage, Z_AT + columns);
 #endif
-  at.low = (int)(stage->low - first) + row * LR + matrix % 2 * 8;
-}
+    low = ahead(stage, LOW_AT + row * LR + matrix % 2 * 8);
+    int slot = 7 + lane % 8;
+    b = ahead(stage, BC_AT + (SPLIT == 1 ? matrix % 2 * SLOTS + slot + matrix / 2 * 7
+                                                 : half * SLOTS + slot + matrix * 7) * 8);
+  }
+  // On by so many values.
+  __device__ __forceinline__ void move_prepared(int values) {
+    before = ahead(before, values); here = ahead(here, values); low = ahead(low, values);
+  }
+  __device__ __forceinline__ void move_at_hand(int values) { z = ahead(z, values); b = ahead(b, values); }
+};
 
 // 8 steps on their way through a warp; [2 i + j] is channel g + 8 i, step 2 q + j.
 struct Eight {
@@ -141,22 +158,20 @@ struct Elementwise {
   unsigned before[4], here[4];
   float dt[4], v[4], d[4];
 
-  // left: steps from this lane's first one on.
   template <int PART>
-  __device__ __forceinline__ void part(const Channels &c, const T *stage, const Places &at, int block, int left,
-                                       float *delta_at, Eight &to) {
-    if constexpr (PART == 0) read(c, stage, at, block);
+  __device__ __forceinline__ void part(const Channels &c, const Places &at, int block, float *delta_at, Eight &to) {
+    if constexpr (PART == 0) read(c, at, block);
     if constexpr (PART == 1 || PART == 2) convolve<PART - 1>(c);
-    if constexpr (PART == 3 || PART == 4) {  // Past the end delta is 0: the softplus of a value far below.
+    if constexpr (PART == 3 || PART == 4) {
       constexpr int i = 2 * PART - 6;
-      d[i] = softplus_poly(left > 0 ? dt[i] : -1e30f); d[i + 1] = softplus_poly(left > 1 ? dt[i + 1] : -1e30f);
+      d[i] = softplus_poly(dt[i]); d[i + 1] = softplus_poly(dt[i + 1]);
     }
     if constexpr (PART == 5) {
       *(float2 *)(delta_at + block * 8) = make_float2(d[0], d[1]);
       *(float2 *)(delta_at + 8 * DR + block * 8) = make_float2(d[2], d[3]);
-      silu2(v[0], v[1]);
+      silu2_of_halves(v[0], v[1]);
     }
-    if constexpr (PART == 6) silu2(v[2], v[3]);
+    if constexpr (PART == 6) silu2_of_halves(v[2], v[3]);
     if constexpr (PART == 7)
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
@@ -166,24 +181,23 @@ struct Elementwise {
       }
   }
   template <int PART = 0>
-  __device__ __forceinline__ void all(const Channels &c, const T *stage, const Places &at, int block, int left,
-                                      float *delta_at, Eight &to) {
-    part<PART>(c, stage, at, block, left, delta_at, to);
-    if constexpr (PART < 7) all<PART + 1>(c, stage, at, block, left, delta_at, to);
+  __device__ __forceinline__ void all(const Channels &c, const Places &at, int block, float *delta_at, Eight &to) {
+    part<PART>(c, at, block, delta_at, to);
+    if constexpr (PART < 7) all<PART + 1>(c, at, block, delta_at, to);
   }
 
-  __device__ __forceinline__ void read(const Channels &c, const T *stage, const Places &at, int block) {
-    read4_turned(before, stage + at.before + block * 8 * XR);
+  __device__ __forceinline__ void read(const Channels &c, const Places &at, int block) {
+    read4_turned(before, ahead(at.before, block * 8 * XR));
 #if PHASE == 2
-    read4_turned(here, stage + at.here + block * 8 * XR);
+    read4_turned(here, ahead(at.here, block * 8 * XR));
 #else
-    read2_turned(here, stage + at.here + block * 8 * XR);
+    read2_turned(here, ahead(at.here, block * 8 * XR));
 #endif
     dt[0] = dt[1] = c.dt_b[0]; dt[2] = dt[3] = c.dt_b[1];
 #pragma unroll
     for (int k = 0; k < KT; ++k) {
       unsigned low[2];
-      read2(low, stage + at.low + block * 8 * LR + k * 16);
+      read2(low, ahead(at.low, block * 8 * LR + k * 16));
       mma16816(dt, c.dt[k][0], c.dt[k][1], c.dt[k][2], c.dt[k][3], low[0], low[1]);
     }
   }
@@ -199,11 +213,11 @@ struct Elementwise {
 };
 
 // The factors of 8 steps' outputs: gate, and the mean of two directions.
-__device__ __forceinline__ void find_gate(const T *stage, const Places &at, int block, float *gate) {
+__device__ __forceinline__ void find_gate(const Places &at, int block, float *gate) {
   constexpr float SHARE = PHASE == 2 ? 0.5f : 1.0f;
 #if GATED
   unsigned z[2];
-  read2_turned(z, stage + at.z + block * 8 * XR);
+  read2_turned(z, ahead(at.z, block * 8 * XR));
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     gate[2 * i] = gate_input(low_half(z[i])); gate[2 * i + 1] = gate_input(high_half(z[i]));

@@ -6,45 +6,56 @@ are written between the steps after them. So nothing waits for memory, a product
 """
 
 WALK = r"""
+#ifndef CHAIN
+#define CHAIN 1
+#endif
+#define STAGE ((int)sizeof(Stage) / 2)
+
 // All that a warp carries along.
 struct Warp {
   Channels c;
   Places at;
   Copies copies;
-  Stage *stages;
+  Row stages;
   Shared *own;
   float h[NJ * 4], a2[NJ * 4];  // states, and log2 of what they keep for each unit of delta
   float total[2];               // PHASE 3: sums of delta
   float *delta, *delta_at;      // where this lane reads and writes deltas
-  T *y;
-  int y_step, b_rows, lo, hi, lane, half, g, q, now, free;
+  T *y;        // where the outputs of the eight steps (with SPLIT 2: of the batch) before those at hand go
+  int y_step, begin, lo, hi, lane, half, g, q;  // begin: of the first batch, which may lie before the first step
+  int now, free;                                // where the batch at hand and the one to come lie, in values
   bool on;
 
-  __device__ __forceinline__ const T *stage() const { return (const T *)(stages + now); }
-  __device__ __forceinline__ void turn_over() { now = now == STAGES - 1 ? 0 : now + 1; }
+  __device__ __forceinline__ static int after(int stage) { return stage == (STAGES - 1) * STAGE ? 0 : stage + STAGE; }
+  // What is elementwise is that of the next batch from here on; the values to go on by for what is at hand.
+  __device__ __forceinline__ int turn_over() {
+    int on = after(now) - now;
+    at.move_prepared(on);
+    now += on;
+    return on;
+  }
   // Waits for the batch in line and sends for the one that its predecessor leaves room for.
   __device__ __forceinline__ void next_batch(int s0) {
     await_copies<STAGES - 3>();
     __syncthreads();
-    if (s0 + (STAGES - 1) * STEPS < hi) copies.copy(stages[free], s0 + (STAGES - 1) * STEPS, hi);
+    if (s0 + (STAGES - 1) * STEPS < hi) copies.copy(ahead(stages, free), s0 + (STAGES - 1) * STEPS, hi);
     close_copies();
-    free = free == STAGES - 1 ? 0 : free + 1;
+    free = after(free);
   }
   __device__ __forceinline__ void first_batch() {
 #pragma unroll
     for (int i = 0; i < STAGES - 1; ++i) {
-      copies.copy(stages[i], lo + i * STEPS, hi);
+      copies.copy(ahead(stages, i * STAGE), begin + i * STEPS, hi);
       close_copies();
     }
-    now = 0; free = STAGES - 1;
+    now = 0; free = (STAGES - 1) * STAGE;
     await_copies<STAGES - 2>();
     __syncthreads();
   }
-  // All that is elementwise of block `block` of 8 steps of a batch that begins at step s0; with SPLIT 2 block 0 is
-  // the warp's half.
-  __device__ __forceinline__ void prepare(int block, int s0, Eight &to) {
+  // All that is elementwise of the first 8 steps of the first batch, or of the warp's half of it.
+  __device__ __forceinline__ void prepare(Eight &to) {
     Elementwise work;
-    work.all(c, stage(), at, block, hi - s0 - (block + half) * 8 - q * 2, delta_at, to);
+    work.all(c, at, 0, delta_at, to);
   }
 };
 
@@ -53,8 +64,7 @@ struct Warp {
 struct Between {
   const Channels &c;
   const Places &at;
-  const T *stage, *stage_now;
-  int block, block_now, left;
+  int block, block_now;
   float *delta_at, *gate;
   Eight &to;
   const float *sum;
@@ -63,20 +73,19 @@ struct Between {
   Elementwise work;
 
   template <int STEP> __device__ __forceinline__ void after() {
-    if constexpr (STEP % SPLIT == SPLIT - 1) work.part<STEP / SPLIT>(c, stage, at, block, left, delta_at, to);
+    if constexpr (STEP % SPLIT == SPLIT - 1) work.part<STEP / SPLIT>(c, at, block, delta_at, to);
     if constexpr (SPLIT == 1 && STEP == 5) __syncwarp();  // part 5 has written delta
     if constexpr (PHASE != 3 && STEP == SPLIT) finish(sum, gate, y, on);
-    if constexpr (PHASE != 3 && STEP == 6 * SPLIT) find_gate(stage_now, at, block_now, gate);
+    if constexpr (PHASE != 3 && STEP == 6 * SPLIT) find_gate(at, block_now, gate);
   }
 };
 
 // Deltas of four steps of this lane's channels g and g + 8.
-__device__ __forceinline__ void read_deltas(float (*d)[4], const float *delta, float *total) {
+__device__ __forceinline__ void read_deltas(float (*d)[4], const float *delta) {
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     float4 four = *(const float4 *)(delta + i * 8 * DR);
     d[i][0] = four.x; d[i][1] = four.y; d[i][2] = four.z; d[i][3] = four.w;
-    if (PHASE == 3) total[i] += (four.x + four.y) + (four.z + four.w);
   }
 }
 
@@ -88,19 +97,33 @@ struct Rows {
 // Steps STEP to the end of its eight, `between` after each. d: deltas of the first four; delta: of all; later: of the
 // first four after them.
 template <int STEP, class Do>
-__device__ __forceinline__ void advance(Warp &w, const T *b_rows, float (*d)[4], const float *delta, const float *later,
+__device__ __forceinline__ void advance(Warp &w, Row b_rows, float (*d)[4], const float *delta, const float *later,
                                         Eight &eight, Do &between, Rows &rows) {
   constexpr int EACH = 2 * SPLIT, t = STEP % 8, AT = t % EACH * NJ;  // EACH: steps that one ldmatrix serves
   float *h = w.h;
+  if constexpr (PHASE == 3 && t % 4 == 0)
+#pragma unroll
+    for (int i = 0; i < 2; ++i) w.total[i] += (d[i][0] + d[i][1]) + (d[i][2] + d[i][3]);
+#if CHAIN == 0
 #pragma unroll
   for (int i = 0; i < NJ * 4; ++i) h[i] *= ex2(d[i / 2 % 2][t % 4] * w.a2[i]);
-  if constexpr (t == 3) read_deltas(d, delta + 4, w.total);
+  if constexpr (t == 3) read_deltas(d, delta + 4);
+#endif
   if constexpr (t % EACH == 0) {
-    read4_turned(rows.b, b_rows + 7 * t * 8);
-    if constexpr (PHASE != 3) read4(rows.c, b_rows + 2 * SLOTS * 8 + 7 * t * 8);
+    read4_turned(rows.b, ahead(b_rows, 7 * t * 8));
+    if constexpr (PHASE != 3) read4(rows.c, ahead(b_rows, 2 * SLOTS * 8 + 7 * t * 8));
   }
+#if CHAIN == 0
 #pragma unroll
   for (int j = 0; j < NJ; ++j) mma1688(h + 4 * j, eight.drive[0], eight.drive[1], rows.b[AT + j]);
+#else
+  float into[NJ * 4];
+#pragma unroll
+  for (int j = 0; j < NJ; ++j) product1688(into + 4 * j, eight.drive[0], eight.drive[1], rows.b[AT + j]);
+#pragma unroll
+  for (int i = 0; i < NJ * 4; ++i) h[i] = h[i] * ex2(d[i / 2 % 2][t % 4] * w.a2[i]) + into[i];
+  if constexpr (t == 3) read_deltas(d, delta + 4);
+#endif
 #if PHASE != 3 && SPLIT == 1
   mma16816(eight.sum, pack2(h[0], h[1]), pack2(h[2], h[3]), pack2(h[4], h[5]), pack2(h[6], h[7]), rows.c[AT],
            rows.c[AT + 1]);
@@ -111,7 +134,7 @@ __device__ __forceinline__ void advance(Warp &w, const T *b_rows, float (*d)[4],
   if constexpr (t < 7)
     advance<STEP + 1>(w, b_rows, d, delta, later, eight, between, rows);
   else if (later)
-    read_deltas(d, later, w.total);
+    read_deltas(d, later);
 }
 
 #if SPLIT == 1
@@ -119,35 +142,34 @@ __device__ __forceinline__ void advance(Warp &w, const T *b_rows, float (*d)[4],
 template <int BLOCK>
 __device__ __forceinline__ void walk_eight(Warp &w, int s0, Eight *eight, float (*d)[4], float *gate) {
   constexpr int OTHER = BLOCK ^ 1;
-  const T *stage = w.stage();
+  int on = 0;
   if (BLOCK == 1) {
     w.next_batch(s0);
-    w.turn_over();
+    on = w.turn_over();
   }
   int before = s0 + 8 * BLOCK - 8 + w.g;
-  Between between = {w.c, w.at, w.stage(), stage, OTHER, BLOCK, w.hi - s0 - 8 * BLOCK - 8 - w.q * 2, w.delta_at, gate,
-                     eight[OTHER], eight[OTHER].sum, w.y + before * w.y_step,
-                     w.on && (unsigned)(before - w.lo) < (unsigned)(w.hi - w.lo)};
+  Between between = {w.c, w.at, OTHER, BLOCK, w.delta_at, gate, eight[OTHER], eight[OTHER].sum, w.y, w.on && (unsigned)(before - w.lo) < (unsigned)(w.hi - w.lo)};
   Rows rows;
-  advance<0>(w, stage + w.b_rows + BLOCK * 512, d, w.delta + 8 * BLOCK, w.delta + 8 * OTHER, eight[BLOCK], between,
-             rows);
+  advance<0>(w, ahead(w.at.b, BLOCK * 512), d, w.delta + 8 * BLOCK, w.delta + 8 * OTHER, eight[BLOCK], between, rows);
+  if (BLOCK == 1) w.at.move_at_hand(on);
+  w.y += 8 * w.y_step;
 }
 
 __device__ __forceinline__ void walk(Warp &w) {
   Eight eight[2] = {};
   float d[2][4], gate[4] = {};
   w.first_batch();
-  w.prepare(0, w.lo, eight[0]);
+  w.prepare(eight[0]);
   __syncwarp();
-  read_deltas(d, w.delta, w.total);
+  read_deltas(d, w.delta);
 #pragma unroll 1
-  for (int s0 = w.lo; s0 < w.hi; s0 += STEPS) {
+  for (int s0 = w.begin; s0 < w.hi; s0 += STEPS) {
     walk_eight<0>(w, s0, eight, d, gate);
     walk_eight<1>(w, s0, eight, d, gate);
   }
 #if PHASE != 3
-  int last = w.lo + (w.hi - 1 - w.lo) / STEPS * STEPS + 8 + w.g;
-  finish(eight[1].sum, gate, w.y + last * w.y_step, w.on && w.lo < w.hi && last < w.hi);
+  int last = w.begin + (w.hi - 1 - w.begin) / STEPS * STEPS + 8 + w.g;
+  finish(eight[1].sum, gate, w.y, w.on && (unsigned)(last - w.lo) < (unsigned)(w.hi - w.lo));
 #endif
 }
 #else
@@ -162,15 +184,14 @@ __device__ __forceinline__ void walk(Warp &w) {
   float d[2][4], gate[4] = {}, sum[4] = {};  // sum: its share of that half of the batch before
   int place = w.half * 8 + w.g, turn = 0;
   w.first_batch();
-  w.prepare(0, w.lo, mine);
+  w.prepare(mine);
   w.own->drive[0][w.half][w.lane] = make_uint2(mine.drive[0], mine.drive[1]);
 #pragma unroll 1
-  for (int s0 = w.lo; s0 < w.hi; s0 += STEPS) {
+  for (int s0 = w.begin; s0 < w.hi; s0 += STEPS) {
     w.next_batch(s0);
-    const T *stage = w.stage();
     int before = s0 - STEPS + place, turn_next = turn ^ 1;
-    bool write = w.on && s0 > w.lo && before < w.hi;
-    if (PHASE != 3 && s0 > w.lo) join(w, sum, turn_next);
+    bool write = w.on && s0 > w.begin && (unsigned)(before - w.lo) < (unsigned)(w.hi - w.lo);
+    if (PHASE != 3 && s0 > w.begin) join(w, sum, turn_next);
     Eight eight[2];
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
@@ -181,13 +202,14 @@ __device__ __forceinline__ void walk(Warp &w) {
     }
     float begin[4] = {mine.sum[0], mine.sum[1], mine.sum[2], mine.sum[3]};
     const float *delta = w.delta + turn * 16 * DR;
-    read_deltas(d, delta, w.total);
-    w.turn_over();
-    Between between = {w.c, w.at, w.stage(), stage, 0, 0, w.hi - s0 - STEPS - w.half * 8 - w.q * 2,
-                       w.delta_at + turn_next * 16 * DR, gate, mine, sum, w.y + before * w.y_step, write};
+    read_deltas(d, delta);
+    int on = w.turn_over();
+    Between between = {w.c, w.at, 0, 0, w.delta_at + turn_next * 16 * DR, gate, mine, sum, w.y, write};
     Rows rows;
-    advance<0>(w, stage + w.b_rows, d, delta, delta + 8, eight[0], between, rows);
-    advance<8>(w, stage + w.b_rows + 512, d, delta + 8, nullptr, eight[1], between, rows);
+    advance<0>(w, w.at.b, d, delta, delta + 8, eight[0], between, rows);
+    advance<8>(w, ahead(w.at.b, 512), d, delta + 8, nullptr, eight[1], between, rows);
+    w.at.move_at_hand(on);
+    w.y += STEPS * w.y_step;
     w.own->drive[turn_next][w.half][w.lane] = make_uint2(mine.drive[0], mine.drive[1]);
 #if PHASE != 3
     float theirs[4];
@@ -203,8 +225,8 @@ __device__ __forceinline__ void walk(Warp &w) {
   if (PHASE == 3 || w.lo >= w.hi) return;
   __syncthreads();
   join(w, sum, turn ^ 1);
-  int last = w.lo + (w.hi - 1 - w.lo) / STEPS * STEPS + place;
-  finish(sum, gate, w.y + last * w.y_step, w.on && last < w.hi);
+  int last = w.begin + (w.hi - 1 - w.begin) / STEPS * STEPS + place;
+  finish(sum, gate, w.y, w.on && (unsigned)(last - w.lo) < (unsigned)(w.hi - w.lo));
 }
 #endif
 """

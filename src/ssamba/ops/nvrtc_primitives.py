@@ -8,23 +8,26 @@ PRIMITIVES = r"""
 // The thread's number as a value of its own: of the special register the compiler makes new copies inside loops, and
 // each waits some 25 cycles.
 __device__ __forceinline__ int thread_number() { return __shfl_sync(0xffffffffu, threadIdx.x, threadIdx.x % 32); }
-#define ADDRESS(at) ((unsigned)__cvta_generic_to_shared(at))
+// A place in shared memory, as 32 bits: constants added to it become part of the instruction that reads there.
+typedef unsigned Row;
+__device__ __forceinline__ Row row_at(const T *at) { return (unsigned)__cvta_generic_to_shared(at); }
+__device__ __forceinline__ Row ahead(Row row, int values) { return row + 2 * values; }
 // 8 x 8 matrices of 16-bit values: lane l gives the address of row l % 8 of matrix l / 8.
-__device__ __forceinline__ void read4(unsigned *m, const T *row) {
+__device__ __forceinline__ void read4(unsigned *m, Row row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
-               : "=r"(m[0]), "=r"(m[1]), "=r"(m[2]), "=r"(m[3]) : "r"(ADDRESS(row)));
+               : "=r"(m[0]), "=r"(m[1]), "=r"(m[2]), "=r"(m[3]) : "r"(row));
 }
-__device__ __forceinline__ void read4_turned(unsigned *m, const T *row) {
+__device__ __forceinline__ void read4_turned(unsigned *m, Row row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
-               : "=r"(m[0]), "=r"(m[1]), "=r"(m[2]), "=r"(m[3]) : "r"(ADDRESS(row)));
+               : "=r"(m[0]), "=r"(m[1]), "=r"(m[2]), "=r"(m[3]) : "r"(row));
 }
-__device__ __forceinline__ void read2_turned(unsigned *m, const T *row) {
+__device__ __forceinline__ void read2_turned(unsigned *m, Row row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0,%1}, [%2];"
-               : "=r"(m[0]), "=r"(m[1]) : "r"(ADDRESS(row)));
+               : "=r"(m[0]), "=r"(m[1]) : "r"(row));
 }
-__device__ __forceinline__ void read2(unsigned *m, const T *row) {
+__device__ __forceinline__ void read2(unsigned *m, Row row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0,%1}, [%2];"
-               : "=r"(m[0]), "=r"(m[1]) : "r"(ADDRESS(row)));
+               : "=r"(m[0]), "=r"(m[1]) : "r"(row));
 }
 __device__ __forceinline__ unsigned turn(unsigned m) {
   unsigned r; asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(r) : "r"(m)); return r;
@@ -36,13 +39,21 @@ __device__ __forceinline__ void mma1688(float *d, unsigned a0, unsigned a1, unsi
   asm("mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "r"(a0), "r"(a1), "r"(b0));
 }
-// Copies BYTES (8 or 16) into shared memory in the background, or writes zeros there.
-template <int BYTES> __device__ __forceinline__ void copy_later(T *to, const T *from, bool wanted) {
-  if constexpr (BYTES == 16)
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(ADDRESS(to)), "l"(from), "r"(wanted ? 16 : 0)
+// The same without a sum to add to.
+__device__ __forceinline__ void product1688(float *d, unsigned a0, unsigned a1, unsigned b0) {
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%7,%7,%7,%7};"
+      : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3]) : "r"(a0), "r"(a1), "r"(b0), "f"(0.0f));
+}
+// Copies BYTES (4, 8 or 16) into shared memory in the background, or writes zeros there.
+template <int BYTES> __device__ __forceinline__ void copy_later(Row to, const T *from, bool wanted) {
+  if constexpr (BYTES == 4)
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(from), "r"(wanted ? 4 : 0)
+                 : "memory");
+  else if constexpr (BYTES == 16)
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(wanted ? 16 : 0)
                  : "memory");
   else
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(ADDRESS(to)), "l"(from), "r"(wanted ? 8 : 0)
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(to), "l"(from), "r"(wanted ? 8 : 0)
                  : "memory");
 }
 __device__ __forceinline__ void close_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
@@ -64,11 +75,17 @@ __device__ __forceinline__ void silu2(float &a, float &b, float share = 1.0f) {
   a = ha * ta + ha; b = hb * tb + hb;
 }
 
-// max(v, 0) + log(1 + e^-|v|), the logarithm to 1.3e-6 of its value by a polynomial: small steps keep their digits.
+// The SiLU of twice the two values.
+__device__ __forceinline__ void silu2_of_halves(float &a, float &b) {
+  float ta = tanh_fast(a), tb = tanh_fast(b);
+  a = a * ta + a; b = b * tb + b;
+}
+
+// max(v, 0) + log(1 + e^-|v|), the logarithm to 8.4e-6 of its value by a polynomial: small steps keep their digits.
 __device__ __forceinline__ float softplus_poly(float v) {
-  float e = ex2(-LOG2E * fabsf(v)), p = 0.014140922f;
-  p = p * e - 0.0664014954f; p = p * e + 0.149223532f; p = p * e - 0.235038425f;
-  p = p * e + 0.331094448f; p = p * e - 0.499869653f; p = p * e + 0.999998731f;
+  float e = ex2(-LOG2E * fabsf(v)), p = -0.0238694679f;
+  p = p * e + 0.101223648f; p = p * e - 0.210050553f; p = p * e + 0.32520774f;
+  p = p * e - 0.499361604f; p = p * e + 0.999991596f;
   return fmaxf(v, 0.0f) + p * e;
 }
 """

@@ -75,25 +75,25 @@ struct Copies {
   }
   __device__ __forceinline__ void copy(Stage &stage) {
     bool in = part < left;
-    T *to = stage.x + row * XR + part;
+    Row to = row_at(stage.x + row * XR + part);
 #pragma unroll
     for (int i = 0; i < X_ROUNDS; ++i)
       if ((i + 1) * AT_ONCE <= TOKENS + 2 * REACH || row < TOKENS + 2 * REACH - i * AT_ONCE)
-        copy_later<16>(to + i * AT_ONCE * XR, x + i * x_step, in && (there >> i & 1));
+        copy_later<16>(ahead(to, i * AT_ONCE * XR), x + i * x_step, in && (there >> i & 1));
 #pragma unroll
     for (int r = 0; r < DIRS; ++r) {
-      to = stage.w[r] + row * XR + part;
+      to = row_at(stage.w[r] + row * XR + part);
 #pragma unroll
       for (int i = 0; i < W_ROUNDS; ++i)
         if ((i + 1) * AT_ONCE <= P || row < P - i * AT_ONCE)
-          copy_later<16>(to + i * AT_ONCE * XR, w + r * w_turn + i * w_step, in);
+          copy_later<16>(ahead(to, i * AT_ONCE * XR), w + r * w_turn + i * w_step, in);
     }
 #pragma unroll
     for (int i = 0; i < TAP_ROUNDS; ++i) {
       int n = threadIdx.x + i * THREADS;
       if (n < DIRS * EC) {
-        copy_later<16>((T *)(stage.tap[0] + n * W), (const T *)tap[i], n % EC < left);
-        stage.bias[0][n] = n % EC < left ? *bias[i] : 0.0f;
+        copy_later<16>(row_at((T *)(stage.tap[0] + n * W)), (const T *)tap[i], n % EC < left);
+        copy_later<4>(row_at((T *)(stage.bias[0] + n)), (const T *)bias[i], n % EC < left);
       }
       tap[i] += EC * W; bias[i] += EC;
     }
@@ -121,9 +121,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) conv_proj(cons
   int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, q = lane % 4;
   int b = blockIdx.y / a.K, k = blockIdx.y % a.K, t0 = blockIdx.x * TOKENS;
   const T *x = a.x + b * a.xb + k * a.xk;
-  if (P % 16)  // rows of weights that no copy fills
-    for (int i = threadIdx.x; i < 2 * (int)sizeof(Stage) / 16; i += THREADS) ((uint4 *)raw)[i] = make_uint4(0, 0, 0, 0);
-  __syncthreads();
+  constexpr int EMPTY = (NT * 8 - P) * XR / 8;  // rows of weights that no copy fills, in 16 bytes
+  for (int i = threadIdx.x; i < 2 * DIRS * EMPTY; i += THREADS)
+    *((uint4 *)(stages[i / (DIRS * EMPTY)].w[i / EMPTY % DIRS] + P * XR) + i % EMPTY) = make_uint4(0, 0, 0, 0);
   float sum[DIRS][NT][4];
 #pragma unroll
   for (int i = 0; i < DIRS * NT * 4; ++i) sum[i / (NT * 4)][i / 4 % NT][i % 4] = 0.0f;
@@ -142,11 +142,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) conv_proj(cons
     __syncthreads();
     if (e0 + EC < a.E) copies.copy(stages[now ^ 1]);
     const Stage &stage = stages[now];
+    Row x_row = row_at(stage.x + x_at), w_row[DIRS];
+#pragma unroll
+    for (int r = 0; r < DIRS; ++r) w_row[r] = row_at(stage.w[r] + w_at);
 #pragma unroll 1
     for (int tile = 0; tile < EC && e0 + tile < a.E; tile += 16) {
       unsigned near[NEAR][4], u[DIRS][4];
 #pragma unroll
-      for (int i = 0; i < NEAR; ++i) read4(near[i], stage.x + x_at + i * XR + tile);
+      for (int i = 0; i < NEAR; ++i) read4(near[i], ahead(x_row, i * XR + tile));
       if (!within)
 #pragma unroll
         for (int i = 0; i < NEAR * 4; ++i)
@@ -183,7 +186,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) conv_proj(cons
 #pragma unroll
         for (int j = 0; j < NT; j += 2) {
           unsigned m[4];
-          read4(m, stage.w[r] + w_at + j * 8 * XR + tile);
+          read4(m, ahead(w_row[r], j * 8 * XR + tile));
           mma16816(sum[r][j], u[r][0], u[r][1], u[r][2], u[r][3], m[0], m[1]);
           mma16816(sum[r][j + 1], u[r][0], u[r][1], u[r][2], u[r][3], m[2], m[3]);
         }
