@@ -60,10 +60,13 @@ def late_gate(cut: str) -> None:
         weights = [
             torch.randn(*s, device="cuda").bfloat16() / 8 for s in ((2 * width, d), (2 * width,), (d, 2 * width))
         ]
-        out, expected = torch.empty_like(stream), stream.double()
-        reference.gated_output_(y.double(), stream.double(), *(w.double() for w in weights), expected, 1e-5)
-        gpu.gated_output_(y, stream, *weights, out, 1e-5)
-        compare(f"gate and output, {d}", out, expected, 1e-2)
+        for scale in (None, 2.0):
+            mine, exact = (y.clone(), stream.clone()), (y.double(), stream.double())
+            out, expected = torch.empty_like(stream), stream.double()
+            reference.gated_output_(*exact, *(w.double() for w in weights), expected, 1e-5, scale)
+            gpu.gated_output_(*mine, *weights, out, 1e-5, scale)
+            compare(f"gate and output, {d}, {scale}", out, expected, 1e-2)
+            compare(f"the stream after it, {d}, {scale}", mine[1], exact[1], 1e-2)
     del os.environ["SSAMBA_CUT"]
 
 

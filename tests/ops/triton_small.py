@@ -152,16 +152,22 @@ def check_gated_output() -> None:
 
     The interpreter multiplies no bfloat16, so the one pass gets float16.
     """
-    for width, channels, dtype, bound in ((24, 40, torch.float32, 1e-5), (16, 64, torch.float16, 2e-3),
-                                          (48, 128, torch.float16, 2e-3)):  # fmt: skip
-        draws = [torch.randn(s) for s in ((150, channels), (150, width), (channels, width), (channels,))]
-        tensors = [t.to(dtype) for t in (*draws, torch.randn(width, channels) / channels**0.5)]
-        out, wide = torch.full((150, width), float("nan"), dtype=dtype), torch.empty(150, width, dtype=torch.float64)
-        reference.gated_output_(*(t.double() for t in tensors), wide, 1e-5)
-        form = gpu.gated_output_ if dtype == torch.float32 else gated_output.gated_output
-        form(*tensors, out, 1e-5)
-        error = float((out.double() - wide).norm() / wide.norm())
-        assert error < bound, f"gate and output {(width, channels, dtype)}: off by {error:.1e}"
+    for width, channels, rows, dtype, bound in (
+        (24, 40, 150, torch.float32, 1e-5), (16, 64, 150, torch.float16, 2e-3), (48, 128, 65, torch.float16, 2e-3),
+        (192, 768, 1, torch.float16, 2e-3),
+    ):  # fmt: skip
+        draws = [torch.randn(s) for s in ((rows, channels), (rows, width), (channels, width), (channels,))]
+        draws[2] /= width**0.5
+        for scale in (None, 2.0, 1.0):
+            y, stream, *weights = (t.to(dtype) for t in (*draws, torch.randn(width, channels) / channels**0.5))
+            out, wide = torch.full((rows, width), float("nan"), dtype=dtype), torch.empty(rows, width).double()
+            wide_stream = stream.double()
+            reference.gated_output_(y.double(), wide_stream, *(t.double() for t in weights), wide, 1e-5, scale)
+            form = gpu.gated_output_ if dtype == torch.float32 else gated_output.gated_output
+            form(y, stream, *weights, out, 1e-5, scale)
+            for found, expected in ((out, wide), (stream, wide_stream)):
+                error = float((found.double() - expected).norm() / expected.norm())
+                assert error < bound, f"gate and output {(width, channels, rows, dtype, scale)}: off by {error:.1e}"
     assert [gated_output.parts_of(w) for w in (16, 192, 384, 8, 40, 200)] == [(16, 0), (128, 64), (256, 128)] + [
         None
     ] * 3

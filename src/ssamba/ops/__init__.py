@@ -217,13 +217,20 @@ def bimamba_ungated(x_BLKE: Tensor, work: Tensor, *parameters: Tensor) -> Tensor
 
 
 def gated_output_(
-    y_TX: Tensor, stream_Td: Tensor, weight_Xd: Tensor, bias_X: Tensor, out_proj_dX: Tensor, out_Td: Tensor, eps: float
+    y_TX: Tensor,
+    stream_Td: Tensor,
+    weight_Xd: Tensor,
+    bias_X: Tensor,
+    out_proj_dX: Tensor,
+    out_Td: Tensor,
+    eps: float,
+    residual_scale: float | None = None,
 ) -> None:
     """Gate and output product of what ``bimamba_ungated`` returned, in inference: see ``reference.gated_output_``."""
     fast = y_TX.is_cuda and all(t.is_contiguous() for t in (y_TX, stream_Td, out_Td))
     module = _fast_module("triton") if fast else reference
     form = reference if isinstance(module, str) else module
-    form.gated_output_(y_TX, stream_Td, weight_Xd, bias_X, out_proj_dX, out_Td, eps)
+    form.gated_output_(y_TX, stream_Td, weight_Xd, bias_X, out_proj_dX, out_Td, eps, residual_scale)
 
 
 def add_layer_norm(

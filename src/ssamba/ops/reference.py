@@ -122,12 +122,27 @@ def bimamba_ungated(x_BLKE: Tensor, work: Tensor, *parameters: Tensor) -> Tensor
 
 
 def gated_output_(
-    y_TX: Tensor, stream_Td: Tensor, weight_Xd: Tensor, bias_X: Tensor, out_proj_dX: Tensor, out_Td: Tensor, eps: float
+    y_TX: Tensor,
+    stream_Td: Tensor,
+    weight_Xd: Tensor,
+    bias_X: Tensor,
+    out_proj_dX: Tensor,
+    out_Td: Tensor,
+    eps: float,
+    residual_scale: float | None = None,
 ) -> None:
-    """``out = (y silu(z)) out_proj^T`` with ``z = LayerNorm(stream) weight^T + bias``, which it makes. Overwrites y."""
+    """``out = (y silu(z)) out_proj^T`` with ``z = LayerNorm(stream) weight^T + bias``, which it makes. Overwrites y.
+
+    With a ``residual_scale`` that joins the stream, and out is what the next step reads:
+    ``stream = residual_scale stream + (y silu(z)) out_proj^T``, then ``out = LayerNorm(stream)``.
+    """
     z_TX = F.linear(F.layer_norm(stream_Td, stream_Td.shape[-1:], eps=eps), weight_Xd, bias_X)
     y_TX.mul_(F.silu(z_TX.to(_compute_dtype(z_TX))))
-    out_Td.copy_(F.linear(y_TX, out_proj_dX))
+    product_Td = F.linear(y_TX, out_proj_dX)
+    if residual_scale is not None:
+        stream_Td.copy_(torch.add(product_Td.to(stream_Td.dtype), stream_Td, alpha=residual_scale))
+        product_Td = F.layer_norm(stream_Td, stream_Td.shape[-1:], eps=eps)
+    out_Td.copy_(product_Td)
 
 
 def add_layer_norm(

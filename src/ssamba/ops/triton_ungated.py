@@ -78,15 +78,16 @@ def _(x: Tensor, work: Tensor, *params: Tensor) -> Tensor:
     return x.new_empty(x.shape)
 
 
-@torch.library.custom_op("ssamba::gpu_gated_output_", mutates_args=("y", "out"))
+@torch.library.custom_op("ssamba::gpu_gated_output_", mutates_args=("y", "stream", "out"))
 def gated_output_(
-    y: Tensor, stream: Tensor, weight: Tensor, bias: Tensor, out_proj: Tensor, out: Tensor, eps: float
-) -> None:
+    y: Tensor, stream: Tensor, weight: Tensor, bias: Tensor, out_proj: Tensor, out: Tensor, eps: float,
+    residual_scale: float | None = None,
+) -> None:  # fmt: skip
     """``reference.gated_output_``: in one pass where that serves, else by pieces whose z stays in the cache."""
     with torch.autocast(y.device.type, enabled=False):
         weight, bias, out_proj = (w.to(y.dtype).contiguous() for w in (weight, bias, out_proj))
         if gated_output.usable(y, stream):
-            gated_output.gated_output(y, stream, weight, bias, out_proj, out, eps)
+            gated_output.gated_output(y, stream, weight, bias, out_proj, out, eps, residual_scale)
             return
         pieces = max(1, round(y.numel() / PIECE_VALUES))
         for y_TX, stream_Td, out_Td in zip(*(t.tensor_split(pieces) for t in (y, stream, out)), strict=True):
@@ -95,8 +96,13 @@ def gated_output_(
                 torch.mm(y_TX, out_proj.t(), out=out_Td)
             else:
                 out_Td.copy_(y_TX @ out_proj.t())
+        if residual_scale is not None:
+            norm.forward(out, stream, None, None, None, eps, residual_scale, out.dtype, in_place=True)
 
 
 @gated_output_.register_fake
-def _(y: Tensor, stream: Tensor, weight: Tensor, bias: Tensor, out_proj: Tensor, out: Tensor, eps: float) -> None:
+def _(
+    y: Tensor, stream: Tensor, weight: Tensor, bias: Tensor, out_proj: Tensor, out: Tensor, eps: float,
+    residual_scale: float | None = None,
+) -> None:  # fmt: skip
     return None
