@@ -10,7 +10,7 @@ import os
 import sys
 
 import torch
-from mixer_inputs import mixer_inputs
+from mixer_inputs import mixer_inputs, pair_weights
 from torch import Tensor
 
 from ssamba.ops import reference
@@ -70,6 +70,16 @@ def late_gate(cut: str) -> None:
     del os.environ["SSAMBA_CUT"]
 
 
+@torch.no_grad()
+def ready_weights() -> None:
+    """Of a pair in bfloat16, and of one whose small parameters need no conversion."""
+    for source in (torch.bfloat16, torch.float32):
+        tensors = [t.cuda() for t in pair_weights(24, 2, 2, source)]
+        exact = reference.ready_weights(*(t.double() for t in tensors), dtype=torch.float64)
+        for i, found in enumerate(gpu.ready_weights(*tensors, dtype=torch.bfloat16)):
+            compare(f"weight {i} of {source}", found, exact[i], 4e-3)
+
+
 def norm() -> None:
     x, residual = (torch.randn(3, 5, 20, device="cuda", requires_grad=True) for _ in range(2))
     weight, bias = (torch.randn(20, device="cuda", requires_grad=True) for _ in range(2))
@@ -83,6 +93,7 @@ def norm() -> None:
 
 def main() -> None:
     norm()
+    ready_weights()
     for cut in ("split=1,warps=4,stages=3,chunks=1,blocks=2", "split=2,warps=2,stages=3,chunks=1,blocks=2",
                 "split=1,warps=4,stages=4,chunks=3,blocks=2"):  # fmt: skip
         late_gate(cut)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 import torch.utils.checkpoint
 from fast_truth import bimamba_inner as true_inner
+from mixer_inputs import pair_weights
 from torch import Tensor
 
 from ssamba.config import Config
@@ -204,26 +205,47 @@ def test_a_model_whose_gate_is_late(dtype: torch.dtype, scale: int, monkeypatch:
             assert error(found[:2], wanted.cuda().double()) < BOUND[torch.bfloat16]
         # As an own stream, in a graph, and with the gate in the scan.
         whole = model.encode_tokens(given.clone(), own=True)
-        assert error(whole, layers[-1].double()) < 5e-3  # torch normalises for the first pair
+        assert error(whole, layers[-1].double()) < BOUND[torch.bfloat16]  # torch normalises for the first pair
         graph, work = torch.cuda.CUDAGraph(), given.clone()
         with torch.cuda.graph(graph):
             out = model.encode_tokens(work.clone(), own=True)
         out.fill_(float("nan"))
         graph.replay()
-        assert torch.equal(out, whole)
+        assert error(out, whole.double()) < 1e-2
         for parameter in model.parameters():
             parameter.mul_(1.03)  # in place: the replay reads the weights anew
         graph.replay()
-        assert torch.equal(out, model.encode_tokens(given.clone(), own=True))
-        assert not torch.equal(out, whole)
+        assert error(out, model.encode_tokens(given.clone(), own=True).double()) < 1e-2
+        assert error(out, whole.double()) > 2e-2
         monkeypatch.setattr(blocks, "LATE_FROM", 2**40)
         assert error(out, model.encode_tokens(given).double()) < BOUND[torch.bfloat16]
+
+
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("source", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize(("width", "rank", "directions"), [(192, 12, 2), (768, 48, 2), (40, 3, 1), (24, 1, 2)])
+@torch.no_grad()
+def test_ready_weights(width: int, rank: int, directions: int, source: torch.dtype, apart: bool) -> None:
+    from ssamba.ops.triton import ready_weights
+
+    tensors = [t.cuda() for t in pair_weights(width, rank, directions, source, apart)]
+    poison(1, 1, 1, 4 * width * width, torch.bfloat16)
+    found = ready_weights(*tensors, dtype=torch.bfloat16)
+    plain = reference.ready_weights(*tensors, dtype=torch.bfloat16)
+    exact = reference.ready_weights(*(t.double() for t in tensors), dtype=torch.float64)
+    for i, (one, other, truth) in enumerate(zip(found, plain, exact, strict=True)):
+        assert (one.shape, one.dtype, one.is_contiguous()) == (other.shape, other.dtype, True)
+        assert one.data_ptr() % 16 == 0
+        # The bias is a sum, whose order may decide how it is rounded.
+        assert torch.equal(one, other) if i != 1 else error(one, truth) < 3e-3
+    for one, given in zip(found[2:], tensors[3:], strict=True):
+        assert one is given or one.dtype != given.dtype or apart
 
 
 @torch.no_grad()
 def test_late_gate_ops_compile() -> None:
     """What they write to is declared: a traced function sees it, and its arguments' other names too."""
-    from ssamba.ops.triton import gated_output_
+    from ssamba.ops.triton import gated_output_, ready_weights
 
     draw = torch.Generator("cuda").manual_seed(3)
     shapes = [(70, 128), (70, 48), (128, 48), (128,), (48, 128)]
@@ -235,6 +257,13 @@ def test_late_gate_ops_compile() -> None:
         return stream + 0, out + 0
 
     plain, built = run(y, stream, *weights), torch.compile(run, fullgraph=True)(y, stream, *weights)
+    assert all(torch.equal(a, b) for a, b in zip(plain, built, strict=True))
+
+    def prepare(*weights: Tensor) -> tuple[Tensor, ...]:
+        return tuple(w * 2 for w in ready_weights(*weights, dtype=torch.bfloat16))
+
+    tensors = [t.cuda() for t in pair_weights(48, 3, 2, torch.bfloat16)]
+    plain, built = prepare(*tensors), torch.compile(prepare, fullgraph=True)(*tensors)
     assert all(torch.equal(a, b) for a, b in zip(plain, built, strict=True))
 
 

@@ -146,18 +146,26 @@ class BlockPair(nn.Module):
             return False
         parts = max(1, normal_BLd.shape[0] * normal_BLd.shape[1] // LATE_TOKENS)
         pieces = (t.tensor_split(min(parts, t.shape[0])) for t in (normal_BLd, stream_BLd))
-        return all(self._gated_late(normal, stream, join) for normal, stream in zip(*pieces, strict=True))
+        weights = ops.ready_weights(
+            self.in_proj_hKEd, self.norm_weight_Kd, self.norm_bias_Kd, self.out_proj_dKE, *self._mixer_parameters(),
+            dtype=normal_BLd.dtype,
+        )  # fmt: skip
+        return all(self._gated_late(normal, stream, join, *weights) for normal, stream in zip(*pieces, strict=True))
 
-    def _gated_late(self, normal_BLd: Tensor, stream_BLd: Tensor, join: bool) -> bool:
-        (weight_x, weight_z), (bias_x, bias_z) = (t.flatten(1, 2) for t in self._folded_input())
+    def _gated_late(
+        self, normal_BLd: Tensor, stream_BLd: Tensor, join: bool, weight_hKEd: Tensor, bias_hKE: Tensor,
+        out_proj_dKE: Tensor, *parameters: Tensor,
+    ) -> bool:  # fmt: skip
+        """``_step_gated_late`` of some clips, with the weights that ``ops.ready_weights`` made."""
+        (weight_x, weight_z), (bias_x, bias_z) = (t.flatten(1, 2) for t in (weight_hKEd, bias_hKE))
         x_BLKE = F.linear(normal_BLd, weight_x, bias_x).unflatten(-1, (BLOCKS, -1))
-        y_BLKE = ops.bimamba_ungated(x_BLKE, normal_BLd, *self._mixer_parameters())
+        y_BLKE = ops.bimamba_ungated(x_BLKE, normal_BLd, *parameters)
         del x_BLKE
         if y_BLKE is None:
             return False
         y_TX, stream_Td, out_Td = y_BLKE.flatten(2).flatten(0, 1), stream_BLd.flatten(0, 1), normal_BLd.flatten(0, 1)
-        out_proj_dX, scale = self.out_proj_dKE.flatten(1), self.residual_scale if join else None
-        ops.gated_output_(y_TX, stream_Td, weight_z, bias_z, out_proj_dX, out_Td, NORM_EPS, scale)
+        scale = self.residual_scale if join else None
+        ops.gated_output_(y_TX, stream_Td, weight_z, bias_z, out_proj_dKE.flatten(1), out_Td, NORM_EPS, scale)
         return True
 
     def _input(self, normal_BLd: Tensor, weight_hKEd: Tensor, bias_hKE: Tensor) -> Tensor:

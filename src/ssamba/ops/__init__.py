@@ -27,6 +27,7 @@ __all__ = [
     "bimamba_ungated",
     "conv_silu",
     "gated_output_",
+    "ready_weights",
     "runs_ungated",
     "selective_scan",
     "short_work",
@@ -202,6 +203,18 @@ def runs_ungated(like: Tensor, A_log_RKEN: Tensor) -> bool:
     module = _choose("bimamba_inner", like, A_log_RKEN.shape[0], A_log_RKEN.shape[-1])
     answer = getattr(module, "runs_ungated", None)
     return answer is not None and answer(like, A_log_RKEN)
+
+
+def ready_weights(
+    in_proj_hKEd: Tensor, norm_weight_Kd: Tensor, norm_bias_Kd: Tensor, *others: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, ...]:
+    """A pair's weights as ``bimamba_ungated`` and ``gated_output_`` read them: see ``reference.ready_weights``.
+
+    ``others``: out_proj, then the parameters of ``bimamba_inner``.
+    """
+    module = _fast_module("triton") if in_proj_hKEd.is_cuda and dtype in _FAST_DTYPES else reference
+    form = reference if isinstance(module, str) else module
+    return form.ready_weights(in_proj_hKEd, norm_weight_Kd, norm_bias_Kd, *others, dtype=dtype)
 
 
 def bimamba_ungated(x_BLKE: Tensor, work: Tensor, *parameters: Tensor) -> Tensor | None:
