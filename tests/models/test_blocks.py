@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from ssamba import ops
 from ssamba.config import Config
 from ssamba.interop.official import doubling, to_official
 from ssamba.models import blocks
-from ssamba.models.blocks import BlockPair
+from ssamba.models.blocks import BlockPair, Passed
 from ssamba.models.ssamba import SSAMBA
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -126,6 +127,40 @@ def test_a_late_gate_changes_nothing(small_model: SSAMBA, late_tokens: int, monk
             torch.testing.assert_close(small_model.encode_tokens(given), whole, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(("own", "scale"), [(False, 2), (True, 2), (True, 1)])
+def test_a_late_gate_does_what_the_next_pair_begins_with(
+    own: bool, scale: int, rng: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = uneven(Config(width=16, depth=8, frames=64, state_size=4, residual_scale=scale), rng)
+    tokens = torch.randn(3, 9, 16, generator=rng, dtype=torch.float64)
+    norms: list[int] = []
+
+    def counted(*args: Any, **options: Any) -> tuple[Tensor, Tensor]:
+        norms.append(len(norms))
+        return add_to_stream(*args, **options)
+
+    add_to_stream = blocks.add_to_stream
+    expected: list[Tensor] = []
+    layers: list[Tensor] = []
+    with torch.no_grad(), ops.use_backend("reference"):
+        model.encode_tokens(tokens, layers=expected)
+        monkeypatch.setattr(blocks, "add_to_stream", counted)
+        monkeypatch.setattr(blocks, "LATE_FROM", 20)
+        given = tokens.clone()
+        model.encode_tokens(given, layers=layers, own=own)
+        assert len(norms) == (1 if own else 2)  # the caller's tokens are no stream to write over
+        assert own or torch.equal(given, tokens)
+        # A part of the stream cannot be joined in place: it does not lie in one piece.
+        apart = torch.cat([tokens, tokens], dim=2)[:, :, :16]
+        torch.testing.assert_close(model.encode_tokens(apart, own=own), expected[-1], rtol=1e-9, atol=1e-9)
+        # Nor does x join before stochastic depth has scaled it.
+        keep = 2 * torch.rand(8 + 1, 3, generator=rng, dtype=torch.float64)
+        late = model.encode_tokens(tokens.clone(), keep, own=own)
+        monkeypatch.undo()
+        torch.testing.assert_close(late, model.encode_tokens(tokens, keep), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(layers, expected, rtol=1e-9, atol=1e-9)
+
+
 def test_one_direction_sees_nothing_that_comes_later() -> None:
     config = Config(width=16, depth=4, frames=64, directions=1)
     model = SSAMBA(config).eval()
@@ -152,12 +187,12 @@ def test_without_doubling_the_stream_is_a_plain_sum(small_model: SSAMBA) -> None
         stream = tokens
         for pair in model.pairs:
             assert isinstance(pair, blocks.BlockPair)
-            stream = stream + pair(stream, None, None)[0]
+            stream = stream + pair(Passed(stream)).x_BLd
         expected = model.norm(model.norm(stream))
         layers: list[Tensor] = []
         found = model.encode_tokens(tokens, layers=layers)
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(layers[0], tokens + model.pairs[0](tokens, None, None)[0], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(layers[0], tokens + model.pairs[0](Passed(tokens)).x_BLd, rtol=1e-5, atol=1e-5)
         whole = torch.ones(model.config.depth + 1, 2)
         torch.testing.assert_close(model.encode_tokens(tokens, whole), expected, rtol=1e-5, atol=1e-5)
         assert not torch.allclose(small_model.encode_tokens(tokens), expected, atol=1e-2)

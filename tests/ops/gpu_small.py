@@ -10,7 +10,7 @@ import os
 import sys
 
 import torch
-from mixer_inputs import mixer_inputs
+from mixer_inputs import mixer_inputs, pair_weights
 from torch import Tensor
 
 from ssamba.ops import reference
@@ -60,11 +60,24 @@ def late_gate(cut: str) -> None:
         weights = [
             torch.randn(*s, device="cuda").bfloat16() / 8 for s in ((2 * width, d), (2 * width,), (d, 2 * width))
         ]
-        out, expected = torch.empty_like(stream), stream.double()
-        reference.gated_output_(y.double(), stream.double(), *(w.double() for w in weights), expected, 1e-5)
-        gpu.gated_output_(y, stream, *weights, out, 1e-5)
-        compare(f"gate and output, {d}", out, expected, 1e-2)
+        for scale in (None, 2.0):
+            mine, exact = (y.clone(), stream.clone()), (y.double(), stream.double())
+            out, expected = torch.empty_like(stream), stream.double()
+            reference.gated_output_(*exact, *(w.double() for w in weights), expected, 1e-5, scale)
+            gpu.gated_output_(*mine, *weights, out, 1e-5, scale)
+            compare(f"gate and output, {d}, {scale}", out, expected, 1e-2)
+            compare(f"the stream after it, {d}, {scale}", mine[1], exact[1], 1e-2)
     del os.environ["SSAMBA_CUT"]
+
+
+@torch.no_grad()
+def ready_weights() -> None:
+    """Of a pair in bfloat16, and of one whose small parameters need no conversion."""
+    for source in (torch.bfloat16, torch.float32):
+        tensors = [t.cuda() for t in pair_weights(24, 2, 2, source)]
+        exact = reference.ready_weights(*(t.double() for t in tensors), dtype=torch.float64)
+        for i, found in enumerate(gpu.ready_weights(*tensors, dtype=torch.bfloat16)):
+            compare(f"weight {i} of {source}", found, exact[i], 4e-3)
 
 
 def norm() -> None:
@@ -80,6 +93,7 @@ def norm() -> None:
 
 def main() -> None:
     norm()
+    ready_weights()
     for cut in ("split=1,warps=4,stages=3,chunks=1,blocks=2", "split=2,warps=2,stages=3,chunks=1,blocks=2",
                 "split=1,warps=4,stages=4,chunks=3,blocks=2"):  # fmt: skip
         late_gate(cut)

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 import torch.utils.checkpoint
 from fast_truth import bimamba_inner as true_inner
+from mixer_inputs import pair_weights
 from torch import Tensor
 
+from ssamba.config import Config
+from ssamba.models import blocks
+from ssamba.models.ssamba import SSAMBA
 from ssamba.ops import reference
 
 pytestmark = [
@@ -144,20 +150,121 @@ def test_a_scan_without_its_gate(cut: str, directions: int, monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("width", "channels", "pieces"), [(192, 768, 1), (384, 1536, 1), (64, 256, 1), (768, 3072, 3), (40, 72, 2)]
 )
+@pytest.mark.parametrize("scale", [None, 1.0, 2.0])
 @torch.no_grad()
-def test_gate_and_output(rows: int, width: int, channels: int, pieces: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gate_and_output(
+    rows: int, width: int, channels: int, pieces: int, scale: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from ssamba.ops import triton_ungated
     from ssamba.ops.triton import gated_output_
 
     monkeypatch.setattr(triton_ungated, "PIECE_VALUES", rows * channels // pieces)
     draw = torch.Generator("cuda").manual_seed(rows)
     shapes = [(rows, channels), (rows, width), (channels, width), (channels,), (width, channels)]
-    tensors = [torch.randn(s, generator=draw, device="cuda").bfloat16() for s in shapes]
-    tensors[2] /= width**0.5
-    out, expected = torch.full_like(tensors[1], float("nan")), tensors[1].double()
-    reference.gated_output_(*(t.double() for t in tensors), expected, 1e-5)
-    gated_output_(*tensors, out, 1e-5)
-    assert error(out, expected) < 6e-3
+    drawn = [torch.randn(s, generator=draw, device="cuda").bfloat16() for s in shapes]
+    drawn[2] /= width**0.5
+    if scale is not None:
+        drawn[4] /= channels**0.5  # beside what joins it, the stream counts
+    for stream_dtype in (torch.bfloat16, torch.float32):  # the latter under autocast
+        y, stream, *weights = (t.clone() for t in drawn)
+        out, stream = torch.full_like(stream, float("nan")), stream.to(stream_dtype)
+        expected, wide_stream = stream.double(), stream.double()
+        reference.gated_output_(y.double(), wide_stream, *(t.double() for t in weights), expected, 1e-5, scale)
+        gated_output_(y, stream, *weights, out, 1e-5, scale)
+        assert error(out, expected) < 6e-3
+        assert error(stream, wide_stream) < 3e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("scale", [1, 2])
+@torch.no_grad()
+def test_a_model_whose_gate_is_late(dtype: torch.dtype, scale: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As wide as the tiny one, in bfloat16 or under autocast: the tokens that leave each pair, and a graph of it."""
+    model = SSAMBA(Config(width=192, depth=8, residual_scale=scale)).eval()
+    for i, pair in enumerate(model.pairs):
+        pair.out_proj_dKE.mul_(30 * scale**i)  # else fresh pairs hardly count beside the stream
+    tokens = torch.randn(65, 257, 192, generator=torch.Generator().manual_seed(1))
+    expected: list[Tensor] = []
+    model.encode_tokens(tokens[:2], layers=expected)
+    model, given = model.to("cuda", dtype), tokens.to("cuda", dtype)
+    assert given.shape[0] * given.shape[1] >= blocks.LATE_FROM
+    late: list[bool] = []
+    step = blocks.BlockPair._step_gated_late
+
+    def seen(*args: Any) -> bool:
+        late.append(step(*args))
+        return late[-1]
+
+    monkeypatch.setattr(blocks.BlockPair, "_step_gated_late", seen)
+    with torch.autocast("cuda", torch.bfloat16, enabled=dtype == torch.float32):
+        layers: list[Tensor] = []
+        model.encode_tokens(given, layers=layers)
+        assert late == [True] * 4
+        assert torch.equal(given, tokens.to("cuda", dtype))
+        for found, wanted in zip(layers, expected, strict=True):
+            assert error(found[:2], wanted.cuda().double()) < BOUND[torch.bfloat16]
+        # As an own stream, in a graph, and with the gate in the scan.
+        whole = model.encode_tokens(given.clone(), own=True)
+        assert error(whole, layers[-1].double()) < BOUND[torch.bfloat16]  # torch normalises for the first pair
+        graph, work = torch.cuda.CUDAGraph(), given.clone()
+        with torch.cuda.graph(graph):
+            out = model.encode_tokens(work.clone(), own=True)
+        out.fill_(float("nan"))
+        graph.replay()
+        assert error(out, whole.double()) < 1e-2
+        for parameter in model.parameters():
+            parameter.mul_(1.03)  # in place: the replay reads the weights anew
+        graph.replay()
+        assert error(out, model.encode_tokens(given.clone(), own=True).double()) < 1e-2
+        assert error(out, whole.double()) > 2e-2
+        monkeypatch.setattr(blocks, "LATE_FROM", 2**40)
+        assert error(out, model.encode_tokens(given).double()) < BOUND[torch.bfloat16]
+
+
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("source", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize(("width", "rank", "directions"), [(192, 12, 2), (768, 48, 2), (40, 3, 1), (24, 1, 2)])
+@torch.no_grad()
+def test_ready_weights(width: int, rank: int, directions: int, source: torch.dtype, apart: bool) -> None:
+    from ssamba.ops.triton import ready_weights
+
+    tensors = [t.cuda() for t in pair_weights(width, rank, directions, source, apart)]
+    poison(1, 1, 1, 4 * width * width, torch.bfloat16)
+    found = ready_weights(*tensors, dtype=torch.bfloat16)
+    plain = reference.ready_weights(*tensors, dtype=torch.bfloat16)
+    exact = reference.ready_weights(*(t.double() for t in tensors), dtype=torch.float64)
+    for i, (one, other, truth) in enumerate(zip(found, plain, exact, strict=True)):
+        assert (one.shape, one.dtype, one.is_contiguous()) == (other.shape, other.dtype, True)
+        assert one.data_ptr() % 16 == 0
+        # The bias is a sum, whose order may decide how it is rounded.
+        assert torch.equal(one, other) if i != 1 else error(one, truth) < 3e-3
+    for one, given in zip(found[2:], tensors[3:], strict=True):
+        assert one is given or one.dtype != given.dtype or apart
+
+
+@torch.no_grad()
+def test_late_gate_ops_compile() -> None:
+    """What they write to is declared: a traced function sees it, and its arguments' other names too."""
+    from ssamba.ops.triton import gated_output_, ready_weights
+
+    draw = torch.Generator("cuda").manual_seed(3)
+    shapes = [(70, 128), (70, 48), (128, 48), (128,), (48, 128)]
+    y, stream, *weights = (torch.randn(s, generator=draw, device="cuda").bfloat16() for s in shapes)
+
+    def run(y: Tensor, stream: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
+        y, stream, out = y + 1, stream * 2, torch.zeros_like(stream)
+        gated_output_(y, stream, *weights, out, 1e-5, 2.0)
+        return stream + 0, out + 0
+
+    plain, built = run(y, stream, *weights), torch.compile(run, fullgraph=True)(y, stream, *weights)
+    assert all(torch.equal(a, b) for a, b in zip(plain, built, strict=True))
+
+    def prepare(*weights: Tensor) -> tuple[Tensor, ...]:
+        return tuple(w * 2 for w in ready_weights(*weights, dtype=torch.bfloat16))
+
+    tensors = [t.cuda() for t in pair_weights(48, 3, 2, torch.bfloat16)]
+    plain, built = prepare(*tensors), torch.compile(prepare, fullgraph=True)(*tensors)
+    assert all(torch.equal(a, b) for a, b in zip(plain, built, strict=True))
 
 
 def test_channels_that_are_not_aligned() -> None:

@@ -21,7 +21,7 @@ os.environ["TRITON_INTERPRET"] = "1"
 import numpy as np
 import torch
 import torch.nn.functional as F
-from mixer_inputs import mixer_inputs
+from mixer_inputs import mixer_inputs, pair_weights
 from torch import Tensor
 from triton.runtime import interpreter
 
@@ -152,19 +152,61 @@ def check_gated_output() -> None:
 
     The interpreter multiplies no bfloat16, so the one pass gets float16.
     """
-    for width, channels, dtype, bound in ((24, 40, torch.float32, 1e-5), (16, 64, torch.float16, 2e-3),
-                                          (48, 128, torch.float16, 2e-3)):  # fmt: skip
-        draws = [torch.randn(s) for s in ((150, channels), (150, width), (channels, width), (channels,))]
-        tensors = [t.to(dtype) for t in (*draws, torch.randn(width, channels) / channels**0.5)]
-        out, wide = torch.full((150, width), float("nan"), dtype=dtype), torch.empty(150, width, dtype=torch.float64)
-        reference.gated_output_(*(t.double() for t in tensors), wide, 1e-5)
-        form = gpu.gated_output_ if dtype == torch.float32 else gated_output.gated_output
-        form(*tensors, out, 1e-5)
-        error = float((out.double() - wide).norm() / wide.norm())
-        assert error < bound, f"gate and output {(width, channels, dtype)}: off by {error:.1e}"
+    for width, channels, rows, dtype, bound in (
+        (24, 40, 150, torch.float32, 1e-5), (16, 64, 150, torch.float16, 2e-3), (48, 128, 65, torch.float16, 2e-3),
+        (192, 768, 1, torch.float16, 2e-3),
+    ):  # fmt: skip
+        draws = [torch.randn(s) for s in ((rows, channels), (rows, width), (channels, width), (channels,))]
+        draws[2] /= width**0.5
+        for scale in (None, 2.0, 1.0):
+            y, stream, *weights = (t.to(dtype) for t in (*draws, torch.randn(width, channels) / channels**0.5))
+            out, wide = torch.full((rows, width), float("nan"), dtype=dtype), torch.empty(rows, width).double()
+            wide_stream = stream.double()
+            reference.gated_output_(y.double(), wide_stream, *(t.double() for t in weights), wide, 1e-5, scale)
+            form = gpu.gated_output_ if dtype == torch.float32 else gated_output.gated_output
+            form(y, stream, *weights, out, 1e-5, scale)
+            for found, expected in ((out, wide), (stream, wide_stream)):
+                error = float((found.double() - expected).norm() / expected.norm())
+                assert error < bound, f"gate and output {(width, channels, rows, dtype, scale)}: off by {error:.1e}"
     assert [gated_output.parts_of(w) for w in (16, 192, 384, 8, 40, 200)] == [(16, 0), (128, 64), (256, 128)] + [
         None
     ] * 3
+
+
+def check_ready_weights() -> None:
+    """Folded and converted weights, of widths that are and are not a power of two, rounded once.
+
+    The interpreter cuts bfloat16 off instead of rounding to it, so products have float16.
+    """
+    for d, r, R, source, dtype in (
+        (16, 3, 2, torch.bfloat16, torch.float16), (24, 2, 1, torch.float32, torch.float16),
+        (192, 12, 2, torch.float16, torch.float16), (5, 1, 2, torch.float16, torch.float32),
+    ):  # fmt: skip
+        for apart in (False, True):
+            tensors = pair_weights(d, r, R, source, apart)
+            if d == 24:  # nothing is left to convert but what is folded
+                tensors[3], tensors[6] = tensors[3].to(dtype), tensors[6].to(dtype)
+            found = gpu.ready_weights(*tensors, dtype=dtype)
+            exact = reference.ready_weights(*(t.double() for t in tensors), dtype=torch.float64)
+            plain = reference.ready_weights(*tensors, dtype=dtype)
+            for i, (f, e, p) in enumerate(zip(found, exact, plain, strict=True)):
+                where = f"weight {i} of {(d, r, R, source, dtype, apart)}"
+                assert (f.shape, f.dtype, f.is_contiguous()) == (p.shape, p.dtype, True), where
+                if i != 1:
+                    assert torch.equal(f, p), where
+                assert float((f.double() - e).norm() / e.norm()) < (3e-4 if dtype == torch.float16 else 1e-6), where
+            assert all(f is t for f, t in zip(found[2:], tensors[3:], strict=True) if t.dtype == f.dtype) or apart
+
+
+def check_ops() -> None:
+    """What the custom ops declare, to be traced by, is what they do."""
+    shapes = [(70, 40), (70, 24), (40, 24), (40,), (24, 40), (70, 24)]
+    tests = ("test_schema", "test_faketensor")
+    for scale in (None, 2.0):
+        torch.library.opcheck(gpu.gated_output_, (*(torch.randn(s) for s in shapes), 1e-5, scale), test_utils=tests)
+    for apart in (False, True):
+        weights = (*pair_weights(24, 2, 2, torch.bfloat16, apart), torch.bfloat16)
+        torch.library.opcheck(triton_ungated._ready_weights, weights, test_utils=tests)
 
 
 def check_output(B: int, L: int, K: int, E: int, r: int, R: int) -> None:
@@ -182,6 +224,8 @@ def main(form: str) -> None:
         check(1, 18, 2, 9, 16, 2, 1, torch.float16, 4e-3)
         check_norm()
         check_gated_output()
+        check_ready_weights()
+        check_ops()
         return
     nvrtc.kernel, nvrtc_scan.usable, conv.conv_proj = build, lambda *_: True, plain_proj  # type: ignore[assignment]
     check(1, 1, 1, 1, 1, 1, 2, torch.float32, 1e-4)

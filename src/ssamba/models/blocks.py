@@ -9,6 +9,7 @@ Shape letters are those of ``ssamba.ops.reference``; d is the width, h is 2 for 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +32,18 @@ DT_MIN, DT_MAX, DT_FLOOR = 0.001, 0.1, 1e-4
 
 def _empty(*shape: int) -> nn.Parameter:
     return nn.Parameter(torch.empty(*shape))
+
+
+class Passed(NamedTuple):
+    """What goes from pair to pair, (B, L, d) each."""
+
+    x_BLd: Tensor
+    """At first the tokens, then a pair's output, which has yet to join the stream; the stream's norm where ``joined``.
+    """
+    stream_BLd: Tensor | None = None
+    """The residual stream, None at first. Until x joins it, its factor (``residual_scale``) is left out, too."""
+    joined: bool = False
+    """Whether the next pair's beginning is already done: x has joined the stream, and that is normalised."""
 
 
 class BlockPair(nn.Module):
@@ -82,33 +95,40 @@ class BlockPair(nn.Module):
         self.A_log_RKEN.copy_(states.log().expand_as(self.A_log_RKEN))
         self.D_RKE.fill_(1.0)
 
-    def forward(
-        self, x_BLd: Tensor, residual_BLd: Tensor | None, keep_KB: Tensor | None, reuse: bool = False
-    ) -> tuple[Tensor, Tensor]:
-        """One step: returns the blocks' summed output and the residual stream, both (B, L, d).
+    def forward(self, passed: Passed, keep_KB: Tensor | None = None, reuse: bool = False, join: bool = False) -> Passed:
+        """One step: the blocks' summed output and the residual stream that it has yet to join.
 
         Each block adds x to its own copy of the residual, and the two are added after the pair: the stream doubles.
-        That factor is left to whoever adds to the stream next, so ``residual_BLd`` comes in and goes out undoubled.
+        That factor is left to whoever adds to the stream next, so the stream comes in and goes out undoubled.
         With a ``residual_scale`` of 1 the two are averaged instead.
         ``keep_KB`` scales x per block and clip as it joins the residual (stochastic depth); None keeps it whole.
         ``reuse`` lets the step write its results over x and the residual, in inference: then they are the chain's own.
+        ``join`` allows it to do what the next pair begins with, where that costs it little.
         """
+        x_BLd, residual_BLd, joined = passed
         if keep_KB is None or residual_BLd is None:
-            normal_BLd, residual_BLd = add_to_stream(x_BLd, residual_BLd, scale=self.residual_scale, reuse=reuse)
+            if joined:
+                assert residual_BLd is not None
+                normal_BLd, stream_BLd = x_BLd, residual_BLd
+            else:
+                normal_BLd, stream_BLd = add_to_stream(x_BLd, residual_BLd, scale=self.residual_scale, reuse=reuse)
             batch, length = x_BLd.shape[:2]
             if not torch.is_grad_enabled():
                 late_from = LATE_FROM if x_BLd.shape[2] <= NARROW else LATE_FROM_WIDE
-                if batch * length >= late_from and self._step_gated_late(normal_BLd, residual_BLd):
-                    return normal_BLd, residual_BLd
+                own = reuse or stream_BLd is not x_BLd  # and not the caller's tokens
+                join = join and own and stream_BLd.is_contiguous()
+                if batch * length >= late_from and self._step_gated_late(normal_BLd, stream_BLd, join):
+                    return Passed(normal_BLd, stream_BLd, join)
                 parts = min(batch, batch * length // PART_TOKENS)
                 if parts > 1:
                     self._step_by_parts(normal_BLd, parts)
-                    return normal_BLd, residual_BLd
+                    return Passed(normal_BLd, stream_BLd)
             xz_BLhKE = self._input(normal_BLd, *self._folded_input())
             del normal_BLd  # not needed by the mixer, which is where memory peaks
-            return self._mix(xz_BLhKE), residual_BLd
-        xz_BLhKE, residual_BLd = self._input_with_drop(x_BLd, residual_BLd, keep_KB)
-        return self._mix(xz_BLhKE), residual_BLd
+            return Passed(self._mix(xz_BLhKE), stream_BLd)
+        assert not joined, "x must not join the stream before each block has scaled it"
+        xz_BLhKE, stream_BLd = self._input_with_drop(x_BLd, residual_BLd, keep_KB)
+        return Passed(self._mix(xz_BLhKE), stream_BLd)
 
     def _step_by_parts(self, normal_BLd: Tensor, parts: int) -> None:
         """The step of some clips after the other, each over its own input: the mixer's memory is that of one part."""
@@ -116,26 +136,36 @@ class BlockPair(nn.Module):
         for clips_BLd in normal_BLd.tensor_split(parts):
             clips_BLd.copy_(self._mix(self._input(clips_BLd, weight, bias)))
 
-    def _step_gated_late(self, normal_BLd: Tensor, stream_BLd: Tensor) -> bool:
+    def _step_gated_late(self, normal_BLd: Tensor, stream_BLd: Tensor, join: bool) -> bool:
         """The step over its own input, with z made after the scan, part by part. False, and nothing done, if it cannot.
 
         The scan's projection takes the input's place meanwhile, so the norm is computed again from the stream.
+        With ``join`` the stream becomes what the next pair adds up to, and its norm takes the output's place.
         """
         if not ops.runs_ungated(normal_BLd, self.A_log_RKEN):
             return False
         parts = max(1, normal_BLd.shape[0] * normal_BLd.shape[1] // LATE_TOKENS)
         pieces = (t.tensor_split(min(parts, t.shape[0])) for t in (normal_BLd, stream_BLd))
-        return all(self._gated_late(normal, stream) for normal, stream in zip(*pieces, strict=True))
+        weights = ops.ready_weights(
+            self.in_proj_hKEd, self.norm_weight_Kd, self.norm_bias_Kd, self.out_proj_dKE, *self._mixer_parameters(),
+            dtype=normal_BLd.dtype,
+        )  # fmt: skip
+        return all(self._gated_late(normal, stream, join, *weights) for normal, stream in zip(*pieces, strict=True))
 
-    def _gated_late(self, normal_BLd: Tensor, stream_BLd: Tensor) -> bool:
-        (weight_x, weight_z), (bias_x, bias_z) = (t.flatten(1, 2) for t in self._folded_input())
+    def _gated_late(
+        self, normal_BLd: Tensor, stream_BLd: Tensor, join: bool, weight_hKEd: Tensor, bias_hKE: Tensor,
+        out_proj_dKE: Tensor, *parameters: Tensor,
+    ) -> bool:  # fmt: skip
+        """``_step_gated_late`` of some clips, with the weights that ``ops.ready_weights`` made."""
+        (weight_x, weight_z), (bias_x, bias_z) = (t.flatten(1, 2) for t in (weight_hKEd, bias_hKE))
         x_BLKE = F.linear(normal_BLd, weight_x, bias_x).unflatten(-1, (BLOCKS, -1))
-        y_BLKE = ops.bimamba_ungated(x_BLKE, normal_BLd, *self._mixer_parameters())
+        y_BLKE = ops.bimamba_ungated(x_BLKE, normal_BLd, *parameters)
         del x_BLKE
         if y_BLKE is None:
             return False
         y_TX, stream_Td, out_Td = y_BLKE.flatten(2).flatten(0, 1), stream_BLd.flatten(0, 1), normal_BLd.flatten(0, 1)
-        ops.gated_output_(y_TX, stream_Td, weight_z, bias_z, self.out_proj_dKE.flatten(1), out_Td, NORM_EPS)
+        scale = self.residual_scale if join else None
+        ops.gated_output_(y_TX, stream_Td, weight_z, bias_z, out_proj_dKE.flatten(1), out_Td, NORM_EPS, scale)
         return True
 
     def _input(self, normal_BLd: Tensor, weight_hKEd: Tensor, bias_hKE: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Generator, Tensor, nn
 
-from ssamba.models.blocks import BLOCKS, NORM_EPS, BlockPair, add_to_stream
+from ssamba.models.blocks import BLOCKS, NORM_EPS, BlockPair, Passed, add_to_stream
 from ssamba.models.encoder import Encoder
 
 
@@ -45,17 +45,20 @@ class SSAMBA(Encoder):
         lie over ``tokens``.
         """
         keep = None if keep is None else keep.to(tokens.device, non_blocking=True)
-        x, residual, scale = tokens, None, self.config.residual_scale
+        passed, scale = Passed(tokens), self.config.residual_scale
         del tokens  # in inference the first pair may then free them
         for i, pair in enumerate(self.pairs):
-            if layers is not None and residual is not None:
-                layers.append(scale * residual + x)
+            if layers is not None and passed.stream_BLd is not None:
+                stream = passed.stream_BLd
+                layers.append(stream.clone() if passed.joined else scale * stream + passed.x_BLd)
             # From the second pair on both are the chain's own, and in inference nothing else needs them.
-            reuse = (own or residual is not None) and not torch.is_grad_enabled()
-            x, residual = pair(x, residual, None if keep is None else keep[BLOCKS * i : BLOCKS * (i + 1)], reuse)
+            reuse = (own or i > 0) and not torch.is_grad_enabled()
+            join = keep is None and i + 1 < len(self.pairs)  # the final norm reads the last sum before it is rounded
+            passed = pair(passed, None if keep is None else keep[BLOCKS * i : BLOCKS * (i + 1)], reuse, join)
+        x, residual, _ = passed
         weight, bias = self.norm.weight, self.norm.bias
         x, residual = add_to_stream(x, residual, None if keep is None else keep[-1], weight, bias, scale)
-        del residual
+        del residual, passed
         # The final norm acts twice, with the same weights: official checkpoints were trained so.
         tokens = add_to_stream(x, None, None, weight, bias)[0]
         if layers is not None:

@@ -27,6 +27,7 @@ __all__ = [
     "bimamba_ungated",
     "conv_silu",
     "gated_output_",
+    "ready_weights",
     "runs_ungated",
     "selective_scan",
     "short_work",
@@ -204,6 +205,18 @@ def runs_ungated(like: Tensor, A_log_RKEN: Tensor) -> bool:
     return answer is not None and answer(like, A_log_RKEN)
 
 
+def ready_weights(
+    in_proj_hKEd: Tensor, norm_weight_Kd: Tensor, norm_bias_Kd: Tensor, *others: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, ...]:
+    """A pair's weights as ``bimamba_ungated`` and ``gated_output_`` read them: see ``reference.ready_weights``.
+
+    ``others``: out_proj, then the parameters of ``bimamba_inner``.
+    """
+    module = _fast_module("triton") if in_proj_hKEd.is_cuda and dtype in _FAST_DTYPES else reference
+    form = reference if isinstance(module, str) else module
+    return form.ready_weights(in_proj_hKEd, norm_weight_Kd, norm_bias_Kd, *others, dtype=dtype)
+
+
 def bimamba_ungated(x_BLKE: Tensor, work: Tensor, *parameters: Tensor) -> Tensor | None:
     """``bimamba_inner`` without its gate, in inference, for a caller that goes on with ``gated_output_``.
 
@@ -217,13 +230,20 @@ def bimamba_ungated(x_BLKE: Tensor, work: Tensor, *parameters: Tensor) -> Tensor
 
 
 def gated_output_(
-    y_TX: Tensor, stream_Td: Tensor, weight_Xd: Tensor, bias_X: Tensor, out_proj_dX: Tensor, out_Td: Tensor, eps: float
+    y_TX: Tensor,
+    stream_Td: Tensor,
+    weight_Xd: Tensor,
+    bias_X: Tensor,
+    out_proj_dX: Tensor,
+    out_Td: Tensor,
+    eps: float,
+    residual_scale: float | None = None,
 ) -> None:
     """Gate and output product of what ``bimamba_ungated`` returned, in inference: see ``reference.gated_output_``."""
     fast = y_TX.is_cuda and all(t.is_contiguous() for t in (y_TX, stream_Td, out_Td))
     module = _fast_module("triton") if fast else reference
     form = reference if isinstance(module, str) else module
-    form.gated_output_(y_TX, stream_Td, weight_Xd, bias_X, out_proj_dX, out_Td, eps)
+    form.gated_output_(y_TX, stream_Td, weight_Xd, bias_X, out_proj_dX, out_Td, eps, residual_scale)
 
 
 def add_layer_norm(

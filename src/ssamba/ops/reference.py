@@ -106,7 +106,7 @@ def bimamba_inner(
     u_BLRKE = conv_silu(x_BLKE, conv_weight_RKEW, conv_bias_RKE)
     p_BLRKP = torch.einsum("blrke,rkpe->blrkp", u_BLRKE, x_proj_RKPE)
     dt_BLRKr, B_BLRKN, C_BLRKN = p_BLRKP.split([rank, states, states], dim=-1)
-    dt_BLRKE = torch.einsum("blrkp,rkep->blrke", dt_BLRKr, dt_proj_RKEr)
+    dt_BLRKE = torch.einsum("blrkp,rkep->blrke", dt_BLRKr, dt_proj_RKEr.to(dt_BLRKr.dtype))
     A_RKEN = -torch.exp(A_log_RKEN.to(_compute_dtype(A_log_RKEN)))
     return selective_scan(u_BLRKE, dt_BLRKE, A_RKEN, B_BLRKN, C_BLRKN, D_RKE, dt_bias_RKE, z_BLKE)
 
@@ -116,18 +116,63 @@ def runs_ungated(like: Tensor, A_log_RKEN: Tensor) -> bool:
     return True
 
 
+def ready_weights(
+    in_proj_hKEd: Tensor,
+    norm_weight_Kd: Tensor,
+    norm_bias_Kd: Tensor,
+    out_proj_dKE: Tensor,
+    conv_weight_RKEW: Tensor,
+    conv_bias_RKE: Tensor,
+    x_proj_RKPE: Tensor,
+    dt_proj_RKEr: Tensor,
+    dt_bias_RKE: Tensor,
+    A_log_RKEN: Tensor,
+    D_RKE: Tensor,
+    *,
+    dtype: torch.dtype,
+) -> tuple[Tensor, ...]:
+    """A pair's weights as ``bimamba_ungated`` and ``gated_output_`` read them in inference with products in ``dtype``.
+
+    The input product's ``weight_hKEd`` and ``bias_hKE``, each block's LayerNorm scale and shift folded in, then
+    ``out_proj`` and the mixer's parameters. Those of products are in ``dtype``, the rest in float32.
+    """
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    in_proj = in_proj_hKEd.to(wide)
+    weight_hKEd = in_proj * norm_weight_Kd.to(wide)[:, None]
+    bias_hKE = (in_proj * norm_bias_Kd.to(wide)[:, None]).sum(-1)
+    products = (w.to(dtype) for w in (weight_hKEd, bias_hKE, out_proj_dKE))
+    conv = conv_weight_RKEW.to(wide), conv_bias_RKE.to(wide)
+    rest = (w.to(wide) for w in (dt_proj_RKEr, dt_bias_RKE, A_log_RKEN, D_RKE))
+    return *products, *conv, x_proj_RKPE.to(dtype), *rest
+
+
 def bimamba_ungated(x_BLKE: Tensor, work: Tensor, *parameters: Tensor) -> Tensor | None:
     """``bimamba_inner`` without its gate. ``work``: memory that the caller no longer needs, and this form neither."""
     return bimamba_inner(x_BLKE, None, *parameters)
 
 
 def gated_output_(
-    y_TX: Tensor, stream_Td: Tensor, weight_Xd: Tensor, bias_X: Tensor, out_proj_dX: Tensor, out_Td: Tensor, eps: float
+    y_TX: Tensor,
+    stream_Td: Tensor,
+    weight_Xd: Tensor,
+    bias_X: Tensor,
+    out_proj_dX: Tensor,
+    out_Td: Tensor,
+    eps: float,
+    residual_scale: float | None = None,
 ) -> None:
-    """``out = (y silu(z)) out_proj^T`` with ``z = LayerNorm(stream) weight^T + bias``, which it makes. Overwrites y."""
+    """``out = (y silu(z)) out_proj^T`` with ``z = LayerNorm(stream) weight^T + bias``, which it makes. Overwrites y.
+
+    With a ``residual_scale`` that joins the stream, and out is what the next step reads:
+    ``stream = residual_scale stream + (y silu(z)) out_proj^T``, then ``out = LayerNorm(stream)``.
+    """
     z_TX = F.linear(F.layer_norm(stream_Td, stream_Td.shape[-1:], eps=eps), weight_Xd, bias_X)
     y_TX.mul_(F.silu(z_TX.to(_compute_dtype(z_TX))))
-    out_Td.copy_(F.linear(y_TX, out_proj_dX))
+    product_Td = F.linear(y_TX, out_proj_dX)
+    if residual_scale is not None:
+        stream_Td.copy_(torch.add(product_Td.to(stream_Td.dtype), stream_Td, alpha=residual_scale))
+        product_Td = F.layer_norm(stream_Td, stream_Td.shape[-1:], eps=eps)
+    out_Td.copy_(product_Td)
 
 
 def add_layer_norm(

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ssamba.ops import nvrtc_conv, nvrtc_proj, nvrtc_scan, reference
 from ssamba.ops.triton_kernels import conv, norm, scan
-from ssamba.ops.triton_ungated import bimamba_ungated, gated_output_, runs_ungated
+from ssamba.ops.triton_ungated import bimamba_ungated, gated_output_, ready_weights, runs_ungated
 
 __all__ = [
     "add_layer_norm",
@@ -28,6 +28,7 @@ __all__ = [
     "bimamba_inner_packed",
     "bimamba_ungated",
     "gated_output_",
+    "ready_weights",
     "runs_ungated",
 ]
 

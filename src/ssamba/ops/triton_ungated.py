@@ -6,13 +6,15 @@ room for all clips at once, and with them the GPU is full.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ssamba.ops import nvrtc, nvrtc_fragments_launch, nvrtc_proj, nvrtc_scan
 from ssamba.ops.nvrtc_shape import Shape
-from ssamba.ops.triton_kernels import gate, gated_output, norm
+from ssamba.ops.triton_kernels import gate, gated_output, norm, weights
 
 PIECE_VALUES = 2**24
 """Values of z that exist at once: they stay in a GPU's second-level cache, or nearly."""
@@ -26,6 +28,50 @@ def runs_ungated(like: Tensor, A_log_RKEN: Tensor) -> bool:
     if dtype != torch.bfloat16 or states != 16 or width % 16 or not like.is_cuda:
         return False
     return nvrtc.multiplies_bfloat16(like.device.index or 0)
+
+
+def _stays(weight: Tensor, dtype: torch.dtype) -> bool:
+    return weight.dtype == dtype and weight.is_contiguous()
+
+
+def _kinds(dtype: torch.dtype) -> tuple[torch.dtype, ...]:
+    """What the kernels read out_proj and the mixer's parameters as: products in ``dtype``, the rest in float32."""
+    wide = torch.float32
+    return dtype, wide, wide, dtype, wide, wide, wide, wide
+
+
+def _new_weights(in_proj: Tensor, others: tuple[Tensor, ...], dtype: torch.dtype) -> list[Tensor]:
+    """Memory for the folded input product's weight and bias, and for those of the others that do not stay."""
+    pairs = zip(others, _kinds(dtype), strict=True)
+    converted = [w.new_empty(w.shape, dtype=kind) for w, kind in pairs if not _stays(w, kind)]
+    return [in_proj.new_empty(shape, dtype=dtype) for shape in (in_proj.shape, in_proj.shape[:-1])] + converted
+
+
+@torch.library.custom_op("ssamba::gpu_ready_weights", mutates_args=())
+def _ready_weights(
+    in_proj: Tensor, norm_weight: Tensor, norm_bias: Tensor, out_proj: Tensor, conv_weight: Tensor, conv_bias: Tensor,
+    x_proj: Tensor, dt_proj: Tensor, dt_bias: Tensor, A_log: Tensor, D: Tensor, dtype: torch.dtype,
+) -> list[Tensor]:  # fmt: skip
+    others = (out_proj, conv_weight, conv_bias, x_proj, dt_proj, dt_bias, A_log, D)
+    made = _new_weights(in_proj, others, dtype)
+    sources = [w.contiguous() for w, kind in zip(others, _kinds(dtype), strict=True) if not _stays(w, kind)]
+    in_proj, scale, shift = (w.contiguous() for w in (in_proj, norm_weight, norm_bias))
+    weights.prepare(in_proj, scale, shift, made[0], made[1], sources, made[2:])
+    return made
+
+
+@_ready_weights.register_fake
+def _(in_proj: Tensor, norm_weight: Tensor, norm_bias: Tensor, *rest: Any) -> list[Tensor]:
+    return _new_weights(in_proj, rest[:-1], rest[-1])
+
+
+def ready_weights(
+    in_proj_hKEd: Tensor, norm_weight_Kd: Tensor, norm_bias_Kd: Tensor, *others: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, ...]:
+    """``reference.ready_weights`` in one launch. What has its dtype already comes back as it is."""
+    made = iter(_ready_weights(in_proj_hKEd, norm_weight_Kd, norm_bias_Kd, *others, dtype))
+    folded = next(made), next(made)
+    return *folded, *(w if _stays(w, kind) else next(made) for w, kind in zip(others, _kinds(dtype), strict=True))
 
 
 def bimamba_ungated(
@@ -63,8 +109,8 @@ def _ungated(
     A_log: Tensor, D: Tensor,
 ) -> Tensor:  # fmt: skip
     with torch.autocast(x.device.type, enabled=False):
-        weights = (w.contiguous() for w in (conv_weight, conv_bias, dt_proj, dt_bias, A_log, D))
-        conv_w, conv_b, *rest = nvrtc_scan.in_float32(*weights)
+        small = (w.contiguous() for w in (conv_weight, conv_bias, dt_proj, dt_bias, A_log, D))
+        conv_w, conv_b, *rest = nvrtc_scan.in_float32(*small)
         sizes = (x_proj.shape[0] * x_proj.shape[1], *x.shape[:2], x_proj.shape[2])
         count = sizes[0] * sizes[1] * sizes[2] * sizes[3]
         fits = work.dtype == x.dtype and work.is_contiguous() and work.numel() >= count
@@ -78,15 +124,16 @@ def _(x: Tensor, work: Tensor, *params: Tensor) -> Tensor:
     return x.new_empty(x.shape)
 
 
-@torch.library.custom_op("ssamba::gpu_gated_output_", mutates_args=("y", "out"))
+@torch.library.custom_op("ssamba::gpu_gated_output_", mutates_args=("y", "stream", "out"))
 def gated_output_(
-    y: Tensor, stream: Tensor, weight: Tensor, bias: Tensor, out_proj: Tensor, out: Tensor, eps: float
-) -> None:
+    y: Tensor, stream: Tensor, weight: Tensor, bias: Tensor, out_proj: Tensor, out: Tensor, eps: float,
+    residual_scale: float | None = None,
+) -> None:  # fmt: skip
     """``reference.gated_output_``: in one pass where that serves, else by pieces whose z stays in the cache."""
     with torch.autocast(y.device.type, enabled=False):
         weight, bias, out_proj = (w.to(y.dtype).contiguous() for w in (weight, bias, out_proj))
         if gated_output.usable(y, stream):
-            gated_output.gated_output(y, stream, weight, bias, out_proj, out, eps)
+            gated_output.gated_output(y, stream, weight, bias, out_proj, out, eps, residual_scale)
             return
         pieces = max(1, round(y.numel() / PIECE_VALUES))
         for y_TX, stream_Td, out_Td in zip(*(t.tensor_split(pieces) for t in (y, stream, out)), strict=True):
@@ -95,8 +142,13 @@ def gated_output_(
                 torch.mm(y_TX, out_proj.t(), out=out_Td)
             else:
                 out_Td.copy_(y_TX @ out_proj.t())
+        if residual_scale is not None:
+            norm.forward(out, stream, None, None, None, eps, residual_scale, out.dtype, in_place=True)
 
 
 @gated_output_.register_fake
-def _(y: Tensor, stream: Tensor, weight: Tensor, bias: Tensor, out_proj: Tensor, out: Tensor, eps: float) -> None:
+def _(
+    y: Tensor, stream: Tensor, weight: Tensor, bias: Tensor, out_proj: Tensor, out: Tensor, eps: float,
+    residual_scale: float | None = None,
+) -> None:  # fmt: skip
     return None

@@ -3,7 +3,8 @@
 
 A program owns some tokens: it normalises their stream, and for some channels at a time multiplies out z, gates y with
 it and adds to the output product, whose sums it keeps in registers. y is read once, and nothing is written but the
-output. Two matrix products by tensor cores follow each other there as in fused attention.
+output. Two matrix products by tensor cores follow each other there as in fused attention. All of a token's outputs are
+then in one program, so that it can also add them to the stream and normalise that, as the next pair begins.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ _SHARED = 107 * 1024  # bytes that three stages take at the widest; two take 77 
 
 @triton.jit
 def _gated_output(
-    y_ptr, stream_ptr, wz_ptr, bz_ptr, wo_ptr, out_ptr, rows, eps,
+    y_ptr, stream_ptr, wz_ptr, bz_ptr, wo_ptr, out_ptr, rows, eps, res_scale,
+    JOIN: tl.constexpr,
     X: tl.constexpr, D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     # The width in two parts, each a power of two: D0 + D1 = D, D1 may be 0.
@@ -36,17 +38,18 @@ def _gated_output(
         s1 = tl.load(stream_ptr + row[:, None] * D + c1[None, :], mask=ok, other=0.0).to(tl.float32)
         mean += tl.sum(s1, 1)
     mean /= D
+    # The product's sums begin with the stream where they join it: it then need not be read again.
+    sum0 = s0 * res_scale if JOIN else tl.zeros((BM, D0), tl.float32)
     s0 -= mean[:, None]
     square = tl.sum(s0 * s0, 1)
     if D1 > 0:
+        sum1 = s1 * res_scale if JOIN else tl.zeros((BM, D1), tl.float32)
         s1 -= mean[:, None]
         square += tl.sum(s1 * s1, 1)
     rstd = 1.0 / tl.sqrt(square / D + eps)
     n0 = (s0 * rstd[:, None]).to(wz_ptr.dtype.element_ty)
-    sum0 = tl.zeros((BM, D0), tl.float32)
     if D1 > 0:
         n1 = (s1 * rstd[:, None]).to(wz_ptr.dtype.element_ty)
-        sum1 = tl.zeros((BM, D1), tl.float32)
     for first in range(0, X, BN):
         x = first + tl.arange(0, BN)
         z = tl.dot(n0, tl.load(wz_ptr + c0[:, None] + x[None, :] * D))
@@ -59,6 +62,22 @@ def _gated_output(
         if D1 > 0:
             sum1 = tl.dot(gated, tl.load(wo_ptr + c1[None, :] * X + x[:, None]), sum1)
     at = row[:, None] * D
+    if JOIN:
+        tl.store(stream_ptr + at + c0[None, :], sum0.to(stream_ptr.dtype.element_ty), mask=ok)
+        mean = tl.sum(sum0, 1)
+        if D1 > 0:
+            tl.store(stream_ptr + at + c1[None, :], sum1.to(stream_ptr.dtype.element_ty), mask=ok)
+            mean += tl.sum(sum1, 1)
+        mean /= D
+        sum0 -= mean[:, None]
+        square = tl.sum(sum0 * sum0, 1)
+        if D1 > 0:
+            sum1 -= mean[:, None]
+            square += tl.sum(sum1 * sum1, 1)
+        rstd = 1.0 / tl.sqrt(square / D + eps)
+        sum0 *= rstd[:, None]
+        if D1 > 0:
+            sum1 *= rstd[:, None]
     tl.store(out_ptr + at + c0[None, :], sum0.to(out_ptr.dtype.element_ty), mask=ok)
     if D1 > 0:
         tl.store(out_ptr + at + c1[None, :], sum1.to(out_ptr.dtype.element_ty), mask=ok)
@@ -79,16 +98,28 @@ def usable(y_TX: Tensor, stream_Td: Tensor) -> bool:
 
 
 def gated_output(
-    y_TX: Tensor, stream_Td: Tensor, weight_Xd: Tensor, bias_X: Tensor, out_proj_dX: Tensor, out_Td: Tensor, eps: float
+    y_TX: Tensor,
+    stream_Td: Tensor,
+    weight_Xd: Tensor,
+    bias_X: Tensor,
+    out_proj_dX: Tensor,
+    out_Td: Tensor,
+    eps: float,
+    residual_scale: float | None = None,
 ) -> None:
-    """``out = (y silu(LayerNorm(stream) weight^T + bias)) out_proj^T``, all contiguous."""
+    """``out = (y silu(LayerNorm(stream) weight^T + bias)) out_proj^T``, all contiguous.
+
+    With a ``residual_scale``, ``stream = residual_scale stream + that`` and ``out = LayerNorm(stream)``, both from the
+    product's float32 sums.
+    """
     rows, width = stream_Td.shape
     parts = parts_of(width)
     assert parts is not None
     if rows:
         stages = 2 if y_TX.is_cuda and dynamic_limit(y_TX.device.index or 0) < _SHARED else 3
+        join = residual_scale is not None
         _gated_output[(triton.cdiv(rows, _TOKENS),)](
-            y_TX, stream_Td, weight_Xd, bias_X, out_proj_dX, out_Td, rows, eps,
-            X=y_TX.shape[1], D=width, D0=parts[0], D1=parts[1], BM=_TOKENS,
+            y_TX, stream_Td, weight_Xd, bias_X, out_proj_dX, out_Td, rows, eps, residual_scale if join else 0.0,
+            JOIN=join, X=y_TX.shape[1], D=width, D0=parts[0], D1=parts[1], BM=_TOKENS,
             BN=_CHANNELS, num_warps=4, num_stages=stages,
         )  # fmt: skip

@@ -1,0 +1,67 @@
+# mypy: disable-error-code="no-untyped-def"
+"""What a pair in inference makes of its weights, in one launch: beside short inputs launches count."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+_VALUES = 2048  # of a program
+
+
+@triton.jit
+def _prepare(
+    w_ptr, scale_ptr, shift_ptr, weight_ptr, bias_ptr, sources, targets, counts, rows, blocks, inner, width,
+    BR: tl.constexpr, BD: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    # The first programs fold rows of the input product, the others convert, tensor after tensor.
+    program = tl.program_id(0)
+    folding = tl.cdiv(rows, BR)
+    if program < folding:
+        row = program * BR + tl.arange(0, BR)
+        col = tl.arange(0, BD)
+        ok = (row < rows)[:, None] & (col < width)[None, :]
+        at = row.to(tl.int64)[:, None] * width + col[None, :]
+        of_block = (row // inner % blocks)[:, None] * width + col[None, :]
+        w = tl.load(w_ptr + at, mask=ok, other=0.0).to(tl.float32)
+        scale = tl.load(scale_ptr + of_block, mask=ok, other=0.0).to(tl.float32)
+        shift = tl.load(shift_ptr + of_block, mask=ok, other=0.0).to(tl.float32)
+        tl.store(weight_ptr + at, (w * scale).to(weight_ptr.dtype.element_ty), mask=ok)
+        tl.store(bias_ptr + row, tl.sum(w * shift, 1).to(bias_ptr.dtype.element_ty), mask=row < rows)
+    else:
+        value = (program - folding) * BLOCK + tl.arange(0, BLOCK)
+        for i in tl.static_range(len(sources)):
+            there = (value >= 0) & (value < counts[i])
+            converted = tl.load(sources[i] + value, mask=there, other=0.0).to(targets[i].dtype.element_ty)
+            tl.store(targets[i] + value, converted, mask=there)
+            value -= tl.cdiv(counts[i], BLOCK) * BLOCK
+
+
+def prepare(
+    in_proj_hKEd: Tensor,
+    scale_Kd: Tensor,
+    shift_Kd: Tensor,
+    weight_hKEd: Tensor,
+    bias_hKE: Tensor,
+    sources: Sequence[Tensor],
+    targets: Sequence[Tensor],
+) -> None:
+    """``weight = in_proj scale``, ``bias = in_proj shift^T``, in float32 and rounded once; targets take the sources.
+
+    All contiguous.
+    """
+    _, blocks, inner, width = in_proj_hKEd.shape
+    rows = bias_hKE.numel()
+    columns = triton.next_power_of_2(width)
+    at_once = max(1, _VALUES // columns)
+    if not sources:  # the compiler wants at least one
+        sources, targets = [in_proj_hKEd[:0]], [weight_hKEd[:0]]
+    counts = tuple(t.numel() for t in sources)
+    programs = triton.cdiv(rows, at_once) + sum(triton.cdiv(n, _VALUES) for n in counts)
+    _prepare[(programs,)](
+        in_proj_hKEd, scale_Kd, shift_Kd, weight_hKEd, bias_hKE, tuple(sources), tuple(targets), counts,
+        rows, blocks, inner, width, BR=at_once, BD=columns, BLOCK=_VALUES, num_warps=4,
+    )  # fmt: skip
