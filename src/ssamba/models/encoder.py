@@ -249,15 +249,27 @@ class Encoder(nn.Module, ABC):
         return self._answer(self.encode_tokens(self.embed_patches(features.to(self.device)), keep), features.shape[1])
 
     @torch.no_grad()
+    def classifier_values(self, features: Tensor) -> Tensor:
+        """What the classifier's linear layer reads of normalised log-mel: (B, values), or (B, seconds, d).
+
+        Raises ``ConfigError`` without a classifier.
+        """
+        tokens_BLd = self.encode_tokens(self.embed_patches(features.to(self.device)))
+        return self._classifier().normed(tokens_BLd, self.prefix_tokens, self._columns(features.shape[1]))
+
+    @torch.no_grad()
     def infer_classes(self, features: Tensor) -> Tensor:
         """``classify`` for inference, as ``infer`` is ``encode``."""
         return self._answer(self.infer(features), features.shape[1])
 
     def _answer(self, tokens_BLd: Tensor, frames: int) -> Tensor:
         """The classifier's logits from the tokens of features of so many frames."""
+        return self._classifier()(tokens_BLd, self.prefix_tokens, self._columns(frames))
+
+    def _classifier(self) -> Classifier:
         if self.classifier is None:
             raise ConfigError("this model has no classifier: fine-tune it first")
-        return self.classifier(tokens_BLd, self.prefix_tokens, self._columns(frames))
+        return self.classifier
 
     @torch.no_grad()
     def reconstruct(self, features: Tensor, mask: Tensor) -> Tensor:

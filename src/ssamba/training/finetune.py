@@ -28,6 +28,7 @@ from ssamba.training.evaluation import Answers
 from ssamba.training.finetune_model import classification, measure, new_model
 from ssamba.training.finetune_recipe import FinetuneRecipe
 from ssamba.training.finetune_task import ANSWERS_FILE, EPOCHS_FOLDER, FinetuneTask, epoch_file
+from ssamba.training.head_init import init_by_probe
 from ssamba.training.log import read_log
 from ssamba.training.loop import SUMMARY_FILE, Loop, LoopSettings, precision
 from ssamba.training.parallel import Ranks, joined
@@ -111,6 +112,7 @@ def settle(recipe: FinetuneRecipe, data: LabelledData) -> FinetuneRecipe:
             f"{_several_labels(data)}, and the recipe {recipe.name} (loss {recipe.loss}, metric {recipe.metric}) takes "
             "one a clip; give --loss bce --metric mAP, or each clip one label"
         )
+    _check_loss(recipe, data)
     for fold in data.folds:
         if recipe.choose == "validation" and not fold.validation:
             raise ConfigError(f"choose: validation, but {data.layout} has no validation clips; give folds or last")
@@ -120,6 +122,16 @@ def settle(recipe: FinetuneRecipe, data: LabelledData) -> FinetuneRecipe:
         if wrong:
             raise ConfigError(f"{wrong[0]}: {getattr(recipe, wrong[0])}, not possible with a label each second")
     return recipe
+
+
+def _check_loss(recipe: FinetuneRecipe, data: LabelledData) -> None:
+    """Refuse what goes with softmax and one label a clip alone. Raises ``ConfigError``."""
+    if recipe.head_init != "probe":
+        return
+    if recipe.loss != "ce":
+        raise ConfigError(f"head_init: probe, not possible with loss {recipe.loss}; give --head-init random")
+    if data.folds[0].train[0].per_second is not None:
+        raise ConfigError("head_init: probe, not possible with a label each second; give --head-init random")
 
 
 def _several_labels(data: LabelledData) -> str:
@@ -189,6 +201,11 @@ class _Run:
         if self.ranks.main:
             clear_leftovers(make_folder(folder))
         model = self._model(folder, fold, resuming)
+        if (
+            self.recipe.head_init == "probe" and not resuming
+        ):  # a saved state has the classifier, whatever it began with
+            with precision(self.recipe.precision, self.device):
+                init_by_probe(model, fold, self.data, self.recipe, self._audio(), self.skip)
         earlier = [self._scores(n) for n in range(number)] if self.recipe.choose == "folds" else []
         task = FinetuneTask(self.recipe, model, fold, folder, self._audio(), self.skip, earlier, self.ranks)
         label = f"fold {number + 1} of {len(self.data.folds)}" if len(self.data.folds) > 1 else ""

@@ -16,6 +16,7 @@ from ssamba.models.classification import LOSSES, POOLINGS
 from ssamba.training.recipe import check_fields, option, read_values
 
 CHOICES = ("auto", "folds", "validation", "last", "average")
+HEAD_INITS = ("random", "probe")
 METRICS = ("auto", "accuracy", "mAP")
 _NO_RECIPE = "pretrain"
 
@@ -49,6 +50,11 @@ class FinetuneRecipe:
         POOLINGS,
     )
     freeze: bool = option(False, "train the classifier alone")
+    head_init: str = option(
+        "random",
+        "the classifier's first weights: random, or a logistic regression on the encoder's features of training clips",
+        HEAD_INITS,
+    )
     drop_path: float = option(-1.0, "rate of stochastic depth at the last block, -1 takes SOURCE's or the published")
     lr: float = option(1e-4, "peak learning rate of Adam for the encoder")
     head_lr: float = option(1.0, "the classifier's rate, as a multiple of it")
