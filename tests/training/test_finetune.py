@@ -14,12 +14,14 @@ from ssamba.config import Config
 from ssamba.data.layouts import read_layout
 from ssamba.errors import ConfigError, DataError
 from ssamba.frontend import normalise
+from ssamba.models.classification import Classification
 from ssamba.models.registry import make_encoder
 from ssamba.models.store import save_model
 from ssamba.training.evaluation import Answers
 from ssamba.training.finetune import finetune
 from ssamba.training.finetune_recipe import load_finetune_recipe
 from ssamba.training.log import read_log
+from ssamba.training.schedule import parameter_groups
 
 SMALL = {
     "width": 32,
@@ -204,6 +206,44 @@ def test_rates_of_encoder_and_classifier(three: Path, tmp_path: Path) -> None:
     head = float((moved["classifier.linear.weight"] - start["classifier.linear.weight"]).abs().max())
     assert 1e-4 < body < 4e-4
     assert 30e-4 < head < 30 * 4e-4
+
+
+@pytest.mark.parametrize("encoder", ["ssamba", "ssast"])
+def test_rates_fall_from_layer_to_layer(three: Path, tmp_path: Path, encoder: str) -> None:
+    values = {"encoder": encoder, "depth": 4, "epochs": 1, "lr": 1e-3, "choose": "last"}
+    run("custom", three, tmp_path / "a", **values, layer_decay=0.1)
+    run("custom", three, tmp_path / "b", **values | {"lr": 1e-9})
+    trained, start = (ssamba.load(tmp_path / n, device="cpu") for n in "ab")
+    n = trained.n_layers
+    assert n == (2 if encoder == "ssamba" else 4)
+    before = start.state_dict()
+    moved = {k: float((v - before[k]).abs().max()) for k, v in trained.state_dict().items()}
+    for layer in range(n + 1):
+        # Adam's first step is the rate itself, and here are 3 steps.
+        most = max(moved[k] for k in moved if trained.layer_of(k) == layer and not k.startswith("classifier"))
+        assert 0.9e-3 * 0.1 ** (n - layer) < most < 4e-3 * 0.1 ** (n - layer), layer
+    assert 1e-3 < max(v for k, v in moved.items() if k.startswith("classifier")) < 4e-3
+
+
+@pytest.mark.parametrize("encoder", ["ssamba", "ssast"])
+def test_groups_of_parameters(encoder: str) -> None:
+    config = Config(encoder=encoder, width=32, depth=4, frames=32, drop_path=0.0)
+    model = make_encoder(config, classification=Classification(("a", "b")))
+    assert model.classifier is not None
+    names = {id(p): name for name, p in model.named_parameters()}
+    head, body = parameter_groups(model, 3.0, 1.0)
+    assert [names[id(p)] for p in body["params"]] == [n for n in names.values() if not n.startswith("classifier.")]
+    assert (head["rate_factor"], body["rate_factor"]) == (3.0, 1.0)
+    groups = parameter_groups(model, 3.0, 0.5)
+    assert [g["rate_factor"] for g in groups[1:]] == [0.5 ** (model.n_layers - i) for i in range(model.n_layers + 1)]
+    lowest, last = ([names[id(p)] for p in groups[i]["params"]] for i in (1, -1))
+    assert {"positions", "cls_token", "patch_embed.weight", "patch_embed.bias"} <= set(lowest)
+    assert not any(name.startswith(model.chain) for name in lowest)
+    assert "norm.weight" in last
+    assert sum(len(g["params"]) for g in groups) == len(names)
+    model.requires_grad_(False)
+    model.classifier.requires_grad_(True)
+    assert len(parameter_groups(model, 1.0, 0.5)) == 1
 
 
 def test_patches_that_do_not_fit_and_other_mistakes(three: Path, tmp_path: Path) -> None:

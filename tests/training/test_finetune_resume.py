@@ -32,6 +32,7 @@ VALUES: dict[str, object] = {
 }
 MORE: dict[str, object] = {
     "head_init": "probe",
+    "layer_decay": 0.7,
 }
 """What a published recipe leaves off."""
 

@@ -41,6 +41,8 @@ class Encoder(nn.Module, ABC):
 
     prefix_tokens: ClassVar[int]
     """Learned tokens in front of the patches."""
+    chain: ClassVar[str]
+    """Name of the list of modules that the tokens go through in turn."""
     norm: nn.LayerNorm
 
     def __init__(
@@ -177,6 +179,17 @@ class Encoder(nn.Module, ABC):
     @abstractmethod
     def n_layers(self) -> int:
         """How many ``encode_layers`` gives."""
+
+    def layer_of(self, name: str) -> int:
+        """Where a parameter of that name acts, in the order of ``encode_layers``.
+
+        0 for what comes before the first step of the chain (patches, tokens in front, positions), ``n_layers`` for the
+        last step and what follows it (final norm, classifier).
+        """
+        first, _, rest = name.partition(".")
+        if first == self.chain:
+            return 1 + int(rest.partition(".")[0])
+        return self.n_layers if first in ("norm", "classifier") else 0
 
     def losses(
         self,

@@ -40,7 +40,7 @@ from ssamba.training.run_folder import (
     skipped_file,
     write_recipe,
 )
-from ssamba.training.schedule import EpochSchedule
+from ssamba.training.schedule import EpochSchedule, parameter_groups
 
 MAY_CHANGE = ("workers", "save_minutes")
 """Values that a resumed run may be given anew: they do not change its results."""
@@ -235,14 +235,9 @@ class _Run:
         return model.to(self.device)
 
     def _loop(self, task: FinetuneTask, folder: Path, label: str) -> Loop:
-        recipe, model = self.recipe, task.model
-        assert model.classifier is not None
-        head = list(model.classifier.parameters())
-        body = [p for name, p in model.named_parameters() if not name.startswith("classifier.") and p.requires_grad]
-        groups: list[dict[str, Any]] = [{"params": head, "rate_factor": recipe.head_lr}]
-        groups += [{"params": body}] if body else []
+        recipe = self.recipe
         optimizer = torch.optim.Adam(
-            groups,
+            parameter_groups(task.model, recipe.head_lr, recipe.layer_decay),
             lr=recipe.lr,
             betas=(recipe.beta1, recipe.beta2),
             weight_decay=recipe.weight_decay,

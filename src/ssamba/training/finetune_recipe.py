@@ -58,6 +58,9 @@ class FinetuneRecipe:
     drop_path: float = option(-1.0, "rate of stochastic depth at the last block, -1 takes SOURCE's or the published")
     lr: float = option(1e-4, "peak learning rate of Adam for the encoder")
     head_lr: float = option(1.0, "the classifier's rate, as a multiple of it")
+    layer_decay: float = option(
+        1.0, "factor between the rates of two layers of the encoder, the first the slowest; 1 gives all the same"
+    )
     warmup_steps: int = option(0, "steps over which the rate rises from 0, in stairs of 50")
     decay_start: int = option(1000, "epochs through before the rate first falls")
     decay_every: int = option(1, "epochs between two falls")
@@ -110,6 +113,8 @@ class FinetuneRecipe:
             )
         if not (self.beta1 < 1 and self.beta2 < 1 and self.mixup <= 1):
             raise ConfigError(f"beta1 {self.beta1}, beta2 {self.beta2}, mixup {self.mixup}: give 1 at most, betas less")
+        if not 0 < self.layer_decay <= 1:
+            raise ConfigError(f"layer_decay: {self.layer_decay}, give more than 0, and 1 at most")
         self._check_grid()
         if self.choose == "average" and not 1 <= self.average_from <= self.average_to <= self.epochs:
             raise ConfigError(
