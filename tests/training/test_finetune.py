@@ -20,6 +20,7 @@ from ssamba.models.store import save_model
 from ssamba.training.evaluation import Answers
 from ssamba.training.finetune import finetune
 from ssamba.training.finetune_recipe import load_finetune_recipe
+from ssamba.training.finetune_task import FinetuneTask
 from ssamba.training.log import read_log
 from ssamba.training.schedule import parameter_groups
 
@@ -206,6 +207,36 @@ def test_rates_of_encoder_and_classifier(three: Path, tmp_path: Path) -> None:
     head = float((moved["classifier.linear.weight"] - start["classifier.linear.weight"]).abs().max())
     assert 1e-4 < body < 4e-4
     assert 30e-4 < head < 30 * 4e-4
+
+
+def test_averaged_weights_are_judged_and_kept(three: Path, tmp_path: Path) -> None:
+    values = {"choose": "last", "epochs": 2, "head_init": "probe"}
+    run("custom", three, tmp_path / "run", **values, ema=0.5)
+    run("custom", three, tmp_path / "plain", **values)
+    # What follows is 0.5 of what was, but 2/11 and 3/12 at the first two of six steps.
+    weights: list[dict[str, torch.Tensor]] = []
+    stepped = FinetuneTask.stepped
+
+    def note(task: FinetuneTask, step: int) -> None:
+        weights.append({k: v.clone() for k, v in task.model.state_dict().items()})
+        stepped(task, step)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FinetuneTask, "stepped", note)
+        run("custom", three, tmp_path / "again", **values | {"lr": 1e-9})
+        expected, weights = weights[0], []
+        run("custom", three, tmp_path / "noted", **values)
+    for step, now in enumerate(weights, start=1):
+        decay = min(0.5, (1 + step) / (10 + step))
+        expected = {k: decay * v + (1 - decay) * now[k] for k, v in expected.items()}
+    found = ssamba.load(tmp_path / "run", device="cpu").state_dict()
+    plain = ssamba.load(tmp_path / "plain", device="cpu").state_dict()
+    for name, value in found.items():
+        torch.testing.assert_close(value, expected[name], atol=1e-6, rtol=1e-5)
+    assert not torch.equal(found["classifier.linear.weight"], plain["classifier.linear.weight"])
+    answers = Answers.load(tmp_path / "run/fold-1/answers.safetensors")
+    assert column(tmp_path / "run/fold-1", "val_loss")[-1] != column(tmp_path / "plain/fold-1", "val_loss")[-1]
+    assert answers.summary("ce", False)["accuracy"] >= 1 / 3
 
 
 @pytest.mark.parametrize("encoder", ["ssamba", "ssast"])

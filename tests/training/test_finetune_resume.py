@@ -33,6 +33,7 @@ VALUES: dict[str, object] = {
 MORE: dict[str, object] = {
     "head_init": "probe",
     "layer_decay": 0.7,
+    "ema": 0.9,
 }
 """What a published recipe leaves off."""
 

@@ -87,6 +87,9 @@ class FinetuneRecipe:
         "average of weights; auto: validation where there is some, else folds where there are several, else last",
         CHOICES,
     )
+    ema: float = option(
+        0.0, "share of averaged weights that a step keeps, as 0.99; they are then what is judged and kept, 0 for none"
+    )
     average_from: int = option(0, "first epoch whose weights are averaged")
     average_to: int = option(0, "last epoch whose weights are averaged")
     seed: int = option(0, "seed of weights, order, crops and augmentation")
@@ -113,6 +116,8 @@ class FinetuneRecipe:
             )
         if not (self.beta1 < 1 and self.beta2 < 1 and self.mixup <= 1):
             raise ConfigError(f"beta1 {self.beta1}, beta2 {self.beta2}, mixup {self.mixup}: give 1 at most, betas less")
+        if self.ema >= 1:
+            raise ConfigError(f"ema: {self.ema}, give a share below 1, such as 0.99")
         if not 0 < self.layer_decay <= 1:
             raise ConfigError(f"layer_decay: {self.layer_decay}, give more than 0, and 1 at most")
         self._check_grid()

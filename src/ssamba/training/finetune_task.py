@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ssamba import frontend, objectives
 from ssamba.data.decoding import AudioCache, choose_workers
@@ -21,6 +21,7 @@ from ssamba.training.augment import draw_masks, draw_noise, mask_stretches, nois
 from ssamba.training.evaluation import Answers, Evaluation, longest_seconds
 from ssamba.training.features import batch_features
 from ssamba.training.finetune_recipe import FinetuneRecipe
+from ssamba.training.latent import AveragedModel
 from ssamba.training.loop import Task
 from ssamba.training.parallel import Ranks
 from ssamba.training.seeds import generator
@@ -82,6 +83,7 @@ class FinetuneTask(Task):
         assert model.classifier is not None
         self.recipe, self.model, self.folder, self.earlier = recipe, model, folder, earlier
         self.cache, self.skip, self.fold = cache, skip, fold
+        self.averaged = AveragedModel(model, recipe.ema) if recipe.ema else None
         self.answer = model.classifier.task
         shown = ("mAP", "AUC") if self.answer.multi_label else ("accuracy", "mAP")
         self.validation_metrics: tuple[str, ...] = ("loss", *shown)
@@ -140,6 +142,24 @@ class FinetuneTask(Task):
         features = self.augmented(number, batch_features(here.waveforms, here.lengths, self.model.config), here)
         return [features, here.targets, here.keep]
 
+    def companions(self) -> dict[str, nn.Module]:
+        """The averaged model."""
+        return {} if self.averaged is None else {"averaged": self.averaged}
+
+    def stepped(self, step: int) -> None:
+        """The averaged weights follow."""
+        if self.averaged is not None:
+            self.averaged.follow(self.model, step)
+
+    @property
+    def kept(self) -> Encoder:
+        """The model that is judged and kept: the averaged one, where there is one."""
+        return self.model if self.averaged is None else self.averaged.model
+
+    def weights(self) -> dict[str, Tensor]:
+        """The kept model's."""
+        return self.kept.state_dict()
+
     def share(self, number: int) -> float:
         """The share of a batch that this process works on."""
         return self.ranks.share(self.plan.size(number))
@@ -164,7 +184,7 @@ class FinetuneTask(Task):
 
     def validate(self, step: int) -> dict[str, float]:
         """Metrics on the held-out clips; where all folds share the choice, the answers are kept for it."""
-        answers = self.judged.answers(self.model)
+        answers = self.judged.answers(self.kept)
         if self.recipe.choose == "folds":
             answers.save(epoch_file(self.folder, step // self.steps_per_epoch))
         found = answers.summary(self.recipe.loss, self.answer.multi_label)
