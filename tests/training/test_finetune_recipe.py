@@ -97,6 +97,7 @@ def test_a_file_of_your_own(tmp_path: Path) -> None:
         ({"decay": 1.5}, "decay 1.5"),
         ({"mixup": 1.2}, "mixup 1.2"),
         ({"ema": 1.0}, r"ema: 1\.0, give a share below 1"),
+        ({"label_smoothing": 1.0}, r"label_smoothing: 1\.0, give a share below 1"),
         ({"layer_decay": 0.0}, r"layer_decay: 0\.0, give more than 0"),
         ({"layer_decay": 1.1}, r"layer_decay: 1\.1"),
         ({"head_init": "linear"}, "choose random, probe"),

@@ -34,6 +34,7 @@ MORE: dict[str, object] = {
     "head_init": "probe",
     "layer_decay": 0.7,
     "ema": 0.9,
+    "label_smoothing": 0.1,
 }
 """What a published recipe leaves off."""
 

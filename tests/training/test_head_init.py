@@ -103,6 +103,8 @@ def test_where_it_does_not_fit(tmp_path: Path) -> None:
     data = trees.custom_table(tmp_path / "data", multi_label=True)
     with pytest.raises(ConfigError, match="head_init: probe, not possible with loss bce"):
         finetune(small(loss="bce"), data, tmp_path / "x", device="cpu")
+    with pytest.raises(ConfigError, match=r"label_smoothing: 0\.1, not possible with loss bce"):
+        finetune(small(loss="bce", head_init="random", label_smoothing=0.1), data, tmp_path / "x", device="cpu")
     scenes = load_finetune_recipe("dasl", {"head_init": "probe", "width": 32, "depth": 2})
     with pytest.raises(ConfigError, match="head_init: probe, not possible with a label each second"):
         finetune(scenes, trees.urbansound8k(tmp_path / "u"), tmp_path / "x", device="cpu")

@@ -126,6 +126,8 @@ def settle(recipe: FinetuneRecipe, data: LabelledData) -> FinetuneRecipe:
 
 def _check_loss(recipe: FinetuneRecipe, data: LabelledData) -> None:
     """Refuse what goes with softmax and one label a clip alone. Raises ``ConfigError``."""
+    if recipe.label_smoothing and recipe.loss != "ce":
+        raise ConfigError(f"label_smoothing: {recipe.label_smoothing}, not possible with loss {recipe.loss}; give 0")
     if recipe.head_init != "probe":
         return
     if recipe.loss != "ce":

@@ -80,6 +80,7 @@ class FinetuneRecipe:
     loss: str = option(
         "auto", "softmax or sigmoid cross entropy; auto: sigmoid where clips have several labels", LOSSES
     )
+    label_smoothing: float = option(0.0, "softmax: share of each label that goes to all classes evenly")
     metric: str = option("auto", "what is maximised; auto: mAP where clips have several labels", METRICS)
     choose: str = option(
         "auto",
@@ -116,8 +117,9 @@ class FinetuneRecipe:
             )
         if not (self.beta1 < 1 and self.beta2 < 1 and self.mixup <= 1):
             raise ConfigError(f"beta1 {self.beta1}, beta2 {self.beta2}, mixup {self.mixup}: give 1 at most, betas less")
-        if self.ema >= 1:
-            raise ConfigError(f"ema: {self.ema}, give a share below 1, such as 0.99")
+        for name, usual in (("ema", 0.99), ("label_smoothing", 0.1)):
+            if getattr(self, name) >= 1:
+                raise ConfigError(f"{name}: {getattr(self, name)}, give a share below 1, such as {usual}")
         if not 0 < self.layer_decay <= 1:
             raise ConfigError(f"layer_decay: {self.layer_decay}, give more than 0, and 1 at most")
         self._check_grid()

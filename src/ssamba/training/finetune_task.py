@@ -170,7 +170,7 @@ class FinetuneTask(Task):
         assert features is not None
         assert targets is not None
         logits = self.model.classify(features, keep)
-        return {"loss": objectives.classification(logits, targets, self.recipe.loss)}
+        return {"loss": objectives.classification(logits, targets, self.recipe.loss, self.recipe.label_smoothing)}
 
     def augmented(self, number: int, features: Tensor, draws: Inputs) -> Tensor:
         """Features of a batch, masked, with noise and rolled, as the recipe says."""
