@@ -12,17 +12,21 @@ import torch
 import ssamba
 from ssamba.config import Config
 from ssamba.data.layouts import read_layout
+from ssamba.data.scan import SkipList
 from ssamba.errors import ConfigError, DataError
 from ssamba.frontend import normalise
 from ssamba.models.classification import Classification
 from ssamba.models.registry import make_encoder
 from ssamba.models.store import save_model
+from ssamba.training.augment import draw_response
 from ssamba.training.evaluation import Answers
 from ssamba.training.finetune import finetune
+from ssamba.training.finetune_model import classification, new_model
 from ssamba.training.finetune_recipe import load_finetune_recipe
-from ssamba.training.finetune_task import FinetuneTask
+from ssamba.training.finetune_task import FinetuneTask, Inputs
 from ssamba.training.log import read_log
 from ssamba.training.schedule import parameter_groups
+from ssamba.training.seeds import generator
 
 SMALL = {
     "width": 32,
@@ -207,6 +211,28 @@ def test_rates_of_encoder_and_classifier(three: Path, tmp_path: Path) -> None:
     head = float((moved["classifier.linear.weight"] - start["classifier.linear.weight"]).abs().max())
     assert 1e-4 < body < 4e-4
     assert 30e-4 < head < 30 * 4e-4
+
+
+def test_loudness_and_colour(three: Path, tmp_path: Path) -> None:
+    """A curve over mel bins for each clip, new in each step, on its normalised features; nothing else changes."""
+
+    def inputs(number: int, **changes: float) -> tuple[Inputs, torch.Tensor]:
+        values = SMALL | {"freq_mask": 0, "time_mask": 0, "noise": False, "loss": "ce", **changes}
+        recipe, data = load_finetune_recipe("custom", values), read_layout("custom", three)
+        model = new_model(recipe, classification(recipe, data), None)
+        task = FinetuneTask(recipe, model, data.folds[0], tmp_path, None, SkipList())
+        batch = next(task.batches(number))
+        features = task.inputs(number, batch)[0]
+        assert features is not None
+        return batch, features
+
+    plain, changed = inputs(0), inputs(0, gain_db=6.0, response_db=3.0)
+    assert plain[0].response is None
+    assert torch.equal(plain[0].waveforms, changed[0].waveforms)
+    response = draw_response(8, 6.0, 3.0, 128, generator(0, "response", 0))
+    expected = plain[1] + response[:, None] / (2 * Config.std)
+    torch.testing.assert_close(changed[1], expected)
+    assert not torch.equal(inputs(1, gain_db=6.0)[0].response, inputs(0, gain_db=6.0)[0].response)
 
 
 def test_averaged_weights_are_judged_and_kept(three: Path, tmp_path: Path) -> None:

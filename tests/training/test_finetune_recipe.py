@@ -98,6 +98,7 @@ def test_a_file_of_your_own(tmp_path: Path) -> None:
         ({"mixup": 1.2}, "mixup 1.2"),
         ({"ema": 1.0}, r"ema: 1\.0, give a share below 1"),
         ({"label_smoothing": 1.0}, r"label_smoothing: 1\.0, give a share below 1"),
+        ({"gain_db": -3.0}, r"gain_db: -3\.0, give 0 or more"),
         ({"layer_decay": 0.0}, r"layer_decay: 0\.0, give more than 0"),
         ({"layer_decay": 1.1}, r"layer_decay: 1\.1"),
         ({"head_init": "linear"}, "choose random, probe"),

@@ -35,6 +35,8 @@ MORE: dict[str, object] = {
     "layer_decay": 0.7,
     "ema": 0.9,
     "label_smoothing": 0.1,
+    "gain_db": 6.0,
+    "response_db": 3.0,
 }
 """What a published recipe leaves off."""
 

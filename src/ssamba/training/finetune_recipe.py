@@ -77,6 +77,8 @@ class FinetuneRecipe:
     freq_mask: int = option(0, "most mel bins hidden from a training clip")
     time_mask: int = option(0, "most frames hidden from a training clip")
     noise: bool = option(False, "add noise to training clips and roll them in time")
+    gain_db: float = option(0.0, "training clips are made louder or weaker by up to so many dB")
+    response_db: float = option(0.0, "deviation, in dB, of a random smooth frequency response for each training clip")
     loss: str = option(
         "auto", "softmax or sigmoid cross entropy; auto: sigmoid where clips have several labels", LOSSES
     )

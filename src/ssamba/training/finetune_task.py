@@ -17,7 +17,7 @@ from ssamba.data.labelled_plans import EpochPlan
 from ssamba.data.prefetch import prepare_ahead
 from ssamba.data.scan import SkipList
 from ssamba.models.encoder import Encoder
-from ssamba.training.augment import draw_masks, draw_noise, mask_stretches, noise_and_roll
+from ssamba.training.augment import draw_masks, draw_noise, draw_response, mask_stretches, noise_and_roll
 from ssamba.training.evaluation import Answers, Evaluation, longest_seconds
 from ssamba.training.features import batch_features
 from ssamba.training.finetune_recipe import FinetuneRecipe
@@ -53,7 +53,10 @@ def training_plan(recipe: FinetuneRecipe, fold: Fold) -> EpochPlan:
 
 
 class Inputs(NamedTuple):
-    """One batch's audio, labels and draws: as in ``LabelledBatch``, and for masks, for noise and roll, for depth."""
+    """One batch's audio, labels and draws: as in ``LabelledBatch``, and for masks, for noise and roll, for depth.
+
+    ``response`` is that of ``training.augment``.
+    """
 
     waveforms: Tensor
     lengths: Tensor
@@ -61,6 +64,7 @@ class Inputs(NamedTuple):
     masks: Tensor | None
     rolls: Tensor | None
     keep: Tensor | None
+    response: Tensor | None
 
 
 class FinetuneTask(Task):
@@ -121,7 +125,7 @@ class FinetuneTask(Task):
         """
         recipe, clips = self.recipe, self.plan.size(batch.step)
         rows = self.ranks.rows(clips)
-        masks = rolls = keep = None
+        masks = rolls = keep = response = None
         if recipe.freq_mask or recipe.time_mask:
             masks = draw_masks(clips, generator(recipe.seed, "masks", batch.step))[..., rows].contiguous()
         if recipe.noise:
@@ -129,7 +133,10 @@ class FinetuneTask(Task):
         if not recipe.freeze:
             keep = self.model.draw_keep(clips, generator(recipe.seed, "stochastic depth", batch.step))
             keep = None if keep is None else keep[:, rows].contiguous()
-        inputs = Inputs(batch.waveforms, batch.lengths, batch.targets, masks, rolls, keep)
+        if recipe.gain_db or recipe.response_db:
+            source, bins = generator(recipe.seed, "response", batch.step), self.model.config.mel_bins
+            response = draw_response(clips, recipe.gain_db, recipe.response_db, bins, source)[rows]
+        inputs = Inputs(batch.waveforms, batch.lengths, batch.targets, masks, rolls, keep, response)
         if self.model.device.type != "cuda":
             return inputs
         # From pinned memory the copies to the GPU run beside its work, and nobody waits for them.
@@ -173,8 +180,10 @@ class FinetuneTask(Task):
         return {"loss": objectives.classification(logits, targets, self.recipe.loss, self.recipe.label_smoothing)}
 
     def augmented(self, number: int, features: Tensor, draws: Inputs) -> Tensor:
-        """Features of a batch, masked, with noise and rolled, as the recipe says."""
+        """Features of a batch, of another loudness and colour, masked, with noise and rolled, as the recipe says."""
         recipe = self.recipe
+        if draws.response is not None:
+            features = features + draws.response[:, None] / (2 * self.model.config.std)
         if draws.masks is not None:
             features = mask_stretches(features, draws.masks, recipe.freq_mask, recipe.time_mask, self.fill)
         if draws.rolls is not None:
