@@ -12,7 +12,7 @@ from ssamba.data.decoding import AudioCache
 from ssamba.data.labelled import Fold, LabelledData, part_of
 from ssamba.data.scan import SkipList
 from ssamba.models.encoder import Encoder
-from ssamba.regression import fit_chosen
+from ssamba.regression import SMALL, fit_chosen
 from ssamba.training.evaluation import Evaluation
 from ssamba.training.finetune_recipe import FinetuneRecipe
 
@@ -36,7 +36,10 @@ def init_by_probe(
     model.train(training)
     values, examples = found
     labels = torch.tensor([example.labels[0] for example in fold.train])[examples]
-    model.classifier.take(fit_chosen(values, labels, _parts(fold, data)[examples], classes))
+    # Thousands of clips are a minute's work for one core; a small problem gains nothing on a GPU.
+    large = model.device.type == "cuda" and values.numel() * classes >= SMALL
+    here = [x.to(model.device) if large else x for x in (values, labels, _parts(fold, data)[examples])]
+    model.classifier.take(fit_chosen(here[0], here[1], here[2], classes))
 
 
 def _parts(fold: Fold, data: LabelledData) -> torch.Tensor:
