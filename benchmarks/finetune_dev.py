@@ -142,6 +142,9 @@ class Runner:
             command = [sys.executable, "-m", "ssamba", *job.command]
             with open(job.out / "log.txt", "ab") as log:
                 code = self._wait(subprocess.Popen(command, stdout=log, stderr=log))
+            if code and time.monotonic() >= self.until:
+                print(f"{job.out.name}: stopped", flush=True)
+                return
             if code:
                 last = (job.out / "log.txt").read_text(errors="replace").replace("\r", "\n").strip().splitlines()[-1:]
                 print(f"{job.out.name}: exit {code}: {' '.join(last)[-300:]}", flush=True)
