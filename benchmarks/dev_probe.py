@@ -17,8 +17,8 @@ import ssamba
 from ssamba.data.labelled import Example
 from ssamba.data.layouts import read_layout
 from ssamba.probing.features import LOG_MEL, Wanted, extract, layer_name, rows_name
-from ssamba.probing.linear import fit_linear
 from ssamba.probing.protocol import target_matrix
+from ssamba.regression import fit_linear
 
 STRENGTHS = (1e-3, 1e-2, 1e-1)
 

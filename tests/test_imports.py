@@ -21,7 +21,7 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
     for names in (
         "errors config files progress weights",
         "frontend patches masking ops",
-        "objectives",
+        "objectives regression",
         "models",
         "interop data",
         "loading",

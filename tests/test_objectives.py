@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssamba.objectives import info_nce, reconstruction
+from ssamba.objectives import classification, info_nce, reconstruction
 
 
 def plain_info_nce(prediction: Tensor, target: Tensor) -> tuple[float, float]:
@@ -73,3 +73,16 @@ def test_mixed_precision_does_not_round_the_logits(rng: torch.Generator) -> None
     halves = info_nce(prediction.bfloat16(), target)[0]
     assert halves.dtype == torch.float32
     assert halves.item() == info_nce(prediction.bfloat16().float(), target)[0].item()
+
+
+def test_smoothed_labels_are_their_definition(rng: torch.Generator) -> None:
+    logits, targets = torch.randn(6, 4, generator=rng), torch.rand(6, 4, generator=rng).softmax(dim=1)
+    expected = -((0.8 * targets + 0.2 / 4) * logits.log_softmax(dim=1)).sum(dim=1).mean()
+    torch.testing.assert_close(classification(logits, targets, smoothing=0.2), expected)
+    assert torch.equal(classification(logits, targets), classification(logits, targets, smoothing=0.0))
+    seconds, labels = torch.randn(2, 3, 4, generator=rng), torch.tensor([[1, -1, 3], [0, 2, -1]])
+    known = labels >= 0
+    vectors = torch.nn.functional.one_hot(labels[known], 4).float()
+    torch.testing.assert_close(
+        classification(seconds, labels, smoothing=0.2), classification(seconds[known], vectors, smoothing=0.2)
+    )

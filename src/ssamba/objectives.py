@@ -35,19 +35,21 @@ def reconstruction(prediction_BMp: Tensor, target_BMp: Tensor) -> Tensor:
     return F.mse_loss(prediction_BMp.float(), target_BMp.float())
 
 
-def classification(logits: Tensor, targets: Tensor, kind: str = "ce") -> Tensor:
+def classification(logits: Tensor, targets: Tensor, kind: str = "ce", smoothing: float = 0.0) -> Tensor:
     """Softmax (``ce``) or sigmoid (``bce``) cross entropy of logits (B, classes) with class vectors (B, classes).
 
     Logits (B, seconds, classes) go with class numbers (B, seconds): softmax, averaged over the seconds that have a
-    label (not below 0) and an answer. Class vectors may be mixed.
+    label (not below 0) and an answer. Class vectors may be mixed. For ``ce``, ``smoothing`` of each class vector is
+    shared out to all classes evenly (arXiv 1512.00567).
     """
     logits = logits.float()
     if logits.dim() == 3:
         seconds = min(logits.shape[1], targets.shape[1])
         labels = targets[:, :seconds].flatten()
-        each = F.cross_entropy(logits[:, :seconds].flatten(0, 1), labels.clamp_min(0), reduction="none")
+        rows = logits[:, :seconds].flatten(0, 1)
+        each = F.cross_entropy(rows, labels.clamp_min(0), reduction="none", label_smoothing=smoothing)
         labelled = labels >= 0
         return (each * labelled).sum() / labelled.sum().clamp_min(1)
     if kind == "bce":
         return F.binary_cross_entropy_with_logits(logits, targets)
-    return F.cross_entropy(logits, targets)
+    return F.cross_entropy(logits, targets, label_smoothing=smoothing)

@@ -12,14 +12,21 @@ import torch
 import ssamba
 from ssamba.config import Config
 from ssamba.data.layouts import read_layout
+from ssamba.data.scan import SkipList
 from ssamba.errors import ConfigError, DataError
 from ssamba.frontend import normalise
+from ssamba.models.classification import Classification
 from ssamba.models.registry import make_encoder
 from ssamba.models.store import save_model
+from ssamba.training.augment import draw_response
 from ssamba.training.evaluation import Answers
 from ssamba.training.finetune import finetune
+from ssamba.training.finetune_model import classification, new_model
 from ssamba.training.finetune_recipe import load_finetune_recipe
+from ssamba.training.finetune_task import FinetuneTask, Inputs
 from ssamba.training.log import read_log
+from ssamba.training.schedule import parameter_groups
+from ssamba.training.seeds import generator
 
 SMALL = {
     "width": 32,
@@ -204,6 +211,96 @@ def test_rates_of_encoder_and_classifier(three: Path, tmp_path: Path) -> None:
     head = float((moved["classifier.linear.weight"] - start["classifier.linear.weight"]).abs().max())
     assert 1e-4 < body < 4e-4
     assert 30e-4 < head < 30 * 4e-4
+
+
+def test_loudness_and_colour(three: Path, tmp_path: Path) -> None:
+    """A curve over mel bins for each clip, new in each step, on its normalised features; nothing else changes."""
+
+    def inputs(number: int, **changes: float) -> tuple[Inputs, torch.Tensor]:
+        values = SMALL | {"freq_mask": 0, "time_mask": 0, "noise": False, "loss": "ce", **changes}
+        recipe, data = load_finetune_recipe("custom", values), read_layout("custom", three)
+        model = new_model(recipe, classification(recipe, data), None)
+        task = FinetuneTask(recipe, model, data.folds[0], tmp_path, None, SkipList())
+        batch = next(task.batches(number))
+        features = task.inputs(number, batch)[0]
+        assert features is not None
+        return batch, features
+
+    plain, changed = inputs(0), inputs(0, gain_db=6.0, response_db=3.0)
+    assert plain[0].response is None
+    assert torch.equal(plain[0].waveforms, changed[0].waveforms)
+    response = draw_response(8, 6.0, 3.0, 128, generator(0, "response", 0))
+    expected = plain[1] + response[:, None] / (2 * Config.std)
+    torch.testing.assert_close(changed[1], expected)
+    assert not torch.equal(inputs(1, gain_db=6.0)[0].response, inputs(0, gain_db=6.0)[0].response)
+
+
+def test_averaged_weights_are_judged_and_kept(three: Path, tmp_path: Path) -> None:
+    values = {"choose": "last", "epochs": 2, "head_init": "probe"}
+    run("custom", three, tmp_path / "run", **values, ema=0.5)
+    run("custom", three, tmp_path / "plain", **values)
+    # What follows is 0.5 of what was, but 2/11 and 3/12 at the first two of six steps.
+    weights: list[dict[str, torch.Tensor]] = []
+    stepped = FinetuneTask.stepped
+
+    def note(task: FinetuneTask, step: int) -> None:
+        weights.append({k: v.clone() for k, v in task.model.state_dict().items()})
+        stepped(task, step)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FinetuneTask, "stepped", note)
+        run("custom", three, tmp_path / "again", **values | {"lr": 1e-9})
+        expected, weights = weights[0], []
+        run("custom", three, tmp_path / "noted", **values)
+    for step, now in enumerate(weights, start=1):
+        decay = min(0.5, (1 + step) / (10 + step))
+        expected = {k: decay * v + (1 - decay) * now[k] for k, v in expected.items()}
+    found = ssamba.load(tmp_path / "run", device="cpu").state_dict()
+    plain = ssamba.load(tmp_path / "plain", device="cpu").state_dict()
+    for name, value in found.items():
+        torch.testing.assert_close(value, expected[name], atol=1e-6, rtol=1e-5)
+    assert not torch.equal(found["classifier.linear.weight"], plain["classifier.linear.weight"])
+    answers = Answers.load(tmp_path / "run/fold-1/answers.safetensors")
+    assert column(tmp_path / "run/fold-1", "val_loss")[-1] != column(tmp_path / "plain/fold-1", "val_loss")[-1]
+    assert answers.summary("ce", False)["accuracy"] >= 1 / 3
+
+
+@pytest.mark.parametrize("encoder", ["ssamba", "ssast"])
+def test_rates_fall_from_layer_to_layer(three: Path, tmp_path: Path, encoder: str) -> None:
+    values = {"encoder": encoder, "depth": 4, "epochs": 1, "lr": 1e-3, "choose": "last"}
+    run("custom", three, tmp_path / "a", **values, layer_decay=0.1)
+    run("custom", three, tmp_path / "b", **values | {"lr": 1e-9})
+    trained, start = (ssamba.load(tmp_path / n, device="cpu") for n in "ab")
+    n = trained.n_layers
+    assert n == (2 if encoder == "ssamba" else 4)
+    before = start.state_dict()
+    moved = {k: float((v - before[k]).abs().max()) for k, v in trained.state_dict().items()}
+    for layer in range(n + 1):
+        # Adam's first step is the rate itself, and here are 3 steps.
+        most = max(moved[k] for k in moved if trained.layer_of(k) == layer and not k.startswith("classifier"))
+        assert 0.9e-3 * 0.1 ** (n - layer) < most < 4e-3 * 0.1 ** (n - layer), layer
+    assert 1e-3 < max(v for k, v in moved.items() if k.startswith("classifier")) < 4e-3
+
+
+@pytest.mark.parametrize("encoder", ["ssamba", "ssast"])
+def test_groups_of_parameters(encoder: str) -> None:
+    config = Config(encoder=encoder, width=32, depth=4, frames=32, drop_path=0.0)
+    model = make_encoder(config, classification=Classification(("a", "b")))
+    assert model.classifier is not None
+    names = {id(p): name for name, p in model.named_parameters()}
+    head, body = parameter_groups(model, 3.0, 1.0)
+    assert [names[id(p)] for p in body["params"]] == [n for n in names.values() if not n.startswith("classifier.")]
+    assert (head["rate_factor"], body["rate_factor"]) == (3.0, 1.0)
+    groups = parameter_groups(model, 3.0, 0.5)
+    assert [g["rate_factor"] for g in groups[1:]] == [0.5 ** (model.n_layers - i) for i in range(model.n_layers + 1)]
+    lowest, last = ([names[id(p)] for p in groups[i]["params"]] for i in (1, -1))
+    assert {"positions", "cls_token", "patch_embed.weight", "patch_embed.bias"} <= set(lowest)
+    assert not any(name.startswith(model.chain) for name in lowest)
+    assert "norm.weight" in last
+    assert sum(len(g["params"]) for g in groups) == len(names)
+    model.requires_grad_(False)
+    model.classifier.requires_grad_(True)
+    assert len(parameter_groups(model, 1.0, 0.5)) == 1
 
 
 def test_patches_that_do_not_fit_and_other_mistakes(three: Path, tmp_path: Path) -> None:

@@ -30,6 +30,15 @@ VALUES: dict[str, object] = {
     "save_minutes": 0.0,
     "choose": "folds",
 }
+MORE: dict[str, object] = {
+    "head_init": "probe",
+    "layer_decay": 0.7,
+    "ema": 0.9,
+    "label_smoothing": 0.1,
+    "gain_db": 6.0,
+    "response_db": 3.0,
+}
+"""What a published recipe leaves off."""
 
 
 def log_of(folder: Path) -> list[dict[str, str]]:
@@ -44,11 +53,12 @@ def step_of(folder: Path) -> int:
         return 0
 
 
-def test_killed_runs_end_as_an_unbroken_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("values", [VALUES, VALUES | MORE], ids=["plain", "more"])
+def test_killed_runs_end_as_an_unbroken_one(tmp_path: Path, values: dict[str, object]) -> None:
     data = trees.custom_table(tmp_path / "data", split="fold")
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    finetune(load_finetune_recipe("custom", VALUES), data, whole, device="cpu")
-    options = [text for key, value in VALUES.items() for text in (f"--{key.replace('_', '-')}", str(value))]
+    finetune(load_finetune_recipe("custom", values), data, whole, device="cpu")
+    options = [text for key, value in values.items() for text in (f"--{key.replace('_', '-')}", str(value))]
     command = [sys.executable, "-m", "ssamba", "finetune", "custom", "--data", str(data), "--from", "none"]
     command += ["--out", str(broken), "--device", "cpu", *options]
     for fold, step in ((1, 5), (3, 2)):  # between the epochs of a fold, and in the first of another

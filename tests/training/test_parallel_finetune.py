@@ -12,7 +12,7 @@ from pathlib import Path
 import layout_trees as trees
 import pytest
 from pretrain_runs import log_of, step_of
-from test_finetune_resume import VALUES
+from test_finetune_resume import MORE, VALUES
 from test_parallel import distance, ended, ranks_of
 
 from ssamba.training.finetune import finetune
@@ -27,7 +27,9 @@ def close(one: Path, other: Path) -> None:
     assert distance(one, other) < 1e-4
 
 
-@pytest.mark.parametrize("extra", [{"choose": "folds", "noise": True}, {"choose": "last", "accumulate": 2}])
+@pytest.mark.parametrize(
+    "extra", [{"choose": "folds", "noise": True}, {"choose": "last", "accumulate": 2}, {"choose": "folds", **MORE}]
+)
 def test_processes_train_as_one_and_go_on(tmp_path: Path, extra: dict[str, object]) -> None:
     data = trees.custom_table(tmp_path / "data", split="fold")
     values = VALUES | {"batch": 7, "drop_path": 0.2, "epochs": 2} | extra

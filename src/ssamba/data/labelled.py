@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 SILENCE = -1
@@ -61,3 +62,12 @@ class LabelledData:
     multi_label: bool
     folds: tuple[Fold, ...]
     notes: tuple[str, ...] = ()
+
+
+def part_of(example: Example, parts: int) -> int:
+    """Which of so many parts an example is held out with. Examples of one file fall into one part.
+
+    A hash of the file's name, so that it is the same everywhere; ``parts`` up to 256.
+    """
+    name = example.key if not example.parts else example.parts[0].path.replace("\\", "/").rsplit("/", 1)[-1]
+    return hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=4).digest()[0] % parts

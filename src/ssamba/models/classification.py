@@ -14,6 +14,7 @@ from torch import Generator, Tensor, nn
 from ssamba import frontend
 from ssamba.config import Config
 from ssamba.errors import ConfigError
+from ssamba.regression import LinearModel
 
 POOLINGS = ("mean", "cls", "rows")
 _VARIANCE = 1e-6  # added under the root of a row's variance: one column has none, and the root no slope at 0
@@ -108,6 +109,11 @@ class Classifier(nn.Module):
         """Tokens, ``prefix`` of them in front -> logits (B, classes), or (B, seconds, classes)."""
         # Mixed precision would round the scores to 8 bits: equal ones could not be ranked any more.
         with torch.autocast(tokens_BLd.device.type, enabled=False):
+            return self.linear(self.normed(tokens_BLd, prefix, n_columns))
+
+    def normed(self, tokens_BLd: Tensor, prefix: int, n_columns: int) -> Tensor:
+        """What the linear layer reads: the pooled tokens after LayerNorm, (B, values) or (B, seconds, d)."""
+        with torch.autocast(tokens_BLd.device.type, enabled=False):
             if self.task.pooling == "cls":
                 pooled = tokens_BLd[:, :prefix].mean(dim=1)
             elif self.task.pooling == "rows":
@@ -116,7 +122,20 @@ class Classifier(nn.Module):
                 pooled = self._second_means(tokens_BLd[:, prefix:], n_columns)
             else:
                 pooled = tokens_BLd[:, prefix:].mean(dim=1)
-            return self.linear(self.norm(pooled.to(self.linear.weight.dtype)))
+            return self.norm(pooled.to(self.linear.weight.dtype))
+
+    @torch.no_grad()
+    def take(self, fitted: LinearModel) -> None:
+        """Answer what a regression fitted on :meth:`normed` of a new classifier answers, from its next call on.
+
+        LayerNorm's own weight and bias, 1 and 0 until then, become the standardisation of its output, so that the
+        linear layer goes on from features of equal size.
+        """
+        standardise = fitted.standardise
+        self.norm.weight.copy_(standardise.scale)
+        self.norm.bias.copy_(-standardise.mean * standardise.scale)
+        self.linear.weight.copy_(fitted.weight.T)
+        self.linear.bias.copy_(fitted.bias)
 
     def _second_means(self, patches_BPd: Tensor, n_columns: int) -> Tensor:
         """Mean over frequency, then over the columns whose centres lie in each second: (B, seconds, d)."""

@@ -41,6 +41,8 @@ class Encoder(nn.Module, ABC):
 
     prefix_tokens: ClassVar[int]
     """Learned tokens in front of the patches."""
+    chain: ClassVar[str]
+    """Name of the list of modules that the tokens go through in turn."""
     norm: nn.LayerNorm
 
     def __init__(
@@ -178,6 +180,17 @@ class Encoder(nn.Module, ABC):
     def n_layers(self) -> int:
         """How many ``encode_layers`` gives."""
 
+    def layer_of(self, name: str) -> int:
+        """Where a parameter of that name acts, in the order of ``encode_layers``.
+
+        0 for what comes before the first step of the chain (patches, tokens in front, positions), ``n_layers`` for the
+        last step and what follows it (final norm, classifier).
+        """
+        first, _, rest = name.partition(".")
+        if first == self.chain:
+            return 1 + int(rest.partition(".")[0])
+        return self.n_layers if first in ("norm", "classifier") else 0
+
     def losses(
         self,
         features: Tensor,
@@ -249,15 +262,27 @@ class Encoder(nn.Module, ABC):
         return self._answer(self.encode_tokens(self.embed_patches(features.to(self.device)), keep), features.shape[1])
 
     @torch.no_grad()
+    def classifier_values(self, features: Tensor) -> Tensor:
+        """What the classifier's linear layer reads of normalised log-mel: (B, values), or (B, seconds, d).
+
+        Raises ``ConfigError`` without a classifier.
+        """
+        tokens_BLd = self.encode_tokens(self.embed_patches(features.to(self.device)))
+        return self._classifier().normed(tokens_BLd, self.prefix_tokens, self._columns(features.shape[1]))
+
+    @torch.no_grad()
     def infer_classes(self, features: Tensor) -> Tensor:
         """``classify`` for inference, as ``infer`` is ``encode``."""
         return self._answer(self.infer(features), features.shape[1])
 
     def _answer(self, tokens_BLd: Tensor, frames: int) -> Tensor:
         """The classifier's logits from the tokens of features of so many frames."""
+        return self._classifier()(tokens_BLd, self.prefix_tokens, self._columns(frames))
+
+    def _classifier(self) -> Classifier:
         if self.classifier is None:
             raise ConfigError("this model has no classifier: fine-tune it first")
-        return self.classifier(tokens_BLd, self.prefix_tokens, self._columns(frames))
+        return self.classifier
 
     @torch.no_grad()
     def reconstruct(self, features: Tensor, mask: Tensor) -> Tensor:

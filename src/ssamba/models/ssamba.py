@@ -15,6 +15,7 @@ class SSAMBA(Encoder):
     """Bidirectional Mamba on log-mel patches (arXiv 2405.11831)."""
 
     prefix_tokens: ClassVar[int] = 1
+    chain: ClassVar[str] = "pairs"
 
     def _make_layers(self) -> None:
         d = self.config.width

@@ -76,6 +76,7 @@ class SSAST(Encoder):
     """A transformer on log-mel patches, with fused attention."""
 
     prefix_tokens: ClassVar[int] = 2
+    chain: ClassVar[str] = "blocks"
 
     def _make_layers(self) -> None:
         d = self.config.width

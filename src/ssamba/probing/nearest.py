@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssamba.probing.scoring import Standardiser
+from ssamba.regression import Standardiser
 
 NEIGHBOURS = (1, 3, 5, 10, 20, 50)
 """Numbers of neighbours to choose from."""

@@ -21,7 +21,6 @@ from ssamba.models.encoder import Encoder
 from ssamba.pictures import layer_curves, require_matplotlib
 from ssamba.probing.cache import cached_features
 from ssamba.probing.features import LOG_MEL, Progress, choose_layers, layer_name, rows_name
-from ssamba.probing.linear import STRENGTHS
 from ssamba.probing.protocol import (
     Division,
     Score,
@@ -32,6 +31,7 @@ from ssamba.probing.protocol import (
     target_matrix,
 )
 from ssamba.probing.scoring import metric_of
+from ssamba.regression import STRENGTHS
 
 RESULTS_FILE, PICTURE_FILE = "results.json", "layers.png"
 MEAN, BOTH, ROWS = "mean", "mean and deviation", "mean and deviation of each row"

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ssamba.data.labelled import Example, LabelledData
+from ssamba.data.labelled import Example, LabelledData, part_of
 from ssamba.errors import DataError
-from ssamba.probing.linear import STRENGTHS, fit_linear
 from ssamba.probing.nearest import NEIGHBOURS, neighbour_scores
 from ssamba.probing.scoring import metric_of
+from ssamba.regression import STRENGTHS, fit_linear
 
 INNER_PARTS = 5
 MANY = 5000
@@ -74,9 +73,9 @@ def divisions(data: LabelledData, examples: Sequence[Example]) -> list[Division]
             held = [numbers(other.test) for other in data.folds if other is not fold]
             choose = [_hold_out(train, torch.isin(train, part)) for part in held]
         else:
-            part_of = torch.tensor([_part(example) for example in fold.train])
+            inner = torch.tensor([part_of(example, INNER_PARTS) for example in fold.train])
             wanted = range(1 if len(train) >= MANY else INNER_PARTS)
-            choose = [_hold_out(train, part_of == part) for part in wanted]
+            choose = [_hold_out(train, inner == part) for part in wanted]
         choose = [pair for pair in choose if all(map(len, pair))]
         out.append(Division(fold.name, torch.cat([train, validation]), test, tuple(choose)))
     return out
@@ -84,12 +83,6 @@ def divisions(data: LabelledData, examples: Sequence[Example]) -> list[Division]
 
 def _hold_out(train: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:
     return train[~held], train[held]
-
-
-def _part(example: Example) -> int:
-    """Examples of one file fall into one part; a hash, so that it is the same everywhere."""
-    name = example.key if not example.parts else example.parts[0].path.replace("\\", "/").rsplit("/", 1)[-1]
-    return hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=4).digest()[0] % INNER_PARTS
 
 
 @dataclass(frozen=True)

@@ -120,6 +120,18 @@ class Evaluation:
         self._kept = made
 
     @torch.no_grad()
+    def values(self, model: Encoder) -> tuple[Tensor, Tensor]:
+        """What the classifier's linear layer reads of every window (N, values), and the windows' examples (N,).
+
+        Both on the CPU, in the examples' order. The caller chooses evaluation mode and precision.
+        """
+        values, examples = [], []
+        for features, batch in self._batches():
+            values.append(model.classifier_values(features))
+            examples.append(batch.examples)
+        return torch.cat(values).cpu(), torch.cat(examples)
+
+    @torch.no_grad()
     def answers(self, model: Encoder) -> Answers:
         """The model's answers, in the examples' order. The caller chooses evaluation mode and precision."""
         logits, batches = [], []

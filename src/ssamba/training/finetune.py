@@ -28,6 +28,7 @@ from ssamba.training.evaluation import Answers
 from ssamba.training.finetune_model import classification, measure, new_model
 from ssamba.training.finetune_recipe import FinetuneRecipe
 from ssamba.training.finetune_task import ANSWERS_FILE, EPOCHS_FOLDER, FinetuneTask, epoch_file
+from ssamba.training.head_init import init_by_probe
 from ssamba.training.log import read_log
 from ssamba.training.loop import SUMMARY_FILE, Loop, LoopSettings, precision
 from ssamba.training.parallel import Ranks, joined
@@ -39,7 +40,7 @@ from ssamba.training.run_folder import (
     skipped_file,
     write_recipe,
 )
-from ssamba.training.schedule import EpochSchedule
+from ssamba.training.schedule import EpochSchedule, parameter_groups
 
 MAY_CHANGE = ("workers", "save_minutes")
 """Values that a resumed run may be given anew: they do not change its results."""
@@ -111,6 +112,7 @@ def settle(recipe: FinetuneRecipe, data: LabelledData) -> FinetuneRecipe:
             f"{_several_labels(data)}, and the recipe {recipe.name} (loss {recipe.loss}, metric {recipe.metric}) takes "
             "one a clip; give --loss bce --metric mAP, or each clip one label"
         )
+    _check_loss(recipe, data)
     for fold in data.folds:
         if recipe.choose == "validation" and not fold.validation:
             raise ConfigError(f"choose: validation, but {data.layout} has no validation clips; give folds or last")
@@ -120,6 +122,18 @@ def settle(recipe: FinetuneRecipe, data: LabelledData) -> FinetuneRecipe:
         if wrong:
             raise ConfigError(f"{wrong[0]}: {getattr(recipe, wrong[0])}, not possible with a label each second")
     return recipe
+
+
+def _check_loss(recipe: FinetuneRecipe, data: LabelledData) -> None:
+    """Refuse what goes with softmax and one label a clip alone. Raises ``ConfigError``."""
+    if recipe.label_smoothing and recipe.loss != "ce":
+        raise ConfigError(f"label_smoothing: {recipe.label_smoothing}, not possible with loss {recipe.loss}; give 0")
+    if recipe.head_init != "probe":
+        return
+    if recipe.loss != "ce":
+        raise ConfigError(f"head_init: probe, not possible with loss {recipe.loss}; give --head-init random")
+    if data.folds[0].train[0].per_second is not None:
+        raise ConfigError("head_init: probe, not possible with a label each second; give --head-init random")
 
 
 def _several_labels(data: LabelledData) -> str:
@@ -189,6 +203,11 @@ class _Run:
         if self.ranks.main:
             clear_leftovers(make_folder(folder))
         model = self._model(folder, fold, resuming)
+        if (
+            self.recipe.head_init == "probe" and not resuming
+        ):  # a saved state has the classifier, whatever it began with
+            with precision(self.recipe.precision, self.device):
+                init_by_probe(model, fold, self.data, self.recipe, self._audio(), self.skip)
         earlier = [self._scores(n) for n in range(number)] if self.recipe.choose == "folds" else []
         task = FinetuneTask(self.recipe, model, fold, folder, self._audio(), self.skip, earlier, self.ranks)
         label = f"fold {number + 1} of {len(self.data.folds)}" if len(self.data.folds) > 1 else ""
@@ -218,14 +237,9 @@ class _Run:
         return model.to(self.device)
 
     def _loop(self, task: FinetuneTask, folder: Path, label: str) -> Loop:
-        recipe, model = self.recipe, task.model
-        assert model.classifier is not None
-        head = list(model.classifier.parameters())
-        body = [p for name, p in model.named_parameters() if not name.startswith("classifier.") and p.requires_grad]
-        groups: list[dict[str, Any]] = [{"params": head, "rate_factor": recipe.head_lr}]
-        groups += [{"params": body}] if body else []
+        recipe = self.recipe
         optimizer = torch.optim.Adam(
-            groups,
+            parameter_groups(task.model, recipe.head_lr, recipe.layer_decay),
             lr=recipe.lr,
             betas=(recipe.beta1, recipe.beta2),
             weight_decay=recipe.weight_decay,

@@ -16,6 +16,7 @@ from ssamba.models.classification import LOSSES, POOLINGS
 from ssamba.training.recipe import check_fields, option, read_values
 
 CHOICES = ("auto", "folds", "validation", "last", "average")
+HEAD_INITS = ("random", "probe")
 METRICS = ("auto", "accuracy", "mAP")
 _NO_RECIPE = "pretrain"
 
@@ -49,9 +50,17 @@ class FinetuneRecipe:
         POOLINGS,
     )
     freeze: bool = option(False, "train the classifier alone")
+    head_init: str = option(
+        "random",
+        "the classifier's first weights: random, or a logistic regression on the encoder's features of training clips",
+        HEAD_INITS,
+    )
     drop_path: float = option(-1.0, "rate of stochastic depth at the last block, -1 takes SOURCE's or the published")
     lr: float = option(1e-4, "peak learning rate of Adam for the encoder")
     head_lr: float = option(1.0, "the classifier's rate, as a multiple of it")
+    layer_decay: float = option(
+        1.0, "factor between the rates of two layers of the encoder, the first the slowest; 1 gives all the same"
+    )
     warmup_steps: int = option(0, "steps over which the rate rises from 0, in stairs of 50")
     decay_start: int = option(1000, "epochs through before the rate first falls")
     decay_every: int = option(1, "epochs between two falls")
@@ -68,15 +77,21 @@ class FinetuneRecipe:
     freq_mask: int = option(0, "most mel bins hidden from a training clip")
     time_mask: int = option(0, "most frames hidden from a training clip")
     noise: bool = option(False, "add noise to training clips and roll them in time")
+    gain_db: float = option(0.0, "training clips are made louder or weaker by up to so many dB")
+    response_db: float = option(0.0, "deviation, in dB, of a random smooth frequency response for each training clip")
     loss: str = option(
         "auto", "softmax or sigmoid cross entropy; auto: sigmoid where clips have several labels", LOSSES
     )
+    label_smoothing: float = option(0.0, "softmax: share of each label that goes to all classes evenly")
     metric: str = option("auto", "what is maximised; auto: mAP where clips have several labels", METRICS)
     choose: str = option(
         "auto",
         "which epoch is reported: one for all folds by their average, the best on validation data, the last, or the "
         "average of weights; auto: validation where there is some, else folds where there are several, else last",
         CHOICES,
+    )
+    ema: float = option(
+        0.0, "share of averaged weights that a step keeps, as 0.99; they are then what is judged and kept, 0 for none"
     )
     average_from: int = option(0, "first epoch whose weights are averaged")
     average_to: int = option(0, "last epoch whose weights are averaged")
@@ -104,6 +119,11 @@ class FinetuneRecipe:
             )
         if not (self.beta1 < 1 and self.beta2 < 1 and self.mixup <= 1):
             raise ConfigError(f"beta1 {self.beta1}, beta2 {self.beta2}, mixup {self.mixup}: give 1 at most, betas less")
+        for name, usual in (("ema", 0.99), ("label_smoothing", 0.1)):
+            if getattr(self, name) >= 1:
+                raise ConfigError(f"{name}: {getattr(self, name)}, give a share below 1, such as {usual}")
+        if not 0 < self.layer_decay <= 1:
+            raise ConfigError(f"layer_decay: {self.layer_decay}, give more than 0, and 1 at most")
         self._check_grid()
         if self.choose == "average" and not 1 <= self.average_from <= self.average_to <= self.epochs:
             raise ConfigError(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ssamba import frontend, objectives
 from ssamba.data.decoding import AudioCache, choose_workers
@@ -17,10 +17,11 @@ from ssamba.data.labelled_plans import EpochPlan
 from ssamba.data.prefetch import prepare_ahead
 from ssamba.data.scan import SkipList
 from ssamba.models.encoder import Encoder
-from ssamba.training.augment import draw_masks, draw_noise, mask_stretches, noise_and_roll
+from ssamba.training.augment import draw_masks, draw_noise, draw_response, mask_stretches, noise_and_roll
 from ssamba.training.evaluation import Answers, Evaluation, longest_seconds
 from ssamba.training.features import batch_features
 from ssamba.training.finetune_recipe import FinetuneRecipe
+from ssamba.training.latent import AveragedModel
 from ssamba.training.loop import Task
 from ssamba.training.parallel import Ranks
 from ssamba.training.seeds import generator
@@ -52,7 +53,10 @@ def training_plan(recipe: FinetuneRecipe, fold: Fold) -> EpochPlan:
 
 
 class Inputs(NamedTuple):
-    """One batch's audio, labels and draws: as in ``LabelledBatch``, and for masks, for noise and roll, for depth."""
+    """One batch's audio, labels and draws: as in ``LabelledBatch``, and for masks, for noise and roll, for depth.
+
+    ``response`` is that of ``training.augment``.
+    """
 
     waveforms: Tensor
     lengths: Tensor
@@ -60,6 +64,7 @@ class Inputs(NamedTuple):
     masks: Tensor | None
     rolls: Tensor | None
     keep: Tensor | None
+    response: Tensor | None
 
 
 class FinetuneTask(Task):
@@ -82,6 +87,7 @@ class FinetuneTask(Task):
         assert model.classifier is not None
         self.recipe, self.model, self.folder, self.earlier = recipe, model, folder, earlier
         self.cache, self.skip, self.fold = cache, skip, fold
+        self.averaged = AveragedModel(model, recipe.ema) if recipe.ema else None
         self.answer = model.classifier.task
         shown = ("mAP", "AUC") if self.answer.multi_label else ("accuracy", "mAP")
         self.validation_metrics: tuple[str, ...] = ("loss", *shown)
@@ -119,7 +125,7 @@ class FinetuneTask(Task):
         """
         recipe, clips = self.recipe, self.plan.size(batch.step)
         rows = self.ranks.rows(clips)
-        masks = rolls = keep = None
+        masks = rolls = keep = response = None
         if recipe.freq_mask or recipe.time_mask:
             masks = draw_masks(clips, generator(recipe.seed, "masks", batch.step))[..., rows].contiguous()
         if recipe.noise:
@@ -127,7 +133,10 @@ class FinetuneTask(Task):
         if not recipe.freeze:
             keep = self.model.draw_keep(clips, generator(recipe.seed, "stochastic depth", batch.step))
             keep = None if keep is None else keep[:, rows].contiguous()
-        inputs = Inputs(batch.waveforms, batch.lengths, batch.targets, masks, rolls, keep)
+        if recipe.gain_db or recipe.response_db:
+            source, bins = generator(recipe.seed, "response", batch.step), self.model.config.mel_bins
+            response = draw_response(clips, recipe.gain_db, recipe.response_db, bins, source)[rows]
+        inputs = Inputs(batch.waveforms, batch.lengths, batch.targets, masks, rolls, keep, response)
         if self.model.device.type != "cuda":
             return inputs
         # From pinned memory the copies to the GPU run beside its work, and nobody waits for them.
@@ -140,6 +149,24 @@ class FinetuneTask(Task):
         features = self.augmented(number, batch_features(here.waveforms, here.lengths, self.model.config), here)
         return [features, here.targets, here.keep]
 
+    def companions(self) -> dict[str, nn.Module]:
+        """The averaged model."""
+        return {} if self.averaged is None else {"averaged": self.averaged}
+
+    def stepped(self, step: int) -> None:
+        """The averaged weights follow."""
+        if self.averaged is not None:
+            self.averaged.follow(self.model, step)
+
+    @property
+    def kept(self) -> Encoder:
+        """The model that is judged and kept: the averaged one, where there is one."""
+        return self.model if self.averaged is None else self.averaged.model
+
+    def weights(self) -> dict[str, Tensor]:
+        """The kept model's."""
+        return self.kept.state_dict()
+
     def share(self, number: int) -> float:
         """The share of a batch that this process works on."""
         return self.ranks.share(self.plan.size(number))
@@ -150,11 +177,13 @@ class FinetuneTask(Task):
         assert features is not None
         assert targets is not None
         logits = self.model.classify(features, keep)
-        return {"loss": objectives.classification(logits, targets, self.recipe.loss)}
+        return {"loss": objectives.classification(logits, targets, self.recipe.loss, self.recipe.label_smoothing)}
 
     def augmented(self, number: int, features: Tensor, draws: Inputs) -> Tensor:
-        """Features of a batch, masked, with noise and rolled, as the recipe says."""
+        """Features of a batch, of another loudness and colour, masked, with noise and rolled, as the recipe says."""
         recipe = self.recipe
+        if draws.response is not None:
+            features = features + draws.response[:, None] / (2 * self.model.config.std)
         if draws.masks is not None:
             features = mask_stretches(features, draws.masks, recipe.freq_mask, recipe.time_mask, self.fill)
         if draws.rolls is not None:
@@ -164,7 +193,7 @@ class FinetuneTask(Task):
 
     def validate(self, step: int) -> dict[str, float]:
         """Metrics on the held-out clips; where all folds share the choice, the answers are kept for it."""
-        answers = self.judged.answers(self.model)
+        answers = self.judged.answers(self.kept)
         if self.recipe.choose == "folds":
             answers.save(epoch_file(self.folder, step // self.steps_per_epoch))
         found = answers.summary(self.recipe.loss, self.answer.multi_label)

@@ -72,7 +72,7 @@ class Results:
             "choose": recipe.choose,
             "chosen": chosen,
             "mean": {name: _plain(values.mean()) for name, values in table.items()},
-            "sample_deviation": {n: _plain(v.std(ddof=1)) for n, v in table.items()} if many else None,
+            "sample_deviation": {n: _plain(_deviation(v)) for n, v in table.items()} if many else None,
             "folds": [
                 {
                     "name": fold.name,
@@ -84,6 +84,12 @@ class Results:
             ],
             "model": f"fold-{len(self.folds)}",
         }
+
+
+def _deviation(values: np.ndarray[Any, np.dtype[np.float64]]) -> float:
+    """Sample deviation over the folds; none (NaN) where one of them is infinite, as d' of a perfect order is."""
+    with np.errstate(invalid="ignore"):
+        return float(values.std(ddof=1))
 
 
 def _plain(value: float) -> float | None:

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssamba.probing.linear import MOST_STEPS, fit_linear
 from ssamba.probing.nearest import neighbour_scores
-from ssamba.probing.scoring import Standardiser, metric_of
+from ssamba.probing.scoring import metric_of
+from ssamba.regression import MOST_STEPS, STRENGTHS, Standardiser, fit_chosen, fit_linear
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 EXACT = 1e-9
@@ -114,3 +114,18 @@ def test_metrics_of_a_set() -> None:
     assert (name, function(scores, targets)) == ("accuracy", pytest.approx(2 / 3))
     name, function = metric_of(True)
     assert (name, function(scores, targets)) == ("mAP", pytest.approx(1.0))
+
+
+def test_the_strength_is_chosen_on_parts_held_out() -> None:
+    x, y = clusters(90, 60, 3)
+    parts = torch.arange(90) % 4 - 1  # a quarter is never held out
+    hits = []
+    for c in STRENGTHS:
+        fits = [(parts == n, fit_linear(x[parts != n], F.one_hot(y[parts != n]).double(), [c])[0]) for n in range(3)]
+        hits.append(sum(int((model.scores(x[held]).argmax(dim=1) == y[held]).sum()) for held, model in fits))
+    assert len(set(hits)) > 1
+    (expected,) = fit_linear(x, F.one_hot(y).double(), [STRENGTHS[hits.index(max(hits))]])
+    found = fit_chosen(x, y, parts, 3)
+    torch.testing.assert_close(found.scores(x), expected.scores(x), atol=1e-9, rtol=0)
+    alone = fit_chosen(x, y, torch.zeros(90, dtype=torch.long), 3)  # one part: nothing would be left to fit on
+    torch.testing.assert_close(alone.scores(x), fit_linear(x, F.one_hot(y).double(), STRENGTHS[:1])[0].scores(x))

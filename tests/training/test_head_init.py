@@ -1,0 +1,111 @@
+"""A classifier that begins as a logistic regression on its own training clips."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import layout_trees as trees
+import pytest
+import torch
+
+import ssamba
+from ssamba.data.labelled import LabelledData
+from ssamba.data.layouts import read_layout
+from ssamba.data.scan import SkipList
+from ssamba.errors import ConfigError
+from ssamba.models.encoder import Encoder
+from ssamba.regression import fit_chosen
+from ssamba.training.evaluation import Evaluation
+from ssamba.training.finetune import finetune
+from ssamba.training.finetune_model import classification, new_model
+from ssamba.training.finetune_recipe import FinetuneRecipe, load_finetune_recipe
+from ssamba.training.head_init import init_by_probe
+
+SMALL: dict[str, Any] = {"width": 32, "depth": 2, "frames": 32, "stride": 16, "batch": 8, "workers": 1}
+SMALL |= {"freq_mask": 8, "time_mask": 4, "head_init": "probe", "loss": "ce"}
+
+
+def small(**changes: Any) -> FinetuneRecipe:
+    return load_finetune_recipe("custom", SMALL | changes)
+
+
+@pytest.fixture(scope="module")
+def folds(tmp_path_factory: pytest.TempPathFactory) -> LabelledData:
+    """Three tones in five folds."""
+    return read_layout("custom", trees.custom_table(tmp_path_factory.mktemp("folds"), split="fold"))
+
+
+def started(recipe: FinetuneRecipe, data: LabelledData, number: int = 0) -> Encoder:
+    model = new_model(recipe, classification(recipe, data), None)
+    init_by_probe(model, data.folds[number], data, recipe, None, SkipList())
+    return model
+
+
+def evaluation(recipe: FinetuneRecipe, data: LabelledData, model: Encoder, number: int = 0) -> Evaluation:
+    return Evaluation(data.folds[number].train, recipe, model.config, 3, model.device, None, SkipList())
+
+
+@pytest.mark.parametrize("encoder", ["ssamba", "ssast"])
+@pytest.mark.parametrize("pooling", ["rows", "mean", "cls"])
+def test_it_answers_what_the_regression_answers(folds: LabelledData, encoder: str, pooling: str) -> None:
+    recipe = small(encoder=encoder, pooling=pooling)
+    model = started(recipe, folds)
+    assert model.training
+    plain = new_model(recipe, classification(recipe, folds), None)
+    values, examples = evaluation(recipe, folds, plain).values(plain)
+    assert examples.tolist() == list(range(24))
+    labels = torch.tensor([example.labels[0] for example in folds.folds[0].train])
+    # Folds 2 to 5 are held out in turn.
+    parts = torch.tensor([(int(e.key.split("_")[1][0]) - 1) % 5 for e in folds.folds[0].train])
+    assert sorted(set(parts.tolist())) == [0, 1, 2, 3]
+    fitted = fit_chosen(values, labels, parts, 3)
+    answers = evaluation(recipe, folds, model).answers(model.eval())
+    torch.testing.assert_close(answers.logits.double(), fitted.scores(values), atol=1e-4, rtol=1e-4)
+    assert (answers.logits.argmax(dim=1) == labels).all()
+    for name, value in plain.state_dict().items():
+        assert name.startswith("classifier.") or torch.equal(value, model.state_dict()[name])
+
+
+def test_only_the_training_clips_count(folds: LabelledData) -> None:
+    first = started(small(), folds).state_dict()
+    assert all(torch.equal(v, first[k]) for k, v in started(small(), folds).state_dict().items())
+    other = dataclasses.replace(folds.folds[0], test=folds.folds[0].test[:1])
+    fewer = dataclasses.replace(folds, folds=(other, *folds.folds[1:]))
+    assert all(torch.equal(v, first[k]) for k, v in started(small(), fewer).state_dict().items())
+    second = started(small(), folds, 1).state_dict()
+    assert not torch.equal(first["classifier.linear.weight"], second["classifier.linear.weight"])
+
+
+def test_windows_are_examples_each(folds: LabelledData) -> None:
+    recipe = small(window=0.15)
+    model = started(recipe, folds)
+    values, examples = evaluation(recipe, folds, model).values(model)
+    assert len(values) > 24
+    assert set(examples.tolist()) == set(range(24))
+
+
+def test_a_run_begins_with_it(tmp_path: Path) -> None:
+    """At a rate of nearly nothing the run's model is the regression."""
+    data = trees.custom_table(tmp_path / "data")
+    changes = {"epochs": 1, "choose": "last", "precision": "fp32", "statistics": "recipe"}
+    finetune(small(lr=1e-9, **changes), data, tmp_path / "run", device="cpu")
+    labelled = read_layout("custom", data)
+    expected = started(small(**changes), labelled).state_dict()
+    found = ssamba.load(tmp_path / "run", device="cpu").state_dict()
+    for name in found:
+        if name.startswith("classifier."):
+            torch.testing.assert_close(found[name], expected[name], atol=1e-3, rtol=1e-3)
+
+
+def test_where_it_does_not_fit(tmp_path: Path) -> None:
+    data = trees.custom_table(tmp_path / "data", multi_label=True)
+    with pytest.raises(ConfigError, match="head_init: probe, not possible with loss bce"):
+        finetune(small(loss="bce"), data, tmp_path / "x", device="cpu")
+    with pytest.raises(ConfigError, match=r"label_smoothing: 0\.1, not possible with loss bce"):
+        finetune(small(loss="bce", head_init="random", label_smoothing=0.1), data, tmp_path / "x", device="cpu")
+    scenes = load_finetune_recipe("dasl", {"head_init": "probe", "width": 32, "depth": 2})
+    with pytest.raises(ConfigError, match="head_init: probe, not possible with a label each second"):
+        finetune(scenes, trees.urbansound8k(tmp_path / "u"), tmp_path / "x", device="cpu")
+    assert not (tmp_path / "x").exists()
