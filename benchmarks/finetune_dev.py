@@ -22,6 +22,8 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import os
+import queue
 import shlex
 import statistics
 import subprocess
@@ -126,8 +128,8 @@ def jobs(arguments: argparse.Namespace) -> list[Job]:
 class Runner:
     """Runs jobs in processes of their own until a time is over; then those that run are asked to stop."""
 
-    def __init__(self, until: float) -> None:
-        self.until = until
+    def __init__(self, until: float, gpus: queue.SimpleQueue[str]) -> None:
+        self.until, self.gpus = until, gpus
         self.lock = threading.Lock()
         self.results: list[Result] = []
 
@@ -139,9 +141,11 @@ class Runner:
                 return
             job.out.mkdir(parents=True, exist_ok=True)
             begin = time.monotonic()
-            command = [sys.executable, "-m", "ssamba", *job.command]
+            command, gpu = [sys.executable, "-m", "ssamba", *job.command], self.gpus.get()
+            environment = {**os.environ, **({"CUDA_VISIBLE_DEVICES": gpu} if gpu else {})}
             with open(job.out / "log.txt", "ab") as log:
-                code = self._wait(subprocess.Popen(command, stdout=log, stderr=log))
+                code = self._wait(subprocess.Popen(command, stdout=log, stderr=log, env=environment))
+            self.gpus.put(gpu)
             if code and time.monotonic() >= self.until:
                 print(f"{job.out.name}: stopped", flush=True)
                 return
@@ -210,6 +214,7 @@ def main() -> None:
     parser.add_argument("--from", dest="source", default="tiny", help="what lines without --from start from")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--jobs", type=int, default=4, help="at once, each on its share of the cores (OMP_NUM_THREADS)")
+    parser.add_argument("--gpus", type=int, default=0, help="GPUs to share the jobs out to; 0: each job takes its own")
     parser.add_argument("--workers", type=int, default=1, help="decoding workers of each")
     parser.add_argument("--options", default="", help="options for every job, in one string; a line's own win")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="then running jobs are stopped")
@@ -219,7 +224,10 @@ def main() -> None:
     until = time.monotonic() + 60 * arguments.minutes
     arguments.out.mkdir(parents=True, exist_ok=True)
     share_cores(arguments.jobs)
-    todo, runner = jobs(arguments), Runner(until)
+    gpus: queue.SimpleQueue[str] = queue.SimpleQueue()
+    for i in range(arguments.jobs):
+        gpus.put(str(i % arguments.gpus) if arguments.gpus else "")
+    todo, runner = jobs(arguments), Runner(until, gpus)
     print(HEADER, flush=True)
     with ThreadPoolExecutor(arguments.jobs) as pool:
         list(pool.map(runner, todo))

@@ -41,16 +41,28 @@ def unpatchify(patches: Tensor, config: Config, n_columns: int) -> Tensor:
     return tiles.permute(0, 2, 4, 1, 3).reshape(batch, n_columns * config.patch_time, rows * config.patch_frequency)
 
 
-def resize_positions(positions: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+LONGER = ("interpolate", "repeat", "average")
+"""What a longer time is given: positions interpolated, the same ones over and over, or their mean at every time."""
+
+
+def resize_positions(
+    positions: Tensor, old: tuple[int, int], new: tuple[int, int], longer: str = "interpolate"
+) -> Tensor:
     """Position embedding (1, prefix + F*T, d) for another (frequency, time) grid; positions in front are kept.
 
     A shorter side is cut from the centre, a longer one interpolated (bilinear, align_corners False): first time, then
-    frequency, as for fine-tuning in SSAST (arXiv 2110.09784; REFERENCE.md, "Fine-tuning").
+    frequency, as for fine-tuning in SSAST (arXiv 2110.09784; REFERENCE.md, "Fine-tuning"). ``longer`` (of ``LONGER``)
+    names what a longer time is given instead: a few positions stretched over much more time are far from those that the
+    encoder was trained with.
     """
     if old == new:
         return positions
     front, width = positions.shape[1] - old[0] * old[1], positions.shape[-1]
     image = positions[:, front:].transpose(1, 2).reshape(1, width, *old)
+    if longer == "repeat" and new[1] > old[1]:
+        image = image[..., torch.arange(new[1], device=image.device) % old[1]]
+    elif longer == "average" and new[1] > old[1]:
+        image = image.mean(3, keepdim=True).expand(-1, -1, -1, new[1])
     image = _resize_side(image, dim=3, length=new[1])
     image = _resize_side(image, dim=2, length=new[0])
     return torch.cat([positions[:, :front], image.reshape(1, width, -1).transpose(1, 2)], dim=1)

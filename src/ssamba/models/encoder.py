@@ -316,10 +316,11 @@ class Encoder(nn.Module, ABC):
         """What the classifier says of recordings in memory; see ``ssamba.models.prediction.predict_audio``."""
         return predict_audio(self, audio, sample_rate, top, every, window)
 
-    def with_grid(self, stride: int | None = None, frames: int | None = None) -> Self:
+    def with_grid(self, stride: int | None = None, frames: int | None = None, longer: str = "interpolate") -> Self:
         """The same weights on another patch grid, positions resized as for fine-tuning.
 
-        ``stride`` is used along both axes. Raises ``ConfigError`` when patches would not fit.
+        ``stride`` is used along both axes. ``longer``: see ``patches.resize_positions``. Raises ``ConfigError`` when
+        patches would not fit.
         """
         changes: dict[str, int] = {}
         if stride is not None:
@@ -332,7 +333,7 @@ class Encoder(nn.Module, ABC):
             other = type(self)(config, heads=self.heads is not None, classification=task)
         state = self.state_dict()
         for name in [k for k in state if k.split(".")[-1] == "positions"]:  # the decoder has its own
-            state[name] = patches.resize_positions(state[name], self.config.grid, config.grid)
+            state[name] = patches.resize_positions(state[name], self.config.grid, config.grid, longer)
         other.load_state_dict({k: v.clone() for k, v in state.items()}, assign=True)
         return other.train(self.training)
 

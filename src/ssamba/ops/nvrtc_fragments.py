@@ -22,8 +22,8 @@ FRAGMENTS = (
     PARTS
     + WALK
     + r"""
-// Both directions meet where a batch of direction 0 ends. Direction 1 begins with steps that do not exist, so that one of
-// its batches ends there, too: states then never go through steps behind the end.
+// Both directions meet where a batch of direction 0 ends. Direction 1 begins with steps that do not exist, so that one
+// of its batches ends there, too: states then never go through steps behind the end.
 struct Half {
   int begin, middle;  // of the first batch; the first step of the second half
 };

@@ -95,7 +95,7 @@ def forward(shape: Shape, tensors: dict[str, Tensor]) -> None:
         for phase, side_by_side in passes:
             defines = shape.defines(
                 PHASE=phase, SPLIT=cut.split, WARPS=cut.warps, STAGES=cut.stages, MIN_BLOCKS=cut.blocks,
-                CHUNKED=int(cut.chunks > 1), GATE=int(gate), CHAIN=int(os.environ.get("SSAMBA_CHAIN", "1")),
+                CHUNKED=int(cut.chunks > 1), GATE=int(gate),
             )  # fmt: skip
             run = nvrtc.kernel(COMMON + PRIMITIVES + FRAGMENTS, "scan_fragments", defines, x.device.index or 0)
             across, clips, directions = shape.grid(16 * cut.warps // cut.split)

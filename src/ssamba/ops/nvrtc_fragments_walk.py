@@ -6,9 +6,9 @@ are written between the steps after them. So nothing waits for memory, a product
 """
 
 WALK = r"""
-#ifndef CHAIN
-#define CHAIN 1
-#endif
+// What comes into the states is added by the multiplication that decays them: a shorter chain from step to step than a
+// product that adds to them, but another product's latency before it, which only many warps hide.
+#define ADDS (SPLIT == 1 && !CHUNKED)
 #define STAGE ((int)sizeof(Stage) / 2)
 
 // All that a warp carries along.
@@ -104,7 +104,7 @@ __device__ __forceinline__ void advance(Warp &w, Row b_rows, float (*d)[4], cons
   if constexpr (PHASE == 3 && t % 4 == 0)
 #pragma unroll
     for (int i = 0; i < 2; ++i) w.total[i] += (d[i][0] + d[i][1]) + (d[i][2] + d[i][3]);
-#if CHAIN == 0
+#if !ADDS
 #pragma unroll
   for (int i = 0; i < NJ * 4; ++i) h[i] *= ex2(d[i / 2 % 2][t % 4] * w.a2[i]);
   if constexpr (t == 3) read_deltas(d, delta + 4);
@@ -113,7 +113,7 @@ __device__ __forceinline__ void advance(Warp &w, Row b_rows, float (*d)[4], cons
     read4_turned(rows.b, ahead(b_rows, 7 * t * 8));
     if constexpr (PHASE != 3) read4(rows.c, ahead(b_rows, 2 * SLOTS * 8 + 7 * t * 8));
   }
-#if CHAIN == 0
+#if !ADDS
 #pragma unroll
   for (int j = 0; j < NJ; ++j) mma1688(h + 4 * j, eight.drive[0], eight.drive[1], rows.b[AT + j]);
 #else
@@ -148,7 +148,8 @@ __device__ __forceinline__ void walk_eight(Warp &w, int s0, Eight *eight, float 
     on = w.turn_over();
   }
   int before = s0 + 8 * BLOCK - 8 + w.g;
-  Between between = {w.c, w.at, OTHER, BLOCK, w.delta_at, gate, eight[OTHER], eight[OTHER].sum, w.y, w.on && (unsigned)(before - w.lo) < (unsigned)(w.hi - w.lo)};
+  bool write = w.on && (unsigned)(before - w.lo) < (unsigned)(w.hi - w.lo);
+  Between between = {w.c, w.at, OTHER, BLOCK, w.delta_at, gate, eight[OTHER], eight[OTHER].sum, w.y, write};
   Rows rows;
   advance<0>(w, ahead(w.at.b, BLOCK * 512), d, w.delta + 8 * BLOCK, w.delta + 8 * OTHER, eight[BLOCK], between, rows);
   if (BLOCK == 1) w.at.move_at_hand(on);

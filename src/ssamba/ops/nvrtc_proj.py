@@ -1,9 +1,10 @@
 """Convolution, SiLU and the projection to (dt, B, C) in one pass over x, both directions at once, in CUDA C++.
 
-A warp owns 16 tokens of all clips in a row, whichever clip they belong to. x, the projection's weights and the taps
-come through shared memory, 64 channels at a time, the next ones while these are worked on. ``ldmatrix`` reads x at each
-of the taps' distances in the layout of a product's left side, so the convolution's result, computed in float32, is
-that side, once SiLU is applied and it is rounded to bfloat16.
+A warp owns 32 tokens of all clips in a row, whichever clip they belong to, in one direction. x, the projection's
+weights and the taps come through shared memory, 64 channels at a time, the next ones while these are worked on.
+``ldmatrix`` reads x at each of the taps' distances in the layout of a product's left side, so the convolution's result,
+computed in float32, is that side, once SiLU is applied and it is rounded to bfloat16. Reading shared memory is what
+bounds this kernel: weights and taps are read once for a warp's two products of 16 tokens.
 """
 
 from __future__ import annotations
@@ -31,8 +32,9 @@ struct ConvArgs {
 };
 #define W 4
 #define REACH (W - 1)
-#define NEAR (2 * REACH + 1)
-#define TOKENS (16 * WARPS)
+#define ROWS 32                        // tokens of a warp: HALVES products of 16
+#define HALVES (ROWS / 16)
+#define TOKENS (ROWS * WARPS / DIRS)
 #define EC 64                          // channels at a time
 #define XR (EC + 8)                    // a row in shared memory, padded against bank conflicts
 #define NT ((P + 15) / 16 * 2)         // tiles of 8 outputs, an even number
@@ -102,15 +104,15 @@ struct Copies {
   }
 };
 
-// Bit 7 i + n: whether the token i * 8 + g of this warp has a neighbour n - REACH within its clip.
-__device__ __forceinline__ unsigned neighbours(int token, int clip, int g) {
+// Bit 4 n + d: whether the token n * 8 + g of this warp has one d steps before it in its clip.
+__device__ __forceinline__ unsigned neighbours(int token, int clip, int g, int sign) {
   unsigned found = 0;
 #pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    int at = (token + i * 8 + g) % clip;
+  for (int n = 0; n < ROWS / 8; ++n) {
+    int at = (token + n * 8 + g) % clip;
 #pragma unroll
-    for (int n = 0; n < NEAR; ++n)
-      if ((unsigned)(at + n - REACH) < (unsigned)clip) found |= 1u << (NEAR * i + n);
+    for (int d = 0; d < W; ++d)
+      if ((unsigned)(at - d * sign) < (unsigned)clip) found |= 1u << (W * n + d);
   }
   return found;
 }
@@ -119,19 +121,20 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) conv_proj(cons
   SHARED_BYTES(raw);
   Stage *stages = (Stage *)raw;
   int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, q = lane % 4;
-  int b = blockIdx.y / a.K, k = blockIdx.y % a.K, t0 = blockIdx.x * TOKENS;
+  int r = warp % DIRS, sign = r ? -1 : 1;
+  int b = blockIdx.y / a.K, k = blockIdx.y % a.K, t0 = blockIdx.x * TOKENS, own = warp / DIRS * ROWS;
   const T *x = a.x + b * a.xb + k * a.xk;
   constexpr int EMPTY = (NT * 8 - P) * XR / 8;  // rows of weights that no copy fills, in 16 bytes
   for (int i = threadIdx.x; i < 2 * DIRS * EMPTY; i += THREADS)
     *((uint4 *)(stages[i / (DIRS * EMPTY)].w[i / EMPTY % DIRS] + P * XR) + i % EMPTY) = make_uint4(0, 0, 0, 0);
-  float sum[DIRS][NT][4];
+  float sum[HALVES][NT][4];
 #pragma unroll
-  for (int i = 0; i < DIRS * NT * 4; ++i) sum[i / (NT * 4)][i / 4 % NT][i % 4] = 0.0f;
+  for (int i = 0; i < HALVES * NT * 4; ++i) sum[i / (NT * 4)][i / 4 % NT][i % 4] = 0.0f;
   // Where this lane's rows for ldmatrix begin: tokens 0-7, 8-15, then again for 8 channels on; outputs likewise.
-  int x_at = (warp * 16 + lane % 16) * XR + lane / 16 * 8, w_at = (lane / 16 * 8 + lane % 8) * XR + lane / 8 % 2 * 8;
-  int first = (t0 + warp * 16) % a.clip;
-  bool within = first >= REACH && first + 15 + REACH < a.clip;  // all of this warp's tokens and their neighbours
-  unsigned there = neighbours(t0 + warp * 16, a.clip, g);
+  int x_at = (own + REACH + lane % 16) * XR + lane / 16 * 8, w_at = (lane / 16 * 8 + lane % 8) * XR + lane / 8 % 2 * 8;
+  int first = (t0 + own) % a.clip;
+  bool within = first >= REACH && first + ROWS - 1 + REACH < a.clip;  // all of this warp's tokens and their neighbours
+  unsigned there = neighbours(t0 + own, a.clip, g, sign);
   Copies copies;
   copies.start(a, x, k, t0);
   copies.copy(stages[0]);
@@ -142,67 +145,61 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) conv_proj(cons
     __syncthreads();
     if (e0 + EC < a.E) copies.copy(stages[now ^ 1]);
     const Stage &stage = stages[now];
-    Row x_row = row_at(stage.x + x_at), w_row[DIRS];
+    Row x_row[W], w_row = row_at(stage.w[0] + r * NT * 8 * XR + w_at);
 #pragma unroll
-    for (int r = 0; r < DIRS; ++r) w_row[r] = row_at(stage.w[r] + w_at);
+    for (int d = 0; d < W; ++d) x_row[d] = row_at(stage.x + x_at - d * sign * XR);
+    const float *taps = stage.tap[0] + (r * EC + q * 2) * W, *biases = stage.bias[0] + r * EC + q * 2;
 #pragma unroll 1
     for (int tile = 0; tile < EC && e0 + tile < a.E; tile += 16) {
-      unsigned near[NEAR][4], u[DIRS][4];
+      unsigned near[HALVES][W][4], u[HALVES][4];
 #pragma unroll
-      for (int i = 0; i < NEAR; ++i) read4(near[i], ahead(x_row, i * XR + tile));
+      for (int n = 0; n < HALVES * W; ++n) read4(near[n / W][n % W], ahead(x_row[n % W], n / W * 16 * XR + tile));
       if (!within)
 #pragma unroll
-        for (int i = 0; i < NEAR * 4; ++i)
-          if (!(there >> (NEAR * (i % 2) + i / 4) & 1)) near[i / 4][i % 4] = 0;
+        for (int n = 0; n < HALVES * W * 4; ++n) {  // near[h][d][i]
+          int h = n / (W * 4), d = n / 4 % W, i = n % 4;
+          if (!(there >> (W * (2 * h + i % 2) + d) & 1)) near[h][d][i] = 0;
+        }
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        int e = tile + half * 8 + q * 2;
-        float4 tap[DIRS][2];
-        float2 bias[DIRS];
+        const float4 *tap = (const float4 *)(taps + (tile + half * 8) * W);
+        float4 m = tap[0], n = tap[1];
+        float2 bias = *(const float2 *)(biases + tile + half * 8);
 #pragma unroll
-        for (int r = 0; r < DIRS; ++r) {
-          tap[r][0] = *(const float4 *)(stage.tap[r] + e * W); tap[r][1] = *(const float4 *)(stage.tap[r] + e * W + W);
-          bias[r] = *(const float2 *)(stage.bias[r] + e);
-        }
+        for (int h = 0; h < HALVES; ++h)
 #pragma unroll
-        for (int i = 2 * half; i < 2 * half + 2; ++i) {
-          float lo[NEAR], hi[NEAR];
-#pragma unroll
-          for (int j = 0; j < NEAR; ++j) { lo[j] = low_half(near[j][i]); hi[j] = high_half(near[j][i]); }
-#pragma unroll
-          for (int r = 0; r < DIRS; ++r) {
-            float4 m = tap[r][0], n = tap[r][1];
-            int s = r ? 1 : -1;
-            float v0 = bias[r].x + m.w * lo[REACH] + m.z * lo[REACH + s] + m.y * lo[REACH + 2 * s];
-            float v1 = bias[r].y + n.w * hi[REACH] + n.z * hi[REACH + s] + n.y * hi[REACH + 2 * s];
-            v0 += m.x * lo[REACH + 3 * s]; v1 += n.x * hi[REACH + 3 * s];
+          for (int i = 2 * half; i < 2 * half + 2; ++i) {
+            unsigned(*x)[4] = near[h];
+            float v0 = bias.x + m.w * low_half(x[0][i]) + m.z * low_half(x[1][i]) + m.y * low_half(x[2][i]);
+            float v1 = bias.y + n.w * high_half(x[0][i]) + n.z * high_half(x[1][i]) + n.y * high_half(x[2][i]);
+            v0 += m.x * low_half(x[3][i]); v1 += n.x * high_half(x[3][i]);
             silu2(v0, v1);
-            u[r][i] = pack2(v0, v1);
+            u[h][i] = pack2(v0, v1);
           }
-        }
       }
 #pragma unroll
-      for (int r = 0; r < DIRS; ++r)
+      for (int j = 0; j < NT; j += 2) {
+        unsigned m[4];
+        read4(m, ahead(w_row, j * 8 * XR + tile));
 #pragma unroll
-        for (int j = 0; j < NT; j += 2) {
-          unsigned m[4];
-          read4(m, ahead(w_row[r], j * 8 * XR + tile));
-          mma16816(sum[r][j], u[r][0], u[r][1], u[r][2], u[r][3], m[0], m[1]);
-          mma16816(sum[r][j + 1], u[r][0], u[r][1], u[r][2], u[r][3], m[2], m[3]);
+        for (int h = 0; h < HALVES; ++h) {
+          mma16816(sum[h][j], u[h][0], u[h][1], u[h][2], u[h][3], m[0], m[1]);
+          mma16816(sum[h][j + 1], u[h][0], u[h][1], u[h][2], u[h][3], m[2], m[3]);
         }
+      }
     }
   }
 #pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    int t = t0 + warp * 16 + i * 8 + g;
-    if (t < a.L)
+  for (int n = 0; n < ROWS / 8; ++n) {
+    int t = t0 + own + n * 8 + g;
+    if (t < a.L) {
+      T *to = a.p + (((long long)(r * a.K + k) * a.B + b) * a.L + t) * P + 2 * q;
 #pragma unroll
-      for (int r = 0; r < DIRS; ++r) {
-        T *to = a.p + (((long long)(r * a.K + k) * a.B + b) * a.L + t) * P + 2 * q;
-#pragma unroll
-        for (int j = 0; j < NT; ++j)
-          if (j * 8 + 2 * q < P) *(unsigned *)(to + j * 8) = pack2(sum[r][j][2 * i], sum[r][j][2 * i + 1]);
+      for (int j = 0; j < NT; ++j) {
+        const float *two = sum[n / 2][j] + n % 2 * 2;
+        if (j * 8 + 2 * q < P) *(unsigned *)(to + j * 8) = pack2(two[0], two[1]);
       }
+    }
   }
 }
 """
@@ -251,7 +248,7 @@ def conv_proj(
     given = os.environ.get("SSAMBA_PROJ", "")  # for measurements: warps of a block, blocks of a multiprocessor
     if given:
         warps, blocks_at_once = map(int, given.split(","))
-    tiles, tokens = -(-outputs // 16) * 2, 16 * warps
+    tiles, tokens = -(-outputs // 16) * 2, 32 * warps // directions
     shared = 4 * (_CHANNELS + 8) * (tokens + 6 + directions * tiles * 8) + 2 * 20 * _CHANNELS * directions
     values = {"DTYPE": KINDS[x_BLKE.dtype], "P": outputs, "DIRS": directions}
     values |= {"WARPS": warps, "MIN_BLOCKS": blocks_at_once}

@@ -269,6 +269,17 @@ def add_layer_norm_(x: Tensor, residual: Tensor, eps: float, residual_scale: flo
     norm.forward(x, residual, None, None, None, eps, residual_scale, x.dtype, in_place=True)
 
 
+@torch.library.custom_op("ssamba::gpu_layer_norm", mutates_args=())
+def layer_norm(x: Tensor, eps: float) -> Tensor:
+    """LayerNorm of contiguous x without weights or gradients."""
+    return norm.normalise(x.flatten(0, -2), eps, x.dtype).view(x.shape)
+
+
+@layer_norm.register_fake
+def _(x: Tensor, eps: float) -> Tensor:
+    return torch.empty_like(x)
+
+
 @add_layer_norm_.register_fake
 def _(x: Tensor, residual: Tensor, eps: float, residual_scale: float) -> None:
     return None

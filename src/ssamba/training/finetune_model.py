@@ -47,7 +47,7 @@ def new_model(recipe: FinetuneRecipe, task: Classification, source: str | None) 
         _check_patches(config, recipe, source)
         if recipe.drop_path != -1:
             config = config.replace(drop_path=recipe.drop_path)
-        model = build(Description(config), tensors).with_grid(recipe.stride, recipe.frames)
+        model = build(Description(config), tensors).with_grid(recipe.stride, recipe.frames, recipe.positions)
         if recipe.statistics == "recipe":
             model.config = model.config.replace(mean=recipe.mean, std=recipe.std)
         model.classifier = Classifier(model.config, task)

@@ -9,7 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from ssamba import frontend
+from ssamba import frontend, patches
 from ssamba.config import AUDIOSET_MEAN, AUDIOSET_STD, ENCODERS, WIDTHS, Config, nearest
 from ssamba.errors import ConfigError
 from ssamba.models.classification import LOSSES, POOLINGS
@@ -36,6 +36,11 @@ class FinetuneRecipe:
     patch_time: int = option(16, "frames in a patch")
     frames: int = option(1024, "length of a clip in log-mel frames of 10 ms")
     stride: int = option(10, "patch stride along both axes, in bins and frames")
+    positions: str = option(
+        "interpolate",
+        "of clips longer than SOURCE's: its positions interpolated, repeated in time, or their average over time",
+        patches.LONGER,
+    )
     window: float = option(0.0, "seconds of the windows that a clip is read in, 0 reads its beginning")
     statistics: str = option(
         "recipe",

@@ -22,9 +22,19 @@ _SHARED = 107 * 1024  # bytes that three stages take at the widest; two take 77 
 
 
 @triton.jit
+def _silu(z, TANH: tl.constexpr):
+    # By the hardware's tanh, right to 2^-11, which is less than rounding to bfloat16 takes.
+    if TANH:
+        half = 0.5 * z
+        t = tl.inline_asm_elementwise("tanh.approx.f32 $0, $1;", "=f,f", [half], tl.float32, is_pure=True, pack=1)
+        return half * t + half
+    return tl.fdiv(z, 1.0 + tl.exp2(z * -1.4426950408889634))
+
+
+@triton.jit
 def _gated_output(
     y_ptr, stream_ptr, wz_ptr, bz_ptr, wo_ptr, out_ptr, rows, eps, res_scale,
-    JOIN: tl.constexpr,
+    JOIN: tl.constexpr, TANH: tl.constexpr,
     X: tl.constexpr, D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     # The width in two parts, each a power of two: D0 + D1 = D, D1 may be 0.
@@ -50,14 +60,17 @@ def _gated_output(
     n0 = (s0 * rstd[:, None]).to(wz_ptr.dtype.element_ty)
     if D1 > 0:
         n1 = (s1 * rstd[:, None]).to(wz_ptr.dtype.element_ty)
+    column = tl.arange(0, BN)
+    y_next = tl.load(y_ptr + row[:, None] * X + column[None, :], mask=ok, other=0.0)
     for first in range(0, X, BN):
-        x = first + tl.arange(0, BN)
+        x = first + column
+        y = y_next.to(tl.float32)
+        y_next = tl.load(y_ptr + row[:, None] * X + (x + BN)[None, :], mask=ok & (first + BN < X), other=0.0)
         z = tl.dot(n0, tl.load(wz_ptr + c0[:, None] + x[None, :] * D))
         if D1 > 0:
             z = tl.dot(n1, tl.load(wz_ptr + c1[:, None] + x[None, :] * D), z)
         z += tl.load(bz_ptr + x).to(tl.float32)[None, :]
-        y = tl.load(y_ptr + row[:, None] * X + x[None, :], mask=ok, other=0.0).to(tl.float32)
-        gated = (y * tl.fdiv(z, 1.0 + tl.exp2(z * -1.4426950408889634))).to(wo_ptr.dtype.element_ty)
+        gated = (y * _silu(z, TANH)).to(wo_ptr.dtype.element_ty)
         sum0 = tl.dot(gated, tl.load(wo_ptr + c0[None, :] * X + x[:, None]), sum0)
         if D1 > 0:
             sum1 = tl.dot(gated, tl.load(wo_ptr + c1[None, :] * X + x[:, None]), sum1)
@@ -117,9 +130,9 @@ def gated_output(
     assert parts is not None
     if rows:
         stages = 2 if y_TX.is_cuda and dynamic_limit(y_TX.device.index or 0) < _SHARED else 3
-        join = residual_scale is not None
+        join, nvidia = residual_scale is not None, y_TX.is_cuda and torch.version.hip is None
         _gated_output[(triton.cdiv(rows, _TOKENS),)](
             y_TX, stream_Td, weight_Xd, bias_X, out_proj_dX, out_Td, rows, eps, residual_scale if join else 0.0,
-            JOIN=join, X=y_TX.shape[1], D=width, D0=parts[0], D1=parts[1], BM=_TOKENS,
+            JOIN=join, TANH=nvidia, X=y_TX.shape[1], D=width, D0=parts[0], D1=parts[1], BM=_TOKENS,
             BN=_CHANNELS, num_warps=4, num_stages=stages,
         )  # fmt: skip
