@@ -29,14 +29,12 @@ def _wgmma(columns: int) -> str:
     inputs = f"{{{sums}}}, {{{left}}}, %{columns // 2 + 4}, p, 1, 1, 0;"
     return f"""
 template <>
-__device__ __forceinline__ void wg_product<{columns}>(float (*d)[4], const unsigned *a, Row b, int ahead_k) {{
-  unsigned long long at = (unsigned long long)((b & 0x3ffff) >> 4) | (unsigned long long)(2 * ahead_k >> 4) << 16 |
-                          (unsigned long long)(128 >> 4) << 32;
+__device__ __forceinline__ void wg_product<{columns}>(float (*d)[4], const unsigned *a, Panel b) {{
   asm volatile("{{.reg .pred p; setp.ne.b32 p, 1, 0;"
                "wgmma.mma_async.sync.aligned.m64n{columns}k16.f32.bf16.bf16 "
                "{inputs}}}"
                : {outputs}
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(at));
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 }}
 """
 
@@ -48,17 +46,26 @@ __device__ __forceinline__ void show_copies() { asm volatile("fence.proxy.async.
 __device__ __forceinline__ void wg_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ __forceinline__ void wg_close() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 __device__ __forceinline__ void wg_await() { asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory"); }
-// d += a b for 16 tokens of each of four warps. b: 8 x 8 matrices one behind the other along the columns, those of the
-// next 8 of the inner dimension `ahead_k` values on.
-template <int COLUMNS> __device__ __forceinline__ void wg_product(float (*d)[4], const unsigned *a, Row b, int ahead_k);
+// The right side of a product: 8 x 8 matrices one behind the other along the columns, those of the next 8 of the inner
+// dimension `ahead_k` values on. Rows of 16 bytes, nothing swizzled.
+typedef unsigned long long Panel;
+__device__ __forceinline__ Panel panel(Row at, int ahead_k) {
+  return (Panel)((at & 0x3ffff) >> 4) | (Panel)(2 * ahead_k >> 4) << 16 | (Panel)(128 >> 4) << 32;
+}
+__device__ __forceinline__ Panel ahead(Panel b, int values) { return b + values / 8; }
+// d += a b for 16 tokens of each of four warps.
+template <int COLUMNS> __device__ __forceinline__ void wg_product(float (*d)[4], const unsigned *a, Panel b);
 WGMMA
 #else
 static void show_copies() {} static void wg_begin() {} static void wg_close() {} static void wg_await() {}
-template <int COLUMNS> static void wg_product(float (*d)[4], const unsigned *a, Row b, int ahead_k) {
+struct Panel { Row at; int ahead_k; };
+static Panel panel(Row at, int ahead_k) { return {at, ahead_k}; }
+static Panel ahead(Panel b, int values) { return {b.at + values, b.ahead_k}; }
+template <int COLUMNS> static void wg_product(float (*d)[4], const unsigned *a, Panel b) {
   int lane = threadIdx.x % 32, at = lane / 4 * 8 + lane % 4 * 2;
   for (int j = 0; j < COLUMNS / 8; ++j) {
     unsigned pair[2];
-    for (int i = 0; i < 2; ++i) { const T *v = b + j * 64 + i * ahead_k + at; pair[i] = v[0] | (unsigned)v[1] << 16; }
+    for (int i = 0; i < 2; ++i) { const T *v = b.at + j * 64 + i * b.ahead_k + at; pair[i] = v[0] | (unsigned)v[1] << 16; }
     mma16816(d[j], a[0], a[1], a[2], a[3], pair[0], pair[1]);
   }
 }
@@ -76,7 +83,11 @@ struct GateArgs {
 #define BN 32             // channels at a time
 #define THREADS 256
 #define TILES (D / 8)
-#define STAGE (2 * BN * D)  // values of both weights
+#define TOKENS 128
+#define YR (BN + 8)       // a row of y in shared memory, padded against bank conflicts
+#define Y_AT (2 * BN * D)
+#define STAGE (Y_AT + TOKENS * YR)  // values of both weights and y
+#define BIAS_AT (STAGES * STAGE)
 
 __device__ __forceinline__ float2 read_two(const float *at) { return *(const float2 *)at; }
 __device__ __forceinline__ void write_two(float *at, float a, float b) { *(float2 *)at = make_float2(a, b); }
@@ -86,17 +97,22 @@ __device__ __forceinline__ float2 read_two(const T *at) {
 }
 __device__ __forceinline__ void write_two(T *at, float a, float b) { *(unsigned *)at = pack2(a, b); }
 
-// A thread's share of the copies of the weights of BN channels, into matrices of 8 x 8 one behind the other: eight
-// threads fill a matrix, each with a row of 16 bytes.
+// A thread's share of the copies of BN channels: y, and the weights in matrices of 8 x 8 one behind the other, of which
+// eight threads fill one, each with a row of 16 bytes.
 struct Copies {
-  const T *z, *out;
-  int z_to, out_to;
+  const T *z, *out, *y;
+  int z_to, out_to, y_to;
+  bool there[2];
 
   __device__ __forceinline__ void start(const GateArgs &a) {
     int i = threadIdx.x, n = i % 8 + i / 32 % 4 * 8, k = i / 8 % 4 + i / 128 * 4;
     z = a.wz + n * D + k * 8; z_to = (k * BN + n) * 8;
     n = i % 8 + i / 32 * 8; k = i / 8 % 4;
     out = a.wo + n * X + k * 8; out_to = BN * D + (k * D + n) * 8;
+    n = i / 4; k = i % 4;
+    long long token = (long long)blockIdx.x * TOKENS + n;
+    y = a.y + token * X + k * 8; y_to = Y_AT + n * YR + k * 8;
+    there[0] = token < a.rows; there[1] = token + TOKENS / 2 < a.rows;
   }
   __device__ __forceinline__ void copy(Row stage) {
 #pragma unroll
@@ -105,7 +121,10 @@ struct Copies {
         copy_later<16>(ahead(stage, z_to + i * 8 * BN * 8), z + i * 8 * 8, true);
         copy_later<16>(ahead(stage, out_to + i * 64 * 8), out + i * 64 * X, true);
       }
-    z += BN * D; out += BN;
+#pragma unroll
+    for (int i = 0; i < 2; ++i)
+      copy_later<16>(ahead(stage, y_to + i * TOKENS / 2 * YR), y + (long long)i * (TOKENS / 2) * X, there[i]);
+    z += BN * D; out += BN; y += BN;
   }
 };
 
@@ -139,7 +158,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) gated_output(const Gate
   bool there[2];
 #pragma unroll
   for (int row = 0; row < 2; ++row) {
-    token[row] = (long long)blockIdx.x * 128 + warp * 16 + row * 8 + g;
+    token[row] = (long long)blockIdx.x * TOKENS + warp * 16 + row * 8 + g;
     there[row] = token[row] < a.rows;
     if (!there[row]) token[row] = a.rows - 1;
   }
@@ -169,12 +188,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) gated_output(const Gate
       normal[j / 2][j % 2 * 2 + row] = pack2(lo, hi);
       sum[j][2 * row] *= a.scale; sum[j][2 * row + 1] *= a.scale;  // 0 where the output does not join the stream
     }
-  const T *y_at[2] = {a.y + token[0] * X + q * 2, a.y + token[1] * X + q * 2};
-  unsigned y[BN / 8][2];
-#pragma unroll
-  for (int j = 0; j < BN / 8; ++j)
-#pragma unroll
-    for (int row = 0; row < 2; ++row) y[j][row] = *(const unsigned *)(y_at[row] + j * 8);
+  T *biases = (T *)raw + BIAS_AT;
+  for (int i = threadIdx.x; i < X / 8; i += THREADS) ((uint4 *)biases)[i] = ((const uint4 *)a.bz)[i];
+  int y_at = Y_AT + (warp * 16 + g) * YR + q * 2;
   int now = 0, free = (STAGES - 2) * STAGE;
 #pragma unroll 1
   for (int first = 0; first < X; first += BN) {
@@ -187,28 +203,30 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) gated_output(const Gate
     float z[BN / 8][4];
 #pragma unroll
     for (int j = 0; j < BN / 8; ++j) {
-      float2 bias = read_two(a.bz + first + j * 8 + q * 2);
+      float2 bias = read_two(biases + first + j * 8 + q * 2);
       z[j][0] = z[j][2] = bias.x; z[j][1] = z[j][3] = bias.y;
     }
+    Panel right = panel(ahead(stages, now), BN * 8);
     wg_begin();
 #pragma unroll
-    for (int k = 0; k < D / 16; ++k) wg_product<BN>(z, normal[k], ahead(stages, now + 2 * k * BN * 8), BN * 8);
+    for (int k = 0; k < D / 16; ++k) wg_product<BN>(z, normal[k], ahead(right, 2 * k * BN * 8));
     wg_close();
     wg_await();
     unsigned gated[BN / 16][4];
+    const T *y = (const T *)raw + now + y_at;
 #pragma unroll
     for (int j = 0; j < BN / 8; ++j)
 #pragma unroll
       for (int row = 0; row < 2; ++row) {
         float lo = z[j][2 * row], hi = z[j][2 * row + 1];
         silu2(lo, hi);
-        gated[j / 2][j % 2 * 2 + row] = pack2(lo * low_half(y[j][row]), hi * high_half(y[j][row]));
-        if (first + BN < X) y[j][row] = *(const unsigned *)(y_at[row] + first + BN + j * 8);
+        float2 by = read_two(y + row * 8 * YR + j * 8);
+        gated[j / 2][j % 2 * 2 + row] = pack2(lo * by.x, hi * by.y);
       }
+    right = panel(ahead(stages, now + BN * D), D * 8);
     wg_begin();
 #pragma unroll
-    for (int k = 0; k < BN / 16; ++k)
-      wg_product<D>(sum, gated[k], ahead(stages, now + BN * D + 2 * k * D * 8), D * 8);
+    for (int k = 0; k < BN / 16; ++k) wg_product<D>(sum, gated[k], ahead(right, 2 * k * D * 8));
     wg_close();
     now = now == (STAGES - 1) * STAGE ? 0 : now + STAGE;
     free = free == (STAGES - 1) * STAGE ? 0 : free + STAGE;
@@ -284,4 +302,5 @@ def gated_output(
     with nvrtc.on(y_TX):
         source = COMMON + PRIMITIVES + products + stream + _KERNEL
         run = nvrtc.kernel(source, "gated_output", defines, y_TX.device.index or 0)
-        run((-(-rows // _TOKENS), 1, 1), 256, args, _STAGES * 4 * _CHANNELS * width)
+        shared = _STAGES * (4 * _CHANNELS * width + 2 * _TOKENS * (_CHANNELS + 8)) + 2 * y_TX.shape[1]
+        run((-(-rows // _TOKENS), 1, 1), 256, args, shared)
