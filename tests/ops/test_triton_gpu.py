@@ -151,17 +151,13 @@ def test_a_scan_without_its_gate(cut: str, directions: int, monkeypatch: pytest.
     ("width", "channels", "pieces"), [(192, 768, 1), (384, 1536, 1), (64, 256, 1), (768, 3072, 3), (40, 72, 2)]
 )
 @pytest.mark.parametrize("scale", [None, 1.0, 2.0])
-@pytest.mark.parametrize("portable", [False, True])
 @torch.no_grad()
 def test_gate_and_output(
-    rows: int, width: int, channels: int, pieces: int, scale: float | None, portable: bool,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    from ssamba.ops import nvrtc_gated_output, triton_ungated
+    rows: int, width: int, channels: int, pieces: int, scale: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ssamba.ops import triton_ungated
     from ssamba.ops.triton import gated_output_
 
-    if portable:
-        monkeypatch.setattr(nvrtc_gated_output, "usable", lambda *_: False)
     monkeypatch.setattr(triton_ungated, "PIECE_VALUES", rows * channels // pieces)
     draw = torch.Generator("cuda").manual_seed(rows)
     shapes = [(rows, channels), (rows, width), (channels, width), (channels,), (width, channels)]

@@ -79,7 +79,6 @@ static void read2(unsigned*m,const unsigned short*row){ matrices<2>(m,row,false)
 static unsigned turn(unsigned m){ static unsigned A[1024]; int me=cur,w=me&~31,l=me&31; A[me]=m; yield_(2);
   unsigned v[2]; for(int j=0;j<2;j++){ unsigned x=A[w+(l%4*2+j)*4+l/4/2]; v[j]=l/4%2?x>>16:x&0xffff; } yield_(2); return v[0]|v[1]<<16; }
 
-static float rsqrtf(float v){ return 1.0f/sqrtf(v); }
 #define SHARED_BYTES(name) alignas(16) static char name[300000]
 static unsigned pack2(float a,float b){
 #if DTYPE!=0

@@ -114,8 +114,7 @@ def kernel(source: str, name: str, defines: tuple[str, ...], device: int) -> Ker
 
 @functools.cache
 def _cubin(source: str, defines: tuple[str, ...], capability: tuple[int, int]) -> bytes:
-    own = "a" if capability == (9, 0) else ""  # with instructions that only this one has, as wgmma
-    arch = f"--gpu-architecture=sm_{capability[0]}{capability[1]}{own}"
+    arch = f"--gpu-architecture=sm_{capability[0]}{capability[1]}"
     # In the text rather than as options: NVRTC's own header comes first and knows nothing of our short names.
     lines = "".join(f"#define {d.replace('=', ' ', 1)}\n" for d in defines)
     return compile_source(lines + source, (arch, "--std=c++17", "--use_fast_math"))

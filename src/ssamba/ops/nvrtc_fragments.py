@@ -71,10 +71,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan_fragments
   w.total[0] = w.total[1] = 0.0f;
   long long state_at = (base * a.E + e0 + g) * 16 + half * 8 + q * 2;
 #pragma unroll
-  for (int i = 0; i < NJ * 4; ++i) {
-    int n = i / 4 * 8 + half * 8 + q * 2 + i % 2, side = i / 2 % 2 * 8;
-    w.a2[i] = -LOG2E * ex2(LOG2E * a.a_log[(ch + side) * 16 + n]);
-    w.h[i] = PHASE == 2 && !CHUNKED ? a.state[state_at + side * 16 + i / 4 * 8 + i % 2] : 0.0f;
+  for (int i = 0; i < NJ * 4; i += 2) {
+    int n = i / 4 * 8, side = i / 2 % 2 * 8;
+    float2 two = *(const float2 *)(a.a_log + (ch + side) * 16 + n + half * 8 + q * 2);
+    w.a2[i] = -LOG2E * ex2(LOG2E * two.x); w.a2[i + 1] = -LOG2E * ex2(LOG2E * two.y);
+    two = PHASE == 2 && !CHUNKED ? *(const float2 *)(a.state + state_at + side * 16 + n) : make_float2(0.0f, 0.0f);
+    w.h[i] = two.x; w.h[i + 1] = two.y;
   }
 #if CHUNKED  // a.da: end states of chunks, a.dvec: their sums of delta
   long long channels = (long long)a.R * a.K * a.B * a.E;
@@ -114,7 +116,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan_fragments
       for (int i = 0; i < 2; ++i) a.dvec[chunk * channels + base * a.E + e0 + g + i * 8] = w.total[i];
 #endif
 #pragma unroll
-    for (int i = 0; i < NJ * 4; ++i) to[i / 2 % 2 * 8 * 16 + i / 4 * 8 + i % 2] = w.h[i];
+    for (int i = 0; i < NJ * 4; i += 2) *(float2 *)(to + i / 2 % 2 * 8 * 16 + i / 4 * 8) = make_float2(w.h[i], w.h[i + 1]);
   }
 }
 """

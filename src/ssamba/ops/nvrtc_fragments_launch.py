@@ -90,6 +90,9 @@ def forward(shape: Shape, tensors: dict[str, Tensor]) -> None:
         sizes = shape.directions * cut.chunks, shape.lanes, shape.batch, shape.width
         wide: dict[str, Any] = {"device": x.device, "dtype": torch.float32}
         tensors = tensors | {"da": torch.empty(*sizes, 16, **wide), "dvec": torch.empty(sizes, **wide)}
+    for name in ("conv_w", "dt_proj", "a_log"):  # as a view into other memory such a tensor may lie anywhere
+        if tensors[name].data_ptr() % 16:
+            tensors = tensors | {name: tensors[name].clone()}
     args, gate = arguments(shape, cut.chunks, tensors), "z" in tensors
     with nvrtc.on(x):
         for phase, side_by_side in passes:

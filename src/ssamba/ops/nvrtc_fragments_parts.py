@@ -107,14 +107,16 @@ struct Channels {
 __device__ __forceinline__ void read_channels(Channels &c, const Args &a, long long ch, int q) {
 #pragma unroll
   for (int i = 0; i < 2; ++i, ch += 8) {
+    float4 four;
+    if (W == 4) four = *(const float4 *)(a.conv_w + ch * W);
 #pragma unroll
-    for (int j = 0; j < W; ++j) c.tap[i][j] = 0.5f * a.conv_w[ch * W + j];
+    for (int j = 0; j < W; ++j) c.tap[i][j] = 0.5f * (W == 4 ? (&four.x)[j] : a.conv_w[ch * W + j]);
     c.conv_b[i] = 0.5f * a.conv_b[ch]; c.dt_b[i] = a.dt_bias[ch]; c.skip[i] = a.skip[ch];
 #pragma unroll
     for (int k = 0; k < KT * 2; ++k) {
       int r = k * 8 + q * 2;
-      float lo = r < RANK ? a.dt_proj[ch * RANK + r] : 0.0f, hi = r + 1 < RANK ? a.dt_proj[ch * RANK + r + 1] : 0.0f;
-      c.dt[k / 2][k % 2 * 2 + i] = pack2(lo, hi);
+      float2 two = r < RANK ? *(const float2 *)(a.dt_proj + ch * RANK + r) : make_float2(0.0f, 0.0f);
+      c.dt[k / 2][k % 2 * 2 + i] = pack2(two.x, two.y);
     }
   }
 }

@@ -44,12 +44,9 @@ __device__ __forceinline__ void product1688(float *d, unsigned a0, unsigned a1, 
   asm("mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%7,%7,%7,%7};"
       : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3]) : "r"(a0), "r"(a1), "r"(b0), "f"(0.0f));
 }
-// Copies BYTES (4, 8 or 16) into shared memory in the background, or writes zeros there.
+// Copies BYTES (8 or 16) into shared memory in the background, or writes zeros there.
 template <int BYTES> __device__ __forceinline__ void copy_later(Row to, const T *from, bool wanted) {
-  if constexpr (BYTES == 4)
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(from), "r"(wanted ? 4 : 0)
-                 : "memory");
-  else if constexpr (BYTES == 16)
+  if constexpr (BYTES == 16)
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(wanted ? 16 : 0)
                  : "memory");
   else

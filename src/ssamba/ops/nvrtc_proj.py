@@ -45,7 +45,8 @@ struct __align__(16) Stage {
   float tap[DIRS][EC * W], bias[DIRS][EC];
 };
 
-// A thread's share of the copies of EC channels: 8 channels of every AT_ONCEth row of x and w, and a channel's taps.
+// A thread's share of the copies of EC channels: 8 channels of every AT_ONCEth row of x and w, and a channel's taps and
+// bias, which go through registers, since SiLU wants half of them.
 #define EACH (EC / 8)
 #define AT_ONCE (THREADS / EACH)
 #define X_ROUNDS ((TOKENS + 2 * REACH + AT_ONCE - 1) / AT_ONCE)
@@ -57,6 +58,8 @@ struct Copies {
   long long x_step, w_step, w_turn;  // from row to row, and from one direction to the other
   int row, part, left;               // left: channels still to come
   unsigned there;                    // bit i: row i * AT_ONCE of x exists
+  float4 taps[TAP_ROUNDS];
+  float biases[TAP_ROUNDS];
 
   __device__ __forceinline__ void start(const ConvArgs &a, const T *x_all, int k, int t0) {
     row = threadIdx.x / EACH; part = threadIdx.x % EACH * 8; left = a.E; there = 0;
@@ -93,14 +96,25 @@ struct Copies {
 #pragma unroll
     for (int i = 0; i < TAP_ROUNDS; ++i) {
       int n = threadIdx.x + i * THREADS;
-      if (n < DIRS * EC) {
-        copy_later<16>(row_at((T *)(stage.tap[0] + n * W)), (const T *)tap[i], n % EC < left);
-        copy_later<4>(row_at((T *)(stage.bias[0] + n)), (const T *)bias[i], n % EC < left);
-      }
+      bool wanted = n < DIRS * EC && n % EC < left;
+      taps[i] = wanted ? *(const float4 *)tap[i] : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+      biases[i] = wanted ? *bias[i] : 0.0f;
       tap[i] += EC * W; bias[i] += EC;
     }
     x += EC; w += EC; left -= EC;
     close_copies();
+  }
+  // Half of the taps and biases that the last copy fetched.
+  __device__ __forceinline__ void put(Stage &stage) const {
+#pragma unroll
+    for (int i = 0; i < TAP_ROUNDS; ++i) {
+      int n = threadIdx.x + i * THREADS;
+      if (n < DIRS * EC) {
+        float4 four = taps[i];
+        ((float4 *)stage.tap[0])[n] = make_float4(0.5f * four.x, 0.5f * four.y, 0.5f * four.z, 0.5f * four.w);
+        stage.bias[0][n] = 0.5f * biases[i];
+      }
+    }
   }
 };
 
@@ -141,6 +155,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) conv_proj(cons
   int now = 0;
 #pragma unroll 1
   for (int e0 = 0; e0 < a.E; e0 += EC, now ^= 1) {
+    copies.put(stages[now]);
     await_copies<0>();
     __syncthreads();
     if (e0 + EC < a.E) copies.copy(stages[now ^ 1]);
@@ -173,7 +188,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) conv_proj(cons
             float v0 = bias.x + m.w * low_half(x[0][i]) + m.z * low_half(x[1][i]) + m.y * low_half(x[2][i]);
             float v1 = bias.y + n.w * high_half(x[0][i]) + n.z * high_half(x[1][i]) + n.y * high_half(x[2][i]);
             v0 += m.x * low_half(x[3][i]); v1 += n.x * high_half(x[3][i]);
-            silu2(v0, v1);
+            silu2_of_halves(v0, v1);
             u[h][i] = pack2(v0, v1);
           }
       }
