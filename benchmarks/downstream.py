@@ -4,10 +4,11 @@
         pretrained=RUN@12.5 other=RUN@6 scratch=none:ssamba
 
 Each model is NAME=SOURCE, SOURCE a run or model directory, or none:ENCODER for random weights (none:ENCODER:OPTIONS
-with options of finetune); @MINUTES is the GPU time of its pretraining, for the picture. Every job is a `ssamba` command
-in a process of its own, shown before it starts; --gpus shares the jobs out to several GPUs. Jobs at once share the
-processor cores out, unless OMP_NUM_THREADS is set. A finished job is not repeated, a stopped one goes on. OUT gets a
-folder for each job, summary.json, summary.md and, where minutes are given, minutes.png: accuracy against GPU minutes.
+with options of finetune); @MINUTES is the GPU time of its pretraining, for the picture. Either set may be left out, and
+the probes. Every job is a `ssamba` command in a process of its own, shown before it starts; --gpus shares the jobs out
+to several GPUs. Jobs at once share the processor cores out, unless OMP_NUM_THREADS is set. A finished job is not
+repeated, a stopped one goes on. OUT gets a folder for each job, summary.json, summary.md and, where minutes are given,
+minutes.png: accuracy against GPU minutes.
 """
 
 from __future__ import annotations
@@ -69,10 +70,11 @@ class Job:
 def jobs(arguments: argparse.Namespace) -> list[Job]:
     """Probes first, then seed after seed: what a stopped run leaves is whole for its first seeds."""
     roots = {"esc10": arguments.esc10, "arabic-speech-commands": arguments.arabic}
+    roots = {data: root for data, root in roots.items() if root}
     found = []
     for data, root in roots.items():
         for model in arguments.models:
-            if model.source != "none":
+            if model.source != "none" and arguments.probes:
                 out = arguments.out / f"{model.name}-{data}-probe"
                 words = ["probe", data, "--data", root, "--model", model.source, "--out", out]
                 found.append(Job(model.name, "probe", data, 0, out, tuple(map(str, words))))
@@ -189,14 +191,19 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("out", type=Path)
     parser.add_argument("models", nargs="+", type=Model.read, metavar="NAME=SOURCE[@MINUTES]")
-    parser.add_argument("--esc10", type=Path, required=True)
-    parser.add_argument("--arabic", type=Path, required=True)
+    parser.add_argument("--esc10", type=Path)
+    parser.add_argument("--arabic", type=Path)
+    parser.add_argument(
+        "--probes", action=argparse.BooleanOptionalAction, default=True, help="and not fine-tuning alone"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--jobs", type=int, default=4, help="at once, each on its share of the cores (OMP_NUM_THREADS)")
     parser.add_argument("--gpus", type=int, default=0, help="GPUs to share the jobs out to; 0: each job takes its own")
     parser.add_argument("--workers", type=int, default=2, help="decoding workers of each")
     parser.add_argument("--options", default="", help="more options for every fine-tuning, in one string")
     arguments = parser.parse_args()
+    if not (arguments.esc10 or arguments.arabic):
+        parser.error("give --esc10 or --arabic")
     arguments.out.mkdir(parents=True, exist_ok=True)
     share_cores(arguments.jobs)
     results = []

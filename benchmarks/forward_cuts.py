@@ -59,12 +59,12 @@ class Candidate:
 
 
 LONG = [
-    *(Candidate(proj=proj) for proj in ("", "4,4", "4,3", "16,1")),
+    *(Candidate(proj=proj) for proj in ("", "8,2", "4,3", "16,1")),
     *(Candidate(cut) for cut in ("warps=2,blocks=4", "stages=4", "split=1,warps=4,chunks=4,blocks=3")),
     Candidate(late=False),
 ]  # fmt: skip
 WIDE = [
-    *(Candidate(proj=proj, late=False) for proj in ("", "4,4", "4,3", "16,1")),
+    *(Candidate(proj=proj, late=False) for proj in ("", "8,2", "4,3", "16,1")),
     Candidate(), Candidate("warps=4,blocks=4", late=False), Candidate("warps=4,blocks=4"),
 ]  # fmt: skip
 ALONE = [Candidate(), Candidate(late=False), Candidate("chunks=12"), Candidate("split=2,chunks=8,warps=4,blocks=2")]

@@ -121,3 +121,20 @@ def test_one_side_longer_and_one_shorter(rng: torch.Generator) -> None:
 def test_the_same_grid_is_left_alone(rng: torch.Generator) -> None:
     old = positions(4, 6, rng)
     assert torch.equal(patches.resize_positions(old, (4, 6), (4, 6)), old)
+
+
+@pytest.mark.parametrize("longer", patches.LONGER)
+def test_positions_of_a_longer_time(longer: str, rng: torch.Generator) -> None:
+    positions = torch.randn(1, 1 + 2 * 3, 4, generator=rng)
+    found = patches.resize_positions(positions, (2, 3), (2, 7), longer)
+    assert torch.equal(found[:, 0], positions[:, 0])
+    before, after = positions[0, 1:].view(2, 3, 4), found[0, 1:].view(2, 7, 4)
+    if longer == "repeat":
+        assert torch.equal(after, before[:, [0, 1, 2, 0, 1, 2, 0]])
+    elif longer == "average":
+        torch.testing.assert_close(after, before.mean(1, keepdim=True).expand(2, 7, 4))
+    else:
+        torch.testing.assert_close(after[:, 3], before[:, 1])  # the middle stays in the middle
+        assert torch.equal(after[:, 0], before[:, 0])
+    cut = patches.resize_positions(positions, (2, 3), (2, 1), longer)  # a shorter time is cut, whatever is asked for
+    assert torch.equal(cut, patches.resize_positions(positions, (2, 3), (2, 1)))

@@ -342,7 +342,7 @@ def test_add_layer_norm(affine: bool, width: int) -> None:
 
 @pytest.mark.parametrize("width", [1, 192, 768])
 def test_add_layer_norm_in_place(width: int) -> None:
-    from ssamba.ops.triton import add_layer_norm_
+    from ssamba.ops.triton import add_layer_norm_, layer_norm
 
     x, residual = (torch.randn(3, 37, width, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     new = (2 * residual.double() + x.double()).to(torch.bfloat16)
@@ -350,6 +350,7 @@ def test_add_layer_norm_in_place(width: int) -> None:
     add_layer_norm_(x, residual, 1e-5, 2.0)
     assert torch.equal(residual, new)
     assert width == 1 or error(x, expected) < 4e-3
+    assert width == 1 or error(layer_norm(new, 1e-5), F.layer_norm(new.double(), (width,))) < 4e-3
 
 
 def test_under_autocast() -> None:

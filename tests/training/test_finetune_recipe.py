@@ -59,7 +59,9 @@ def test_what_the_table_says_apart_from_its_columns() -> None:
 def test_the_two_recipes_that_were_tuned_here() -> None:
     esc10, arabic = (load_finetune_recipe(name) for name in ("esc10", "arabic-speech-commands"))
     for recipe in (esc10, arabic):
-        assert (recipe.pooling, recipe.stride, recipe.loss, recipe.mixup) == ("rows", 16, "ce", 0.3)
+        assert (recipe.pooling, recipe.stride, recipe.loss) == ("rows", 16, "ce")
+    assert (arabic.mixup, arabic.head_init, arabic.layer_decay) == (0.3, "random", 1.0)
+    assert (esc10.mixup, esc10.head_init, esc10.layer_decay, esc10.ema) == (0.0, "probe", 0.75, 0.99)
     assert ((esc10.mean, esc10.std), esc10.choose) == (ESC, "folds")
     assert (arabic.statistics, arabic.choose) == ("measure", "validation")
 

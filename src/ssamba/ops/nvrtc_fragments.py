@@ -116,7 +116,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan_fragments
       for (int i = 0; i < 2; ++i) a.dvec[chunk * channels + base * a.E + e0 + g + i * 8] = w.total[i];
 #endif
 #pragma unroll
-    for (int i = 0; i < NJ * 4; i += 2) *(float2 *)(to + i / 2 % 2 * 8 * 16 + i / 4 * 8) = make_float2(w.h[i], w.h[i + 1]);
+    for (int i = 0; i < NJ * 4; i += 2)
+      *(float2 *)(to + i / 2 % 2 * 8 * 16 + i / 4 * 8) = make_float2(w.h[i], w.h[i + 1]);
   }
 }
 """

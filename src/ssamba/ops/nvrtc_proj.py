@@ -259,7 +259,7 @@ def conv_proj(
     together = x_BLKE.stride(0) == length * x_BLKE.stride(1) and batch * length < 2**31
     sequences, tokens_each = (1, batch * length) if together else (batch, length)
     args.B, args.L, args.K, args.E, args.clip = sequences, tokens_each, blocks, width, length
-    warps, blocks_at_once = (8, 2) if outputs <= 64 else (8, 1)
+    warps, blocks_at_once = (4, 4) if outputs <= 64 else (8, 1)
     given = os.environ.get("SSAMBA_PROJ", "")  # for measurements: warps of a block, blocks of a multiprocessor
     if given:
         warps, blocks_at_once = map(int, given.split(","))
