@@ -203,9 +203,7 @@ class _Run:
         if self.ranks.main:
             clear_leftovers(make_folder(folder))
         model = self._model(folder, fold, resuming)
-        if (
-            self.recipe.head_init == "probe" and not resuming
-        ):  # a saved state has the classifier, whatever it began with
+        if self.recipe.head_init == "probe" and not resuming:  # a saved state has the classifier already
             with precision(self.recipe.precision, self.device):
                 init_by_probe(model, fold, self.data, self.recipe, self._audio(), self.skip)
         earlier = [self._scores(n) for n in range(number)] if self.recipe.choose == "folds" else []
