@@ -96,6 +96,24 @@ def share_cores(processes: int) -> None:
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, available_cores() // processes)))
 
 
+def free_gpus(jobs: int, gpus: int) -> queue.SimpleQueue[str]:
+    """A GPU's number for each of so many jobs at once; an empty one, where a job takes its own, for 0 GPUs."""
+    free: queue.SimpleQueue[str] = queue.SimpleQueue()
+    for i in range(jobs):
+        free.put(str(i % gpus) if gpus else "")
+    return free
+
+
+def on_gpu(gpu: str) -> dict[str, str]:
+    """The environment of a job on one of ``free_gpus``."""
+    return {**os.environ, **({"CUDA_VISIBLE_DEVICES": gpu} if gpu else {})}
+
+
+def last_line(log: Path, most: int) -> str:
+    """The end of what a job wrote, progress bars included."""
+    return " ".join(log.read_text(errors="replace").replace("\r", "\n").strip().splitlines()[-1:])[-most:]
+
+
 def run(job: Job, gpus: queue.SimpleQueue[str]) -> Job:
     """Start a job on the next free GPU and wait for it; its output goes to log.txt beside its results."""
     if (job.out / "results.json").exists():
@@ -105,14 +123,13 @@ def run(job: Job, gpus: queue.SimpleQueue[str]) -> Job:
     print("ssamba", shlex.join(job.command), flush=True)
     gpu = gpus.get()
     begin = time.monotonic()
-    environment = {**os.environ, **({"CUDA_VISIBLE_DEVICES": gpu} if gpu else {})}
     with open(job.out / "log.txt", "ab") as log:
-        code = subprocess.run(command, stdout=log, stderr=log, check=False, env=environment).returncode
+        code = subprocess.run(command, stdout=log, stderr=log, check=False, env=on_gpu(gpu)).returncode
     gpus.put(gpu)
     seconds = time.monotonic() - begin
     if code:
-        last = (job.out / "log.txt").read_text(errors="replace").replace("\r", "\n").strip().splitlines()[-1:]
-        print(f"{job.out.name}: exit {code} after {seconds:.0f} s: {' '.join(last)[-200:]}", flush=True)
+        last = last_line(job.out / "log.txt", 200)
+        print(f"{job.out.name}: exit {code} after {seconds:.0f} s: {last}", flush=True)
     else:
         (job.out / "seconds.json").write_text(json.dumps(seconds))
     return job
@@ -207,9 +224,7 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     share_cores(arguments.jobs)
     results = []
-    gpus: queue.SimpleQueue[str] = queue.SimpleQueue()
-    for i in range(arguments.jobs):
-        gpus.put(str(i % arguments.gpus) if arguments.gpus else "")
+    gpus = free_gpus(arguments.jobs, arguments.gpus)
     with ThreadPoolExecutor(arguments.jobs) as pool:
         for job in pool.map(partial(run, gpus=gpus), jobs(arguments)):
             if (found := result(job)) is not None:

@@ -22,7 +22,6 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import os
 import queue
 import shlex
 import statistics
@@ -34,7 +33,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from downstream import share_cores
+from downstream import free_gpus, last_line, on_gpu, share_cores
 
 from ssamba.data.labelled import Example
 from ssamba.data.layouts import read_layout
@@ -142,16 +141,14 @@ class Runner:
             job.out.mkdir(parents=True, exist_ok=True)
             begin = time.monotonic()
             command, gpu = [sys.executable, "-m", "ssamba", *job.command], self.gpus.get()
-            environment = {**os.environ, **({"CUDA_VISIBLE_DEVICES": gpu} if gpu else {})}
             with open(job.out / "log.txt", "ab") as log:
-                code = self._wait(subprocess.Popen(command, stdout=log, stderr=log, env=environment))
+                code = self._wait(subprocess.Popen(command, stdout=log, stderr=log, env=on_gpu(gpu)))
             self.gpus.put(gpu)
             if code and time.monotonic() >= self.until:
                 print(f"{job.out.name}: stopped", flush=True)
                 return
             if code:
-                last = (job.out / "log.txt").read_text(errors="replace").replace("\r", "\n").strip().splitlines()[-1:]
-                print(f"{job.out.name}: exit {code}: {' '.join(last)[-300:]}", flush=True)
+                print(f"{job.out.name}: exit {code}: {last_line(job.out / 'log.txt', 300)}", flush=True)
                 return
             kept.write_text(json.dumps(time.monotonic() - begin))
         found = result(job, json.loads(kept.read_text()))
@@ -224,10 +221,7 @@ def main() -> None:
     until = time.monotonic() + 60 * arguments.minutes
     arguments.out.mkdir(parents=True, exist_ok=True)
     share_cores(arguments.jobs)
-    gpus: queue.SimpleQueue[str] = queue.SimpleQueue()
-    for i in range(arguments.jobs):
-        gpus.put(str(i % arguments.gpus) if arguments.gpus else "")
-    todo, runner = jobs(arguments), Runner(until, gpus)
+    todo, runner = jobs(arguments), Runner(until, free_gpus(arguments.jobs, arguments.gpus))
     print(HEADER, flush=True)
     with ThreadPoolExecutor(arguments.jobs) as pool:
         list(pool.map(runner, todo))

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+INNER_PARTS = 5
+MANY = 5000
+"""From so many training examples on, one held-out fifth says enough about a setting."""
 SILENCE = -1
 """In ``Example.per_second``: a second without any class. It is not scored."""
 
@@ -64,10 +68,15 @@ class LabelledData:
     notes: tuple[str, ...] = ()
 
 
-def part_of(example: Example, parts: int) -> int:
-    """Which of so many parts an example is held out with. Examples of one file fall into one part.
+def fifths(examples: Sequence[Example]) -> list[int]:
+    """Which fifth each is held out with when a setting is chosen: 0 to 4; among ``MANY``, 0 or -1, which is never.
 
-    A hash of the file's name, so that it is the same everywhere; ``parts`` up to 256.
+    By a hash of the file's name, so that it is the same everywhere. Examples of one file fall into one part.
     """
+    parts = [_part(example) for example in examples]
+    return [0 if part == 0 else -1 for part in parts] if len(parts) >= MANY else parts
+
+
+def _part(example: Example) -> int:
     name = example.key if not example.parts else example.parts[0].path.replace("\\", "/").rsplit("/", 1)[-1]
-    return hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=4).digest()[0] % parts
+    return hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=4).digest()[0] % INNER_PARTS

@@ -17,6 +17,7 @@ from torch import Generator, Tensor, nn
 
 from ssamba import ops
 from ssamba.config import Config
+from ssamba.ops.reference import fold_norm
 
 NORM_EPS = 1e-5
 BLOCKS = 2
@@ -173,9 +174,7 @@ class BlockPair(nn.Module):
 
     def _folded_input(self) -> tuple[Tensor, Tensor]:
         """Input product with each block's LayerNorm scale and shift folded in: the normalised input is shared."""
-        weight_hKEd = self.in_proj_hKEd * self.norm_weight_Kd[:, None]
-        bias_hKE = (self.in_proj_hKEd * self.norm_bias_Kd[:, None]).sum(-1)
-        return weight_hKEd, bias_hKE
+        return fold_norm(self.in_proj_hKEd, self.norm_weight_Kd, self.norm_bias_Kd)
 
     def _input_with_drop(self, x_BLd: Tensor, residual_BLd: Tensor, keep_KB: Tensor) -> tuple[Tensor, Tensor]:
         """The input product when each block has its own stochastic depth, so its own residual."""

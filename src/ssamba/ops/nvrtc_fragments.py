@@ -48,7 +48,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan_fragments
   int half = warp % SPLIT, group = warp / SPLIT;
   Warp w;
   w.stages = row_at((const T *)stages); w.own = (Shared *)(stages + STAGES) + group;
-  w.lane = lane; w.half = half; w.g = g; w.q = q;
+  w.lane = lane; w.half = half; w.g = g;
   int b = blockIdx.y / a.K, k = blockIdx.y % a.K, r = blockIdx.z % a.R;
   int e_block = blockIdx.x * CB, e0 = e_block + group * 16;
   w.on = e0 < a.E;

@@ -22,8 +22,8 @@ struct Warp {
   float total[2];               // PHASE 3: sums of delta
   float *delta, *delta_at;      // where this lane reads and writes deltas
   T *y;        // where the outputs of the eight steps (with SPLIT 2: of the batch) before those at hand go
-  int y_step, begin, lo, hi, lane, half, g, q;  // begin: of the first batch, which may lie before the first step
-  int now, free;                                // where the batch at hand and the one to come lie, in values
+  int y_step, begin, lo, hi, lane, half, g;  // begin: of the first batch, which may lie before the first step
+  int now, free;                             // where the batch at hand and the one to come lie, in values
   bool on;
 
   __device__ __forceinline__ static int after(int stage) { return stage == (STAGES - 1) * STAGE ? 0 : stage + STAGE; }

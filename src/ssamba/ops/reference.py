@@ -116,6 +116,11 @@ def runs_ungated(like: Tensor, A_log_RKEN: Tensor) -> bool:
     return True
 
 
+def fold_norm(in_proj_hKEd: Tensor, norm_weight_Kd: Tensor, norm_bias_Kd: Tensor) -> tuple[Tensor, Tensor]:
+    """The input product's ``weight_hKEd`` and ``bias_hKE`` with each block's LayerNorm scale and shift folded in."""
+    return in_proj_hKEd * norm_weight_Kd[:, None], (in_proj_hKEd * norm_bias_Kd[:, None]).sum(-1)
+
+
 def ready_weights(
     in_proj_hKEd: Tensor,
     norm_weight_Kd: Tensor,
@@ -133,14 +138,12 @@ def ready_weights(
 ) -> tuple[Tensor, ...]:
     """A pair's weights as ``bimamba_ungated`` and ``gated_output_`` read them in inference with products in ``dtype``.
 
-    The input product's ``weight_hKEd`` and ``bias_hKE``, each block's LayerNorm scale and shift folded in, then
-    ``out_proj`` and the mixer's parameters. Those of products are in ``dtype``, the rest in float32.
+    What ``fold_norm`` makes, then ``out_proj`` and the mixer's parameters. Those of products are in ``dtype``, the rest
+    in float32.
     """
     wide = torch.float64 if dtype == torch.float64 else torch.float32
-    in_proj = in_proj_hKEd.to(wide)
-    weight_hKEd = in_proj * norm_weight_Kd.to(wide)[:, None]
-    bias_hKE = (in_proj * norm_bias_Kd.to(wide)[:, None]).sum(-1)
-    products = (w.to(dtype) for w in (weight_hKEd, bias_hKE, out_proj_dKE))
+    folded = fold_norm(in_proj_hKEd.to(wide), norm_weight_Kd.to(wide), norm_bias_Kd.to(wide))
+    products = (w.to(dtype) for w in (*folded, out_proj_dKE))
     conv = conv_weight_RKEW.to(wide), conv_bias_RKE.to(wide)
     rest = (w.to(wide) for w in (dt_proj_RKEr, dt_bias_RKE, A_log_RKEN, D_RKE))
     return *products, *conv, x_proj_RKPE.to(dtype), *rest

@@ -269,6 +269,11 @@ def add_layer_norm_(x: Tensor, residual: Tensor, eps: float, residual_scale: flo
     norm.forward(x, residual, None, None, None, eps, residual_scale, x.dtype, in_place=True)
 
 
+@add_layer_norm_.register_fake
+def _(x: Tensor, residual: Tensor, eps: float, residual_scale: float) -> None:
+    return None
+
+
 @torch.library.custom_op("ssamba::gpu_layer_norm", mutates_args=())
 def layer_norm(x: Tensor, eps: float) -> Tensor:
     """LayerNorm of contiguous x without weights or gradients."""
@@ -278,11 +283,6 @@ def layer_norm(x: Tensor, eps: float) -> Tensor:
 @layer_norm.register_fake
 def _(x: Tensor, eps: float) -> Tensor:
     return torch.empty_like(x)
-
-
-@add_layer_norm_.register_fake
-def _(x: Tensor, residual: Tensor, eps: float, residual_scale: float) -> None:
-    return None
 
 
 @torch.library.custom_op("ssamba::gpu_add_layer_norm_backward", mutates_args=())

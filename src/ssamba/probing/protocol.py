@@ -8,15 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ssamba.data.labelled import Example, LabelledData, part_of
+from ssamba.data.labelled import INNER_PARTS, Example, LabelledData, fifths
 from ssamba.errors import DataError
 from ssamba.probing.nearest import NEIGHBOURS, neighbour_scores
 from ssamba.probing.scoring import metric_of
 from ssamba.regression import STRENGTHS, fit_linear
-
-INNER_PARTS = 5
-MANY = 5000
-"""From so many training examples on, one held-out fifth says enough about a setting."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +69,8 @@ def divisions(data: LabelledData, examples: Sequence[Example]) -> list[Division]
             held = [numbers(other.test) for other in data.folds if other is not fold]
             choose = [_hold_out(train, torch.isin(train, part)) for part in held]
         else:
-            inner = torch.tensor([part_of(example, INNER_PARTS) for example in fold.train])
-            wanted = range(1 if len(train) >= MANY else INNER_PARTS)
-            choose = [_hold_out(train, inner == part) for part in wanted]
+            inner = torch.tensor(fifths(fold.train))
+            choose = [_hold_out(train, inner == part) for part in range(INNER_PARTS)]
         choose = [pair for pair in choose if all(map(len, pair))]
         out.append(Division(fold.name, torch.cat([train, validation]), test, tuple(choose)))
     return out

@@ -99,6 +99,11 @@ def draw_response(batch: int, gain_db: float, response_db: float, bins: int, gen
     return (curve + gain) * (math.log(10) / 10)
 
 
+def respond(features: Tensor, response: Tensor, std: float) -> Tensor:
+    """Normalised features (B, frames, bins), of standard deviation ``std``, as ``draw_response`` says (B, bins)."""
+    return features + response[:, None] / (2 * std)
+
+
 def repeat_short(waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
     """Waveforms (B, samples) with what lies behind each one's length filled by the clip again, and the new lengths."""
     filled = waveforms.numpy().copy()

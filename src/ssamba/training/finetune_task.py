@@ -17,7 +17,7 @@ from ssamba.data.labelled_plans import EpochPlan
 from ssamba.data.prefetch import prepare_ahead
 from ssamba.data.scan import SkipList
 from ssamba.models.encoder import Encoder
-from ssamba.training.augment import draw_masks, draw_noise, draw_response, mask_stretches, noise_and_roll
+from ssamba.training.augment import draw_masks, draw_noise, draw_response, mask_stretches, noise_and_roll, respond
 from ssamba.training.evaluation import Answers, Evaluation, longest_seconds
 from ssamba.training.features import batch_features
 from ssamba.training.finetune_recipe import FinetuneRecipe
@@ -183,7 +183,7 @@ class FinetuneTask(Task):
         """Features of a batch, of another loudness and colour, masked, with noise and rolled, as the recipe says."""
         recipe = self.recipe
         if draws.response is not None:
-            features = features + draws.response[:, None] / (2 * self.model.config.std)
+            features = respond(features, draws.response, self.model.config.std)
         if draws.masks is not None:
             features = mask_stretches(features, draws.masks, recipe.freq_mask, recipe.time_mask, self.fill)
         if draws.rolls is not None:

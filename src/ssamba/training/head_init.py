@@ -9,16 +9,12 @@ from __future__ import annotations
 import torch
 
 from ssamba.data.decoding import AudioCache
-from ssamba.data.labelled import Fold, LabelledData, part_of
+from ssamba.data.labelled import Fold, LabelledData, fifths
 from ssamba.data.scan import SkipList
 from ssamba.models.encoder import Encoder
 from ssamba.regression import SMALL, fit_chosen
 from ssamba.training.evaluation import Evaluation
 from ssamba.training.finetune_recipe import FinetuneRecipe
-
-INNER_PARTS = 5
-MANY = 5000
-"""From so many training clips on, one held-out fifth says enough about how far to hold the weights back."""
 
 
 def init_by_probe(
@@ -45,12 +41,10 @@ def init_by_probe(
 def _parts(fold: Fold, data: LabelledData) -> torch.Tensor:
     """Which training clips are held out together when the regression's strength is chosen; -1 never.
 
-    The folds of a cross-validation, so that what the publishers kept together stays together; else fifths by file, of
-    many clips one.
+    The folds of a cross-validation, so that what the publishers kept together stays together; else fifths by file.
     """
     others = [other for other in data.folds if other is not fold]
     folds = {example.key: number for number, other in enumerate(others) for example in other.test}
     if all(example.key in folds for example in fold.train):
         return torch.tensor([folds[example.key] for example in fold.train])
-    parts = torch.tensor([part_of(example, INNER_PARTS) for example in fold.train])
-    return torch.where(parts > 0, -1, parts) if len(parts) >= MANY else parts
+    return torch.tensor(fifths(fold.train))

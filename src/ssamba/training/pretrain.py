@@ -27,7 +27,7 @@ from ssamba.models.encoder import Encoder, Seen
 from ssamba.models.registry import make_encoder
 from ssamba.models.store import CONFIG_FILE, Description, build, describe_model, read_config, save_config
 from ssamba.progress import Bar
-from ssamba.training.augment import draw_mixing, draw_response, mix_waveforms, repeat_short
+from ssamba.training.augment import draw_mixing, draw_response, mix_waveforms, repeat_short, respond
 from ssamba.training.checkpoint import STATE_FILE
 from ssamba.training.features import batch_features, crop_seconds
 from ssamba.training.latent import AveragedModel, LatentHeads, latent_losses, targets
@@ -195,7 +195,7 @@ class PretrainTask(Task):
             waveforms, lengths = waveforms[rows], lengths[rows]
         features = batch_features(waveforms, lengths, config)
         if here.response is not None:
-            features = features + here.response[:, None] / (2 * config.std)
+            features = respond(features, here.response, config.std)
         return [features, here.mask_a, here.mask_b, here.keep_a, here.keep_b]
 
     def share(self, number: int) -> float:
