@@ -45,9 +45,9 @@ def mixer(length: int, width: int, rank: int, directions: int, dtype: torch.dtyp
 
 @torch.no_grad()
 def late_gate(cut: str) -> None:
-    """The scan without its gate in a cut, then gate and output, for a width of one pass and one of pieces."""
+    """The scan without its gate in a cut, then gate and output: on Hopper, in one pass of Triton, by pieces."""
     os.environ["SSAMBA_CUT"] = cut
-    for width, rank in ((96, 12), (80, 8)):
+    for width, rank in ((128, 8), (96, 12), (80, 8)):
         x, *parameters = inputs(2, 69, width, rank, 2, torch.bfloat16)
         x = x[:, :, 0].contiguous()
         y, work = gpu.bimamba_ungated(x, torch.empty_like(x), *parameters), torch.empty(0)

@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ os.environ["TRITON_INTERPRET"] = "1"
 
 from triton_small import plain_proj  # also mends the interpreter
 
-from ssamba.ops import nvrtc, nvrtc_proj, nvrtc_scan
+from ssamba.ops import nvrtc, nvrtc_gated_output, nvrtc_proj, nvrtc_scan
 from ssamba.ops import triton as gpu
 from ssamba.ops.triton_kernels import conv
 
@@ -62,6 +63,13 @@ def main(folder: str) -> None:
             gpu.bimamba_inner_packed(x, *parameters)
             work = torch.zeros_like(x)
             assert gpu.bimamba_ungated(x[:, :, 0].contiguous(), work, *parameters) is not None
+        nvrtc.box_map = lambda *_: nvrtc.BoxMap()
+        torch.cuda.get_device_properties = lambda _: SimpleNamespace(multi_processor_count=132)  # type: ignore[assignment]
+        for width, stream_dtype in ((192, torch.bfloat16), (192, torch.float32), (64, torch.bfloat16)):
+            shapes = (5, 4 * width), (5, width), (4 * width, width), (4 * width,), (width, 4 * width), (5, width)
+            y, stream, *weights = (torch.zeros(s).bfloat16() for s in shapes)
+            for scale in (None, 1.0):
+                nvrtc_gated_output.gated_output(y, stream.to(stream_dtype), *weights, 1e-5, scale)
     print(len(compiled), "kernels,", ", ".join(sorted({name for name, _ in compiled})))
 
 

@@ -146,9 +146,10 @@ def test_a_scan_without_its_gate(cut: str, directions: int, monkeypatch: pytest.
     assert torch.isfinite(work).any()  # the projection lies there
 
 
-@pytest.mark.parametrize("rows", [1, 127, 4099])
+@pytest.mark.parametrize("rows", [1, 127, 257, 4099, 40001])
 @pytest.mark.parametrize(
-    ("width", "channels", "pieces"), [(192, 768, 1), (384, 1536, 1), (64, 256, 1), (768, 3072, 3), (40, 72, 2)]
+    ("width", "channels", "pieces"),
+    [(192, 768, 1), (384, 1536, 1), (64, 256, 1), (128, 192, 1), (768, 3072, 3), (40, 72, 2), (48, 192, 1)],
 )
 @pytest.mark.parametrize("scale", [None, 1.0, 2.0])
 @torch.no_grad()

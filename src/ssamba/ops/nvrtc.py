@@ -106,6 +106,30 @@ class Kernel:
         _check(launched, "cuLaunchKernel")
 
 
+BoxMap = ctypes.c_uint64 * 16
+"""``CUtensorMap``, in a structure whose own place is a multiple of 64."""
+
+
+def box_map(matrix: Tensor, height: int, width: int) -> ctypes.Array[ctypes.c_uint64]:
+    """What a bulk copy of boxes of a contiguous bfloat16 matrix needs to know.
+
+    A row of a box becomes ``width`` values in shared memory, at most 128 bytes, swizzled by that; beyond the matrix are
+    zeros.
+    """
+    rows, columns = matrix.shape
+    memory = ctypes.create_string_buffer(128 + 64)
+    address = (ctypes.addressof(memory) + 63) // 64 * 64
+    sizes, box = (ctypes.c_uint64 * 2)(columns, rows), (ctypes.c_uint32 * 2)(width, height)
+    stride, steps = (ctypes.c_uint64 * 1)(2 * columns), (ctypes.c_uint32 * 2)(1, 1)
+    bfloat16, plain, by_128, to_256 = 9, 0, 3, 3  # type, interleaving, swizzling, bytes to fetch into the cache
+    made = _driver().cuTensorMapEncodeTiled(
+        ctypes.c_void_p(address), bfloat16, 2, ctypes.c_void_p(matrix.data_ptr()), sizes, stride, box, steps,
+        plain, by_128, to_256, 0,
+    )  # fmt: skip
+    _check(made, f"describing a matrix of {rows} x {columns}")
+    return BoxMap.from_buffer_copy(ctypes.string_at(address, 128))
+
+
 @functools.cache
 def kernel(source: str, name: str, defines: tuple[str, ...], device: int) -> Kernel:
     """Compiled once for each set of ``defines``, loaded once for each device. ``device`` must be the current one."""
@@ -114,7 +138,8 @@ def kernel(source: str, name: str, defines: tuple[str, ...], device: int) -> Ker
 
 @functools.cache
 def _cubin(source: str, defines: tuple[str, ...], capability: tuple[int, int]) -> bytes:
-    arch = f"--gpu-architecture=sm_{capability[0]}{capability[1]}"
+    # Hopper has instructions that no GPU after it has: "a" is for those.
+    arch = f"--gpu-architecture=sm_{capability[0]}{capability[1]}" + "a" * (capability == (9, 0))
     # In the text rather than as options: NVRTC's own header comes first and knows nothing of our short names.
     lines = "".join(f"#define {d.replace('=', ' ', 1)}\n" for d in defines)
     return compile_source(lines + source, (arch, "--std=c++17", "--use_fast_math"))

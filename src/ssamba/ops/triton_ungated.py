@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssamba.ops import nvrtc, nvrtc_fragments_launch, nvrtc_proj, nvrtc_scan
+from ssamba.ops import nvrtc, nvrtc_fragments_launch, nvrtc_gated_output, nvrtc_proj, nvrtc_scan
 from ssamba.ops.nvrtc_shape import Shape
 from ssamba.ops.triton_kernels import gate, gated_output, norm, weights
 
@@ -132,6 +132,9 @@ def gated_output_(
     """``reference.gated_output_``: in one pass where that serves, else by pieces whose z stays in the cache."""
     with torch.autocast(y.device.type, enabled=False):
         weight, bias, out_proj = (w.to(y.dtype).contiguous() for w in (weight, bias, out_proj))
+        if nvrtc_gated_output.usable(y, stream, out, weight, bias, out_proj):
+            nvrtc_gated_output.gated_output(y, stream, weight, bias, out_proj, out, eps, residual_scale)
+            return
         if gated_output.usable(y, stream):
             gated_output.gated_output(y, stream, weight, bias, out_proj, out, eps, residual_scale)
             return
