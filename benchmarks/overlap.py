@@ -52,7 +52,9 @@ AT_ONCE = 2048
 LIKELY = 0.4
 """Spectrograms that correlate less are no copies; the waveforms are compared only from here on."""
 THRESHOLD = 0.5
-"""Waveforms that correlate so well are one recording: between unrelated audio and hidden copies."""
+"""What reaches this may be a copy. Of 60 hidden copies of ESC-10 one was lost and 95 % had 0.69 or more; files of
+30 s of unrelated effects stay below 0.47. Clips of a second or less, which hold little to tell them apart, reach 0.74
+by chance: a collection that leaves out all from 0.5 on loses a few of those."""
 COARSE_RATE, LOW_HERTZ, HIGH_HERTZ = 8000, 300, 3600
 """The waveforms are compared at this rate, between these frequencies: without hum, and within what codecs keep."""
 REACH = COARSE_RATE // 25
