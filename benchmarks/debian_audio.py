@@ -160,7 +160,8 @@ SOURCES = (
     Source("scorched3d", "scorched3d-data", "effects", "GPL-2+, CC BY-SA 3.0", skip=MUSIC),
     Source("scratch", "scratch", "effects", "GPL-2", r"/Sounds/(Animal|Effects|Human)/"),
     Source("searchandrescue", "searchandrescue-data", "effects", "GPL", skip=MUSIC),
-    Source("simutrans", "simutrans-pak64", "effects", "Artistic-1.0", r"/sound/"),
+    # Its felling is the recording of ESC-10's 4-169127-B: the other saw may be further seconds of it.
+    Source("simutrans", "simutrans-pak64", "effects", "Artistic-1.0", r"/sound/", r"/(buzzsaw|tree-cutting)\."),
     Source("starfighter", "starfighter-data", "effects", "GPL-2+", r"/sound/"),
     Source("supertux", "supertux-data", "effects", "GPL-3+", r"/sounds/"),
     Source(
