@@ -137,7 +137,8 @@ SOURCES = (
     Source("openarena_players", "openarena-081-players", "effects", "GPL-2+", r"\.pk3$", r"taunt"),
     Source("opencity", "opencity-data", "effects", "GPL-2+", skip=MUSIC),
     Source("openclonk", "openclonk-data", "ambience and effects", "ISC, CC BY 3.0, CC0", r"\.oc[dgfs]$", MUSIC),
-    Source("opensfx", "openttd-opensfx", "effects", "CC BY-SA 3.0"),
+    # Its lumber mills are the recordings of ESC-10's 1-19898-C and 4-169127-B, some from other seconds.
+    Source("opensfx", "openttd-opensfx", "effects", "CC BY-SA 3.0", skip=r"!005[4-6]\."),
     # In English alone lie the sounds too; what other languages have is speech.
     Source(
         "planetblupi",
