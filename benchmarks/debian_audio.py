@@ -515,4 +515,5 @@ if __name__ == "__main__":
     try:
         main()
     except (SsambaError, AudioError) as error:
-        sys.exit(f"debian_audio: {error}")
+        print(f"debian_audio: {error}", file=sys.stderr)
+        sys.exit(2)

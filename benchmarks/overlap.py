@@ -16,7 +16,8 @@ A clip's score is the waveforms' correlation, 0 where no spectrograms agreed. Th
 audio ends, --planted where copies begin: it hides that many clips in other audio, each at an odd place, 15 dB lower, at
 another rate and coded as MP3 or Vorbis and then Opus, and prints their scores. A copy at another speed is not found.
 
-The exit status is 1 when a clip reaches --threshold. debian_audio.py leaves recordings out by the same scores.
+The exit status is 1 when a clip reaches --threshold, 2 when something cannot be read. debian_audio.py leaves
+recordings out by the same scores.
 """
 
 from __future__ import annotations
@@ -270,4 +271,5 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except (SsambaError, AudioError) as error:
-        sys.exit(f"overlap: {error}")
+        print(f"overlap: {error}", file=sys.stderr)
+        sys.exit(2)
