@@ -12,7 +12,10 @@ TIMES = ("seconds", "clips_per_second")
 
 
 def command(sounds: Path, out: Path, values: dict[str, object], device: str = "cpu") -> list[str]:
-    options = [text for key, value in values.items() for text in (f"--{key.replace('_', '-')}", str(value))]
+    options = []
+    for key, value in values.items():
+        name = f"--{key.replace('_', '-')}"
+        options += [name] if value is True else [name, str(value)]
     return [sys.executable, "-m", "ssamba", "pretrain", str(sounds), "--out", str(out), "--device", device, *options]
 
 

@@ -100,6 +100,29 @@ def test_fewer_clips_than_a_batch() -> None:
     assert Counter(spec.path for spec in plan.batch(0)).total() == 8
 
 
+def test_views_are_near_crops_of_the_same_clip() -> None:
+    sources = [source("a", MIXED, 0.6), source("b", [9.0, 40.0] * 20, 0.4)]
+    plain = PretrainPlan(sources, batch_size=4, crop_seconds=8.0)
+    plan = PretrainPlan(sources, batch_size=12, crop_seconds=8.0, views=3, view_shift=1.5)
+    lengths = {c.path: c.seconds or 0.0 for s in sources for c in s.clips}
+    assert plan.crops_per_epoch == 3 * plain.crops_per_epoch
+    assert plan.fingerprint != plain.fingerprint
+    moved = []
+    for position in range(600):
+        first, *others = (plan.crop(3 * position + view) for view in range(3))
+        assert first == plain.crop(position)
+        for other in others:
+            assert other.path == first.path
+            assert abs(other.start - first.start) <= 1.5
+            assert 0 <= other.start <= max(0.0, lengths[first.path] - 8.0)
+            moved.append(other.start - first.start)
+        stand_ins = [plan.crop(3 * position + view, attempt=2) for view in range(3)]
+        assert len({spec.path for spec in stand_ins}) == 1
+    assert min(moved) < -1.2
+    assert max(moved) > 1.2
+    assert plan.crop(7) == PretrainPlan(sources, 12, crop_seconds=8.0, views=3, view_shift=1.5).crop(7)
+
+
 def test_stand_ins_are_drawn_from_the_same_source() -> None:
     plan = PretrainPlan([source("a", MIXED, 0.5), source("b", [9.0] * 40, 0.5)], batch_size=8)
     for position in range(40):
@@ -117,6 +140,8 @@ def test_bad_plans() -> None:
         PretrainPlan([Source("a", (clip("x", None),))], 4)
     with pytest.raises(DataError, match="weight"):
         PretrainPlan([source("a", [1.0], 0.5), source("b", [1.0])], 4)
+    with pytest.raises(ValueError, match="views=3"):
+        PretrainPlan([source("a", [1.0])], 4, views=3)
     with pytest.raises(ValueError, match="batch_size=0"):
         PretrainPlan([source("a", [1.0])], 0)
 

@@ -12,11 +12,15 @@ from pretrain_runs import command, kill_at, same_results, step_of
 import ssamba
 from ssamba import masking
 from ssamba.config import Config
+from ssamba.data.manifest import read_sources
+from ssamba.data.sampling import PretrainPlan
+from ssamba.data.scan import SkipList, scan_sources
 from ssamba.errors import ConfigError
 from ssamba.models.encoder import Encoder, Seen, gather_patches
 from ssamba.models.registry import make_encoder
 from ssamba.models.store import load_tensors
-from ssamba.training.latent import AveragedModel, LatentHeads, latent_losses, targets
+from ssamba.training.features import crop_seconds
+from ssamba.training.latent import AveragedModel, LatentHeads, clip_contrast, latent_losses, targets
 from ssamba.training.log import read_log
 from ssamba.training.pretrain import PretrainTask, pretrain
 from ssamba.training.recipe import make_recipe
@@ -69,12 +73,48 @@ def test_losses_fall_to_zero_at_the_targets(model: Encoder) -> None:
     wanted = targets(model.eval(), features())
     clip = wanted[0].mean(dim=1)
     masked = gather_patches(wanted[0], mask)
-    assert latent_losses(heads, Seen(wanted[0], masked), mask, (wanted[0], clip)) == (0, 0)
+    found = latent_losses(heads, Seen(wanted[0], masked), mask, (wanted[0], clip))
+    assert (found["latent"], found["latent_clip"]) == (0, 0)
     masked[0, 0] += 1.0
-    token, still = latent_losses(heads, Seen(wanted[0], masked), mask, (wanted[0], clip))
-    assert still == 0
-    torch.testing.assert_close(token, torch.tensor(1 / 60))
-    assert latent_losses(heads, Seen(wanted[0] + 1.0, masked), mask, (wanted[0], clip))[1] == 1
+    found = latent_losses(heads, Seen(wanted[0], masked), mask, (wanted[0], clip))
+    assert found["latent_clip"] == 0
+    torch.testing.assert_close(found["latent"], torch.tensor(1 / 60))
+    assert latent_losses(heads, Seen(wanted[0] + 1.0, masked), mask, (wanted[0], clip))["latent_clip"] == 1
+
+
+@pytest.mark.parametrize("each", [1, 2])
+def test_a_clips_target_is_its_next_view(each: int) -> None:
+    # Six crops of two recordings, three views of each; the student says each view's own number.
+    number = torch.arange(6.0)[:, None].expand(6, 32)
+    tokens = number[:, None].expand(6, 4, 32)
+    heads = LatentHeads(32, torch.Generator().manual_seed(2))
+    heads.token, heads.clip = torch.nn.Sequential(), torch.nn.Sequential()
+    mask = torch.zeros(6 * each, 1, dtype=torch.long)
+    wanted_next = torch.tensor([1.0, 2.0, 0.0, 4.0, 5.0, 3.0])[:, None].expand(6, 32)
+    said = wanted_next.repeat_interleave(each, dim=0)
+    seen = Seen(said[:, None].expand(-1, 4, -1), tokens[:, :1].repeat_interleave(each, dim=0))
+    found = latent_losses(heads, seen, mask, (tokens, number), views=3)
+    assert (found["latent"], found["latent_clip"]) == (0, 0)
+    assert latent_losses(heads, seen, mask, (tokens, number), views=1)["latent_clip"] == 2  # (1 + 1 + 4) / 3
+
+
+def test_contrast_is_infonce_without_the_own_crop() -> None:
+    draw = torch.Generator().manual_seed(3)
+    said, wanted = torch.randn(6, 8, generator=draw), torch.randn(6, 8, generator=draw)
+    own = torch.arange(6)
+    other = own ^ 1
+    total = 0.0
+    for i in range(6):
+        similar = torch.nn.functional.cosine_similarity(said[i], wanted) / 0.1
+        wrong = [similar[j].exp() for j in range(6) if j not in (i, int(other[i]))]
+        total += float(-torch.log(similar[other[i]].exp() / (similar[other[i]].exp() + sum(wrong))))
+    torch.testing.assert_close(clip_contrast(said, wanted, own, other), torch.tensor(total / 6), rtol=1e-5, atol=1e-5)
+    # Without other views the own crop is the right answer.
+    alone = torch.nn.functional.cross_entropy(
+        torch.nn.functional.cosine_similarity(said[:, None], wanted[None], dim=2) / 0.1, own
+    )
+    torch.testing.assert_close(clip_contrast(said, wanted, own, own), alone, rtol=1e-5, atol=1e-5)
+    assert clip_contrast(10 * wanted[other], wanted, own, other) < clip_contrast(said, wanted, own, other)
 
 
 LATENT = {"latent": 5.0, "latent_clip": 1.0, "ema": 0.9, "mix": 0.5, "gain_db": 6.0, "response_db": 3.0}
@@ -82,8 +122,12 @@ LATENT = {"latent": 5.0, "latent_clip": 1.0, "ema": 0.9, "mix": 0.5, "gain_db": 
 
 @pytest.mark.parametrize(
     "extra",
-    [{}, {"decoder_depth": 2, "masks_per_clip": 3, "drop_path": 0.2, "schedule": "cosine"}],
-    ids=["", "decoder"],
+    [
+        {},
+        {"decoder_depth": 2, "masks_per_clip": 3, "drop_path": 0.2, "schedule": "cosine"},
+        {"contrast": 1.0, "views": 2, "view_shift": 0.1, "clean_targets": True},
+    ],
+    ids=["", "decoder", "views"],
 )
 def test_killed_runs_end_as_an_unbroken_one(
     sounds: Path, tmp_path: Path, small: dict[str, object], extra: dict[str, object]
@@ -113,15 +157,52 @@ def test_several_masks_for_a_clip_are_as_many_passes(model: Encoder, decoder_dep
     masks = [masking.cluster_masks(3, CONFIG.grid, 20, draw) for _ in range(2)]
 
     def task(each: int) -> SimpleNamespace:
-        recipe = make_recipe(None, {"latent": 0.5, "latent_clip": 2.0, "ema": 0.9, "masks_per_clip": each})
+        values = {"latent": 0.5, "latent_clip": 2.0, "contrast": 0.7, "views": 3, "batch": 6}
+        recipe = make_recipe(None, values | {"ema": 0.9, "masks_per_clip": each})
         heads = LatentHeads(32, torch.Generator().manual_seed(2))
-        return SimpleNamespace(recipe=recipe, model=model, latent=heads, averaged=AveragedModel(model, 0.9))
+        return SimpleNamespace(
+            recipe=recipe,
+            model=model,
+            latent=heads,
+            averaged=AveragedModel(model, 0.9),
+            metrics=("loss", "latent", "latent_clip", "contrast"),
+        )
 
     together = torch.stack(masks, dim=1).flatten(0, 1)  # those of a clip follow one another
-    found = PretrainTask.losses(task(2), [x, together, None, None, None])  # type: ignore[arg-type]
-    parts = [PretrainTask.losses(task(1), [x, mask, None, None, None]) for mask in masks]  # type: ignore[arg-type]
+    found = PretrainTask.losses(task(2), [x, together, None, None, None, None])  # type: ignore[arg-type]
+    parts = [PretrainTask.losses(task(1), [x, mask, None, None, None, None]) for mask in masks]  # type: ignore[arg-type]
     for name, value in found.items():
         torch.testing.assert_close(value, (parts[0][name] + parts[1][name]) / 2, rtol=1e-5, atol=1e-6)
+
+
+def test_clean_targets_are_those_of_clips_without_augmentation(sounds: Path, small: dict[str, object]) -> None:
+    # The crops of one step, as the averaged model hears them, do not depend on what the student hears.
+    def step(extra: dict[str, object]) -> list[torch.Tensor | None]:
+        recipe = make_recipe(None, small | LATENT | {"short_clips": "repeat"} | extra)
+        sources = scan_sources(read_sources([str(sounds)]))
+        plan = PretrainPlan(sources, recipe.batch, 0, crop_seconds(recipe.frames))
+        model = make_encoder(recipe.config(), heads=True)
+        task = PretrainTask(recipe, model, plan, sources[0].clips[:2], SkipList())  # type: ignore[arg-type]
+        return task.inputs(0, next(iter(task.batches(0))))
+
+    loud = step({"clean_targets": True})
+    plain = step({"mix": 0.0, "gain_db": 0.0, "response_db": 0.0})
+    assert loud[0] is not None
+    assert loud[5] is not None
+    assert plain[0] is not None
+    assert plain[5] is None
+    assert (loud[0] - plain[0]).abs().mean() > 0.05
+    torch.testing.assert_close(loud[5], plain[0], rtol=0, atol=0)
+
+
+def test_views_are_told_apart_from_other_recordings(sounds: Path, tmp_path: Path, small: dict[str, object]) -> None:
+    small |= {"steps": 240, "batch": 8, "lr": 3e-3, "save_minutes": 1.0, "validate_every": 120}
+    small |= {"contrast": 1.0, "views": 2, "view_shift": 0.2, "ema": 0.99}
+    pretrain([str(sounds)], tmp_path, make_recipe(None, small), device="cpu")
+    values = [float(row["contrast"]) for row in read_log(tmp_path)]
+    chance = math.log(7)
+    assert sum(values[-10:]) / 10 < 0.8 * chance
+    assert all(map(math.isfinite, values))
 
 
 def test_predicting_tokens_is_learnt(sounds: Path, tmp_path: Path, small: dict[str, object]) -> None:
@@ -138,6 +219,12 @@ def test_predicting_tokens_is_learnt(sounds: Path, tmp_path: Path, small: dict[s
         ({"latent": 1.0}, "needs an averaged model"),
         ({"ema": 1.0}, "ema 1.0"),
         ({"mix": 1.5, "ema": 0.9}, "mix 1.5"),
+        ({"contrast": 1.0}, "needs an averaged model"),
+        ({"contrast": 1.0, "ema": 0.9, "batch": 1}, "contrast: a batch of 1 has no other clips"),
+        ({"views": 2, "ema": 0.9}, "views: 2 are for --latent-clip or --contrast"),
+        ({"views": 3, "latent_clip": 1.0, "ema": 0.9, "batch": 8}, "batch: 8 clips are no multiple of 3 views"),
+        ({"views": 0}, "views: 0"),
+        ({"clean_targets": True}, "clean_targets: nothing is predicted"),
         ({"masks_per_clip": 0}, "masks_per_clip: 0"),
         ({"decoder_depth": 1}, "decoder_depth is 1: blocks come in pairs"),
         ({"response_db": -1.0}, "response_db: -1.0"),

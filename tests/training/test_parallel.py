@@ -70,6 +70,7 @@ def wait_for_step(process: subprocess.Popen[str], out: Path, step: int) -> None:
         {"objective": "joint", "passes": 2, "clip_norm": 0.5},
         {"mix": 0.7, "gain_db": 3.0, "response_db": 2.0, "ema": 0.9, "latent": 0.5},
         {"ema": 0.9, "latent": 0.5, "decoder_depth": 2, "masks_per_clip": 3},
+        {"ema": 0.9, "latent": 0.5, "views": 2, "latent_clip": 1e-9, "mix": 0.5, "clean_targets": True, "batch": 12},
     ],
 )
 def test_two_processes_train_as_one(
@@ -81,6 +82,13 @@ def test_two_processes_train_as_one(
     assert result.returncode == 0, result.stderr
     close(tmp_path / "one", tmp_path / "two")
     assert not list((tmp_path / "two").glob("skipped*"))
+
+
+def test_views_of_a_recording_stay_together(sounds: Path, tmp_path: Path, tiny: dict[str, object]) -> None:
+    tiny |= {"batch": 6, "views": 2, "contrast": 1.0, "ema": 0.9}
+    result = run([*command(sounds, tmp_path / "two", tiny), "--devices", "2"])
+    assert result.returncode == 2
+    assert "6 clips for 2 processes; with 2 views of each, give a multiple of 4" in result.stderr
 
 
 def test_torchrun_starts_the_same_run(sounds: Path, tmp_path: Path, tiny: dict[str, object]) -> None:

@@ -25,7 +25,7 @@ from ssamba.errors import DataError
 
 __all__ = ["CropSpec", "PretrainPlan", "centre_crops", "generator", "rows_of", "split_validation"]
 
-_ORDER, _SHUFFLE, _START, _REPLACE = range(4)  # purposes of a draw: streams with different ones are independent
+_ORDER, _SHUFFLE, _START, _REPLACE, _VIEW = range(5)  # purposes of a draw: streams with different ones are independent
 
 
 class CropSpec(NamedTuple):
@@ -62,10 +62,14 @@ class PretrainPlan:
         seed: any whole number >= 0.
         crop_seconds: length of a crop.
         crops_per_clip: "length" as described above, or a number of crops for every clip longer than a crop.
+        views: crops that are shown for each one described above, which follow one another: itself, then others of the
+            same clip that begin up to `view_shift` seconds before or after it. An epoch has `views` times as many.
+        view_shift: seconds.
 
     Raises:
         DataError: no clips, or a clip without a length.
-        ValueError: batch size, crop length or number of crops not positive, or a negative seed.
+        ValueError: batch size, crop length or number of crops not positive, a batch that is no multiple of `views`, or
+            a negative seed.
     """
 
     def __init__(
@@ -75,7 +79,13 @@ class PretrainPlan:
         seed: int = 0,
         crop_seconds: float = 10.24,
         crops_per_clip: int | Literal["length"] = "length",
+        views: int = 1,
+        view_shift: float = 1.0,
     ) -> None:
+        if views < 1 or batch_size % views or not view_shift >= 0:
+            raise ValueError(
+                f"views={views} must be positive and divide batch_size={batch_size}, view_shift={view_shift} be >= 0"
+            )
         if batch_size < 1 or not crop_seconds > 0 or seed < 0 or (crops_per_clip != "length" and crops_per_clip < 1):
             raise ValueError(
                 f"batch_size={batch_size}, crop_seconds={crop_seconds} and crops_per_clip={crops_per_clip} must be "
@@ -90,6 +100,7 @@ class PretrainPlan:
             crop_seconds,
             crops_per_clip,
         )
+        self.views, self.view_shift = views, view_shift
         self._lengths = [_lengths(source) for source in self.sources]
         counts = [self._crop_counts(lengths) for lengths in self._lengths]
         # Item j of a source belongs to the clip whose stretch [offsets[c], offsets[c + 1]) holds j.
@@ -101,7 +112,7 @@ class PretrainPlan:
     @property
     def crops_per_epoch(self) -> int:
         """Crops in an epoch."""
-        return sum(self._draws)
+        return self.views * sum(self._draws)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -121,6 +132,8 @@ class PretrainPlan:
         """
         digest = hashlib.blake2b(digest_size=8)
         digest.update(repr((self.batch_size, self.seed, self.crop_seconds, self.crops_per_clip, self._draws)).encode())
+        if self.views > 1:
+            digest.update(repr((self.views, self.view_shift)).encode())
         for source, lengths in zip(self.sources, self._lengths, strict=True):
             for clip in source.clips:
                 digest.update(clip.key.encode("utf-8", "surrogateescape") + b"\0")
@@ -140,7 +153,8 @@ class PretrainPlan:
             attempt: 0 for the crop itself; n > 0 for the n-th stand-in, used when the file turns out unreadable: a
                 crop of the same source, drawn from (seed, position, n).
         """
-        epoch, index = divmod(position, self.crops_per_epoch)
+        position, view = divmod(position, self.views)
+        epoch, index = divmod(position, sum(self._draws))
         order = self._epoch(epoch)
         source, item = int(order.source[index]), int(order.item[index])
         if attempt:
@@ -148,7 +162,10 @@ class PretrainPlan:
         clip = int(np.searchsorted(self._offsets[source], item, side="right")) - 1
         part = item - int(self._offsets[source][clip])
         parts = int(self._offsets[source][clip + 1] - self._offsets[source][clip])
-        start = self._start(float(self._lengths[source][clip]), part, parts, position, attempt)
+        length = float(self._lengths[source][clip])
+        start = self._start(length, part, parts, position, attempt)
+        if view:
+            start = self._moved(length, start, position, view, attempt)
         return CropSpec(self.sources[source].clips[clip].path, start, self.crop_seconds)
 
     def _start(self, length: float, part: int, parts: int, position: int, attempt: int) -> float:
@@ -158,6 +175,15 @@ class PretrainPlan:
             return 0.0
         low, high = part * last // parts, (part + 1) * last // parts
         return int(generator(self.seed, _START, position, attempt).integers(low, high + 1)) / SAMPLE_RATE
+
+    def _moved(self, length: float, start: float, position: int, view: int, attempt: int) -> float:
+        """Start of another view of the crop that begins at `start`."""
+        last, first = int((length - self.crop_seconds) * SAMPLE_RATE), round(start * SAMPLE_RATE)
+        if last <= 0:
+            return 0.0
+        most = round(self.view_shift * SAMPLE_RATE)
+        low, high = max(0, first - most), min(last, first + most)
+        return int(generator(self.seed, _VIEW, position, view, attempt).integers(low, high + 1)) / SAMPLE_RATE
 
     def _crop_counts(self, lengths: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
         if self.crops_per_clip == "length":

@@ -3,7 +3,8 @@
 A copy of the encoder whose weights are a running mean of the trained ones (the teacher) sees the whole clip. The
 trained encoder (the student) sees the masked one. It predicts, at masked patches, the teacher's tokens averaged over
 layers, as in data2vec (arXiv 2202.03555) and M2D (arXiv 2210.14648), and the clip's mean token, as in EAT
-(arXiv 2401.03497).
+(arXiv 2401.03497), or that of another view: another crop of the same recording, as in COLA (arXiv 2010.10915) and
+BYOL-A (arXiv 2204.07402).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Generator, Tensor, nn
 from ssamba.models.encoder import Encoder, Seen, gather_patches
 
 EPS = 1e-5
+TEMPERATURE = 0.1
 
 
 class AveragedModel(nn.Module):
@@ -76,9 +78,33 @@ def targets(teacher: Encoder, features: Tensor, layers: int = 0) -> tuple[Tensor
 
 
 def latent_losses(
-    heads: LatentHeads, seen: Seen, mask_BM: Tensor, wanted: tuple[Tensor, Tensor]
-) -> tuple[Tensor, Tensor]:
-    """Mean squared errors of the masked tokens and of the clips' mean tokens, from what the student made."""
+    heads: LatentHeads, seen: Seen, mask_BM: Tensor, wanted: tuple[Tensor, Tensor], views: int = 1
+) -> dict[str, Tensor]:
+    """What the student's tokens have to do with the ``targets`` of C clips; it saw each B / C times, one after another.
+
+    ``latent`` and ``latent_clip`` are mean squared errors of the masked tokens and of the clips' mean tokens,
+    ``contrast`` that of :func:`clip_contrast`. With ``views`` crops of each recording, which follow one another, the
+    clip's target is that of the recording's next view.
+    """
+    tokens_CPd, clip_Cd = wanted
+    each = len(mask_BM) // len(clip_Cd)
+    tokens_BPd = tokens_CPd.repeat_interleave(each, dim=0) if each > 1 else tokens_CPd
     token = heads.token(seen.masked_BMd).float()
     clip = heads.clip(seen.encoded_BPd.mean(dim=1)).float()
-    return F.mse_loss(token, gather_patches(wanted[0], mask_BM)), F.mse_loss(clip, wanted[1])
+    own = torch.arange(len(clip), device=clip.device) // each
+    other = own - own % views + (own + 1) % views
+    return {
+        "latent": F.mse_loss(token, gather_patches(tokens_BPd, mask_BM)),
+        "latent_clip": F.mse_loss(clip, clip_Cd[other]),
+        "contrast": clip_contrast(clip, clip_Cd, own, other),
+    }
+
+
+def clip_contrast(clip_Bd: Tensor, wanted_Cd: Tensor, own: Tensor, other: Tensor) -> Tensor:
+    """InfoNCE: which of C clips is the one that was predicted, by cosine over a temperature of 0.1.
+
+    Row i predicts the clip ``other[i]``; all are wrong answers but the crop ``own[i]`` that it comes from.
+    """
+    logits_BC = F.normalize(clip_Bd, dim=1) @ F.normalize(wanted_Cd, dim=1).T / TEMPERATURE
+    same = F.one_hot(own, len(wanted_Cd)).bool() & (own != other)[:, None]
+    return F.cross_entropy(logits_BC.masked_fill(same, float("-inf")), other)

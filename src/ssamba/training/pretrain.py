@@ -92,8 +92,9 @@ class PretrainTask(Task):
         self.metrics = self.validation_metrics = METRICS[recipe.objective]
         self.averaged = AveragedModel(model, recipe.ema) if recipe.ema else None
         self.latent: LatentHeads | None = None
-        if recipe.latent or recipe.latent_clip:
-            self.metrics = (*self.metrics, "latent", "latent_clip")
+        if recipe.teaches:
+            # Runs from before "contrast" was there go on with the columns that their logs have.
+            self.metrics = (*self.metrics, "latent", "latent_clip", *(("contrast",) if recipe.contrast else ()))
             heads = LatentHeads(model.config.width, generator(recipe.seed, "latent heads"))
             self.latent = heads.to(model.device)
         self.batch_size = recipe.batch
@@ -181,7 +182,10 @@ class PretrainTask(Task):
         return other, level, response
 
     def inputs(self, number: int, batch: Inputs) -> list[Tensor | None]:
-        """Features (B, frames, mel_bins), masks and stochastic depth of each pass, on the model's device."""
+        """Features (B, frames, mel_bins), masks and stochastic depth of each pass, on the model's device.
+
+        Last come the features that the averaged model hears, where they are others.
+        """
         config, device = self.model.config, self.model.device
         here = Inputs(*(x if x is None else x.to(device, non_blocking=True) for x in batch))  # type: ignore[arg-type]
         waveforms, lengths = here.waveforms, here.lengths
@@ -189,14 +193,14 @@ class PretrainTask(Task):
             samples, repeat = round(self.plan.crop_seconds * SAMPLE_RATE), self.recipe.short_clips == "repeat"
             waveforms = self.resident.cut(waveforms, lengths, here.scale, samples, repeat)
             lengths = torch.full_like(lengths, samples) if repeat else lengths
+        rows = self.ranks.rows(len(lengths)) if here.other is not None else slice(None)
+        clean = batch_features(waveforms[rows], lengths[rows], config) if self.recipe.clean_targets else None
         if here.other is not None and here.level is not None:
             waveforms, lengths = mix_waveforms(waveforms, lengths, here.other, here.level)
-            rows = self.ranks.rows(len(lengths))
-            waveforms, lengths = waveforms[rows], lengths[rows]
-        features = batch_features(waveforms, lengths, config)
+        features = batch_features(waveforms[rows], lengths[rows], config)
         if here.response is not None:
             features = respond(features, here.response, config.std)
-        return [features, here.mask_a, here.mask_b, here.keep_a, here.keep_b]
+        return [features, here.mask_a, here.mask_b, here.keep_a, here.keep_b, clean]
 
     def share(self, number: int) -> float:
         """The share of a batch that this process works on."""
@@ -205,19 +209,19 @@ class PretrainTask(Task):
     def losses(self, inputs: Sequence[Tensor | None]) -> dict[str, Tensor]:
         """One step's losses."""
         recipe = self.recipe
-        features, mask_a, mask_b, *keep = inputs
+        features, mask_a, mask_b, keep_a, keep_b, clean = inputs
         assert features is not None
         assert mask_a is not None
         seen: list[Seen] = []
         masked = features.repeat_interleave(recipe.masks_per_clip, dim=0) if recipe.masks_per_clip > 1 else features
-        out = self.model.losses(masked, mask_a, mask_b, recipe.objective, (keep[0], keep[1]), seen)
+        out = self.model.losses(masked, mask_a, mask_b, recipe.objective, (keep_a, keep_b), seen)
         if self.latent is not None and self.averaged is not None:
-            wanted = targets(self.averaged.model, features, recipe.latent_layers)
-            if recipe.masks_per_clip > 1:
-                token, clip = (x.repeat_interleave(recipe.masks_per_clip, dim=0) for x in wanted)
-                wanted = (token, clip)
-            out["latent"], out["latent_clip"] = latent_losses(self.latent, seen[0], mask_a, wanted)
-            out["loss"] = out["loss"] + recipe.latent * out["latent"] + recipe.latent_clip * out["latent_clip"]
+            wanted = targets(self.averaged.model, features if clean is None else clean, recipe.latent_layers)
+            found = latent_losses(self.latent, seen[0], mask_a, wanted, recipe.views)
+            for name in ("latent", "latent_clip", "contrast"):
+                if weight := getattr(recipe, name):
+                    out["loss"] = out["loss"] + weight * found[name]
+            out |= {name: found[name] for name in self.metrics if name in found}
         return out
 
     def companions(self) -> dict[str, nn.Module]:
@@ -283,6 +287,11 @@ def _pretrain(
 ) -> None:
     if recipe.batch < ranks.world:
         raise ConfigError(f"batch: {recipe.batch} clips for {ranks.world} processes, give one to each at least")
+    if recipe.views > 1 and recipe.batch % (recipe.views * ranks.world):
+        raise ConfigError(
+            f"batch: {recipe.batch} clips for {ranks.world} processes; with {recipe.views} views of each, give a "
+            f"multiple of {recipe.views * ranks.world}"
+        )
     listed = read_sources(data)
     make_folder(out)
     resuming = (out / STATE_FILE).exists()
@@ -300,7 +309,8 @@ def _pretrain(
     training, held_out = split_validation(sources, fraction=recipe.validation, seed=recipe.seed)
     if not held_out:
         raise DataError(f"{data[0]}: one file alone leaves none for validation; give two or more")
-    plan = PretrainPlan(training, recipe.batch, recipe.seed, crop_seconds(recipe.frames))
+    seconds = crop_seconds(recipe.frames)
+    plan = PretrainPlan(training, recipe.batch, recipe.seed, seconds, views=recipe.views, view_shift=recipe.view_shift)
     if resuming:
         check_same_data(out, plan.fingerprint)
         model = make_encoder(read_config(out).config, heads=True)

@@ -55,6 +55,15 @@ class PretrainRecipe:
         0.0, "weight of an additional objective: the masked tokens of an averaged model that sees the whole clip"
     )
     latent_clip: float = option(0.0, "weight of predicting the averaged model's mean token of the clip")
+    contrast: float = option(
+        0.0, "weight of telling the averaged model's mean token of the clip from those of the batch's other clips"
+    )
+    views: int = option(
+        1,
+        "crops of each recording in a batch, near one another; with 2 or more a clip's target is another view's token",
+    )
+    view_shift: float = option(1.0, "seconds by which another view begins earlier or later, at most")
+    clean_targets: bool = option(False, "the averaged model hears clips without mixing, gain and response")
     latent_layers: int = option(0, "last layers of the averaged model whose mean is the target, 0 takes all")
     ema: float = option(
         0.0, "share of the averaged weights that a step keeps, as 0.999; the run's model is then the averaged one"
@@ -99,6 +108,7 @@ class PretrainRecipe:
             "log_every",
             "validation_clips",
             "masks_per_clip",
+            "views",
         ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: {getattr(self, name)}, give 1 or more")
@@ -125,16 +135,34 @@ class PretrainRecipe:
             raise ConfigError(f"passes: {self.passes}, give 1 or 2")
         if not 0 < self.validation < 1:
             raise ConfigError(f"validation: {self.validation}, give a share between 0 and 1")
-        for name in ("latent", "latent_clip", "latent_layers", "gain_db", "response_db"):
+        for name in ("latent", "latent_clip", "contrast", "view_shift", "latent_layers", "gain_db", "response_db"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name}: {getattr(self, name)}, give 0 or more")
         if not 0 <= self.ema < 1 or not 0 <= self.mix <= 1:
             raise ConfigError(f"ema {self.ema}, mix {self.mix}: give shares from 0 to below 1, and 0 to 1")
-        if (self.latent or self.latent_clip) and not self.ema:
+        if self.teaches and not self.ema:
             raise ConfigError("latent: needs an averaged model to predict; give ema too, such as 0.999")
+        self._check_views()
         if self.steps == 0 and self.epochs <= 0:
             raise ConfigError(f"epochs: {self.epochs}, give more than 0, or steps")
         self._check_masks()
+
+    def _check_views(self) -> None:
+        if self.batch % self.views:
+            raise ConfigError(f"batch: {self.batch} clips are no multiple of {self.views} views")
+        if self.contrast and self.batch <= self.views:
+            raise ConfigError(
+                f"contrast: a batch of {self.batch} has no other clips; give --batch {2 * self.views} or more"
+            )
+        if self.views > 1 and not (self.latent_clip or self.contrast):
+            raise ConfigError(f"views: {self.views} are for --latent-clip or --contrast; give one of them")
+        if self.clean_targets and not self.teaches:
+            raise ConfigError("clean_targets: nothing is predicted; give --latent, --latent-clip or --contrast too")
+
+    @property
+    def teaches(self) -> bool:
+        """Whether the averaged model's tokens are a target."""
+        return bool(self.latent or self.latent_clip or self.contrast)
 
     def _check_masks(self) -> None:
         rows, cols = self.config().grid
