@@ -98,23 +98,24 @@ def test_a_clips_target_is_its_next_view(each: int) -> None:
     assert latent_losses(heads, seen, mask, (tokens, number), views=1)["latent_clip"] == 2  # (1 + 1 + 4) / 3
 
 
-def test_contrast_is_infonce_without_the_own_crop() -> None:
+@pytest.mark.parametrize("views", [2, 3])
+def test_contrast_is_infonce_against_other_recordings(views: int) -> None:
     draw = torch.Generator().manual_seed(3)
     said, wanted = torch.randn(6, 8, generator=draw), torch.randn(6, 8, generator=draw)
     own = torch.arange(6)
-    other = own ^ 1
+    other = own - own % views + (own + 1) % views
     total = 0.0
     for i in range(6):
         similar = torch.nn.functional.cosine_similarity(said[i], wanted) / 0.1
-        wrong = [similar[j].exp() for j in range(6) if j not in (i, int(other[i]))]
+        wrong = [similar[j].exp() for j in range(6) if j // views != i // views]
         total += float(-torch.log(similar[other[i]].exp() / (similar[other[i]].exp() + sum(wrong))))
-    torch.testing.assert_close(clip_contrast(said, wanted, own, other), torch.tensor(total / 6), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(clip_contrast(said, wanted, other, views), torch.tensor(total / 6), rtol=1e-5, atol=1e-5)
     # Without other views the own crop is the right answer.
     alone = torch.nn.functional.cross_entropy(
         torch.nn.functional.cosine_similarity(said[:, None], wanted[None], dim=2) / 0.1, own
     )
-    torch.testing.assert_close(clip_contrast(said, wanted, own, own), alone, rtol=1e-5, atol=1e-5)
-    assert clip_contrast(10 * wanted[other], wanted, own, other) < clip_contrast(said, wanted, own, other)
+    torch.testing.assert_close(clip_contrast(said, wanted, own), alone, rtol=1e-5, atol=1e-5)
+    assert clip_contrast(10 * wanted[other], wanted, other, views) < clip_contrast(said, wanted, other, views)
 
 
 LATENT = {"latent": 5.0, "latent_clip": 1.0, "ema": 0.9, "mix": 0.5, "gain_db": 6.0, "response_db": 3.0}

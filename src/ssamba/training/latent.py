@@ -96,15 +96,16 @@ def latent_losses(
     return {
         "latent": F.mse_loss(token, gather_patches(tokens_BPd, mask_BM)),
         "latent_clip": F.mse_loss(clip, clip_Cd[other]),
-        "contrast": clip_contrast(clip, clip_Cd, own, other),
+        "contrast": clip_contrast(clip, clip_Cd, other, views),
     }
 
 
-def clip_contrast(clip_Bd: Tensor, wanted_Cd: Tensor, own: Tensor, other: Tensor) -> Tensor:
+def clip_contrast(clip_Bd: Tensor, wanted_Cd: Tensor, other: Tensor, views: int = 1) -> Tensor:
     """InfoNCE: which of C clips is the one that was predicted, by cosine over a temperature of 0.1.
 
-    Row i predicts the clip ``other[i]``; all are wrong answers but the crop ``own[i]`` that it comes from.
+    Row i predicts the clip ``other[i]``. The further ``views`` of its recording, which lie beside it, do not count.
     """
     logits_BC = F.normalize(clip_Bd, dim=1) @ F.normalize(wanted_Cd, dim=1).T / TEMPERATURE
-    same = F.one_hot(own, len(wanted_Cd)).bool() & (own != other)[:, None]
+    clips = torch.arange(len(wanted_Cd), device=other.device)
+    same = (clips // views == (other // views)[:, None]) & (clips != other[:, None])
     return F.cross_entropy(logits_BC.masked_fill(same, float("-inf")), other)
