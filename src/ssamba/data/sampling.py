@@ -162,28 +162,24 @@ class PretrainPlan:
         clip = int(np.searchsorted(self._offsets[source], item, side="right")) - 1
         part = item - int(self._offsets[source][clip])
         parts = int(self._offsets[source][clip + 1] - self._offsets[source][clip])
-        length = float(self._lengths[source][clip])
-        start = self._start(length, part, parts, position, attempt)
-        if view:
-            start = self._moved(length, start, position, view, attempt)
+        start = self._start(float(self._lengths[source][clip]), part, parts, position, view, attempt)
         return CropSpec(self.sources[source].clips[clip].path, start, self.crop_seconds)
 
-    def _start(self, length: float, part: int, parts: int, position: int, attempt: int) -> float:
-        """Start of crop `part` of `parts`, on the grid of 16 kHz samples, so that the crop lies inside the clip."""
+    def _start(self, length: float, part: int, parts: int, position: int, view: int, attempt: int) -> float:
+        """Start of crop `part` of `parts`, on the grid of 16 kHz samples, so that the crop lies inside the clip.
+
+        A further view of it is drawn around where the first one begins.
+        """
         last = int((length - self.crop_seconds) * SAMPLE_RATE)
         if last <= 0:
             return 0.0
         low, high = part * last // parts, (part + 1) * last // parts
-        return int(generator(self.seed, _START, position, attempt).integers(low, high + 1)) / SAMPLE_RATE
-
-    def _moved(self, length: float, start: float, position: int, view: int, attempt: int) -> float:
-        """Start of another view of the crop that begins at `start`."""
-        last, first = int((length - self.crop_seconds) * SAMPLE_RATE), round(start * SAMPLE_RATE)
-        if last <= 0:
-            return 0.0
-        most = round(self.view_shift * SAMPLE_RATE)
-        low, high = max(0, first - most), min(last, first + most)
-        return int(generator(self.seed, _VIEW, position, view, attempt).integers(low, high + 1)) / SAMPLE_RATE
+        first = int(generator(self.seed, _START, position, attempt).integers(low, high + 1))
+        if view:
+            most = round(self.view_shift * SAMPLE_RATE)
+            low, high = max(0, first - most), min(last, first + most)
+            first = int(generator(self.seed, _VIEW, position, view, attempt).integers(low, high + 1))
+        return first / SAMPLE_RATE
 
     def _crop_counts(self, lengths: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
         if self.crops_per_clip == "length":

@@ -78,13 +78,18 @@ def targets(teacher: Encoder, features: Tensor, layers: int = 0) -> tuple[Tensor
 
 
 def latent_losses(
-    heads: LatentHeads, seen: Seen, mask_BM: Tensor, wanted: tuple[Tensor, Tensor], views: int = 1
+    heads: LatentHeads,
+    seen: Seen,
+    mask_BM: Tensor,
+    wanted: tuple[Tensor, Tensor],
+    views: int = 1,
+    contrast: bool = False,
 ) -> dict[str, Tensor]:
     """What the student's tokens have to do with the ``targets`` of C clips; it saw each B / C times, one after another.
 
     ``latent`` and ``latent_clip`` are mean squared errors of the masked tokens and of the clips' mean tokens,
-    ``contrast`` that of :func:`clip_contrast`. With ``views`` crops of each recording, which follow one another, the
-    clip's target is that of the recording's next view.
+    ``contrast``, where it is asked for, that of :func:`clip_contrast`. With ``views`` crops of each recording, which
+    follow one another, the clip's target is that of the recording's next view.
     """
     tokens_CPd, clip_Cd = wanted
     each = len(mask_BM) // len(clip_Cd)
@@ -93,11 +98,13 @@ def latent_losses(
     clip = heads.clip(seen.encoded_BPd.mean(dim=1)).float()
     own = torch.arange(len(clip), device=clip.device) // each
     other = own - own % views + (own + 1) % views
-    return {
+    found = {
         "latent": F.mse_loss(token, gather_patches(tokens_BPd, mask_BM)),
         "latent_clip": F.mse_loss(clip, clip_Cd[other]),
-        "contrast": clip_contrast(clip, clip_Cd, other, views),
     }
+    if contrast:
+        found["contrast"] = clip_contrast(clip, clip_Cd, other, views)
+    return found
 
 
 def clip_contrast(clip_Bd: Tensor, wanted_Cd: Tensor, other: Tensor, views: int = 1) -> Tensor:

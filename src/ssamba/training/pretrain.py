@@ -217,11 +217,10 @@ class PretrainTask(Task):
         out = self.model.losses(masked, mask_a, mask_b, recipe.objective, (keep_a, keep_b), seen)
         if self.latent is not None and self.averaged is not None:
             wanted = targets(self.averaged.model, features if clean is None else clean, recipe.latent_layers)
-            found = latent_losses(self.latent, seen[0], mask_a, wanted, recipe.views)
-            for name in ("latent", "latent_clip", "contrast"):
-                if weight := getattr(recipe, name):
-                    out["loss"] = out["loss"] + weight * found[name]
-            out |= {name: found[name] for name in self.metrics if name in found}
+            found = latent_losses(self.latent, seen[0], mask_a, wanted, recipe.views, recipe.contrast > 0)
+            for name, value in found.items():
+                out["loss"] = out["loss"] + getattr(recipe, name) * value
+            out |= found
         return out
 
     def companions(self) -> dict[str, nn.Module]:
