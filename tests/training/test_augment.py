@@ -2,21 +2,29 @@
 
 import math
 
+import pytest
 import torch
 from torch import Tensor
 
+from ssamba.config import SAMPLE_RATE
 from ssamba.training.augment import (
     MOST_NOISE,
     MOST_ROLL,
     RESPONSE_KNOTS,
+    ROOMS,
+    change_speed,
     draw_masks,
     draw_mixing,
     draw_noise,
+    draw_noises,
     draw_response,
+    draw_rooms,
+    draw_speed,
     mask_stretches,
     mix_waveforms,
     noise_and_roll,
     repeat_short,
+    reverberate,
 )
 from ssamba.training.seeds import generator
 
@@ -120,3 +128,90 @@ def test_short_clips_are_repeated() -> None:
     assert torch.equal(filled[1], waveforms[1])
     assert longer.tolist() == [10, 10]
     assert not waveforms[0, 4:].any()
+
+
+def tone(frequency: float, samples: int) -> Tensor:
+    return torch.sin(2 * math.pi * frequency * torch.arange(samples, dtype=torch.float64) / SAMPLE_RATE).float()
+
+
+@pytest.mark.parametrize(("frequency", "loss"), [(1000, 55), (4000, 35), (6000, 28)])
+@pytest.mark.parametrize("speed", [0.75, 0.9, 1.0, 1.25])
+def test_speed_changes_pitch_and_length(frequency: float, loss: float, speed: float) -> None:
+    whole, samples = 40_000, 30_000
+    changed, lengths = change_speed(tone(frequency, whole)[None], torch.tensor([whole]), torch.tensor([speed]), samples)
+    assert changed.shape == (1, samples)
+    assert lengths.tolist() == [samples]
+    inside = slice(500, -500)  # a tone that begins at once is not band-limited
+    wrong = (changed[0] - tone(speed * frequency, samples))[inside]
+    assert 10 * math.log10(float(wrong.square().mean()) / 0.5) < -loss
+
+
+def test_what_the_new_speed_moves_above_half_the_rate_is_gone() -> None:
+    waveforms = torch.stack([tone(5000, 20_000), tone(7000, 20_000)])
+    changed, _ = change_speed(waveforms, torch.tensor([20_000] * 2), torch.tensor([1.4, 1.4]), 10_000)
+    kept, gone = changed[:, 1000:-1000].square().mean(dim=1).tolist()
+    assert kept > 0.4
+    assert gone < 1e-4
+
+
+def test_speeds_are_each_clip_s_own() -> None:
+    draw = torch.Generator().manual_seed(0)
+    waveforms, lengths = torch.randn(5, 9_000, generator=draw), torch.tensor([9_000, 3_000, 1, 700, 9_000])
+    waveforms *= torch.arange(9_000) < lengths[:, None]
+    speed = torch.tensor([1.3, 0.8, 1.1, 1.0, 0.77])
+    changed, after = change_speed(waveforms, lengths, speed, 7_000)
+    assert after.tolist() == [6_923, 3_750, 1, 700, 7_000]
+    for row in range(5):
+        alone, length = change_speed(waveforms[[row]], lengths[[row]], speed[[row]], 7_000)
+        torch.testing.assert_close(changed[row], alone[0], rtol=1e-5, atol=1e-5)
+        assert length == after[row]
+        assert not changed[row, after[row] :].any()
+    torch.testing.assert_close(changed[3, :700], waveforms[3, :700], rtol=1e-4, atol=1e-4)
+    strided = torch.randn(9_000, 5, generator=draw).T
+    torch.testing.assert_close(
+        change_speed(strided, lengths, speed, 7_000)[0], change_speed(strided.contiguous(), lengths, speed, 7_000)[0]
+    )
+
+
+def test_speeds_are_as_often_faster_as_slower() -> None:
+    speed = draw_speed(4000, 1.3, generator(0, "speed", 0))
+    assert 1 / 1.3 <= speed.min() < 0.78
+    assert 1.29 < speed.max() <= 1.3
+    assert abs(float(speed.log().mean())) < 0.01
+    assert torch.equal(speed, draw_speed(4000, 1.3, generator(0, "speed", 0)))
+    assert not torch.equal(speed, draw_speed(4000, 1.3, generator(0, "speed", 1)))
+
+
+def test_a_room_is_the_clip_and_a_tail_that_decays() -> None:
+    noises, samples = draw_noises(generator(0, "rooms' noises")), 20_000
+    click = torch.zeros(2, samples)
+    click[:, 100] = 1
+    time, level = 0.4, 0.5  # s until 60 dB are gone; of the tail against the click
+    decay = SAMPLE_RATE * time / math.log(1000)
+    rooms = torch.tensor([[3.0, 3.0], [decay, decay], [level, 0.0]])
+    heard, same = reverberate(click, rooms, noises)
+    torch.testing.assert_close(same, click[1], rtol=0, atol=1e-5)
+    assert not heard[:100].abs().max() > 1e-5
+    assert abs(float(heard[100:].square().sum()) - 1) < 0.1  # click and tail together are as loud as the click was
+    tail = heard[101 : 101 + 8000].double()
+    blocks = 10 * tail.unflatten(0, (20, 400)).square().mean(dim=1).log10()
+    fall = float(
+        torch.linalg.lstsq(torch.stack([torch.arange(20.0), torch.ones(20)], 1).double(), blocks[:, None])[0][0]
+    )
+    assert abs(fall / 400 * SAMPLE_RATE * time + 60) < 4
+    other = reverberate(click, torch.tensor([[4.0, 3.0], [decay, decay], [level, 0.0]]), noises)[0]
+    assert (other - heard).abs().max() > 0.01
+
+
+def test_rooms_are_drawn_for_a_share_of_the_clips() -> None:
+    number, decay, level = draw_rooms(4000, 0.3, generator(0, "rooms", 0))
+    assert number.min() == 0
+    assert number.max() == ROOMS - 1
+    time = decay * math.log(1000) / SAMPLE_RATE
+    assert 0.1 <= time.min() < 0.11
+    assert 0.9 < time.max() <= 1.0001
+    assert 0.27 < float((level > 0).float().mean()) < 0.33
+    assert 0.1 <= level[level > 0].min() < 0.11
+    assert 0.95 < level.max() <= 1
+    # The drawing of one clip does not depend on the share.
+    assert torch.equal(draw_rooms(4000, 1.0, generator(0, "rooms", 0))[2][level > 0], level[level > 0])

@@ -18,8 +18,9 @@ from ssamba.frontend import normalise
 from ssamba.models.classification import Classification
 from ssamba.models.registry import make_encoder
 from ssamba.models.store import save_model
-from ssamba.training.augment import draw_response
+from ssamba.training.augment import change_speed, draw_noises, draw_response, draw_rooms, draw_speed, reverberate
 from ssamba.training.evaluation import Answers
+from ssamba.training.features import batch_features
 from ssamba.training.finetune import finetune
 from ssamba.training.finetune_model import classification, new_model
 from ssamba.training.finetune_recipe import load_finetune_recipe
@@ -160,6 +161,8 @@ def test_scenes_are_labelled_each_second(tmp_path: Path) -> None:
     model = ssamba.load(tmp_path / "run", device="cpu")
     assert model.classifier is not None
     assert model.classifier.task.per_second
+    with pytest.raises(ConfigError, match=r"speed: 1\.2, but the labels are for each second"):
+        run("dasl", data, tmp_path / "faster", frames=2048, batch=1, time_mask=0, speed=1.2)
 
 
 def test_several_labels_a_clip(tmp_path: Path) -> None:
@@ -213,8 +216,11 @@ def test_rates_of_encoder_and_classifier(three: Path, tmp_path: Path) -> None:
     assert 30e-4 < head < 30 * 4e-4
 
 
-def test_loudness_and_colour(three: Path, tmp_path: Path) -> None:
-    """A curve over mel bins for each clip, new in each step, on its normalised features; nothing else changes."""
+def test_loudness_colour_speed_and_rooms(three: Path, tmp_path: Path) -> None:
+    """A curve over mel bins for each clip, new in each step, on its normalised features; nothing else changes.
+
+    Speed and rooms change the waveforms that those are made of.
+    """
 
     def inputs(number: int, **changes: float) -> tuple[Inputs, torch.Tensor]:
         values = SMALL | {"freq_mask": 0, "time_mask": 0, "noise": False, "loss": "ce", **changes}
@@ -233,6 +239,14 @@ def test_loudness_and_colour(three: Path, tmp_path: Path) -> None:
     expected = plain[1] + response[:, None] / (2 * Config.std)
     torch.testing.assert_close(changed[1], expected)
     assert not torch.equal(inputs(1, gain_db=6.0)[0].response, inputs(0, gain_db=6.0)[0].response)
+
+    batch, changed = inputs(0, speed=1.3, reverb=0.7)
+    speed, rooms = draw_speed(8, 1.3, generator(0, "speed", 0)), draw_rooms(8, 0.7, generator(0, "rooms", 0))
+    waveforms, lengths = change_speed(batch.waveforms, batch.lengths, speed, batch.waveforms.shape[1])
+    waveforms = reverberate(waveforms, rooms, draw_noises(generator(0, "rooms' noises")))
+    torch.testing.assert_close(
+        changed, batch_features(waveforms, lengths, load_finetune_recipe("custom", SMALL).config())
+    )
 
 
 def test_averaged_weights_are_judged_and_kept(three: Path, tmp_path: Path) -> None:

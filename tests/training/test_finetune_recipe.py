@@ -101,6 +101,8 @@ def test_a_file_of_your_own(tmp_path: Path) -> None:
         ({"ema": 1.0}, r"ema: 1\.0, give a share below 1"),
         ({"label_smoothing": 1.0}, r"label_smoothing: 1\.0, give a share below 1"),
         ({"gain_db": -3.0}, r"gain_db: -3\.0, give 0 or more"),
+        ({"speed": 0.9}, r"speed: 0\.9, give a factor from 1"),
+        ({"reverb": 2.0}, r"reverb: 2\.0, give a share from 0 to 1"),
         ({"layer_decay": 0.0}, r"layer_decay: 0\.0, give more than 0"),
         ({"layer_decay": 1.1}, r"layer_decay: 1\.1"),
         ({"head_init": "linear"}, "choose random, probe"),

@@ -37,6 +37,8 @@ MORE: dict[str, object] = {
     "label_smoothing": 0.1,
     "gain_db": 6.0,
     "response_db": 3.0,
+    "speed": 1.2,
+    "reverb": 0.5,
 }
 """What a published recipe leaves off."""
 

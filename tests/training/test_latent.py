@@ -11,7 +11,7 @@ from pretrain_runs import command, kill_at, same_results, step_of
 
 import ssamba
 from ssamba import masking
-from ssamba.config import Config
+from ssamba.config import SAMPLE_RATE, Config
 from ssamba.data.manifest import read_sources
 from ssamba.data.sampling import PretrainPlan
 from ssamba.data.scan import SkipList, scan_sources
@@ -19,11 +19,13 @@ from ssamba.errors import ConfigError
 from ssamba.models.encoder import Encoder, Seen, gather_patches
 from ssamba.models.registry import make_encoder
 from ssamba.models.store import load_tensors
-from ssamba.training.features import crop_seconds
+from ssamba.training.augment import change_speed, draw_noises, draw_rooms, draw_speed, reverberate
+from ssamba.training.features import batch_features, crop_seconds
 from ssamba.training.latent import AveragedModel, LatentHeads, clip_contrast, latent_losses, targets
 from ssamba.training.log import read_log
 from ssamba.training.pretrain import PretrainTask, pretrain
 from ssamba.training.recipe import make_recipe
+from ssamba.training.seeds import generator
 
 CONFIG = Config(width=32, depth=4, frames=64, stride_frequency=16, stride_time=16)
 
@@ -127,8 +129,9 @@ LATENT = {"latent": 5.0, "latent_clip": 1.0, "ema": 0.9, "mix": 0.5, "gain_db": 
         {},
         {"decoder_depth": 2, "masks_per_clip": 3, "drop_path": 0.2, "schedule": "cosine"},
         {"contrast": 1.0, "views": 2, "view_shift": 0.1, "clean_targets": True},
+        {"speed": 1.3, "reverb": 0.5},
     ],
-    ids=["", "decoder", "views"],
+    ids=["", "decoder", "views", "speed"],
 )
 def test_killed_runs_end_as_an_unbroken_one(
     sounds: Path, tmp_path: Path, small: dict[str, object], extra: dict[str, object]
@@ -176,17 +179,44 @@ def test_several_masks_for_a_clip_are_as_many_passes(model: Encoder, decoder_dep
         torch.testing.assert_close(value, (parts[0][name] + parts[1][name]) / 2, rtol=1e-5, atol=1e-6)
 
 
+def first_step(sounds: Path, values: dict[str, object]) -> tuple[PretrainTask, list[torch.Tensor | None]]:
+    """A run, and what its model is shown first."""
+    recipe = make_recipe(None, values)
+    sources = scan_sources(read_sources([str(sounds)]))
+    plan = PretrainPlan(sources, recipe.batch, 0, recipe.speed * crop_seconds(recipe.frames))
+    model = make_encoder(recipe.config(), heads=True)
+    task = PretrainTask(recipe, model, plan, sources[0].clips[:2], SkipList())  # type: ignore[arg-type]
+    return task, task.inputs(0, next(iter(task.batches(0))))
+
+
+@pytest.mark.parametrize("short_clips", ["zeros", "repeat"])
+def test_speed_and_rooms_change_the_crops(sounds: Path, small: dict[str, object], short_clips: str) -> None:
+    values = small | {"short_clips": short_clips, "speed": 1.5, "reverb": 0.8}
+    task, shown = first_step(sounds, values)
+    batch = next(iter(task.batches(0)))
+    samples = round(crop_seconds(task.recipe.frames) * SAMPLE_RATE)
+    assert batch.waveforms.shape[1] == round(1.5 * crop_seconds(task.recipe.frames) * SAMPLE_RATE)
+    clips = task.recipe.batch
+    speed = draw_speed(clips, 1.5, generator(0, "speed", 0))
+    waveforms, lengths = change_speed(batch.waveforms, batch.lengths, speed, samples)
+    if short_clips == "repeat":
+        assert (lengths >= samples - 1).all()
+    noises = draw_noises(generator(0, "rooms' noises"))
+    waveforms = reverberate(waveforms, draw_rooms(clips, 0.8, generator(0, "rooms", 0)), noises)
+    wanted = batch_features(waveforms, lengths, task.model.config)
+    assert shown[0] is not None
+    torch.testing.assert_close(shown[0], wanted, rtol=0, atol=0)
+    # Held-out clips are shown as they were recorded, and only so much of them as the model reads.
+    plain, _ = first_step(sounds, small | {"short_clips": short_clips})
+    torch.testing.assert_close(task.validation, plain.validation, rtol=0, atol=0)
+
+
 def test_clean_targets_are_those_of_clips_without_augmentation(sounds: Path, small: dict[str, object]) -> None:
     # The crops of one step, as the averaged model hears them, do not depend on what the student hears.
     def step(extra: dict[str, object]) -> list[torch.Tensor | None]:
-        recipe = make_recipe(None, small | LATENT | {"short_clips": "repeat"} | extra)
-        sources = scan_sources(read_sources([str(sounds)]))
-        plan = PretrainPlan(sources, recipe.batch, 0, crop_seconds(recipe.frames))
-        model = make_encoder(recipe.config(), heads=True)
-        task = PretrainTask(recipe, model, plan, sources[0].clips[:2], SkipList())  # type: ignore[arg-type]
-        return task.inputs(0, next(iter(task.batches(0))))
+        return first_step(sounds, small | LATENT | {"short_clips": "repeat", "speed": 1.2} | extra)[1]
 
-    loud = step({"clean_targets": True})
+    loud = step({"clean_targets": True, "reverb": 1.0})
     plain = step({"mix": 0.0, "gain_db": 0.0, "response_db": 0.0})
     assert loud[0] is not None
     assert loud[5] is not None
@@ -229,6 +259,9 @@ def test_predicting_tokens_is_learnt(sounds: Path, tmp_path: Path, small: dict[s
         ({"masks_per_clip": 0}, "masks_per_clip: 0"),
         ({"decoder_depth": 1}, "decoder_depth is 1: blocks come in pairs"),
         ({"response_db": -1.0}, "response_db: -1.0"),
+        ({"speed": 0.8}, r"speed: 0\.8, give a factor from 1 \(as recorded\) to 4"),
+        ({"speed": 5.0}, r"speed: 5\.0, give a factor"),
+        ({"reverb": 1.5}, r"reverb: 1\.5, give a share"),
     ],
 )
 def test_values_that_make_no_run(values: dict[str, object], message: str) -> None:

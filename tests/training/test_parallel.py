@@ -71,6 +71,8 @@ def wait_for_step(process: subprocess.Popen[str], out: Path, step: int) -> None:
         {"mix": 0.7, "gain_db": 3.0, "response_db": 2.0, "ema": 0.9, "latent": 0.5},
         {"ema": 0.9, "latent": 0.5, "decoder_depth": 2, "masks_per_clip": 3},
         {"ema": 0.9, "latent": 0.5, "views": 2, "latent_clip": 1e-9, "mix": 0.5, "clean_targets": True, "batch": 12},
+        {"speed": 1.3, "reverb": 0.5, "mix": 0.5},
+        {"speed": 1.3, "reverb": 0.5},
     ],
 )
 def test_two_processes_train_as_one(

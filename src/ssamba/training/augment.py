@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
+from ssamba.config import SAMPLE_RATE
+
 MOST_NOISE, MOST_ROLL = 0.1, 10
 """Largest height of the noise, and frames by which a clip is rolled at most."""
 
@@ -102,6 +104,80 @@ def draw_response(batch: int, gain_db: float, response_db: float, bins: int, gen
 def respond(features: Tensor, response: Tensor, std: float) -> Tensor:
     """Normalised features (B, frames, bins), of standard deviation ``std``, as ``draw_response`` says (B, bins)."""
     return features + response[:, None] / (2 * std)
+
+
+def draw_speed(batch: int, most: float, generator: Generator) -> Tensor:
+    """What ``change_speed`` needs: a factor for each clip (B,), log-uniform from 1 / most to most."""
+    return most ** (2 * torch.rand(batch, generator=generator) - 1)
+
+
+def change_speed(waveforms: Tensor, lengths: Tensor, speed: Tensor, samples: int) -> tuple[Tensor, Tensor]:
+    """Each waveform (B, S) played ``speed`` (B,) times as fast, pitch included: (B, samples), and the new lengths.
+
+    After Ko et al. 2015, "Audio augmentation for speech recognition". What would lie above half the sample rate is
+    filtered out first. The band-limited signal at OVERSAMPLING times the rate is joined by straight lines: a tone of
+    1 kHz comes out with errors 61 dB below it, one of 4 kHz 37 dB, one of 6 kHz 30 dB.
+    """
+    size = _fast_size(waveforms.shape[1] + 64)
+    spectrum = torch.fft.rfft(waveforms, size)
+    here = torch.arange(spectrum.shape[1], device=waveforms.device) / (size / 2)
+    spectrum = spectrum * (here <= (1 / speed).clamp_max(1)[:, None])
+    spectrum[:, -1] /= 2  # half the rate: a longer transform counts it twice
+    fine = OVERSAMPLING * torch.fft.irfft(spectrum, OVERSAMPLING * size)
+    # Whole numbers, since single precision is too coarse for places in a long crop.
+    step = (speed * (OVERSAMPLING << FRACTION_BITS)).round().long()
+    place = (torch.arange(samples, device=waveforms.device) * step[:, None]).clamp_max(
+        (fine.shape[1] - 2) << FRACTION_BITS
+    )
+    below, fraction = place >> FRACTION_BITS, (place & ((1 << FRACTION_BITS) - 1)) / (1 << FRACTION_BITS)
+    low, high = fine.gather(1, below), fine.gather(1, below + 1)
+    lengths = (lengths / speed).long().clamp(1, samples)
+    inside = torch.arange(samples, device=waveforms.device) < lengths[:, None]
+    return torch.lerp(low, high, fraction) * inside, lengths
+
+
+OVERSAMPLING, FRACTION_BITS = 4, 20
+
+
+def draw_rooms(batch: int, share: float, generator: Generator) -> Tensor:
+    """What ``reverberate`` needs, for each clip (3, B): a noise's number, decay in samples, and the tail's level.
+
+    Times in which the sound falls by 60 dB are log-uniform from 0.1 to 1 s, levels of the tail uniform from 20 dB below
+    the direct sound to its own; ``share`` of the clips have a tail, the others the level 0.
+    """
+    noise, time, level, chosen = torch.rand(4, batch, generator=generator)
+    decay = SAMPLE_RATE * 10 ** (time - 1) / math.log(1000)
+    return torch.stack([(noise * ROOMS).floor(), decay, 10 ** (level - 1) * (chosen < share)])
+
+
+def draw_noises(generator: Generator) -> Tensor:
+    """The tails of all rooms before they decay: white noise (ROOMS, samples)."""
+    return torch.randn(ROOMS, SAMPLE_RATE, generator=generator)
+
+
+def reverberate(waveforms: Tensor, rooms: Tensor, noises: Tensor) -> Tensor:
+    """Each waveform (B, samples) with the tail of a room: white noise that decays exponentially (Polack's model).
+
+    The loudness of direct sound and tail together is that of the waveform, as far as its spectrum is flat. ``noises``
+    is ``draw_noises``', on the waveforms' device.
+    """
+    number, decay, level = rooms
+    here = torch.arange(noises.shape[1], device=waveforms.device)
+    tail = noises[number.long()] * torch.exp(-here / decay[:, None])
+    tail = tail * (level / tail.norm(dim=1))[:, None]
+    size = _fast_size(waveforms.shape[1] + noises.shape[1])
+    response = 1 + torch.fft.rfft(tail, size)
+    heard = torch.fft.irfft(torch.fft.rfft(waveforms, size) * response, size)[:, : waveforms.shape[1]]
+    return heard / (1 + level.square()).sqrt()[:, None]
+
+
+ROOMS = 256
+
+
+def _fast_size(least: int) -> int:
+    """The smallest size from ``least`` on that has no prime factor above 5, for which FFTs are fast."""
+    sizes = (2**a * 3**b * 5**c for a in range(3, 32) for b in range(6) for c in range(6))
+    return min(size for size in sizes if size >= least)
 
 
 def repeat_short(waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:

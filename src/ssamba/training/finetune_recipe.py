@@ -13,7 +13,7 @@ from ssamba import frontend, patches
 from ssamba.config import AUDIOSET_MEAN, AUDIOSET_STD, ENCODERS, WIDTHS, Config, nearest
 from ssamba.errors import ConfigError
 from ssamba.models.classification import LOSSES, POOLINGS
-from ssamba.training.recipe import check_fields, option, read_values
+from ssamba.training.recipe import check_fields, check_speed_and_reverb, option, read_values
 
 CHOICES = ("auto", "folds", "validation", "last", "average")
 HEAD_INITS = ("random", "probe")
@@ -84,6 +84,8 @@ class FinetuneRecipe:
     noise: bool = option(False, "add noise to training clips and roll them in time")
     gain_db: float = option(0.0, "training clips are made louder or weaker by up to so many dB")
     response_db: float = option(0.0, "deviation, in dB, of a random smooth frequency response for each training clip")
+    speed: float = option(1.0, "training clips are played faster or slower by up to this factor, pitch included")
+    reverb: float = option(0.0, "share of training clips that are heard with the reverberation of a random room")
     loss: str = option(
         "auto", "softmax or sigmoid cross entropy; auto: sigmoid where clips have several labels", LOSSES
     )
@@ -127,6 +129,7 @@ class FinetuneRecipe:
         for name, usual in (("ema", 0.99), ("label_smoothing", 0.1)):
             if getattr(self, name) >= 1:
                 raise ConfigError(f"{name}: {getattr(self, name)}, give a share below 1, such as {usual}")
+        check_speed_and_reverb(self.speed, self.reverb)
         if not 0 < self.layer_decay <= 1:
             raise ConfigError(f"layer_decay: {self.layer_decay}, give more than 0, and 1 at most")
         self._check_grid()

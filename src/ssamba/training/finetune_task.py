@@ -17,7 +17,19 @@ from ssamba.data.labelled_plans import EpochPlan
 from ssamba.data.prefetch import prepare_ahead
 from ssamba.data.scan import SkipList
 from ssamba.models.encoder import Encoder
-from ssamba.training.augment import draw_masks, draw_noise, draw_response, mask_stretches, noise_and_roll, respond
+from ssamba.training.augment import (
+    change_speed,
+    draw_masks,
+    draw_noise,
+    draw_noises,
+    draw_response,
+    draw_rooms,
+    draw_speed,
+    mask_stretches,
+    noise_and_roll,
+    respond,
+    reverberate,
+)
 from ssamba.training.evaluation import Answers, Evaluation, longest_seconds
 from ssamba.training.features import batch_features
 from ssamba.training.finetune_recipe import FinetuneRecipe
@@ -55,7 +67,7 @@ def training_plan(recipe: FinetuneRecipe, fold: Fold) -> EpochPlan:
 class Inputs(NamedTuple):
     """One batch's audio, labels and draws: as in ``LabelledBatch``, and for masks, for noise and roll, for depth.
 
-    ``response`` is that of ``training.augment``.
+    ``response``, ``speed`` and ``rooms`` are those of ``training.augment``.
     """
 
     waveforms: Tensor
@@ -65,6 +77,8 @@ class Inputs(NamedTuple):
     rolls: Tensor | None
     keep: Tensor | None
     response: Tensor | None
+    speed: Tensor | None
+    rooms: Tensor | None
 
 
 class FinetuneTask(Task):
@@ -97,6 +111,7 @@ class FinetuneTask(Task):
         self.total_steps = recipe.epochs * self.steps_per_epoch
         held_out = fold.test if recipe.choose == "folds" else fold.validation or fold.test
         self.judged = self.judge(held_out)
+        self.noises = draw_noises(generator(recipe.seed, "rooms' noises")).to(model.device) if recipe.reverb else None
         self.fill = float(frontend.normalise(torch.zeros(()), model.config.mean, model.config.std))
 
     def judge(self, examples: Sequence[Example]) -> Evaluation:
@@ -125,7 +140,7 @@ class FinetuneTask(Task):
         """
         recipe, clips = self.recipe, self.plan.size(batch.step)
         rows = self.ranks.rows(clips)
-        masks = rolls = keep = response = None
+        masks = rolls = keep = response = speed = rooms = None
         if recipe.freq_mask or recipe.time_mask:
             masks = draw_masks(clips, generator(recipe.seed, "masks", batch.step))[..., rows].contiguous()
         if recipe.noise:
@@ -136,7 +151,11 @@ class FinetuneTask(Task):
         if recipe.gain_db or recipe.response_db:
             source, bins = generator(recipe.seed, "response", batch.step), self.model.config.mel_bins
             response = draw_response(clips, recipe.gain_db, recipe.response_db, bins, source)[rows]
-        inputs = Inputs(batch.waveforms, batch.lengths, batch.targets, masks, rolls, keep, response)
+        if recipe.speed > 1:
+            speed = draw_speed(clips, recipe.speed, generator(recipe.seed, "speed", batch.step))[rows]
+        if recipe.reverb:
+            rooms = draw_rooms(clips, recipe.reverb, generator(recipe.seed, "rooms", batch.step))[:, rows].contiguous()
+        inputs = Inputs(batch.waveforms, batch.lengths, batch.targets, masks, rolls, keep, response, speed, rooms)
         if self.model.device.type != "cuda":
             return inputs
         # From pinned memory the copies to the GPU run beside its work, and nobody waits for them.
@@ -146,7 +165,12 @@ class FinetuneTask(Task):
         """Features made and augmented on the model's device, targets, stochastic depth."""
         device = self.model.device
         here = Inputs(*(x if x is None else x.to(device, non_blocking=True) for x in batch))  # type: ignore[arg-type]
-        features = self.augmented(number, batch_features(here.waveforms, here.lengths, self.model.config), here)
+        waveforms, lengths = here.waveforms, here.lengths
+        if here.speed is not None:
+            waveforms, lengths = change_speed(waveforms, lengths, here.speed, waveforms.shape[1])
+        if here.rooms is not None and self.noises is not None:
+            waveforms = reverberate(waveforms, here.rooms, self.noises)
+        features = self.augmented(number, batch_features(waveforms, lengths, self.model.config), here)
         return [features, here.targets, here.keep]
 
     def companions(self) -> dict[str, nn.Module]:

@@ -27,7 +27,18 @@ from ssamba.models.encoder import Encoder, Seen
 from ssamba.models.registry import make_encoder
 from ssamba.models.store import CONFIG_FILE, Description, build, describe_model, read_config, save_config
 from ssamba.progress import Bar
-from ssamba.training.augment import draw_mixing, draw_response, mix_waveforms, repeat_short, respond
+from ssamba.training.augment import (
+    change_speed,
+    draw_mixing,
+    draw_noises,
+    draw_response,
+    draw_rooms,
+    draw_speed,
+    mix_waveforms,
+    repeat_short,
+    respond,
+    reverberate,
+)
 from ssamba.training.checkpoint import STATE_FILE
 from ssamba.training.features import batch_features, crop_seconds
 from ssamba.training.latent import AveragedModel, LatentHeads, latent_losses, targets
@@ -58,7 +69,7 @@ class Inputs(NamedTuple):
 
     With several masks for each clip, those of a clip follow one another.
     Where the set lies on the device, ``waveforms`` holds the crops' first samples (B,) and ``scale`` (B,) their scale.
-    ``other``, ``level`` and ``response`` are those of ``training.augment``.
+    ``other``, ``level``, ``response``, ``speed`` and ``rooms`` are those of ``training.augment``.
     """
 
     waveforms: Tensor
@@ -71,6 +82,8 @@ class Inputs(NamedTuple):
     other: Tensor | None
     level: Tensor | None
     response: Tensor | None
+    speed: Tensor | None
+    rooms: Tensor | None
 
 
 class PretrainTask(Task):
@@ -100,13 +113,14 @@ class PretrainTask(Task):
         self.batch_size = recipe.batch
         self.steps_per_epoch = plan.steps_per_epoch
         self.total_steps = recipe.steps or max(1, math.ceil(recipe.epochs * plan.crops_per_epoch / recipe.batch))
+        self.noises = draw_noises(generator(recipe.seed, "rooms' noises")).to(model.device) if recipe.reverb else None
         self.resident: ResidentAudio | None = None
         if model.device.type == "cuda" and resident_bytes(plan.clips) <= RESIDENT_BYTES:
             with Bar("decoding all recordings once") as bar:
                 self.resident = ResidentAudio(plan.clips, model.device, bar.update)
         if not self.ranks.main:
             return
-        specs = centre_crops(held_out[: recipe.validation_clips], plan.crop_seconds)
+        specs = centre_crops(held_out[: recipe.validation_clips], crop_seconds(recipe.frames))
         waveforms, lengths = load_crops(specs, skip, choose_workers(recipe.workers))
         if recipe.short_clips == "repeat":
             waveforms, lengths = repeat_short(waveforms, lengths)
@@ -162,24 +176,32 @@ class PretrainTask(Task):
             waveforms, lengths, scale = batch.waveforms, batch.lengths, None
             if self.recipe.short_clips == "repeat":
                 waveforms, lengths = repeat_short(waveforms, lengths)
-        other, level, response = self._augmentation(clips, batch.step)
-        response = None if response is None else response[rows]
-        inputs = Inputs(waveforms, lengths, scale, mask_a, mask_b, keep_a, keep_b, other, level, response)
+        drawn = self._augmentation(clips, rows, batch.step)
+        inputs = Inputs(waveforms, lengths, scale, mask_a, mask_b, keep_a, keep_b, *drawn)
         if self.model.device.type != "cuda":
             return inputs
         # From pinned memory the copies to the GPU run beside its work, and nobody waits for them.
         return Inputs(*(x if x is None else x.pin_memory() for x in inputs))  # type: ignore[arg-type]
 
-    def _augmentation(self, clips: int, step: int) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """One step's draws of mixing and frequency response, None for what the recipe leaves out."""
+    def _augmentation(self, clips: int, rows: slice, step: int) -> list[Tensor | None]:
+        """One step's draws of mixing, frequency response, speed and rooms, None for what the recipe leaves out.
+
+        The response is for the process's own rows; speed and rooms are for all that it hears.
+        """
         recipe = self.recipe
-        other, level, response = None, None, None
+        other, level, response, speed, rooms = None, None, None, None, None
+        heard = slice(None) if recipe.mix else rows
         if recipe.mix:
             other, level = draw_mixing(clips, recipe.mix, generator(recipe.seed, "mixing", step))
         if recipe.gain_db or recipe.response_db:
             source = generator(recipe.seed, "response", step)
             response = draw_response(clips, recipe.gain_db, recipe.response_db, self.model.config.mel_bins, source)
-        return other, level, response
+            response = response[rows]
+        if recipe.speed > 1:
+            speed = draw_speed(clips, recipe.speed, generator(recipe.seed, "speed", step))[heard].contiguous()
+        if recipe.reverb:
+            rooms = draw_rooms(clips, recipe.reverb, generator(recipe.seed, "rooms", step))[:, heard].contiguous()
+        return [other, level, response, speed, rooms]
 
     def inputs(self, number: int, batch: Inputs) -> list[Tensor | None]:
         """Features (B, frames, mel_bins), masks and stochastic depth of each pass, on the model's device.
@@ -193,8 +215,13 @@ class PretrainTask(Task):
             samples, repeat = round(self.plan.crop_seconds * SAMPLE_RATE), self.recipe.short_clips == "repeat"
             waveforms = self.resident.cut(waveforms, lengths, here.scale, samples, repeat)
             lengths = torch.full_like(lengths, samples) if repeat else lengths
+        if here.speed is not None:
+            samples = round(crop_seconds(self.recipe.frames) * SAMPLE_RATE)
+            waveforms, lengths = change_speed(waveforms, lengths, here.speed, samples)
         rows = self.ranks.rows(len(lengths)) if here.other is not None else slice(None)
         clean = batch_features(waveforms[rows], lengths[rows], config) if self.recipe.clean_targets else None
+        if here.rooms is not None and self.noises is not None:
+            waveforms = reverberate(waveforms, here.rooms, self.noises)
         if here.other is not None and here.level is not None:
             waveforms, lengths = mix_waveforms(waveforms, lengths, here.other, here.level)
         features = batch_features(waveforms[rows], lengths[rows], config)
@@ -308,7 +335,7 @@ def _pretrain(
     training, held_out = split_validation(sources, fraction=recipe.validation, seed=recipe.seed)
     if not held_out:
         raise DataError(f"{data[0]}: one file alone leaves none for validation; give two or more")
-    seconds = crop_seconds(recipe.frames)
+    seconds = recipe.speed * crop_seconds(recipe.frames)  # what the fastest crop needs
     plan = PretrainPlan(training, recipe.batch, recipe.seed, seconds, views=recipe.views, view_shift=recipe.view_shift)
     if resuming:
         check_same_data(out, plan.fingerprint)

@@ -16,6 +16,7 @@ from ssamba.errors import ConfigError
 from ssamba.objectives import OBJECTIVES
 
 SCHEDULES = ("plateau", "cosine")
+MOST_SPEED = 4.0
 
 
 def option(default: Any, help: str, choices: tuple[str, ...] = ()) -> Any:
@@ -63,7 +64,7 @@ class PretrainRecipe:
         "crops of each recording in a batch, near one another; with 2 or more a clip's target is another view's token",
     )
     view_shift: float = option(1.0, "seconds by which another view begins earlier or later, at most")
-    clean_targets: bool = option(False, "the averaged model hears clips without mixing, gain and response")
+    clean_targets: bool = option(False, "the averaged model hears clips without mixing, gain, response and rooms")
     latent_layers: int = option(0, "last layers of the averaged model whose mean is the target, 0 takes all")
     ema: float = option(
         0.0, "share of the averaged weights that a step keeps, as 0.999; the run's model is then the averaged one"
@@ -72,6 +73,8 @@ class PretrainRecipe:
     mix: float = option(0.0, "share of clips that get another of their batch mixed in, 0 to 20 dB weaker")
     gain_db: float = option(0.0, "clips are made louder or weaker by up to so many dB")
     response_db: float = option(0.0, "deviation, in dB, of a random smooth frequency response for each clip")
+    speed: float = option(1.0, "clips are played faster or slower by up to this factor, pitch included")
+    reverb: float = option(0.0, "share of clips that are heard with the reverberation of a random room")
     batch: int = option(64, "clips in a step")
     epochs: float = option(10.0, "epochs; an epoch shows every recording about once in full length")
     steps: int = option(0, "steps instead of epochs, where above 0")
@@ -140,6 +143,7 @@ class PretrainRecipe:
                 raise ConfigError(f"{name}: {getattr(self, name)}, give 0 or more")
         if not 0 <= self.ema < 1 or not 0 <= self.mix <= 1:
             raise ConfigError(f"ema {self.ema}, mix {self.mix}: give shares from 0 to below 1, and 0 to 1")
+        check_speed_and_reverb(self.speed, self.reverb)
         if self.teaches and not self.ema:
             raise ConfigError("latent: needs an averaged model to predict; give ema too, such as 0.999")
         self._check_views()
@@ -209,6 +213,14 @@ def check_fields(recipe: Any) -> None:
         good = isinstance(value, kind) or (kind is float and isinstance(value, int))
         if not good or (kind is not bool and isinstance(value, bool)):
             raise ConfigError(f"{f.name}: {value!r}, give a value of type {kind.__name__}")
+
+
+def check_speed_and_reverb(speed: float, reverb: float) -> None:
+    """Raises ``ConfigError`` unless ``speed`` is a factor that makes sense and ``reverb`` a share."""
+    if not 1 <= speed <= MOST_SPEED:
+        raise ConfigError(f"speed: {speed}, give a factor from 1 (as recorded) to {MOST_SPEED:g}")
+    if not 0 <= reverb <= 1:
+        raise ConfigError(f"reverb: {reverb}, give a share from 0 to 1")
 
 
 def read_values(file: Path | Traversable, source: str, kind: type) -> dict[str, Any]:
