@@ -48,6 +48,7 @@ def main() -> None:
     plain, whole = long[:, :samples], lengths.clamp_max(samples)
     decay = SAMPLE_RATE * SECONDS / math.log(1000)
     room = torch.tensor([[0.0, 0.0], [decay, decay], [LEVEL, LEVEL]])
+    noises = draw_noises(generator(0, "noises"))
     response = draw_response(2, 6.0, 3.0, config.mel_bins, generator(0, "response", 0))
 
     def features(waveforms: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
@@ -61,7 +62,7 @@ def main() -> None:
         "as recorded": features(plain, whole),
         f"--speed {SPEED}: slowest": played(1 / SPEED),
         f"--speed {SPEED}: fastest": played(SPEED),
-        "--reverb: the largest room": features(reverberate(plain, room, draw_noises(generator(0, "noises"))), whole),
+        "--reverb: the largest room": features(*reverberate(plain, whole, room, noises)),
         "--gain-db 6 --response-db 3": respond(features(plain, whole), response, config.std),
         "--mix: another, 6 dB weaker": features(*mixed),
     }

@@ -5,6 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from ssamba.data.audio import SAMPLE_RATE
 from ssamba.data.manifest import Clip, Source
 from ssamba.data.sampling import PretrainPlan, centre_crops, split_validation
 from ssamba.errors import DataError
@@ -123,6 +124,41 @@ def test_views_are_near_crops_of_the_same_clip() -> None:
     assert plan.crop(7) == PretrainPlan(sources, 12, crop_seconds=8.0, views=3, view_shift=1.5).crop(7)
 
 
+def test_crops_of_other_speeds_are_as_long_as_they_need() -> None:
+    sources = [source("a", MIXED, 0.6), source("b", [9.0, 40.0] * 20, 0.4)]
+    plan = PretrainPlan(sources, batch_size=12, crop_seconds=8.0, views=2, view_shift=1.5, speed=1.5)
+    plain = PretrainPlan(sources, batch_size=12, crop_seconds=8.0, views=2, view_shift=1.5)
+    lengths = {c.path: c.seconds or 0.0 for s in sources for c in s.clips}
+    assert plan.crops_per_epoch == plain.crops_per_epoch
+    assert plan.fingerprint != plain.fingerprint
+    assert plan.read_seconds == 12 + 1 / SAMPLE_RATE
+    last, moved = [], []
+    for step in range(60):
+        speeds = plan.speeds(step)
+        assert speeds.dtype == np.float32
+        specs = plan.batch(step)
+        assert [spec.path for spec in specs] == [spec.path for spec in plain.batch(step)]
+        for spec, speed in zip(specs, speeds, strict=True):
+            assert 0 <= spec.seconds - speed * 8.0 <= 2 / SAMPLE_RATE
+            assert spec.seconds <= plan.read_seconds
+            assert 0 <= spec.start <= max(0.0, lengths[spec.path] - spec.seconds)
+            if lengths[spec.path] == 40.0:
+                last.append(spec.start + spec.seconds)
+        moved += [other.start - first.start for first, other in zip(specs[::2], specs[1::2], strict=True)]
+    assert max(last) > 39.5  # the ends of recordings are heard, too
+    assert -1.5 <= min(moved) < -1.2 or min(moved) < -1.5  # a view that needs more may have to begin earlier
+    assert 1.2 < max(moved) <= 1.5
+    drawn = np.concatenate([plan.speeds(step) for step in range(400)])
+    assert 1 / 1.5 <= drawn.min() < 0.68
+    assert 1.48 < drawn.max() <= 1.5
+    assert abs(np.log(drawn).mean()) < 0.01
+    assert plan.crop(7) == PretrainPlan(sources, 12, crop_seconds=8.0, views=2, view_shift=1.5, speed=1.5).crop(7)
+    # 9 s: the slowest crops move by 3.7 s, those of more than 9 s begin at the beginning.
+    starts = [s.start for step in range(60) for s in plan.batch(step) if lengths[s.path] == 9.0]
+    assert max(starts) > 3
+    assert 0.0 in starts
+
+
 def test_stand_ins_are_drawn_from_the_same_source() -> None:
     plan = PretrainPlan([source("a", MIXED, 0.5), source("b", [9.0] * 40, 0.5)], batch_size=8)
     for position in range(40):
@@ -142,6 +178,8 @@ def test_bad_plans() -> None:
         PretrainPlan([source("a", [1.0], 0.5), source("b", [1.0])], 4)
     with pytest.raises(ValueError, match="views=3"):
         PretrainPlan([source("a", [1.0])], 4, views=3)
+    with pytest.raises(ValueError, match=r"speed=0\.9"):
+        PretrainPlan([source("a", [1.0])], 4, speed=0.9)
     with pytest.raises(ValueError, match="batch_size=0"):
         PretrainPlan([source("a", [1.0])], 0)
 

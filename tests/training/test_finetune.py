@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import ssamba
-from ssamba.config import Config
+from ssamba.config import SAMPLE_RATE, Config
 from ssamba.data.layouts import read_layout
 from ssamba.data.scan import SkipList
 from ssamba.errors import ConfigError, DataError
@@ -20,7 +20,7 @@ from ssamba.models.registry import make_encoder
 from ssamba.models.store import save_model
 from ssamba.training.augment import change_speed, draw_noises, draw_response, draw_rooms, draw_speed, reverberate
 from ssamba.training.evaluation import Answers
-from ssamba.training.features import batch_features
+from ssamba.training.features import batch_features, crop_seconds
 from ssamba.training.finetune import finetune
 from ssamba.training.finetune_model import classification, new_model
 from ssamba.training.finetune_recipe import load_finetune_recipe
@@ -161,7 +161,7 @@ def test_scenes_are_labelled_each_second(tmp_path: Path) -> None:
     model = ssamba.load(tmp_path / "run", device="cpu")
     assert model.classifier is not None
     assert model.classifier.task.per_second
-    with pytest.raises(ConfigError, match=r"speed: 1\.2, but the labels are for each second"):
+    with pytest.raises(ConfigError, match=r"speed: 1\.2, not possible with a label each second"):
         run("dasl", data, tmp_path / "faster", frames=2048, batch=1, time_mask=0, speed=1.2)
 
 
@@ -240,12 +240,15 @@ def test_loudness_colour_speed_and_rooms(three: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(changed[1], expected)
     assert not torch.equal(inputs(1, gain_db=6.0)[0].response, inputs(0, gain_db=6.0)[0].response)
 
-    batch, changed = inputs(0, speed=1.3, reverb=0.7)
+    batch, changed = inputs(0, speed=1.3, reverb=0.7, frames=16)
+    samples = round(crop_seconds(16) * SAMPLE_RATE)
     speed, rooms = draw_speed(8, 1.3, generator(0, "speed", 0)), draw_rooms(8, 0.7, generator(0, "rooms", 0))
-    waveforms, lengths = change_speed(batch.waveforms, batch.lengths, speed, batch.waveforms.shape[1])
-    waveforms = reverberate(waveforms, rooms, draw_noises(generator(0, "rooms' noises")))
+    assert batch.waveforms.shape[1] == round(1.3 * samples)  # the fastest are as long as the others
+    waveforms, lengths = change_speed(batch.waveforms, batch.lengths, speed, samples)
+    assert lengths.max() == samples
+    waveforms, lengths = reverberate(waveforms, lengths, rooms, draw_noises(generator(0, "rooms' noises")))
     torch.testing.assert_close(
-        changed, batch_features(waveforms, lengths, load_finetune_recipe("custom", SMALL).config())
+        changed, batch_features(waveforms, lengths, load_finetune_recipe("custom", SMALL | {"frames": 16}).config())
     )
 
 

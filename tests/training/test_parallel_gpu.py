@@ -27,7 +27,14 @@ def tiny(tiny: dict[str, object]) -> dict[str, object]:
     return tiny | {"precision": "fp32"}
 
 
-@pytest.mark.parametrize("extra", [{}, {"mix": 0.7, "gain_db": 3.0, "ema": 0.9, "latent": 0.5}])
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {},
+        {"mix": 0.7, "gain_db": 3.0, "ema": 0.9, "latent": 0.5},
+        {"mix": 0.7, "speed": 1.3, "reverb": 0.5, "short_clips": "repeat"},
+    ],
+)
 def test_two_gpus_train_as_one(sounds: Path, tmp_path: Path, tiny: dict[str, object], extra: dict[str, object]) -> None:
     for devices in (1, 2):
         result = run(on_gpus(sounds, tmp_path / str(devices), tiny | extra, devices))

@@ -6,8 +6,10 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 from pretrain_runs import command, kill_at, log_of, same_results, step_of
 
+from ssamba.errors import ConfigError
 from ssamba.training.pretrain import pretrain
 from ssamba.training.recipe import make_recipe
 
@@ -72,3 +74,18 @@ def test_finished_run_goes_on_only_when_extended(
     pretrain([str(sounds)], tmp_path, make_recipe(None, small | extra), device="cpu")
     assert step_of(tmp_path) == extra.get("steps", 8)
     assert ((tmp_path / "state.safetensors").stat().st_mtime_ns == before) == ("steps" not in extra)
+
+
+def test_runs_from_before_a_value_was_there(sounds: Path, tmp_path: Path, small: dict[str, object]) -> None:
+    """What their recipe does not say is taken as the default, which is what they did."""
+    pretrain([str(sounds)], tmp_path, make_recipe(None, small | {"steps": 8}), device="cpu")
+    stored = yaml.safe_load((tmp_path / "recipe.yaml").read_text())
+    for name in ("speed", "reverb", "views"):
+        del stored["recipe"][name]
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(stored))
+    with pytest.raises(ConfigError, match=r"the run there has reverb 0\.0, this command says 0\.5"):
+        pretrain([str(sounds)], tmp_path, make_recipe(None, small | {"reverb": 0.5}), device="cpu")
+    with pytest.raises(ConfigError, match=r"the run there has speed 1\.0, this command says 1\.3"):
+        pretrain([str(sounds)], tmp_path, make_recipe(None, small | {"speed": 1.3}), device="cpu")
+    pretrain([str(sounds)], tmp_path, make_recipe(None, small | {"steps": 16}), device="cpu")
+    assert step_of(tmp_path) == 16

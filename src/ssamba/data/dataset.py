@@ -32,7 +32,7 @@ class Batch(NamedTuple):
 
     Attributes:
         step: the plan's step.
-        waveforms: (B, samples) float32 at 16 kHz; samples is the plan's crop length, shorter crops end in zeros.
+        waveforms: (B, samples) float32 at 16 kHz; samples is the plan's longest crop, shorter ones end in zeros.
         lengths: (B,) int64, the samples of each row that are audio.
     """
 
@@ -94,7 +94,7 @@ class CropLoader:
 
     @property
     def _samples(self) -> int:
-        return round(self.plan.crop_seconds * SAMPLE_RATE)
+        return round(self.plan.read_seconds * SAMPLE_RATE)
 
     def _jobs(self, step: int) -> list[_Job]:
         """Positions and their crops."""

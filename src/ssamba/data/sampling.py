@@ -25,7 +25,9 @@ from ssamba.errors import DataError
 
 __all__ = ["CropSpec", "PretrainPlan", "centre_crops", "generator", "rows_of", "split_validation"]
 
-_ORDER, _SHUFFLE, _START, _REPLACE, _VIEW = range(5)  # purposes of a draw: streams with different ones are independent
+_ORDER, _SHUFFLE, _START, _REPLACE, _VIEW, _SPEED = range(
+    6
+)  # purposes of a draw: streams with different ones are independent
 
 
 class CropSpec(NamedTuple):
@@ -65,11 +67,13 @@ class PretrainPlan:
         views: crops that are shown for each one described above, which follow one another: itself, then others of the
             same clip that begin up to `view_shift` seconds before or after it. An epoch has `views` times as many.
         view_shift: seconds.
+        speed: crops are to be played up to so many times as fast or slow, each with a factor of its own from
+            :meth:`speeds`, and are as long as that takes.
 
     Raises:
         DataError: no clips, or a clip without a length.
-        ValueError: batch size, crop length or number of crops not positive, a batch that is no multiple of `views`, or
-            a negative seed.
+        ValueError: batch size, crop length or number of crops not positive, a batch that is no multiple of `views`, a
+            speed below 1, or a negative seed.
     """
 
     def __init__(
@@ -81,7 +85,10 @@ class PretrainPlan:
         crops_per_clip: int | Literal["length"] = "length",
         views: int = 1,
         view_shift: float = 1.0,
+        speed: float = 1.0,
     ) -> None:
+        if not speed >= 1:
+            raise ValueError(f"speed={speed} must be 1 or more")
         if views < 1 or batch_size % views or not view_shift >= 0:
             raise ValueError(
                 f"views={views} must be positive and divide batch_size={batch_size}, view_shift={view_shift} be >= 0"
@@ -100,7 +107,7 @@ class PretrainPlan:
             crop_seconds,
             crops_per_clip,
         )
-        self.views, self.view_shift = views, view_shift
+        self.views, self.view_shift, self.speed = views, view_shift, speed
         self._lengths = [_lengths(source) for source in self.sources]
         counts = [self._crop_counts(lengths) for lengths in self._lengths]
         # Item j of a source belongs to the clip whose stretch [offsets[c], offsets[c + 1]) holds j.
@@ -108,6 +115,12 @@ class PretrainPlan:
         self._items = [int(offset[-1]) for offset in self._offsets]
         self._draws = _shares(self._items, [source.weight for source in self.sources])
         self._epoch = lru_cache(maxsize=2)(self._make_epoch)  # prefetching looks one epoch ahead
+        self.speeds = lru_cache(maxsize=64)(self._draw_speeds)
+
+    @property
+    def read_seconds(self) -> float:
+        """Length of the longest crop that is read: `crop_seconds`, or what the highest speed needs for it."""
+        return self.crop_seconds if self.speed == 1 else self._needed(self.speed)
 
     @property
     def crops_per_epoch(self) -> int:
@@ -134,6 +147,8 @@ class PretrainPlan:
         digest.update(repr((self.batch_size, self.seed, self.crop_seconds, self.crops_per_clip, self._draws)).encode())
         if self.views > 1:
             digest.update(repr((self.views, self.view_shift)).encode())
+        if self.speed > 1:
+            digest.update(repr(self.speed).encode())
         for source, lengths in zip(self.sources, self._lengths, strict=True):
             for clip in source.clips:
                 digest.update(clip.key.encode("utf-8", "surrogateescape") + b"\0")
@@ -153,7 +168,7 @@ class PretrainPlan:
             attempt: 0 for the crop itself; n > 0 for the n-th stand-in, used when the file turns out unreadable: a
                 crop of the same source, drawn from (seed, position, n).
         """
-        position, view = divmod(position, self.views)
+        row, (position, view) = position, divmod(position, self.views)
         epoch, index = divmod(position, sum(self._draws))
         order = self._epoch(epoch)
         source, item = int(order.source[index]), int(order.item[index])
@@ -163,23 +178,39 @@ class PretrainPlan:
         part = item - int(self._offsets[source][clip])
         parts = int(self._offsets[source][clip + 1] - self._offsets[source][clip])
         start = self._start(float(self._lengths[source][clip]), part, parts, position, view, attempt)
-        return CropSpec(self.sources[source].clips[clip].path, start, self.crop_seconds)
+        return CropSpec(self.sources[source].clips[clip].path, start, self._seconds(row))
 
     def _start(self, length: float, part: int, parts: int, position: int, view: int, attempt: int) -> float:
         """Start of crop `part` of `parts`, on the grid of 16 kHz samples, so that the crop lies inside the clip.
 
         A further view of it is drawn around where the first one begins.
         """
-        last = int((length - self.crop_seconds) * SAMPLE_RATE)
-        if last <= 0:
-            return 0.0
+        last = max(0, int((length - self._seconds(position * self.views)) * SAMPLE_RATE))
         low, high = part * last // parts, (part + 1) * last // parts
-        first = int(generator(self.seed, _START, position, attempt).integers(low, high + 1))
+        first = int(generator(self.seed, _START, position, attempt).integers(low, high + 1)) if last else 0
         if view:
             most = round(self.view_shift * SAMPLE_RATE)
-            low, high = max(0, first - most), min(last, first + most)
-            first = int(generator(self.seed, _VIEW, position, view, attempt).integers(low, high + 1))
+            last = max(0, int((length - self._seconds(position * self.views + view)) * SAMPLE_RATE))
+            high = min(last, first + most)
+            low = min(max(0, first - most), high)
+            first = int(generator(self.seed, _VIEW, position, view, attempt).integers(low, high + 1)) if high else 0
         return first / SAMPLE_RATE
+
+    def _draw_speeds(self, step: int) -> npt.NDArray[np.float32]:
+        """How many times as fast each crop of a step is to be played: (B,), log-uniform from 1 / speed to speed."""
+        draws = generator(self.seed, _SPEED, step).random(self.batch_size)
+        return (self.speed ** (2 * draws - 1)).astype(np.float32)
+
+    def _seconds(self, position: int) -> float:
+        """What the crop at `position` of the sequence reads."""
+        if self.speed == 1:
+            return self.crop_seconds
+        step, row = divmod(position, self.batch_size)
+        return self._needed(float(self.speeds(step)[row]))
+
+    def _needed(self, speed: float) -> float:
+        """Seconds that give `crop_seconds` at a speed, and a sample more: no rounding may leave a crop short."""
+        return (ceil(speed * round(self.crop_seconds * SAMPLE_RATE)) + 1) / SAMPLE_RATE
 
     def _crop_counts(self, lengths: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
         if self.crops_per_clip == "length":

@@ -6,6 +6,7 @@ Features are normalised log-mel (B, frames, mel_bins) on any device (REFERENCE.m
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -122,7 +123,7 @@ def change_speed(waveforms: Tensor, lengths: Tensor, speed: Tensor, samples: int
     spectrum = torch.fft.rfft(waveforms, size)
     here = torch.arange(spectrum.shape[1], device=waveforms.device) / (size / 2)
     spectrum = spectrum * (here <= (1 / speed).clamp_max(1)[:, None])
-    spectrum[:, -1] /= 2  # half the rate: a longer transform counts it twice
+    spectrum[:, -1] /= 2  # half the rate (sizes are even): a longer transform counts it twice
     fine = OVERSAMPLING * torch.fft.irfft(spectrum, OVERSAMPLING * size)
     # Whole numbers, since single precision is too coarse for places in a long crop.
     step = (speed * (OVERSAMPLING << FRACTION_BITS)).round().long()
@@ -155,11 +156,12 @@ def draw_noises(generator: Generator) -> Tensor:
     return torch.randn(ROOMS, SAMPLE_RATE, generator=generator)
 
 
-def reverberate(waveforms: Tensor, rooms: Tensor, noises: Tensor) -> Tensor:
+def reverberate(waveforms: Tensor, lengths: Tensor, rooms: Tensor, noises: Tensor) -> tuple[Tensor, Tensor]:
     """Each waveform (B, samples) with the tail of a room: white noise that decays exponentially (Polack's model).
 
-    The loudness of direct sound and tail together is that of the waveform, as far as its spectrum is flat. ``noises``
-    is ``draw_noises``', on the waveforms' device.
+    Returns waveforms and lengths: a clip's tail may be heard behind its end, until 60 dB are gone. The loudness of
+    direct sound and tail together is that of the waveform, as far as its spectrum is flat. ``noises`` is
+    ``draw_noises``', on the waveforms' device.
     """
     number, decay, level = rooms
     here = torch.arange(noises.shape[1], device=waveforms.device)
@@ -168,14 +170,17 @@ def reverberate(waveforms: Tensor, rooms: Tensor, noises: Tensor) -> Tensor:
     size = _fast_size(waveforms.shape[1] + noises.shape[1])
     response = 1 + torch.fft.rfft(tail, size)
     heard = torch.fft.irfft(torch.fft.rfft(waveforms, size) * response, size)[:, : waveforms.shape[1]]
-    return heard / (1 + level.square()).sqrt()[:, None]
+    sounding = (lengths + decay * math.log(1000) * (level > 0)).long().clamp_max(waveforms.shape[1])
+    heard = heard * (torch.arange(waveforms.shape[1], device=waveforms.device) < sounding[:, None])
+    return heard / (1 + level.square()).sqrt()[:, None], sounding
 
 
 ROOMS = 256
 
 
+@lru_cache(maxsize=64)
 def _fast_size(least: int) -> int:
-    """The smallest size from ``least`` on that has no prime factor above 5, for which FFTs are fast."""
+    """A size from ``least`` on, a multiple of 8 with small prime factors alone, for which FFTs are fast."""
     sizes = (2**a * 3**b * 5**c for a in range(3, 32) for b in range(6) for c in range(6))
     return min(size for size in sizes if size >= least)
 

@@ -118,6 +118,7 @@ def settle(recipe: FinetuneRecipe, data: LabelledData) -> FinetuneRecipe:
             raise ConfigError(f"choose: validation, but {data.layout} has no validation clips; give folds or last")
     if data.folds[0].train[0].per_second is not None:
         wrong = [n for n in ("mixup", "balanced", "window") if getattr(recipe, n)]
+        wrong += ["speed"] if recipe.speed > 1 else []
         wrong += ["loss"] if recipe.loss != "ce" else []
         if wrong:
             raise ConfigError(f"{wrong[0]}: {getattr(recipe, wrong[0])}, not possible with a label each second")
@@ -162,7 +163,7 @@ def _enter(out: Path, recipe: FinetuneRecipe, source: str | None, data: Path, di
     """Make the run directory, or see that the run in it is this one."""
     clear_leftovers(make_folder(out))
     if (out / RECIPE_FILE).exists():
-        check_same_recipe(out, {**recipe.to_dict(), "from": source}, MAY_CHANGE)
+        check_same_recipe(out, recipe, source, MAY_CHANGE)
         check_same_data(out, digest)
     elif (out / CONFIG_FILE).exists():
         raise ConfigError(f"{out}: holds a model that is no fine-tuning run; choose another --out")

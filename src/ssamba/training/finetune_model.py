@@ -25,10 +25,8 @@ STATISTICS_CLIPS = 1000
 
 
 def classification(recipe: FinetuneRecipe, data: LabelledData) -> Classification:
-    """What the model shall answer. Raises ``ConfigError`` for a pooling or a change of speed that does not fit."""
+    """What the model shall answer. Raises ``ConfigError`` for a pooling that does not fit."""
     scenes = data.folds[0].train[0].per_second is not None
-    if scenes and recipe.speed > 1:
-        raise ConfigError(f"speed: {recipe.speed}, but the labels are for each second of a recording; give 1")
     return Classification(data.classes, data.multi_label, recipe.pooling, scenes, recipe.name, recipe.loss)
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ssamba import frontend, objectives
+from ssamba.config import SAMPLE_RATE
 from ssamba.data.decoding import AudioCache, choose_workers
 from ssamba.data.labelled import Example, Fold
 from ssamba.data.labelled_batches import LabelledBatch, LabelledLoader
@@ -59,9 +60,15 @@ def training_plan(recipe: FinetuneRecipe, fold: Fold) -> EpochPlan:
         epoch_examples=whole,
         balanced=recipe.balanced,
         mixup=recipe.mixup,
-        max_seconds=longest_seconds(recipe, scenes),
+        max_seconds=_read_seconds(recipe, scenes),
         random_crop=recipe.window > 0,
     )
+
+
+def _read_seconds(recipe: FinetuneRecipe, scenes: bool) -> float:
+    """What is read of a clip: what the model hears at once, or as much as the highest speed needs for that."""
+    seconds = longest_seconds(recipe, scenes)
+    return recipe.speed * seconds if recipe.speed > 1 else seconds
 
 
 class Inputs(NamedTuple):
@@ -167,9 +174,12 @@ class FinetuneTask(Task):
         here = Inputs(*(x if x is None else x.to(device, non_blocking=True) for x in batch))  # type: ignore[arg-type]
         waveforms, lengths = here.waveforms, here.lengths
         if here.speed is not None:
-            waveforms, lengths = change_speed(waveforms, lengths, here.speed, waveforms.shape[1])
+            # Equal widths for every batch and process: the transform that changes speeds is as long as its input.
+            width, samples = (round(f(self.recipe, False) * SAMPLE_RATE) for f in (_read_seconds, longest_seconds))
+            waveforms = nn.functional.pad(waveforms, (0, max(0, width - waveforms.shape[1])))
+            waveforms, lengths = change_speed(waveforms, lengths, here.speed, samples)
         if here.rooms is not None and self.noises is not None:
-            waveforms = reverberate(waveforms, here.rooms, self.noises)
+            waveforms, lengths = reverberate(waveforms, lengths, here.rooms, self.noises)
         features = self.augmented(number, batch_features(waveforms, lengths, self.model.config), here)
         return [features, here.targets, here.keep]
 

@@ -33,7 +33,6 @@ from ssamba.training.augment import (
     draw_noises,
     draw_response,
     draw_rooms,
-    draw_speed,
     mix_waveforms,
     repeat_short,
     respond,
@@ -69,7 +68,7 @@ class Inputs(NamedTuple):
 
     With several masks for each clip, those of a clip follow one another.
     Where the set lies on the device, ``waveforms`` holds the crops' first samples (B,) and ``scale`` (B,) their scale.
-    ``other``, ``level``, ``response``, ``speed`` and ``rooms`` are those of ``training.augment``.
+    ``other``, ``level``, ``response`` and ``rooms`` are those of ``training.augment``, ``speed`` is the plan's.
     """
 
     waveforms: Tensor
@@ -120,7 +119,7 @@ class PretrainTask(Task):
                 self.resident = ResidentAudio(plan.clips, model.device, bar.update)
         if not self.ranks.main:
             return
-        specs = centre_crops(held_out[: recipe.validation_clips], crop_seconds(recipe.frames))
+        specs = centre_crops(held_out[: recipe.validation_clips], plan.crop_seconds)
         waveforms, lengths = load_crops(specs, skip, choose_workers(recipe.workers))
         if recipe.short_clips == "repeat":
             waveforms, lengths = repeat_short(waveforms, lengths)
@@ -198,7 +197,7 @@ class PretrainTask(Task):
             response = draw_response(clips, recipe.gain_db, recipe.response_db, self.model.config.mel_bins, source)
             response = response[rows]
         if recipe.speed > 1:
-            speed = draw_speed(clips, recipe.speed, generator(recipe.seed, "speed", step))[heard].contiguous()
+            speed = torch.from_numpy(self.plan.speeds(step))[heard].contiguous()
         if recipe.reverb:
             rooms = draw_rooms(clips, recipe.reverb, generator(recipe.seed, "rooms", step))[:, heard].contiguous()
         return [other, level, response, speed, rooms]
@@ -212,16 +211,16 @@ class PretrainTask(Task):
         here = Inputs(*(x if x is None else x.to(device, non_blocking=True) for x in batch))  # type: ignore[arg-type]
         waveforms, lengths = here.waveforms, here.lengths
         if self.resident is not None and here.scale is not None:
-            samples, repeat = round(self.plan.crop_seconds * SAMPLE_RATE), self.recipe.short_clips == "repeat"
+            samples, repeat = round(self.plan.read_seconds * SAMPLE_RATE), self.recipe.short_clips == "repeat"
             waveforms = self.resident.cut(waveforms, lengths, here.scale, samples, repeat)
             lengths = torch.full_like(lengths, samples) if repeat else lengths
         if here.speed is not None:
-            samples = round(crop_seconds(self.recipe.frames) * SAMPLE_RATE)
+            samples = round(self.plan.crop_seconds * SAMPLE_RATE)
             waveforms, lengths = change_speed(waveforms, lengths, here.speed, samples)
         rows = self.ranks.rows(len(lengths)) if here.other is not None else slice(None)
         clean = batch_features(waveforms[rows], lengths[rows], config) if self.recipe.clean_targets else None
         if here.rooms is not None and self.noises is not None:
-            waveforms = reverberate(waveforms, here.rooms, self.noises)
+            waveforms, lengths = reverberate(waveforms, lengths, here.rooms, self.noises)
         if here.other is not None and here.level is not None:
             waveforms, lengths = mix_waveforms(waveforms, lengths, here.other, here.level)
         features = batch_features(waveforms[rows], lengths[rows], config)
@@ -324,7 +323,7 @@ def _pretrain(
     if resuming:
         # A cosine ends with the run: with more steps, those before would have had another rate.
         free = [name for name in MAY_CHANGE if recipe.schedule == "plateau" or name not in ("epochs", "steps")]
-        check_same_recipe(out, {**recipe.to_dict(), "from": source}, tuple(free))
+        check_same_recipe(out, recipe, source, tuple(free))
     elif (out / CONFIG_FILE).exists() and not (out / RECIPE_FILE).exists():
         raise ConfigError(f"{out}: holds a model that is no pretraining run; choose another --out")
     ranks.wait()  # nobody writes before all have looked
@@ -335,8 +334,15 @@ def _pretrain(
     training, held_out = split_validation(sources, fraction=recipe.validation, seed=recipe.seed)
     if not held_out:
         raise DataError(f"{data[0]}: one file alone leaves none for validation; give two or more")
-    seconds = recipe.speed * crop_seconds(recipe.frames)  # what the fastest crop needs
-    plan = PretrainPlan(training, recipe.batch, recipe.seed, seconds, views=recipe.views, view_shift=recipe.view_shift)
+    plan = PretrainPlan(
+        training,
+        recipe.batch,
+        recipe.seed,
+        crop_seconds(recipe.frames),
+        views=recipe.views,
+        view_shift=recipe.view_shift,
+        speed=recipe.speed,
+    )
     if resuming:
         check_same_data(out, plan.fingerprint)
         model = make_encoder(read_config(out).config, heads=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,11 +28,14 @@ def write_recipe(
     write_text(out / RECIPE_FILE, yaml.safe_dump(values, sort_keys=False))
 
 
-def check_same_recipe(out: Path, now: Mapping[str, Any], may_change: Collection[str]) -> None:
+def check_same_recipe(out: Path, recipe: Any, source: str | None, may_change: Collection[str]) -> None:
     """Refuse to go on with another recipe: the steps would not be those of the run.
 
-    ``now`` holds the recipe's values and ``from``. Raises ``ConfigError`` naming the first value that differs.
+    ``recipe`` is a dataclass of the kind that the run has, ``source`` what this command starts from. A run from before
+    a value was there has its default. Raises ``ConfigError`` naming the first value that differs.
     """
+    now = {**dataclasses.asdict(recipe), "from": source}
+    defaults = {f.name: f.default for f in dataclasses.fields(recipe)}
     try:
         stored = yaml.safe_load((out / RECIPE_FILE).read_text(encoding="utf-8"))
         values = {**stored["recipe"], "from": stored["from"]}
@@ -39,7 +43,7 @@ def check_same_recipe(out: Path, now: Mapping[str, Any], may_change: Collection[
         raise ConfigError(f"{out / RECIPE_FILE}: is missing or damaged; choose another --out") from None
     if not set(now) & set(values) >= {"from", "lr"} or ("objective" in now) != ("objective" in values):
         raise ConfigError(f"{out}: holds a run of another command; choose another --out")
-    for key, value in values.items():
+    for key, value in {**defaults, **values}.items():
         if key not in may_change and now.get(key) != value:
             raise ConfigError(
                 f"{out}: the run there has {key} {value}, this command says {now.get(key)}; repeat the first command "
