@@ -61,6 +61,7 @@ def test_the_two_recipes_that_were_tuned_here() -> None:
     for recipe in (esc10, arabic):
         assert (recipe.pooling, recipe.stride, recipe.loss) == ("rows", 16, "ce")
     assert (arabic.mixup, arabic.head_init, arabic.layer_decay) == (0.3, "random", 1.0)
+    assert (esc10.speed, esc10.reverb, esc10.gain_db, esc10.response_db, esc10.epochs) == (1.3, 0.5, 6.0, 3.0, 60)
     assert (esc10.mixup, esc10.head_init, esc10.layer_decay, esc10.ema) == (0.0, "probe", 0.75, 0.99)
     assert ((esc10.mean, esc10.std), esc10.choose) == (ESC, "folds")
     assert (arabic.statistics, arabic.choose) == ("measure", "validation")
@@ -101,6 +102,7 @@ def test_a_file_of_your_own(tmp_path: Path) -> None:
         ({"ema": 1.0}, r"ema: 1\.0, give a share below 1"),
         ({"label_smoothing": 1.0}, r"label_smoothing: 1\.0, give a share below 1"),
         ({"gain_db": -3.0}, r"gain_db: -3\.0, give 0 or more"),
+        ({"warmup_every": 0}, "warmup_every: 0, give 1 or more"),
         ({"speed": 0.9}, r"speed: 0\.9, give a factor from 1"),
         ({"reverb": 2.0}, r"reverb: 2\.0, give a share from 0 to 1"),
         ({"layer_decay": 0.0}, r"layer_decay: 0\.0, give more than 0"),
@@ -127,10 +129,12 @@ def test_recipe_refuses(overrides: dict[str, object], message: str) -> None:
 
 
 def test_schedule_falls_by_the_epoch() -> None:
-    schedule = EpochSchedule(1.0, 0, start=6, every=1, decay=0.85, steps_per_epoch=10)
+    schedule = EpochSchedule(1.0, 0, 50, start=6, every=1, decay=0.85, steps_per_epoch=10)
     assert schedule.rate(59) == 1.0
     assert schedule.rate(60) == pytest.approx(0.85)  # the seventh epoch
     assert schedule.rate(75) == pytest.approx(0.85**2)
-    slow = EpochSchedule(2.0, 100, start=20, every=10, decay=0.5, steps_per_epoch=10)
+    slow = EpochSchedule(2.0, 100, 50, start=20, every=10, decay=0.5, steps_per_epoch=10)
     assert [slow.rate(s) for s in (0, 49, 50, 99)] == [1.0, 1.0, 2.0, 2.0]
+    smooth = EpochSchedule(2.0, 100, 1, start=20, every=10, decay=0.5, steps_per_epoch=10)
+    assert [smooth.rate(s) for s in (0, 49, 99, 100)] == pytest.approx([0.02, 1.0, 2.0, 2.0])
     assert [slow.rate(10 * e) for e in (19, 20, 29, 30, 49)] == [2.0, 1.0, 1.0, 0.5, 0.25]

@@ -246,7 +246,13 @@ class _Run:
         )
         every = task.steps_per_epoch
         schedule = EpochSchedule(
-            recipe.lr, recipe.warmup_steps, recipe.decay_start, recipe.decay_every, recipe.decay, every
+            recipe.lr,
+            recipe.warmup_steps,
+            recipe.warmup_every,
+            recipe.decay_start,
+            recipe.decay_every,
+            recipe.decay,
+            every,
         )
         average = (recipe.average_from * every, recipe.average_to * every) if recipe.choose == "average" else None
         settings = LoopSettings(

@@ -66,7 +66,8 @@ class FinetuneRecipe:
     layer_decay: float = option(
         1.0, "factor between the rates of two layers of the encoder, the first the slowest; 1 gives all the same"
     )
-    warmup_steps: int = option(0, "steps over which the rate rises from 0, in stairs of 50")
+    warmup_steps: int = option(0, "steps over which the rate rises from 0")
+    warmup_every: int = option(50, "steps between two raises during warm-up")
     decay_start: int = option(1000, "epochs through before the rate first falls")
     decay_every: int = option(1, "epochs between two falls")
     decay: float = option(1.0, "factor by which the rate falls")
@@ -111,7 +112,7 @@ class FinetuneRecipe:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        at_least_one = ("epochs", "batch", "accumulate", "decay_every", "log_every", "stride")
+        at_least_one = ("epochs", "batch", "accumulate", "decay_every", "log_every", "stride", "warmup_every")
         for name in at_least_one:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: {getattr(self, name)}, give 1 or more")

@@ -10,9 +10,6 @@ from torch import nn
 
 from ssamba.models.encoder import Encoder
 
-WARMUP_EVERY = 50
-"""Steps between two raises during warm-up, in the reference."""
-
 
 def parameter_groups(model: Encoder, head_lr: float, layer_decay: float) -> list[dict[str, Any]]:
     """What an optimiser takes: the classifier, then the encoder's trained parameters, with a ``rate_factor`` each.
@@ -134,6 +131,7 @@ class EpochSchedule(_Fixed):
 
     peak: float
     warmup_steps: int
+    warmup_every: int
     start: int
     every: int
     decay: float
@@ -143,4 +141,4 @@ class EpochSchedule(_Fixed):
         """The rate of a step, counted from 0."""
         done = step // self.steps_per_epoch
         falls = 0 if done < self.start else (done - self.start) // self.every + 1
-        return self.peak * _warm(step, self.warmup_steps, WARMUP_EVERY) * self.decay**falls
+        return self.peak * _warm(step, self.warmup_steps, self.warmup_every) * self.decay**falls
