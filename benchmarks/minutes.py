@@ -15,9 +15,10 @@ from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 
+from ssamba.pictures import COLOURS
+
 MINUTES = "steps, GPU minutes"
 NUMBER = re.compile(r"\d+(?:\.\d+)?")
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
 
 
 class Row(NamedTuple):

@@ -146,7 +146,7 @@ def test_crops_of_other_speeds_are_as_long_as_they_need() -> None:
                 last.append(spec.start + spec.seconds)
         moved += [other.start - first.start for first, other in zip(specs[::2], specs[1::2], strict=True)]
     assert max(last) > 39.5  # the ends of recordings are heard, too
-    assert -1.5 <= min(moved) < -1.2 or min(moved) < -1.5  # a view that needs more may have to begin earlier
+    assert min(moved) < -1.2  # below -1.5, too: a view that needs more may have to begin earlier
     assert 1.2 < max(moved) <= 1.5
     drawn = np.concatenate([plan.speeds(step) for step in range(400)])
     assert 1 / 1.5 <= drawn.min() < 0.68

@@ -25,9 +25,8 @@ from ssamba.errors import DataError
 
 __all__ = ["CropSpec", "PretrainPlan", "centre_crops", "generator", "rows_of", "split_validation"]
 
-_ORDER, _SHUFFLE, _START, _REPLACE, _VIEW, _SPEED = range(
-    6
-)  # purposes of a draw: streams with different ones are independent
+# Purposes of a draw: streams with different ones are independent.
+_ORDER, _SHUFFLE, _START, _REPLACE, _VIEW, _SPEED = range(6)
 
 
 class CropSpec(NamedTuple):
@@ -168,7 +167,8 @@ class PretrainPlan:
             attempt: 0 for the crop itself; n > 0 for the n-th stand-in, used when the file turns out unreadable: a
                 crop of the same source, drawn from (seed, position, n).
         """
-        row, (position, view) = position, divmod(position, self.views)
+        seconds = self._seconds(position)
+        position, view = divmod(position, self.views)
         epoch, index = divmod(position, sum(self._draws))
         order = self._epoch(epoch)
         source, item = int(order.source[index]), int(order.item[index])
@@ -178,7 +178,7 @@ class PretrainPlan:
         part = item - int(self._offsets[source][clip])
         parts = int(self._offsets[source][clip + 1] - self._offsets[source][clip])
         start = self._start(float(self._lengths[source][clip]), part, parts, position, view, attempt)
-        return CropSpec(self.sources[source].clips[clip].path, start, self._seconds(row))
+        return CropSpec(self.sources[source].clips[clip].path, start, seconds)
 
     def _start(self, length: float, part: int, parts: int, position: int, view: int, attempt: int) -> float:
         """Start of crop `part` of `parts`, on the grid of 16 kHz samples, so that the crop lies inside the clip.

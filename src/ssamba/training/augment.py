@@ -107,6 +107,10 @@ def respond(features: Tensor, response: Tensor, std: float) -> Tensor:
     return features + response[:, None] / (2 * std)
 
 
+OVERSAMPLING, FRACTION_BITS = 4, 20
+ROOMS = 256
+
+
 def draw_speed(batch: int, most: float, generator: Generator) -> Tensor:
     """What ``change_speed`` needs: a factor for each clip (B,), log-uniform from 1 / most to most."""
     return most ** (2 * torch.rand(batch, generator=generator) - 1)
@@ -127,17 +131,13 @@ def change_speed(waveforms: Tensor, lengths: Tensor, speed: Tensor, samples: int
     fine = OVERSAMPLING * torch.fft.irfft(spectrum, OVERSAMPLING * size)
     # Whole numbers, since single precision is too coarse for places in a long crop.
     step = (speed * (OVERSAMPLING << FRACTION_BITS)).round().long()
-    place = (torch.arange(samples, device=waveforms.device) * step[:, None]).clamp_max(
-        (fine.shape[1] - 2) << FRACTION_BITS
-    )
+    last = (fine.shape[1] - 2) << FRACTION_BITS
+    place = (torch.arange(samples, device=waveforms.device) * step[:, None]).clamp_max(last)
     below, fraction = place >> FRACTION_BITS, (place & ((1 << FRACTION_BITS) - 1)) / (1 << FRACTION_BITS)
     low, high = fine.gather(1, below), fine.gather(1, below + 1)
     lengths = (lengths / speed).long().clamp(1, samples)
     inside = torch.arange(samples, device=waveforms.device) < lengths[:, None]
     return torch.lerp(low, high, fraction) * inside, lengths
-
-
-OVERSAMPLING, FRACTION_BITS = 4, 20
 
 
 def draw_rooms(batch: int, share: float, generator: Generator) -> Tensor:
@@ -173,9 +173,6 @@ def reverberate(waveforms: Tensor, lengths: Tensor, rooms: Tensor, noises: Tenso
     sounding = (lengths + decay * math.log(1000) * (level > 0)).long().clamp_max(waveforms.shape[1])
     heard = heard * (torch.arange(waveforms.shape[1], device=waveforms.device) < sounding[:, None])
     return heard / (1 + level.square()).sqrt()[:, None], sounding
-
-
-ROOMS = 256
 
 
 @lru_cache(maxsize=64)

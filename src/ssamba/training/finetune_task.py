@@ -60,15 +60,9 @@ def training_plan(recipe: FinetuneRecipe, fold: Fold) -> EpochPlan:
         epoch_examples=whole,
         balanced=recipe.balanced,
         mixup=recipe.mixup,
-        max_seconds=_read_seconds(recipe, scenes),
+        max_seconds=recipe.speed * longest_seconds(recipe, scenes),  # what the highest speed needs
         random_crop=recipe.window > 0,
     )
-
-
-def _read_seconds(recipe: FinetuneRecipe, scenes: bool) -> float:
-    """What is read of a clip: what the model hears at once, or as much as the highest speed needs for that."""
-    seconds = longest_seconds(recipe, scenes)
-    return recipe.speed * seconds if recipe.speed > 1 else seconds
 
 
 class Inputs(NamedTuple):
@@ -175,8 +169,9 @@ class FinetuneTask(Task):
         waveforms, lengths = here.waveforms, here.lengths
         if here.speed is not None:
             # Equal widths for every batch and process: the transform that changes speeds is as long as its input.
-            width, samples = (round(f(self.recipe, False) * SAMPLE_RATE) for f in (_read_seconds, longest_seconds))
-            waveforms = nn.functional.pad(waveforms, (0, max(0, width - waveforms.shape[1])))
+            seconds = longest_seconds(self.recipe, scenes=False)
+            width, samples = (round(x * SAMPLE_RATE) for x in (self.recipe.speed * seconds, seconds))
+            waveforms = nn.functional.pad(waveforms, (0, width - waveforms.shape[1]))
             waveforms, lengths = change_speed(waveforms, lengths, here.speed, samples)
         if here.rooms is not None and self.noises is not None:
             waveforms, lengths = reverberate(waveforms, lengths, here.rooms, self.noises)
