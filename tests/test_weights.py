@@ -25,7 +25,7 @@ from ssamba.models.store import read_model, save_model
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 LARGEST = 16e6  # bytes
-COLD_START = 5.0  # seconds, with two threads
+COLD_START = 3.0  # of what importing torch takes: 3.2 seconds where that is 1.05, and the promise is five
 ROOT = Path(__file__).parents[1]
 SHIPPED = weights.root() / "tiny"
 
@@ -228,18 +228,24 @@ def test_the_shipped_file(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     audio = (0.1 * rng.standard_normal(160000)).astype(np.float32)
     soundfile.write(tmp_path / "clip.wav", audio, 16000)
-    command = [sys.executable, "-m", "ssamba", "embed", "clip.wav", "--device", "cpu"]
-    # One thread, and its time on the processor. A neighbour on the same core can still double that: the best of three.
-    taken = []
-    for i in range(3):
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_CACHE_DIR": str(tmp_path / f"cache{i}")}
+    embed = [sys.executable, "-m", "ssamba", "embed", "clip.wav", "--device", "cpu", "--out"]
+
+    def processor_time(command: list[str], cache: str) -> float:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_CACHE_DIR": str(tmp_path / cache)}
         begin = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run([*command, "--out", f"{i}.npz"], cwd=tmp_path, env=environment, check=True)
+        subprocess.run(command, cwd=tmp_path, env=environment, check=True)
         end = resource.getrusage(resource.RUSAGE_CHILDREN)
-        taken.append(end.ru_utime + end.ru_stime - begin.ru_utime - begin.ru_stime)
-        if taken[-1] < COLD_START:
+        return end.ru_utime + end.ru_stime - begin.ru_utime - begin.ru_stime
+
+    # One thread, and its time on the processor, which a neighbour on the same core can still double: so each run is
+    # measured beside an import of torch, and the best of three counts.
+    ratios = []
+    for i in range(3):
+        yardstick = processor_time([sys.executable, "-c", "import torch"], f"cache{i}")
+        ratios.append(processor_time([*embed, f"{i}.npz"], f"cache{i}") / yardstick)
+        if ratios[-1] < COLD_START:
             break
-    assert 0.1 < min(taken) < COLD_START
+    assert 1.0 < min(ratios) < COLD_START
     row = np.load(tmp_path / "0.npz")["embedding"][0]
     assert row.shape == (192,)
     assert np.isfinite(row).all()

@@ -69,14 +69,18 @@ def selective_scan(
     batch, length, directions, blocks, channels = u.shape
     total: Tensor | None = None
     for r in range(directions):
+        # A view for each step, of all E channels and N states: what the loop does is then products and sums alone.
+        delta_BKE1 = delta_BLRKE[:, :, r].unsqueeze(-1).unbind(1)
+        drive_BKE1 = (delta_BLRKE[:, :, r] * u[:, :, r]).unsqueeze(-1).unbind(1)
+        B_BK1N = B[:, :, r].unsqueeze(-2).unbind(1)
+        C_BKN1 = C[:, :, r].unsqueeze(-1).unbind(1)
         h_BKEN = u.new_zeros(batch, blocks, channels, A.shape[-1])
         steps: list[Tensor] = []
         for t in range(length) if r == 0 else range(length - 1, -1, -1):
-            delta_BKE1 = delta_BLRKE[:, t, r].unsqueeze(-1)
-            drive = delta_BKE1 * u[:, t, r].unsqueeze(-1) * B[:, t, r].unsqueeze(-2)
-            h_BKEN = torch.exp(delta_BKE1 * A[r]) * h_BKEN + drive
-            steps.append((h_BKEN * C[:, t, r].unsqueeze(-2)).sum(-1))
-        y_BLKE = torch.stack(steps if r == 0 else steps[::-1], dim=1) + D_RKE[r].to(dtype) * u[:, :, r]
+            decay_BKEN = torch.exp(delta_BKE1[t] * A[r])
+            h_BKEN = torch.addcmul(drive_BKE1[t] * B_BK1N[t], decay_BKEN, h_BKEN)
+            steps.append(h_BKEN @ C_BKN1[t])
+        y_BLKE = torch.stack(steps if r == 0 else steps[::-1], dim=1).squeeze(-1) + D_RKE[r].to(dtype) * u[:, :, r]
         total = y_BLKE if total is None else total + y_BLKE
     assert total is not None
     out = total / directions
