@@ -76,7 +76,7 @@ def fit_linear(
 ) -> list[LinearModel]:
     """Fit one model for each strength, in the given order; from small to large is the quickest.
 
-    ``x`` (N, d) features; ``targets`` (N, classes), 1 where the class holds and else 0.
+    ``x`` (N, d) features; ``targets`` (N, classes), 1 where the class holds and else 0, or shares.
     """
     with _threads_for(x.numel() * targets.shape[1]):
         standardise = Standardiser.of(x)
@@ -165,13 +165,14 @@ class _Problem:
         return -(log_shares * self._targets).sum() / n, (log_shares.exp() - self._targets) / n
 
 
-def fit_chosen(x: Tensor, labels: Tensor, parts: Tensor, classes: int) -> LinearModel:
+def fit_chosen(x: Tensor, labels: Tensor, parts: Tensor, classes: int, smoothing: float = 0.0) -> LinearModel:
     """Fit on all examples, with the strength that names most of those right that are held out of other fits.
 
     ``x`` (N, d) features; ``labels`` (N,) int64 class numbers; ``parts`` (N,) int64: the examples of each number from 0
-    on are held out in turn, those below 0 never. Of strengths that do equally well the smallest is taken.
+    on are held out in turn, those below 0 never. Of strengths that do equally well the smallest is taken. ``smoothing``
+    is the share of each label that goes to all classes evenly (label smoothing).
     """
-    targets = F.one_hot(labels, classes).double()
+    targets = F.one_hot(labels, classes).double() * (1 - smoothing) + smoothing / classes
     hits = [0] * len(STRENGTHS)
     for part in range(int(parts.max()) + 1):
         held = parts == part

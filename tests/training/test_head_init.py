@@ -48,9 +48,11 @@ def evaluation(recipe: FinetuneRecipe, data: LabelledData, model: Encoder, numbe
 
 
 @pytest.mark.parametrize("encoder", ["ssamba", "ssast"])
-@pytest.mark.parametrize("pooling", ["rows", "mean", "cls"])
-def test_it_answers_what_the_regression_answers(folds: LabelledData, encoder: str, pooling: str) -> None:
-    recipe = small(encoder=encoder, pooling=pooling)
+@pytest.mark.parametrize(("pooling", "smoothing"), [("rows", 0.0), ("mean", 0.0), ("cls", 0.0), ("rows", 0.2)])
+def test_it_answers_what_the_regression_answers(
+    folds: LabelledData, encoder: str, pooling: str, smoothing: float
+) -> None:
+    recipe = small(encoder=encoder, pooling=pooling, label_smoothing=smoothing)
     model = started(recipe, folds)
     assert model.training
     plain = new_model(recipe, classification(recipe, folds), None)
@@ -60,7 +62,7 @@ def test_it_answers_what_the_regression_answers(folds: LabelledData, encoder: st
     # Folds 2 to 5 are held out in turn.
     parts = torch.tensor([(int(e.key.split("_")[1][0]) - 1) % 5 for e in folds.folds[0].train])
     assert sorted(set(parts.tolist())) == [0, 1, 2, 3]
-    fitted = fit_chosen(values, labels, parts, 3)
+    fitted = fit_chosen(values, labels, parts, 3, smoothing)
     answers = evaluation(recipe, folds, model).answers(model.eval())
     torch.testing.assert_close(answers.logits.double(), fitted.scores(values), atol=1e-4, rtol=1e-4)
     assert (answers.logits.argmax(dim=1) == labels).all()

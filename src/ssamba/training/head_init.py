@@ -23,7 +23,9 @@ def init_by_probe(
     """Let a new classifier answer what the regression on a fold's training clips answers.
 
     Their features are the classifier's own: unchanged clips (windows, where the recipe has some), pooled and normed in
-    evaluation mode. Nothing is drawn, so the same model and clips give the same weights. The caller chooses precision.
+    evaluation mode. Labels are smoothed as in training: one fitted to whole labels is sure of every training clip, and
+    the first steps would bend the encoder to make it doubt. Nothing is drawn, so the same model and clips give the same
+    weights. The caller chooses precision.
     """
     assert model.classifier is not None
     training = model.training
@@ -35,7 +37,7 @@ def init_by_probe(
     # Thousands of clips are a minute's work for one core; a small problem gains nothing on a GPU.
     large = model.device.type == "cuda" and values.numel() * classes >= SMALL
     here = [x.to(model.device) if large else x for x in (values, labels, _parts(fold, data)[examples])]
-    model.classifier.take(fit_chosen(here[0], here[1], here[2], classes))
+    model.classifier.take(fit_chosen(here[0], here[1], here[2], classes, recipe.label_smoothing))
 
 
 def _parts(fold: Fold, data: LabelledData) -> torch.Tensor:
