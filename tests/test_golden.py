@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ssamba import frontend, ops
-from ssamba.config import Config
+from ssamba.config import AUDIOSET_STD, Config
 from ssamba.interop.official import to_official
 from ssamba.loading import load
 from ssamba.models.classification import Classification, Classifier
@@ -124,18 +124,30 @@ def test_fine_tuning_grids(model: Encoder, finetune: dict[str, Tensor], grid: st
         assert (logits - finetune[f"{grid}.logits_{pooling}"]).abs().max() < RELATIVE, pooling
 
 
+def assert_same_log_mel(ours: Tensor, theirs: Tensor, atol: float) -> None:
+    """Within ``atol``, and what a float32 Fourier transform rounds off: two units of a frame's loudest amplitude.
+
+    That counts far below it, as between the chirp's lines, 19 nepers of energy down and more. There the golden numbers
+    are up to 0.006 from what float64 gives, and another processor's transform up to 0.012 from them.
+    """
+    below = theirs.max(dim=-1, keepdim=True).values - theirs
+    rounding = 2 * torch.finfo(torch.float32).eps * (below / 2).exp()
+    assert ((ours - theirs).abs() - rounding).max() < atol
+
+
 @pytest.mark.parametrize("sound", SOUNDS)
 def test_filter_bank(sounds: dict[str, Tensor], sound: str) -> None:
     ours = frontend.log_mel(sounds[f"{sound}.waveform"])
     assert ours.shape == sounds[f"{sound}.fbank"].shape
-    assert (ours - sounds[f"{sound}.fbank"]).abs().max() < 1e-3
+    assert_same_log_mel(ours, sounds[f"{sound}.fbank"], 1e-3)
 
 
 @pytest.mark.parametrize("sound", [*SOUNDS, "long"])
 def test_model_input(sounds: dict[str, Tensor], sound: str) -> None:
     ours = frontend.features(sounds[f"{sound}.waveform"], target_length=1024)
     assert ours.shape == (1, 1024, 128)
-    assert (ours[0] - sounds[f"{sound}.model_input"]).abs().max() < 1e-4
+    scale = 2 * AUDIOSET_STD
+    assert_same_log_mel(scale * ours[0], scale * sounds[f"{sound}.model_input"], scale * 1e-4)
 
 
 def test_the_plain_form_of_other_tests(official_path: Path, official_tensors: dict[str, Tensor], golden: Path) -> None:
