@@ -19,12 +19,12 @@ from ssamba.training.finetune import finetune
 from ssamba.training.finetune_recipe import load_finetune_recipe
 
 
-def close(one: Path, other: Path) -> None:
-    # A probe's standardisation enlarges the rounding of features that hardly vary: up to 1.2e-5 of a loss was seen.
+def close(one: Path, other: Path, validation_loss: float = 1e-5) -> None:
     for row, other_row in zip(log_of(one), log_of(other), strict=True):
         for key, value in row.items():
             if value:
-                assert float(value) == pytest.approx(float(other_row[key]), rel=1e-4), (row["step"], key)
+                rel = validation_loss if key == "val_loss" else 1e-5
+                assert float(value) == pytest.approx(float(other_row[key]), rel=rel), (row["step"], key)
     assert distance(one, other) < 1e-4
 
 
@@ -53,8 +53,10 @@ def test_processes_train_as_one_and_go_on(tmp_path: Path, extra: dict[str, objec
     ranks = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert ranks.returncode == 0, ranks.stderr
     assert ranks.stdout.count("has every fold") == 1
+    # A probe's standardisation enlarges the rounding of features that hardly vary: 1.2e-5 was seen on one processor.
+    validation_loss = 5e-5 if "head_init" in extra else 1e-5
     for n in range(1, 6):
-        close(one / f"fold-{n}", two / f"fold-{n}")
+        close(one / f"fold-{n}", two / f"fold-{n}", validation_loss)
     assert (one / "results.md").read_bytes() == (two / "results.md").read_bytes()
 
 
