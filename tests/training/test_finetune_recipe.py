@@ -60,9 +60,11 @@ def test_the_two_recipes_that_were_tuned_here() -> None:
     esc10, arabic = (load_finetune_recipe(name) for name in ("esc10", "arabic-speech-commands"))
     for recipe in (esc10, arabic):
         assert (recipe.pooling, recipe.stride, recipe.loss) == ("rows", 16, "ce")
-    assert (arabic.mixup, arabic.head_init, arabic.layer_decay) == (0.3, "random", 1.0)
-    assert (esc10.speed, esc10.reverb, esc10.gain_db, esc10.response_db, esc10.epochs) == (1.3, 0.5, 6.0, 3.0, 60)
-    assert (esc10.mixup, esc10.head_init, esc10.layer_decay, esc10.ema) == (0.0, "probe", 0.75, 0.99)
+        assert (recipe.mixup, recipe.head_init, recipe.ema, recipe.speed) == (0.0, "probe", 0.99, 1.15)
+    for recipe, changes in ((arabic, (6, 3, 16, 16, True)), (esc10, (0, 0, 0, 0, False))):
+        assert (recipe.gain_db, recipe.response_db, recipe.freq_mask, recipe.time_mask, recipe.noise) == changes
+    assert (esc10.layer_decay, esc10.epochs, esc10.reverb) == (0.75, 15, 0)
+    assert (arabic.layer_decay, arabic.epochs, arabic.reverb) == (1.0, 20, 0)
     assert ((esc10.mean, esc10.std), esc10.choose) == (ESC, "folds")
     assert (arabic.statistics, arabic.choose) == ("measure", "validation")
 
