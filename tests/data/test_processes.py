@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -238,5 +237,5 @@ def test_ctrl_c_is_for_the_program_alone(parent: tuple[subprocess.Popen[str], li
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert gone(workers)
-    assert errors.endswith("\nKeyboardInterrupt\n")
-    assert not re.search(r"worker\.py\", line \d+, in (main|<module>)", errors)  # the program's own traceback alone
+    amid_another = errors.count("During handling of the above exception")  # the interrupt comes when it will
+    assert errors.count("Traceback") - amid_another == 1  # the program's own, none of the workers'
