@@ -41,22 +41,33 @@ def load_compiler(folder: Path) -> ctypes.CDLL:
     return ctypes.CDLL(str(library))
 
 
-def main(folder: str) -> None:
-    library, compiled = load_compiler(Path(folder)), set()
+CASES = ((2, torch.bfloat16), (1, torch.bfloat16), (2, torch.float16), (2, torch.float32))
+EVERY_CASE = tuple(
+    (directions, dtype) for dtype in (torch.bfloat16, torch.float16, torch.float32) for directions in (1, 2)
+)
 
-    def kernel(source: str, name: str, defines: tuple[str, ...], device: int) -> Callable[..., None]:
-        assert nvrtc._cubin(source, defines, CAPABILITY)
-        compiled.add((name, defines))
+
+def visit_units(kernel: Callable[[str, str, tuple[str, ...]], object], every_case: bool = False) -> None:
+    """Calls ``kernel(source, name, defines)`` for each kernel that the published sizes launch; nothing runs.
+
+    ``every_case``: each type in one and two directions, in training and in inference.
+    """
+
+    def stand_in(source: str, name: str, defines: tuple[str, ...], device: int) -> Callable[..., None]:
+        kernel(source, name, defines)
         return lambda *_: None
 
-    nvrtc._compiler, nvrtc.kernel = (lambda: library), kernel  # type: ignore[assignment]
+    nvrtc.kernel = stand_in  # type: ignore[assignment]
     nvrtc_scan.usable, conv.conv_proj = (lambda *_: True), plain_proj  # type: ignore[assignment]
     nvrtc_proj.usable = lambda x, *_: x.dtype == torch.bfloat16  # type: ignore[assignment]
     for size in SIZES:
-        for directions, dtype in ((2, torch.bfloat16), (1, torch.bfloat16), (2, torch.float16), (2, torch.float32)):
+        for directions, dtype in EVERY_CASE if every_case else CASES:
             tensors = inputs(64 if size == "tiny" else 4, 16, size, directions, dtype)
             y = gpu.bimamba_inner_packed(*tensors)
             torch.autograd.grad(y.float().sum(), tensors)
+            if every_case:
+                with torch.no_grad():
+                    gpu.bimamba_inner_packed(*tensors)
     with torch.no_grad():
         for batch, length in ((1, 5000), (4, 600)):  # in chunks, and with states shared by two warps
             x, *parameters = inputs(batch, length, "tiny", 2, torch.bfloat16)
@@ -70,6 +81,17 @@ def main(folder: str) -> None:
             y, stream, *weights = (torch.zeros(s).bfloat16() for s in shapes)
             for scale in (None, 1.0):
                 nvrtc_gated_output.gated_output(y, stream.to(stream_dtype), *weights, 1e-5, scale)
+
+
+def main(folder: str) -> None:
+    library, compiled = load_compiler(Path(folder)), set()
+
+    def kernel(source: str, name: str, defines: tuple[str, ...]) -> None:
+        assert nvrtc._cubin(source, defines, CAPABILITY)
+        compiled.add((name, defines))
+
+    nvrtc._compiler = lambda: library  # type: ignore[assignment]
+    visit_units(kernel)
     print(len(compiled), "kernels,", ", ".join(sorted({name for name, _ in compiled})))
 
 

@@ -1,0 +1,127 @@
+"""Adapter: the CUDA units that the published sizes launch, and their machine code. No other guard knows internals.
+
+``python tests/guards/cuda_units.py list`` prints the units as JSON, ``... compile`` their cubins' digests as well, for
+sm_80 and sm_90a. It runs in a process of its own: Triton's interpreter is on, and private functions are replaced. NVRTC
+comes from the package nvidia-cuda-nvrtc and needs no GPU.
+
+When the sources move, adapt what is marked ADAPT: how units are visited and compiled. The digests must stay.
+
+A unit is one kernel with one set of macros. Two digests are kept of its cubin:
+- ``cubin``, of the whole file. It holds the kernel's entry name (in symbols and section names), so a renamed
+  ``extern "C"`` entry changes it.
+- ``code``, of the instructions and of the tables that belong to them (sections ``.text.*``, ``.nv.constant*``,
+  ``.nv.info.*``, ``.nv.shared.*`` by size), without names: that stays when an entry is renamed.
+
+FINDINGS
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import struct
+import sys
+from pathlib import Path
+from typing import Any
+
+os.environ["TRITON_INTERPRET"] = "1"
+
+ARCHITECTURES = {"sm_80": (8, 0), "sm_90a": (9, 0)}
+HOPPER_ONLY = ("gated_output",)  # has wgmma and bulk copies
+KEPT_SECTIONS = (".text.", ".nv.constant", ".nv.info.", ".nv.shared.")
+OPS_TESTS = Path(__file__).parents[1] / "ops"
+
+
+def nvrtc_folder() -> Path | None:
+    """The folder of NVRTC's libraries, None where the package is not installed."""
+    spec = importlib.util.find_spec("nvidia")
+    places = list(spec.submodule_search_locations or ()) if spec else []
+    return next((Path(p) / "cu13" / "lib" for p in places if (Path(p) / "cu13" / "lib").is_dir()), None)
+
+
+def visit() -> list[tuple[str, str, tuple[str, ...]]]:
+    """(name, complete source text without macros, macros) of each unit, once each. ADAPT."""
+    sys.path.insert(0, str(OPS_TESTS))
+    import nvrtc_compile
+
+    units: dict[tuple[str, tuple[str, ...]], str] = {}
+    nvrtc_compile.visit_units(lambda source, name, defines: units.setdefault((name, defines), source), every_case=True)
+    return [(name, source, defines) for (name, defines), source in sorted(units.items())]
+
+
+def compile_unit(source: str, defines: tuple[str, ...], capability: tuple[int, int]) -> bytes:
+    """The cubin, compiled as the package compiles it. ADAPT."""
+    from ssamba.ops import nvrtc
+
+    return nvrtc._cubin(source, defines, capability)
+
+
+def use_library(library: ctypes.CDLL) -> None:
+    """Let the package compile with this NVRTC. ADAPT."""
+    from ssamba.ops import nvrtc
+
+    nvrtc._compiler = lambda: library  # type: ignore[assignment]
+
+
+def load_library(folder: Path) -> ctypes.CDLL:
+    """NVRTC, with its table of built-in functions loaded first."""
+    (builtins,) = folder.glob("libnvrtc-builtins.so.*.*")
+    ctypes.CDLL(str(builtins), ctypes.RTLD_GLOBAL)
+    (library,) = (p for p in folder.glob("libnvrtc.so.*") if ".alt." not in p.name)
+    return ctypes.CDLL(str(library))
+
+
+def code_digest(cubin: bytes) -> str:
+    """SHA-256 of a cubin's instructions and launch tables, without the names in it."""
+    (table,) = struct.unpack_from("<Q", cubin, 0x28)
+    entry_size, count, names_at = struct.unpack_from("<HHH", cubin, 0x3A)
+    headers = [struct.unpack_from("<IIQQQQIIQQ", cubin, table + i * entry_size) for i in range(count)]
+    strings = headers[names_at][4]
+    digest = hashlib.sha256()
+    for name_at, kind, _, _, offset, size, *_ in headers:
+        name = cubin[strings + name_at : cubin.index(b"\0", strings + name_at)].decode()
+        kept = next((k for k in KEPT_SECTIONS if name.startswith(k)), None)
+        if kept is None:
+            continue
+        no_bits = kind == 8  # shared memory: a size without contents
+        digest.update(f"{kept} {size}\n".encode() + (b"" if no_bits else cubin[offset : offset + size]))
+    return digest.hexdigest()
+
+
+def sha256(data: bytes) -> str:
+    """Hexadecimal digest."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def snapshot(compile_too: bool) -> dict[str, Any]:
+    """All units: ``"name MACRO=1 ..."`` -> digests. Compiling takes minutes."""
+    units: dict[str, Any] = {}
+    result: dict[str, Any] = {"units": units}
+    if compile_too:
+        folder = nvrtc_folder()
+        if folder is None:
+            raise SystemExit("nvidia-cuda-nvrtc is not installed; where it has a wheel, '.[dev]' brings it")
+        library = load_library(folder)
+        use_library(library)
+        major, minor = ctypes.c_int(), ctypes.c_int()
+        library.nvrtcVersion(ctypes.byref(major), ctypes.byref(minor))
+        build = importlib.metadata.version("nvidia-cuda-nvrtc")
+        result["nvrtc"] = f"{major.value}.{minor.value} ({build})"
+    for name, source, defines in visit():
+        text = "".join(f"#define {d.replace('=', ' ', 1)}\n" for d in defines) + source
+        unit: dict[str, Any] = {"source": sha256(text.encode())}
+        units[" ".join((name, *defines))] = unit
+        for arch, capability in ARCHITECTURES.items() if compile_too else ():
+            if arch != "sm_90a" and name in HOPPER_ONLY:
+                continue
+            cubin = compile_unit(source, defines, capability)
+            unit[arch] = {"bytes": len(cubin), "cubin": sha256(cubin), "code": code_digest(cubin)}
+    return result
+
+
+if __name__ == "__main__":
+    print(json.dumps(snapshot(sys.argv[1] == "compile")))
