@@ -12,7 +12,10 @@ A unit is one kernel with one set of macros. Two digests are kept of its cubin:
 - ``code``, of the instructions and of the tables that belong to them (sections ``.text.*``, ``.nv.constant*``,
   ``.nv.info.*``, ``.nv.shared.*`` by size), without names: that stays when an entry is renamed.
 
-FINDINGS
+Tried with NVRTC 13.5 (13.5.37) on conv_backward, gated_output, scan_fragments and scan_forward, for both architectures.
+The cubin is equal to the byte when all inlined ``__device__`` functions or all structs get other names, when lines and
+comments are added, when the file gets another name or folder, and when macros come as ``-D`` options instead of lines.
+Another name of the entry changes the file and leaves ``code`` as it is.
 """
 
 from __future__ import annotations

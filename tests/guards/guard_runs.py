@@ -18,10 +18,10 @@ from safetensors import safe_open
 
 SMALL = "--width 32 --depth 2 --frames 64 --mask 16 --validation-mask 16 --batch 4 --validation 0.1 --log-every 2"
 SMALL += " --warmup-steps 4 --warmup-every 1 --save-minutes 60 --workers 1 --precision fp32 --device cpu"
-PRETRAIN = f"pretrain sounds --steps 20 --lr 2e-4 --validate-every 10 {SMALL}"
+PRETRAIN = f"pretrain sounds --steps 20 --lr 1e-4 --validate-every 10 {SMALL}"
 LATENT = f"pretrain sounds --steps 2 --validate-every 2 --decoder-depth 2 --latent 1 --ema 0.9 --contrast 0.1 {SMALL}"
 FINETUNE = "finetune custom --data sounds --epochs 2 --batch 8 --frames 64 --stride 16 --freq-mask 8 --time-mask 8"
-FINETUNE += " --workers 1 --save-minutes 60 --precision fp32 --device cpu --lr 2e-4"
+FINETUNE += " --workers 1 --save-minutes 60 --precision fp32 --device cpu --lr 1e-4"
 COMMANDS = {
     "pretrain-reference": ("reference", f"{PRETRAIN} --out pretrain-reference"),
     "pretrain-cpu": ("cpu", f"{PRETRAIN} --out pretrain-cpu"),
@@ -35,6 +35,9 @@ EXACT = [name for name in COMMANDS if name != "pretrain-latent"]
 """Runs whose bits are kept."""
 TIMES = ("seconds", "clips_per_second")
 TOLERANCE = 1e-5
+ROUNDING = re.compile(r"heads\.discriminative\.\d\.bias|blocks\.\d\.attn\.qkv\.bias")
+"""Tensors with a gradient that is 0 but for rounding, in all or some of their values: Adam makes steps of it,
+which differ between machines. Of these only the size is compared."""
 PROBES = 3
 """Random directions on which each tensor is projected: numbers that stand for all of its values."""
 
@@ -166,7 +169,10 @@ def differences(found: dict[str, Any], golden: dict[str, Any]) -> list[str]:
             wrong.append(f"{run}: other tensors")
             continue
         for key, wanted in values["tensors"].items():
-            worst = max(abs(a - b) for a, b in zip(found[run]["tensors"][key], wanted, strict=True))
+            numbers = found[run]["tensors"][key]
+            worst = max(abs(a - b) for a, b in zip(numbers, wanted, strict=True))
+            if ROUNDING.fullmatch(key):
+                worst = 0.0 if 0.5 < numbers[0] / wanted[0] < 2 else worst
             if not worst <= TOLERANCE * max(wanted[0], 1e-3):
                 wrong.append(f"{run}: {key}: off by {worst:.2g} of a norm of {wanted[0]:.4g}")
         wrong += _log_differences(run, found[run]["log"], values["log"])

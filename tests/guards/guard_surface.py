@@ -119,7 +119,8 @@ def surface() -> dict[str, Any]:
 
 def tensors_of(state: dict[str, torch.Tensor]) -> dict[str, Any]:
     """Shapes and types by key, numbered modules in one line, and a digest of the whole list in its order."""
-    lines, grouped = [], {}
+    lines: list[str] = []
+    grouped: dict[str, int] = {}
     for key, value in state.items():
         form = f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
         lines.append(f"{key} {form}")

@@ -27,7 +27,7 @@ def test_each_command_has_a_text(texts: dict[str, str]) -> None:
 
 @pytest.mark.parametrize("name", ["ssamba", *guard_commands.COMMANDS])
 def test_help(texts: dict[str, str], name: str) -> None:
-    """To the letter on the Python that wrote the texts; on another, whose argparse may break lines elsewhere, by words."""
+    """To the letter on the Python that wrote the texts; on another, which may break lines elsewhere, by words."""
     golden = (guard_commands.HELP_FOLDER / f"{name}.txt").read_text(encoding="utf-8")
     found = texts[name]
     if (guard_commands.HELP_FOLDER / "python-version.txt").read_text().strip() != guard_commands.PYTHON:
