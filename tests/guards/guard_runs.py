@@ -82,9 +82,11 @@ def shape_of(value: Any) -> Any:
 
 
 def layout_of(path: Path) -> Any:
-    """What can be read from a file without its numbers; recipes as they are."""
+    """What can be read from a file without its numbers; recipes and config.json as they are."""
     if path.suffix == ".safetensors":
         return tensors_in(path)
+    if path.name == "config.json":
+        return json.loads(path.read_text())
     if path.suffix == ".json":
         return shape_of(json.loads(path.read_text()))
     if path.suffix == ".csv":

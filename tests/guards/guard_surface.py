@@ -35,7 +35,7 @@ def fresh(code: str) -> Any:
 
 def parameters(function: Any) -> list[str]:
     """Name, kind and default of each parameter; annotations are left out, for private types have no fixed names."""
-    marks = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
+    marks: dict[Any, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
     found = []
     for p in inspect.signature(function).parameters.values():
         default = "" if p.default is p.empty else f"={p.default!r}"
