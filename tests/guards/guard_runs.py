@@ -237,7 +237,7 @@ def outputs(folder: Path) -> dict[str, Any]:
             ssamba("predict", *sounds, *model, "--out", f"p.{ending}")
             found[f"predict {name}, {ending}"] = layout_of(folder / f"p.{ending}")
         text = ssamba("predict", *sounds, *model)
-        found[f"predict {name}, table"] = [re.sub(r"[\d.]+", "0", row) for row in text.splitlines()]
+        found[f"predict {name}, table"] = [re.sub(r"[\d.]+", "0", " ".join(row.split())) for row in text.splitlines()]
     for source in ("tiny", "pretrain-latent", "finetune-cpu", "finetune-ssast"):
         found[f"info {source}"] = shape_of(json.loads(ssamba("info", source, "--json")))
         found[f"info {source}, text"] = re.findall(r"^(\S.*?)(?:  |$)", ssamba("info", source), re.MULTILINE)
