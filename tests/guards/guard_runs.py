@@ -20,8 +20,11 @@ SMALL = "--width 32 --depth 2 --frames 64 --mask 16 --validation-mask 16 --batch
 SMALL += " --warmup-steps 4 --warmup-every 1 --save-minutes 60 --workers 1 --precision fp32 --device cpu"
 PRETRAIN = f"pretrain sounds --steps 20 --lr 1e-4 --validate-every 10 {SMALL}"
 LATENT = f"pretrain sounds --steps 2 --validate-every 2 --decoder-depth 2 --latent 1 --ema 0.9 --contrast 0.1 {SMALL}"
-FINETUNE = "finetune custom --data sounds --epochs 2 --batch 8 --frames 64 --stride 16 --freq-mask 8 --time-mask 8"
-FINETUNE += " --workers 1 --save-minutes 60 --precision fp32 --device cpu --lr 1e-4"
+RECIPE = "layout: custom\nframes: 64\nstride: 16\nstatistics: measure\nlr: 1.0e-4\ndecay_start: 6\ndecay_every: 1\n"
+RECIPE += "decay: 0.85\nepochs: 2\nbatch: 8\nfreq_mask: 8\ntime_mask: 8\nnoise: true\n"
+RECIPE += "loss: auto\nmetric: auto\nchoose: auto\n"
+"""A recipe of a user's own, which depends on no recipe that comes with the package."""
+FINETUNE = "finetune fixed.yaml --data sounds --workers 1 --save-minutes 60 --precision fp32 --device cpu"
 COMMANDS = {
     "pretrain-reference": ("reference", f"{PRETRAIN} --out pretrain-reference"),
     "pretrain-cpu": ("cpu", f"{PRETRAIN} --out pretrain-cpu"),
@@ -45,6 +48,7 @@ PROBES = 3
 def make_runs(folder: Path) -> Path:
     """All runs, below a folder."""
     write_sounds(folder / "sounds")
+    (folder / "fixed.yaml").write_text(RECIPE)
     for name, (backend, words) in COMMANDS.items():
         done = process(words.split(), folder, SSAMBA_BACKEND=backend)
         if done.returncode:
