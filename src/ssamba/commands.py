@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -287,7 +288,7 @@ def _bench(arguments: argparse.Namespace) -> int:
 
 
 def _finetune_options(parser: argparse.ArgumentParser) -> None:
-    from ssamba.training.finetune_recipe import FinetuneRecipe, recipe_names
+    from ssamba.training.finetune_recipe import NO_OPTIONS, FinetuneRecipe, recipe_names
     from ssamba.weights import DEFAULT
 
     parser.usage = "ssamba finetune RECIPE --data ROOT [--from SOURCE] --out RUN [options]"
@@ -301,7 +302,7 @@ def _finetune_options(parser: argparse.ArgumentParser) -> None:
     add_device(parser)
     add_devices(parser)
     values = parser.add_argument_group("values of the recipe", "Defaults hold where the recipe says nothing.")
-    add_dataclass(values, FinetuneRecipe, exclude=("name",))
+    add_dataclass(values, FinetuneRecipe, exclude=NO_OPTIONS)
 
 
 def _finetune(arguments: argparse.Namespace) -> int:
@@ -320,6 +321,7 @@ def _finetune(arguments: argparse.Namespace) -> int:
         return EXIT_DONE
     print(headline(values))
     print(f"{arguments.out / TABLE_FILE} has every fold, {arguments.out} the model")
+    print(f"next: ssamba predict FILES --model {shlex.quote(str(arguments.out))}")
     return EXIT_DONE
 
 

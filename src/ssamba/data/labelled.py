@@ -58,7 +58,8 @@ class LabelledData:
     """A data set as its publishers divide it: one fold, or several for cross-validation.
 
     ``classes`` are the names in label order; ``multi_label`` says whether an example may have several. ``notes`` are
-    lines for the user: what was left out, decided or not official.
+    lines for the user: what was left out, decided or not official. ``divided`` says that the set came without
+    splits or folds, so that the division is the reader's.
     """
 
     layout: str
@@ -66,6 +67,7 @@ class LabelledData:
     multi_label: bool
     folds: tuple[Fold, ...]
     notes: tuple[str, ...] = ()
+    divided: bool = False
 
 
 def fifths(examples: Sequence[Example]) -> list[int]:

@@ -94,15 +94,17 @@ class Evaluation:
         device: torch.device,
         cache: AudioCache | None,
         skip: SkipList,
+        again: bool = True,
     ) -> None:
         seconds = longest_seconds(recipe, examples[0].per_second is not None)
-        batch = max(recipe.batch, LEAST_BATCH)
+        batch = recipe.eval_batch or max(recipe.batch, LEAST_BATCH)
         workers = choose_workers(recipe.workers)
         self.plan = EvaluationPlan(examples, batch, seconds, bool(recipe.window), skip, workers)
         self.loader = LabelledLoader(self.plan, classes, workers, skip=skip)
         self.loader.cache = cache
         self.config, self.device, self._kind = config, device, recipe.loss
-        self._keep = self.plan.steps * batch * config.frames * config.mel_bins * 4 <= FEATURE_BYTES
+        self._keep = self.plan.steps * batch * config.frames * config.mel_bins * 4 <= _feature_bytes(recipe)
+        self._keep = self._keep and again
         self._kept: list[tuple[Tensor, LabelledBatch]] = []
 
     def _batches(self) -> Iterator[tuple[Tensor, LabelledBatch]]:
@@ -142,6 +144,11 @@ class Evaluation:
         width = max(b.targets.shape[1] for b in batches)
         targets = torch.cat([_widened(b.targets, width) for b in batches])
         return _by_example(torch.cat(logits).cpu(), targets, examples, self._kind)
+
+
+def _feature_bytes(recipe: FinetuneRecipe) -> float:
+    """Where the cache of audio is kept small, so are the features."""
+    return min(FEATURE_BYTES, recipe.cache_gb * 1e9) if 0 < recipe.cache_gb < 4 else FEATURE_BYTES
 
 
 def _widened(targets: Tensor, width: int) -> Tensor:

@@ -14,7 +14,6 @@ import torch
 
 from ssamba.data.decoding import AudioCache
 from ssamba.data.labelled import Fold, LabelledData
-from ssamba.data.layouts import read_layout
 from ssamba.data.manifest import Clip
 from ssamba.data.scan import SkipList, scan_clips
 from ssamba.errors import ConfigError
@@ -25,6 +24,7 @@ from ssamba.models.store import CONFIG_FILE, WEIGHTS_FILE, build, describe_model
 from ssamba.progress import Bar
 from ssamba.training.checkpoint import STATE_FILE
 from ssamba.training.evaluation import Answers
+from ssamba.training.finetune_facts import fill_open, read_data, stored_values, tell
 from ssamba.training.finetune_model import classification, measure, new_model
 from ssamba.training.finetune_recipe import FinetuneRecipe
 from ssamba.training.finetune_task import ANSWERS_FILE, EPOCHS_FOLDER, FinetuneTask, epoch_file
@@ -45,6 +45,7 @@ from ssamba.training.schedule import EpochSchedule, parameter_groups
 MAY_CHANGE = ("workers", "save_minutes")
 """Values that a resumed run may be given anew: they do not change its results."""
 SECOND_BYTES = 32_000
+COLUMNS = 80
 Say = Callable[[str], None]
 
 
@@ -72,14 +73,25 @@ def finetune(
 def _finetune(
     recipe: FinetuneRecipe, data: Path, out: Path, source: str | None, chosen: torch.device, ranks: Ranks, say: Say
 ) -> dict[str, Any]:
-    labelled = read_layout(recipe.layout, data)
+    recipe, labelled = read_data(stored_values(recipe, out), data)
     for note in labelled.notes if ranks.main else ():
         say(note)
+    open_values = recipe.open
+    facts = None
+    if open_values:
+        recipe, facts = fill_open(recipe, labelled, source, chosen)
     settled = settle(recipe, labelled)
-    new_model(settled, classification(settled, labelled), source)  # refuse what does not fit before anything is made
+    # Refuse what does not fit before anything is made.
+    model = new_model(settled, classification(settled, labelled), source)
     if ranks.main:
         _enter(out, recipe, source, data, fingerprint(labelled))
+        if facts is not None:
+            tell(settled, facts, model, chosen, say)
+    del model
     ranks.wait()
+    if facts is not None and not ranks.main:  # another process may find other memory free: the first one's values hold
+        recipe = stored_values(dataclasses.replace(recipe, auto=" ".join(open_values)), out)
+        settled = settle(recipe, labelled)
     if (out / RESULTS_FILE).exists():
         if ranks.main:
             _clear_states(out, labelled)
@@ -264,6 +276,7 @@ class _Run:
             save_at_validation=False,
             average=average,
             label=label,
+            columns=COLUMNS,
         )
         return Loop(task, folder, optimizer, schedule, settings, precision(recipe.precision, self.device), self.ranks)
 
@@ -278,11 +291,11 @@ class _Run:
                 self._cache = AudioCache(scan_clips(clips, self.skip, progress=bar.update), budget)
         return self._cache
 
-    def _scores(self, number: int) -> dict[int, float]:
-        """A finished fold's score after each epoch, from its log."""
+    def _scores(self, number: int) -> dict[int, tuple[float, float]]:
+        """A finished fold's score and loss after each epoch, from its log."""
         column = f"val_{self.recipe.metric}"
         rows = [row for row in read_log(self.folder(number)) if row[column]]
-        return {round(float(row["epoch"])): float(row[column]) for row in rows}
+        return {round(float(row["epoch"])): (float(row[column]), float(row["val_loss"])) for row in rows}
 
     def _epoch(self, number: int) -> int | None:
         """The epoch whose model speaks for a fold; None for averaged weights."""

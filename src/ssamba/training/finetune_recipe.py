@@ -18,7 +18,16 @@ from ssamba.training.recipe import check_fields, check_speed_and_reverb, option,
 CHOICES = ("auto", "folds", "validation", "last", "average")
 HEAD_INITS = ("random", "probe")
 METRICS = ("auto", "accuracy", "mAP")
+_OWN_AUTO = ("loss", "metric", "choose", "precision")
 _NO_RECIPE = "pretrain"
+NO_OPTIONS = ("name", "auto")
+"""Values that are no options of the command line."""
+OPEN = (
+    *("folds", "frames", "stride", "window", "statistics", "pooling", "head_init", "lr", "head_lr", "layer_decay"),
+    *("warmup_steps", "decay_start", "decay_every", "decay", "epochs", "batch", "accumulate", "eval_batch"),
+    *("freq_mask", "time_mask", "noise", "gain_db", "response_db", "speed", "label_smoothing", "ema", "cache_gb"),
+)
+"""Values that a recipe file may leave open by saying ``auto`` (``training.finetune_auto``)."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +35,9 @@ class FinetuneRecipe:
     """One fine-tuning run. Raises ``ConfigError`` on values that make no run."""
 
     name: str = option("custom", "name of the recipe")
+    auto: str = option("", "names of the values that are left open, until data and machine decide them")
     layout: str = option("custom", "how DATA is laid out (docs/data.md)")
+    folds: int = option(1, "custom sets without splits: folds of the cross-validation, 1 for one split of 80/10/10")
     encoder: str = option("ssamba", "kind of encoder, for --from none", tuple(ENCODERS))
     size: str = option("tiny", "width and depth of the encoder, for --from none", tuple(WIDTHS))
     width: int = option(0, "width, 0 takes it from the size; for --from none")
@@ -78,6 +89,7 @@ class FinetuneRecipe:
     epochs: int = option(50, "epochs, each over all training clips")
     batch: int = option(48, "clips in a batch")
     accumulate: int = option(1, "batches whose gradients make one step")
+    eval_batch: int = option(0, "clips that are judged at once, 0: as in training, at least 16")
     balanced: bool = option(False, "show rare classes more often")
     mixup: float = option(0.0, "share of clips that are mixed with another one")
     freq_mask: int = option(0, "most mel bins hidden from a training clip")
@@ -112,7 +124,7 @@ class FinetuneRecipe:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        at_least_one = ("epochs", "batch", "accumulate", "decay_every", "log_every", "stride", "warmup_every")
+        at_least_one = ("epochs", "folds", "batch", "accumulate", "decay_every", "log_every", "stride", "warmup_every")
         for name in at_least_one:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: {getattr(self, name)}, give 1 or more")
@@ -133,6 +145,9 @@ class FinetuneRecipe:
         check_speed_and_reverb(self.speed, self.reverb)
         if not 0 < self.layer_decay <= 1:
             raise ConfigError(f"layer_decay: {self.layer_decay}, give more than 0, and 1 at most")
+        for name in self.open:
+            if name not in OPEN:
+                raise ConfigError(f"{name}: auto, give a value; only {', '.join(OPEN)} may be left open")
         self._check_grid()
         if self.choose == "average" and not 1 <= self.average_from <= self.average_to <= self.epochs:
             raise ConfigError(
@@ -172,6 +187,11 @@ class FinetuneRecipe:
             std=self.std,
         )
 
+    @property
+    def open(self) -> tuple[str, ...]:
+        """Names of the values that are left to data and machine."""
+        return tuple(self.auto.split())
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for the run directory."""
         return dataclasses.asdict(self)
@@ -198,4 +218,9 @@ def load_finetune_recipe(recipe: str, overrides: dict[str, Any] | None = None) -
     else:
         near = nearest(recipe, recipe_names()) or f"; there are {', '.join(recipe_names())}"
         raise ConfigError(f"unknown recipe '{recipe}'{near} (or give a .yaml file)")
-    return FinetuneRecipe(**({"name": path.stem} | values | (overrides or {})))
+    values |= overrides or {}
+    left = [name for name, value in values.items() if value == "auto" and name not in _OWN_AUTO]
+    numbers = {name: value for name, value in values.items() if name not in left}
+    if "stride" in left:  # until it is chosen: one that patches of every shape allow
+        numbers["stride"] = 1
+    return FinetuneRecipe(**({"name": path.stem, "auto": " ".join(left)} | numbers))

@@ -83,7 +83,7 @@ class Inputs(NamedTuple):
 
 
 class FinetuneTask(Task):
-    """One fold. ``recipe`` has no value left at "auto"; ``earlier`` are the scores by epoch of the folds before."""
+    """One fold. ``recipe`` has no value left at "auto"; ``earlier`` are score and loss by epoch of the folds before."""
 
     metrics: tuple[str, ...] = ("loss",)
 
@@ -95,7 +95,7 @@ class FinetuneTask(Task):
         folder: Path,
         cache: AudioCache | None,
         skip: SkipList,
-        earlier: Sequence[Mapping[int, float]] = (),
+        earlier: Sequence[Mapping[int, tuple[float, float]]] = (),
         ranks: Ranks | None = None,
     ) -> None:
         self.ranks = ranks or Ranks()
@@ -236,7 +236,15 @@ class FinetuneTask(Task):
         if self.recipe.choose == "validation":
             return own
         epoch = step // self.steps_per_epoch
-        return sum([*(scores[epoch] for scores in self.earlier), own]) / (len(self.earlier) + 1)
+        return sum([*(scores[epoch][0] for scores in self.earlier), own]) / (len(self.earlier) + 1)
+
+    def tie_break(self, step: int, metrics: dict[str, float]) -> float:
+        """Of epochs with equal scores the one with the lower loss is better; averaged over folds as the score is."""
+        if self.recipe.choose in ("last", "average"):
+            return 0.0
+        earlier = self.earlier if self.recipe.choose == "folds" else ()
+        epoch = step // self.steps_per_epoch
+        return -sum([*(scores[epoch][1] for scores in earlier), metrics["loss"]]) / (len(earlier) + 1)
 
     def test(self, model: Encoder) -> Answers:
         """The answers of the run's model to the test clips."""

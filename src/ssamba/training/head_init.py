@@ -30,7 +30,9 @@ def init_by_probe(
     assert model.classifier is not None
     training = model.training
     classes = len(model.classifier.task.classes)
-    found = Evaluation(fold.train, recipe, model.config, classes, model.device, cache, skip).values(model.eval())
+    found = Evaluation(fold.train, recipe, model.config, classes, model.device, cache, skip, again=False).values(
+        model.eval()
+    )
     model.train(training)
     values, examples = found
     labels = torch.tensor([example.labels[0] for example in fold.train])[examples]

@@ -65,6 +65,10 @@ class Task(Protocol):
     def score(self, step: int, metrics: dict[str, float]) -> float:
         """How good a validation is; higher is better."""
 
+    def tie_break(self, step: int, metrics: dict[str, float]) -> float:
+        """What decides between validations of equal score; higher is better."""
+        return 0.0
+
     def companions(self) -> dict[str, nn.Module]:
         """Modules that train or are kept beside the model: saved with the state, not with the model."""
         return {}
@@ -92,6 +96,7 @@ class LoopSettings:
         save_at_validation: also save the state at each validation; without it by the clock and at the end alone.
         average: first and last step of the validations over which weights are averaged to give the run's model.
         label: what the progress bar says in front.
+        columns: width of the progress bar, which then leaves out speed and rate; None takes the terminal's.
         keep_last: the run's model is that of the last validation, not of the best.
     """
 
@@ -104,6 +109,7 @@ class LoopSettings:
     average: tuple[int, int] | None = None
     label: str = ""
     keep_last: bool = False
+    columns: int | None = None
 
 
 class Interrupted(KeyboardInterrupt):
@@ -234,7 +240,7 @@ class Loop:
         total, settings = self.task.total_steps, self.settings
         saved = logged = started = time.monotonic()
         self.task.model.train()
-        with _bar(settings.label, total, self.step, self.ranks.main) as bar:
+        with _bar(settings, total, self.step, self.ranks.main) as bar:
             for batches in _grouped(self.task.batches(self.step * settings.accumulate), settings.accumulate):
                 self._one_step(batches)
                 last = self.step == total
@@ -245,7 +251,7 @@ class Loop:
                     if validating:
                         row |= {f"val_{k}": v for k, v in self._validate().items()}
                     self.latest |= row
-                    bar.set_postfix_str(_postfix(self.latest), refresh=False)
+                    bar.set_postfix_str(_postfix(self.latest, settings.columns is not None), refresh=False)
                     now = logged = time.monotonic()
                     if log is not None:
                         log.write(row | {"clips_per_second": round(rate, 2), "seconds": round(now - started, 2)})
@@ -317,8 +323,9 @@ class Loop:
         metrics = self.ranks.told_by_main(found, self.task.validation_metrics)
         model.train()
         score = self.task.score(self.step, metrics)
-        if self.best is None or score > self.best["score"] or self.settings.keep_last:
-            self.best = {"step": self.step, "score": score, **metrics}
+        tie = self.task.tie_break(self.step, metrics)
+        if self.best is None or self.settings.keep_last or _better((score, tie), self.best):
+            self.best = {"step": self.step, "score": score, **({"tie": tie} if tie else {}), **metrics}
             if not self.averaged:
                 self.chosen = {k: v.detach().clone() for k, v in self.task.weights().items()}
         self._average()
@@ -338,6 +345,11 @@ class Loop:
         else:
             for key, value in weights.items():
                 self.chosen[key] += (value - self.chosen[key]) / self.averaged
+
+
+def _better(found: tuple[float, float], best: dict[str, float]) -> bool:
+    """Whether a score, and what breaks its tie, is above the best validation's."""
+    return found > (best["score"], best.get("tie", found[1]))
 
 
 def precision(name: str, device: torch.device) -> AbstractContextManager[Any]:
@@ -361,19 +373,28 @@ def _grouped(batches: Iterator[Any], size: int) -> Iterator[list[Any]]:
         yield group
 
 
-def _bar(label: str, total: int, done: int, shown: bool) -> tqdm[Any]:
+NARROW_BAR = "{desc}: {percentage:3.0f}% {n_fmt}/{total_fmt} steps [{elapsed}<{remaining}{postfix}]"
+
+
+def _bar(settings: LoopSettings, total: int, done: int, shown: bool) -> tqdm[Any]:
     slow = 0.2 if sys.stderr.isatty() else 30
+    narrow = settings.columns is not None
     return tqdm(
-        desc=label or None,
+        desc=settings.label or None,
         total=total,
         initial=done,
         unit="step",
         mininterval=slow,
-        dynamic_ncols=True,
+        ncols=settings.columns,
+        dynamic_ncols=not narrow,
+        bar_format=NARROW_BAR if narrow else None,
         disable=not shown,
     )
 
 
-def _postfix(row: dict[str, float]) -> str:
+def _postfix(row: dict[str, float], narrow: bool = False) -> str:
+    if narrow:
+        metric = "val_accuracy" if "val_accuracy" in row else "val_mAP"
+        return ", ".join(f"{k} {row[k]:.3g}" for k in ("loss", metric) if k in row)
     shown = ("loss", "nce", "accuracy", "mse", "val_accuracy", "val_mAP", "lr")
     return ", ".join(f"{k} {row[k]:.4g}" for k in shown if k in row)

@@ -75,6 +75,17 @@ def class_accuracy(counts: npt.ArrayLike) -> Array:
     return np.where(shown > 0, np.diag(table) / np.maximum(shown, 1), np.nan)
 
 
+def wilson(right: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval (low, high) of a share of which ``right`` in ``total`` is an estimate; (0, 1) of none."""
+    if not total:
+        return 0.0, 1.0
+    z2 = NormalDist().inv_cdf((1 + confidence) / 2) ** 2
+    share = right / total
+    middle = share + z2 / (2 * total)
+    half = math.sqrt(z2 * (share * (1 - share) / total + z2 / (4 * total * total)))
+    return max(0.0, (middle - half) / (1 + z2 / total)), min(1.0, (middle + half) / (1 + z2 / total))
+
+
 def _by_class(
     function: Callable[[Array, npt.NDArray[np.bool_]], float], scores: npt.ArrayLike, targets: npt.ArrayLike
 ) -> Array:

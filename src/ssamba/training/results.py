@@ -112,6 +112,8 @@ def write_results(out: Path, results: Results, answers: Sequence[Answers]) -> di
     if not multi_label and answers[0].logits.dim() == 2:
         write_text(out / PREDICTIONS_FILE, _predictions(results, answers))
     values = results.to_dict()
+    if counts is not None and answers[0].logits.dim() == 2:  # seconds of one scene are no independent trials
+        values["counted"] = {"right": int(counts.trace()), "clips": int(counts.sum())}
     if counts is not None and importlib.util.find_spec("matplotlib") is not None:
         from ssamba.pictures import confusion_picture
 
@@ -154,9 +156,16 @@ def _csv(columns: Sequence[str], rows: Any) -> str:
 
 
 def headline(values: dict[str, Any]) -> str:
-    """One line: the metric, its mean, and over several folds its deviation."""
+    """One line: the metric, its mean, over several folds its deviation; accuracy as a count and its 95 % interval."""
     name, mean = values["metric"], values["mean"][values["metric"]]
     text = f"{values['recipe']}: {name} {_percent(mean)}"
+    counted = values.get("counted")  # a run of an earlier version has none
+    if counted is not None and name == "accuracy":
+        low, high = metrics.wilson(counted["right"], counted["clips"])
+        text = (
+            f"{values['recipe']}: {name} {counted['right']} of {counted['clips']}, {100 * low:.0f}-{100 * high:.0f} %"
+        )
+        text += "" if len(values["folds"]) == 1 else f"; {_percent(mean)}"
     if values["sample_deviation"] is None:
         return text
     deviation = values["sample_deviation"][name]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import difflib
 import os
 from collections import Counter
@@ -240,7 +241,7 @@ def check_data(data: LabelledData, where: Path, complete: bool = True) -> Labell
         untested = _absent(data.classes, fold.test)
         if untested and len(data.folds) == 1:
             notes.append(f"{len(untested)} of {len(data.classes)} classes have no test clip, the first: {untested[0]}")
-    return LabelledData(data.layout, data.classes, data.multi_label, data.folds, tuple(notes))
+    return dataclasses.replace(data, notes=tuple(notes))
 
 
 def size_note(found: int, published: int) -> tuple[str, ...]:

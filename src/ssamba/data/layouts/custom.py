@@ -20,7 +20,7 @@ from ssamba.data.layouts.common import (
     read_table,
     require_folder,
 )
-from ssamba.data.layouts.splits import SPLITS, split_name, stratified_split
+from ssamba.data.layouts.splits import SPLITS, split_name, stratified_folds, stratified_split
 from ssamba.data.manifest import LABEL_COLUMNS, PATH_COLUMNS, nearest_file, read_source
 from ssamba.errors import DataError
 
@@ -30,7 +30,7 @@ TABLES = ("labels.csv", "meta.csv", "metadata.csv", "labels.tsv", "meta.tsv", "m
 """Looked for in a folder, in this order; without any, its folders are the classes."""
 
 
-def read_custom(root: Path, seed: int = 0, multi_label: bool | None = None) -> LabelledData:
+def read_custom(root: Path, seed: int = 0, multi_label: bool | None = None, folds: int = 1) -> LabelledData:
     """A CSV or TSV, a folder that holds one of :data:`TABLES`, or a folder with one folder for each class.
 
     A table has a column of paths (path, filename, file or wav; relative to the table) and one of labels (label, labels,
@@ -42,6 +42,8 @@ def read_custom(root: Path, seed: int = 0, multi_label: bool | None = None) -> L
     Args:
         root: the table or the folder.
         seed: of the division.
+        folds: into how many parts a set without splits is divided for cross-validation; 1 gives the one 80/10/10
+            division.
         multi_label: None takes the set for multi-label when any row has several labels, or the column is named labels.
 
     Raises:
@@ -53,14 +55,14 @@ def read_custom(root: Path, seed: int = 0, multi_label: bool | None = None) -> L
     if root.is_file():
         if root.suffix.lower() not in (".csv", ".tsv"):
             raise DataError(f"{root}: is no .csv or .tsv; give a table or a folder with one folder for each class")
-        return _read_labels(root, seed, multi_label)
+        return _read_labels(root, seed, multi_label, folds)
     table = next((root / name for name in TABLES if (root / name).is_file()), None)
     if table is not None:
-        return _read_labels(table, seed, multi_label)
-    return _read_folders(root, seed)
+        return _read_labels(table, seed, multi_label, folds)
+    return _read_folders(root, seed, folds)
 
 
-def _read_labels(path: Path, seed: int, multi_label: bool | None) -> LabelledData:
+def _read_labels(path: Path, seed: int, multi_label: bool | None, n_folds: int) -> LabelledData:
     table = read_table(path)
     files, labels = _column(table, PATH_COLUMNS, "path"), _column(table, LABEL_COLUMNS, "label")
     named = [_separate(row[labels]) for _, row in table.rows]
@@ -78,11 +80,14 @@ def _read_labels(path: Path, seed: int, multi_label: bool | None) -> LabelledDat
         for (_, row), names in zip(table.rows, named, strict=True)
     ]
     check_present(path, examples, "paths are relative to the table's folder")
-    folds, notes = _divide(table, examples, seed)
-    return check_data(LabelledData("custom", classes, multi, folds, notes), path)
+    folds, notes = _divide(table, examples, seed, n_folds)
+    divided = not {"split", "fold"} & set(table.columns)
+    return check_data(LabelledData("custom", classes, multi, folds, notes, divided), path)
 
 
-def _divide(table: Table, examples: Sequence[Example], seed: int) -> tuple[tuple[Fold, ...], tuple[str, ...]]:
+def _divide(
+    table: Table, examples: Sequence[Example], seed: int, n_folds: int
+) -> tuple[tuple[Fold, ...], tuple[str, ...]]:
     if "split" in table.columns:
         splits: dict[str, list[Example]] = {split: [] for split in SPLITS}
         for (line, row), example in zip(table.rows, examples, strict=True):
@@ -90,7 +95,7 @@ def _divide(table: Table, examples: Sequence[Example], seed: int) -> tuple[tuple
         return _one_fold("custom", splits)
     if "fold" in table.columns:
         return _cross_validation(table, examples), ()
-    return _own_split(examples, seed)
+    return _own_split(examples, seed, n_folds)
 
 
 def _cross_validation(table: Table, examples: Sequence[Example]) -> tuple[Fold, ...]:
@@ -107,7 +112,10 @@ def _cross_validation(table: Table, examples: Sequence[Example]) -> tuple[Fold, 
     return cross_validation({name: by_fold[name] for name in _sorted_names(by_fold)})
 
 
-def _own_split(examples: Sequence[Example], seed: int) -> tuple[tuple[Fold, ...], tuple[str, ...]]:
+def _own_split(examples: Sequence[Example], seed: int, n_folds: int) -> tuple[tuple[Fold, ...], tuple[str, ...]]:
+    if n_folds > 1:
+        folds = cross_validation(stratified_folds(examples, seed, n_folds))
+        return folds, (f"no splits given: cross-validated in {n_folds} folds, divided by class (seed {seed})",)
     splits = stratified_split(examples, seed)
     sizes = " / ".join(str(len(splits[split])) for split in SPLITS)
     note = f"no splits given: divided by class into {sizes} clips to train, validate and test on (seed {seed})"
@@ -122,7 +130,7 @@ def _one_fold(name: str, splits: dict[str, list[Example]]) -> tuple[tuple[Fold, 
     return (Fold(name, *(tuple(splits[split]) for split in SPLITS)),), notes
 
 
-def _read_folders(root: Path, seed: int) -> LabelledData:
+def _read_folders(root: Path, seed: int, n_folds: int) -> LabelledData:
     require_folder(root, "")
     clips = read_source(root)
     deep = [clip.key.split("/") for clip in clips]
@@ -140,8 +148,8 @@ def _read_folders(root: Path, seed: int) -> LabelledData:
     for clip, key in zip(clips, deep, strict=True):
         example = file_example(Path(clip.path), clip.key, (numbers[key[1] if by_split else key[0]],))
         splits[split_name(key[0], str(root)) if by_split else "train"].append(example)
-    folds, notes = _one_fold("custom", splits) if by_split else _own_split(splits["train"], seed)
-    return check_data(LabelledData("custom", classes, False, folds, notes), root)
+    folds, notes = _one_fold("custom", splits) if by_split else _own_split(splits["train"], seed, n_folds)
+    return check_data(LabelledData("custom", classes, False, folds, notes, not by_split), root)
 
 
 def _refuse_empty(root: Path, classes: Sequence[str], places: Iterable[str]) -> None:

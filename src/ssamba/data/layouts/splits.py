@@ -10,7 +10,7 @@ from ssamba.data.labelled import Example
 from ssamba.data.layouts.common import nearest
 from ssamba.errors import DataError
 
-__all__ = ["SPLITS", "split_name", "stratified_split"]
+__all__ = ["SPLITS", "split_name", "stratified_folds", "stratified_split"]
 
 SPLITS = ("train", "validation", "test")
 
@@ -59,21 +59,38 @@ def stratified_split(
     Returns:
         Split -> examples, in the given order.
     """
-    counts = Counter(label for example in examples for label in example.labels)
-    groups: dict[int, list[Example]] = {}
-    for example in examples:
-        rarest = min(example.labels, key=lambda label: (counts[label], label), default=-1)
-        groups.setdefault(rarest, []).append(example)
     side: dict[str, str] = {}
-    for group in groups.values():
-        ranked = sorted(group, key=lambda example: _rank(example.key, seed))
+    for group in _ranked_groups(examples, seed):
         sizes = [max(1, round(len(group) * share)) if share and len(group) >= 3 else 0 for share in shares]
         if len(group) == 2 and shares[1]:
             sizes = [0, 1]
         names = ["validation"] * sizes[0] + ["test"] * sizes[1]
         names += ["train"] * (len(group) - len(names))
-        side.update((example.key, name) for example, name in zip(ranked, names, strict=True))
+        side.update((example.key, name) for example, name in zip(group, names, strict=True))
     return {split: [example for example in examples if side[example.key] == split] for split in SPLITS}
+
+
+def stratified_folds(examples: Sequence[Example], seed: int, folds: int) -> dict[str, list[Example]]:
+    """Divide examples into ``folds`` parts of nearly equal size, each class by itself, for cross-validation.
+
+    An example counts for its rarest label; which part it falls into depends on a hash of (seed, key). The parts are
+    named 1 to ``folds``; examples keep the given order.
+    """
+    part: dict[str, int] = {}
+    for ranked in _ranked_groups(examples, seed):
+        begin = len(part)  # go on where the class before ended, so that the parts stay equal
+        part.update((example.key, (begin + i) % folds) for i, example in enumerate(ranked))
+    return {str(n + 1): [example for example in examples if part[example.key] == n] for n in range(folds)}
+
+
+def _ranked_groups(examples: Sequence[Example], seed: int) -> list[list[Example]]:
+    """The examples of each rarest label, in the order of their hashes."""
+    counts = Counter(label for example in examples for label in example.labels)
+    groups: dict[int, list[Example]] = {}
+    for example in examples:
+        rarest = min(example.labels, key=lambda label: (counts[label], label), default=-1)
+        groups.setdefault(rarest, []).append(example)
+    return [sorted(group, key=lambda example: _rank(example.key, seed)) for group in groups.values()]
 
 
 def _rank(key: str, seed: int) -> bytes:
