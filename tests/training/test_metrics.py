@@ -75,3 +75,25 @@ def test_squashing_survives_large_logits() -> None:
     logits = np.array([[1000.0, 0.0], [-1000.0, 0.0]])
     np.testing.assert_allclose(metrics.softmax(logits), [[1, 0], [0, 1]], atol=1e-12)
     np.testing.assert_allclose(metrics.sigmoid(logits), [[1, 0.5], [0, 0.5]], atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("right", "total", "low", "high"),
+    [  # to four places, from R's prop.test(correct = FALSE) or worked out by hand (0 of n: high = z^2 / (n + z^2))
+        (38, 40, 0.8350, 0.9862),
+        (0, 10, 0.0, 0.2775),
+        (10, 10, 0.7225, 1.0),
+        (5, 10, 0.2366, 0.7634),
+        (4, 4, 0.5101, 1.0),
+        (0, 0, 0.0, 1.0),
+    ],
+)
+def test_wilson_interval(right: int, total: int, low: float, high: float) -> None:
+    assert metrics.wilson(right, total) == pytest.approx((low, high), abs=5e-5)
+
+
+def test_wilson_bounds_solve_the_score_equation() -> None:
+    for right, total in ((38, 40), (1, 7), (115, 120)):
+        for bound in metrics.wilson(right, total):
+            z = (right / total - bound) / math.sqrt(bound * (1 - bound) / total)
+            assert abs(z) == pytest.approx(1.959964, abs=1e-5)

@@ -137,22 +137,22 @@ def _duration(seconds: float) -> str:
 
 
 def step_seconds(recipe: FinetuneRecipe, model: Encoder, device: torch.device) -> float:
-    """A clip's share of a real training pass: the quicker of two after one to warm up. Leaves no gradient."""
+    """A clip's share of a real training pass: the second, after one to warm up. Leaves no gradient."""
     from ssamba.training.loop import precision
 
     features = torch.zeros(recipe.batch, recipe.frames, model.config.mel_bins, device=device)
     model = model.to(device)
-    taken = []
-    for _ in range(3):
+    taken = 0.0
+    for _ in range(2):
         _wait(device)
         begin = time.perf_counter()
         with precision(recipe.precision, device):
             loss = model.classify(features).float().square().mean()
         loss.backward()
         _wait(device)
-        taken.append(time.perf_counter() - begin)
+        taken = time.perf_counter() - begin
     model.zero_grad(set_to_none=True)
-    return min(taken[1:]) / recipe.batch
+    return taken / recipe.batch
 
 
 def _wait(device: torch.device) -> None:
