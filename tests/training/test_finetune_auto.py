@@ -212,3 +212,21 @@ def test_accuracy_is_told_as_a_count(tmp_path: Path, capsys: pytest.CaptureFixtu
     line = capsys.readouterr().out.splitlines()[0]
     assert line.startswith(f"custom: accuracy {counted['right']} of 12, ")
     assert (tmp_path / "run/results.md").read_text().startswith(f"# {line}\n")
+
+
+def test_folds_may_be_given(tmp_path: Path) -> None:
+    """No epoch is chosen by the clips that it is tested on, unless the command says so."""
+    data = trees.custom_folders(tmp_path / "data", per_class=6)
+    values = finetune(small(epochs=2, folds=3), data, tmp_path / "run", device="cpu")
+    assert ([fold["clips"]["test"] for fold in values["folds"]], values["choose"]) == ([6, 6, 6], "last")
+    values = finetune(small(epochs=2, folds=3, choose="folds"), data, tmp_path / "best", device="cpu")
+    assert values["choose"] == "folds"
+
+
+def test_a_run_of_another_command_is_refused(tmp_path: Path) -> None:
+    data = trees.custom_folders(tmp_path / "data", per_class=6)
+    (tmp_path / "run").mkdir()
+    stored = {"recipe": {"objective": "joint", "lr": 1e-4, "epochs": 2.5, "batch": 8}, "from": None, "plan": ""}
+    (tmp_path / "run/recipe.yaml").write_text(yaml.safe_dump(stored))
+    with pytest.raises(ConfigError, match="holds a run of another command"):
+        finetune(small(), data, tmp_path / "run", device="cpu")

@@ -33,9 +33,10 @@ def read_data(recipe: FinetuneRecipe, root: Path) -> tuple[FinetuneRecipe, Label
     data = read_layout("custom", root, folds=recipe.folds)
     if "folds" in recipe.open and (folds := auto.choose_folds(data)) > 1:
         data = read_layout("custom", root, folds=folds)
-        # An epoch chosen by test clips would be told as better than it is.
-        choose = "last" if recipe.choose == "auto" else recipe.choose
-        recipe = dataclasses.replace(recipe, folds=folds, choose=choose)
+        recipe = dataclasses.replace(recipe, folds=folds)
+    if data.divided and len(data.folds) > 1 and recipe.choose == "auto":
+        # An epoch chosen by its test clips would seem better than it is.
+        recipe = dataclasses.replace(recipe, choose="last")
     return recipe, data
 
 
@@ -43,6 +44,8 @@ def stored_values(recipe: FinetuneRecipe, out: Path) -> FinetuneRecipe:
     """The recipe with what it leaves open as in the run in ``out``; unchanged where there is none."""
     try:
         stored = yaml.safe_load((out / RECIPE_FILE).read_text(encoding="utf-8"))["recipe"]
+        if "layout" not in stored:  # of another command: refused where it is entered
+            return recipe
         known = {name: stored[name] for name in recipe.open if name in stored}
         if recipe.choose == "auto":
             known["choose"] = stored["choose"]
