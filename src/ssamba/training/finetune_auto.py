@@ -206,7 +206,7 @@ def expected_bytes(facts: Facts, values: Mapping[str, Any], parameters: int) -> 
     process = 0.6e9
     weights = 4 * parameters * 8  # gradients, Adam's two, the average, the best, copies while they are saved
     held = min(values["cache_gb"] * 1e9, 32000 * facts.clips * sum(facts.seconds) / max(1, len(facts.seconds)))
-    features = 4 * values["frames"] * facts.mel_bins * max(facts.clips / facts.folds, facts.clips - facts.train) * 1.0
+    features = 4 * values["frames"] * facts.mel_bins * (facts.clips - facts.train)
     return process + weights + values["batch"] * activation_bytes(facts, values) * 1.1 + held + features
 
 
