@@ -40,10 +40,10 @@ import soundfile
 from debian_sources import SOURCES, Source
 from overlap import THRESHOLD, References, audio_files
 
-from ssamba.data.audio import AUDIO_EXTENSIONS, SAMPLE_RATE, read_audio
-from ssamba.errors import AudioError, SsambaError
-from ssamba.files import beside, make_folder
-from ssamba.progress import shown
+from ssamba.audio.decode import AUDIO_EXTENSIONS, SAMPLE_RATE, read_audio
+from ssamba.utils.atomic_write import beside, make_folder
+from ssamba.utils.errors import AudioError, SsambaError
+from ssamba.utils.progress import shown
 
 LEAST_SECONDS, SILENT = 0.2, 1e-3
 FILE_SECONDS, PART_SECONDS = 25.0, 30.0

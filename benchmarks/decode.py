@@ -20,10 +20,10 @@ from pathlib import Path
 
 import soundfile
 
-from ssamba.data import decoding
-from ssamba.data.dataset import CropLoader
+from ssamba.data.loaders import workers as decoding
+from ssamba.data.loaders.pretraining import CropLoader
 from ssamba.data.manifest import read_sources
-from ssamba.data.sampling import PretrainPlan
+from ssamba.data.samplers.pretraining import PretrainPlan
 from ssamba.data.scan import scan_sources
 
 BATCH, CROP = 64, 10.24

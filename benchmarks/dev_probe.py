@@ -14,11 +14,11 @@ from pathlib import Path
 import torch
 
 import ssamba
-from ssamba.data.labelled import Example
-from ssamba.data.layouts import read_layout
-from ssamba.probing.features import LOG_MEL, Wanted, extract, layer_name, rows_name
-from ssamba.probing.protocol import target_matrix
-from ssamba.regression import fit_linear
+from ssamba.data.datasets import read_layout
+from ssamba.data.examples import Example
+from ssamba.evaluation.logistic_regression import fit_linear
+from ssamba.evaluation.probe.features import LOG_MEL, Wanted, extract, layer_name, rows_name
+from ssamba.evaluation.probe.protocol import target_matrix
 
 STRENGTHS = (1e-3, 1e-2, 1e-1)
 

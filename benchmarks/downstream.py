@@ -28,7 +28,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ssamba.data.decoding import available_cores
+from ssamba.data.loaders.workers import available_cores
 
 RECIPES = {"esc10": "ESC-10", "arabic-speech-commands": "Arabic"}
 PROBED = "mean and deviation of each row"

@@ -35,8 +35,8 @@ from pathlib import Path
 
 from downstream import free_gpus, last_line, on_gpu, share_cores
 
-from ssamba.data.labelled import Example
-from ssamba.data.layouts import read_layout
+from ssamba.data.datasets import read_layout
+from ssamba.data.examples import Example
 
 LAST = 5
 """Epochs at the end whose mean counts."""

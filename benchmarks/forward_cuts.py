@@ -22,11 +22,12 @@ import torch
 from torch import Tensor
 
 from ssamba import ops
-from ssamba.bench import measure as bench
-from ssamba.bench.check import expected_tokens, relative_error
-from ssamba.models import blocks
+from ssamba.evaluation.speed import measure as bench
+from ssamba.evaluation.speed.check import expected_tokens, relative_error
+from ssamba.models import bimamba
 from ssamba.models.encoder import Encoder
-from ssamba.ops import nvrtc, reference
+from ssamba.ops.jit import nvrtc
+from ssamba.ops.mamba import naive
 
 NAMES = ("SSAMBA_CUT", "SSAMBA_PROJ")
 BOUND = 5e-3  # of the float64 comparison; version 6 has 2.1e-3
@@ -46,14 +47,14 @@ class Candidate:
 
     @contextlib.contextmanager
     def chosen(self) -> Iterator[None]:
-        values, late_from = (self.cut, self.proj), (blocks.LATE_FROM, blocks.LATE_FROM_WIDE)
-        blocks.LATE_FROM = blocks.LATE_FROM_WIDE = blocks.LATE_FROM if self.late else 2**40
+        values, late_from = (self.cut, self.proj), (bimamba.LATE_FROM, bimamba.LATE_FROM_WIDE)
+        bimamba.LATE_FROM = bimamba.LATE_FROM_WIDE = bimamba.LATE_FROM if self.late else 2**40
         before = {name: os.environ.get(name) for name in NAMES}
         os.environ.update(zip(NAMES, values, strict=True))
         try:
             yield
         finally:
-            blocks.LATE_FROM, blocks.LATE_FROM_WIDE = late_from
+            bimamba.LATE_FROM, bimamba.LATE_FROM_WIDE = late_from
             for name, value in before.items():
                 os.environ.pop(name) if value is None else os.environ.update({name: value})
 
@@ -103,7 +104,7 @@ def mixer(values: list[Tensor], late: bool) -> Tensor:
 @torch.no_grad()
 def truth(values: list[Tensor], late: bool) -> Tensor:
     exact = [v.double() for v in values]
-    return reference.bimamba_inner(exact[0][:, :, 0], None if late else exact[0][:, :, 1], *exact[1:])
+    return naive.bimamba_inner(exact[0][:, :, 0], None if late else exact[0][:, :, 1], *exact[1:])
 
 
 @dataclass

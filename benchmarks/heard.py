@@ -15,10 +15,10 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import torch
 
-from ssamba.config import SAMPLE_RATE, Config
-from ssamba.data.audio import read_audio
-from ssamba.data.decoding import pad_rows
-from ssamba.training.augment import (
+from ssamba.audio.decode import read_audio
+from ssamba.data.loaders.workers import pad_rows
+from ssamba.models.config import SAMPLE_RATE, Config
+from ssamba.training.augment.transforms import (
     change_speed,
     draw_noises,
     draw_response,

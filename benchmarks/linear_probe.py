@@ -21,8 +21,8 @@ from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
 import ssamba
-from ssamba.data.audio import read_audio
-from ssamba.neighbours import log_mel_statistics, mean_and_deviation
+from ssamba.audio.decode import read_audio
+from ssamba.evaluation.knn import log_mel_statistics, mean_and_deviation
 
 Floats = NDArray[np.float32]
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 
-from ssamba.pictures import COLOURS
+from ssamba.utils.plots import COLOURS
 
 MINUTES = "steps, GPU minutes"
 NUMBER = re.compile(r"\d+(?:\.\d+)?")

@@ -37,11 +37,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssamba.data.audio import AUDIO_EXTENSIONS, SAMPLE_RATE, read_audio
-from ssamba.errors import AudioError, SsambaError
-from ssamba.files import beside
-from ssamba.frontend import FRAME_LENGTH, log_mel
-from ssamba.progress import shown
+from ssamba.audio.decode import AUDIO_EXTENSIONS, SAMPLE_RATE, read_audio
+from ssamba.audio.log_mel import FRAME_LENGTH, log_mel
+from ssamba.utils.atomic_write import beside
+from ssamba.utils.errors import AudioError, SsambaError
+from ssamba.utils.progress import shown
 
 BANDS, WINDOW, HOP = 16, 50, 25
 """Mel bands; frames of 20 ms in a compared stretch, and from one stretch of a clip to its next."""

@@ -13,9 +13,9 @@ import ctypes
 
 import torch
 
-from ssamba.ops import nvrtc
-from ssamba.ops.nvrtc_primitives import PRIMITIVES
-from ssamba.ops.nvrtc_source import COMMON
+from ssamba.ops.jit import nvrtc
+from ssamba.ops.mamba.cuda.kernels.common import COMMON
+from ssamba.ops.mamba.cuda.kernels.ptx_sm80 import PRIMITIVES
 
 ROUNDS, STEPS = 2000, 8
 MIXES = {  # EX2, FMUL, F2FP, HMMA 16 x 8 x 8, HMMA 16 x 8 x 16, LDSM x 4

@@ -21,14 +21,14 @@ from typing import Any
 import soundfile
 import torch
 
-from ssamba.data import decoding
+from ssamba.data.loaders import workers as decoding
 from ssamba.data.manifest import read_sources
-from ssamba.data.sampling import PretrainPlan, split_validation
+from ssamba.data.samplers.pretraining import PretrainPlan, split_validation
 from ssamba.data.scan import SkipList, scan_sources
 from ssamba.models.registry import make_encoder
-from ssamba.training import pretrain
 from ssamba.training.loop import Loop, LoopSettings
-from ssamba.training.recipe import make_recipe
+from ssamba.training.pretrain import run
+from ssamba.training.pretrain.recipe import make_recipe
 from ssamba.training.schedule import PlateauSchedule
 
 PAPER_CLIPS = 10 * 2_000_000
@@ -42,17 +42,17 @@ def flac_copies(folder: Path, copies: Path, most: int) -> None:
         soundfile.write(copies / f"{i}.flac", samples, rate)
 
 
-def make_loop(data: Path, out: Path, encoder: str, size: str, workers: int) -> tuple[Loop, pretrain.PretrainTask]:
+def make_loop(data: Path, out: Path, encoder: str, size: str, workers: int) -> tuple[Loop, run.PretrainTask]:
     recipe = make_recipe(None, {"encoder": encoder, "size": size, "workers": workers, "steps": 10_000})
     skip = SkipList(out / "skipped.csv")
     training, held_out = split_validation(scan_sources(read_sources([str(data)]), skip), fraction=0.02, seed=0)
-    plan = PretrainPlan(training, recipe.batch, recipe.seed, pretrain.crop_seconds(recipe.frames))
+    plan = PretrainPlan(training, recipe.batch, recipe.seed, run.crop_seconds(recipe.frames))
     model = make_encoder(recipe.config(), heads=True).cuda().train()
-    task = pretrain.PretrainTask(recipe, model, plan, held_out, skip)
+    task = run.PretrainTask(recipe, model, plan, held_out, skip)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     schedule = PlateauSchedule(1e-4, 1000, 50, 2, 0.5)
     settings = LoopSettings(10_000, 10_000, 60.0)
-    return Loop(task, out, optimizer, schedule, settings, pretrain.precision("auto", model.device)), task
+    return Loop(task, out, optimizer, schedule, settings, run.precision("auto", model.device)), task
 
 
 def seconds_a_step(loop: Loop, batches: Iterator[Any], steps: int) -> float:
@@ -76,7 +76,7 @@ def main() -> None:
     parser.add_argument("--files", type=int, default=200, help="most FLAC copies")
     parser.add_argument("--ways", nargs="+", default=["processes"], choices=["threads", "processes"])
     options = parser.parse_args()
-    pretrain.CACHE_BYTES = 0
+    run.CACHE_BYTES = 0
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {options.workers} decoding workers\n")
     print("| encoder | files, decoded by | clips/s | without loading | GPU waits | hours for 20 M clips | GiB |")
     print("|---|---|---|---|---|---|---|")

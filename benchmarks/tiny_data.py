@@ -19,8 +19,8 @@ import os
 import sys
 from pathlib import Path
 
-from ssamba.errors import DataError, SsambaError
-from ssamba.files import make_folder
+from ssamba.utils.atomic_write import make_folder
+from ssamba.utils.errors import DataError, SsambaError
 
 MUSIC = ("ufoai_music", "wesnoth_music", "zeroad_music")
 EFFECTS = ("zeroad_world", "hedgewars", "fillets_world", "hydrogen_fx", "sonic_pi", "cdda")

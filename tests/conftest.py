@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssamba.config import Config
-from ssamba.interop.official import read_pth
+from ssamba.models.config import Config
+from ssamba.models.pretrained.official import read_pth
 from ssamba.models.ssamba import SSAMBA
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from ssamba.data.layouts.arabic_speech_commands import WORDS as ARABIC_WORDS
-from ssamba.data.layouts.speech_commands import WORDS_V1, WORDS_V2
-from ssamba.data.layouts.urbansound8k import CLASSES as URBAN_CLASSES
+from ssamba.data.datasets.arabic_speech_commands import WORDS as ARABIC_WORDS
+from ssamba.data.datasets.speech_commands import WORDS_V1, WORDS_V2
+from ssamba.data.datasets.urbansound8k import CLASSES as URBAN_CLASSES
 
 ESC10_TARGETS = (0, 1, 10, 11, 12, 20, 21, 38, 40, 41)
 EMOTIONS = ("neu", "hap", "exc", "ang", "sad", "fru")

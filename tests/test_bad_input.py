@@ -14,10 +14,10 @@ import pytest
 import soundfile
 import torch
 
-from ssamba.cli import main
-from ssamba.config import Config
+from ssamba.cli.main import main
+from ssamba.models.config import Config
+from ssamba.models.pretrained.model_dir import save_model
 from ssamba.models.ssamba import SSAMBA
-from ssamba.models.store import save_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NOISE = (np.random.default_rng(0).standard_normal(16000) / 10).astype(np.float32)

@@ -17,15 +17,16 @@ import soundfile
 import torch
 
 import ssamba
-from ssamba import cli, commands, options
-from ssamba.interop.official import read_pth
-from ssamba.models.store import read_model, save_model
+from ssamba.cli import commands, main
+from ssamba.cli import parser as options
+from ssamba.models.pretrained.model_dir import read_model, save_model
+from ssamba.models.pretrained.official import read_pth
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def run(capsys: pytest.CaptureFixture[str], *argv: object) -> tuple[int, str, str]:
-    code = cli.main([str(word) for word in argv])
+    code = main.main([str(word) for word in argv])
     out, err = capsys.readouterr()
     return code, out, err
 
@@ -43,8 +44,8 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     for argv in ([], ["--help"]):
         code, out, err = run(capsys, *argv)
         assert (code, err) == (0, "")
-        assert all(name in out for name in cli.COMMANDS)
-    for name in cli.COMMANDS:
+        assert all(name in out for name in main.COMMANDS)
+    for name in main.COMMANDS:
         code, out, err = run(capsys, name, "--help")
         assert (code, err) == (0, "")
         assert "usage: ssamba " + name in out
@@ -52,11 +53,11 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_help_needs_nothing_heavy() -> None:
     """Modules that need torch are imported where they are used, so that help and usage errors come at once."""
-    for module in (cli, commands, options):
+    for module in (main, commands, options):
         tree = ast.parse(Path(str(module.__file__)).read_text())
         names = {node.module for node in tree.body if isinstance(node, ast.ImportFrom) and node.module}
         ours = {name for name in names if name.startswith("ssamba")}
-        assert ours <= {"ssamba.commands", "ssamba.errors", "ssamba.options", "ssamba.config"}
+        assert ours <= {"ssamba.cli.commands", "ssamba.utils.errors", "ssamba.cli.parser", "ssamba.models.config"}
 
 
 @pytest.mark.parametrize(
@@ -112,7 +113,8 @@ def test_a_dataclass_becomes_options(capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_pretrain_passes_only_what_was_given(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from ssamba.training import pretrain, recipe
+    from ssamba.training.pretrain import recipe
+    from ssamba.training.pretrain import run as pretrain
 
     calls: list[tuple[object, ...]] = []
     monkeypatch.setattr(pretrain, "pretrain", lambda *arguments: calls.append(arguments))
@@ -130,7 +132,7 @@ def test_pretrain_passes_only_what_was_given(monkeypatch: pytest.MonkeyPatch, tm
         "--from",
         "m",
     ]
-    assert cli.main(argv) == 0
+    assert main.main(argv) == 0
     values = recipe.make_recipe(tmp_path / "r.yaml", {"lr": 0.003})
     assert calls == [(["a", "b=2"], Path("run"), values, "m", "auto")]
     assert (values.batch, values.lr) == (7, 0.003)
@@ -140,7 +142,7 @@ def test_ctrl_c(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[s
     def stop(arguments: argparse.Namespace) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(cli.COMMANDS, "info", dataclasses.replace(cli.COMMANDS["info"], run=stop))
+    monkeypatch.setitem(main.COMMANDS, "info", dataclasses.replace(main.COMMANDS["info"], run=stop))
     assert run(capsys, "info", "x") == (130, "", "ssamba: error: interrupted\n")
 
 
@@ -286,7 +288,7 @@ def test_stats(sound: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_reconstruct(sound: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib")
-    from ssamba.reconstruct import reconstruct
+    from ssamba.inference.reconstruct import reconstruct
 
     model = ssamba.SSAMBA(ssamba.Config(width=16, depth=2, frames=128), heads=True)
     save_model(tmp_path / "m", model)
@@ -320,8 +322,8 @@ def test_reconstruct(sound: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
 
 def test_pictures(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    from ssamba.errors import DataError
-    from ssamba.pictures import embedding_map, loss_curves
+    from ssamba.utils.errors import DataError
+    from ssamba.utils.plots import embedding_map, loss_curves
 
     rows = [
         {"step": str(s), "loss": str(3 / s), "lr": "1e-4", "val_loss": "1" if s % 50 == 0 else ""}

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from ssamba.config import Config, nearest, read_json
-from ssamba.errors import ConfigError
+from ssamba.models.config import Config, nearest, read_json
+from ssamba.utils.errors import ConfigError
 
 
 def test_defaults_are_the_tiny_model_of_the_paper() -> None:

@@ -14,13 +14,13 @@ import soundfile
 import torch
 
 import ssamba
-from ssamba.data.audio import read_audio
-from ssamba.embed_files import embed_files
-from ssamba.errors import ConfigError, DataError, SsambaError
-from ssamba.file_stream import list_files
-from ssamba.models.embedding import FeatureStream, WindowCutter, frame_times, window_starts
-from ssamba.models.store import save_model
-from ssamba.patches import columns
+from ssamba.audio.decode import read_audio
+from ssamba.inference.embed import FeatureStream, WindowCutter, frame_times, window_starts
+from ssamba.inference.embed_files import embed_files
+from ssamba.inference.file_stream import list_files
+from ssamba.models.patches import columns
+from ssamba.models.pretrained.model_dir import save_model
+from ssamba.utils.errors import ConfigError, DataError, SsambaError
 
 LENGTHS = {
     "a.wav": (0.6, 16000),

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from ssamba.errors import SsambaError
-from ssamba.files import beside, make_folder, write_text
+from ssamba.utils.atomic_write import beside, make_folder, write_text
+from ssamba.utils.errors import SsambaError
 
 
 def names(folder: Path) -> list[str]:

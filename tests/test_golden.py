@@ -11,12 +11,13 @@ from plain_reference import plain_encode
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ssamba import frontend, ops
-from ssamba.config import AUDIOSET_STD, Config
-from ssamba.interop.official import to_official
-from ssamba.loading import load
-from ssamba.models.classification import Classification, Classifier
+from ssamba import ops
+from ssamba.audio import log_mel
+from ssamba.models.classifier import Classification, Classifier
+from ssamba.models.config import AUDIOSET_STD, Config
 from ssamba.models.encoder import Encoder
+from ssamba.models.pretrained.load import load
+from ssamba.models.pretrained.official import to_official
 from ssamba.models.ssamba import SSAMBA
 
 RELATIVE, GRADIENT = 1e-5, 1e-4
@@ -137,14 +138,14 @@ def assert_same_log_mel(ours: Tensor, theirs: Tensor, atol: float) -> None:
 
 @pytest.mark.parametrize("sound", SOUNDS)
 def test_filter_bank(sounds: dict[str, Tensor], sound: str) -> None:
-    ours = frontend.log_mel(sounds[f"{sound}.waveform"])
+    ours = log_mel.log_mel(sounds[f"{sound}.waveform"])
     assert ours.shape == sounds[f"{sound}.fbank"].shape
     assert_same_log_mel(ours, sounds[f"{sound}.fbank"], 1e-3)
 
 
 @pytest.mark.parametrize("sound", [*SOUNDS, "long"])
 def test_model_input(sounds: dict[str, Tensor], sound: str) -> None:
-    ours = frontend.features(sounds[f"{sound}.waveform"], target_length=1024)
+    ours = log_mel.features(sounds[f"{sound}.waveform"], target_length=1024)
     assert ours.shape == (1, 1024, 128)
     scale = 2 * AUDIOSET_STD
     assert_same_log_mel(scale * ours[0], scale * sounds[f"{sound}.model_input"], scale * 1e-4)

@@ -34,7 +34,7 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
 )
 """Lowest first. A module may import what lies in lower layers and in its own; docs/architecture.md says why."""
 
-NEEDS_TRITON = ("ssamba.ops.triton",)
+NEEDS_TRITON = ("ssamba.ops.mamba.gpu",)
 OPTIONAL = ("matplotlib", "sklearn", "pyarrow", "triton")
 HEAVY = ("numba", "llvmlite", "matplotlib", "tensorboardX", "sklearn", "pyarrow", "tqdm", "yaml")
 SECONDS_BEYOND_TORCH = 1.5
@@ -92,9 +92,9 @@ def imported(module: str, nested: bool = True) -> set[str]:
 
 
 def test_the_whole_package_is_looked_at() -> None:
-    assert {"ssamba", "ssamba.ops.reference", "ssamba.models.ssamba", "ssamba.cli"} <= set(modules())
-    assert imported("ssamba.models.blocks") >= {"ssamba.ops", "ssamba.config"}
-    assert "ssamba.models.ssamba" not in imported("ssamba.models.embedding")  # for type checkers only
+    assert {"ssamba", "ssamba.ops.mamba.naive", "ssamba.models.ssamba", "ssamba.cli"} <= set(modules())
+    assert imported("ssamba.models.bimamba") >= {"ssamba.ops", "ssamba.models.config"}
+    assert "ssamba.models.ssamba" not in imported("ssamba.inference.embed")  # for type checkers only
 
 
 @pytest.mark.parametrize("module", [m for m in modules() if m != "ssamba"])

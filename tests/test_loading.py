@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 import ssamba
-from ssamba.errors import CheckpointError, ConfigError, SsambaError
-from ssamba.interop.official import from_official
-from ssamba.loading import pick_device, read_source
+from ssamba.models.pretrained.load import pick_device, read_source
+from ssamba.models.pretrained.model_dir import save_model
+from ssamba.models.pretrained.official import from_official
 from ssamba.models.ssamba import SSAMBA
-from ssamba.models.store import save_model
+from ssamba.utils.errors import CheckpointError, ConfigError, SsambaError
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssamba import masking
-from ssamba.errors import ConfigError
+from ssamba.models import masking
+from ssamba.utils.errors import ConfigError
 
 GRID = (8, 64)
 Draw = Callable[[int, tuple[int, int], int, torch.Generator], Tensor]

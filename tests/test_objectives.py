@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssamba.objectives import classification, info_nce, reconstruction
+from ssamba.models.losses import classification, info_nce, reconstruction
 
 
 def plain_info_nce(prediction: Tensor, target: Tensor) -> tuple[float, float]:

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssamba import patches
-from ssamba.config import Config
+from ssamba.models import patches
+from ssamba.models.config import Config
 
 GRIDS = [Config(frames=128), Config(frames=48, mel_bins=64, patch_time=4, stride_time=4)]
 

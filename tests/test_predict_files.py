@@ -11,14 +11,15 @@ import pytest
 import soundfile
 
 import ssamba
-from ssamba import cli, file_stream
-from ssamba.config import Config
-from ssamba.data.audio import read_audio
-from ssamba.errors import ConfigError
-from ssamba.models.classification import Classification
+from ssamba.audio.decode import read_audio
+from ssamba.cli import main
+from ssamba.inference import file_stream
+from ssamba.inference.predict_files import PICTURE_COLUMNS, load_classifier, predict_files, spectrogram
+from ssamba.models.classifier import Classification
+from ssamba.models.config import Config
+from ssamba.models.pretrained.model_dir import save_model
 from ssamba.models.registry import make_encoder
-from ssamba.models.store import save_model
-from ssamba.predict_files import PICTURE_COLUMNS, load_classifier, predict_files, spectrogram
+from ssamba.utils.errors import ConfigError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CLASSES = ("rain, light", "dog", "siren", "Glocke ä", "clock", "hen")
@@ -48,7 +49,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command(capsys: pytest.CaptureFixture[str], *argv: object) -> tuple[int, str, str]:
-    code = cli.main(["predict", *map(str, argv)])
+    code = main.main(["predict", *map(str, argv)])
     out, err = capsys.readouterr()
     return code, out, err
 

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssamba.probing.nearest import neighbour_scores
-from ssamba.probing.scoring import metric_of
-from ssamba.regression import MOST_STEPS, STRENGTHS, Standardiser, fit_chosen, fit_linear
+from ssamba.evaluation.logistic_regression import MOST_STEPS, STRENGTHS, Standardiser, fit_chosen, fit_linear
+from ssamba.evaluation.probe.knn_scores import neighbour_scores
+from ssamba.evaluation.probe.scoring import metric_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 EXACT = 1e-9

@@ -16,11 +16,12 @@ import soundfile
 import torch
 
 import ssamba
-from ssamba import cli, weights
-from ssamba.convert import convert
-from ssamba.errors import CheckpointError, ConfigError, SsambaError
+from ssamba.cli import main
+from ssamba.models.pretrained import weights
+from ssamba.models.pretrained.convert import convert
+from ssamba.models.pretrained.model_dir import read_model, save_model
 from ssamba.models.ssamba import SSAMBA
-from ssamba.models.store import read_model, save_model
+from ssamba.utils.errors import CheckpointError, ConfigError, SsambaError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -48,7 +49,7 @@ def sound(tmp_path: Path) -> Path:
 
 
 def refused(capsys: pytest.CaptureFixture[str], *argv: object) -> str:
-    assert cli.main([str(word) for word in argv]) == 2
+    assert main.main([str(word) for word in argv]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert err.count("\n") == 1
@@ -145,10 +146,10 @@ def test_unknown_names_get_the_nearest_and_the_list(tmp_path: Path, monkeypatch:
 
 
 def test_commands_fall_back_on_it(shipped: Path, sound: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["embed", str(sound), "--device", "cpu"]) == 0
+    assert main.main(["embed", str(sound), "--device", "cpu"]) == 0
     found = np.load("embeddings.npz")["embedding"]
     np.testing.assert_allclose(found, ssamba.load(shipped, "cpu").embed(soundfile.read(sound)[0]).clip, rtol=1e-4)
-    assert cli.main(["info"]) == 0
+    assert main.main(["info"]) == 0
     assert str(shipped) in capsys.readouterr().out
 
 
@@ -162,15 +163,15 @@ def test_embed_replaces_no_file_that_was_not_named(
 
 def test_reconstruct_falls_back_on_it(shipped: Path, sound: Path) -> None:
     pytest.importorskip("matplotlib")
-    assert cli.main(["reconstruct", str(sound), "--out", "x.png"]) == 0
+    assert main.main(["reconstruct", str(sound), "--out", "x.png"]) == 0
     assert Path("x.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_finetuning_and_probing_begin_with_it(
     shipped: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from ssamba.probing import probe
-    from ssamba.training import finetune
+    from ssamba.evaluation.probe import probe
+    from ssamba.training.finetune import run
 
     seen: list[object] = []
 
@@ -178,7 +179,7 @@ def test_finetuning_and_probing_begin_with_it(
         seen.append(arguments[3] if len(arguments) == 6 else arguments[5])
         raise SsambaError("enough")
 
-    monkeypatch.setattr(finetune, "finetune", stop)
+    monkeypatch.setattr(run, "finetune", stop)
     monkeypatch.setattr(probe, "probe", stop)
     refused(capsys, "finetune", "esc50", "--data", ".", "--out", "run")
     refused(capsys, "finetune", "esc50", "--data", ".", "--out", "run", "--from", "none")

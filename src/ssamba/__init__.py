@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ssamba.config import Config
-    from ssamba.errors import AudioError, CheckpointError, ConfigError, DataError, SsambaError
-    from ssamba.frontend import features
-    from ssamba.loading import load
-    from ssamba.models.embedding import Embeddings
+    from ssamba.audio.log_mel import features
+    from ssamba.inference.embed import Embeddings
+    from ssamba.models.config import Config
     from ssamba.models.encoder import Encoder
+    from ssamba.models.pretrained.load import load
     from ssamba.models.ssamba import SSAMBA
     from ssamba.models.ssast import SSAST
+    from ssamba.utils.errors import AudioError, CheckpointError, ConfigError, DataError, SsambaError
 
 __all__ = [
     "SSAMBA",

@@ -2,6 +2,6 @@
 
 import sys
 
-from ssamba.cli import main
+from ssamba.cli.main import main
 
 sys.exit(main())

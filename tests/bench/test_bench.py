@@ -8,13 +8,22 @@ from pathlib import Path
 import pytest
 import torch
 
-from ssamba.bench import measure
-from ssamba.bench.check import expected_tokens, relative_error
-from ssamba.bench.measure import OUT_OF_MEMORY, TOLERANCE, TOO_SLOW, WRONG, Case, Result, Settings, measure_all
-from ssamba.bench.report import as_markdown, write_report
-from ssamba.cli import main
-from ssamba.errors import ConfigError
+from ssamba.cli.main import main
+from ssamba.evaluation.speed import measure
+from ssamba.evaluation.speed.check import expected_tokens, relative_error
+from ssamba.evaluation.speed.measure import (
+    OUT_OF_MEMORY,
+    TOLERANCE,
+    TOO_SLOW,
+    WRONG,
+    Case,
+    Result,
+    Settings,
+    measure_all,
+)
+from ssamba.evaluation.speed.report import as_markdown, write_report
 from ssamba.models.ssamba import SSAMBA
+from ssamba.utils.errors import ConfigError
 
 CPU = torch.device("cpu")
 QUICK = Settings(CPU, torch.float32, repeats=1)

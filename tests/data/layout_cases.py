@@ -8,9 +8,9 @@ from pathlib import Path
 import layout_trees as trees
 import pytest
 
-from ssamba.data.labelled import Example, LabelledData
-from ssamba.data.layouts import read_layout
-from ssamba.errors import DataError
+from ssamba.data.datasets import read_layout
+from ssamba.data.examples import Example, LabelledData
+from ssamba.utils.errors import DataError
 
 BUILDERS: dict[str, tuple[str, Callable[[Path], Path]]] = {
     "arabic": ("arabic-speech-commands", trees.arabic),

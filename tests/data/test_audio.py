@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from ssamba.data.audio import audio_info, check_length, read_audio, stream_audio
-from ssamba.errors import AudioError
+from ssamba.audio.decode import audio_info, check_length, read_audio, stream_audio
+from ssamba.utils.errors import AudioError
 
 FORMATS = {
     "clip.wav": {},

@@ -8,13 +8,13 @@ import pytest
 import soundfile
 import torch
 
-from ssamba.data.audio import read_audio
-from ssamba.data.dataset import Batch, CropLoader, load_crops
-from ssamba.data.decoding import AudioCache
+from ssamba.audio.decode import read_audio
+from ssamba.data.loaders.pretraining import Batch, CropLoader, load_crops
+from ssamba.data.loaders.workers import AudioCache
 from ssamba.data.manifest import Source, read_sources
-from ssamba.data.sampling import PretrainPlan, centre_crops
+from ssamba.data.samplers.pretraining import PretrainPlan, centre_crops
 from ssamba.data.scan import SkipList, scan_sources
-from ssamba.errors import DataError
+from ssamba.utils.errors import DataError
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,9 @@ def test_cache_keeps_to_its_budget_and_decodes_once(folder: Path, monkeypatch: p
     assert 50_000 < cache.bytes <= 100_000
     assert 0 < sum(clip.path in cache for clip in clips) < len(clips)
     decoded = []
-    monkeypatch.setattr("ssamba.data.cache.read_audio", lambda path: decoded.append(path) or read_audio(path))
+    monkeypatch.setattr(
+        "ssamba.data.loaders.audio_cache.read_audio", lambda path: decoded.append(path) or read_audio(path)
+    )
     path = next(clip.path for clip in clips if clip.path in cache)
     for _ in range(3):
         cache.read(path, 0.0, 0.2)
@@ -145,7 +147,7 @@ def test_stopping_early_ends_the_threads(folder: Path) -> None:
 def test_prefetching_is_bounded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read = []
     monkeypatch.setattr(
-        "ssamba.data.dataset.read_audio", lambda path, **crop: read.append(path) or read_audio(path, **crop)
+        "ssamba.data.loaders.pretraining.read_audio", lambda path, **crop: read.append(path) or read_audio(path, **crop)
     )
     batches = iter(CropLoader(make_plan(folder), workers=2, prefetch=2))
     next(batches)

@@ -12,13 +12,13 @@ import pytest
 import soundfile
 import torch
 
-from ssamba.data.audio import read_audio
-from ssamba.data.labelled import Example, Part
-from ssamba.data.labelled_batches import LabelledBatch, LabelledLoader
-from ssamba.data.labelled_plans import EpochPlan, EvaluationPlan, balanced_weights
-from ssamba.data.labelled_reading import class_vector, example_seconds, mix, read_example
+from ssamba.audio.decode import read_audio
+from ssamba.data.examples import Example, Part
+from ssamba.data.loaders.labelled import LabelledBatch, LabelledLoader
+from ssamba.data.loaders.read_example import class_vector, example_seconds, mix, read_example
+from ssamba.data.samplers.labelled import EpochPlan, EvaluationPlan, balanced_weights
 from ssamba.data.scan import SkipList
-from ssamba.errors import AudioError, DataError
+from ssamba.utils.errors import AudioError, DataError
 
 CLASSES = 4
 

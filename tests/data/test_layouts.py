@@ -11,8 +11,8 @@ import pytest
 import soundfile
 from layout_cases import BUILDERS, everything, refused, rewrite, sizes, without
 
-from ssamba.data.layouts import LAYOUTS, read_layout
-from ssamba.data.layouts.speech_commands import WORDS_V1, WORDS_V2
+from ssamba.data.datasets import LAYOUTS, read_layout
+from ssamba.data.datasets.speech_commands import WORDS_V1, WORDS_V2
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 

@@ -8,7 +8,7 @@ import pytest
 import soundfile
 
 from ssamba.data.manifest import read_source, read_sources, split_weight
-from ssamba.errors import DataError
+from ssamba.utils.errors import DataError
 
 
 def touch(path: Path) -> Path:

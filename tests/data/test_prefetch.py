@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from ssamba.data.prefetch import prepare_ahead
+from ssamba.data.loaders.prefetch import prepare_ahead
 
 
 def test_order_and_depth() -> None:

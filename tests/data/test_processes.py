@@ -17,18 +17,19 @@ import pytest
 import soundfile
 import torch
 
-from ssamba.data import decoding, processes
-from ssamba.data.cache import AudioCache
-from ssamba.data.dataset import Batch, CropLoader
-from ssamba.data.labelled import Example, Part
-from ssamba.data.labelled_batches import LabelledLoader
-from ssamba.data.labelled_plans import EpochPlan, EvaluationPlan
+from ssamba.data.examples import Example, Part
+from ssamba.data.loaders import process_pool
+from ssamba.data.loaders import workers as decoding
+from ssamba.data.loaders.audio_cache import AudioCache
+from ssamba.data.loaders.labelled import LabelledLoader
+from ssamba.data.loaders.pretraining import Batch, CropLoader
 from ssamba.data.manifest import read_sources
-from ssamba.data.sampling import PretrainPlan
+from ssamba.data.samplers.labelled import EpochPlan, EvaluationPlan
+from ssamba.data.samplers.pretraining import PretrainPlan
 from ssamba.data.scan import SkipList, scan_sources
-from ssamba.errors import DataError, SsambaError
+from ssamba.utils.errors import DataError, SsambaError
 
-pytestmark = pytest.mark.skipif(not processes.available(), reason="processes decode on Linux alone")
+pytestmark = pytest.mark.skipif(not process_pool.available(), reason="processes decode on Linux alone")
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +162,7 @@ def test_small_jobs_stay_in_threads(folder: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_no_torch_in_a_process() -> None:
-    code = "import sys, ssamba.data.worker; print('torch' in sys.modules)"
+    code = "import sys, ssamba.data.loaders.decode_worker; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
 
 
@@ -175,9 +176,9 @@ def parent(folder: Path) -> Iterator[tuple[subprocess.Popen[str], list[int]]]:
     """A program that loads batches for ever, and its decoding processes."""
     code = f"""
         import signal
-        from ssamba.data.dataset import CropLoader
+        from ssamba.data.loaders.pretraining import CropLoader
         from ssamba.data.manifest import read_sources
-        from ssamba.data.sampling import PretrainPlan
+        from ssamba.data.samplers.pretraining import PretrainPlan
         from ssamba.data.scan import scan_sources
 
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin without

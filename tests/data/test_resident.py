@@ -9,13 +9,13 @@ import pytest
 import soundfile
 import torch
 
-from ssamba.data.dataset import CropLoader
+from ssamba.data.loaders.gpu_resident import ResidentAudio, ResidentLoader, resident_bytes
+from ssamba.data.loaders.pretraining import CropLoader
 from ssamba.data.manifest import read_sources
-from ssamba.data.resident import ResidentAudio, ResidentLoader, resident_bytes
-from ssamba.data.sampling import PretrainPlan
+from ssamba.data.samplers.pretraining import PretrainPlan
 from ssamba.data.scan import SkipList, scan_sources
-from ssamba.errors import AudioError, DataError
-from ssamba.training.augment import repeat_short
+from ssamba.training.augment.transforms import repeat_short
+from ssamba.utils.errors import AudioError, DataError
 
 CPU = torch.device("cpu")
 SAMPLES = 8000

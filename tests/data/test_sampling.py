@@ -5,10 +5,10 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from ssamba.data.audio import SAMPLE_RATE
+from ssamba.audio.decode import SAMPLE_RATE
 from ssamba.data.manifest import Clip, Source
-from ssamba.data.sampling import PretrainPlan, centre_crops, split_validation
-from ssamba.errors import DataError
+from ssamba.data.samplers.pretraining import PretrainPlan, centre_crops, split_validation
+from ssamba.utils.errors import DataError
 
 
 def clip(name: str, seconds: float | None) -> Clip:

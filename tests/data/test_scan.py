@@ -10,7 +10,7 @@ import soundfile
 from ssamba.data import scan
 from ssamba.data.manifest import Clip, Source, read_source
 from ssamba.data.scan import SkipList, scan_clips, scan_sources
-from ssamba.errors import DataError
+from ssamba.utils.errors import DataError
 
 
 @pytest.fixture

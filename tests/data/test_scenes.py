@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from ssamba.data.audio import read_audio
-from ssamba.data.labelled import SILENCE, Example
-from ssamba.data.labelled_batches import LabelledBatch, LabelledLoader
-from ssamba.data.labelled_plans import EpochPlan, EvaluationPlan
-from ssamba.data.labelled_reading import read_example
-from ssamba.data.layouts import read_layout
-from ssamba.data.layouts.urbansound8k import ClipSeconds, join_scenes
-from ssamba.errors import AudioError
+from ssamba.audio.decode import read_audio
+from ssamba.data.datasets import read_layout
+from ssamba.data.datasets.urbansound8k import ClipSeconds, join_scenes
+from ssamba.data.examples import SILENCE, Example
+from ssamba.data.loaders.labelled import LabelledBatch, LabelledLoader
+from ssamba.data.loaders.read_example import read_example
+from ssamba.data.samplers.labelled import EpochPlan, EvaluationPlan
+from ssamba.utils.errors import AudioError
 
 
 @pytest.fixture(scope="module")

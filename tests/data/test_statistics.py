@@ -9,7 +9,7 @@ import torch
 
 from ssamba.data.manifest import read_sources
 from ssamba.data.statistics import compute_statistics
-from ssamba.errors import DataError
+from ssamba.utils.errors import DataError
 
 
 def features(waveform: torch.Tensor) -> torch.Tensor:

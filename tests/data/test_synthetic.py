@@ -7,8 +7,8 @@ import pytest
 import soundfile
 
 from ssamba.data.manifest import read_source
-from ssamba.data.synthetic import CLASS_NAMES, make_synthetic, synthesise
-from ssamba.errors import DataError
+from ssamba.data.synthetic.generate import CLASS_NAMES, make_synthetic, synthesise
+from ssamba.utils.errors import DataError
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -58,14 +58,14 @@ def visit() -> list[tuple[str, str, tuple[str, ...]]]:
 
 def compile_unit(source: str, defines: tuple[str, ...], capability: tuple[int, int]) -> bytes:
     """The cubin, compiled as the package compiles it. ADAPT."""
-    from ssamba.ops import nvrtc
+    from ssamba.ops.jit import nvrtc
 
     return nvrtc._cubin(source, defines, capability)
 
 
 def use_library(library: ctypes.CDLL) -> None:
     """Let the package compile with this NVRTC. ADAPT."""
-    from ssamba.ops import nvrtc
+    from ssamba.ops.jit import nvrtc
 
     nvrtc._compiler = lambda: library  # type: ignore[assignment]
 

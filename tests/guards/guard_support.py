@@ -63,7 +63,7 @@ def call(words: Sequence[str], folder: Path, **environment: str) -> tuple[int, s
     """Exit code, stdout and stderr of the command line, run inside this process in a folder."""
     import torch
 
-    from ssamba.cli import main
+    from ssamba.cli.main import main
 
     out, err = io.StringIO(), io.StringIO()
     before, threads, kept = os.getcwd(), torch.get_num_threads(), dict(os.environ)

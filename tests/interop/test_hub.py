@@ -17,12 +17,12 @@ import pytest
 import torch
 
 import ssamba
-from ssamba import cli
-from ssamba.config import Config
-from ssamba.convert import official_state
-from ssamba.errors import CheckpointError
-from ssamba.interop import hub
+from ssamba.cli import main
+from ssamba.models.config import Config
+from ssamba.models.pretrained import hub
+from ssamba.models.pretrained.convert import official_state
 from ssamba.models.ssamba import SSAMBA
+from ssamba.utils.errors import CheckpointError
 
 PAGE = "https://huggingface.co/attentionisallyouneed369/ssamba"
 BY_HAND = f"get ssamba_tiny_400.pth from {PAGE}/tree/main and give its path"
@@ -105,7 +105,7 @@ def test_what_lies_in_the_cache_needs_no_network(
     answer: Callable[..., None], asked: list[tuple[str, str]], tiny: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     answer(LocalEntryNotFoundError(), cached=tiny)
-    assert cli.main(["info", "ssamba-tiny-400"]) == 0
+    assert main.main(["info", "ssamba-tiny-400"]) == 0
     assert "official checkpoint" in capsys.readouterr().out
     assert asked == []
 

@@ -13,12 +13,12 @@ from plain_reference import plain_encode
 from torch import Tensor
 
 from ssamba import ops
-from ssamba.config import Config
-from ssamba.errors import CheckpointError
-from ssamba.interop import official as module
-from ssamba.interop.official import KNOWN_EXTRAS, from_official, read_pth, to_official
+from ssamba.models.config import Config
+from ssamba.models.pretrained import official as module
+from ssamba.models.pretrained.model_dir import Description, build
+from ssamba.models.pretrained.official import KNOWN_EXTRAS, from_official, read_pth, to_official
 from ssamba.models.ssamba import SSAMBA
-from ssamba.models.store import Description, build
+from ssamba.utils.errors import CheckpointError
 
 State = dict[str, Tensor]
 

@@ -12,10 +12,10 @@ from plain_reference import plain_encode
 from torch import Tensor
 
 from ssamba import ops
-from ssamba.config import Config
-from ssamba.interop.official import doubling, to_official
-from ssamba.models import blocks
-from ssamba.models.blocks import BlockPair, Passed
+from ssamba.models import bimamba
+from ssamba.models.bimamba import BlockPair, Passed
+from ssamba.models.config import Config
+from ssamba.models.pretrained.official import doubling, to_official
 from ssamba.models.ssamba import SSAMBA
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -104,7 +104,7 @@ def test_a_step_by_parts_is_the_whole_step(small_model: SSAMBA, monkeypatch: pyt
     tokens = torch.randn(3, 9, small_model.config.width)
     with torch.no_grad():
         whole = small_model.encode_tokens(tokens)
-        monkeypatch.setattr(blocks, "PART_TOKENS", 9)
+        monkeypatch.setattr(bimamba, "PART_TOKENS", 9)
         given = tokens.clone()
         torch.testing.assert_close(small_model.encode_tokens(given), whole, rtol=1e-5, atol=1e-5)
     assert torch.equal(given, tokens)
@@ -115,9 +115,9 @@ def test_a_late_gate_changes_nothing(small_model: SSAMBA, late_tokens: int, monk
     tokens = torch.randn(3, 9, small_model.config.width)
     with torch.no_grad():
         whole = small_model.encode_tokens(tokens)
-        monkeypatch.setattr(blocks, "PART_TOKENS", 9)
-        monkeypatch.setattr(blocks, "LATE_FROM", 20)
-        monkeypatch.setattr(blocks, "LATE_TOKENS", late_tokens)
+        monkeypatch.setattr(bimamba, "PART_TOKENS", 9)
+        monkeypatch.setattr(bimamba, "LATE_FROM", 20)
+        monkeypatch.setattr(bimamba, "LATE_TOKENS", late_tokens)
         given = tokens.clone()
         with ops.use_backend("reference"):
             torch.testing.assert_close(small_model.encode_tokens(given), whole, rtol=1e-5, atol=1e-5)
@@ -139,13 +139,13 @@ def test_a_late_gate_does_what_the_next_pair_begins_with(
         norms.append(len(norms))
         return add_to_stream(*args, **options)
 
-    add_to_stream = blocks.add_to_stream
+    add_to_stream = bimamba.add_to_stream
     expected: list[Tensor] = []
     layers: list[Tensor] = []
     with torch.no_grad(), ops.use_backend("reference"):
         model.encode_tokens(tokens, layers=expected)
-        monkeypatch.setattr(blocks, "add_to_stream", counted)
-        monkeypatch.setattr(blocks, "LATE_FROM", 20)
+        monkeypatch.setattr(bimamba, "add_to_stream", counted)
+        monkeypatch.setattr(bimamba, "LATE_FROM", 20)
         given = tokens.clone()
         model.encode_tokens(given, layers=layers, own=own)
         assert len(norms) == (1 if own else 2)  # the caller's tokens are no stream to write over
@@ -186,7 +186,7 @@ def test_without_doubling_the_stream_is_a_plain_sum(small_model: SSAMBA) -> None
     with torch.no_grad():
         stream = tokens
         for pair in model.pairs:
-            assert isinstance(pair, blocks.BlockPair)
+            assert isinstance(pair, bimamba.BlockPair)
             stream = stream + pair(Passed(stream)).x_BLd
         expected = model.norm(model.norm(stream))
         layers: list[Tensor] = []

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from ssamba.config import Config
-from ssamba.errors import ConfigError
-from ssamba.models.classification import Classification, Classifier
+from ssamba.models.classifier import Classification, Classifier
+from ssamba.models.config import Config
+from ssamba.utils.errors import ConfigError
 
 WIDTH, ROWS, COLUMNS, PREFIX = 12, 8, 6, 1
 

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 import ssamba
-from ssamba import masking, patches
-from ssamba.config import Config
-from ssamba.errors import ConfigError
+from ssamba.models import masking, patches
+from ssamba.models.config import Config
 from ssamba.models.decoder import shown_patches
 from ssamba.models.encoder import Encoder, Seen, gather_patches
+from ssamba.models.pretrained.model_dir import save_model
 from ssamba.models.registry import make_encoder
-from ssamba.models.store import save_model
+from ssamba.utils.errors import ConfigError
 
 CONFIG = Config(width=32, depth=4, frames=64, decoder_depth=2, drop_path=0.0)
 P = 32

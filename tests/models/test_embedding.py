@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssamba import frontend, patches
-from ssamba.config import Config
-from ssamba.errors import AudioError
-from ssamba.models.embedding import window_starts
+from ssamba.audio import log_mel
+from ssamba.inference.embed import window_starts
+from ssamba.models import patches
+from ssamba.models.config import Config
 from ssamba.models.ssamba import SSAMBA
+from ssamba.utils.errors import AudioError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -40,7 +41,7 @@ def close(a: Tensor, b: Tensor, within: float = 1e-5) -> None:
 def test_one_pass_for_what_fits(model: SSAMBA) -> None:
     audio = noise(0.5)
     out = model.embed(audio)
-    mels = frontend.features(audio)  # 48 frames, 3 columns
+    mels = log_mel.features(audio)  # 48 frames, 3 columns
     tokens = model.encode(mels)[0, 1:].unflatten(0, (8, 3))
     assert out.lengths.tolist() == [3]
     close(out.patches[0], tokens)
@@ -50,8 +51,8 @@ def test_one_pass_for_what_fits(model: SSAMBA) -> None:
 
 def test_the_last_column_is_filled_with_silence_of_the_front_end(model: SSAMBA) -> None:
     audio = noise(0.4)  # 38 frames: two columns and 6 frames of a third
-    padded = frontend.features(audio, target_length=48)
-    assert frontend.frame_count(len(audio)) == 38
+    padded = log_mel.features(audio, target_length=48)
+    assert log_mel.frame_count(len(audio)) == 38
     close(model.embed(audio).patches[0], model.encode(padded)[0, 1:].unflatten(0, (8, 3)))
 
 
@@ -97,8 +98,8 @@ def test_windows_cover_every_column_and_end_with_the_recording(columns: int, win
 def test_long_recordings_are_cross_faded_windows(model: SSAMBA, seconds: float) -> None:
     audio = noise(seconds)
     out = model.embed(audio)
-    columns = patches.columns(frontend.frame_count(len(audio)), model.config)
-    mels = frontend.features(audio, target_length=patches.covered_frames(columns, model.config))
+    columns = patches.columns(log_mel.frame_count(len(audio)), model.config)
+    mels = log_mel.features(audio, target_length=patches.covered_frames(columns, model.config))
     total, weights = torch.zeros(8, columns, 16), torch.zeros(columns)
     fade = torch.tensor([1.0, 2.0, 2.0, 1.0])
     for start in window_starts(columns, 4):
@@ -111,7 +112,7 @@ def test_long_recordings_are_cross_faded_windows(model: SSAMBA, seconds: float) 
 def test_whole_is_one_pass(model: SSAMBA) -> None:
     audio = noise(2.0)
     out = model.embed(audio, whole=True)
-    mels = frontend.features(audio, target_length=208)
+    mels = log_mel.features(audio, target_length=208)
     close(out.patches[0], model.encode(mels)[0, 1:].unflatten(0, (8, 13)))
     assert out.lengths.tolist() == [13]
     assert (out.clip - model.embed(audio).clip).abs().max() > 1e-4
@@ -126,7 +127,7 @@ def test_columns_come_in_time_order(model: SSAMBA, whole: bool, monkeypatch: pyt
 
     monkeypatch.setattr(SSAMBA, "encode", means)
     audio = noise(2.5) * torch.linspace(0.01, 1, 40000)
-    mels = frontend.features(audio, target_length=256)
+    mels = log_mel.features(audio, target_length=256)
     expected = patches.patchify(mels, model.config).mean(dim=2).unflatten(1, (8, 16))
     out = model.embed([audio, noise(0.1)], whole=whole)
     close(out.patches[0, :, :, 0], expected[0], 1e-4)
@@ -151,7 +152,7 @@ def test_other_rates_are_resampled(model: SSAMBA, rate: int) -> None:
     audio = noise(1.0, rate)
     out = model.embed(audio, rate)
     assert out.lengths.tolist() == [7]
-    close(out.clip, model.embed(frontend.to_waveform(audio, rate)).clip)
+    close(out.clip, model.embed(log_mel.to_waveform(audio, rate)).clip)
     close(out.times, model.embed(noise(1.0)).times)
 
 
@@ -176,7 +177,7 @@ def test_bad_samples(model: SSAMBA, bad: float) -> None:
 def test_the_models_statistics_and_bins_are_used() -> None:
     config = Config(width=16, depth=2, frames=64, mel_bins=64, state_size=4, mean=-1.0, std=2.0)
     model = SSAMBA(config).eval()
-    mels = frontend.log_mel(noise(0.5), 64)
+    mels = log_mel.log_mel(noise(0.5), 64)
     tokens = model.encode(((mels + 1) / 4)[None])[0, 1:].unflatten(0, (4, 3))
     close(model.embed(noise(0.5)).patches[0], tokens)
 

@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 
-from ssamba.config import Config
+from ssamba.models.config import Config
 from ssamba.models.registry import make_encoder
 
 CONFIG = Config(width=64, depth=4, frames=256)

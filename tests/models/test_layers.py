@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ssamba.config import Config
+from ssamba.models.config import Config
 from ssamba.models.registry import make_encoder
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssamba import frontend
-from ssamba.config import Config
-from ssamba.errors import AudioError, ConfigError
-from ssamba.models.classification import Classification
+from ssamba.audio import log_mel as frontend
+from ssamba.inference.predict import ExcerptCutter, ask
+from ssamba.models.classifier import Classification
+from ssamba.models.config import Config
 from ssamba.models.encoder import Encoder
-from ssamba.models.prediction import ExcerptCutter, ask
 from ssamba.models.registry import make_encoder
+from ssamba.utils.errors import AudioError, ConfigError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CLASSES = ("rain", "dog", "siren", "clock")

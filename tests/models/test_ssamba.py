@@ -7,12 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssamba import ops, patches
-from ssamba.config import Config
-from ssamba.errors import ConfigError
-from ssamba.masking import frame_masks
+from ssamba import ops
+from ssamba.models import patches
+from ssamba.models.config import Config
 from ssamba.models.encoder import gather_patches
+from ssamba.models.masking import frame_masks
 from ssamba.models.ssamba import SSAMBA
+from ssamba.utils.errors import ConfigError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

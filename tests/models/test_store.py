@@ -11,9 +11,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssamba.errors import CheckpointError, ConfigError, SsambaError
+from ssamba.models.pretrained.model_dir import (
+    Description,
+    build,
+    load_tensors,
+    read_config,
+    read_model,
+    save_model,
+    save_tensors,
+)
 from ssamba.models.ssamba import SSAMBA
-from ssamba.models.store import Description, build, load_tensors, read_config, read_model, save_model, save_tensors
+from ssamba.utils.errors import CheckpointError, ConfigError, SsambaError
 
 
 @pytest.fixture
@@ -137,7 +145,7 @@ def test_a_full_disk_leaves_the_old_weights(folder: Path, small_model: SSAMBA, m
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("ssamba.models.store.save_file", full)
+    monkeypatch.setattr("ssamba.models.pretrained.model_dir.save_file", full)
     with pytest.raises(SsambaError, match=r"model\.safetensors: cannot be written \(No space left on device\)"):
         save_model(folder, small_model)
     assert (folder / "model.safetensors").read_bytes() == before

@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssamba.ops import reference
+from ssamba.ops.mamba import naive
 
 
 def selective_scan(
     u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, dt_bias: Tensor, z: Tensor | None = None
 ) -> Tensor:
-    """``reference.selective_scan``: ``h[t] = a[t] h[t-1] + b[t]`` is associative in the pairs (a, b)."""
+    """``naive.selective_scan``: ``h[t] = a[t] h[t-1] + b[t]`` is associative in the pairs (a, b)."""
     delta = F.softplus(dt + dt_bias)
     length, directions = u.shape[1:3]
     total = torch.zeros_like(u[:, :, 0])
@@ -38,6 +38,6 @@ def selective_scan(
 
 
 def bimamba_inner(x: Tensor, z: Tensor, *parameters: Tensor) -> Tensor:
-    """``reference.bimamba_inner`` in float64."""
-    with mock.patch.object(reference, "selective_scan", selective_scan):
-        return reference.bimamba_inner(x, z, *parameters)
+    """``naive.bimamba_inner`` in float64."""
+    with mock.patch.object(naive, "selective_scan", selective_scan):
+        return naive.bimamba_inner(x, z, *parameters)

@@ -19,9 +19,10 @@ os.environ["TRITON_INTERPRET"] = "1"
 
 from triton_small import plain_proj  # also mends the interpreter
 
-from ssamba.ops import nvrtc, nvrtc_gated_output, nvrtc_proj, nvrtc_scan
-from ssamba.ops import triton as gpu
-from ssamba.ops.triton_kernels import conv
+from ssamba.ops.jit import nvrtc
+from ssamba.ops.mamba import gpu
+from ssamba.ops.mamba.cuda import gated_output, projection, scan
+from ssamba.ops.mamba.triton import conv
 
 CAPABILITY = (9, 0)
 SIZES = {"tiny": (384, 12), "small": (768, 24), "base": (1536, 48)}
@@ -58,8 +59,8 @@ def visit_units(kernel: Callable[[str, str, tuple[str, ...]], object], every_cas
         return lambda *_: None
 
     nvrtc.kernel = stand_in  # type: ignore[assignment]
-    nvrtc_scan.usable, conv.conv_proj = (lambda *_: True), plain_proj  # type: ignore[assignment]
-    nvrtc_proj.usable = lambda x, *_: x.dtype == torch.bfloat16  # type: ignore[assignment]
+    scan.usable, conv.conv_proj = (lambda *_: True), plain_proj  # type: ignore[assignment]
+    projection.usable = lambda x, *_: x.dtype == torch.bfloat16  # type: ignore[assignment]
     for size in SIZES:
         for directions, dtype in EVERY_CASE if every_case else CASES:
             tensors = inputs(64 if size == "tiny" else 4, 16, size, directions, dtype)
@@ -80,7 +81,7 @@ def visit_units(kernel: Callable[[str, str, tuple[str, ...]], object], every_cas
             shapes = (5, 4 * width), (5, width), (4 * width, width), (4 * width,), (width, 4 * width), (5, width)
             y, stream, *weights = (torch.zeros(s).bfloat16() for s in shapes)
             for scale in (None, 1.0):
-                nvrtc_gated_output.gated_output(y, stream.to(stream_dtype), *weights, 1e-5, scale)
+                gated_output.gated_output(y, stream.to(stream_dtype), *weights, 1e-5, scale)
 
 
 def main(folder: str) -> None:

@@ -15,7 +15,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssamba.ops import _inference, cpu, reference
+from ssamba.ops.mamba import naive
+from ssamba.ops.mamba.cpu import mixer_inference, operators
 
 FORWARD, BACKWARD = 1e-6, 2e-6  # relative norms; float32 itself rounds at 6e-8
 
@@ -96,7 +97,7 @@ def compare(name: str, inputs: Sequence[Tensor | None]) -> None:
     """Values and gradients of the fast form, from these very tensors, against the reference on float64 copies."""
     ours = [None if x is None else x.detach().requires_grad_() for x in inputs]
     doubles = [None if x is None else x.detach().double().requires_grad_() for x in inputs]
-    out, truth = getattr(cpu, name)(*ours), getattr(reference, name)(*doubles)
+    out, truth = getattr(operators, name)(*ours), getattr(naive, name)(*doubles)
     assert error(out, truth) < FORWARD
     direction = torch.randn(out.shape, generator=torch.Generator().manual_seed(3))
     out.backward(direction)
@@ -152,8 +153,8 @@ def test_any_strides(layout: str) -> None:
     with torch.no_grad():
         inputs = inner_inputs(shape)
         inputs[:2] = [lay(x) for x in inputs[:2]]
-        truth = reference.bimamba_inner(*[x.double() for x in inputs])
-        assert error(cpu.bimamba_inner(*inputs), truth) < FORWARD
+        truth = naive.bimamba_inner(*[x.double() for x in inputs])
+        assert error(operators.bimamba_inner(*inputs), truth) < FORWARD
 
 
 @pytest.mark.parametrize("offset", [-200.0, -80.0, -20.0, 15.0, 30.0, 300.0, 1e4])
@@ -162,8 +163,8 @@ def test_extreme_step_sizes(offset: float) -> None:
     inputs = scan_inputs((1, 40, 2, 1, 17, 16, 4))
     assert inputs[1] is not None
     inputs[1] = inputs[1] + offset
-    ours = cpu.selective_scan(*inputs)  # type: ignore[arg-type]
-    truth = reference.selective_scan(*[x.double() for x in inputs if x is not None])
+    ours = operators.selective_scan(*inputs)  # type: ignore[arg-type]
+    truth = naive.selective_scan(*[x.double() for x in inputs if x is not None])
     assert torch.isfinite(ours).all()
     assert error(ours, truth) < FORWARD
     compare("selective_scan", inputs)
@@ -183,15 +184,15 @@ def test_slow_decay_keeps_its_state() -> None:
     """Decays of 1 - 1e-4 over 4,000 steps: rounding must not drift."""
     inputs = [x for x in scan_inputs((1, 4000, 1, 1, 16, 1, 4)) if x is not None]
     inputs[1], inputs[2], inputs[6] = inputs[1] * 0 - 9.2, inputs[2] * 0 - 1, inputs[6] * 0
-    truth = reference.selective_scan(*[x.double() for x in inputs])
-    assert error(cpu.selective_scan(*inputs), truth) < 1e-5
+    truth = naive.selective_scan(*[x.double() for x in inputs])
+    assert error(operators.selective_scan(*inputs), truth) < 1e-5
 
 
 def test_nan_stays_nan_and_in_its_clip() -> None:
     inputs = scan_inputs((2, 20, 2, 1, 20, 16, 4))
     assert inputs[0] is not None
     inputs[0][0, 5] = math.nan
-    out = cpu.selective_scan(*inputs)  # type: ignore[arg-type]
+    out = operators.selective_scan(*inputs)  # type: ignore[arg-type]
     assert out[0].isnan().all()
     assert not out[1].isnan().any()
 
@@ -205,42 +206,42 @@ def test_results_are_written_in_full(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(torch, "empty", lambda *a, **k: poison(plain_empty(*a, **k)))
     monkeypatch.setattr(Tensor, "new_empty", lambda self, *a, **k: poison(plain_new_empty(self, *a, **k)))
-    monkeypatch.setattr(_inference._kept, "area", None, raising=False)
+    monkeypatch.setattr(mixer_inference._kept, "area", None, raising=False)
     for shape in ((2, 37, 2, 2, 20, 5, 4), (1, 3, 1, 1, 65, 16, 2)):
         compare("conv_silu", conv_inputs(shape))
         compare("selective_scan", scan_inputs(shape))
         with torch.no_grad():
             inputs = inner_inputs(shape)
-            truth = reference.bimamba_inner(*[x.double() for x in inputs])
-            assert error(cpu.bimamba_inner(*inputs), truth) < FORWARD
+            truth = naive.bimamba_inner(*[x.double() for x in inputs])
+            assert error(operators.bimamba_inner(*inputs), truth) < FORWARD
 
 
 @pytest.mark.parametrize("tokens", [2, 7, 20, 64])
 @pytest.mark.parametrize("shape", [(3, 9, 2, 2, 40, 16, 4), (2, 50, 1, 1, 40, 5, 4), (2, 50, 2, 1, 70, 16, 4)])
 def test_inference_in_parts(shape: tuple[int, ...], tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Parts shorter than the taps reach, parts of one clip, parts of several clips."""
-    monkeypatch.setattr(_inference, "TOKENS", tokens)
+    monkeypatch.setattr(mixer_inference, "TOKENS", tokens)
     inputs = inner_inputs(shape)
     with torch.no_grad():
-        ours = cpu.bimamba_inner(*inputs)
-    assert error(ours, reference.bimamba_inner(*[x.double() for x in inputs])) < FORWARD
+        ours = operators.bimamba_inner(*inputs)
+    assert error(ours, naive.bimamba_inner(*[x.double() for x in inputs])) < FORWARD
 
 
 def test_inference_mode_leaves_nothing_that_other_modes_cannot_use(monkeypatch: pytest.MonkeyPatch) -> None:
     """The work area of the first call serves all later ones of the thread, whatever mode it was made in."""
-    monkeypatch.setattr(_inference._kept, "area", None, raising=False)
+    monkeypatch.setattr(mixer_inference._kept, "area", None, raising=False)
     inputs = inner_inputs((2, 9, 2, 2, 40, 16, 4))
     with torch.inference_mode():
-        expected = cpu.bimamba_inner(*inputs)
+        expected = operators.bimamba_inner(*inputs)
     with torch.no_grad():
-        assert torch.equal(cpu.bimamba_inner(*inputs), expected)
+        assert torch.equal(operators.bimamba_inner(*inputs), expected)
     with torch.inference_mode():
-        assert torch.equal(cpu.bimamba_inner(*inputs), expected)
+        assert torch.equal(operators.bimamba_inner(*inputs), expected)
 
 
 def gradients(inputs: Sequence[Tensor]) -> list[Tensor]:
     leaves = [x.detach().requires_grad_() for x in inputs]
-    out = cpu.bimamba_inner(*leaves)
+    out = operators.bimamba_inner(*leaves)
     return [out.detach(), *torch.autograd.grad(out.square().sum(), leaves)]
 
 
@@ -250,9 +251,9 @@ def test_kernels_give_the_same_bits_on_any_number_of_threads() -> None:
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
         leaves = [x.detach().requires_grad_() for x in scan_inputs(shape) if x is not None]
-        y = cpu.selective_scan(*leaves)
+        y = operators.selective_scan(*leaves)
         x, w, b = (x.requires_grad_() for x in conv_inputs(shape))
-        u = cpu.conv_silu(x, w, b)
+        u = operators.conv_silu(x, w, b)
         found.append(
             [y, u, *torch.autograd.grad(y.square().sum(), leaves), *torch.autograd.grad(u.square().sum(), [x, w, b])]
         )
@@ -283,10 +284,10 @@ def test_four_python_threads_at_once() -> None:
 def test_a_forked_child_works_alone() -> None:
     """Data loaders fork after the first use; the parent's worker threads do not exist in the child."""
     inputs = conv_inputs((2, 70, 2, 2, 130, 16, 4))
-    truth = cpu.conv_silu(*inputs)
+    truth = operators.conv_silu(*inputs)
     child = os.fork()
     if child == 0:  # torch.equal would use torch's own threads, which a child does not have either
-        os._exit(0 if np.array_equal(cpu.conv_silu(*inputs).numpy(), truth.numpy()) else 1)
+        os._exit(0 if np.array_equal(operators.conv_silu(*inputs).numpy(), truth.numpy()) else 1)
     deadline = time.monotonic() + 30
     while (status := os.waitpid(child, os.WNOHANG))[0] == 0:
         if time.monotonic() > deadline:
@@ -295,27 +296,27 @@ def test_a_forked_child_works_alone() -> None:
             pytest.fail("the child hangs")
         time.sleep(0.01)
     assert os.waitstatus_to_exitcode(status[1]) == 0
-    assert torch.equal(cpu.conv_silu(*inputs), truth)
+    assert torch.equal(operators.conv_silu(*inputs), truth)
 
 
 def test_the_thread_pool_that_stands_in_for_openmp(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ssamba.ops import _threads
+    from ssamba.ops.jit import openmp
 
     inputs = conv_inputs((2, 70, 2, 2, 130, 16, 4))
-    truth = cpu.conv_silu(*inputs)
-    monkeypatch.setattr(_threads, "_openmp_parallel", lambda: None)
-    assert torch.equal(cpu.conv_silu(*inputs), truth)
+    truth = operators.conv_silu(*inputs)
+    monkeypatch.setattr(openmp, "_openmp_parallel", lambda: None)
+    assert torch.equal(operators.conv_silu(*inputs), truth)
 
 
 @pytest.mark.parametrize("shape", [(0, 5, 2, 1, 4, 4, 4), (2, 0, 2, 1, 4, 4, 4)])
 def test_empty_inputs(shape: tuple[int, ...]) -> None:
     batch, length, directions, blocks, channels, _, _ = shape
-    u = cpu.conv_silu(*conv_inputs(shape))
+    u = operators.conv_silu(*conv_inputs(shape))
     assert u.shape == (batch, length, directions, blocks, channels)
     leaves = [x.requires_grad_() for x in scan_inputs(shape) if x is not None]
-    out = cpu.selective_scan(*leaves)
+    out = operators.selective_scan(*leaves)
     assert out.shape == (batch, length, blocks, channels)
     out.sum().backward()
     assert all(x.grad is not None and not x.grad.any() for x in leaves)
     with torch.no_grad():
-        assert cpu.bimamba_inner(*inner_inputs(shape)).shape == out.shape
+        assert operators.bimamba_inner(*inner_inputs(shape)).shape == out.shape

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from ssamba import ops
-from ssamba.errors import ConfigError
-from ssamba.ops import _compile, cpu, reference
+from ssamba.ops.mamba import naive
+from ssamba.ops.mamba.cpu import kernels, operators
+from ssamba.utils.errors import ConfigError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -66,16 +67,16 @@ def leaves(tensors: list[Tensor]) -> list[Tensor]:
 def test_the_fast_form_is_silent_and_the_default() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert torch.equal(ops.conv_silu(*conv()), cpu.conv_silu(*conv()))
-        assert torch.equal(ops.selective_scan(*scan()), cpu.selective_scan(*scan()))
-        assert torch.equal(ops.bimamba_inner(*inner()), cpu.bimamba_inner(*inner()))
+        assert torch.equal(ops.conv_silu(*conv()), operators.conv_silu(*conv()))
+        assert torch.equal(ops.selective_scan(*scan()), operators.selective_scan(*scan()))
+        assert torch.equal(ops.bimamba_inner(*inner()), operators.bimamba_inner(*inner()))
 
 
 def test_float64_warns_once_and_runs_the_reference() -> None:
     with pytest.warns(RuntimeWarning, match="conv_silu runs in its slow reference form: float64") as caught:
         out = thrice(ops.conv_silu, conv(torch.float64))
     assert len(caught) == 1
-    assert torch.equal(out, reference.conv_silu(*conv(torch.float64)))
+    assert torch.equal(out, naive.conv_silu(*conv(torch.float64)))
 
 
 def test_too_many_states_and_directions_say_so() -> None:
@@ -92,7 +93,7 @@ def test_without_numba_one_warning_tells_why(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.warns(RuntimeWarning, match="cpu form cannot be loaded .*numba") as caught:
         out = thrice(ops.conv_silu, conv())
     assert len(caught) == 1
-    assert torch.equal(out, reference.conv_silu(*conv()))
+    assert torch.equal(out, naive.conv_silu(*conv()))
 
 
 def test_another_device_gets_the_reference_with_a_warning() -> None:
@@ -102,9 +103,9 @@ def test_another_device_gets_the_reference_with_a_warning() -> None:
 
 def test_a_form_can_be_forced() -> None:
     with ops.use_backend("reference"):
-        assert torch.equal(ops.conv_silu(*conv()), reference.conv_silu(*conv()))
+        assert torch.equal(ops.conv_silu(*conv()), naive.conv_silu(*conv()))
         with ops.use_backend("cpu"):
-            assert torch.equal(ops.conv_silu(*conv()), cpu.conv_silu(*conv()))
+            assert torch.equal(ops.conv_silu(*conv()), operators.conv_silu(*conv()))
             with pytest.raises(ConfigError, match="'cpu': float64"):
                 ops.conv_silu(*conv(torch.float64))
     with pytest.raises(ConfigError, match="unknown backend 'fast'"), ops.use_backend("fast"):
@@ -113,7 +114,7 @@ def test_a_form_can_be_forced() -> None:
 
 def test_the_environment_forces_a_form(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SSAMBA_BACKEND", "reference")
-    assert torch.equal(ops.conv_silu(*conv()), reference.conv_silu(*conv()))
+    assert torch.equal(ops.conv_silu(*conv()), naive.conv_silu(*conv()))
     monkeypatch.setenv("SSAMBA_BACKEND", "gpu")
     with pytest.raises(ConfigError, match="SSAMBA_BACKEND: unknown backend 'gpu'"):
         ops.conv_silu(*conv())
@@ -159,7 +160,7 @@ def test_opcheck_of_the_scan(keep: bool) -> None:
 
 def test_opcheck_of_the_others() -> None:
     torch.library.opcheck(torch.ops.ssamba.conv_silu.default, leaves(conv()))
-    torch.library.opcheck(torch.ops.ssamba.conv_silu_backward.default, [cpu.conv_silu(*conv()), *conv()])
+    torch.library.opcheck(torch.ops.ssamba.conv_silu_backward.default, [operators.conv_silu(*conv()), *conv()])
     torch.library.opcheck(torch.ops.ssamba.bimamba_inference.default, inner())
     y, states = torch.ops.ssamba.selective_scan(*scan(), True)
     torch.library.opcheck(torch.ops.ssamba.selective_scan_backward.default, [y, *scan(), states])
@@ -172,7 +173,7 @@ def test_results_have_the_announced_strides() -> None:
     y, states = torch.ops.ssamba.selective_scan(*scan(), True)
     real = [
         torch.ops.ssamba.conv_silu(*conv()),
-        *torch.ops.ssamba.conv_silu_backward(cpu.conv_silu(*conv()), *conv()),
+        *torch.ops.ssamba.conv_silu_backward(operators.conv_silu(*conv()), *conv()),
         *torch.ops.ssamba.selective_scan_backward(y, *scan(), states),
     ]
     with FakeTensorMode() as mode:
@@ -232,24 +233,24 @@ def run(code: str, **environment: str) -> str:
 
 def test_one_short_pass_is_not_worth_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu_device, chosen = torch.device("cpu"), lambda: ops._choose("conv_silu", conv()[0], 2, 1)
-    monkeypatch.setattr(_compile, "_compiled", {})
+    monkeypatch.setattr(kernels, "_compiled", {})
     for device, tokens, expected in (
-        (cpu_device, ops.SHORT, reference),
-        (cpu_device, ops.SHORT + 1, cpu),
-        (torch.device("cuda"), 1, cpu),
+        (cpu_device, ops.SHORT, naive),
+        (cpu_device, ops.SHORT + 1, operators),
+        (torch.device("cuda"), 1, operators),
     ):
         with ops.short_work(device, tokens):
             assert chosen() is expected
-        assert chosen() is cpu
+        assert chosen() is operators
     with ops.use_backend("cpu"), ops.short_work(cpu_device, 1):
-        assert chosen() is cpu
-    monkeypatch.setattr(_compile, "_compiled", {"conv_forward": None})
+        assert chosen() is operators
+    monkeypatch.setattr(kernels, "_compiled", {"conv_forward": None})
     with ops.short_work(cpu_device, 1):
-        assert chosen() is cpu
-    monkeypatch.setattr(_compile, "_compiled", {})
+        assert chosen() is operators
+    monkeypatch.setattr(kernels, "_compiled", {})
     monkeypatch.setenv("SSAMBA_BACKEND", "cpu")
     with ops.short_work(cpu_device, 1):
-        assert chosen() is cpu
+        assert chosen() is operators
 
 
 def test_importing_does_not_load_numba() -> None:
@@ -261,8 +262,6 @@ def test_runs_where_no_cache_can_be_written(tmp_path: Path, monkeypatch: pytest.
     """Numba refuses to compile with a cache that it cannot place; the kernels then do without."""
     import numba
 
-    from ssamba.ops import _compile
-
     asked = []
     plain = numba.cfunc
 
@@ -273,6 +272,6 @@ def test_runs_where_no_cache_can_be_written(tmp_path: Path, monkeypatch: pytest.
         return plain(*args, **kwargs)
 
     monkeypatch.setattr(numba, "cfunc", refuse)
-    monkeypatch.setattr(_compile, "_compiled", {})
-    assert torch.equal(cpu.conv_silu(*conv()), cpu.conv_silu(*conv()))
+    monkeypatch.setattr(kernels, "_compiled", {})
+    assert torch.equal(operators.conv_silu(*conv()), operators.conv_silu(*conv()))
     assert asked == [True, False]

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from numba import njit
 
-from ssamba.ops import _simd
+from ssamba.ops.jit import numba_simd
 
 
 def over(function: Callable[[object], object], x: np.ndarray) -> np.ndarray:
     """The function of every element, by vectors of sixteen."""
-    load, store = _simd.load, _simd.store
+    load, store = numba_simd.load, numba_simd.store
 
     @njit
     def run(source: int, to: int, vectors: int) -> None:
@@ -36,37 +36,37 @@ def relative(ours: np.ndarray, truth: np.ndarray) -> float:
 
 def test_exponentials() -> None:
     t = line(-126, 126)
-    assert relative(over(_simd.exp2_decay, t), np.exp2(t.astype(np.float64))) < 2e-7
+    assert relative(over(numba_simd.exp2_decay, t), np.exp2(t.astype(np.float64))) < 2e-7
     x = line(-87, 87)
-    assert relative(over(_simd.exp, x), np.exp(x.astype(np.float64))) < 3e-7
+    assert relative(over(numba_simd.exp, x), np.exp(x.astype(np.float64))) < 3e-7
 
 
 def test_slow_decays_are_exact_to_the_last_bit() -> None:
     """2**-t of a tiny t: rounding alone, or long memories would drift."""
     t = -np.geomspace(1e-9, 1e-2, 1 << 16).astype(np.float32)
-    assert relative(over(_simd.exp2_decay, t), np.exp2(t.astype(np.float64))) < 6.1e-8
-    assert (over(_simd.exp2_decay, np.zeros(16, np.float32)) == 1).all()
+    assert relative(over(numba_simd.exp2_decay, t), np.exp2(t.astype(np.float64))) < 6.1e-8
+    assert (over(numba_simd.exp2_decay, np.zeros(16, np.float32)) == 1).all()
 
 
 def test_softplus_and_its_slope() -> None:
     x = line(-87, 87)
     truth = np.logaddexp(0, x.astype(np.float64))
-    assert relative(over(_simd.softplus, x), truth) < 5e-7
-    both = _simd.softplus_and_slope
-    assert relative(over(_simd.inline(lambda v: both(v)[1]), x), 1 / (1 + np.exp(-x.astype(np.float64)))) < 5e-7
-    assert relative(over(_simd.sigmoid, x), 1 / (1 + np.exp(-x.astype(np.float64)))) < 5e-7
+    assert relative(over(numba_simd.softplus, x), truth) < 5e-7
+    both = numba_simd.softplus_and_slope
+    assert relative(over(numba_simd.inline(lambda v: both(v)[1]), x), 1 / (1 + np.exp(-x.astype(np.float64)))) < 5e-7
+    assert relative(over(numba_simd.sigmoid, x), 1 / (1 + np.exp(-x.astype(np.float64)))) < 5e-7
 
 
 @pytest.mark.parametrize("name", ["exp2_decay", "exp", "sigmoid", "silu", "softplus"])
 def test_far_out_and_not_a_number(name: str) -> None:
     x = np.array([np.nan, -np.inf, -1e30, -1e4, 0, 1e-40, -0.0, -200] * 2, np.float32)
-    out = over(getattr(_simd, name), x)
+    out = over(getattr(numba_simd, name), x)
     assert np.isnan(out[0])
     assert np.isfinite(out[2:8]).all()
 
 
 def test_sums_of_sixteen_vectors() -> None:
-    store, totals = _simd.store, _simd.totals
+    store, totals = numba_simd.store, numba_simd.totals
 
     @njit
     def run(low: int, high: int, to: int) -> None:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from fast_truth import selective_scan as fast_scan
 from torch import Tensor
 
-from ssamba.ops import reference
+from ssamba.ops.mamba import naive
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -22,7 +22,7 @@ def test_convolution_is_torchs_on_the_sequence_and_on_its_reverse(
     length: int, width: int, rng: torch.Generator
 ) -> None:
     x, weight, bias = random(rng, 2, length, 2, 3), random(rng, 2, 2, 3, width), random(rng, 2, 2, 3)
-    ours = reference.conv_silu(x, weight, bias)
+    ours = naive.conv_silu(x, weight, bias)
     assert ours.shape == (2, length, 2, 2, 3)
     for r in range(2):
         for k in range(2):
@@ -50,7 +50,7 @@ def scan_inputs(rng: torch.Generator, length: int = 6) -> dict[str, Tensor]:
 @pytest.mark.parametrize("length", [1, 6, 33])
 def test_the_truth_of_the_gpu_tests_is_the_reference(length: int, rng: torch.Generator) -> None:
     inputs = [t.requires_grad_() for t in scan_inputs(rng, length).values()]
-    ours, theirs = reference.selective_scan(*inputs), fast_scan(*inputs)
+    ours, theirs = naive.selective_scan(*inputs), fast_scan(*inputs)
     torch.testing.assert_close(theirs, ours)
     weight = random(rng, *ours.shape)
     grads = (torch.autograd.grad((y * weight).sum(), inputs) for y in (ours, theirs))
@@ -70,15 +70,15 @@ def only(inputs: dict[str, Tensor], direction: int) -> dict[str, Tensor]:
 def test_right_to_left_is_the_flip_of_left_to_right(rng: torch.Generator) -> None:
     inputs = scan_inputs(rng)
     flipped = {k: v.flip(1) if k.split("_")[1].startswith("BL") else v for k, v in only(inputs, 1).items()}
-    backward = reference.selective_scan(**flipped).flip(1)
-    forward = reference.selective_scan(**only(inputs, 0))
-    torch.testing.assert_close(reference.selective_scan(**inputs), (forward + backward) / 2)
+    backward = naive.selective_scan(**flipped).flip(1)
+    forward = naive.selective_scan(**only(inputs, 0))
+    torch.testing.assert_close(naive.selective_scan(**inputs), (forward + backward) / 2)
 
 
 def test_scan_is_its_recurrence(rng: torch.Generator) -> None:
     inputs = only(scan_inputs(rng), 0)
     gate = inputs.pop("z_BLKE")
-    out = reference.selective_scan(**inputs)
+    out = naive.selective_scan(**inputs)
     u, dt, a, b, c, d, bias = (v.squeeze(0) if v.shape[0] == 1 else v[:, :, 0] for v in inputs.values())
     for clip, block, channel in ((0, 0, 0), (1, 1, 2)):
         h = torch.zeros(4, dtype=torch.float64)
@@ -88,7 +88,7 @@ def test_scan_is_its_recurrence(rng: torch.Generator) -> None:
             h = torch.exp(delta * a[block, channel]) * h + delta * b[clip, t, block] * x
             y = c[clip, t, block] @ h + d[block, channel] * x
             torch.testing.assert_close(out[clip, t, block, channel], y)
-    torch.testing.assert_close(reference.selective_scan(**inputs, z_BLKE=gate), out * F.silu(gate))
+    torch.testing.assert_close(naive.selective_scan(**inputs, z_BLKE=gate), out * F.silu(gate))
 
 
 @pytest.mark.parametrize(("direction", "touched"), [(0, [3, 4, 5]), (1, [0, 1, 2, 3])])
@@ -96,18 +96,18 @@ def test_each_direction_reads_its_past_alone(direction: int, touched: list[int],
     inputs = scan_inputs(rng)
     inputs["C_BLRKN"][:, :, 1 - direction] = 0  # the other direction is silent
     inputs["D_RKE"][1 - direction] = 0
-    before = reference.selective_scan(**inputs)
+    before = naive.selective_scan(**inputs)
     inputs["u_BLRKE"][:, 3] += 1
-    changed = (reference.selective_scan(**inputs) - before).abs().amax(dim=(0, 2, 3))
+    changed = (naive.selective_scan(**inputs) - before).abs().amax(dim=(0, 2, 3))
     assert changed.nonzero().flatten().tolist() == touched
 
 
 def test_half_precision_is_computed_in_float32(rng: torch.Generator) -> None:
     inputs = {k: v.float() for k, v in scan_inputs(rng).items()}
     half = {k: v.bfloat16() if k[0] in "uBCz" or k.startswith("dt_BL") else v for k, v in inputs.items()}
-    ours = reference.selective_scan(**half)
+    ours = naive.selective_scan(**half)
     assert ours.dtype == torch.bfloat16
-    expected = reference.selective_scan(**{k: v.float() for k, v in half.items()})
+    expected = naive.selective_scan(**{k: v.float() for k, v in half.items()})
     assert torch.equal(ours, expected.bfloat16())
 
 
@@ -115,4 +115,4 @@ def test_gradients_against_finite_differences(rng: torch.Generator) -> None:
     b, length, k, e, w, rank, n = 1, 3, 2, 2, 2, 1, 2
     shapes = [(b, length, k, e)] * 2 + [(2, k, e, w), (2, k, e), (2, k, rank + 2 * n, e), (2, k, e, rank), (2, k, e)]
     inputs = [random(rng, *shape).requires_grad_() for shape in [*shapes, (2, k, e, n), (2, k, e)]]
-    assert torch.autograd.gradcheck(reference.bimamba_inner, inputs)
+    assert torch.autograd.gradcheck(naive.bimamba_inner, inputs)

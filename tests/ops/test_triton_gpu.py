@@ -12,10 +12,10 @@ from fast_truth import bimamba_inner as true_inner
 from mixer_inputs import pair_weights
 from torch import Tensor
 
-from ssamba.config import Config
-from ssamba.models import blocks
+from ssamba.models import bimamba
+from ssamba.models.config import Config
 from ssamba.models.ssamba import SSAMBA
-from ssamba.ops import reference
+from ssamba.ops.mamba import naive
 
 pytestmark = [
     pytest.mark.gpu,
@@ -58,7 +58,7 @@ def poison(B: int, L: int, K: int, E: int, dtype: torch.dtype) -> None:
 
 
 def compare(B: int, L: int, K: int, E: int, N: int, r: int, R: int, dtype: torch.dtype, trained: bool = True) -> None:
-    from ssamba.ops.triton import bimamba_inner, bimamba_inner_packed
+    from ssamba.ops.mamba.gpu import bimamba_inner, bimamba_inner_packed
 
     tensors = inputs(B, L, K, E, N, r, R, dtype, trained)
     exact = [t.double().requires_grad_() for t in tensors]
@@ -116,7 +116,7 @@ def test_long(dtype: torch.dtype, form: str) -> None:
     ],
 )  # fmt: skip
 def test_every_cut_of_the_forward(cut: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ssamba.ops.triton import bimamba_inner_packed
+    from ssamba.ops.mamba.gpu import bimamba_inner_packed
 
     monkeypatch.setenv("SSAMBA_CUT", f"blocks=2,{cut}")
     tensors = inputs(2, 4109, 2, 80, 16, 12, 2, torch.bfloat16, True)
@@ -132,7 +132,7 @@ def test_every_cut_of_the_forward(cut: str, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize("directions", [1, 2])
 @torch.no_grad()
 def test_a_scan_without_its_gate(cut: str, directions: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ssamba.ops.triton import bimamba_ungated
+    from ssamba.ops.mamba.gpu import bimamba_ungated
 
     monkeypatch.setenv("SSAMBA_CUT", cut)
     xz, *params = inputs(2, 517, 2, 96, 16, 8, directions, torch.bfloat16, True)
@@ -140,7 +140,7 @@ def test_a_scan_without_its_gate(cut: str, directions: int, monkeypatch: pytest.
     work = torch.full_like(x, float("nan"))
     y = bimamba_ungated(x, work, *params)
     assert y is not None
-    expected = reference.bimamba_ungated(x.double(), work, *(t.double() for t in params))
+    expected = naive.bimamba_ungated(x.double(), work, *(t.double() for t in params))
     assert expected is not None
     assert error(y, expected) < BOUND[torch.bfloat16]
     assert torch.isfinite(work).any()  # the projection lies there
@@ -156,10 +156,10 @@ def test_a_scan_without_its_gate(cut: str, directions: int, monkeypatch: pytest.
 def test_gate_and_output(
     rows: int, width: int, channels: int, pieces: int, scale: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ssamba.ops import triton_ungated
-    from ssamba.ops.triton import gated_output_
+    from ssamba.ops.mamba import gpu_inference
+    from ssamba.ops.mamba.gpu import gated_output_
 
-    monkeypatch.setattr(triton_ungated, "PIECE_VALUES", rows * channels // pieces)
+    monkeypatch.setattr(gpu_inference, "PIECE_VALUES", rows * channels // pieces)
     draw = torch.Generator("cuda").manual_seed(rows)
     shapes = [(rows, channels), (rows, width), (channels, width), (channels,), (width, channels)]
     drawn = [torch.randn(s, generator=draw, device="cuda").bfloat16() for s in shapes]
@@ -170,7 +170,7 @@ def test_gate_and_output(
         y, stream, *weights = (t.clone() for t in drawn)
         out, stream = torch.full_like(stream, float("nan")), stream.to(stream_dtype)
         expected, wide_stream = stream.double(), stream.double()
-        reference.gated_output_(y.double(), wide_stream, *(t.double() for t in weights), expected, 1e-5, scale)
+        naive.gated_output_(y.double(), wide_stream, *(t.double() for t in weights), expected, 1e-5, scale)
         gated_output_(y, stream, *weights, out, 1e-5, scale)
         assert error(out, expected) < 6e-3
         assert error(stream, wide_stream) < 3e-3
@@ -188,15 +188,15 @@ def test_a_model_whose_gate_is_late(dtype: torch.dtype, scale: int, monkeypatch:
     expected: list[Tensor] = []
     model.encode_tokens(tokens[:2], layers=expected)
     model, given = model.to("cuda", dtype), tokens.to("cuda", dtype)
-    assert given.shape[0] * given.shape[1] >= blocks.LATE_FROM
+    assert given.shape[0] * given.shape[1] >= bimamba.LATE_FROM
     late: list[bool] = []
-    step = blocks.BlockPair._step_gated_late
+    step = bimamba.BlockPair._step_gated_late
 
     def seen(*args: Any) -> bool:
         late.append(step(*args))
         return late[-1]
 
-    monkeypatch.setattr(blocks.BlockPair, "_step_gated_late", seen)
+    monkeypatch.setattr(bimamba.BlockPair, "_step_gated_late", seen)
     with torch.autocast("cuda", torch.bfloat16, enabled=dtype == torch.float32):
         layers: list[Tensor] = []
         model.encode_tokens(given, layers=layers)
@@ -218,7 +218,7 @@ def test_a_model_whose_gate_is_late(dtype: torch.dtype, scale: int, monkeypatch:
         graph.replay()
         assert error(out, model.encode_tokens(given.clone(), own=True).double()) < 1e-2
         assert error(out, whole.double()) > 2e-2
-        monkeypatch.setattr(blocks, "LATE_FROM", 2**40)
+        monkeypatch.setattr(bimamba, "LATE_FROM", 2**40)
         assert error(out, model.encode_tokens(given).double()) < BOUND[torch.bfloat16]
 
 
@@ -227,13 +227,13 @@ def test_a_model_whose_gate_is_late(dtype: torch.dtype, scale: int, monkeypatch:
 @pytest.mark.parametrize(("width", "rank", "directions"), [(192, 12, 2), (768, 48, 2), (40, 3, 1), (24, 1, 2)])
 @torch.no_grad()
 def test_ready_weights(width: int, rank: int, directions: int, source: torch.dtype, apart: bool) -> None:
-    from ssamba.ops.triton import ready_weights
+    from ssamba.ops.mamba.gpu import ready_weights
 
     tensors = [t.cuda() for t in pair_weights(width, rank, directions, source, apart)]
     poison(1, 1, 1, 4 * width * width, torch.bfloat16)
     found = ready_weights(*tensors, dtype=torch.bfloat16)
-    plain = reference.ready_weights(*tensors, dtype=torch.bfloat16)
-    exact = reference.ready_weights(*(t.double() for t in tensors), dtype=torch.float64)
+    plain = naive.ready_weights(*tensors, dtype=torch.bfloat16)
+    exact = naive.ready_weights(*(t.double() for t in tensors), dtype=torch.float64)
     for i, (one, other, truth) in enumerate(zip(found, plain, exact, strict=True)):
         assert (one.shape, one.dtype, one.is_contiguous()) == (other.shape, other.dtype, True)
         assert one.data_ptr() % 16 == 0
@@ -246,7 +246,7 @@ def test_ready_weights(width: int, rank: int, directions: int, source: torch.dty
 @torch.no_grad()
 def test_late_gate_ops_compile() -> None:
     """What they write to is declared: a traced function sees it, and its arguments' other names too."""
-    from ssamba.ops.triton import gated_output_, ready_weights
+    from ssamba.ops.mamba.gpu import gated_output_, ready_weights
 
     draw = torch.Generator("cuda").manual_seed(3)
     shapes = [(70, 128), (70, 48), (128, 48), (128,), (48, 128)]
@@ -269,7 +269,7 @@ def test_late_gate_ops_compile() -> None:
 
 
 def test_channels_that_are_not_aligned() -> None:
-    from ssamba.ops.triton import bimamba_inner
+    from ssamba.ops.mamba.gpu import bimamba_inner
 
     tensors = inputs(2, 77, 2, 48, 16, 4, 2, torch.bfloat16, True)
     plain = bimamba_inner(tensors[0][:, :, 0], tensors[0][:, :, 1], *tensors[1:])
@@ -280,7 +280,7 @@ def test_channels_that_are_not_aligned() -> None:
 
 
 def test_two_runs_give_the_same_bits(form: str) -> None:
-    from ssamba.ops.triton import bimamba_inner_packed
+    from ssamba.ops.mamba.gpu import bimamba_inner_packed
 
     tensors = inputs(2, 300, 2, 96, 16, 6, 2, torch.bfloat16, True)
     runs = []
@@ -292,7 +292,7 @@ def test_two_runs_give_the_same_bits(form: str) -> None:
 
 
 def test_graph_compile_and_checkpoint() -> None:
-    from ssamba.ops.triton import bimamba_inner_packed
+    from ssamba.ops.mamba.gpu import bimamba_inner_packed
 
     tensors = inputs(2, 40, 2, 32, 16, 4, 2, torch.float32, True)
 
@@ -321,7 +321,7 @@ def test_graph_compile_and_checkpoint() -> None:
 @pytest.mark.parametrize("affine", [False, True])
 @pytest.mark.parametrize("width", [1, 192, 500, 768])
 def test_add_layer_norm(affine: bool, width: int) -> None:
-    from ssamba.ops.triton import add_layer_norm
+    from ssamba.ops.mamba.gpu import add_layer_norm
 
     x, residual = (torch.randn(3, 37, width, device="cuda", requires_grad=True) for _ in range(2))
     weight, bias = (torch.randn(width, device="cuda", requires_grad=True) for _ in range(2)) if affine else (None, None)
@@ -343,7 +343,7 @@ def test_add_layer_norm(affine: bool, width: int) -> None:
 
 @pytest.mark.parametrize("width", [1, 192, 768])
 def test_add_layer_norm_in_place(width: int) -> None:
-    from ssamba.ops.triton import add_layer_norm_, layer_norm
+    from ssamba.ops.mamba.gpu import add_layer_norm_, layer_norm
 
     x, residual = (torch.randn(3, 37, width, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     new = (2 * residual.double() + x.double()).to(torch.bfloat16)
@@ -355,7 +355,7 @@ def test_add_layer_norm_in_place(width: int) -> None:
 
 
 def test_under_autocast() -> None:
-    from ssamba.ops.triton import bimamba_inner
+    from ssamba.ops.mamba.gpu import bimamba_inner
 
     tensors = inputs(2, 33, 2, 32, 16, 4, 2, torch.float32, True)
     plain = bimamba_inner(tensors[0][:, :, 0], tensors[0][:, :, 1], *tensors[1:])

@@ -25,9 +25,10 @@ from mixer_inputs import mixer_inputs, pair_weights
 from torch import Tensor
 from triton.runtime import interpreter
 
-from ssamba.ops import nvrtc, nvrtc_fragments_launch, nvrtc_proj, nvrtc_scan, reference, triton_ungated
-from ssamba.ops import triton as gpu
-from ssamba.ops.triton_kernels import conv, gated_output
+from ssamba.ops.jit import nvrtc
+from ssamba.ops.mamba import gpu, gpu_inference, naive
+from ssamba.ops.mamba.cuda import projection, scan, scan_mma
+from ssamba.ops.mamba.triton import conv, gated_output
 
 
 class _Int(type):
@@ -75,7 +76,7 @@ def build(source: str, name: str, defines: tuple[str, ...], device: int) -> Call
 
 
 def plain_proj(x: Tensor, weight: Tensor, bias: Tensor, proj: Tensor) -> Tensor:
-    u_BLRKE = reference.conv_silu(x.float(), weight, bias)
+    u_BLRKE = naive.conv_silu(x.float(), weight, bias)
     return torch.einsum("blrke,rkpe->rkblp", u_BLRKE, proj).to(x.dtype).flatten(0, 1).contiguous()
 
 
@@ -90,7 +91,7 @@ def check(B: int, L: int, K: int, E: int, N: int, r: int, R: int, dtype: torch.d
     tensors += [draw(R, K, r + 2 * N, E) / E**0.5, draw(R, K, E, r) / r**0.5, draw(R, K, E) - 3, a_log, draw(R, K, E)]
     tensors[0][:, ::5, 1] = 0  # a closed gate
     exact = [t.double().requires_grad_() for t in tensors]
-    expected = reference.bimamba_inner(exact[0][:, :, 0], exact[0][:, :, 1], *exact[1:])
+    expected = naive.bimamba_inner(exact[0][:, :, 0], exact[0][:, :, 1], *exact[1:])
     mine = [t.clone().requires_grad_() for t in tensors]
     packed = L % 2 == 0
     y = gpu.bimamba_inner_packed(*mine) if packed else gpu.bimamba_inner(mine[0][:, :, 0], mine[0][:, :, 1], *mine[1:])
@@ -120,8 +121,8 @@ def check_fragments() -> None:
     """The forward by fragments in all its cuts, forward alone, and the projection before it."""
     for i, (split, stages, chunks) in enumerate(((1, 3, 1), (1, 4, 3), (2, 4, 1), (2, 3, 3))):
         os.environ["SSAMBA_SKEWED"] = str(1 + i % 4)  # warps apart and copies late: nothing may rely on luck
-        cut = nvrtc_fragments_launch.Cut(split, 4, stages, 1, chunks)
-        nvrtc_fragments_launch.choose_cut = lambda _, cut=cut: cut
+        cut = scan_mma.Cut(split, 4, stages, 1, chunks)
+        scan_mma.choose_cut = lambda _, cut=cut: cut
         for sizes in ((2, 71, 1, 48, 12, 2), (1, 6, 2, 16, 20, 1)):
             check_output(*sizes)
         for length in (1, 15, 16, 17, 32):  # where directions meet, and what their first and last batches hold
@@ -133,7 +134,7 @@ def check_fragments() -> None:
         x = torch.randn(B, L + (B - 1), 2, K, E, generator=generator).bfloat16()[:, :L, 0]  # clips apart, if several
         weight, bias = torch.randn(R, K, E, 4, generator=generator), torch.randn(R, K, E, generator=generator)
         proj = torch.randn(R, K, P, E, generator=generator).bfloat16()
-        found = nvrtc_proj.conv_proj(x, weight, bias, proj).float()
+        found = projection.conv_proj(x, weight, bias, proj).float()
         expected = plain_proj(x.float(), weight, bias, proj.float())
         assert (found - expected).norm() < 5e-3 * expected.norm(), f"projection {(B, L, K, E, P, R)}"
 
@@ -144,9 +145,9 @@ def check_ungated(B: int, L: int, K: int, E: int, r: int, R: int) -> None:
     x, params = tensors[0][:, :, 0].contiguous(), tensors[1:]
     params[2] = params[2].bfloat16()
     work = torch.full((B, L, 2 * K * R * E), float("nan")).bfloat16()
-    expected = reference.bimamba_ungated(x.double(), work, *(t.double() for t in params))
+    expected = naive.bimamba_ungated(x.double(), work, *(t.double() for t in params))
     assert expected is not None
-    error = float((triton_ungated._ungated(x, work, *params).double() - expected).norm() / expected.norm())
+    error = float((gpu_inference._ungated(x, work, *params).double() - expected).norm() / expected.norm())
     assert error < 8e-3, f"without a gate {(B, L, K, E, r, R)}: off by {error:.1e}"
     assert not work.isnan().all()
 
@@ -166,7 +167,7 @@ def check_gated_output() -> None:
             y, stream, *weights = (t.to(dtype) for t in (*draws, torch.randn(width, channels) / channels**0.5))
             out, wide = torch.full((rows, width), float("nan"), dtype=dtype), torch.empty(rows, width).double()
             wide_stream = stream.double()
-            reference.gated_output_(y.double(), wide_stream, *(t.double() for t in weights), wide, 1e-5, scale)
+            naive.gated_output_(y.double(), wide_stream, *(t.double() for t in weights), wide, 1e-5, scale)
             form = gpu.gated_output_ if dtype == torch.float32 else gated_output.gated_output
             form(y, stream, *weights, out, 1e-5, scale)
             for found, expected in ((out, wide), (stream, wide_stream)):
@@ -191,8 +192,8 @@ def check_ready_weights() -> None:
             if d == 24:  # nothing is left to convert but what is folded
                 tensors[3], tensors[6] = tensors[3].to(dtype), tensors[6].to(dtype)
             found = gpu.ready_weights(*tensors, dtype=dtype)
-            exact = reference.ready_weights(*(t.double() for t in tensors), dtype=torch.float64)
-            plain = reference.ready_weights(*tensors, dtype=dtype)
+            exact = naive.ready_weights(*(t.double() for t in tensors), dtype=torch.float64)
+            plain = naive.ready_weights(*tensors, dtype=dtype)
             for i, (f, e, p) in enumerate(zip(found, exact, plain, strict=True)):
                 where = f"weight {i} of {(d, r, R, source, dtype, apart)}"
                 assert (f.shape, f.dtype, f.is_contiguous()) == (p.shape, p.dtype, True), where
@@ -210,17 +211,17 @@ def check_ops() -> None:
         torch.library.opcheck(gpu.gated_output_, (*(torch.randn(s) for s in shapes), 1e-5, scale), test_utils=tests)
     for apart in (False, True):
         weights = (*pair_weights(24, 2, 2, torch.bfloat16, apart), torch.bfloat16)
-        torch.library.opcheck(triton_ungated._ready_weights, weights, test_utils=tests)
+        torch.library.opcheck(gpu_inference._ready_weights, weights, test_utils=tests)
 
 
 def check_output(B: int, L: int, K: int, E: int, r: int, R: int) -> None:
     tensors = mixer_inputs(B, L, K, E, r, R)
     exact = [t.double() for t in tensors]
-    expected = reference.bimamba_inner(exact[0][:, :, 0], exact[0][:, :, 1], *exact[1:])
+    expected = naive.bimamba_inner(exact[0][:, :, 0], exact[0][:, :, 1], *exact[1:])
     if L % 2:  # parameters that are views into other memory lie anywhere
         tensors[1:] = [torch.cat([t.new_zeros(1), t.flatten()])[1:].view(t.shape) for t in tensors[1:]]
     error = float((gpu.bimamba_inner_packed(*tensors).double() - expected).norm() / expected.norm())
-    assert error < 5e-3, f"{(B, L, K, E, r, R)}, {nvrtc_fragments_launch.choose_cut(None)}: off by {error:.1e}"
+    assert error < 5e-3, f"{(B, L, K, E, r, R)}, {scan_mma.choose_cut(None)}: off by {error:.1e}"
 
 
 def main(form: str) -> None:
@@ -233,7 +234,7 @@ def main(form: str) -> None:
         check_ready_weights()
         check_ops()
         return
-    nvrtc.kernel, nvrtc_scan.usable, conv.conv_proj = build, lambda *_: True, plain_proj  # type: ignore[assignment]
+    nvrtc.kernel, scan.usable, conv.conv_proj = build, lambda *_: True, plain_proj  # type: ignore[assignment]
     check(1, 1, 1, 1, 1, 1, 2, torch.float32, 1e-4)
     check(1, 37, 2, 9, 64, 5, 1, torch.float32, 1e-4)
     check(1, 45, 2, 20, 16, 12, 2, torch.bfloat16, 2e-2)

@@ -12,19 +12,19 @@ import pytest
 import soundfile
 import torch
 
-from ssamba import cli
-from ssamba.config import Config
-from ssamba.data.audio import read_audio
-from ssamba.data.labelled import Example, Fold, LabelledData, Part
-from ssamba.errors import ConfigError, DataError
+from ssamba.audio.decode import read_audio
+from ssamba.cli import main
+from ssamba.data.examples import Example, Fold, LabelledData, Part
+from ssamba.evaluation.knn import log_mel_statistics, mean_and_deviation
+from ssamba.evaluation.probe import cache, probe, protocol
+from ssamba.evaluation.probe.cache import cached_features, model_key
+from ssamba.evaluation.probe.features import Wanted, choose_layers, extract
+from ssamba.evaluation.probe.protocol import Method, all_examples, divisions, evaluate, methods, target_matrix
+from ssamba.models.config import Config
 from ssamba.models.encoder import Encoder
+from ssamba.models.pretrained.model_dir import save_model
 from ssamba.models.registry import make_encoder
-from ssamba.models.store import save_model
-from ssamba.neighbours import log_mel_statistics, mean_and_deviation
-from ssamba.probing import cache, probe, protocol
-from ssamba.probing.cache import cached_features, model_key
-from ssamba.probing.features import Wanted, choose_layers, extract
-from ssamba.probing.protocol import Method, all_examples, divisions, evaluate, methods, target_matrix
+from ssamba.utils.errors import ConfigError, DataError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NAMES = ("low", "middle", "high")
@@ -104,7 +104,7 @@ def test_features_are_pooled_tokens(tmp_path: Path, kind: str) -> None:
 
 
 def probe_windows(model: Encoder, path: Path) -> torch.Tensor:
-    from ssamba.models.embedding import WindowCutter, waveform_features
+    from ssamba.inference.embed import WindowCutter, waveform_features
 
     cutter = WindowCutter(model.config)
     fed = cutter.feed(waveform_features(torch.from_numpy(read_audio(path)), model))
@@ -210,7 +210,7 @@ def test_the_command_on_folds(
     argv = ["probe", "custom", "--data", make_set(tmp_path / "set"), "--model", tmp_path / "m", "--layer", layer]
     tables = []
     for _ in range(2):
-        assert cli.main([str(word) for word in [*argv, "--out", tmp_path / "out"]]) == 0
+        assert main.main([str(word) for word in [*argv, "--out", tmp_path / "out"]]) == 0
         tables.append(capsys.readouterr().out)
     assert tables[0] == tables[1]
     assert len(calls) == 1
@@ -265,13 +265,13 @@ def test_values_of_c(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
         return fit(x, t, strengths, multi_label)
 
     monkeypatch.setattr(protocol, "fit_linear", spy)
-    assert cli.main([*argv, "--c", "0.1"]) == 0
+    assert main.main([*argv, "--c", "0.1"]) == 0
     assert set(fits) == {(0.1,)}  # nothing to choose, so nothing but the three final fits of each kind of features
     assert len(fits) % 3 == 0
     results = json.loads((tmp_path / "out/results.json").read_text())
     assert all(set(row["linear"]["C"].values()) == {0.1} for row in results["rows"])
     assert len(fits) == 3 * len(results["rows"])
-    assert cli.main([*argv, "--c", "1", "0.01"]) == 0
+    assert main.main([*argv, "--c", "1", "0.01"]) == 0
     results = json.loads((tmp_path / "out/results.json").read_text())
     assert all(set(row["linear"]["C"].values()) <= {0.01, 1.0} for row in results["rows"])
     capsys.readouterr()
@@ -292,7 +292,7 @@ def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str], words: lis
     save_model(tmp_path / "m", make_model())
     (tmp_path / "set").mkdir()
     argv = ["probe", *words, "--data", str(tmp_path / "set"), "--model", str(tmp_path / "m")]
-    assert cli.main([*argv, "--out", str(tmp_path / "out")]) == 2
+    assert main.main([*argv, "--out", str(tmp_path / "out")]) == 2
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
     assert err.startswith("ssamba: error: ")
@@ -318,7 +318,7 @@ def test_an_unreadable_recording_stops_the_probe(tmp_path: Path, capsys: pytest.
     save_model(tmp_path / "m", make_model())
     (root / "low10.wav").write_text("no audio")
     argv = ["probe", "custom", "--data", root, "--model", tmp_path / "m", "--out", tmp_path / "out"]
-    assert cli.main([str(word) for word in argv]) == 2
+    assert main.main([str(word) for word in argv]) == 2
     assert "low10.wav: is not audio" in capsys.readouterr().err
     assert list((tmp_path / "out").iterdir()) == []
 

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from ssamba.data.synthetic import make_synthetic
+from ssamba.data.synthetic.generate import make_synthetic
 
 SMALL = {
     "width": 32,

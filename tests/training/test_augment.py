@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssamba.config import SAMPLE_RATE
-from ssamba.training.augment import (
+from ssamba.models.config import SAMPLE_RATE
+from ssamba.training.augment.transforms import (
     MOST_NOISE,
     MOST_ROLL,
     RESPONSE_KNOTS,

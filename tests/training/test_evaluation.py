@@ -8,16 +8,16 @@ import layout_trees as trees
 import pytest
 import torch
 
-from ssamba.config import Config
-from ssamba.data.audio import read_audio
-from ssamba.data.layouts import read_layout
+from ssamba.audio.decode import read_audio
+from ssamba.data.datasets import read_layout
 from ssamba.data.scan import SkipList
-from ssamba.models.classification import Classification
+from ssamba.models.classifier import Classification
+from ssamba.models.config import Config
 from ssamba.models.registry import make_encoder
-from ssamba.training import evaluation
-from ssamba.training.evaluation import Answers, Evaluation
 from ssamba.training.features import batch_features
-from ssamba.training.finetune_recipe import FinetuneRecipe
+from ssamba.training.finetune import evaluate
+from ssamba.training.finetune.evaluate import Answers, Evaluation
+from ssamba.training.finetune.recipe import FinetuneRecipe
 
 RECIPE = FinetuneRecipe(
     width=16, depth=2, frames=48, stride=16, window=0.5, batch=2, loss="ce", workers=1, cache_gb=0.0
@@ -64,11 +64,11 @@ def test_features_are_made_once_where_they_fit(tmp_path: Path, monkeypatch: pyte
     data = read_layout("custom", trees.custom_table(tmp_path))
     model = make_encoder(Config(width=16, depth=2, frames=48), classification=Classification(data.classes)).eval()
     made = []
-    features = evaluation.batch_features
-    monkeypatch.setattr(evaluation, "batch_features", lambda *a: made.append(1) or features(*a))
+    features = evaluate.batch_features
+    monkeypatch.setattr(evaluate, "batch_features", lambda *a: made.append(1) or features(*a))
     results = []
-    for limit in (evaluation.FEATURE_BYTES, 0):
-        monkeypatch.setattr(evaluation, "FEATURE_BYTES", limit)
+    for limit in (evaluate.FEATURE_BYTES, 0):
+        monkeypatch.setattr(evaluate, "FEATURE_BYTES", limit)
         judged = Evaluation(data.folds[0].test, RECIPE, model.config, 3, torch.device("cpu"), None, SkipList())
         made.clear()
         results += [judged.answers(model), judged.answers(model)]

@@ -12,9 +12,9 @@ from pathlib import Path
 import layout_trees as trees
 import pytest
 
-from ssamba.cli import main
-from ssamba.training.finetune_recipe import recipe_names
-from ssamba.training.results import read_results
+from ssamba.cli.main import main
+from ssamba.training.finetune.recipe import recipe_names
+from ssamba.training.finetune.report import read_results
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ELSEWHERE = {"custom", "dasl", "esc10", "voxceleb1"}

@@ -10,24 +10,31 @@ import pytest
 import torch
 
 import ssamba
-from ssamba.config import SAMPLE_RATE, Config
-from ssamba.data.layouts import read_layout
+from ssamba.audio.log_mel import normalise
+from ssamba.data.datasets import read_layout
 from ssamba.data.scan import SkipList
-from ssamba.errors import ConfigError, DataError
-from ssamba.frontend import normalise
-from ssamba.models.classification import Classification
+from ssamba.models.classifier import Classification
+from ssamba.models.config import SAMPLE_RATE, Config
+from ssamba.models.pretrained.model_dir import save_model
 from ssamba.models.registry import make_encoder
-from ssamba.models.store import save_model
-from ssamba.training.augment import change_speed, draw_noises, draw_response, draw_rooms, draw_speed, reverberate
-from ssamba.training.evaluation import Answers
+from ssamba.training.augment.transforms import (
+    change_speed,
+    draw_noises,
+    draw_response,
+    draw_rooms,
+    draw_speed,
+    reverberate,
+)
 from ssamba.training.features import batch_features, crop_seconds
-from ssamba.training.finetune import finetune
-from ssamba.training.finetune_model import classification, new_model
-from ssamba.training.finetune_recipe import load_finetune_recipe
-from ssamba.training.finetune_task import FinetuneTask, Inputs
+from ssamba.training.finetune.evaluate import Answers
+from ssamba.training.finetune.model import classification, new_model
+from ssamba.training.finetune.recipe import load_finetune_recipe
+from ssamba.training.finetune.run import finetune
+from ssamba.training.finetune.task import FinetuneTask, Inputs
 from ssamba.training.log import read_log
 from ssamba.training.schedule import parameter_groups
 from ssamba.training.seeds import generator
+from ssamba.utils.errors import ConfigError, DataError
 
 SMALL = {
     "width": 32,
@@ -95,7 +102,7 @@ def test_it_learns_and_reports(more: Path, tmp_path: Path, encoder: str) -> None
 
 
 def _audio(path: str) -> Any:
-    from ssamba.data.audio import read_audio
+    from ssamba.audio.decode import read_audio
 
     return read_audio(path)
 

@@ -12,13 +12,13 @@ import layout_trees as trees
 import pytest
 import yaml
 
-from ssamba.cli import main
-from ssamba.data.layouts import read_layout
-from ssamba.errors import ConfigError
-from ssamba.training import finetune_auto as auto
-from ssamba.training.finetune import finetune
-from ssamba.training.finetune_recipe import OPEN, load_finetune_recipe
+from ssamba.cli.main import main
+from ssamba.data.datasets import read_layout
+from ssamba.training.finetune import auto
+from ssamba.training.finetune.recipe import OPEN, load_finetune_recipe
+from ssamba.training.finetune.run import finetune
 from ssamba.training.log import read_log
+from ssamba.utils.errors import ConfigError
 
 CLIPS_5S = auto.Facts(clips=40, train=32, folds=5, seconds=(5.0,) * 40)
 

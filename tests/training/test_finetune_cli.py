@@ -6,8 +6,8 @@ from pathlib import Path
 import layout_trees as trees
 import pytest
 
-from ssamba.cli import main
-from ssamba.loading import check_shape
+from ssamba.cli.main import main
+from ssamba.models.pretrained.load import check_shape
 
 SMALL = ["--width", "32", "--depth", "2", "--frames", "32", "--stride", "16", "--epochs", "1", "--batch", "8"]
 SMALL += ["--freq-mask", "0", "--time-mask", "0"]

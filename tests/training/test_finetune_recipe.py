@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from ssamba.data.layouts import LAYOUTS
-from ssamba.errors import ConfigError
-from ssamba.training.finetune_recipe import FinetuneRecipe, load_finetune_recipe, recipe_names
+from ssamba.data.datasets import LAYOUTS
+from ssamba.training.finetune.recipe import FinetuneRecipe, load_finetune_recipe, recipe_names
 from ssamba.training.schedule import EpochSchedule
+from ssamba.utils.errors import ConfigError
 
 AUDIOSET = (-4.2677393, 4.5689974)
 ESC, URBAN = (-6.6268077, 5.358466), (-5.138443946838379, 4.229961395263672)

@@ -11,8 +11,8 @@ from pathlib import Path
 import layout_trees as trees
 import pytest
 
-from ssamba.training.finetune import finetune
-from ssamba.training.finetune_recipe import load_finetune_recipe
+from ssamba.training.finetune.recipe import load_finetune_recipe
+from ssamba.training.finetune.run import finetune
 from ssamba.training.loop import Loop
 
 TIMES = ("seconds", "clips_per_second")

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from ssamba import masking
-from ssamba.config import Config
+from ssamba.models import masking
+from ssamba.models.config import Config
 from ssamba.models.registry import make_encoder
-from ssamba.training.graphed import Gradients, Tensors
+from ssamba.training.cuda_graphs import Gradients, Tensors
 from ssamba.training.loop import precision
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]

@@ -11,17 +11,17 @@ import pytest
 import torch
 
 import ssamba
-from ssamba.data.labelled import LabelledData
-from ssamba.data.layouts import read_layout
+from ssamba.data.datasets import read_layout
+from ssamba.data.examples import LabelledData
 from ssamba.data.scan import SkipList
-from ssamba.errors import ConfigError
+from ssamba.evaluation.logistic_regression import fit_chosen
 from ssamba.models.encoder import Encoder
-from ssamba.regression import fit_chosen
-from ssamba.training.evaluation import Evaluation
-from ssamba.training.finetune import finetune
-from ssamba.training.finetune_model import classification, new_model
-from ssamba.training.finetune_recipe import FinetuneRecipe, load_finetune_recipe
-from ssamba.training.head_init import init_by_probe
+from ssamba.training.finetune.evaluate import Evaluation
+from ssamba.training.finetune.head_init import init_by_probe
+from ssamba.training.finetune.model import classification, new_model
+from ssamba.training.finetune.recipe import FinetuneRecipe, load_finetune_recipe
+from ssamba.training.finetune.run import finetune
+from ssamba.utils.errors import ConfigError
 
 SMALL: dict[str, Any] = {"width": 32, "depth": 2, "frames": 32, "stride": 16, "batch": 8, "workers": 1}
 SMALL |= {"freq_mask": 8, "time_mask": 4, "head_init": "probe", "loss": "ce"}

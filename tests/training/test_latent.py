@@ -10,22 +10,22 @@ import torch
 from pretrain_runs import command, kill_at, same_results, step_of
 
 import ssamba
-from ssamba import masking
-from ssamba.config import SAMPLE_RATE, Config
 from ssamba.data.manifest import read_sources
-from ssamba.data.sampling import PretrainPlan
+from ssamba.data.samplers.pretraining import PretrainPlan
 from ssamba.data.scan import SkipList, scan_sources
-from ssamba.errors import ConfigError
+from ssamba.models import masking
+from ssamba.models.config import SAMPLE_RATE, Config
 from ssamba.models.encoder import Encoder, Seen, gather_patches
+from ssamba.models.pretrained.model_dir import load_tensors
 from ssamba.models.registry import make_encoder
-from ssamba.models.store import load_tensors
-from ssamba.training.augment import change_speed, draw_noises, draw_rooms, reverberate
+from ssamba.training.augment.transforms import change_speed, draw_noises, draw_rooms, reverberate
 from ssamba.training.features import batch_features, crop_seconds
-from ssamba.training.latent import AveragedModel, LatentHeads, clip_contrast, latent_losses, targets
 from ssamba.training.log import read_log
-from ssamba.training.pretrain import PretrainTask, pretrain
-from ssamba.training.recipe import make_recipe
+from ssamba.training.pretrain.recipe import make_recipe
+from ssamba.training.pretrain.run import PretrainTask, pretrain
+from ssamba.training.pretrain.teacher_targets import AveragedModel, LatentHeads, clip_contrast, latent_losses, targets
 from ssamba.training.seeds import generator
+from ssamba.utils.errors import ConfigError
 
 CONFIG = Config(width=32, depth=4, frames=64, stride_frequency=16, stride_time=16)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from ssamba.training import metrics
+from ssamba.evaluation import metrics
 
 
 @pytest.fixture(params=["distinct", "ties"])

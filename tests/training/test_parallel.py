@@ -15,8 +15,8 @@ import torch
 from pretrain_runs import command, log_of, step_of
 from safetensors.torch import load_file
 
-from ssamba.training.pretrain import pretrain
-from ssamba.training.recipe import make_recipe
+from ssamba.training.pretrain.recipe import make_recipe
+from ssamba.training.pretrain.run import pretrain
 
 
 def close(one: Path, other: Path, relative: float = 1e-5) -> None:

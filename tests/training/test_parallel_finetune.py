@@ -15,8 +15,8 @@ from pretrain_runs import log_of, step_of
 from test_finetune_resume import MORE, VALUES
 from test_parallel import distance, ended, ranks_of
 
-from ssamba.training.finetune import finetune
-from ssamba.training.finetune_recipe import load_finetune_recipe
+from ssamba.training.finetune.recipe import load_finetune_recipe
+from ssamba.training.finetune.run import finetune
 
 
 def close(one: Path, other: Path, validation_loss: float = 1e-5) -> None:
@@ -66,7 +66,7 @@ def test_gradients_under_distributed_data_parallel_are_those_of_the_whole_batch(
         import torch.distributed as dist
         from torch import nn
         from torch.nn.parallel import DistributedDataParallel
-        from ssamba.config import Config
+        from ssamba.models.config import Config
         from ssamba.models.ssamba import SSAMBA
 
         class Losses(nn.Module):

@@ -6,14 +6,14 @@ import pytest
 import torch
 
 import ssamba
-from ssamba import frontend
-from ssamba.errors import ConfigError, DataError, SsambaError
-from ssamba.models.store import load_tensors
+from ssamba.audio import log_mel
+from ssamba.models.pretrained.model_dir import load_tensors
 from ssamba.training.features import batch_features, crop_seconds
 from ssamba.training.log import read_log
-from ssamba.training.pretrain import pretrain
-from ssamba.training.recipe import load_recipe, make_recipe
+from ssamba.training.pretrain.recipe import load_recipe, make_recipe
+from ssamba.training.pretrain.run import pretrain
 from ssamba.training.schedule import CosineSchedule, PlateauSchedule
+from ssamba.utils.errors import ConfigError, DataError, SsambaError
 
 OFFICIAL = Path(__file__).parents[1] / "golden" / "ssamba_official.pth"
 
@@ -165,7 +165,7 @@ def test_one_file_is_too_few(sounds: Path, tmp_path: Path, small: dict[str, obje
 def test_batch_features_pad_like_the_reference() -> None:
     config = ssamba.Config(width=32, depth=2, frames=64)
     generator = torch.Generator().manual_seed(0)
-    samples = frontend.samples_of_frames(64)
+    samples = log_mel.samples_of_frames(64)
     assert crop_seconds(64) * 16000 == samples
     lengths = torch.tensor([samples, 5000, 400, 399])
     waveforms = torch.randn(4, samples, generator=generator) * 0.1 + 0.05
@@ -174,7 +174,7 @@ def test_batch_features_pad_like_the_reference() -> None:
     for row, waveform, length in zip(batch[:3], waveforms, lengths, strict=False):
         alone = ssamba.features(waveform[:length].numpy(), target_length=64)[0]
         torch.testing.assert_close(row, alone, rtol=0, atol=2e-5)
-    padding = frontend.normalise(torch.zeros(64, 128), config.mean, config.std)
+    padding = log_mel.normalise(torch.zeros(64, 128), config.mean, config.std)
     torch.testing.assert_close(batch[3], padding)
 
 

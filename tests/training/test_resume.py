@@ -9,9 +9,9 @@ import pytest
 import yaml
 from pretrain_runs import command, kill_at, log_of, same_results, step_of
 
-from ssamba.errors import ConfigError
-from ssamba.training.pretrain import pretrain
-from ssamba.training.recipe import make_recipe
+from ssamba.training.pretrain.recipe import make_recipe
+from ssamba.training.pretrain.run import pretrain
+from ssamba.utils.errors import ConfigError
 
 
 def test_killed_runs_end_as_an_unbroken_one(sounds: Path, tmp_path: Path, small: dict[str, object]) -> None:

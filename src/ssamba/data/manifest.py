@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ssamba.data.audio import AUDIO_EXTENSIONS
-from ssamba.errors import DataError
+from ssamba.audio.decode import AUDIO_EXTENSIONS
+from ssamba.utils.errors import DataError
 
 __all__ = ["Clip", "Source", "nearest_file", "read_source", "read_sources", "split_weight"]
 

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
-from ssamba.data.audio import AudioInfo, audio_info, check_length
+from ssamba.audio.decode import AudioInfo, audio_info, check_length
 from ssamba.data.manifest import Clip, Source
-from ssamba.errors import AudioError, DataError
+from ssamba.utils.errors import AudioError, DataError
 
 __all__ = ["Progress", "SkipList", "cached_info", "scan_clips", "scan_sources"]
 
@@ -191,7 +191,7 @@ def _scan_one(clip: Clip) -> tuple[Clip, Clip | AudioError]:
 
 
 def cached_info(path: str) -> AudioInfo:
-    """:func:`ssamba.data.audio.audio_info`, remembered until the file changes. Raises ``AudioError`` likewise."""
+    """:func:`ssamba.audio.decode.audio_info`, remembered until the file changes. Raises ``AudioError`` likewise."""
     try:
         status = os.stat(path)
     except OSError:

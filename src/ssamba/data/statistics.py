@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssamba.data.audio import SAMPLE_RATE, stream_audio
+from ssamba.audio.decode import SAMPLE_RATE, stream_audio
 from ssamba.data.manifest import Clip, Source
 from ssamba.data.scan import Progress, SkipList
-from ssamba.errors import AudioError, DataError
+from ssamba.utils.errors import AudioError, DataError
 
 __all__ = ["Statistics", "compute_statistics"]
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ssamba import patches
+from ssamba.models import patches
 
 if TYPE_CHECKING:
     from ssamba.models.encoder import Encoder

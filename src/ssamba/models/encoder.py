@@ -12,16 +12,16 @@ from typing import Any, ClassVar, NamedTuple, Self
 import torch
 from torch import Generator, Tensor, nn
 
-from ssamba import patches
-from ssamba.config import Config
-from ssamba.errors import ConfigError
-from ssamba.models.classification import Classification, Classifier
+from ssamba.inference.cuda_graphs import GraphedEncode
+from ssamba.inference.embed import Embeddings, embed_audio
+from ssamba.inference.predict import Prediction, predict_audio
+from ssamba.models import patches
+from ssamba.models.classifier import Classification, Classifier
+from ssamba.models.config import Config
 from ssamba.models.decoder import Decoder, shown_patches
-from ssamba.models.embedding import Embeddings, embed_audio
-from ssamba.models.graphs import GraphedEncode
 from ssamba.models.heads import PretrainingHeads
-from ssamba.models.prediction import Prediction, predict_audio
-from ssamba.objectives import GENERATIVE_WEIGHT, OBJECTIVES, info_nce, reconstruction
+from ssamba.models.losses import GENERATIVE_WEIGHT, OBJECTIVES, info_nce, reconstruction
+from ssamba.utils.errors import ConfigError
 
 
 class Seen(NamedTuple):
@@ -302,7 +302,7 @@ class Encoder(nn.Module, ABC):
         return patches.unpatchify(raw.scatter(1, index, drawn), self.config, self._columns(features.shape[1]))
 
     def embed(self, audio: Any, sample_rate: int = 16000, whole: bool = False) -> Embeddings:
-        """Embeddings of recordings in memory; see ``ssamba.models.embedding.embed_audio``."""
+        """Embeddings of recordings in memory; see ``ssamba.inference.embed.embed_audio``."""
         return embed_audio(self, audio, sample_rate, whole)
 
     def predict(
@@ -313,7 +313,7 @@ class Encoder(nn.Module, ABC):
         every: float | None = None,
         window: float | None = None,
     ) -> list[Prediction]:
-        """What the classifier says of recordings in memory; see ``ssamba.models.prediction.predict_audio``."""
+        """What the classifier says of recordings in memory; see ``ssamba.inference.predict.predict_audio``."""
         return predict_audio(self, audio, sample_rate, top, every, window)
 
     def with_grid(self, stride: int | None = None, frames: int | None = None, longer: str = "interpolate") -> Self:

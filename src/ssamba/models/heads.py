@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Generator, nn
 
-from ssamba.config import Config
+from ssamba.models.config import Config
 
 
 class PretrainingHeads(nn.Module):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Generator
 
-from ssamba.config import Config
-from ssamba.models.classification import Classification
+from ssamba.models.classifier import Classification
+from ssamba.models.config import Config
 from ssamba.models.encoder import Encoder
 from ssamba.models.ssamba import SSAMBA
 from ssamba.models.ssast import SSAST

@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Generator, Tensor, nn
 
-from ssamba.models.blocks import BLOCKS, NORM_EPS, BlockPair, Passed, add_to_stream
+from ssamba.models.bimamba import BLOCKS, NORM_EPS, BlockPair, Passed, add_to_stream
 from ssamba.models.encoder import Encoder
 
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from ssamba.config import Config
+from ssamba.models.config import Config
 from ssamba.models.encoder import Encoder
 
 NORM_EPS = 1e-6

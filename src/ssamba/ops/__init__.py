@@ -1,7 +1,7 @@
 """Operators: one name for each, the fastest form that can run chosen here and nowhere else.
 
 ``use_backend`` (or the environment variable ``SSAMBA_BACKEND``) overrides the choice. Where the fast form cannot run,
-one warning for each reason says so and the reference form runs. Shapes: ``ssamba.ops.reference``'s legend.
+one warning for each reason says so and the reference form runs. Shapes: ``ssamba.ops.mamba.naive``'s legend.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssamba.errors import ConfigError
-from ssamba.ops import _compile, cpu, reference
+from ssamba.ops.mamba import naive
+from ssamba.ops.mamba.cpu import kernels, operators
+from ssamba.utils.errors import ConfigError
 
 __all__ = [
     "add_layer_norm",
@@ -67,7 +68,7 @@ def short_work(device: torch.device, tokens: int) -> Iterator[None]:
     before Numba is imported, let alone before the kernels are compiled. A choice made by the environment stands.
     """
     chosen = _forced or os.environ.get("SSAMBA_BACKEND", "auto")
-    if chosen != "auto" or device.type != "cpu" or tokens > SHORT or _compile.loaded():
+    if chosen != "auto" or device.type != "cpu" or tokens > SHORT or kernels.loaded():
         yield
         return
     with use_backend("reference"):
@@ -107,7 +108,7 @@ def _choose(operator: str, x: Tensor, directions: int, states: int) -> ModuleTyp
     """The module whose ``operator`` runs."""
     backend = _forced or _check_backend(os.environ.get("SSAMBA_BACKEND", "auto"), "SSAMBA_BACKEND")
     if backend == "reference":
-        return reference
+        return naive
     device = x.device.type
     name = backend if backend != "auto" else {"cpu": "cpu", "cuda": "triton"}.get(device, "")
     reason = _limits(x, directions, states)
@@ -115,7 +116,7 @@ def _choose(operator: str, x: Tensor, directions: int, states: int) -> ModuleTyp
         reason = f"there is no fast form for device {device}"
     if reason is None:
         # A graph being traced cannot import; numba is a dependency, and without it the operator itself says so.
-        module = cpu if name == "cpu" and torch.compiler.is_compiling() else _fast_module(name)
+        module = operators if name == "cpu" and torch.compiler.is_compiling() else _fast_module(name)
         if isinstance(module, str):
             reason = f"the {name} form cannot be loaded ({module})"
         elif hasattr(module, operator):
@@ -125,7 +126,7 @@ def _choose(operator: str, x: Tensor, directions: int, states: int) -> ModuleTyp
     if backend != "auto":
         raise ConfigError(f"{operator} cannot run with backend {backend!r}: {reason}")
     _warn_once(f"ssamba.ops.{operator} runs in its slow reference form: {reason}")
-    return reference
+    return naive
 
 
 def _warn_once(message: str) -> None:
@@ -135,7 +136,7 @@ def _warn_once(message: str) -> None:
 
 
 def conv_silu(x_BLKE: Tensor, weight_RKEW: Tensor, bias_RKE: Tensor) -> Tensor:
-    """Depthwise causal convolution and SiLU for each direction: see ``reference.conv_silu``."""
+    """Depthwise causal convolution and SiLU for each direction: see ``naive.conv_silu``."""
     module = _choose("conv_silu", x_BLKE, weight_RKEW.shape[0], 1)
     return module.conv_silu(x_BLKE, weight_RKEW, bias_RKE)
 
@@ -150,7 +151,7 @@ def selective_scan(
     dt_bias_RKE: Tensor,
     z_BLKE: Tensor | None = None,
 ) -> Tensor:
-    """Gated mean of the directions' selective scans: see ``reference.selective_scan``."""
+    """Gated mean of the directions' selective scans: see ``naive.selective_scan``."""
     module = _choose("selective_scan", u_BLRKE, A_RKEN.shape[0], A_RKEN.shape[-1])
     return module.selective_scan(u_BLRKE, dt_BLRKE, A_RKEN, B_BLRKN, C_BLRKN, D_RKE, dt_bias_RKE, z_BLKE)
 
@@ -166,7 +167,7 @@ def bimamba_inner(
     A_log_RKEN: Tensor,
     D_RKE: Tensor,
 ) -> Tensor:
-    """The mixer between its input and its output projection: see ``reference.bimamba_inner``."""
+    """The mixer between its input and its output projection: see ``naive.bimamba_inner``."""
     module = _choose("bimamba_inner", x_BLKE, A_log_RKEN.shape[0], A_log_RKEN.shape[-1])
     return module.bimamba_inner(
         x_BLKE, z_BLKE, conv_weight_RKEW, conv_bias_RKE, x_proj_RKPE, dt_proj_RKEr, dt_bias_RKE, A_log_RKEN, D_RKE
@@ -208,12 +209,12 @@ def runs_ungated(like: Tensor, A_log_RKEN: Tensor) -> bool:
 def ready_weights(
     in_proj_hKEd: Tensor, norm_weight_Kd: Tensor, norm_bias_Kd: Tensor, *others: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, ...]:
-    """A pair's weights as ``bimamba_ungated`` and ``gated_output_`` read them: see ``reference.ready_weights``.
+    """A pair's weights as ``bimamba_ungated`` and ``gated_output_`` read them: see ``naive.ready_weights``.
 
     ``others``: out_proj, then the parameters of ``bimamba_inner``.
     """
-    module = _fast_module("triton") if in_proj_hKEd.is_cuda and dtype in _FAST_DTYPES else reference
-    form = reference if isinstance(module, str) else module
+    module = _fast_module("triton") if in_proj_hKEd.is_cuda and dtype in _FAST_DTYPES else naive
+    form = naive if isinstance(module, str) else module
     return form.ready_weights(in_proj_hKEd, norm_weight_Kd, norm_bias_Kd, *others, dtype=dtype)
 
 
@@ -239,10 +240,10 @@ def gated_output_(
     eps: float,
     residual_scale: float | None = None,
 ) -> None:
-    """Gate and output product of what ``bimamba_ungated`` returned, in inference: see ``reference.gated_output_``."""
+    """Gate and output product of what ``bimamba_ungated`` returned, in inference: see ``naive.gated_output_``."""
     fast = y_TX.is_cuda and all(t.is_contiguous() for t in (y_TX, stream_Td, out_Td))
-    module = _fast_module("triton") if fast else reference
-    form = reference if isinstance(module, str) else module
+    module = _fast_module("triton") if fast else naive
+    form = naive if isinstance(module, str) else module
     form.gated_output_(y_TX, stream_Td, weight_Xd, bias_X, out_proj_dX, out_Td, eps, residual_scale)
 
 
@@ -258,18 +259,18 @@ def add_layer_norm(
     out_dtype: torch.dtype | None = None,
     reuse: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Residual addition and layer normalisation in one pass: see ``reference.add_layer_norm``.
+    """Residual addition and layer normalisation in one pass: see ``naive.add_layer_norm``.
 
     Only GPUs have a form of its own for it; elsewhere torch's own operators are the fast ones. ``reuse`` allows that
     form to write the stream over the residual and the norm over x, when no gradient is asked for; without a residual,
     x itself becomes the stream.
     """
     backend = _forced or _check_backend(os.environ.get("SSAMBA_BACKEND", "auto"), "SSAMBA_BACKEND")
-    module: ModuleType | str = reference
+    module: ModuleType | str = naive
     if x_BLd.is_cuda and backend in ("auto", "triton") and x_BLd.dtype in _FAST_DTYPES:
         module = _fast_module("triton")
     if isinstance(module, str):
-        module = reference  # bimamba_inner has told why
+        module = naive  # bimamba_inner has told why
     plain = x_scale_B is None and weight_d is None and out_dtype in (None, x_BLd.dtype)
     if reuse and plain and hasattr(module, "add_layer_norm_") and not torch.is_grad_enabled():
         if residual_BLd is None and x_BLd.is_contiguous():

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import IO, Any
 
-from ssamba.errors import ConfigError, SsambaError
+from ssamba.utils.errors import ConfigError, SsambaError
 
 EXIT_LOST = 75
 """A process ends with this code when another one has gone: the fault is not its own."""

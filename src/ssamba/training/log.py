@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tensorboardX import SummaryWriter
 
-from ssamba.files import explain, write_text
+from ssamba.utils.atomic_write import explain, write_text
 
 LOG_FILE = "log.csv"
 

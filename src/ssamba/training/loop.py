@@ -24,15 +24,15 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ssamba.errors import ConfigError, SsambaError
-from ssamba.files import write_text
 from ssamba.models.encoder import Encoder
-from ssamba.models.store import save_model
-from ssamba.training.checkpoint import load_state, optimizer_tensors, restore_optimizer, save_state
-from ssamba.training.graphed import Gradients
+from ssamba.models.pretrained.model_dir import save_model
+from ssamba.training.cuda_graphs import Gradients
+from ssamba.training.distributed import Ranks
 from ssamba.training.log import RunLog
-from ssamba.training.parallel import Ranks
+from ssamba.training.run_state import load_state, optimizer_tensors, restore_optimizer, save_state
 from ssamba.training.schedule import Schedule
+from ssamba.utils.atomic_write import write_text
+from ssamba.utils.errors import ConfigError, SsambaError
 
 SUMMARY_FILE = "state.json"
 

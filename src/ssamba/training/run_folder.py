@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
-from ssamba.errors import ConfigError, DataError
-from ssamba.files import write_text
+from ssamba.utils.atomic_write import write_text
+from ssamba.utils.errors import ConfigError, DataError
 
 RECIPE_FILE, SKIPPED_FILE = "recipe.yaml", "skipped.csv"
 

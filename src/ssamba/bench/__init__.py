@@ -1,6 +1,0 @@
-"""``ssamba bench``: time and memory of inference against the number of tokens, for SSAMBA and SSAST."""
-
-from ssamba.bench.measure import Case, Result, Settings, measure_all
-from ssamba.bench.report import as_markdown, write_report
-
-__all__ = ["Case", "Result", "Settings", "as_markdown", "measure_all", "write_report"]

@@ -1,0 +1,92 @@
+"""The command line: finds the subcommand, and turns what goes wrong into one line and an exit code.
+
+Exit codes: 0 done; 1 done, but some files could not be read; 2 nothing done, with one line on stderr that says why;
+130 stopped by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+from collections.abc import Sequence
+
+from ssamba.cli.commands import COMMANDS, EXIT_DONE
+from ssamba.cli.parser import HelpFormatter, Parser, unknown_command
+from ssamba.utils.errors import SsambaError
+
+EXIT_ERROR, EXIT_PIPE, EXIT_INTERRUPTED = 2, 141, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = _dispatch(words)
+        sys.stdout.flush()
+        return code
+    except SystemExit as stop:  # argparse, after --help and --version
+        return stop.code if isinstance(stop.code, int) else 0
+    except KeyboardInterrupt as stop:
+        return _fail(str(stop) or "interrupted", EXIT_INTERRUPTED)
+    except BrokenPipeError:  # the reader of our output has gone, as in `ssamba info X | head -1`
+        _drop_stdout()
+        return EXIT_PIPE
+    except SsambaError as error:
+        return _fail(str(error), EXIT_ERROR)
+    except OSError as error:
+        _drop_stdout()
+        return _fail(f"{error.filename or 'output'}: {error.strerror or error}", EXIT_ERROR)
+
+
+def _dispatch(words: list[str]) -> int:
+    name = next((i for i, word in enumerate(words) if not word.startswith("-")), None)
+    if name is None:
+        _main_parser().read(words or ["--help"])
+        raise SystemExit(EXIT_DONE)
+    if words[name] not in COMMANDS:
+        raise unknown_command(words[name], COMMANDS)
+    _main_parser().read(words[:name])
+    command = COMMANDS[words[name]]
+    parser = Parser(prog=f"ssamba {words[name]}", description=command.help[0].upper() + command.help[1:] + ".")
+    command.add_options(parser)
+    arguments = parser.read(words[name + 1 :])
+    arguments.words = words
+    return command.run(arguments)
+
+
+def _main_parser() -> Parser:
+    from ssamba import __version__
+
+    width = max(map(len, COMMANDS)) + 2
+    lines = [f"  {name:{width}}{command.help}" for name, command in COMMANDS.items()]
+    parser = Parser(
+        prog="ssamba",
+        usage="ssamba COMMAND ... (ssamba COMMAND --help tells more)",
+        description="Linear-time audio representations (SSAMBA).",
+        epilog="\n".join(["commands:", *lines]),
+        formatter_class=_PlainHelp,
+    )
+    parser.add_argument(
+        "--version", action="version", version=f"ssamba {__version__}", help="show the version and exit"
+    )
+    return parser
+
+
+class _PlainHelp(HelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Keeps the list of commands as it is laid out."""
+
+
+def _fail(message: str, code: int) -> int:
+    with contextlib.suppress(OSError, ValueError):
+        print(f"ssamba: error: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def _drop_stdout() -> None:
+    """Send what is still buffered nowhere: the interpreter would flush it at its end and complain again."""
+    with contextlib.suppress(OSError, ValueError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)

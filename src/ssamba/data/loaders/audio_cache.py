@@ -1,0 +1,171 @@
+"""Decoded clips kept in memory, in one block that decoding processes share."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import tempfile
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from ssamba.audio.decode import SAMPLE_RATE, Waveform, check_length, read_audio
+from ssamba.data.manifest import Clip
+
+__all__ = ["AudioCache", "CacheReader", "Place", "SharedBlock"]
+
+
+class SharedBlock:
+    """Memory that processes share by its file descriptor.
+
+    It has no name, so that nothing is left behind however they end, and it does not lie in /dev/shm, which containers
+    keep small. Pages take memory when they are first written.
+
+    Args:
+        size: bytes; 0 is possible.
+        fd: another process's block of that size; None makes a new one.
+    """
+
+    def __init__(self, size: int, fd: int | None = None) -> None:
+        self.size, self.fd = size, _new_file(size) if fd is None else fd
+        self._map = mmap.mmap(self.fd, max(1, size))
+
+    def array(self, kind: type[np.generic], shape: tuple[int, ...]) -> npt.NDArray[np.generic]:
+        """The block's first bytes as an array; it keeps the memory alive."""
+        count = int(np.prod(shape))
+        return np.frombuffer(self._map, kind, count).reshape(shape)
+
+    def __del__(self) -> None:
+        if getattr(self, "fd", -1) >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+def _new_file(size: int) -> int:
+    if hasattr(os, "memfd_create"):
+        fd = os.memfd_create("ssamba")
+    else:  # a file without a name
+        with tempfile.TemporaryFile() as file:
+            fd = os.dup(file.fileno())
+    os.ftruncate(fd, max(1, size))
+    return fd
+
+
+class Place(NamedTuple):
+    """Where a clip lies in the cache: ``room`` samples from ``first`` on.
+
+    ``length`` samples are there at ``peak`` / 32767 a unit; -1 says that nobody has decoded the clip yet.
+    """
+
+    first: int
+    room: int
+    length: int
+    peak: float
+
+
+class CacheReader:
+    """``read(path, start, seconds)`` as of :func:`read_audio`, through a cache; each process has its own.
+
+    Args:
+        samples: (N,) int16, the cache; None where there is none.
+        places: of the clips that are or shall be in it.
+        exact: of clips outside the cache, as in :func:`read_audio`.
+
+    Attributes:
+        stored: path -> place of what it has decoded into the cache.
+    """
+
+    def __init__(self, samples: npt.NDArray[np.int16] | None, places: Mapping[str, Place], exact: bool = True) -> None:
+        self.samples, self.places, self.exact = samples, places, exact
+        self.stored: dict[str, Place] = {}
+
+    def __call__(self, path: str, start: float = 0.0, seconds: float | None = None) -> Waveform:
+        """Raises ``AudioError``: the file cannot be decoded, as a whole where it belongs into the cache."""
+        place = self.places.get(path)
+        if place is None or self.samples is None:
+            return read_audio(path, start=start, seconds=seconds, exact=self.exact)
+        place = self.stored.get(path, place)
+        if place.length >= 0:
+            clip, peak = self.samples[place.first : place.first + place.length], place.peak
+        else:
+            clip, peak = _quantised(read_audio(path))
+            if len(clip) <= place.room:  # a header that promised less does not push others aside
+                self.samples[place.first : place.first + len(clip)] = clip
+                self.stored[path] = place._replace(length=len(clip), peak=peak)
+        first = round(start * SAMPLE_RATE)
+        crop = clip[first:] if seconds is None else clip[first : first + round(seconds * SAMPLE_RATE)]
+        check_length(len(crop), path)
+        return crop.astype(np.float32) * np.float32(peak / 32767)
+
+
+def _quantised(samples: Waveform) -> tuple[npt.NDArray[np.int16], float]:
+    peak = float(np.abs(samples).max()) or 1.0
+    return np.round(samples * np.float32(32767 / peak)).astype(np.int16), peak
+
+
+class AudioCache:
+    """Decoded clips kept in memory, up to a budget, so that a small set is decoded once and not every epoch.
+
+    Kept as int16 scaled by the clip's peak: half the size of float32, -98 dB from it. The clips that fit are chosen
+    beforehand, in the given order, and each has its place, so that a crop's samples never depend on who came first.
+    Two processes that decode the same clip at once write the same samples to the same place.
+
+    Args:
+        clips: candidates with known lengths, most useful first.
+        budget_bytes: most memory for samples; a second takes 32,000 bytes.
+    """
+
+    def __init__(self, clips: Sequence[Clip], budget_bytes: int) -> None:
+        self._places: dict[str, Place] = {}
+        self._decoding: dict[str, Future[None]] = {}
+        self._lock = threading.Lock()
+        total = 0
+        for clip in clips:
+            room = int((clip.seconds or 0.0) * SAMPLE_RATE) + 1
+            if clip.seconds and clip.path not in self._places and 2 * (total + room) <= budget_bytes:
+                self._places[clip.path] = Place(total, room, -1, 0.0)
+                total += room
+        self.bytes = 2 * total
+        self.block = SharedBlock(self.bytes)
+        self._samples = self.block.array(np.int16, (total,))
+
+    def __contains__(self, path: str) -> bool:
+        return path in self._places
+
+    def place(self, path: str) -> Place | None:
+        """Where a clip is or shall be, None for those outside the cache."""
+        return self._places.get(path)
+
+    def note(self, places: Mapping[str, Place]) -> None:
+        """Take over what another process has decoded into the block."""
+        self._places.update(places)
+
+    def read(self, path: str, start: float = 0.0, seconds: float | None = None, exact: bool = True) -> Waveform:
+        """As ``read_audio(path, start=start, seconds=seconds)``, from memory where the clip was chosen for it.
+
+        Raises:
+            AudioError: the file cannot be decoded as a whole.
+        """
+        reader = CacheReader(self._samples, self._places, exact)  # type: ignore[arg-type]
+        place = self._places.get(path)
+        if place is None or place.length >= 0:
+            return reader(path, start, seconds)
+        with self._lock:
+            future = self._decoding.get(path)
+            mine = future is None
+            if future is None:
+                future = self._decoding[path] = Future()
+        if not mine:  # another thread is at it: wait, and read what it has stored
+            future.result()
+            return reader(path, start, seconds)
+        try:
+            return reader(path, start, seconds)
+        finally:
+            self.note(reader.stored)
+            with self._lock:
+                del self._decoding[path]
+            future.set_result(None)

@@ -1,0 +1,171 @@
+"""What every loader needs: decoding ahead in threads or processes, and rows padded to one tensor.
+
+Threads serve a few cores: soundfile and soxr release the interpreter lock while they work. On many cores, and beside a
+training loop that is busy in Python, threads wait for that lock at each of a clip's calls, and processes take over
+(docs/data.md has the numbers).
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Generic, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ssamba.audio.decode import Waveform
+from ssamba.data.loaders.audio_cache import AudioCache
+from ssamba.data.loaders.decode_worker import Request
+from ssamba.data.loaders.process_pool import DecodingProcesses, available
+
+__all__ = ["MOST_ATTEMPTS", "AudioCache", "Elsewhere", "available_cores", "choose_workers", "decode_ahead", "pad_rows"]
+
+MOST_ATTEMPTS = 16
+"""Stand-ins tried for one unreadable row; at the 5 % limit all of them fail once in 10**21."""
+MOST_WORKERS = 16
+PROCESSES_FROM = 4
+"""Workers from which on they are processes."""
+ROWS_EACH = 32
+"""Rows that a process must find to do to be worth its start."""
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+
+def available_cores() -> int:
+    """Processor cores that this process may use."""
+    able = getattr(os, "sched_getaffinity", None)
+    return len(able(0)) if able is not None else os.cpu_count() or 1
+
+
+def choose_workers(setting: int) -> int:
+    """The number of workers that a recipe's value means: 0 stands for the cores at hand, 2 to 16 of them.
+
+    Processes of one run on this machine (torchrun's LOCAL_WORLD_SIZE) share the cores.
+    """
+    if setting:
+        return setting
+    return max(2, min(MOST_WORKERS, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+
+
+class Elsewhere(NamedTuple, Generic[Job, Result]):
+    """How processes do a loader's jobs.
+
+    Attributes:
+        request: what to ask a process for a job; None leaves the job to the caller's own ``run``.
+        take: makes the job's result of the waveform, which is valid until the step has been used.
+        rows: most jobs of a step.
+        samples: longest waveform.
+        cache: that the requests refer to.
+    """
+
+    request: Callable[[Job], Request | None]
+    take: Callable[[Job, Waveform], Result]
+    rows: int
+    samples: int
+    cache: AudioCache | None
+
+
+def decode_ahead(
+    steps: Iterable[int],
+    jobs: Callable[[int], Iterable[Job]],
+    run: Callable[[Job], Result],
+    workers: int,
+    prefetch: int,
+    elsewhere: Elsewhere[Job, Result] | None = None,
+) -> Iterator[tuple[int, list[Result]]]:
+    """Yield (step, [run(job) for job in jobs(step)]) in the steps' order, worked out ahead by threads or processes.
+
+    The results do not depend on the workers as long as ``run`` depends on its job alone. An exception of ``run`` is
+    raised here, at its step.
+
+    Args:
+        steps: numbers to pass to ``jobs``; may be endless.
+        jobs: what there is to do for a step.
+        run: does one job, in any thread.
+        workers: threads or processes; 0 works in the caller's, without looking ahead.
+        prefetch: steps worked on ahead, at most.
+        elsewhere: how processes do the same as ``run``; None keeps to threads. What they cannot do, ``run`` does in the
+            caller's thread.
+
+    Raises:
+        SsambaError: a decoding process has ended.
+    """
+    if workers == 0:
+        for step in steps:
+            yield step, [run(job) for job in jobs(step)]
+    elif elsewhere is not None and _worth_processes(steps, elsewhere.rows, workers):
+        yield from _in_processes(steps, jobs, run, workers, prefetch, elsewhere)
+    else:
+        yield from _in_threads(steps, jobs, run, workers, prefetch)
+
+
+def _worth_processes(steps: Iterable[int], rows: int, workers: int) -> bool:
+    enough = len(steps) * rows >= ROWS_EACH * workers if isinstance(steps, range) else True
+    return available() and workers >= PROCESSES_FROM and enough
+
+
+def _in_threads(
+    steps: Iterable[int],
+    jobs: Callable[[int], Iterable[Job]],
+    run: Callable[[Job], Result],
+    workers: int,
+    prefetch: int,
+) -> Iterator[tuple[int, list[Result]]]:
+    pool = ThreadPoolExecutor(max_workers=workers, thread_name_prefix="ssamba-decode")
+    waiting: deque[tuple[int, list[Future[Result]]]] = deque()
+    try:
+        for step in steps:
+            waiting.append((step, [pool.submit(run, job) for job in jobs(step)]))
+            if len(waiting) > prefetch:
+                first, futures = waiting.popleft()
+                yield first, [future.result() for future in futures]
+        for first, futures in waiting:
+            yield first, [future.result() for future in futures]
+    finally:  # also when the caller stops early: its generator is closed
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _in_processes(
+    steps: Iterable[int],
+    jobs: Callable[[int], Iterable[Job]],
+    run: Callable[[Job], Result],
+    workers: int,
+    prefetch: int,
+    elsewhere: Elsewhere[Job, Result],
+) -> Iterator[tuple[int, list[Result]]]:
+    slots = (prefetch + 1) * elsewhere.rows
+    with DecodingProcesses(min(workers, slots), slots, elsewhere.samples, elsewhere.cache) as pool:
+        waiting: deque[tuple[int, list[tuple[Job, int | None]]]] = deque()
+
+        def result(job: Job, ticket: int | None) -> Result:
+            waveform = None if ticket is None else pool.result(ticket)
+            return run(job) if waveform is None else elsewhere.take(job, waveform)
+
+        def oldest() -> Iterator[tuple[int, list[Result]]]:
+            step, asked = waiting.popleft()
+            yield step, [result(job, ticket) for job, ticket in asked]
+            for _, ticket in asked:
+                if ticket is not None:
+                    pool.release(ticket)
+
+        for step in steps:
+            requests = [(job, elsewhere.request(job)) for job in jobs(step)]
+            waiting.append((step, [(job, None if r is None else pool.submit(r)) for job, r in requests]))
+            if len(waiting) > prefetch:
+                yield from oldest()
+        while waiting:
+            yield from oldest()
+
+
+def pad_rows(waveforms: Sequence[Waveform], samples: int) -> tuple[Tensor, Tensor]:
+    """Rows with zeros behind them: (waveforms (N, samples) float32, lengths (N,) int64)."""
+    # numpy copies a row itself; torch would wake its threads for it, which takes 10 times longer on a busy machine.
+    batch = np.zeros((len(waveforms), samples), np.float32)
+    for row, waveform in zip(batch, waveforms, strict=True):
+        row[: len(waveform)] = waveform
+    return torch.from_numpy(batch), torch.tensor([len(waveform) for waveform in waveforms])

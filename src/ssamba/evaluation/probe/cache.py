@@ -1,0 +1,98 @@
+"""Features kept on disk between probes, under names that change with whatever the features depend on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ssamba.data.examples import Example
+from ssamba.evaluation.probe.features import LOG_MEL, Progress, Wanted, extract, layer_name, rows_name
+from ssamba.models.encoder import Encoder
+from ssamba.models.pretrained.model_dir import load_tensors, save_tensors
+from ssamba.utils.errors import AudioError, CheckpointError
+
+FORMAT = 2
+"""Raised when features are worked out in another way, so that older ones are no longer read."""
+
+
+def model_key(model: Encoder) -> str:
+    """A hash of what the encoder computes: configuration and weights, without heads and classifier."""
+    digest = hashlib.blake2b(json.dumps(model.config.to_dict(), sort_keys=True).encode(), digest_size=16)
+    for name, tensor in sorted(model.state_dict().items()):
+        if not name.startswith(("heads.", "classifier.")):
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def data_key(layout: str, examples: Sequence[Example]) -> str:
+    """A hash of which audio is heard: keys, stretches, and each file's size and time of change.
+
+    Raises ``AudioError`` for a file that is not there.
+    """
+    digest = hashlib.blake2b(layout.encode(), digest_size=16)
+    for example in examples:
+        digest.update(repr(example.key).encode("utf-8", "surrogateescape"))
+        for part in example.parts:
+            try:
+                status = os.stat(part.path)
+            except OSError as error:
+                raise AudioError(part.path, f"cannot be read ({error.strerror})") from None
+            digest.update(repr((part.start, part.seconds, part.at, status.st_size, status.st_mtime_ns)).encode())
+    return digest.hexdigest()
+
+
+def cached_features(
+    folder: Path | None,
+    layout: str,
+    examples: Sequence[Example],
+    model: Encoder,
+    layers: Sequence[int],
+    progress: Progress | None = None,
+) -> tuple[dict[str, Tensor], bool]:
+    """Features of ``extract`` for these layers and log-mel, and whether all of them were read from ``folder``.
+
+    One layer alone comes with its rows; for many of them that would be much to keep.
+
+    What is missing there, was damaged or belongs to another model or data set is worked out and written. Without a
+    folder nothing is kept. Raises ``AudioError``, and ``SsambaError`` when the folder cannot be written.
+    """
+    data = data_key(layout, examples)
+    plain = None if folder is None else _path(folder, "log-mel", data)
+    own = None if folder is None else _path(folder, "layers", data, model_key(model), *map(str, layers))
+    rows = len(layers) == 1 and model.config.grid[0] > 1
+    names = [name(layer) for layer in layers for name in ((layer_name, rows_name) if rows else (layer_name,))]
+    found = _read(plain, [LOG_MEL], len(examples)) | _read(own, names, len(examples))
+    missing = Wanted(None if names[0] in found else model, tuple(layers), LOG_MEL not in found, rows)
+    if missing.model is None and not missing.log_mel:
+        return found, True
+    made = extract(examples, missing, progress)
+    if plain is not None and missing.log_mel:
+        save_tensors(plain, {LOG_MEL: made[LOG_MEL]})
+    if own is not None and missing.model is not None:
+        save_tensors(own, {name: made[name] for name in names})
+    return found | made, False
+
+
+def _path(folder: Path, kind: str, *key: str) -> Path:
+    digest = hashlib.blake2b(" ".join([str(FORMAT), kind, *key]).encode(), digest_size=8).hexdigest()
+    return folder / f"{kind}-{digest}.safetensors"
+
+
+def _read(path: Path | None, names: Sequence[str], rows: int) -> dict[str, Tensor]:
+    """These tensors of a file; none when it is not there, or is not what it should be."""
+    if path is None or not path.is_file():
+        return {}
+    try:
+        tensors = load_tensors(path)
+    except CheckpointError:
+        return {}
+    if any(name not in tensors or len(tensors[name]) != rows for name in names):
+        return {}
+    return {name: tensors[name] for name in names}

@@ -1,0 +1,203 @@
+"""Embeddings on disk: rows spooled while the model runs, then written as one .npz or .parquet in the files' order."""
+
+from __future__ import annotations
+
+import importlib.util
+import tempfile
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from ssamba.models.config import nearest
+from ssamba.utils.atomic_write import beside, explain
+from ssamba.utils.errors import ConfigError, SsambaError
+
+LEVELS = ("clip", "frame", "patch")
+EXTENSIONS = (".npz", ".parquet")
+CHUNK_BYTES = 64 << 20
+"""Embeddings held at a time while the output is written; also the size of a Parquet row group."""
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass
+class Chunk:
+    """Rows on their way to the output: index of the file, patch column, frequency row, embedding (rows, d)."""
+
+    file: npt.NDArray[np.int64]
+    column: npt.NDArray[np.int64]
+    row: npt.NDArray[np.int64]
+    embedding: Floats
+
+
+def check_output(out: Path) -> None:
+    """Refuse an output that could not be written, before hours of work. Raises ``ConfigError``, ``SsambaError``."""
+    if out.is_dir():
+        raise ConfigError(f"{out}: is a folder; give a file name that ends in .npz or .parquet")
+    if out.suffix not in EXTENSIONS:
+        hint = nearest(out.suffix, list(EXTENSIONS)) or ", give one of " + ", ".join(EXTENSIONS)
+        raise ConfigError(f"{out}: unknown ending '{out.suffix}'{hint}")
+    if out.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
+        raise SsambaError(f'{out}: writing .parquet needs pyarrow: pip install "ssamba[parquet]", or give a .npz')
+    _spool_file(out).close()
+
+
+def _spool_file(out: Path) -> BinaryIO:
+    """A nameless temporary file on the output's disk: it vanishes however the program ends."""
+    folder = out.absolute().parent
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    try:
+        # Unbuffered, so that a full disk is met at the write and not again when the file is closed.
+        return tempfile.TemporaryFile(dir=folder, buffering=0)
+    except OSError as error:
+        raise explain(error, out) from None
+
+
+class Spool:
+    """Rows (n, d) of many files in the order in which they come, kept on disk beside the output.
+
+    ``rows_per_column`` is 1 for clips and frames, and the number of frequency rows for patches, whose rows come time
+    after time, each from low to high frequency.
+    """
+
+    def __init__(self, out: Path, width: int, rows_per_column: int = 1) -> None:
+        self.out, self.width, self.rows_per_column = out, width, rows_per_column
+        self._file = _spool_file(out)
+        self._segments: dict[int, list[tuple[int, int]]] = {}
+        self._rows = 0
+
+    def append(self, file: int, rows: Floats) -> None:
+        """Add the next rows of one file. Raises ``SsambaError`` when the disk is full."""
+        if not len(rows):
+            return
+        data = np.ascontiguousarray(rows, dtype="<f4").data.cast("B")
+        try:
+            while data:
+                data = data[self._file.write(data) :]
+        except OSError as error:
+            raise explain(error, self.out) from None
+        self._segments.setdefault(file, []).append((self._rows, len(rows)))
+        self._rows += len(rows)
+
+    def rows_of(self, files: Sequence[int]) -> int:
+        """Rows that these files have together."""
+        return sum(n for file in files for _, n in self._segments.get(file, ()))
+
+    def chunks(self, files: Sequence[int], embeddings: bool = True) -> Iterator[Chunk]:
+        """The rows of ``files`` in that order, in chunks that may run over the border of two files.
+
+        ``Chunk.file`` counts within ``files``. Without ``embeddings`` nothing is read and that part stays empty.
+        """
+        limit = max(1, CHUNK_BYTES // (4 * self.width))
+        parts: list[Chunk] = []
+        held = 0
+        for index, file in enumerate(files):
+            number = 0  # of the row within its file
+            for first, count in self._segments.get(file, ()):
+                for begin in range(0, count, limit):
+                    n = min(limit, count - begin)
+                    if held and held + n > limit:
+                        yield _join(parts)
+                        parts, held = [], 0
+                    column, row = np.divmod(np.arange(number, number + n), self.rows_per_column)
+                    data = self._read(first + begin, n) if embeddings else np.empty((0, self.width), np.float32)
+                    parts.append(Chunk(np.full(n, index), column, row, data))
+                    held, number = held + n, number + n
+        if parts:
+            yield _join(parts)
+
+    def _read(self, first: int, count: int) -> Floats:
+        self._file.seek(first * self.width * 4)
+        out = np.empty((count, self.width), dtype="<f4")
+        view = out.data.cast("B")
+        while view:
+            data = self._file.read(len(view))
+            if not data:
+                raise OSError(f"the temporary file beside {self.out} came to an early end")
+            view[: len(data)] = data
+            view = view[len(data) :]
+        return out
+
+    def close(self) -> None:
+        """Give the disk space back."""
+        self._file.close()
+
+
+def _join(parts: list[Chunk]) -> Chunk:
+    if len(parts) == 1:
+        return parts[0]
+    return Chunk(
+        np.concatenate([p.file for p in parts]),
+        np.concatenate([p.column for p in parts]),
+        np.concatenate([p.row for p in parts]),
+        np.concatenate([p.embedding for p in parts]),
+    )
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds at the centre of patch column c: first + c * step."""
+
+    first: float
+    step: float
+
+    def of(self, columns: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        """Seconds of these columns."""
+        return self.first + self.step * columns.astype(np.float64)
+
+
+def write_output(spool: Spool, files: Sequence[int], paths: Sequence[str], level: str, times: Times) -> None:
+    """Write the rows of ``files`` (named by ``paths``) to ``spool.out``, all or nothing. Raises ``SsambaError``."""
+    write = _write_npz if spool.out.suffix == ".npz" else _write_parquet
+    with beside(spool.out) as temporary:
+        write(temporary, spool, files, paths, level, times)
+
+
+def _write_npz(path: Path, spool: Spool, files: Sequence[int], paths: Sequence[str], level: str, times: Times) -> None:
+    n_rows = spool.rows_of(files)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+
+        def add(name: str, dtype: str, shape: tuple[int, ...], parts: Iterator[np.ndarray]) -> None:
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                header = {"descr": dtype, "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(file, header)
+                for part in parts:
+                    file.write(np.ascontiguousarray(part, dtype=dtype).reshape(-1).view(np.uint8).data)
+
+        names = np.array(list(paths), dtype=np.str_)
+        add("paths", names.dtype.str, names.shape, iter([names]))
+        add("embedding", "<f4", (n_rows, spool.width), (c.embedding for c in spool.chunks(files)))
+        if level != "clip":
+            add("file", "<i8", (n_rows,), (c.file for c in spool.chunks(files, embeddings=False)))
+            add("time", "<f8", (n_rows,), (times.of(c.column) for c in spool.chunks(files, embeddings=False)))
+        if level == "patch":
+            add("row", "<i8", (n_rows,), (c.row for c in spool.chunks(files, embeddings=False)))
+
+
+def _write_parquet(
+    path: Path, spool: Spool, files: Sequence[int], paths: Sequence[str], level: str, times: Times
+) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    # A file name may hold bytes that are no UTF-8; Parquet's strings may not.
+    names = pa.array([p.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for p in paths], pa.string())
+    fields = [("path", pa.string())]
+    fields += [("time", pa.float64())] if level != "clip" else []
+    fields += [("row", pa.int32())] if level == "patch" else []
+    schema = pa.schema([*fields, ("embedding", pa.list_(pa.float32(), spool.width))])
+    with pq.ParquetWriter(path, schema) as writer:
+        for chunk in spool.chunks(files):
+            columns = {
+                "path": names.take(pa.array(chunk.file)),
+                "time": pa.array(times.of(chunk.column)),
+                "row": pa.array(chunk.row.astype(np.int32)),
+                "embedding": pa.FixedSizeListArray.from_arrays(pa.array(chunk.embedding.reshape(-1)), spool.width),
+            }
+            writer.write_batch(pa.record_batch([columns[name] for name in schema.names], schema=schema))

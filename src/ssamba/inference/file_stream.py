@@ -1,0 +1,166 @@
+"""Audio files of any number and length as a stream of blocks, decoded ahead by threads, in bounded memory."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ssamba import ops
+from ssamba.audio import log_mel
+from ssamba.audio.decode import SAMPLE_RATE, Waveform, audio_info, stream_audio
+from ssamba.data.manifest import read_source
+from ssamba.models import patches
+from ssamba.models.encoder import Encoder
+from ssamba.utils.errors import AudioError, DataError
+
+BLOCK_SECONDS = 30.0
+"""Audio decoded at a time; files up to this length are decoded whole, ahead of the model."""
+
+Progress = Callable[[float, float, str], None]
+"""Called as progress(done, total, note) from the thread that asked for the work; the unit is bytes of the files."""
+
+
+def list_files(arguments: Sequence[str]) -> tuple[list[str], int]:
+    """Audio files of folders (recursive), manifests and names, each once, and how many were named again.
+
+    Raises ``DataError`` for a missing path, a folder without audio, or an ending that is no audio's.
+    """
+    files: dict[str, str] = {}
+    again = 0
+    for argument in arguments:
+        for clip in read_source(argument):
+            again += os.path.abspath(clip.path) in files
+            files.setdefault(os.path.abspath(clip.path), clip.path)
+    return list(files.values()), again
+
+
+@contextlib.contextmanager
+def quick_start(files: Sequence[str], model: Encoder) -> Iterator[None]:
+    """For a process that makes one pass over these files and ends: see ``ops.short_work``."""
+    tokens = ops.SHORT + 1
+    if len(files) == 1:
+        with contextlib.suppress(AudioError):  # told where the file is read
+            samples = int(audio_info(files[0]).seconds * SAMPLE_RATE)
+            frames = log_mel.frame_count(samples)
+            tokens = model.config.grid[0] * patches.columns(frames, model.config)
+    with ops.short_work(model.device, tokens):
+        yield
+
+
+class _Opened(NamedTuple):
+    """A file's first block, and where the others come from when there are any."""
+
+    first: Waveform
+    second: Waveform | None
+    rest: Iterator[Waveform]
+    seconds: float
+
+
+def _open(path: str) -> _Opened:
+    rest = stream_audio(path, BLOCK_SECONDS)
+    first, second = next(rest), next(rest, None)
+    seconds = len(first) / SAMPLE_RATE if second is None else audio_info(path).seconds
+    return _Opened(first, second, rest, seconds)
+
+
+class FileStream:
+    """Blocks of many files, one file after the other. A context manager: its threads end with the block.
+
+    Attributes:
+        failed: numbers of the files that could not be read, perhaps after some blocks.
+        failures: (path, reason) of these.
+        audio_seconds: audio that came through.
+    """
+
+    def __init__(self, files: Sequence[str], threads: int | None = None, progress: Progress | None = None) -> None:
+        self.files = list(files)
+        self.failed: set[int] = set()
+        self.failures: list[tuple[str, str]] = []
+        self.audio_seconds = 0.0
+        threads = threads or min(8, os.cpu_count() or 1)
+        self._ahead = 2 * threads
+        self._pool = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="ssamba-decode")
+        self._progress = progress
+        self._bytes = [_size(path) for path in files]
+        self._bytes_done = 0
+        self._begin = time.monotonic()
+
+    def __enter__(self) -> FileStream:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def recordings(self) -> Iterator[tuple[int, Iterator[Tensor]]]:
+        """Pairs of a file's number and its blocks, (samples,) at 16 kHz; use the blocks up before the next pair.
+
+        Blocks of a file that cannot be read end early, and its number is in ``failed`` from then on.
+        """
+        waiting: deque[Future[_Opened]] = deque()
+        todo = iter(self.files)
+        for i in range(len(self.files)):
+            while len(waiting) <= self._ahead and (path := next(todo, None)) is not None:
+                waiting.append(self._pool.submit(_open, path))
+            yield i, self._blocks(i, waiting.popleft())
+
+    def _blocks(self, file: int, future: Future[_Opened]) -> Iterator[Tensor]:
+        seconds = 0.0
+        try:
+            opened = future.result()
+            for block in self._decoded(opened):
+                yield torch.from_numpy(block)
+                seconds += len(block) / SAMPLE_RATE
+                self._tell(file, seconds, opened.seconds)
+        except AudioError as error:
+            self.failed.add(file)
+            self.failures.append((self.files[file], error.reason))
+        self.audio_seconds += seconds
+        self._bytes_done += self._bytes[file]
+        self._tell(file + 1, 0.0, 1.0)
+
+    def _decoded(self, opened: _Opened) -> Iterator[Waveform]:
+        """All blocks of one file, the next one being decoded while the present one is in use."""
+        yield opened.first
+        block = opened.second
+        while block is not None:
+            future = self._pool.submit(next, opened.rest, None)
+            yield block
+            block = future.result()
+
+    def _tell(self, file: int, seconds: float, of: float) -> None:
+        if self._progress is None:
+            return
+        within = min(1.0, seconds / of) * self._bytes[file] if seconds else 0.0
+        audio = self.audio_seconds + seconds
+        rate = audio / max(time.monotonic() - self._begin, 1e-3)
+        note = f"{file}/{len(self.files)} files, {audio / 3600:.2f} h of audio, {rate:,.0f} x real time"
+        self._progress(self._bytes_done + within, sum(self._bytes), note)
+
+    def good(self) -> list[int]:
+        """Numbers of the files that were read. Raises ``DataError`` when there are none."""
+        good = [i for i in range(len(self.files)) if i not in self.failed]
+        if not good:
+            path, reason = self.failures[0]
+            more = (
+                f" (none of the {len(self.files)} files can be read, this is the first)" if len(self.files) > 1 else ""
+            )
+            raise DataError(f"{path}: {reason}{more}")
+        return good
+
+
+def _size(path: str) -> int:
+    try:
+        return max(1, os.stat(path).st_size)
+    except OSError:
+        return 1

@@ -1,0 +1,92 @@
+"""What the generative head draws where patches of a recording are hidden: the numbers behind ``ssamba reconstruct``."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ssamba.audio import log_mel as frontend
+from ssamba.audio.decode import read_audio
+from ssamba.models import patches
+from ssamba.models.config import nearest
+from ssamba.models.encoder import Encoder
+from ssamba.models.masking import cluster_masks, frame_masks
+from ssamba.utils.errors import ConfigError
+
+MASKED_SHARE = 400 / 512
+"""Share of the patches hidden by default: the reference's 400 of 512."""
+MASK_KINDS = {"cluster": cluster_masks, "frame": frame_masks}
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """An excerpt and what the model made of it, as log-mel in natural log units.
+
+    original and drawn: (frames, mel_bins) float32; hidden: the same shape, True where the model saw nothing. ``error``
+    is the mean squared error over hidden patches in the normalised units of the training loss; ``start`` is in seconds.
+    """
+
+    name: str
+    start: float
+    original: npt.NDArray[np.float32]
+    hidden: npt.NDArray[np.bool_]
+    drawn: npt.NDArray[np.float32]
+    mask: int
+    patches: int
+    error: float
+
+    def summary(self) -> str:
+        """One line: how many patches were hidden and how well they were drawn."""
+        return f"{self.mask} of {self.patches} patches hidden, mean squared error {self.error:.4f}"
+
+
+def reconstruct(
+    model: Encoder,
+    path: str | os.PathLike[str],
+    mask: int | None = None,
+    mask_kind: str = "cluster",
+    seed: int = 0,
+    start: float = 0.0,
+) -> Reconstruction:
+    """Hide ``mask`` patches (None: 400 of 512, in proportion) of the excerpt that begins at ``start`` s; draw them.
+
+    The excerpt is as long as the model's grid, or what the file has from there. Raises ``AudioError`` for the file,
+    ``ConfigError`` for a model without heads, an unknown mask kind, or more patches than there are.
+    """
+    config = model.config
+    if mask_kind not in MASK_KINDS:
+        raise ConfigError(f"mask kind '{mask_kind}'{nearest(mask_kind, list(MASK_KINDS))}: give cluster or frame")
+    if (config.stride_frequency, config.stride_time) != (config.patch_frequency, config.patch_time):
+        raise ConfigError("overlapping patches cannot be joined to one picture: load the model without a stride")
+    seconds = frontend.samples_of_frames(config.frames) / frontend.SAMPLE_RATE
+    waveform = torch.from_numpy(read_audio(path, start=start, seconds=seconds))
+    log_mel = frontend.log_mel(waveform, config.mel_bins)
+    n_columns = min(patches.columns(log_mel.shape[0], config), config.grid[1])
+    fitted = frontend.fit_length(log_mel, patches.covered_frames(n_columns, config))
+    features = frontend.normalise(fitted, config.mean, config.std)[None]
+    rows = config.grid[0]
+    count = max(1, round(MASKED_SHARE * rows * n_columns)) if mask is None else mask
+    hidden = MASK_KINDS[mask_kind](1, (rows, n_columns), count, torch.Generator().manual_seed(seed))
+    drawn = model.reconstruct(features, hidden).cpu().float()
+
+    flags = torch.zeros(1, rows * n_columns, config.patch_size).index_fill_(1, hidden[0], 1.0)
+    where = patches.unpatchify(flags, config, n_columns)[0] > 0
+    bins = where.shape[1]
+    error = (drawn[0] - features[0, :, :bins]).square()[where].mean().item()
+    shown = min(log_mel.shape[0], where.shape[0])  # without the padding of the last column
+    back = drawn[0] * (2 * config.std) + config.mean
+    return Reconstruction(
+        name=Path(path).name,
+        start=start,
+        original=log_mel[:shown, :bins].numpy(),
+        hidden=where[:shown].numpy(),
+        drawn=back[:shown].numpy(),
+        mask=count,
+        patches=rows * n_columns,
+        error=error,
+    )

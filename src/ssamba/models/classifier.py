@@ -1,0 +1,159 @@
+"""What a fine-tuned model answers: its classes, how tokens are pooled, and the layer that gives their scores."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor, nn
+
+from ssamba.audio import log_mel
+from ssamba.evaluation.logistic_regression import LinearModel
+from ssamba.models.config import Config
+from ssamba.utils.errors import ConfigError
+
+POOLINGS = ("mean", "cls", "rows")
+_VARIANCE = 1e-6  # added under the root of a row's variance: one column has none, and the root no slope at 0
+LOSSES = ("auto", "ce", "bce")
+MOST_CLASSES = 1_000_000
+
+
+@dataclass(frozen=True)
+class Classification:
+    """The task of a classifier, stored in ``config.json`` beside its weights.
+
+    Attributes:
+        classes: names in the order of the scores.
+        multi_label: whether several classes may hold at once or exactly one.
+        pooling: ``mean`` of the patch tokens, or ``cls``, that of the tokens in front (REFERENCE.md, "Fine-tuning"), or
+            ``rows``: mean and deviation over time of each row of patches by itself, 2 x rows x width values, so that
+            low and high frequencies stay apart (not in the reference; as in ``ssamba probe``).
+        per_second: one answer for each second of the recording instead of one for all of it.
+        recipe: name of the recipe that trained it.
+        loss: what it was trained with, which decides how logits become scores: ``ce`` softmax, ``bce`` sigmoid,
+            ``auto`` sigmoid where several classes may hold.
+    """
+
+    classes: tuple[str, ...]
+    multi_label: bool = False
+    pooling: str = "mean"
+    per_second: bool = False
+    recipe: str = ""
+    loss: str = "auto"
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.classes) <= MOST_CLASSES or not all(isinstance(c, str) for c in self.classes):
+            raise ConfigError("classes: give one name or more")
+        if len(set(self.classes)) != len(self.classes):
+            twice = next(c for c in self.classes if self.classes.count(c) > 1)
+            raise ConfigError(f"classes: '{twice}' is there twice")
+        if self.pooling not in POOLINGS:
+            raise ConfigError(f"pooling: '{self.pooling}', choose {', '.join(POOLINGS)}")
+        if self.per_second and self.pooling != "mean":
+            raise ConfigError("pooling: a model that answers for each second takes the mean")
+        if self.loss not in LOSSES:
+            raise ConfigError(f"loss: '{self.loss}', choose {', '.join(LOSSES)}")
+
+    @property
+    def sigmoid(self) -> bool:
+        """Whether each class has a score of its own, instead of a share of 1."""
+        return self.multi_label if self.loss == "auto" else self.loss == "bce"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for ``config.json``."""
+        return asdict(self) | {"classes": list(self.classes)}
+
+    @classmethod
+    def from_dict(cls, values: Any, source: str = "classification") -> Classification:
+        """The reverse of ``to_dict``. Raises ``ConfigError`` naming ``source``."""
+        try:
+            classes = values["classes"]
+            assert isinstance(classes, list)
+            return cls(**{**values, "classes": tuple(classes)})
+        except ConfigError as error:
+            raise ConfigError(f"{source}: {error}") from None
+        except (TypeError, KeyError, AssertionError):
+            raise ConfigError(f"{source}: 'classification' is damaged") from None
+
+
+def seconds_of_columns(n_columns: int, config: Config) -> Tensor:
+    """The second (from 0) in which the centre of each patch column lies, (n_columns,) int64."""
+    centre = log_mel.seconds_of_frame((config.patch_time - 1) / 2)
+    step = config.stride_time * log_mel.FRAME_SHIFT / log_mel.SAMPLE_RATE
+    return (centre + step * torch.arange(n_columns, dtype=torch.float64)).floor().long()
+
+
+class Classifier(nn.Module):
+    """LayerNorm and a linear layer on pooled tokens (REFERENCE.md, "Fine-tuning")."""
+
+    def __init__(self, config: Config, task: Classification) -> None:
+        super().__init__()
+        self.task, self._config = task, config
+        values = config.width * (2 * config.grid[0] if task.pooling == "rows" else 1)
+        self.norm = nn.LayerNorm(values)
+        self.linear = nn.Linear(values, len(task.classes))
+
+    @torch.no_grad()
+    def reset_parameters(self, generator: Generator | None = None) -> None:
+        """PyTorch's default weights, bias 0, from an explicit generator."""
+        self.norm.reset_parameters()
+        bound = 1 / math.sqrt(self.linear.in_features)
+        self.linear.weight.uniform_(-bound, bound, generator=generator)
+        self.linear.bias.zero_()
+
+    def forward(self, tokens_BLd: Tensor, prefix: int, n_columns: int) -> Tensor:
+        """Tokens, ``prefix`` of them in front -> logits (B, classes), or (B, seconds, classes)."""
+        # Mixed precision would round the scores to 8 bits: equal ones could not be ranked any more.
+        with torch.autocast(tokens_BLd.device.type, enabled=False):
+            return self.linear(self.normed(tokens_BLd, prefix, n_columns))
+
+    def normed(self, tokens_BLd: Tensor, prefix: int, n_columns: int) -> Tensor:
+        """What the linear layer reads: the pooled tokens after LayerNorm, (B, values) or (B, seconds, d)."""
+        with torch.autocast(tokens_BLd.device.type, enabled=False):
+            if self.task.pooling == "cls":
+                pooled = tokens_BLd[:, :prefix].mean(dim=1)
+            elif self.task.pooling == "rows":
+                pooled = _row_statistics(tokens_BLd[:, prefix:], n_columns)
+            elif self.task.per_second:
+                pooled = self._second_means(tokens_BLd[:, prefix:], n_columns)
+            else:
+                pooled = tokens_BLd[:, prefix:].mean(dim=1)
+            return self.norm(pooled.to(self.linear.weight.dtype))
+
+    @torch.no_grad()
+    def take(self, fitted: LinearModel) -> None:
+        """Answer what a regression fitted on :meth:`normed` of a new classifier answers, from its next call on.
+
+        LayerNorm's own weight and bias, 1 and 0 until then, become the standardisation of its output, so that the
+        linear layer goes on from features of equal size.
+        """
+        standardise = fitted.standardise
+        self.norm.weight.copy_(standardise.scale)
+        self.norm.bias.copy_(-standardise.mean * standardise.scale)
+        self.linear.weight.copy_(fitted.weight.T)
+        self.linear.bias.copy_(fitted.bias)
+
+    def _second_means(self, patches_BPd: Tensor, n_columns: int) -> Tensor:
+        """Mean over frequency, then over the columns whose centres lie in each second: (B, seconds, d)."""
+        columns_BTd = patches_BPd.unflatten(1, (-1, n_columns)).mean(dim=1)
+        share_ST = _second_shares(n_columns, self._config, columns_BTd.device)
+        return torch.einsum("st,btd->bsd", share_ST.to(columns_BTd.dtype), columns_BTd)
+
+
+def _row_statistics(patches_BPd: Tensor, n_columns: int) -> Tensor:
+    """Mean, then deviation, over the columns of each row: (B, 2 x rows x d) float32."""
+    rows_BFTd = patches_BPd.unflatten(1, (-1, n_columns)).float()
+    deviation_BFd = (rows_BFTd.var(dim=2, correction=0) + _VARIANCE).sqrt()
+    return torch.cat([rows_BFTd.mean(dim=2), deviation_BFd], dim=1).flatten(1)
+
+
+@lru_cache(maxsize=8)
+def _second_shares(n_columns: int, config: Config, device: torch.device) -> Tensor:
+    """(seconds, columns) weights of the mean over each second, copied once: nobody may wait for it in each step."""
+    with torch.inference_mode(False):  # a cached tensor must serve later passes with gradients, too
+        share_ST = F.one_hot(seconds_of_columns(n_columns, config)).float().T
+        return (share_ST / share_ST.sum(dim=1, keepdim=True).clamp_min(1)).to(device)

@@ -1,0 +1,201 @@
+"""The dimensions of a model: a frozen, validated dataclass that is stored as ``config.json`` beside the weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ssamba.utils.errors import ConfigError
+
+AUDIOSET_MEAN, AUDIOSET_STD = -4.2677393, 4.5689974
+"""Log-mel statistics of AudioSet + LibriSpeech, used by the official checkpoints (REFERENCE.md, "Front end")."""
+
+SAMPLE_RATE = 16000
+"""Samples per second of everything that a model hears; other rates are resampled before."""
+WIDTHS = {"tiny": 192, "small": 384, "base": 768}
+ENCODERS = {"ssamba": 24, "ssast": 12}
+"""Kinds of encoder, and the blocks of their published sizes."""
+HEAD_WIDTH = 64
+"""Width of an attention head in the published sizes of SSAST."""
+DROP_PATH = {"ssamba": 0.1, "ssast": 0.0}
+FORMAT = 1
+OPEN = ("depth", "dt_rank", "attention_heads", "decoder_depth")
+"""Whole numbers that may be 0: the published value, and no decoder."""
+LARGEST, DEEPEST = 1_000_000, 1000
+"""No value, and no depth, is larger: a damaged file must not ask for a model that never ends."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that the weights depend on, and the front end that they were trained with.
+
+    Units: ``frames`` and the time sides are log-mel frames of 10 ms, the frequency sides are mel bins, ``drop_path`` is
+    the rate of the last block. ``state_size`` to ``residual_scale`` are SSAMBA's, ``attention_heads`` SSAST's. A
+    ``depth``, ``dt_rank`` or ``attention_heads`` of 0 and a ``drop_path`` of -1 stand for the published value.
+    ``residual_scale`` is the factor on the residual stream at the end of each pair: 2 in the reference, 1 for a stream
+    that only sums up. ``decoder_depth`` blocks fill in the hidden patches of pretraining, which the encoder then
+    does not read; with 0, the reference, it reads a learned token in their place. Raises ``ConfigError`` on values that
+    no model can have.
+    """
+
+    encoder: str = "ssamba"
+    width: int = 192
+    depth: int = 0
+    frames: int = 1024
+    patch_frequency: int = 16
+    patch_time: int = 16
+    stride_frequency: int = 16
+    stride_time: int = 16
+    state_size: int = 16
+    expand: int = 2
+    conv_width: int = 4
+    dt_rank: int = 0
+    directions: int = 2
+    residual_scale: int = 2
+    attention_heads: int = 0
+    decoder_depth: int = 0
+    drop_path: float = -1.0
+    mel_bins: int = 128
+    sample_rate: int = SAMPLE_RATE
+    mean: float = AUDIOSET_MEAN
+    std: float = AUDIOSET_STD
+
+    def __post_init__(self) -> None:
+        if self.encoder not in ENCODERS:
+            raise ConfigError(f"encoder is {self.encoder!r}: give {' or '.join(ENCODERS)}")
+        for field in dataclasses.fields(self):
+            if field.name != "encoder":
+                self._check(field.name, field.type == "int")
+        self._fill()
+        if self.encoder == "ssamba" and self.depth % 2:
+            raise ConfigError(f"depth is {self.depth}: blocks come in pairs, give an even number")
+        if self.encoder == "ssamba" and self.decoder_depth % 2:
+            raise ConfigError(f"decoder_depth is {self.decoder_depth}: blocks come in pairs, give an even number")
+        if self.directions > 2:
+            raise ConfigError(f"directions is {self.directions}: give 2, or 1 for scans from left to right alone")
+        if self.residual_scale > 2:
+            raise ConfigError(f"residual_scale is {self.residual_scale}: give 2 as in the reference, or 1")
+        if self.encoder == "ssast" and self.width % self.attention_heads:
+            raise ConfigError(f"attention_heads is {self.attention_heads}: give a divisor of the width {self.width}")
+        if self.mel_bins < self.patch_frequency or self.frames < self.patch_time:
+            raise ConfigError(
+                f"a patch of {self.patch_frequency} x {self.patch_time} (mel bins x frames) does not fit into "
+                f"{self.mel_bins} x {self.frames}: give more frames or smaller patches"
+            )
+        if not 0 <= self.drop_path < 1:
+            raise ConfigError(f"drop_path is {self.drop_path}: give a rate from 0 to below 1")
+        if not self.std > 0:
+            raise ConfigError(f"std is {self.std}: give a positive number")
+        if self.sample_rate != SAMPLE_RATE:
+            raise ConfigError(f"sample_rate is {self.sample_rate}: the filter bank takes {SAMPLE_RATE} only")
+
+    def _fill(self) -> None:
+        """Put the published values where the fields leave them open."""
+        transformer = self.encoder == "ssast"
+        published = {
+            "depth": ENCODERS[self.encoder],
+            "dt_rank": math.ceil(self.width / 16),
+            "attention_heads": max(1, self.width // HEAD_WIDTH) if transformer else 0,
+        }
+        for name, value in published.items():
+            if getattr(self, name) == 0:
+                object.__setattr__(self, name, value)
+        if self.drop_path == -1:
+            object.__setattr__(self, "drop_path", DROP_PATH[self.encoder])
+
+    def _check(self, name: str, whole: bool) -> None:
+        value = getattr(self, name)
+        good = isinstance(value, int) if whole else isinstance(value, (int, float))
+        if isinstance(value, bool) or not good:
+            raise ConfigError(f"{name} is {value!r}: give a {'whole ' if whole else ''}number")
+        if whole and value < (0 if name in OPEN else 1):
+            raise ConfigError(f"{name} is {value}: give a positive number")
+        largest = DEEPEST if name.endswith("depth") else LARGEST
+        if not -largest <= value <= largest:  # NaN too
+            raise ConfigError(f"{name} is {value}: give a number of at most {largest}")
+
+    @classmethod
+    def tiny(cls, **changes: Any) -> Config:
+        """Width 192: 7.1 M parameters with both pretraining heads (SSAST 5.9 M)."""
+        return cls(width=WIDTHS["tiny"], **changes)
+
+    @classmethod
+    def small(cls, **changes: Any) -> Config:
+        """Width 384: 25.8 M parameters with both pretraining heads (SSAST 22.3 M)."""
+        return cls(width=WIDTHS["small"], **changes)
+
+    @classmethod
+    def base(cls, **changes: Any) -> Config:
+        """Width 768: 98.3 M parameters with both pretraining heads (SSAST 87.2 M)."""
+        return cls(width=WIDTHS["base"], **changes)
+
+    @property
+    def inner(self) -> int:
+        """Inner channels of one block (E)."""
+        return self.expand * self.width
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patches along (frequency, time)."""
+        return (
+            (self.mel_bins - self.patch_frequency) // self.stride_frequency + 1,
+            (self.frames - self.patch_time) // self.stride_time + 1,
+        )
+
+    @property
+    def patch_size(self) -> int:
+        """Values in one patch."""
+        return self.patch_frequency * self.patch_time
+
+    @property
+    def tiles(self) -> bool:
+        """Whether patches lie side by side, without overlap or gap."""
+        return (self.stride_frequency, self.stride_time) == (self.patch_frequency, self.patch_time)
+
+    def replace(self, **changes: Any) -> Config:
+        """A copy with some values changed, validated again."""
+        return dataclasses.replace(self, **changes)
+
+    def decoder(self) -> Config:
+        """The chain of blocks of the pretraining decoder, as an encoder's dimensions."""
+        return self.replace(depth=self.decoder_depth, decoder_depth=0, drop_path=0.0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for ``config.json``."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], source: str = "config") -> Config:
+        """The reverse of ``to_dict``. Raises ``ConfigError`` naming ``source`` and the nearest known key."""
+        known = [f.name for f in dataclasses.fields(cls)]
+        for key in values:
+            if key not in known:
+                raise ConfigError(f"{source}: unknown value '{key}'{nearest(key, known)}")
+        try:
+            return cls(**values)
+        except ConfigError as error:
+            raise ConfigError(f"{source}: {error}") from None
+
+
+def nearest(word: str, known: list[str]) -> str:
+    """``", did you mean 'x'?"`` for the closest of the known words, or an empty string."""
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f", did you mean '{close[0]}'?" if close else ""
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file. Raises ``ConfigError`` that names the file."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise ConfigError(f"{path}: is not JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path}: holds a {type(value).__name__}, expected a JSON object")
+    return value

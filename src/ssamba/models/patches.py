@@ -1,0 +1,77 @@
+"""The patch grid: cutting log-mel features into patches, the order of tokens, and positions for another grid.
+
+Tokens are frequency-major: index = f * T + t, time runs fastest (REFERENCE.md, "Encoder").
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ssamba.models.config import Config
+
+
+def columns(frames: int, config: Config) -> int:
+    """Patch columns that cover ``frames`` log-mel frames, the last one padded where it is not full; at least 1."""
+    missing = max(frames - config.patch_time, 0)
+    return -(-missing // config.stride_time) + 1
+
+
+def covered_frames(n_columns: int, config: Config) -> int:
+    """Log-mel frames that ``n_columns`` patch columns read."""
+    return (n_columns - 1) * config.stride_time + config.patch_time
+
+
+def patchify(features: Tensor, config: Config) -> Tensor:
+    """Raw patches: (B, frames, mel_bins) -> (B, F*T, patch_frequency*patch_time), frequency-major in and among patches.
+
+    Frames beyond the last full column are left out.
+    """
+    image_BFT = features.transpose(1, 2)
+    tiles = image_BFT.unfold(1, config.patch_frequency, config.stride_frequency)
+    tiles = tiles.unfold(2, config.patch_time, config.stride_time)
+    return tiles.reshape(features.shape[0], -1, config.patch_size)
+
+
+def unpatchify(patches: Tensor, config: Config, n_columns: int) -> Tensor:
+    """The reverse of ``patchify`` for non-overlapping patches: (B, F*T, values) -> (B, frames, mel_bins)."""
+    batch, rows = patches.shape[0], config.grid[0]
+    tiles = patches.reshape(batch, rows, n_columns, config.patch_frequency, config.patch_time)
+    return tiles.permute(0, 2, 4, 1, 3).reshape(batch, n_columns * config.patch_time, rows * config.patch_frequency)
+
+
+LONGER = ("interpolate", "repeat", "average")
+"""What a longer time is given: positions interpolated, the same ones over and over, or their mean at every time."""
+
+
+def resize_positions(
+    positions: Tensor, old: tuple[int, int], new: tuple[int, int], longer: str = "interpolate"
+) -> Tensor:
+    """Position embedding (1, prefix + F*T, d) for another (frequency, time) grid; positions in front are kept.
+
+    A shorter side is cut from the centre, a longer one interpolated (bilinear, align_corners False): first time, then
+    frequency, as for fine-tuning in SSAST (arXiv 2110.09784; REFERENCE.md, "Fine-tuning"). ``longer`` (of ``LONGER``)
+    names what a longer time is given instead: a few positions stretched over much more time are far from those that the
+    encoder was trained with.
+    """
+    if old == new:
+        return positions
+    front, width = positions.shape[1] - old[0] * old[1], positions.shape[-1]
+    image = positions[:, front:].transpose(1, 2).reshape(1, width, *old)
+    if longer == "repeat" and new[1] > old[1]:
+        image = image[..., torch.arange(new[1], device=image.device) % old[1]]
+    elif longer == "average" and new[1] > old[1]:
+        image = image.mean(3, keepdim=True).expand(-1, -1, -1, new[1])
+    image = _resize_side(image, dim=3, length=new[1])
+    image = _resize_side(image, dim=2, length=new[0])
+    return torch.cat([positions[:, :front], image.reshape(1, width, -1).transpose(1, 2)], dim=1)
+
+
+def _resize_side(image: Tensor, dim: int, length: int) -> Tensor:
+    old = image.shape[dim]
+    if length <= old:
+        start = old // 2 - length // 2
+        return image.narrow(dim, start, length)
+    size = (length, image.shape[3]) if dim == 2 else (image.shape[2], length)
+    return F.interpolate(image, size=size, mode="bilinear", align_corners=False)

@@ -1,0 +1,164 @@
+"""Official `.pth` <-> model directory, tensor for tensor; and a model directory in half precision, to be shipped."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ssamba.models.config import SAMPLE_RATE, Config
+from ssamba.models.pretrained.load import Source, locate, read_source
+from ssamba.models.pretrained.model_dir import EXTRAS, WEIGHTS_FILE, build, read_model, save_config, save_tensors
+from ssamba.models.pretrained.official import PREFIX, doubling, from_official, to_official
+from ssamba.utils.atomic_write import beside, explain, make_folder
+from ssamba.utils.errors import CheckpointError, ConfigError, SsambaError
+
+FILES = (".pth", ".pt", ".safetensors")
+HALF = torch.float16
+"""Of trained weights fp16 keeps 11 significant bits and bf16 8; they need its range nowhere (docs/embedding.md)."""
+CLASSES = 1000
+"""Outputs of the unused head that the reference's files carry."""
+UNUSED_HEADS = {"ssamba": ("v.head",), "ssast": ("v.head", "v.head_dist")}
+UNSTORED = ("mean", "std", "drop_path")
+"""Values of the configuration that an official file has no place for; readers assume the reference's."""
+
+
+def convert(source: Source | None, dest: Path, half: bool = False, attention_heads: int | None = None) -> list[str]:
+    """Convert an official `.pth` to a new model directory, or a directory to a new official `.pth`.
+
+    With ``half`` either becomes a new model directory in fp16. ``attention_heads`` is for an official SSAST of another
+    width than the published, whose file does not say. Returns lines to show: what was written, and what the
+    official form could not hold. Raises ``SsambaError`` when ``dest`` exists, is of the wrong kind or cannot be
+    written; then nothing is left behind.
+    """
+    if dest.exists() or dest.is_symlink():
+        raise SsambaError(f"{dest}: exists already; give a new name, or remove it first")
+    path = locate(source)
+    if half:
+        if dest.suffix in FILES:
+            raise ConfigError(f"{dest}: half precision goes to a directory, give a name without '{dest.suffix}'")
+        return _to_half(source, dest, attention_heads)
+    if path.is_dir():
+        if dest.suffix != ".pth":
+            raise ConfigError(
+                f"{dest}: a model directory is converted to an official file, give a name that ends in .pth"
+            )
+        return _to_file(path, dest)
+    if dest.suffix in FILES:
+        raise ConfigError(f"{dest}: an official file is converted to a directory, give a name without '{dest.suffix}'")
+    return _to_directory(source, dest, attention_heads)
+
+
+def _to_directory(source: Source | None, dest: Path, attention_heads: int | None) -> list[str]:
+    description, tensors = read_source(source, attention_heads)
+    heads = description.heads
+    with _new_directory(dest) as folder:
+        save_config(folder, description)
+        save_tensors(folder / WEIGHTS_FILE, tensors)
+    return [f"{dest}: {len(tensors)} tensors {'with' if heads else 'without'} pretraining heads"]
+
+
+def _to_half(source: Source | None, dest: Path, attention_heads: int | None) -> list[str]:
+    """Everything that the model uses in fp16: its encoder, its pretraining heads or its classifier."""
+    description, tensors = read_source(source, attention_heads)
+    used = {k: v for k, v in tensors.items() if not k.startswith(EXTRAS)}
+    halved = {k: v.to(HALF) for k, v in used.items()}
+    lost = [k for k, v in halved.items() if not torch.isfinite(v).all()]
+    if lost:
+        raise CheckpointError(f"{source}: {lost[0]} has values that fp16 cannot hold; no directory was written")
+    full, rounded = (build(description, x).eval() for x in (used, halved))
+    with torch.no_grad():
+        sound = _test_sound()
+        expected, found = (model.embed(sound).clip for model in (full, rounded))
+    error = ((found - expected).norm() / expected.norm()).item()
+    with _new_directory(dest) as folder:
+        save_config(folder, description)
+        save_tensors(folder / WEIGHTS_FILE, halved)
+    size = (dest / WEIGHTS_FILE).stat().st_size / 1e6
+    return [f"{dest}: {len(halved)} tensors in fp16, {size:.1f} MB; the embedding's relative error is {error:.1e}"]
+
+
+def _test_sound() -> Tensor:
+    """Ten seconds at 16 kHz: a tone that rises through the whole band, in noise."""
+    t = torch.arange(10 * SAMPLE_RATE) / SAMPLE_RATE
+    noise = torch.randn(t.shape, generator=torch.Generator().manual_seed(0))
+    return 0.2 * torch.sin(2 * torch.pi * 400 * t.square()) + 0.02 * noise
+
+
+@contextlib.contextmanager
+def _new_directory(dest: Path) -> Iterator[Path]:
+    """A temporary directory beside ``dest``, renamed to it when the block ends well and removed otherwise."""
+    made = _missing_parents(dest)
+    make_folder(dest.parent)
+    folder = dest.with_name(f".{dest.name}.{secrets.token_hex(4)}")
+    try:
+        folder.mkdir()
+        yield folder
+        os.rename(folder, dest)
+        made = []
+    except OSError as error:
+        raise explain(error, dest) from None
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        for parent in made:
+            with contextlib.suppress(OSError):
+                parent.rmdir()
+
+
+def _missing_parents(path: Path) -> list[Path]:
+    """Parents that do not exist, the innermost first."""
+    return [parent for parent in path.parents if not parent.exists()]
+
+
+def _to_file(path: Path, dest: Path) -> list[str]:
+    description, tensors = read_model(path)
+    tensors = {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
+    config = description.config
+    if description.classification is not None:
+        raise CheckpointError(f"{path}: the official form has no place for a classifier; no file was written")
+    if config.directions != 2:
+        raise CheckpointError(f"{path}: the official form has two directions, this model one; no file was written")
+    if config.encoder == "ssamba" and config.residual_scale == 1:
+        config, tensors = config.replace(residual_scale=2), doubling(tensors)
+    notes = []
+    if description.heads and config.decoder_depth:
+        # The heads read the decoder's tokens: without it they mean nothing.
+        tensors = {k: v for k, v in tensors.items() if not k.startswith(("decoder.", "heads."))}
+        notes.append("note: the official form does not hold the decoder, nor the heads that read it")
+    config = config.replace(decoder_depth=0)
+    state = official_state(config, tensors)
+    back, _ = from_official(state, str(path), config.attention_heads or None)
+    lost = {k: v for k, v in config.to_dict().items() if back.to_dict()[k] != v}
+    if set(lost) - set(UNSTORED):
+        names = ", ".join(sorted(set(lost) - set(UNSTORED)))
+        raise CheckpointError(f"{path}: the official form has no place for this model's {names}; no file was written")
+    with beside(dest) as temporary:
+        try:
+            torch.save(state, temporary)
+        except RuntimeError as error:  # how torch's archive writer reports a full disk
+            raise OSError(str(error).splitlines()[0]) from None
+    lines = [f"{dest}: {len(state)} tensors in the official form"]
+    return lines + notes + [f"note: the official form does not hold {name} {value}" for name, value in lost.items()]
+
+
+def official_state(config: Config, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict of an official file, from a directory's tensors.
+
+    Tensors that the reference's loader expects and the model does not use are those that the directory kept from its
+    own official file, else zeros (`v.head`) and the input's size (`p_input_*`).
+    """
+    weights = {k: v for k, v in tensors.items() if not k.startswith(EXTRAS)}
+    extras = {
+        "p_input_fdim": torch.tensor(config.mel_bins),
+        "p_input_tdim": torch.tensor(config.frames),
+    }
+    for head in UNUSED_HEADS[config.encoder]:
+        extras |= {f"{head}.weight": torch.zeros(CLASSES, config.width), f"{head}.bias": torch.zeros(CLASSES)}
+    extras |= {k.removeprefix(EXTRAS): v for k, v in tensors.items() if k.startswith(EXTRAS)}
+    return {PREFIX + k: v for k, v in extras.items()} | to_official(weights)

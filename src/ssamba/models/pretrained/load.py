@@ -1,0 +1,170 @@
+"""``ssamba.load``: one way in for every kind of weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ssamba.models.config import WIDTHS, nearest
+from ssamba.models.encoder import Encoder
+from ssamba.models.pretrained import hub
+from ssamba.models.pretrained.model_dir import Description, build, read_config, read_model
+from ssamba.models.pretrained.official import EXTRAS_OF, PREFIX, from_official, read_pth
+from ssamba.models.pretrained.weights import DEFAULT, SHIPPED, shipped_folder
+from ssamba.utils.errors import CheckpointError, ConfigError
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+Source = str | os.PathLike[str]
+SHAPE = ("encoder", "size", "width", "depth", "directions", "residual_scale")
+LONGEST_NAME = 60
+"""Nothing longer is compared with the names of models."""
+
+
+def pick_device(device: str | torch.device = "auto") -> torch.device:
+    """``auto`` is the first CUDA (or ROCm) device, else the CPU. Raises ``ConfigError`` for one that is not there."""
+    if str(device) == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise ConfigError(f"device '{device}': give auto, cpu or cuda") from None
+    if chosen.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device '{device}': give auto, cpu or cuda")
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device '{device}': no CUDA device is visible here, give cpu or auto")
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"device '{device}': there are {torch.cuda.device_count()} CUDA devices, counted from 0")
+    return chosen
+
+
+def pick_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
+    """``auto`` is bf16 on a GPU that has it, else fp32. Raises ``ConfigError`` for other names."""
+    if dtype == "auto":
+        able = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        return torch.bfloat16 if able else torch.float32
+    found = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if found not in DTYPES.values():
+        raise ConfigError(f"dtype '{dtype}': give auto, {', '.join(DTYPES)}")
+    assert found is not None
+    return found
+
+
+def model_names() -> list[str]:
+    """Every name that stands for a model: those that come with the package, then the official checkpoints."""
+    return [*SHIPPED, *hub.OFFICIAL]
+
+
+def locate(source: Source | None = None) -> Path:
+    """Where a model lies: a path as it is, a name's folder or (downloaded) file, and for None the shipped default.
+
+    Raises ``ConfigError`` for a name that a directory here has too, ``CheckpointError`` for what is neither name nor
+    path and for a model that cannot be had.
+    """
+    if source is None:
+        return shipped_folder(DEFAULT)
+    name, path = os.fspath(source), Path(source)
+    if name in model_names():
+        if os.path.exists(path):
+            raise ConfigError(f"{name}: names a model and also lies in this folder; give ./{name} for what lies here")
+        return shipped_folder(name) if name in SHIPPED else hub.fetch(name)
+    if not os.path.exists(path):
+        raise CheckpointError(f"{source}: no such file or directory{_instead(name)}")
+    return path
+
+
+def _instead(name: str) -> str:
+    """What to give instead of what is not there; the names too where a name can have been meant."""
+    if os.path.basename(name) != name or len(name) > LONGEST_NAME:
+        return "; give a run directory, an official .pth or the name of a model"
+    near = nearest(name.removesuffix(".pth"), model_names())
+    return f"{near or ', and no model of that name.'} Models are named {', '.join(model_names())}"
+
+
+def read_source(
+    source: Source | None = None, attention_heads: int | None = None
+) -> tuple[Description, dict[str, Tensor]]:
+    """Description and tensors of a model's name, of a run or model directory or of an official `.pth`.
+
+    Raises ``CheckpointError``, or ``ConfigError`` for a damaged ``config.json``.
+    """
+    path = locate(source)
+    if path.suffix == ".safetensors":
+        raise CheckpointError(f"{source}: weights alone do not make a model, give the directory that holds them")
+    if path.is_dir():
+        return read_model(path)
+    if source not in hub.OFFICIAL:
+        return _read_official(path, attention_heads)
+    try:
+        description, tensors = _read_official(path, attention_heads)
+    except CheckpointError as error:
+        raise CheckpointError(f"{source}: {error}; remove that file to download it again") from None
+    if description.config.width != hub.width_of(str(source)):
+        raise CheckpointError(f"{source}: {path} holds a model of width {description.config.width}, which is another")
+    return description, tensors
+
+
+def _read_official(path: Path, attention_heads: int | None) -> tuple[Description, dict[str, Tensor]]:
+    state = read_pth(path)
+    config, tensors = from_official(state, str(path), attention_heads)
+    bare = {k.removeprefix(PREFIX): v for k, v in state.items()}
+    extras = {f"extras.{k}": bare[k] for k in EXTRAS_OF[config.encoder] if k in bare}
+    return Description(config, any(k.startswith("heads.") for k in tensors)), tensors | extras
+
+
+def check_shape(source: Source | None, given: Mapping[str, Any]) -> None:
+    """Refuse values of an encoder's shape that a user gave beside a source of another: the source's would be taken.
+
+    ``given`` may hold what ``SHAPE`` names, as recipes do; 0 says nothing. Without a source all may be given. Raises
+    ``ConfigError``, and as ``read_source``.
+    """
+    wanted = {name: given[name] for name in SHAPE if given.get(name)}
+    if source is None or not wanted:
+        return
+    path = locate(source)
+    config = (read_config(path) if path.is_dir() else read_source(source)[0]).config
+    sizes = {width: size for size, width in WIDTHS.items()}
+    for name, value in wanted.items():
+        own = sizes.get(config.width, f"width {config.width}") if name == "size" else getattr(config, name)
+        if value != own:
+            raise ConfigError(
+                f"{source}: has {name} {own}, the command says {value}; leave --{name.replace('_', '-')} out, or start "
+                "from random weights"
+            )
+
+
+def load(
+    source: Source | None = None,
+    device: str | torch.device = "auto",
+    heads: bool = False,
+    stride: int | None = None,
+    frames: int | None = None,
+    attention_heads: int | None = None,
+    dtype: str | torch.dtype = "fp32",
+) -> Encoder:
+    """A model, ready to use (evaluation mode).
+
+    ``source`` is a run directory, a converted model directory, an official SSAMBA or SSAST `.pth`, or a name: ``tiny``
+    comes with the package and is the default, ``ssamba-{tiny,small,base}-{250,300,400}`` are the official checkpoints,
+    downloaded once (docs/embedding.md). A name never means a path: give ``./tiny`` for a folder. ``heads`` keeps
+    the two pretraining heads; a fine-tuned run comes with its classifier. ``stride`` (both axes) and ``frames`` (10 ms
+    each) choose another patch grid: positions are resized as for fine-tuning. ``attention_heads`` is for an official
+    SSAST of another width than the published. ``dtype`` is that of the weights and of all products: fp32, bf16, fp16,
+    or auto, which is bf16 on a GPU that has it and fp32 elsewhere. Raises ``CheckpointError`` or ``ConfigError`` with
+    one line that names the file.
+    """
+    chosen = pick_device(device)
+    kind = pick_dtype(dtype, chosen)
+    description, tensors = read_source(source, attention_heads)
+    if heads and not description.heads:
+        name = DEFAULT if source is None else source
+        raise CheckpointError(f"{name}: has no pretraining heads: load it without heads=True")
+    model = build(dataclasses.replace(description, heads=heads), tensors)
+    if stride is not None or frames is not None:
+        model = model.with_grid(stride, frames)
+    return model.to(chosen, kind).eval()

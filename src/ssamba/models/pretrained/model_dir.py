@@ -1,0 +1,138 @@
+"""A model on disk: ``config.json`` beside ``model.safetensors``, checked strictly when read."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ssamba.models.classifier import Classification
+from ssamba.models.config import ENCODERS, FORMAT, Config, read_json
+from ssamba.models.encoder import Encoder
+from ssamba.models.registry import make_encoder
+from ssamba.utils.atomic_write import beside, write_text
+from ssamba.utils.errors import CheckpointError
+
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+EXTRAS = "extras."
+"""Prefix of tensors that an official file carried and the model does not use; kept for converting back."""
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write a safetensors file whole or not at all. Raises ``SsambaError`` when it cannot be written."""
+    with beside(path) as temporary:
+        try:
+            save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary)
+        except SafetensorError as error:  # how the library reports a full disk or a refused write
+            raise OSError(str(error)) from None
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file. Raises ``CheckpointError``."""
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: is missing") from None
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: is damaged or no safetensors file ({error})") from None
+
+
+@dataclass(frozen=True)
+class Description:
+    """What ``config.json`` says: dimensions and front end, whether there are pretraining heads, the classifier."""
+
+    config: Config
+    heads: bool = False
+    classification: Classification | None = None
+
+
+def save_config(folder: Path, description: Description) -> None:
+    """Write ``config.json`` beside the weights."""
+    config, task = description.config, description.classification
+    plain = {k: v for k, v in config.to_dict().items() if k != "encoder"}
+    values = {"format": FORMAT, "encoder": config.encoder, "heads": description.heads, "config": plain}
+    if task is not None:
+        values["classification"] = task.to_dict()
+    write_text(folder / CONFIG_FILE, json.dumps(values, indent=2) + "\n")
+
+
+def describe_model(model: Encoder) -> Description:
+    """A model's description."""
+    task = None if model.classifier is None else model.classifier.task
+    return Description(model.config, model.heads is not None, task)
+
+
+def save_model(
+    folder: Path,
+    model: Encoder,
+    extras: dict[str, Tensor] | None = None,
+    weights: dict[str, Tensor] | None = None,
+) -> None:
+    """Write ``config.json`` and ``model.safetensors`` into ``folder``; ``weights`` stand in for the model's own."""
+    tensors = dict(weights or model.state_dict()) | {EXTRAS + k: v for k, v in (extras or {}).items()}
+    save_config(folder, describe_model(model))
+    save_tensors(folder / WEIGHTS_FILE, tensors)
+
+
+def read_config(folder: Path) -> Description:
+    """What the directory holds. Raises ``ConfigError``, ``CheckpointError``."""
+    path = folder / CONFIG_FILE
+    if not path.is_file():
+        folds = sorted(path.parent for path in folder.glob(f"fold-*/{CONFIG_FILE}"))
+        if folds:
+            raise CheckpointError(
+                f"{folder}: fine-tuning has not finished there; start its command again, or give a fold such as "
+                f"{folds[-1]}"
+            )
+        raise CheckpointError(f"{folder}: holds no {CONFIG_FILE}, so it is no run or model directory")
+    values = read_json(path)
+    encoder = values.get("encoder")
+    if values.get("format") != FORMAT or encoder not in ENCODERS:
+        raise CheckpointError(
+            f"{path}: format {values.get('format')!r} with encoder {encoder!r}, this version reads format {FORMAT} "
+            f"with encoder {' or '.join(map(repr, ENCODERS))}"
+        )
+    config, task = values.get("config"), values.get("classification")
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path}: has no 'config' object")
+    return Description(
+        Config.from_dict({**config, "encoder": encoder}, str(path)),
+        bool(values.get("heads")),
+        None if task is None else Classification.from_dict(task, str(path)),
+    )
+
+
+def read_model(folder: Path) -> tuple[Description, dict[str, Tensor]]:
+    """Description and tensors, extras included.
+
+    Raises ``CheckpointError`` naming the file and what does not fit, ``ConfigError`` for a damaged ``config.json``.
+    """
+    description = read_config(folder)
+    tensors = load_tensors(folder / WEIGHTS_FILE)
+    with torch.device("meta"):
+        expected = make_encoder(description.config, description.heads, description.classification).state_dict()
+    problems = [f"missing {k}" for k in expected if k not in tensors]
+    problems += [f"unexpected {k}" for k in tensors if k not in expected and not k.startswith(EXTRAS)]
+    problems += [
+        f"{k} has shape {tuple(tensors[k].shape)}, {CONFIG_FILE} says {tuple(v.shape)}"
+        for k, v in expected.items()
+        if k in tensors and tensors[k].shape != v.shape
+    ]
+    if problems:
+        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise CheckpointError(f"{folder / WEIGHTS_FILE}: {'; '.join(problems[:5])}{more}")
+    return description, tensors
+
+
+def build(description: Description, tensors: dict[str, Tensor]) -> Encoder:
+    """A model out of tensors that fit it, without drawing initial weights. Tensors of parts it lacks are left out."""
+    with torch.device("meta"):
+        model = make_encoder(description.config, description.heads, description.classification)
+    wanted = model.state_dict()
+    model.load_state_dict({k: tensors[k].to(torch.float32) for k in wanted}, assign=True)
+    return model

@@ -1,0 +1,189 @@
+"""Official checkpoints (`torch.save` of a state dict): strict, in both directions. Here SSAMBA's; SSAST's beside it.
+
+Key forms are those of REFERENCE.md, "Official checkpoints". The reference keeps one set of weights per block and scan
+direction; here the two blocks of a pair and both directions are stacked. In an odd block, which the reference runs on
+the reversed sequence, the unsuffixed weights scan right to left and the ``_b`` weights left to right.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ssamba.models.bimamba import BLOCKS
+from ssamba.models.config import Config
+from ssamba.models.pretrained.official_keys import HEADS, PATCHES, compare, grid_values, renamed, stacked_depth
+from ssamba.models.pretrained.official_ssast import KNOWN_EXTRAS as SSAST_EXTRAS
+from ssamba.models.pretrained.official_ssast import MARK, from_ssast, to_ssast
+from ssamba.models.ssamba import SSAMBA
+from ssamba.utils.errors import CheckpointError, ConfigError
+
+PREFIX = "module."
+DIRECTIONS = 2
+KNOWN_EXTRAS = ("v.head.weight", "v.head.bias", "p_input_fdim", "p_input_tdim")
+"""Keys that official files carry and the model does not use."""
+EXTRAS_OF = {"ssamba": KNOWN_EXTRAS, "ssast": SSAST_EXTRAS}
+
+PLAIN = PATCHES | HEADS | {"v.norm_f.weight": "norm.weight", "v.norm_f.bias": "norm.bias"}
+
+PER_DIRECTION = {
+    "conv1d{}.weight": "conv_weight_RKEW",
+    "conv1d{}.bias": "conv_bias_RKE",
+    "x_proj{}.weight": "x_proj_RKPE",
+    "dt_proj{}.weight": "dt_proj_RKEr",
+    "dt_proj{}.bias": "dt_bias_RKE",
+    "A{}_log": "A_log_RKEN",
+    "D{}": "D_RKE",
+}
+"""Official name, with the place of the direction's suffix, -> stacked name."""
+
+
+def from_official(
+    state: dict[str, Tensor], source: str = "checkpoint", attention_heads: int | None = None
+) -> tuple[Config, dict[str, Tensor]]:
+    """Official state dict -> the configuration its shapes give and the state dict of ``SSAMBA`` or ``SSAST``.
+
+    ``attention_heads`` is for SSAST of other than the published widths: its files do not say.
+
+    Works with or without ``module.`` and with or without the two heads; patches must not overlap. Raises
+    ``CheckpointError`` naming ``source`` and every key that is missing, unexpected or of a shape that does not fit.
+    """
+    state = {k.removeprefix(PREFIX): v for k, v in state.items()}
+    if MARK in state:
+        return from_ssast(state, source, attention_heads)
+    config = _config_from_shapes(state, source)
+    heads = any(k.startswith(("cpredlayer", "gpredlayer")) for k in state)
+    with torch.device("meta"):
+        model = SSAMBA(config, heads=heads)
+    expected = {k: v.shape for k, v in to_official(model.state_dict(), prefix="").items()}
+    compare(expected, state, KNOWN_EXTRAS, "SSAMBA", source)
+    return config, _stack(state, config)
+
+
+def _config_from_shapes(state: dict[str, Tensor], source: str) -> Config:
+    keys = ("v.pos_embed", "v.patch_embed.proj.weight", "v.layers.0.mixer.A_log", "v.layers.0.mixer.dt_proj.weight")
+    missing = [k for k in (*keys, "v.layers.0.mixer.conv1d.weight") if k not in state]
+    if missing:
+        raise CheckpointError(f"{source}: is not an SSAMBA checkpoint, it lacks {', '.join(missing)}")
+    position, patch, a_log, dt = (state[k] for k in keys)
+    conv = state["v.layers.0.mixer.conv1d.weight"]
+    dims = (position.dim(), patch.dim(), a_log.dim(), dt.dim(), conv.dim())
+    if dims != (3, 4, 2, 2, 3) or 0 in (*patch.shape, *a_log.shape, *dt.shape, *conv.shape):
+        raise CheckpointError(f"{source}: is not an SSAMBA checkpoint, shapes of {', '.join(keys)} do not fit")
+    width = patch.shape[0]
+    depth = stacked_depth(state, r"v\.layers\.(\d{1,9})\.", source)
+    values = grid_values(state, 1, source)
+    try:
+        return Config(
+            width=width,
+            depth=depth,
+            **values,
+            state_size=a_log.shape[1],
+            expand=max(a_log.shape[0] // width, 1),
+            conv_width=conv.shape[-1],
+            dt_rank=dt.shape[1],
+        )
+    except ConfigError as error:
+        raise CheckpointError(f"{source}: {error}") from None
+
+
+def _suffix(block: int, direction: int) -> str:
+    """Suffix in the official names of one scan, by the block's place in its pair and the direction in time."""
+    return "_b" if direction != block else ""
+
+
+def _stack(state: dict[str, Tensor], config: Config) -> dict[str, Tensor]:
+    out = renamed(state, PLAIN)
+    inner = config.inner
+    for pair in range(config.depth // BLOCKS):
+        blocks = [f"v.layers.{BLOCKS * pair + k}." for k in range(BLOCKS)]
+        ours = f"pairs.{pair}."
+
+        def per_block(name: str, blocks: list[str] = blocks) -> list[Tensor]:
+            return [state[b + name] for b in blocks]
+
+        out[ours + "norm_weight_Kd"] = torch.stack(per_block("norm.weight"))
+        out[ours + "norm_bias_Kd"] = torch.stack(per_block("norm.bias"))
+        halves = [w.unflatten(0, (2, inner)) for w in per_block("mixer.in_proj.weight")]
+        out[ours + "in_proj_hKEd"] = torch.stack(halves, dim=1)
+        out[ours + "out_proj_dKE"] = torch.stack(per_block("mixer.out_proj.weight"), dim=1)
+        for theirs, name in PER_DIRECTION.items():
+            lanes = [
+                torch.stack([state[b + "mixer." + theirs.format(_suffix(k, r))] for k, b in enumerate(blocks)])
+                for r in range(DIRECTIONS)
+            ]
+            stacked = torch.stack(lanes)
+            out[ours + name] = stacked.squeeze(3) if theirs == "conv1d{}.weight" else stacked
+    return out
+
+
+def to_official(state: dict[str, Tensor], prefix: str = PREFIX) -> dict[str, Tensor]:
+    """State dict (or gradients under the same names) of either encoder -> official keys, as ``from_official`` reads.
+
+    The unused extras (``KNOWN_EXTRAS``) are not part of a model: whoever writes a file adds them.
+    """
+    if any(key.startswith("blocks.") for key in state):
+        return to_ssast(state, prefix)
+    out: dict[str, Tensor] = {}
+    back = {ours: theirs for theirs, ours in PLAIN.items()}
+    for key, tensor in state.items():
+        if key in back:
+            out[prefix + back[key]] = tensor
+            continue
+        _, number, name = key.split(".")
+        for k in range(BLOCKS):
+            block = f"{prefix}v.layers.{BLOCKS * int(number) + k}."
+            out |= {block + n: t for n, t in _unstack_block(name, tensor, k).items()}
+    return out
+
+
+def doubling(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """State dict of a ``residual_scale`` 1 -> that of the same model in the reference's form, whose stream doubles.
+
+    With ``R[p+1] = 2 R[p] + H[p]`` the stream before pair p is ``2^p`` times that of ``r[p+1] = r[p] + h[p]``, if pair
+    p adds ``2^(p+1)`` as much. A power of two loses nothing, and LayerNorm takes the factor out again (but for its
+    epsilon, which weighs ``4^-p`` as much beside the larger stream).
+    """
+    name = re.compile(r"pairs\.(\d+)\.out_proj_dKE")
+    return {k: v * 2.0 ** (int(found[1]) + 1) if (found := name.fullmatch(k)) else v for k, v in state.items()}
+
+
+def _unstack_block(name: str, tensor: Tensor, k: int) -> dict[str, Tensor]:
+    """One block's official tensors out of a stacked one."""
+    if name in ("norm_weight_Kd", "norm_bias_Kd"):
+        return {"norm." + name.split("_")[1]: tensor[k].clone()}
+    if name == "in_proj_hKEd":
+        return {"mixer.in_proj.weight": tensor[:, k].flatten(0, 1).clone()}
+    if name == "out_proj_dKE":
+        return {"mixer.out_proj.weight": tensor[:, k].clone()}
+    theirs = {ours: t for t, ours in PER_DIRECTION.items()}[name]
+    out = {}
+    for r in range(DIRECTIONS):
+        lane = tensor[r, k].clone()
+        out["mixer." + theirs.format(_suffix(k, r))] = lane[:, None] if name == "conv_weight_RKEW" else lane
+    return out
+
+
+def read_pth(path: Path) -> dict[str, Tensor]:
+    """A state dict from an untrusted `.pth`: only tensors are read, nothing in the file is executed.
+
+    Raises ``CheckpointError`` for files that hold anything else.
+    """
+    try:
+        with warnings.catch_warnings():  # the refusal says it all
+            warnings.simplefilter("ignore")
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
+    except Exception as error:  # the unpickler raises many kinds; each means that the file is not plain tensors
+        # torch's own message advises to load the file unsafely. Only the name of what the file asked for is useful.
+        asked = re.search(r"GLOBAL ([\w.]+)", str(error))
+        reason = f"it asks for {asked[1]}" if asked else "it is damaged, or something else"
+        raise CheckpointError(f"{path}: is not a plain file of tensors and was not loaded: {reason}") from None
+    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
+        raise CheckpointError(f"{path}: holds something else than a state dict of tensors")
+    return state

@@ -1,0 +1,77 @@
+"""Compiles the CPU kernels on first use and keeps the machine code on disk where that is possible."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import logging
+import threading
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+_log = logging.getLogger(__name__)
+_lock = threading.Lock()
+
+
+@lru_cache(maxsize=1)
+def _version() -> int:
+    """Digest of every kernel source: Numba's own cache looks at one file only and would miss a changed helper."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("_*.py")):
+        digest.update(path.read_bytes())
+    return int.from_bytes(digest.digest()[:7], "big")
+
+
+class Kernel:
+    """A compiled C function ``void(int64 table)``, as an address and as a Python callable."""
+
+    def __init__(self, compiled: Any) -> None:
+        self._keep = compiled
+        self.address = int(compiled.address)
+        self.call = ctypes.CFUNCTYPE(None, ctypes.c_int64)(self.address)  # releases the GIL while it runs
+
+
+def _entry_points() -> dict[str, Callable[[int], Callable[[int], None]]]:
+    from ssamba.ops.mamba.cpu.conv import conv_backward, conv_forward
+    from ssamba.ops.mamba.cpu.scan_backward import scan_backward
+    from ssamba.ops.mamba.cpu.scan_forward import scan_forward
+
+    return {
+        "scan_forward": scan_forward,
+        "scan_backward": scan_backward,
+        "conv_forward": conv_forward,
+        "conv_backward": conv_backward,
+    }
+
+
+def _compile(name: str) -> Any:
+    from numba import cfunc, types
+
+    entry = _entry_points()[name](_version())
+    signature = types.void(types.int64)
+    try:
+        return cfunc(signature, cache=True, error_model="numpy")(entry)
+    except (RuntimeError, OSError) as error:  # neither __pycache__ nor the user's cache directory can be written
+        _log.info("the CPU kernels are compiled anew in every process: %s", error)
+        return cfunc(signature, error_model="numpy")(entry)
+
+
+_compiled: dict[str, Kernel] = {}
+
+
+def loaded() -> bool:
+    """Whether this process has loaded any kernel."""
+    return bool(_compiled)
+
+
+def kernel(name: str) -> Kernel:
+    """The compiled kernel: Raises ImportError where Numba cannot be imported."""
+    found = _compiled.get(name)
+    if found is None:
+        with _lock:
+            found = _compiled.get(name)
+            if found is None:
+                found = _compiled[name] = Kernel(_compile(name))
+    return found

@@ -1,0 +1,95 @@
+"""What the forward and the backward scan kernel share: the plan, reading the argument table, filling the scratch area.
+
+One task is one clip, one block of the pair and ``BLOCK`` channels; it runs both directions, so that their sum needs no
+lock. A task walks over the sequence in chunks of ``CHUNK`` steps: a chunk's step sizes, inputs and outputs lie in a
+scratch area that stays in the first two cache levels, and ``GROUP`` states of sixteen channels at a time stay in
+registers for the whole chunk. Steps are counted along the direction of the scan; direction 1 starts at the last
+position and has a negative time stride.
+
+Rows of the scratch area are ``BLOCK`` floats; states beyond N and channels beyond E are zeros there and stay zeros.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ssamba.ops.jit.numba_simd import LOG2E, inline, load_int, load_part, load_scalar, splat, store, store_scalar
+from ssamba.ops.mamba.cpu.layout import CHUNK, GROUP, LANES, PLANE, ROW, VECTOR, Plane
+from ssamba.ops.mamba.cpu.layout import ScanField as Field
+
+ZERO, ONE, HALF = np.float32(0.0), np.float32(1.0), np.float32(0.5)
+
+
+@inline
+def get(table, field):  # type: ignore[no-untyped-def]
+    """One entry of the argument table."""
+    return load_int(table + 8 * field)
+
+
+@inline
+def groups_up(states):  # type: ignore[no-untyped-def]
+    """``padded_states`` inside a kernel."""
+    return (states + GROUP - 1) // GROUP * GROUP
+
+
+@inline
+def rates_at(scratch):  # type: ignore[no-untyped-def]
+    """A log2(e), [N][BLOCK]; then h, its gradient and A's, all alike."""
+    return scratch + Plane.END * PLANE + 2 * ROW
+
+
+@inline
+def rows_at(scratch, n):  # type: ignore[no-untyped-def]
+    """B, [CHUNK][N]; then C."""
+    return rates_at(scratch) + 4 * n * ROW
+
+
+@inline
+def shares_at(scratch, n):  # type: ignore[no-untyped-def]
+    """dB, [N / GROUP][CHUNK][GROUP][LANES]; then dC; then one group's decays and states, alike."""
+    return rows_at(scratch, n) + 2 * CHUNK * n * 4 + VECTOR
+
+
+@inline
+def origin(table, field, b, r, k):  # type: ignore[no-untyped-def]
+    """Address of a tensor's first step of the scan in direction ``r``."""
+    address = get(table, field) + b * get(table, field + 1) + r * get(table, field + 3) + k * get(table, field + 4)
+    if r == 1:
+        address += (get(table, Field.LENGTH) - 1) * get(table, field + 2)
+    return address
+
+
+@inline
+def pace(table, field, r):  # type: ignore[no-untyped-def]
+    """Bytes from one step of the scan to the next."""
+    return get(table, field + 2) if r == 0 else -get(table, field + 2)
+
+
+@inline
+def clear(address, rows):  # type: ignore[no-untyped-def]
+    """Zeros in ``rows`` rows."""
+    for i in range(rows * (ROW // VECTOR)):
+        store(address + i * VECTOR, splat(ZERO))
+
+
+@inline
+def fill_rates(table, r, k, first, channels, n, to):  # type: ignore[no-untyped-def]
+    """A log2(e), transposed to [state][channel]."""
+    states = get(table, Field.STATES)
+    row = (r * get(table, Field.BLOCKS) + k) * get(table, Field.CHANNELS) + first
+    source = get(table, Field.A) + row * states * 4
+    clear(to, n)
+    for c in range(channels):
+        for i in range(states):
+            store_scalar(to + i * ROW + c * 4, load_scalar(source + (c * states + i) * 4) * LOG2E)
+
+
+@inline
+def fill_rows(source, stride, steps, states, n, to):  # type: ignore[no-untyped-def]
+    """A chunk of B or C as [step][state]. A vector may overrun its row: the next row, written later, mends it."""
+    for t in range(steps):
+        for i in range(0, n, LANES):
+            value = splat(ZERO)
+            if states > i:
+                value = load_part(source + t * stride + i * 4, states - i)
+            store(to + (t * n + i) * 4, value)

@@ -1,0 +1,131 @@
+"""The scan in CUDA C++ (source in ``nvrtc_source``): forward, and backward from x, z and the projection p alone."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ssamba.ops.jit import nvrtc
+from ssamba.ops.mamba.cuda import scan_mma
+from ssamba.ops.mamba.cuda.kernels.common import COMMON
+from ssamba.ops.mamba.cuda.kernels.scan_backward import BACKWARD
+from ssamba.ops.mamba.cuda.kernels.scan_backward_lanes import LANES_BACKWARD
+from ssamba.ops.mamba.cuda.kernels.scan_forward import FORWARD, TILES
+from ssamba.ops.mamba.cuda.kernels.scan_states import STATES
+from ssamba.ops.mamba.cuda.scan_shape import SHARED_LIMIT, Shape, arguments, dynamic_limit
+
+
+def usable(x_BLKE: Tensor, a_log_RKEN: Tensor, taps: int, outputs: int) -> bool:
+    """Whether this form can run here; ``SSAMBA_GPU_SCAN=triton`` in the environment forbids it."""
+    if not x_BLKE.is_cuda or os.environ.get("SSAMBA_GPU_SCAN") == "triton" or x_BLKE.numel() == 0:
+        return False
+    shape = Shape(x_BLKE, a_log_RKEN, taps, outputs)
+    if shape.batch * shape.blocks >= 65536 or taps > 8 or shape.forward_shared() > SHARED_LIMIT:
+        return False
+    if x_BLKE.is_cuda and shape.backward_sizes(1)[1] > dynamic_limit(x_BLKE.device.index or 0):
+        return False
+    if shape.length * max(x_BLKE.stride(1), shape.blocks * shape.width, shape.outputs, 2 * shape.states) >= 2**31:
+        return False  # offsets inside a clip are 32-bit
+    return nvrtc.available(x_BLKE.device.index or 0)
+
+
+def in_float32(*weights: Tensor) -> tuple[Tensor, ...]:
+    """Small parameters in float32. Of 16 bits they are converted together: beside short inputs launches count."""
+    if any(w.dtype != weights[0].dtype for w in weights) or weights[0].dtype == torch.float32:
+        return tuple(w.float() for w in weights)
+    together = torch.cat([w.flatten() for w in weights]).float()
+    parts = together.split([w.numel() for w in weights])
+    return tuple(part.view(w.shape) for part, w in zip(parts, weights, strict=True))
+
+
+def _forward(shape: Shape, tensors: dict[str, Tensor]) -> None:
+    x = tensors["x"]
+    if scan_mma.usable(shape, tensors):
+        return scan_mma.forward(shape, tensors)
+    per_channel = shape.lanes_per_channel()
+    args = arguments(shape, 0, tensors)
+    with nvrtc.on(x):
+        for phase in (0,) if shape.directions == 1 else (1, 2):
+            # Long batches where a lane computes few of their steps: independent work to hide latencies behind.
+            defines = shape.defines(
+                LPC=per_channel, SPT=shape.padded // per_channel, WARPS=4, TT=32, PHASE=phase,
+                BATCH=min(max(8, 4 * per_channel), 32), MIN_BLOCKS=3 if per_channel == 1 else 4,
+            )  # fmt: skip
+            run = nvrtc.kernel(COMMON + TILES + FORWARD, "scan_forward", defines, x.device.index or 0)
+            run(shape.grid(128 // per_channel), 128, args)
+
+
+def _states(shape: Shape, tensors: dict[str, Tensor]) -> Tensor:
+    """``_GB.EN``, the state before every ``shape.saved()`` steps, its last dimension padded."""
+    x, per_channel, steps = tensors["x"], shape.lanes_per_channel(), shape.saved()
+    count = -(-shape.length // steps)
+    states = x.new_empty(shape.lanes, shape.batch, count, shape.width, shape.padded)
+    defines = shape.defines(
+        LPC=per_channel, SPT=shape.padded // per_channel, WARPS=4, TT=32, CKPT=steps,
+        BATCH=min(max(8, 2 * per_channel), steps), MIN_BLOCKS=3 if per_channel == 1 else 4,
+    )  # fmt: skip
+    with nvrtc.on(x):
+        run = nvrtc.kernel(COMMON + TILES + STATES, "scan_states", defines, x.device.index or 0)
+        run(shape.grid(128 // per_channel), 128, arguments(shape, count, tensors | {"ckpt": states}))
+    return states
+
+
+def _parameters(
+    conv_weight: Tensor, conv_bias: Tensor, dt_proj: Tensor, dt_bias: Tensor, a_log: Tensor, skip: Tensor
+) -> dict[str, Tensor]:
+    names = ("conv_w", "conv_b", "dt_proj", "dt_bias", "a_log", "skip")
+    values = (conv_weight, conv_bias, dt_proj, dt_bias, a_log, skip)
+    return {n: v.float() for n, v in zip(names, values, strict=True)}
+
+
+def forward(x: Tensor, z: Tensor | None, p_GBLP: Tensor, *parameters: Tensor) -> Tensor:
+    """``y_BLKE``. ``parameters``: conv weight and bias, dt_proj, dt_bias, A_log, D.
+
+    Without ``z`` there is no gate; then ``nvrtc_fragments_launch`` must serve.
+    """
+    shape = Shape(x, parameters[4], parameters[0].shape[-1], p_GBLP.shape[-1])
+    y = x.new_empty(shape.batch, shape.length, shape.blocks, shape.width)
+    state = x.new_empty(shape.lanes, shape.batch, shape.width, shape.states, dtype=torch.float32)
+    tensors = {"x": x, "p": p_GBLP, "y": y, "state": state, **_parameters(*parameters)}
+    if z is None:
+        scan_mma.forward(shape, tensors)
+    else:
+        _forward(shape, tensors | {"z": z})
+    return y
+
+
+def backward(
+    dy: Tensor, x: Tensor, z: Tensor, p_GBLP: Tensor, y: Tensor, *parameters: Tensor, dz: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Writes ``dz``; returns ``du_GBLE``, raw ``ddt_GBLE``, ``dBC_GBL2N``, ``dA_log_RKEN`` and (dD, ddt_bias)
+    ``_2RKE``. ``y`` is what ``forward`` returned.
+    """
+    shape = Shape(x, parameters[4], parameters[0].shape[-1], p_GBLP.shape[-1])
+    per_channel, fast = shape.lanes_per_channel(), shape.lane_is_channel()
+    warps = 4
+    if x.is_cuda:
+        while warps > 1 and shape.backward_sizes(warps)[1] > dynamic_limit(x.device.index or 0):
+            warps //= 2
+    sizes, shared = shape.backward_sizes(warps)
+    lanes, batch, length, width, states = shape.lanes, shape.batch, shape.length, shape.width, shape.states
+    grid = shape.grid(warps * 32 // per_channel)
+    wide: dict[str, Any] = {"device": x.device, "dtype": torch.float32}
+    tensors = {"x": x, "z": z, "p": p_GBLP, "dy": dy, "y": y, "dz": dz, **_parameters(*parameters)}
+    tensors["ckpt"] = _states(shape, tensors)
+    du, ddt = x.new_empty(lanes, batch, length, width), x.new_empty(lanes, batch, length, width)
+    dbc = x.new_empty(grid[0], lanes, batch, length, 2 * states)
+    da = torch.empty(batch, shape.directions, shape.blocks, width, states, **wide)
+    dvec = torch.empty(batch, shape.directions, shape.blocks, 2, width, **wide)
+    tensors |= {"du": du, "ddt": ddt, "dbc": dbc, "da": da, "dvec": dvec}
+    with nvrtc.on(x):
+        defines = shape.defines(
+            LPC=per_channel, SPT=shape.padded // per_channel, WARPS=warps, TT=shape.tile(),
+            MIN_BLOCKS=3 if fast else 2, **sizes,
+        )  # fmt: skip
+        source = COMMON + TILES + (LANES_BACKWARD if fast else BACKWARD)
+        run = nvrtc.kernel(source, "scan_backward", defines, x.device.index or 0)
+        run(grid, warps * 32, arguments(shape, tensors["ckpt"].shape[2], tensors), shared)
+    return du, ddt, dbc.sum(0), da.sum(0), dvec.sum(0).permute(2, 0, 1, 3)

@@ -1,0 +1,127 @@
+"""Sizes of one call of the CUDA C++ scan, how they are cut over threads, and the argument its kernels take."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+import torch
+from torch import Tensor
+
+from ssamba.ops.mamba.cuda.kernels.common import KINDS
+
+SHARED_LIMIT = 48 * 1024  # bytes that a block has without asking
+_ENOUGH_WARPS = 1400  # a good two for each scheduler of 132 multiprocessors
+_POINTERS = (
+    *("x", "z", "p", "dy", "y", "dz", "du", "ddt", "dbc", "conv_w", "conv_b", "dt_proj", "dt_bias", "a_log", "skip"),
+    *("state", "ckpt", "da", "dvec"),
+)
+_STRIDES = ["xb", "xt", "xk", "zb", "zt", "zk", "dzb", "dzt", "dzk"]
+_SIZES = ["B", "L", "K", "E", "R", "count"]
+
+
+class Args(ctypes.Structure):
+    """``struct Args`` of the source, field for field."""
+
+    _fields_ = (
+        [(n, ctypes.c_void_p) for n in _POINTERS]
+        + [(n, ctypes.c_longlong) for n in _STRIDES]
+        + [(n, ctypes.c_int) for n in _SIZES]
+    )
+
+
+class Shape:
+    """Sizes of a call and how they are cut: states of a thread, channels of a block, steps of a tile."""
+
+    def __init__(self, x_BLKE: Tensor, a_log_RKEN: Tensor, taps: int, outputs: int) -> None:
+        self.batch, self.length, self.blocks, self.width = x_BLKE.shape
+        self.directions, self.states = a_log_RKEN.shape[0], a_log_RKEN.shape[-1]
+        self.taps, self.outputs, self.rank = taps, outputs, outputs - 2 * self.states
+        self.padded = 1 << (self.states - 1).bit_length()
+        self.lanes = self.directions * self.blocks
+        self.kind = KINDS[x_BLKE.dtype]
+
+    def lanes_per_channel(self) -> int:
+        """Lanes that share a channel's states: few cost fewer instructions, many give more warps to fill the chip."""
+        lanes = max(1, self.padded // 16)
+        forced = int(os.environ.get("SSAMBA_LPC", "0"))  # for measurements
+        if lanes <= forced <= min(32, self.padded):
+            return forced
+        channels = self.lanes * self.batch * self.width
+        while lanes < min(8, self.padded) and channels * lanes / 32 < _ENOUGH_WARPS:
+            lanes *= 2
+        return lanes
+
+    def lane_is_channel(self) -> bool:
+        """Whether ``nvrtc_backward_lanes`` serves."""
+        return self.kind != 0 and self.padded == 16 and self.lanes_per_channel() == 1
+
+    def tile(self) -> int:
+        """Steps of a tile of the backward."""
+        return 16 if self.kind else 8
+
+    def saved(self) -> int:
+        """Steps between saved states: as many as the backward's history in shared memory has."""
+        return 8 if self.lane_is_channel() else self.tile()
+
+    def defines(self, **more: int) -> tuple[str, ...]:
+        """The macros that every form of the scan reads, and ``more``."""
+        values = {
+            "DTYPE": self.kind, "N": self.states, "NP": self.padded, "P": self.outputs, "RANK": self.rank, "W":
+            self.taps,
+        }  # fmt: skip
+        return tuple(f"{name}={value}" for name, value in (values | more).items())
+
+    def _low(self) -> tuple[int, int, bool]:
+        """Rank rounded up to products of 16, the row of low-rank dt in bytes, and whether tensor cores expand it."""
+        cores = self.kind != 0 and self.outputs % 2 == 0
+        steps = -(-self.rank // 16)
+        return steps, (steps * 16 + 8) * (2 if cores else 4), cores
+
+    def _weights(self, channels: int) -> int:
+        """Bytes of one warp's dt_proj."""
+        steps, _, cores = self._low()
+        return steps * -(-channels // 8) * 256 if cores else (self.rank * channels * 4 + 15) // 16 * 16
+
+    def forward_shared(self) -> int:
+        """Bytes of shared memory of a block of the forward with states in lanes."""
+        channels = 32 // self.lanes_per_channel()
+        return 64 * self._low()[1] + 512 * self.padded + 4 * (self._weights(channels) + 128 * channels)
+
+    def backward_sizes(self, warps: int) -> tuple[dict[str, int], int]:
+        """The macros that place the backward's arrays in shared memory, and its bytes."""
+        lanes, tile = self.lanes_per_channel(), self.tile()
+        channels, per_thread, low = 32 // lanes, self.padded // lanes, 2 * 16 * self._low()[1]
+        if self.lane_is_channel():
+            own = self._weights(channels) + 8 * tile * channels + (self.saved() + 1) * 1024
+            sizes = {"LOW_BYTES": low, "WEIGHT_BYTES": self._weights(channels), "OWN_BYTES": own}
+            return sizes, low + 16 * tile * self.padded + warps * own
+        words = per_thread // 2 if self.kind and per_thread % 2 == 0 else per_thread
+        row = max(words * 128, 8 * self.padded)
+        own = self._weights(channels) + 4 * (16 + 2 * tile) * channels + tile * row
+        sizes = {"LOW_BYTES": low, "WEIGHT_BYTES": self._weights(channels), "OWN_BYTES": own}
+        return sizes, low + 16 * tile * self.padded + warps * own
+
+    def grid(self, channels: int) -> tuple[int, int, int]:
+        """Blocks of ``channels`` channels, clips and blocks of the pair, directions."""
+        return -(-self.width // channels), self.batch * self.blocks, self.directions
+
+
+def dynamic_limit(device: int) -> int:
+    """Shared memory that one block may ask for, in bytes."""
+    found = getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", 0)
+    return int(found) or SHARED_LIMIT
+
+
+def arguments(shape: Shape, count: int, tensors: dict[str, Tensor]) -> Args:
+    """The kernels' argument: ``count``, and the addresses and strides of ``tensors`` by their names in it."""
+    args = Args()
+    for name, tensor in tensors.items():
+        setattr(args, name, tensor.data_ptr())
+    for name in ("x", "z", "dz"):
+        if name in tensors:
+            for axis, stride in zip("btk", tensors[name].stride()[:3], strict=True):
+                setattr(args, name + axis, stride)
+    args.B, args.L, args.K, args.E = shape.batch, shape.length, shape.blocks, shape.width
+    args.R, args.count = shape.directions, count
+    return args

@@ -1,6 +1,0 @@
-"""Triton kernels, one file for each part of the mixer. ``ssamba.ops.triton`` calls them; nothing else should.
-
-Layouts shared by all of them (legend in ``ssamba.ops.reference``): ``G = R K`` lanes with ``lane = r K + k``;
-whatever is computed for each lane is lane-major, ``(G, B, L, channels)``, so that one lane is one plain matrix for a
-matrix product.
-"""

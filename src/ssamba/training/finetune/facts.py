@@ -1,0 +1,163 @@
+"""Fills in what a recipe leaves open: from facts about data, model and machine, or from the run that is there."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import yaml
+
+from ssamba.data.datasets import read_layout
+from ssamba.data.examples import Example, LabelledData
+from ssamba.data.loaders.read_example import example_seconds
+from ssamba.models.encoder import Encoder
+from ssamba.models.pretrained.load import read_source
+from ssamba.training.finetune import auto
+from ssamba.training.finetune.recipe import FinetuneRecipe
+from ssamba.training.run_folder import RECIPE_FILE
+from ssamba.utils.errors import AudioError
+
+MOST_LENGTHS = 2000
+"""Clips whose lengths are looked at."""
+Say = Callable[[str], None]
+
+
+def read_data(recipe: FinetuneRecipe, root: Path) -> tuple[FinetuneRecipe, LabelledData]:
+    """The labelled set, cross-validated where the recipe leaves the folds open and the set is small and undivided."""
+    if recipe.layout != "custom":
+        return recipe, read_layout(recipe.layout, root)
+    data = read_layout("custom", root, folds=recipe.folds)
+    if "folds" in recipe.open and (folds := auto.choose_folds(data)) > 1:
+        data = read_layout("custom", root, folds=folds)
+        recipe = dataclasses.replace(recipe, folds=folds)
+    if data.divided and len(data.folds) > 1 and recipe.choose == "auto":
+        # An epoch chosen by its test clips would seem better than it is.
+        recipe = dataclasses.replace(recipe, choose="last")
+    return recipe, data
+
+
+def stored_values(recipe: FinetuneRecipe, out: Path) -> FinetuneRecipe:
+    """The recipe with what it leaves open as in the run in ``out``; unchanged where there is none."""
+    try:
+        stored = yaml.safe_load((out / RECIPE_FILE).read_text(encoding="utf-8"))["recipe"]
+        if "layout" not in stored:  # of another command: refused where it is entered
+            return recipe
+        known = {name: stored[name] for name in recipe.open if name in stored}
+        if recipe.choose == "auto":
+            known["choose"] = stored["choose"]
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError):
+        return recipe  # a damaged run is refused where it is entered
+    return dataclasses.replace(recipe, **known, auto="") if recipe.open else recipe
+
+
+def fill_open(
+    recipe: FinetuneRecipe, data: LabelledData, source: str | None, device: torch.device
+) -> tuple[FinetuneRecipe, auto.Facts]:
+    """The recipe with numbers for all that it leaves open, and the facts that they follow from."""
+    facts = gather(recipe, data, source, device)
+    given = {k: v for k, v in recipe.to_dict().items() if k not in recipe.open}
+    values = auto.choose_values(facts, given)
+    chosen = {name: values[name] for name in recipe.open if name in values}
+    return dataclasses.replace(recipe, **chosen, auto=""), facts
+
+
+def gather(recipe: FinetuneRecipe, data: LabelledData, source: str | None, device: torch.device) -> auto.Facts:
+    """The facts of a run. Headers of at most 2000 clips are read. Raises as ``read_source`` for a bad source."""
+    config = recipe.config() if source is None else read_source(source)[0].config
+    fold = data.folds[0]
+    examples = [*fold.train, *fold.validation, *fold.test]
+    return auto.Facts(
+        clips=len(examples),
+        train=max(len(fold.train) for fold in data.folds),
+        folds=len(data.folds),
+        seconds=_lengths(examples),
+        multi_label=data.multi_label,
+        per_second=fold.train[0].per_second is not None,
+        pretrained=source is not None,
+        width=config.width,
+        depth=config.depth,
+        patch=(recipe.patch_frequency, recipe.patch_time),
+        mel_bins=config.mel_bins,
+        memory=free_memory(device),
+        gpu=device.type == "cuda",
+        threads=torch.get_num_threads(),
+    )
+
+
+def _lengths(examples: list[Example]) -> tuple[float, ...]:
+    """Seconds of evenly chosen clips, unreadable ones left out: training tells of those."""
+    found = []
+    for example in examples[:: -(-len(examples) // MOST_LENGTHS)]:
+        try:
+            found.append(example_seconds(example))
+        except AudioError:
+            continue
+    return tuple(found)
+
+
+def free_memory(device: torch.device) -> float:
+    """Bytes that the device has free."""
+    if device.type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[0])
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            line = next(line for line in file if line.startswith("MemAvailable"))
+        return 1024.0 * int(line.split()[1])
+    except (OSError, StopIteration, ValueError):
+        pass
+    try:
+        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")) / 2
+    except (AttributeError, OSError, ValueError):
+        return 4e9
+
+
+def tell(recipe: FinetuneRecipe, facts: auto.Facts, model: Encoder, device: torch.device, say: Say) -> None:
+    """Lines about what was chosen, and the memory and time to expect, the time from a real step on the device."""
+    values = recipe.to_dict()
+    window = f" in windows of {recipe.window:g} s" if recipe.window else ""
+    say(f"chosen for {facts.train} training clips: {recipe.frames} frames{window}, stride {recipe.stride},")
+    say(f"  {recipe.epochs} epochs, steps of {recipe.batch * recipe.accumulate} clips in passes of {recipe.batch},")
+    say(f"  lr {recipe.lr:g}, {recipe.pooling} pooling, {recipe.head_init} head, statistics: {recipe.statistics}")
+    one = step_seconds(recipe, model, device)
+    memory = auto.expected_bytes(facts, values, sum(p.numel() for p in model.parameters()))
+    where = "GPU and main memory" if facts.gpu else "memory"
+    total = _duration(auto.expected_seconds(facts, values, one))
+    say(f"expected: {memory / 1e9:.1f} GB of {where}, {total} (from a step taken now)")
+
+
+def _duration(seconds: float) -> str:
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 120
+        else f"{seconds / 60:.0f} min"
+        if seconds < 7200
+        else f"{seconds / 3600:.1f} h"
+    )
+
+
+def step_seconds(recipe: FinetuneRecipe, model: Encoder, device: torch.device) -> float:
+    """A clip's share of a real training pass: the second, after one to warm up. Leaves no gradient."""
+    from ssamba.training.loop import precision
+
+    features = torch.zeros(recipe.batch, recipe.frames, model.config.mel_bins, device=device)
+    model = model.to(device)
+    taken = 0.0
+    for _ in range(2):
+        _wait(device)
+        begin = time.perf_counter()
+        with precision(recipe.precision, device):
+            loss = model.classify(features).float().square().mean()
+        loss.backward()
+        _wait(device)
+        taken = time.perf_counter() - begin
+    model.zero_grad(set_to_none=True)
+    return taken / recipe.batch
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,82 @@
+"""The model that a fine-tuning run begins with: an encoder from a source or from nothing, and a new classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ssamba.audio import log_mel
+from ssamba.data.examples import Example, LabelledData
+from ssamba.data.loaders.workers import choose_workers
+from ssamba.data.manifest import Clip, Source
+from ssamba.data.scan import SkipList
+from ssamba.data.statistics import compute_statistics
+from ssamba.models.classifier import Classification, Classifier
+from ssamba.models.config import Config
+from ssamba.models.encoder import Encoder
+from ssamba.models.pretrained.load import read_source
+from ssamba.models.pretrained.model_dir import Description, build
+from ssamba.models.registry import make_encoder
+from ssamba.training.finetune.recipe import FinetuneRecipe
+from ssamba.training.seeds import generator
+from ssamba.utils.errors import ConfigError
+from ssamba.utils.progress import Bar
+
+STATISTICS_CLIPS = 1000
+
+
+def classification(recipe: FinetuneRecipe, data: LabelledData) -> Classification:
+    """What the model shall answer. Raises ``ConfigError`` for a pooling that does not fit."""
+    scenes = data.folds[0].train[0].per_second is not None
+    return Classification(data.classes, data.multi_label, recipe.pooling, scenes, recipe.name, recipe.loss)
+
+
+def new_model(recipe: FinetuneRecipe, task: Classification, source: str | None) -> Encoder:
+    """An encoder from ``source`` on the recipe's grid, or a new one without source, with a new classifier.
+
+    Both depend on the recipe's seed alone. Raises ``ConfigError`` for a source with other patches than the recipe's,
+    ``CheckpointError`` for one that cannot be read.
+    """
+    if source is None:
+        if recipe.statistics == "source":
+            raise ConfigError("statistics: source, but there is none to take them from; give recipe or measure")
+        config = recipe.config()
+        model = make_encoder(config, classification=task, generator=generator(recipe.seed, "weights"))
+    else:
+        description, tensors = read_source(source)
+        config = description.config
+        _check_patches(config, recipe, source)
+        if recipe.drop_path != -1:
+            config = config.replace(drop_path=recipe.drop_path)
+        model = build(Description(config), tensors).with_grid(recipe.stride, recipe.frames, recipe.positions)
+        if recipe.statistics == "recipe":
+            model.config = model.config.replace(mean=recipe.mean, std=recipe.std)
+        model.classifier = Classifier(model.config, task)
+    assert model.classifier is not None
+    model.classifier.reset_parameters(generator(recipe.seed, "classifier"))
+    return model
+
+
+def _check_patches(config: Config, recipe: FinetuneRecipe, source: str) -> None:
+    there = (config.patch_frequency, config.patch_time)
+    if there != (recipe.patch_frequency, recipe.patch_time):
+        stride = f" --stride {min(there)}" if recipe.stride > min(there) else ""
+        raise ConfigError(
+            f"{source}: has patches of {there[0]} x {there[1]}, the recipe says {recipe.patch_frequency} x "
+            f"{recipe.patch_time}; give --patch-frequency {there[0]} --patch-time {there[1]}{stride}"
+        )
+
+
+def measure(examples: Sequence[Example], config: Config, recipe: FinetuneRecipe, skip: SkipList) -> tuple[float, float]:
+    """Log-mel mean and standard deviation of the examples' files (at most 1000 of them)."""
+    paths = dict.fromkeys(part.path for example in examples for part in example.parts)
+    with Bar("measuring log-mel statistics") as bar:
+        found = compute_statistics(
+            [Source("training", tuple(Clip(path) for path in paths))],
+            lambda x: log_mel.log_mel(x, config.mel_bins),
+            max_clips=STATISTICS_CLIPS,
+            threads=choose_workers(recipe.workers),
+            seed=recipe.seed,
+            skip=skip,
+            progress=bar.update,
+        )
+    return found.mean, found.std

@@ -1,0 +1,215 @@
+"""What a fine-tuning run reports: results.json and .md, scores of each class, predictions, a picture of confusions."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import io
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ssamba.data.examples import LabelledData
+from ssamba.evaluation import metrics
+from ssamba.models.config import Config, read_json
+from ssamba.training.finetune.evaluate import Answers
+from ssamba.training.finetune.recipe import FinetuneRecipe
+from ssamba.utils.atomic_write import write_text
+
+RESULTS_FILE, TABLE_FILE, CLASSES_FILE = "results.json", "results.md", "classes.csv"
+PREDICTIONS_FILE, CONFUSION_FILE = "predictions.csv", "confusion.png"
+CHOICES = {
+    "folds": "one epoch for all folds, the best by the average of their test scores",
+    "validation": "the best epoch on validation clips",
+    "last": "the last epoch",
+    "average": "weights averaged over epochs",
+}
+
+
+@dataclass(frozen=True)
+class FoldResult:
+    """One fold: its name, numbers of clips, the epoch that is reported (None: averaged weights), test metrics."""
+
+    name: str
+    train: int
+    validation: int
+    test: int
+    epoch: int | None
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Results:
+    """All folds of a run, with the settled recipe, where the weights came from, the data and the model's dimensions."""
+
+    recipe: FinetuneRecipe
+    source: str | None
+    data: LabelledData
+    folds: tuple[FoldResult, ...]
+    config: Config
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for results.json; a value that does not exist is null."""
+        names = list(self.folds[0].metrics)
+        table = {name: np.array([fold.metrics[name] for fold in self.folds]) for name in names}
+        many = len(self.folds) > 1
+        recipe = self.recipe
+        chosen = CHOICES[recipe.choose]
+        if recipe.choose == "average":
+            chosen += f" {recipe.average_from} to {recipe.average_to}"
+        return {
+            "recipe": recipe.name,
+            "layout": self.data.layout,
+            "from": self.source,
+            "encoder": {"kind": self.config.encoder, "width": self.config.width, "depth": self.config.depth},
+            "classes": len(self.data.classes),
+            "metric": recipe.metric,
+            "choose": recipe.choose,
+            "chosen": chosen,
+            "mean": {name: _plain(values.mean()) for name, values in table.items()},
+            "sample_deviation": {n: _plain(_deviation(v)) for n, v in table.items()} if many else None,
+            "folds": [
+                {
+                    "name": fold.name,
+                    "clips": {"train": fold.train, "validation": fold.validation, "test": fold.test},
+                    "epoch": fold.epoch,
+                    "metrics": {name: _plain(value) for name, value in fold.metrics.items()},
+                }
+                for fold in self.folds
+            ],
+            "model": f"fold-{len(self.folds)}",
+        }
+
+
+def _deviation(values: np.ndarray[Any, np.dtype[np.float64]]) -> float:
+    """Sample deviation over the folds; none (NaN) where one of them is infinite, as d' of a perfect order is."""
+    with np.errstate(invalid="ignore"):
+        return float(values.std(ddof=1))
+
+
+def _plain(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+def read_results(out: Path) -> dict[str, Any]:
+    """The results of a finished run. Raises ``ConfigError`` for a damaged file."""
+    return read_json(out / RESULTS_FILE)
+
+
+def write_results(out: Path, results: Results, answers: Sequence[Answers]) -> dict[str, Any]:
+    """Write all reports into ``out``, results.json last: it says that the run is finished."""
+    rows = [a.rows(results.recipe.loss) for a in answers]
+    scores = np.concatenate([s for s, _ in rows])
+    truth = np.concatenate([t for _, t in rows])
+    multi_label = results.data.multi_label
+    counts = None if multi_label else metrics.confusion(scores, truth)
+    write_text(out / CLASSES_FILE, _class_table(results.data.classes, scores, truth, counts))
+    if not multi_label and answers[0].logits.dim() == 2:
+        write_text(out / PREDICTIONS_FILE, _predictions(results, answers))
+    values = results.to_dict()
+    if counts is not None and answers[0].logits.dim() == 2:  # seconds of one scene are no independent trials
+        values["counted"] = {"right": int(counts.trace()), "clips": int(counts.sum())}
+    if counts is not None and importlib.util.find_spec("matplotlib") is not None:
+        from ssamba.utils.plots import confusion_picture
+
+        confusion_picture(counts, results.data.classes, out / CONFUSION_FILE, headline(values))
+    write_text(out / TABLE_FILE, as_table(values))
+    write_text(out / RESULTS_FILE, json.dumps(values, indent=2) + "\n")
+    return values
+
+
+def _class_table(classes: Sequence[str], scores: metrics.Array, truth: metrics.Array, counts: Any) -> str:
+    """Scores of each class over the test rows of all folds together."""
+    columns: dict[str, Any] = {"class": classes, "rows": truth.sum(axis=0).astype(int)}
+    if counts is not None:
+        columns["accuracy"] = metrics.class_accuracy(counts)
+    columns["average_precision"] = metrics.average_precision(scores, truth)
+    columns["AUC"] = metrics.auc(scores, truth)
+    return _csv(list(columns), zip(*columns.values(), strict=True))
+
+
+def _predictions(results: Results, answers: Sequence[Answers]) -> str:
+    """Each test clip with its class, what was predicted and the score of that."""
+    names, rows = results.data.classes, []
+    for fold, answer in zip(results.data.folds, answers, strict=True):
+        scores, truth = answer.rows(results.recipe.loss)
+        for number, score, target in zip(answer.examples.tolist(), scores, truth, strict=True):
+            best = int(score.argmax())
+            rows.append(
+                (fold.name, fold.test[number].key, names[int(target.argmax())], names[best], float(score[best]))
+            )
+    return _csv(["fold", "clip", "class", "predicted", "score"], rows)
+
+
+def _csv(columns: Sequence[str], rows: Any) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    for row in rows:
+        writer.writerow(["" if v != v else f"{v:.6g}" if isinstance(v, float) else v for v in row])
+    return text.getvalue()
+
+
+def headline(values: dict[str, Any]) -> str:
+    """One line: the metric, its mean, over several folds its deviation; accuracy as a count and its 95 % interval."""
+    name, mean = values["metric"], values["mean"][values["metric"]]
+    text = f"{values['recipe']}: {name} {_percent(mean)}"
+    counted = values.get("counted")  # a run of an earlier version has none
+    if counted is not None and name == "accuracy":
+        low, high = metrics.wilson(counted["right"], counted["clips"])
+        text = (
+            f"{values['recipe']}: {name} {counted['right']} of {counted['clips']}, {100 * low:.0f}-{100 * high:.0f} %"
+        )
+        text += "" if len(values["folds"]) == 1 else f"; {_percent(mean)}"
+    if values["sample_deviation"] is None:
+        return text
+    deviation = values["sample_deviation"][name]
+    return f"{text} ± {_percent(deviation)} (mean and sample deviation of {len(values['folds'])} folds)"
+
+
+def as_table(values: dict[str, Any]) -> str:
+    """results.md: the headline and a row for each fold."""
+    names = [name for name in values["mean"] if name != "loss"]
+    encoder = values["encoder"]
+    lines = [
+        f"# {headline(values)}",
+        "",
+        f"{encoder['kind']}, width {encoder['width']}, depth {encoder['depth']}, from "
+        f"{values['from'] or 'random weights'}; {values['classes']} classes. Reported: {values['chosen']}. "
+        f"The model of this run is that of {values['model']}.",
+        "",
+        "| fold | clips: train, validation, test | epoch | loss | " + " | ".join(names) + " |",
+        "|---" * (4 + len(names)) + "|",
+    ]
+    for fold in values["folds"]:
+        clips = fold["clips"]
+        cells = [
+            fold["name"],
+            f"{clips['train']}, {clips['validation']}, {clips['test']}",
+            "averaged" if fold["epoch"] is None else str(fold["epoch"]),
+            _number(fold["metrics"]["loss"]),
+            *(_cell(name, fold["metrics"][name]) for name in names),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    if values["sample_deviation"] is not None:
+        for label, row in (("mean", values["mean"]), ("sample deviation", values["sample_deviation"])):
+            cells = [label, "", "", _number(row["loss"]), *(_cell(name, row[name]) for name in names)]
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(name: str, value: float | None) -> str:
+    return _number(value) if name == "d_prime" else _percent(value)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.2f} %"

@@ -1,0 +1,342 @@
+"""Pictures as PNG: spectrograms masked and drawn, training curves, maps of embeddings. Needs ``ssamba[plot]``."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ssamba.inference.reconstruct import Reconstruction, reconstruct
+from ssamba.utils.atomic_write import beside
+from ssamba.utils.errors import ConfigError, DataError, SsambaError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from ssamba.inference.predict import Prediction
+    from ssamba.models.encoder import Encoder
+
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#B8A800")
+"""Okabe and Ito's colours, told apart by colour-blind readers (yellow darkened for thin marks on white)."""
+MARKERS = "os^Dv<>P*X"
+STYLE: Any = {
+    "font.size": 11,
+    "axes.titlesize": 12,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": False,
+    "legend.frameon": False,
+    "lines.linewidth": 1.8,
+}
+DPI = 150
+HERTZ_TICKS = (100, 500, 1000, 2000, 4000, 8000)
+
+
+def require_matplotlib(out: Path) -> None:
+    """Refuse an output that could not be drawn or named. Raises ``SsambaError``, ``ConfigError``."""
+    if out.is_dir():
+        raise ConfigError(f"{out}: is a folder; give a file name that ends in .png")
+    if out.suffix.lower() != ".png":
+        raise ConfigError(f"{out}: unknown ending '{out.suffix}', give a name that ends in .png")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise SsambaError(f'{out}: drawing needs matplotlib: pip install "ssamba[plot]"')
+
+
+@contextlib.contextmanager
+def _figure(out: Path, width: float, height: float) -> Iterator[Figure]:
+    """A figure that is written to ``out`` when the block ends well. No window and no global state are touched."""
+    require_matplotlib(out)
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure as NewFigure
+
+    with matplotlib.rc_context(STYLE):
+        figure = NewFigure(figsize=(width, height), dpi=DPI, layout="constrained")
+        FigureCanvasAgg(figure)
+        yield figure
+        with beside(out) as temporary:
+            figure.savefig(temporary, format="png")
+
+
+def reconstruction_picture(
+    model: Encoder,
+    path: str | os.PathLike[str],
+    out: Path,
+    mask: int | None = None,
+    mask_kind: str = "cluster",
+    seed: int = 0,
+    start: float = 0.0,
+) -> Reconstruction:
+    """Hide patches of a recording, let the model draw them, and show all three spectrograms; see ``reconstruct``."""
+    require_matplotlib(out)
+    drawn = reconstruct(model, path, mask, mask_kind, seed, start)
+    three_spectrograms(drawn, out)
+    return drawn
+
+
+def three_spectrograms(drawn: Reconstruction, out: Path) -> None:
+    """Original, masked and reconstructed log-mel, one under the other, on one colour scale."""
+    import matplotlib
+
+    low, high = np.percentile(drawn.original, [1, 99.8])
+    colours = matplotlib.colormaps["magma"].with_extremes(bad="#c8c8c8")
+    end = drawn.start + len(drawn.original) / 100
+    panels = (
+        ("original", drawn.original),
+        ("masked: grey is hidden from the model", np.ma.masked_array(drawn.original, drawn.hidden)),
+        ("reconstructed: hidden patches drawn by the model", drawn.drawn),
+    )
+    with _figure(out, 9, 8) as figure:
+        figure.suptitle(f"{_short(drawn.name)}: {drawn.mask} of {drawn.patches} patches hidden", fontsize=13)
+        axes = figure.subplots(3, 1, sharex=True)
+        for panel, (title, values) in zip(axes, panels, strict=True):
+            image = panel.imshow(
+                values.T,
+                origin="lower",
+                aspect="auto",
+                interpolation="nearest",
+                cmap=colours,
+                vmin=low,
+                vmax=max(high, low + 1e-3),
+                extent=(drawn.start, end, 0, drawn.original.shape[1]),
+            )
+            panel.set_title(title)
+            panel.set_ylabel("Hz (mel scale)")
+            panel.set_yticks(*_hertz_ticks(drawn.original.shape[1]))
+        axes[-1].set_xlabel("time (s)")
+        figure.colorbar(image, ax=axes, label="log-mel energy (natural log)", fraction=0.04, pad=0.02)
+
+
+def _hertz_ticks(bins: int) -> tuple[list[float], list[str]]:
+    """Places of round frequencies on the axis of mel bins, from 20 Hz to 8 kHz."""
+
+    def mel(hertz: float) -> float:
+        return math.log1p(hertz / 700)
+
+    span = mel(8000) - mel(20)
+    places = [bins * (mel(hertz) - mel(20)) / span for hertz in HERTZ_TICKS]
+    return places, [str(hertz) for hertz in HERTZ_TICKS]
+
+
+def timeline(
+    prediction: Prediction, log_mel: npt.NDArray[np.float32], name: str | os.PathLike[str], out: Path, most: int = 8
+) -> None:
+    """A recording's spectrogram, and below it on the same axis the scores of its classes in time.
+
+    ``prediction`` has rows in time; ``log_mel`` (columns, mel_bins) covers all of the recording. At most ``most``
+    classes are shown, those that score highest anywhere, in the order in which they are at their best.
+    """
+    scores = prediction.scores.numpy()
+    chosen = np.argsort(-scores.max(axis=0), kind="stable")[:most]
+    chosen = chosen[np.argsort(scores[:, chosen].argmax(axis=0), kind="stable")]
+    edges = [*prediction.spans[:, 0].tolist(), prediction.seconds]
+    low, high = np.percentile(log_mel, [1, 99.8])
+    bins = log_mel.shape[1]
+    with _figure(out, 10, 4.4 + 0.32 * len(chosen)) as figure:
+        figure.suptitle(_short(os.path.basename(name)), fontsize=13)
+        heights = [2.6, 0.6 + 0.32 * len(chosen)]
+        above, below = figure.subplots(2, 1, sharex=True, height_ratios=heights)
+        extent = (0, prediction.seconds, 0, bins)
+        look = {"origin": "lower", "aspect": "auto", "cmap": "magma", "vmin": low, "vmax": max(high, low + 1e-3)}
+        image = above.imshow(log_mel.T, extent=extent, interpolation="nearest", **look)
+        above.set_title("spectrogram")
+        above.set_ylabel("Hz (mel scale)")
+        above.set_yticks(*_hertz_ticks(bins))
+        figure.colorbar(image, ax=above, label="log-mel energy", fraction=0.04, pad=0.02)
+        # The first class on top, as one reads.
+        mesh = below.pcolormesh(edges, np.arange(len(chosen) + 1), scores[:, chosen[::-1]].T, cmap="viridis")
+        mesh.set_clim(0, 1)
+        below.set_title("what the model hears")
+        below.set_yticks(np.arange(len(chosen)) + 0.5, [_short(prediction.classes[c], 28) for c in chosen[::-1]])
+        below.tick_params(axis="y", length=0)
+        below.set_xlabel("time (s)")
+        below.set_xlim(0, prediction.seconds)
+        figure.colorbar(mesh, ax=below, label="score", fraction=0.04, pad=0.02)
+
+
+def loss_curves(log_rows: Sequence[Mapping[str, Any]], out: Path) -> None:
+    """Loss, accuracy and learning rate against the step, from rows of a run's log.csv.
+
+    Columns step, loss, accuracy and lr, with ``val_`` before validation's; text or numbers, empty where there is none.
+    Raises ``DataError`` when there is nothing to draw.
+    """
+    if not log_rows:
+        raise DataError(f"{out}: the log has no rows yet; train some steps first")
+    wanted = (("loss", "loss"), ("accuracy", "accuracy (share of patches named)"), ("lr", "learning rate"))
+    shown = [(key, label) for key, label in wanted if len(_series(log_rows, key)[0])]
+    with _figure(out, 8, 1.2 + 2.3 * len(shown)) as figure:
+        axes = figure.subplots(len(shown), 1, sharex=True, squeeze=False)[:, 0]
+        for panel, (key, label) in zip(axes, shown, strict=True):
+            _draw_series(panel, log_rows, key)
+            panel.set_ylabel(label.split(" (")[0])
+            panel.set_title(label)
+            panel.grid(True, color="#e4e4e4", linewidth=0.8)
+            panel.margins(x=0.01)
+        axes[0].legend(loc="best")
+        axes[-1].set_xlabel("step")
+
+
+def _draw_series(panel: Axes, rows: Sequence[Mapping[str, Any]], key: str) -> None:
+    steps, values = _series(rows, key)
+    if key == "lr":
+        panel.plot(steps, values, color=COLOURS[2])
+        panel.yaxis.set_major_formatter("{x:.3g}")
+        return
+    # A long run logs thousands of noisy rows: their course in front, the rows themselves pale behind it.
+    width = max(1, len(values) // 60)
+    if width > 1:
+        panel.plot(steps, values, color=COLOURS[0], alpha=0.25, linewidth=0.8)
+    panel.plot(steps, _smooth(values, width), color=COLOURS[0], label="training")
+    val_steps, val_values = _series(rows, f"val_{key}")
+    if len(val_steps):
+        panel.plot(val_steps, val_values, color=COLOURS[3], marker="o", markersize=4.5, label="validation")
+
+
+def _series(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    pairs = [(float(row["step"]), float(row[key])) for row in rows if row.get(key) not in (None, "")]
+    table = np.array(pairs, dtype=np.float64).reshape(-1, 2)
+    return table[:, 0], table[:, 1]
+
+
+def _smooth(values: npt.NDArray[np.float64], width: int) -> npt.NDArray[np.float64]:
+    """Running mean over ``width`` values, over fewer at the ends."""
+    kernel = np.ones(width)
+    weight = np.convolve(np.ones(len(values)), kernel, mode="same")
+    return np.asarray(np.convolve(values, kernel, mode="same") / weight, dtype=np.float64)
+
+
+def layer_curves(
+    series: Mapping[str, Sequence[tuple[float, float]]],
+    levels: Mapping[str, float],
+    title: str,
+    score: str,
+    out: Path,
+) -> None:
+    """Scores (from 0 to 1, shown in per cent) against the layer: a line for each of ``series``, which holds (layer,
+    score) pairs, and a dashed level for what has no layers."""
+    with _figure(out, 8.5, 5.4) as figure:
+        panel = figure.subplots()
+        for number, (name, points) in enumerate(series.items()):
+            layers, values = zip(*points, strict=True)
+            percent = [100 * v for v in values]
+            panel.plot(layers, percent, color=COLOURS[number], marker=MARKERS[number], markersize=5, label=name)
+        for number, (name, value) in enumerate(levels.items()):
+            panel.axhline(100 * value, color="#666666", linestyle=("--", ":")[number % 2], linewidth=1.3, label=name)
+        panel.set_xticks(sorted({layer for points in series.values() for layer, _ in points}))
+        panel.set_title(title)
+        panel.set_xlabel("layer")
+        panel.set_ylabel(f"{score} (%)")
+        panel.grid(True, axis="y", color="#e4e4e4", linewidth=0.8)
+        figure.legend(loc="outside lower center", ncols=2)
+
+
+def confusion_picture(counts: npt.ArrayLike, classes: Sequence[str], out: Path, title: str = "") -> None:
+    """Which classes are taken for which: counts (true class, predicted class), each row coloured by its shares.
+
+    Names stand beside up to 60 classes, numbers in the cells of up to 20.
+    """
+    table = np.asarray(counts, dtype=np.int64)
+    shares = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
+    count = len(table)
+    side = min(14.0, 3.2 + 0.36 * count)
+    with _figure(out, side + 1.4, side) as figure:
+        panel = figure.subplots()
+        image = panel.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+        figure.suptitle(title, fontsize=11)
+        panel.set_xlabel("predicted")
+        panel.set_ylabel("true class")
+        if count <= 60:
+            size = 10 if count <= 20 else 7
+            names = [_short(name, 28) for name in classes]
+            panel.set_xticks(range(count), names, rotation=90, fontsize=size)
+            panel.set_yticks(range(count), names, fontsize=size)
+        for true, predicted in zip(*np.nonzero(table), strict=True) if count <= 20 else ():
+            colour = "white" if shares[true, predicted] > 0.55 else "black"
+            text = str(table[true, predicted])
+            panel.text(predicted, true, text, ha="center", va="center", color=colour, fontsize=8)
+        figure.colorbar(image, ax=panel, label="share of the true class", fraction=0.04, pad=0.02)
+
+
+def embedding_map(points: npt.ArrayLike, labels: Sequence[str], out: Path, title: str = "") -> None:
+    """Embeddings reduced to two dimensions, (N, 2), one colour and mark for each label.
+
+    Raises ``DataError`` when points and labels do not fit together.
+    """
+    table = np.asarray(points, dtype=np.float64)
+    if table.ndim != 2 or table.shape[1] != 2 or len(table) != len(labels) or not len(table):
+        raise DataError(f"{out}: points of shape {table.shape} with {len(labels)} labels, give (N, 2) with N labels")
+    # "class 10" after "class 9"
+    names = sorted(set(labels), key=lambda name: [int(t) if t.isdigit() else t for t in re.split(r"(\d+)", name)])
+    with _figure(out, 8.5, 6.5) as figure:
+        panel = figure.subplots()
+        for number, name in enumerate(names):
+            chosen = np.array([label == name for label in labels])
+            panel.scatter(
+                table[chosen, 0],
+                table[chosen, 1],
+                s=34,
+                color=COLOURS[number % len(COLOURS)],
+                marker=MARKERS[(number + number // len(COLOURS)) % len(MARKERS)],
+                edgecolor="white",
+                linewidth=0.5,
+                alpha=0.9,
+                label=_short(name),
+            )
+        panel.set_title(title or f"{len(table)} recordings, {len(names)} classes")
+        panel.set_xticks([])
+        panel.set_yticks([])
+        panel.spines[:].set_color("#c8c8c8")
+        panel.spines[:].set_visible(True)
+        figure.legend(loc="outside right upper", ncols=1 + (len(names) - 1) // 24, markerscale=1.2)
+
+
+@dataclass(frozen=True)
+class BenchLine:
+    """One model's measurements: (tokens, value) pairs, and the length at which it failed with what is said there."""
+
+    name: str
+    points: Sequence[tuple[int, float]]
+    failure: tuple[int, str] | None = None
+
+
+def bench_picture(lines: Mapping[str, Sequence[BenchLine]], out: Path, title: str, label: str) -> None:
+    """One panel for each size: a value against the number of tokens, both logarithmic, a cross where a model failed."""
+    with _figure(out, max(7.5, 1 + 4.2 * len(lines)), 4.6) as figure:
+        panels = figure.subplots(1, max(len(lines), 1), squeeze=False)[0]
+        drawn: dict[str, Any] = {}
+        for panel, (size, models) in zip(panels, lines.items(), strict=True):
+            for number, line in enumerate(models):
+                colour = COLOURS[number]
+                if line.points:
+                    x, y = zip(*line.points, strict=True)
+                    drawn[line.name] = panel.plot(x, y, color=colour, marker=MARKERS[number], markersize=4.5)[0]
+                if line.failure is not None:
+                    top = line.points[-1][1] if line.points else 1.0
+                    panel.plot(line.failure[0], top, color=colour, marker="x", markersize=9, markeredgewidth=2)
+                    panel.annotate(
+                        line.failure[1], (line.failure[0], top), textcoords="offset points", xytext=(0, 9),
+                        ha="right", color=colour, fontsize=9,
+                    )  # fmt: skip
+            panel.set(xscale="log", yscale="log", title=size, xlabel="tokens")
+            panel.grid(which="major", color="#e4e4e4", linewidth=0.7)
+            panel.margins(y=0.12)
+        panels[0].set_ylabel(label)
+        figure.suptitle(title, x=0.01, ha="left", fontsize=12)
+        figure.legend(drawn.values(), drawn.keys(), loc="outside lower center", ncols=3)
+
+
+def _short(name: str, longest: int = 48) -> str:
+    """A name that fits into a title; the dollar sign would start a formula."""
+    name = name if len(name) <= longest else name[: longest - 12] + "…" + name[-11:]
+    return name.encode("utf-8", "replace").decode().replace("$", r"\$")
