@@ -15,9 +15,10 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import torch
 
+from ssamba.audio.constants import SAMPLE_RATE
 from ssamba.audio.decode import read_audio
 from ssamba.data.loaders.workers import pad_rows
-from ssamba.models.config import SAMPLE_RATE, Config
+from ssamba.models.config import Config
 from ssamba.training.augment.transforms import (
     change_speed,
     draw_noises,

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from ssamba.inference.model import SSAMBA
 from ssamba.models.config import Config
 from ssamba.models.pretrained.official import read_pth
-from ssamba.models.ssamba import SSAMBA
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -15,9 +15,9 @@ import soundfile
 import torch
 
 from ssamba.cli.main import main
+from ssamba.inference.model import SSAMBA
 from ssamba.models.config import Config
 from ssamba.models.pretrained.model_dir import save_model
-from ssamba.models.ssamba import SSAMBA
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NOISE = (np.random.default_rng(0).standard_normal(16000) / 10).astype(np.float32)
@@ -163,7 +163,7 @@ def test_unwritable_output(model: Path, tmp_path: Path, capsys: pytest.CaptureFi
 FULL_DISK = """
 import resource, signal, sys
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-from ssamba.cli import main
+from ssamba.cli.main import main
 codes = []
 for limit, *argv in (line.split("\\t") for line in sys.stdin.read().splitlines()):
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), resource.RLIM_INFINITY))

@@ -152,7 +152,7 @@ def test_a_closed_pipe_is_no_mistake(tmp_path: Path) -> None:
     save_model(tmp_path, ssamba.SSAMBA(ssamba.Config(width=16, depth=2, frames=128)))
     script = (
         "import os, sys; r, w = os.pipe(); os.dup2(w, 1); os.close(w); os.close(r); "
-        f"from ssamba.cli import main; sys.exit(main(['info', {str(tmp_path)!r}]))"
+        f"from ssamba.cli.main import main; sys.exit(main(['info', {str(tmp_path)!r}]))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (141, "")

@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
-from ssamba.models.config import Config, nearest, read_json
+from ssamba.models.config import Config
 from ssamba.utils.errors import ConfigError
+from ssamba.utils.json_file import read_json
+from ssamba.utils.suggest import nearest
 
 
 def test_defaults_are_the_tiny_model_of_the_paper() -> None:

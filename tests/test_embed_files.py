@@ -233,7 +233,7 @@ def test_one_short_file_needs_no_compiled_kernels(model: ssamba.SSAMBA, tmp_path
         soundfile.write(path, sound(seconds, 16000), 16000)
         code = f"""if True:
             import sys
-            from ssamba.cli import main
+            from ssamba.cli.main import main
             assert main(["embed", {str(path)!r}, "--model", "m", "--out", "{name}.npz", "--device", "cpu"]) == 0
             print("numba" in sys.modules)
         """

@@ -13,12 +13,13 @@ from torch import Tensor
 
 from ssamba import ops
 from ssamba.audio import log_mel
+from ssamba.audio.constants import AUDIOSET_STD
+from ssamba.inference.load import load
+from ssamba.inference.model import SSAMBA
 from ssamba.models.classifier import Classification, Classifier
-from ssamba.models.config import AUDIOSET_STD, Config
+from ssamba.models.config import Config
 from ssamba.models.encoder import Encoder
-from ssamba.models.pretrained.load import load
 from ssamba.models.pretrained.official import to_official
-from ssamba.models.ssamba import SSAMBA
 
 RELATIVE, GRADIENT = 1e-5, 1e-4
 SILENT_GRADIENT = "cpredlayer.2.bias"

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 import ssamba
-from ssamba.models.pretrained.load import pick_device, read_source
+from ssamba.inference.model import SSAMBA
+from ssamba.models.pretrained.load import read_source
 from ssamba.models.pretrained.model_dir import save_model
 from ssamba.models.pretrained.official import from_official
-from ssamba.models.ssamba import SSAMBA
+from ssamba.utils.device import pick_device
 from ssamba.utils.errors import CheckpointError, ConfigError, SsambaError
 
 

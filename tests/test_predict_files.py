@@ -14,11 +14,11 @@ import ssamba
 from ssamba.audio.decode import read_audio
 from ssamba.cli import main
 from ssamba.inference import file_stream
+from ssamba.inference.model import make_encoder
 from ssamba.inference.predict_files import PICTURE_COLUMNS, load_classifier, predict_files, spectrogram
 from ssamba.models.classifier import Classification
 from ssamba.models.config import Config
 from ssamba.models.pretrained.model_dir import save_model
-from ssamba.models.registry import make_encoder
 from ssamba.utils.errors import ConfigError
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -17,10 +17,10 @@ import torch
 
 import ssamba
 from ssamba.cli import main
+from ssamba.inference.model import SSAMBA
 from ssamba.models.pretrained import weights
 from ssamba.models.pretrained.convert import convert
 from ssamba.models.pretrained.model_dir import read_model, save_model
-from ssamba.models.ssamba import SSAMBA
 from ssamba.utils.errors import CheckpointError, ConfigError, SsambaError
 
 pytestmark = pytest.mark.usefixtures("one_thread")

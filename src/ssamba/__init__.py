@@ -7,11 +7,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ssamba.audio.log_mel import features
     from ssamba.inference.embed import Embeddings
+    from ssamba.inference.load import load
+    from ssamba.inference.model import SSAMBA, SSAST, Encoder
     from ssamba.models.config import Config
-    from ssamba.models.encoder import Encoder
-    from ssamba.models.pretrained.load import load
-    from ssamba.models.ssamba import SSAMBA
-    from ssamba.models.ssast import SSAST
     from ssamba.utils.errors import AudioError, CheckpointError, ConfigError, DataError, SsambaError
 
 __all__ = [
@@ -31,21 +29,27 @@ __all__ = [
 __version__ = "0.1.0"
 
 _HOMES = {
-    "SSAMBA": "models.ssamba",
-    "SSAST": "models.ssast",
-    "AudioError": "errors",
-    "CheckpointError": "errors",
-    "Config": "config",
-    "ConfigError": "errors",
-    "DataError": "errors",
-    "Embeddings": "models.embedding",
-    "Encoder": "models.encoder",
-    "SsambaError": "errors",
-    "features": "frontend",
-    "load": "loading",
+    "SSAMBA": "inference.model",
+    "SSAST": "inference.model",
+    "AudioError": "utils.errors",
+    "CheckpointError": "utils.errors",
+    "Config": "models.config",
+    "ConfigError": "utils.errors",
+    "DataError": "utils.errors",
+    "Embeddings": "inference.embed",
+    "Encoder": "inference.model",
+    "SsambaError": "utils.errors",
+    "features": "audio.log_mel",
+    "load": "inference.load",
 }
 """Where each public name lives. It is imported when first asked for: torch takes a second, which help need not wait."""
-_MODULES = ("embed_files", "frontend", "models", "ops", "predict_files")
+_MODULES = {
+    "embed_files": "inference.embed_files",
+    "frontend": "audio.log_mel",
+    "models": "models",
+    "ops": "ops",
+    "predict_files": "inference.predict_files",
+}
 """Modules that are reached as attributes without an import of their own."""
 
 
@@ -55,7 +59,7 @@ def __getattr__(name: str) -> Any:
     if name in _HOMES:
         value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
     elif name in _MODULES:
-        value = import_module(f"{__name__}.{name}")
+        value = import_module(f"{__name__}.{_MODULES[name]}")
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     globals()[name] = value

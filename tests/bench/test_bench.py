@@ -22,7 +22,7 @@ from ssamba.evaluation.speed.measure import (
     measure_all,
 )
 from ssamba.evaluation.speed.report import as_markdown, write_report
-from ssamba.models.ssamba import SSAMBA
+from ssamba.inference.model import SSAMBA
 from ssamba.utils.errors import ConfigError
 
 CPU = torch.device("cpu")

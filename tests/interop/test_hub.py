@@ -18,10 +18,10 @@ import torch
 
 import ssamba
 from ssamba.cli import main
+from ssamba.inference.model import SSAMBA
 from ssamba.models.config import Config
 from ssamba.models.pretrained import hub
 from ssamba.models.pretrained.convert import official_state
-from ssamba.models.ssamba import SSAMBA
 from ssamba.utils.errors import CheckpointError
 
 PAGE = "https://huggingface.co/attentionisallyouneed369/ssamba"

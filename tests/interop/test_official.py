@@ -13,11 +13,11 @@ from plain_reference import plain_encode
 from torch import Tensor
 
 from ssamba import ops
+from ssamba.inference.model import SSAMBA
 from ssamba.models.config import Config
 from ssamba.models.pretrained import official as module
 from ssamba.models.pretrained.model_dir import Description, build
 from ssamba.models.pretrained.official import KNOWN_EXTRAS, from_official, read_pth, to_official
-from ssamba.models.ssamba import SSAMBA
 from ssamba.utils.errors import CheckpointError
 
 State = dict[str, Tensor]

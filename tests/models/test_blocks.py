@@ -12,11 +12,11 @@ from plain_reference import plain_encode
 from torch import Tensor
 
 from ssamba import ops
+from ssamba.inference.model import SSAMBA
 from ssamba.models import bimamba
 from ssamba.models.bimamba import BlockPair, Passed
 from ssamba.models.config import Config
 from ssamba.models.pretrained.official import doubling, to_official
-from ssamba.models.ssamba import SSAMBA
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

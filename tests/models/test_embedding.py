@@ -12,9 +12,9 @@ from torch import Tensor
 
 from ssamba.audio import log_mel
 from ssamba.inference.embed import window_starts
+from ssamba.inference.model import SSAMBA
 from ssamba.models import patches
 from ssamba.models.config import Config
-from ssamba.models.ssamba import SSAMBA
 from ssamba.utils.errors import AudioError
 
 pytestmark = pytest.mark.usefixtures("one_thread")

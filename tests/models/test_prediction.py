@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssamba.audio import log_mel as frontend
+from ssamba.inference.model import make_encoder
 from ssamba.inference.predict import ExcerptCutter, ask
 from ssamba.models.classifier import Classification
 from ssamba.models.config import Config
 from ssamba.models.encoder import Encoder
-from ssamba.models.registry import make_encoder
 from ssamba.utils.errors import AudioError, ConfigError
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import load_file
 
 from ssamba.cli.main import main
+from ssamba.inference.load import load
+from ssamba.inference.model import SSAST
 from ssamba.models.config import Config
 from ssamba.models.pretrained.convert import convert
-from ssamba.models.pretrained.load import load
 from ssamba.models.pretrained.model_dir import save_model
-from ssamba.models.ssast import SSAST
 from ssamba.utils.errors import CheckpointError, ConfigError
 
 SMALL = Config(encoder="ssast", width=32, depth=2, frames=128, attention_heads=2)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from ssamba.inference.model import SSAMBA
 from ssamba.models.pretrained.model_dir import (
     Description,
     build,
@@ -20,7 +21,6 @@ from ssamba.models.pretrained.model_dir import (
     save_model,
     save_tensors,
 )
-from ssamba.models.ssamba import SSAMBA
 from ssamba.utils.errors import CheckpointError, ConfigError, SsambaError
 
 

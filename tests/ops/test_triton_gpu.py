@@ -12,9 +12,9 @@ from fast_truth import bimamba_inner as true_inner
 from mixer_inputs import pair_weights
 from torch import Tensor
 
+from ssamba.inference.model import SSAMBA
 from ssamba.models import bimamba
 from ssamba.models.config import Config
-from ssamba.models.ssamba import SSAMBA
 from ssamba.ops.mamba import naive
 
 pytestmark = [

@@ -20,10 +20,10 @@ from ssamba.evaluation.probe import cache, probe, protocol
 from ssamba.evaluation.probe.cache import cached_features, model_key
 from ssamba.evaluation.probe.features import Wanted, choose_layers, extract
 from ssamba.evaluation.probe.protocol import Method, all_examples, divisions, evaluate, methods, target_matrix
+from ssamba.inference.model import make_encoder
 from ssamba.models.config import Config
 from ssamba.models.encoder import Encoder
 from ssamba.models.pretrained.model_dir import save_model
-from ssamba.models.registry import make_encoder
 from ssamba.utils.errors import ConfigError, DataError
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssamba.models.config import SAMPLE_RATE
+from ssamba.audio.constants import SAMPLE_RATE
 from ssamba.training.augment.transforms import (
     MOST_NOISE,
     MOST_ROLL,

@@ -10,11 +10,12 @@ import pytest
 import torch
 
 import ssamba
+from ssamba.audio.constants import SAMPLE_RATE
 from ssamba.audio.log_mel import normalise
 from ssamba.data.datasets import read_layout
 from ssamba.data.scan import SkipList
 from ssamba.models.classifier import Classification
-from ssamba.models.config import SAMPLE_RATE, Config
+from ssamba.models.config import Config
 from ssamba.models.pretrained.model_dir import save_model
 from ssamba.models.registry import make_encoder
 from ssamba.training.augment.transforms import (

@@ -188,7 +188,7 @@ def test_a_run_from_the_packages_model_keeps_to_its_memory(tmp_path: Path) -> No
         trees.write_clip(tmp_path / f"data/kind{number % 2}/{number}.wav", number % 2, number, 5.0)
     words = ["finetune", "custom", "--data", str(tmp_path / "data"), "--out", str(tmp_path / "run"), "--device", "cpu"]
     program = (
-        "import sys; from ssamba.cli import main; code = main(sys.argv[1:]); "
+        "import sys; from ssamba.cli.main import main; code = main(sys.argv[1:]); "
         "print([line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')][0]); sys.exit(code)"
     )
     command = [sys.executable, "-c", program, *words, "--epochs", "1", "--folds", "1"]

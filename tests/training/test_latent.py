@@ -10,11 +10,12 @@ import torch
 from pretrain_runs import command, kill_at, same_results, step_of
 
 import ssamba
+from ssamba.audio.constants import SAMPLE_RATE
 from ssamba.data.manifest import read_sources
 from ssamba.data.samplers.pretraining import PretrainPlan
 from ssamba.data.scan import SkipList, scan_sources
 from ssamba.models import masking
-from ssamba.models.config import SAMPLE_RATE, Config
+from ssamba.models.config import Config
 from ssamba.models.encoder import Encoder, Seen, gather_patches
 from ssamba.models.pretrained.model_dir import load_tensors
 from ssamba.models.registry import make_encoder

@@ -67,7 +67,7 @@ def test_gradients_under_distributed_data_parallel_are_those_of_the_whole_batch(
         from torch import nn
         from torch.nn.parallel import DistributedDataParallel
         from ssamba.models.config import Config
-        from ssamba.models.ssamba import SSAMBA
+        from ssamba.inference.model import SSAMBA
 
         class Losses(nn.Module):
             def __init__(self, model):

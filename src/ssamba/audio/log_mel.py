@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssamba.models.config import AUDIOSET_MEAN, AUDIOSET_STD, SAMPLE_RATE
+from ssamba.audio.constants import AUDIOSET_MEAN, AUDIOSET_STD, SAMPLE_RATE
 from ssamba.utils.errors import AudioError, ConfigError
 
 FRAME_LENGTH, FRAME_SHIFT, FFT_SIZE = 400, 160, 512

@@ -27,7 +27,7 @@ from ssamba.cli.parser import (
 )
 
 if TYPE_CHECKING:
-    from ssamba.models.encoder import Encoder
+    from ssamba.inference.model import Encoder
 
 # Everything that needs torch is imported inside the functions: help and usage errors come at once.
 
@@ -86,7 +86,7 @@ def _embed(arguments: argparse.Namespace) -> int:
     from ssamba.inference.embed_files import embed_files
     from ssamba.inference.embedding_writer import check_output
     from ssamba.inference.file_stream import list_files, quick_start
-    from ssamba.models.pretrained.load import load
+    from ssamba.inference.load import load
     from ssamba.utils.progress import Bar
 
     check_output(out)
@@ -177,7 +177,7 @@ def _probe_options(parser: argparse.ArgumentParser) -> None:
 
 def _probe(arguments: argparse.Namespace) -> int:
     from ssamba.evaluation.probe.probe import as_markdown, layout_of, probe
-    from ssamba.models.pretrained.load import load
+    from ssamba.inference.load import load
     from ssamba.models.pretrained.weights import DEFAULT
     from ssamba.utils.progress import shown
 
@@ -205,8 +205,9 @@ def _reconstruct_options(parser: argparse.ArgumentParser) -> None:
 
 def _reconstruct(arguments: argparse.Namespace) -> int:
     from ssamba import ops
-    from ssamba.models.pretrained.load import load
-    from ssamba.utils.plots import reconstruction_picture, require_matplotlib
+    from ssamba.inference.load import load
+    from ssamba.inference.plots import reconstruction_picture
+    from ssamba.utils.plots import require_matplotlib
 
     require_matplotlib(arguments.out)
     model = load(arguments.model, arguments.device, heads=True)
@@ -267,7 +268,7 @@ def _bench_options(parser: argparse.ArgumentParser) -> None:
 
 def _bench(arguments: argparse.Namespace) -> int:
     from ssamba.evaluation.speed import Settings, as_markdown, measure_all, write_report
-    from ssamba.models.pretrained.load import pick_device, pick_dtype
+    from ssamba.utils.device import pick_device, pick_dtype
     from ssamba.utils.plots import require_matplotlib
     from ssamba.utils.progress import Bar
 

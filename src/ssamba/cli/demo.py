@@ -13,14 +13,14 @@ import ssamba
 from ssamba.audio.decode import read_audio
 from ssamba.data.synthetic.generate import make_synthetic
 from ssamba.evaluation.knn import log_mel_statistics, mean_and_deviation, neighbour_accuracy
-from ssamba.models.encoder import Encoder
-from ssamba.models.ssamba import SSAMBA
+from ssamba.inference.model import SSAMBA, Encoder
+from ssamba.inference.plots import reconstruction_picture
 from ssamba.training.log import read_log
 from ssamba.training.pretrain.recipe import make_recipe
 from ssamba.training.pretrain.run import pretrain
 from ssamba.training.seeds import generator
 from ssamba.utils.atomic_write import write_text
-from ssamba.utils.plots import embedding_map, loss_curves, reconstruction_picture
+from ssamba.utils.plots import embedding_map, loss_curves
 from ssamba.utils.progress import Bar
 
 CLIPS, SECONDS, SEED = 900, 2.0, 0

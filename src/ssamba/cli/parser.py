@@ -10,8 +10,8 @@ import typing
 from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
-from ssamba.models.config import nearest
 from ssamba.utils.errors import SsambaError
+from ssamba.utils.suggest import nearest
 
 SOURCE_HELP = "run or model directory, official .pth, or the name of a model"
 SHIPPED_HELP = f"{SOURCE_HELP} (default: tiny, which comes with the package)"

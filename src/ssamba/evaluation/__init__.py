@@ -1,0 +1,1 @@
+"""Metrics, simple classifiers on frozen features, speed measurements."""

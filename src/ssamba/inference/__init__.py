@@ -1,0 +1,1 @@
+"""Recordings in, arrays out: embedding and classification of audio of any length."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from ssamba.models.encoder import Encoder
+    from ssamba.inference.model import Encoder
 
 MOST_GRAPHS = 8
 MOST_TOKENS = 65536

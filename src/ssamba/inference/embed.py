@@ -24,8 +24,8 @@ from ssamba.audio import log_mel as frontend
 from ssamba.models import patches
 
 if TYPE_CHECKING:
+    from ssamba.inference.model import Encoder
     from ssamba.models.config import Config
-    from ssamba.models.encoder import Encoder
 
 TOKENS_AT_ONCE = {"cpu": 4096, "cuda": 262144}
 """Tokens in one pass: enough to fill the device, little enough to keep the memory flat."""

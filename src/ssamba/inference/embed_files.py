@@ -18,9 +18,9 @@ from ssamba.audio import log_mel
 from ssamba.inference.embed import CrossFade, FeatureStream, Window, WindowCutter, encode_windows
 from ssamba.inference.embedding_writer import LEVELS, Spool, Times, check_output, write_output
 from ssamba.inference.file_stream import FileStream, Progress
-from ssamba.models.config import nearest
-from ssamba.models.encoder import Encoder
+from ssamba.inference.model import Encoder
 from ssamba.utils.errors import ConfigError, DataError, SsambaError
+from ssamba.utils.suggest import nearest
 
 
 @dataclass

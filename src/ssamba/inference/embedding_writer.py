@@ -13,9 +13,9 @@ from typing import BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from ssamba.models.config import nearest
 from ssamba.utils.atomic_write import beside, explain
 from ssamba.utils.errors import ConfigError, SsambaError
+from ssamba.utils.suggest import nearest
 
 LEVELS = ("clip", "frame", "patch")
 EXTENSIONS = (".npz", ".parquet")

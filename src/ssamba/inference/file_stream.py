@@ -18,8 +18,8 @@ from ssamba import ops
 from ssamba.audio import log_mel
 from ssamba.audio.decode import SAMPLE_RATE, Waveform, audio_info, stream_audio
 from ssamba.data.manifest import read_source
+from ssamba.inference.model import Encoder
 from ssamba.models import patches
-from ssamba.models.encoder import Encoder
 from ssamba.utils.errors import AudioError, DataError
 
 BLOCK_SECONDS = 30.0

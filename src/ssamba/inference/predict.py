@@ -25,8 +25,8 @@ from ssamba.models.classifier import Classification, seconds_of_columns
 from ssamba.utils.errors import ConfigError
 
 if TYPE_CHECKING:
+    from ssamba.inference.model import Encoder
     from ssamba.models.config import Config
-    from ssamba.models.encoder import Encoder
 
 FRAMES_PER_SECOND = log_mel.SAMPLE_RATE // log_mel.FRAME_SHIFT
 LEAST_WINDOW = log_mel.FRAME_LENGTH / log_mel.SAMPLE_RATE

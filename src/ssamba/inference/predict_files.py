@@ -20,12 +20,14 @@ from ssamba.audio import log_mel as frontend
 from ssamba.audio.decode import SAMPLE_RATE, audio_info, stream_audio
 from ssamba.inference.embed import FeatureStream
 from ssamba.inference.file_stream import BLOCK_SECONDS, FileStream, Progress
+from ssamba.inference.load import load
+from ssamba.inference.model import Encoder
+from ssamba.inference.plots import timeline
 from ssamba.inference.predict import Answers, Excerpt, ExcerptCutter, Prediction, Question, ask, classify_excerpts
 from ssamba.inference.prediction_writer import PredictionWriter
-from ssamba.models.encoder import Encoder
-from ssamba.models.pretrained.load import Source, load
+from ssamba.models.pretrained.load import Source
 from ssamba.utils.errors import CheckpointError, ConfigError, DataError, SsambaError
-from ssamba.utils.plots import require_matplotlib, timeline
+from ssamba.utils.plots import require_matplotlib
 
 PICTURE_COLUMNS = 1600
 """Most columns of a timeline's spectrogram: more than its pixels would only take memory."""

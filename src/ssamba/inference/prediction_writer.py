@@ -10,11 +10,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
+from ssamba.inference.model import Encoder
 from ssamba.inference.predict import Prediction, classifier_task
-from ssamba.models.config import nearest
-from ssamba.models.encoder import Encoder
 from ssamba.utils.atomic_write import beside, explain
 from ssamba.utils.errors import ConfigError
+from ssamba.utils.suggest import nearest
 
 EXTENSIONS = (".json", ".csv")
 DIGITS = 6

@@ -12,11 +12,11 @@ import torch
 
 from ssamba.audio import log_mel as frontend
 from ssamba.audio.decode import read_audio
+from ssamba.inference.model import Encoder
 from ssamba.models import patches
-from ssamba.models.config import nearest
-from ssamba.models.encoder import Encoder
 from ssamba.models.masking import cluster_masks, frame_masks
 from ssamba.utils.errors import ConfigError
+from ssamba.utils.suggest import nearest
 
 MASKED_SHARE = 400 / 512
 """Share of the patches hidden by default: the reference's 400 of 512."""

@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from ssamba.audio import log_mel
-from ssamba.evaluation.logistic_regression import LinearModel
 from ssamba.models.config import Config
 from ssamba.utils.errors import ConfigError
 
@@ -125,17 +124,17 @@ class Classifier(nn.Module):
             return self.norm(pooled.to(self.linear.weight.dtype))
 
     @torch.no_grad()
-    def take(self, fitted: LinearModel) -> None:
-        """Answer what a regression fitted on :meth:`normed` of a new classifier answers, from its next call on.
+    def load_linear(self, mean: Tensor, scale: Tensor, weight: Tensor, bias: Tensor) -> None:
+        """Take the weights of a linear model that was fitted on :meth:`normed` of a new classifier.
 
-        LayerNorm's own weight and bias, 1 and 0 until then, become the standardisation of its output, so that the
-        linear layer goes on from features of equal size.
+        The linear model reads ``(x - mean) * scale`` (values,) and gives ``x @ weight + bias``, weight (values,
+        classes), bias (classes,). LayerNorm's weight and bias, 1 and 0 in a new classifier, become the standardisation
+        of its output, so that the linear layer begins with features of equal size.
         """
-        standardise = fitted.standardise
-        self.norm.weight.copy_(standardise.scale)
-        self.norm.bias.copy_(-standardise.mean * standardise.scale)
-        self.linear.weight.copy_(fitted.weight.T)
-        self.linear.bias.copy_(fitted.bias)
+        self.norm.weight.copy_(scale)
+        self.norm.bias.copy_(-mean * scale)
+        self.linear.weight.copy_(weight.T)
+        self.linear.bias.copy_(bias)
 
     def _second_means(self, patches_BPd: Tensor, n_columns: int) -> Tensor:
         """Mean over frequency, then over the columns whose centres lie in each second: (B, seconds, d)."""

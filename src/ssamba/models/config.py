@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import json
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from ssamba.audio.constants import AUDIOSET_MEAN, AUDIOSET_STD, SAMPLE_RATE
 from ssamba.utils.errors import ConfigError
+from ssamba.utils.suggest import nearest
 
-AUDIOSET_MEAN, AUDIOSET_STD = -4.2677393, 4.5689974
-"""Log-mel statistics of AudioSet + LibriSpeech, used by the official checkpoints (REFERENCE.md, "Front end")."""
-
-SAMPLE_RATE = 16000
-"""Samples per second of everything that a model hears; other rates are resampled before."""
 WIDTHS = {"tiny": 192, "small": 384, "base": 768}
 ENCODERS = {"ssamba": 24, "ssast": 12}
 """Kinds of encoder, and the blocks of their published sizes."""
@@ -180,22 +174,3 @@ class Config:
             return cls(**values)
         except ConfigError as error:
             raise ConfigError(f"{source}: {error}") from None
-
-
-def nearest(word: str, known: list[str]) -> str:
-    """``", did you mean 'x'?"`` for the closest of the known words, or an empty string."""
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f", did you mean '{close[0]}'?" if close else ""
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file. Raises ``ConfigError`` that names the file."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
-    except ValueError as error:
-        raise ConfigError(f"{path}: is not JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise ConfigError(f"{path}: holds a {type(value).__name__}, expected a JSON object")
-    return value

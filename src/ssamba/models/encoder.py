@@ -7,14 +7,11 @@ A kind of encoder adds its tokens in front, its chain of blocks and their initia
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import ClassVar, NamedTuple, Self
 
 import torch
 from torch import Generator, Tensor, nn
 
-from ssamba.inference.cuda_graphs import GraphedEncode
-from ssamba.inference.embed import Embeddings, embed_audio
-from ssamba.inference.predict import Prediction, predict_audio
 from ssamba.models import patches
 from ssamba.models.classifier import Classification, Classifier
 from ssamba.models.config import Config
@@ -54,7 +51,6 @@ class Encoder(nn.Module, ABC):
     ) -> None:
         super().__init__()
         self.config = config
-        self._graphed: GraphedEncode | None = None
         rows, cols = config.grid
         d = config.width
         self.patch_embed = nn.Conv2d(
@@ -155,16 +151,6 @@ class Encoder(nn.Module, ABC):
 
     forward = encode
 
-    def infer(self, features: Tensor) -> Tensor:
-        """``encode`` for inference: no gradients, and CUDA graphs on a GPU for shapes that come again."""
-        if self._graphed is None:
-            self._graphed = GraphedEncode(self)
-        return self._graphed(features)
-
-    def __getstate__(self) -> dict[str, Any]:
-        # A copy makes its own graphs: they hold addresses.
-        return {**self.__dict__, "_graphed": None}
-
     def encode_layers(self, features: Tensor) -> list[Tensor]:
         """As ``encode``, but the tokens after each step of the chain: a pair of blocks in SSAMBA, a block in SSAST.
 
@@ -259,7 +245,7 @@ class Encoder(nn.Module, ABC):
 
         Raises ``ConfigError`` without a classifier.
         """
-        return self._answer(self.encode_tokens(self.embed_patches(features.to(self.device)), keep), features.shape[1])
+        return self.logits(self.encode_tokens(self.embed_patches(features.to(self.device)), keep), features.shape[1])
 
     @torch.no_grad()
     def classifier_values(self, features: Tensor) -> Tensor:
@@ -270,13 +256,8 @@ class Encoder(nn.Module, ABC):
         tokens_BLd = self.encode_tokens(self.embed_patches(features.to(self.device)))
         return self._classifier().normed(tokens_BLd, self.prefix_tokens, self._columns(features.shape[1]))
 
-    @torch.no_grad()
-    def infer_classes(self, features: Tensor) -> Tensor:
-        """``classify`` for inference, as ``infer`` is ``encode``."""
-        return self._answer(self.infer(features), features.shape[1])
-
-    def _answer(self, tokens_BLd: Tensor, frames: int) -> Tensor:
-        """The classifier's logits from the tokens of features of so many frames."""
+    def logits(self, tokens_BLd: Tensor, frames: int) -> Tensor:
+        """The classifier's logits (B, classes) from the tokens (B, L, d) of features with ``frames`` frames."""
         return self._classifier()(tokens_BLd, self.prefix_tokens, self._columns(frames))
 
     def _classifier(self) -> Classifier:
@@ -300,21 +281,6 @@ class Encoder(nn.Module, ABC):
         drawn = self.heads.generative(self._masked_tokens(features, mask, None)).to(raw.dtype)
         index = mask.to(raw.device)[..., None].expand_as(drawn)
         return patches.unpatchify(raw.scatter(1, index, drawn), self.config, self._columns(features.shape[1]))
-
-    def embed(self, audio: Any, sample_rate: int = 16000, whole: bool = False) -> Embeddings:
-        """Embeddings of recordings in memory; see ``ssamba.inference.embed.embed_audio``."""
-        return embed_audio(self, audio, sample_rate, whole)
-
-    def predict(
-        self,
-        audio: Any,
-        sample_rate: int = 16000,
-        top: int | None = None,
-        every: float | None = None,
-        window: float | None = None,
-    ) -> list[Prediction]:
-        """What the classifier says of recordings in memory; see ``ssamba.inference.predict.predict_audio``."""
-        return predict_audio(self, audio, sample_rate, top, every, window)
 
     def with_grid(self, stride: int | None = None, frames: int | None = None, longer: str = "interpolate") -> Self:
         """The same weights on another patch grid, positions resized as for fine-tuning.

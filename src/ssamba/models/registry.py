@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 from torch import Generator
 
 from ssamba.models.classifier import Classification
@@ -10,6 +12,7 @@ from ssamba.models.encoder import Encoder
 from ssamba.models.ssamba import SSAMBA
 from ssamba.models.ssast import SSAST
 
+Kind = TypeVar("Kind", bound=Encoder)
 KINDS: dict[str, type[Encoder]] = {"ssamba": SSAMBA, "ssast": SSAST}
 
 

@@ -43,6 +43,7 @@ SHORT = 512
 
 _forced: str | None = None  # what use_backend says; None leaves it to the environment
 _warned: set[str] = set()
+_HOMES = {"cpu": "ssamba.ops.mamba.cpu.operators", "triton": "ssamba.ops.mamba.gpu"}
 _modules: dict[str, ModuleType | str] = {}  # a module, or why it cannot be had
 
 
@@ -87,7 +88,7 @@ def _fast_module(name: str) -> ModuleType | str:
         try:
             if name == "cpu":
                 importlib.import_module("numba")
-            _modules[name] = importlib.import_module(f"ssamba.ops.{name}")
+            _modules[name] = importlib.import_module(_HOMES[name])
         except Exception as error:  # a broken installation may raise anything; the warning passes it on
             _modules[name] = f"{type(error).__name__}: {error}"
     return _modules[name]

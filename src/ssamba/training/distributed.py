@@ -19,8 +19,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ssamba.models.pretrained.load import pick_device
 from ssamba.training.launch import EXIT_LOST, LIFELINE
+from ssamba.utils.device import pick_device
 from ssamba.utils.errors import ConfigError, SsambaError
 
 PATIENCE = datetime.timedelta(days=1)

@@ -1,0 +1,1 @@
+"""Errors, atomic writing, progress bars, plots, devices."""

@@ -1,0 +1,1 @@
+"""From a plan's rows to batches of decoded audio."""

@@ -1,0 +1,1 @@
+"""A labelled set of synthetic sounds."""

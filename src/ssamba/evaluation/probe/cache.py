@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ssamba.data.examples import Example
 from ssamba.evaluation.probe.features import LOG_MEL, Progress, Wanted, extract, layer_name, rows_name
-from ssamba.models.encoder import Encoder
+from ssamba.inference.model import Encoder
 from ssamba.models.pretrained.model_dir import load_tensors, save_tensors
 from ssamba.utils.errors import AudioError, CheckpointError
 

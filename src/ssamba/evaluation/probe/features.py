@@ -19,7 +19,7 @@ from ssamba.data.loaders.read_example import read_example
 from ssamba.data.loaders.workers import decode_ahead
 from ssamba.evaluation.knn import log_mel_statistics
 from ssamba.inference.embed import Window, WindowCutter, group_windows, waveform_features
-from ssamba.models.encoder import Encoder
+from ssamba.inference.model import Encoder
 from ssamba.utils.errors import ConfigError
 
 Progress = Callable[[float, float, str], None]

@@ -19,11 +19,11 @@ from ssamba.evaluation.probe.cache import cached_features
 from ssamba.evaluation.probe.features import LOG_MEL, Progress, choose_layers, layer_name, rows_name
 from ssamba.evaluation.probe.protocol import Division, Score, all_examples, divisions, evaluate, methods, target_matrix
 from ssamba.evaluation.probe.scoring import metric_of
-from ssamba.models.config import nearest
-from ssamba.models.encoder import Encoder
+from ssamba.inference.model import Encoder
 from ssamba.utils.atomic_write import make_folder, write_text
 from ssamba.utils.errors import ConfigError
 from ssamba.utils.plots import layer_curves, require_matplotlib
+from ssamba.utils.suggest import nearest
 
 RESULTS_FILE, PICTURE_FILE = "results.json", "layers.png"
 MEAN, BOTH, ROWS = "mean", "mean and deviation", "mean and deviation of each row"

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ssamba.inference.model import Encoder
 from ssamba.models.bimamba import BlockPair
-from ssamba.models.encoder import Encoder
 from ssamba.models.ssamba import SSAMBA
 from ssamba.models.ssast import SSAST, Attention, Block
 from ssamba.ops.mamba import naive

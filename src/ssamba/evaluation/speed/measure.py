@@ -23,12 +23,9 @@ import torch
 from torch import Tensor
 
 from ssamba.evaluation.speed.check import expected_tokens, relative_error
+from ssamba.inference.model import KINDS, SSAMBA, SSAST, Encoder
 from ssamba.models.bimamba import BlockPair
 from ssamba.models.config import WIDTHS, Config
-from ssamba.models.encoder import Encoder
-from ssamba.models.registry import make_encoder
-from ssamba.models.ssamba import SSAMBA
-from ssamba.models.ssast import SSAST
 from ssamba.utils.errors import ConfigError
 
 MODELS = ("ssamba", "ssast", "ssast-written-out")
@@ -148,7 +145,7 @@ def make_model(case: Case, settings: Settings) -> tuple[Encoder, Tensor]:
     """The case's encoder with random weights in float32, and random features (B, frames, 128) on the device."""
     frames = case.tokens // ROWS * 16
     config = Config(encoder=case.model.split("-")[0], width=WIDTHS[case.size], frames=frames)
-    model = make_encoder(config, generator=torch.Generator().manual_seed(1)).to(settings.device).eval()
+    model = KINDS[config.encoder](config, generator=torch.Generator().manual_seed(1)).to(settings.device).eval()
     if isinstance(model, SSAMBA):
         _weigh_alike(model)
     if isinstance(model, SSAST):

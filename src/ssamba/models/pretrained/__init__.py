@@ -1,0 +1,1 @@
+"""Everything that knows a weight format: model directories, official checkpoints, their names."""

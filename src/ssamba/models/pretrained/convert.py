@@ -12,7 +12,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ssamba.models.config import SAMPLE_RATE, Config
+from ssamba.audio import log_mel
+from ssamba.audio.constants import SAMPLE_RATE
+from ssamba.models.config import Config
+from ssamba.models.encoder import Encoder
 from ssamba.models.pretrained.load import Source, locate, read_source
 from ssamba.models.pretrained.model_dir import EXTRAS, WEIGHTS_FILE, build, read_model, save_config, save_tensors
 from ssamba.models.pretrained.official import PREFIX, doubling, from_official, to_official
@@ -74,14 +77,20 @@ def _to_half(source: Source | None, dest: Path, attention_heads: int | None) -> 
         raise CheckpointError(f"{source}: {lost[0]} has values that fp16 cannot hold; no directory was written")
     full, rounded = (build(description, x).eval() for x in (used, halved))
     with torch.no_grad():
-        sound = _test_sound()
-        expected, found = (model.embed(sound).clip for model in (full, rounded))
+        expected, found = (_clip_embedding(model) for model in (full, rounded))
     error = ((found - expected).norm() / expected.norm()).item()
     with _new_directory(dest) as folder:
         save_config(folder, description)
         save_tensors(folder / WEIGHTS_FILE, halved)
     size = (dest / WEIGHTS_FILE).stat().st_size / 1e6
     return [f"{dest}: {len(halved)} tensors in fp16, {size:.1f} MB; the embedding's relative error is {error:.1e}"]
+
+
+def _clip_embedding(model: Encoder) -> Tensor:
+    """Mean patch token (1, d) of the test sound, cut to the model's grid."""
+    config = model.config
+    features = log_mel.features(_test_sound(), mean=config.mean, std=config.std)[:, : config.frames]
+    return model.encode(features)[:, model.prefix_tokens :].mean(dim=1)
 
 
 def _test_sound() -> Tensor:

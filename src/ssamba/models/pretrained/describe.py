@@ -15,11 +15,12 @@ from ssamba.audio import log_mel
 from ssamba.data.manifest import read_sources
 from ssamba.data.scan import Progress, SkipList
 from ssamba.data.statistics import compute_statistics
-from ssamba.models.config import ENCODERS, WIDTHS, read_json
+from ssamba.models.config import ENCODERS, WIDTHS
 from ssamba.models.patches import covered_frames
 from ssamba.models.pretrained.load import Source, locate, read_source
 from ssamba.models.pretrained.model_dir import EXTRAS, WEIGHTS_FILE, Description, read_config
 from ssamba.utils.errors import CheckpointError
+from ssamba.utils.json_file import read_json
 
 STATE_FILE = "state.json"
 RESULTS_FILE = "results.json"

@@ -2,57 +2,25 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from ssamba.models.config import WIDTHS, nearest
-from ssamba.models.encoder import Encoder
+from ssamba.models.config import WIDTHS
 from ssamba.models.pretrained import hub
-from ssamba.models.pretrained.model_dir import Description, build, read_config, read_model
+from ssamba.models.pretrained.model_dir import Description, read_config, read_model
 from ssamba.models.pretrained.official import EXTRAS_OF, PREFIX, from_official, read_pth
 from ssamba.models.pretrained.weights import DEFAULT, SHIPPED, shipped_folder
 from ssamba.utils.errors import CheckpointError, ConfigError
+from ssamba.utils.suggest import nearest
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Source = str | os.PathLike[str]
 SHAPE = ("encoder", "size", "width", "depth", "directions", "residual_scale")
 LONGEST_NAME = 60
 """Nothing longer is compared with the names of models."""
-
-
-def pick_device(device: str | torch.device = "auto") -> torch.device:
-    """``auto`` is the first CUDA (or ROCm) device, else the CPU. Raises ``ConfigError`` for one that is not there."""
-    if str(device) == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-    except RuntimeError:
-        raise ConfigError(f"device '{device}': give auto, cpu or cuda") from None
-    if chosen.type not in ("cpu", "cuda"):
-        raise ConfigError(f"device '{device}': give auto, cpu or cuda")
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"device '{device}': no CUDA device is visible here, give cpu or auto")
-    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"device '{device}': there are {torch.cuda.device_count()} CUDA devices, counted from 0")
-    return chosen
-
-
-def pick_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
-    """``auto`` is bf16 on a GPU that has it, else fp32. Raises ``ConfigError`` for other names."""
-    if dtype == "auto":
-        able = device.type == "cuda" and torch.cuda.is_bf16_supported()
-        return torch.bfloat16 if able else torch.float32
-    found = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
-    if found not in DTYPES.values():
-        raise ConfigError(f"dtype '{dtype}': give auto, {', '.join(DTYPES)}")
-    assert found is not None
-    return found
 
 
 def model_names() -> list[str]:
@@ -136,35 +104,3 @@ def check_shape(source: Source | None, given: Mapping[str, Any]) -> None:
                 f"{source}: has {name} {own}, the command says {value}; leave --{name.replace('_', '-')} out, or start "
                 "from random weights"
             )
-
-
-def load(
-    source: Source | None = None,
-    device: str | torch.device = "auto",
-    heads: bool = False,
-    stride: int | None = None,
-    frames: int | None = None,
-    attention_heads: int | None = None,
-    dtype: str | torch.dtype = "fp32",
-) -> Encoder:
-    """A model, ready to use (evaluation mode).
-
-    ``source`` is a run directory, a converted model directory, an official SSAMBA or SSAST `.pth`, or a name: ``tiny``
-    comes with the package and is the default, ``ssamba-{tiny,small,base}-{250,300,400}`` are the official checkpoints,
-    downloaded once (docs/embedding.md). A name never means a path: give ``./tiny`` for a folder. ``heads`` keeps
-    the two pretraining heads; a fine-tuned run comes with its classifier. ``stride`` (both axes) and ``frames`` (10 ms
-    each) choose another patch grid: positions are resized as for fine-tuning. ``attention_heads`` is for an official
-    SSAST of another width than the published. ``dtype`` is that of the weights and of all products: fp32, bf16, fp16,
-    or auto, which is bf16 on a GPU that has it and fp32 elsewhere. Raises ``CheckpointError`` or ``ConfigError`` with
-    one line that names the file.
-    """
-    chosen = pick_device(device)
-    kind = pick_dtype(dtype, chosen)
-    description, tensors = read_source(source, attention_heads)
-    if heads and not description.heads:
-        name = DEFAULT if source is None else source
-        raise CheckpointError(f"{name}: has no pretraining heads: load it without heads=True")
-    model = build(dataclasses.replace(description, heads=heads), tensors)
-    if stride is not None or frames is not None:
-        model = model.with_grid(stride, frames)
-    return model.to(chosen, kind).eval()

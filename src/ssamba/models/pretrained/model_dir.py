@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,11 +13,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ssamba.models.classifier import Classification
-from ssamba.models.config import ENCODERS, FORMAT, Config, read_json
+from ssamba.models.config import ENCODERS, FORMAT, Config
 from ssamba.models.encoder import Encoder
-from ssamba.models.registry import make_encoder
+from ssamba.models.registry import KINDS, Kind, make_encoder
 from ssamba.utils.atomic_write import beside, write_text
 from ssamba.utils.errors import CheckpointError
+from ssamba.utils.json_file import read_json
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 EXTRAS = "extras."
@@ -131,8 +133,13 @@ def read_model(folder: Path) -> tuple[Description, dict[str, Tensor]]:
 
 def build(description: Description, tensors: dict[str, Tensor]) -> Encoder:
     """A model out of tensors that fit it, without drawing initial weights. Tensors of parts it lacks are left out."""
+    return build_as(KINDS, description, tensors)
+
+
+def build_as(kinds: Mapping[str, type[Kind]], description: Description, tensors: dict[str, Tensor]) -> Kind:
+    """As ``build``, of the class that ``kinds`` has for the kind of encoder."""
     with torch.device("meta"):
-        model = make_encoder(description.config, description.heads, description.classification)
+        model = kinds[description.config.encoder](description.config, description.heads, description.classification)
     wanted = model.state_dict()
     model.load_state_dict({k: tensors[k].to(torch.float32) for k in wanted}, assign=True)
     return model

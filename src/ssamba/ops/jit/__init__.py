@@ -1,0 +1,1 @@
+"""Compiling kernels at run time: NVRTC for CUDA, Numba for the CPU."""

@@ -1,0 +1,1 @@
+"""Augmentation: draws from (seed, step), applied on the device."""

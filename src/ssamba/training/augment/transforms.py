@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from ssamba.models.config import SAMPLE_RATE
+from ssamba.audio.constants import SAMPLE_RATE
 
 MOST_NOISE, MOST_ROLL = 0.1, 10
 """Largest height of the noise, and frames by which a clip is rolled at most."""

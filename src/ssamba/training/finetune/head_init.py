@@ -39,7 +39,9 @@ def init_by_probe(
     # Thousands of clips are a minute's work for one core; a small problem gains nothing on a GPU.
     large = model.device.type == "cuda" and values.numel() * classes >= SMALL
     here = [x.to(model.device) if large else x for x in (values, labels, _parts(fold, data)[examples])]
-    model.classifier.take(fit_chosen(here[0], here[1], here[2], classes, recipe.label_smoothing))
+    fitted = fit_chosen(here[0], here[1], here[2], classes, recipe.label_smoothing)
+    standardise = fitted.standardise
+    model.classifier.load_linear(standardise.mean, standardise.scale, fitted.weight, fitted.bias)
 
 
 def _parts(fold: Fold, data: LabelledData) -> torch.Tensor:

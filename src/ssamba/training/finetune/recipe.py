@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from ssamba.audio import log_mel
+from ssamba.audio.constants import AUDIOSET_MEAN, AUDIOSET_STD
 from ssamba.models import patches
 from ssamba.models.classifier import LOSSES, POOLINGS
-from ssamba.models.config import AUDIOSET_MEAN, AUDIOSET_STD, ENCODERS, WIDTHS, Config, nearest
+from ssamba.models.config import ENCODERS, WIDTHS, Config
 from ssamba.training.pretrain.recipe import check_fields, check_speed_and_reverb, option, read_values
 from ssamba.utils.errors import ConfigError
+from ssamba.utils.suggest import nearest
 
 CHOICES = ("auto", "folds", "validation", "last", "average")
 HEAD_INITS = ("random", "probe")
@@ -200,7 +202,7 @@ class FinetuneRecipe:
 
 def recipe_names() -> list[str]:
     """The recipes that come with the package, sorted."""
-    files = resources.files("ssamba").joinpath("recipes").iterdir()
+    files = resources.files("ssamba").joinpath("training/recipes").iterdir()
     names = sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
     return [name for name in names if name != _NO_RECIPE]
 
@@ -212,7 +214,7 @@ def load_finetune_recipe(recipe: str, overrides: dict[str, Any] | None = None) -
     """
     path = Path(recipe)
     if recipe in recipe_names():
-        own = resources.files("ssamba").joinpath(f"recipes/{recipe}.yaml")
+        own = resources.files("ssamba").joinpath(f"training/recipes/{recipe}.yaml")
         values = read_values(own, f"recipes/{recipe}.yaml", FinetuneRecipe)
     elif path.suffix.lower() in (".yaml", ".yml") or path.is_file():
         values = read_values(path, recipe, FinetuneRecipe)

@@ -16,10 +16,11 @@ import numpy as np
 
 from ssamba.data.examples import LabelledData
 from ssamba.evaluation import metrics
-from ssamba.models.config import Config, read_json
+from ssamba.models.config import Config
 from ssamba.training.finetune.evaluate import Answers
 from ssamba.training.finetune.recipe import FinetuneRecipe
 from ssamba.utils.atomic_write import write_text
+from ssamba.utils.json_file import read_json
 
 RESULTS_FILE, TABLE_FILE, CLASSES_FILE = "results.json", "results.md", "classes.csv"
 PREDICTIONS_FILE, CONFUSION_FILE = "predictions.csv", "confusion.png"

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ssamba.audio import log_mel
+from ssamba.audio.constants import SAMPLE_RATE
 from ssamba.data.examples import Example, Fold
 from ssamba.data.loaders.labelled import LabelledBatch, LabelledLoader
 from ssamba.data.loaders.prefetch import prepare_ahead
@@ -17,7 +18,6 @@ from ssamba.data.loaders.workers import AudioCache, choose_workers
 from ssamba.data.samplers.labelled import EpochPlan
 from ssamba.data.scan import SkipList
 from ssamba.models import losses
-from ssamba.models.config import SAMPLE_RATE
 from ssamba.models.encoder import Encoder
 from ssamba.training.augment.transforms import (
     change_speed,

@@ -11,9 +11,10 @@ from typing import Any
 
 import yaml
 
-from ssamba.models.config import ENCODERS, WIDTHS, Config, nearest
+from ssamba.models.config import ENCODERS, WIDTHS, Config
 from ssamba.models.losses import OBJECTIVES
 from ssamba.utils.errors import ConfigError
+from ssamba.utils.suggest import nearest
 
 SCHEDULES = ("plateau", "cosine")
 MOST_SPEED = 4.0
@@ -242,7 +243,7 @@ def read_values(file: Path | Traversable, source: str, kind: type) -> dict[str, 
 
 def load_recipe(path: Path | None = None) -> dict[str, Any]:
     """Values of a recipe file, by default the reference's. Raises ``ConfigError`` for unknown keys."""
-    own = resources.files("ssamba").joinpath("recipes/pretrain.yaml")
+    own = resources.files("ssamba").joinpath("training/recipes/pretrain.yaml")
     return read_values(path or own, str(path or "recipes/pretrain.yaml"), PretrainRecipe)
 
 

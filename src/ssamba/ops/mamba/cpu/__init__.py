@@ -1,0 +1,1 @@
+"""The mixer on a CPU, compiled by Numba."""

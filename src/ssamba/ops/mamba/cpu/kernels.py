@@ -19,7 +19,8 @@ _lock = threading.Lock()
 def _version() -> int:
     """Digest of every kernel source: Numba's own cache looks at one file only and would miss a changed helper."""
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("_*.py")):
+    ops = Path(__file__).parents[2]
+    for path in sorted([*(ops / "mamba" / "cpu").glob("*.py"), *(ops / "jit").glob("numba_*.py")]):
         digest.update(path.read_bytes())
     return int.from_bytes(digest.digest()[:7], "big")
 

@@ -1,0 +1,1 @@
+"""The mixer on NVIDIA GPUs, CUDA C++ compiled by NVRTC."""

@@ -1,0 +1,73 @@
+"""The public models: a network of ``ssamba.models`` together with the methods that take recordings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from ssamba.inference.cuda_graphs import GraphedEncode
+from ssamba.inference.embed import Embeddings, embed_audio
+from ssamba.inference.predict import Prediction, predict_audio
+from ssamba.models import encoder, ssamba, ssast
+from ssamba.models.classifier import Classification
+from ssamba.models.config import Config
+
+
+class Encoder(encoder.Encoder):
+    """A network that also embeds and classifies recordings. Same weights and state dict as the network alone."""
+
+    _graphed: GraphedEncode | None = None
+
+    def infer(self, features: Tensor) -> Tensor:
+        """``encode`` for inference: no gradients, and CUDA graphs on a GPU for shapes that come again."""
+        if self._graphed is None:
+            self._graphed = GraphedEncode(self)
+        return self._graphed(features)
+
+    @torch.no_grad()
+    def infer_classes(self, features: Tensor) -> Tensor:
+        """``classify`` for inference, as ``infer`` is ``encode``."""
+        return self.logits(self.infer(features), features.shape[1])
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy makes its own graphs: they hold addresses.
+        return {**self.__dict__, "_graphed": None}
+
+    def embed(self, audio: Any, sample_rate: int = 16000, whole: bool = False) -> Embeddings:
+        """Embeddings of recordings in memory; see ``ssamba.inference.embed.embed_audio``."""
+        return embed_audio(self, audio, sample_rate, whole)
+
+    def predict(
+        self,
+        audio: Any,
+        sample_rate: int = 16000,
+        top: int | None = None,
+        every: float | None = None,
+        window: float | None = None,
+    ) -> list[Prediction]:
+        """Class scores of recordings in memory; see ``ssamba.inference.predict.predict_audio``."""
+        return predict_audio(self, audio, sample_rate, top, every, window)
+
+
+class SSAMBA(Encoder, ssamba.SSAMBA):
+    """Bidirectional Mamba on log-mel patches (arXiv 2405.11831)."""
+
+
+class SSAST(Encoder, ssast.SSAST):
+    """The transformer of SSAST (arXiv 2110.09784), as a peer to compare with."""
+
+
+KINDS: dict[str, type[Encoder]] = {"ssamba": SSAMBA, "ssast": SSAST}
+"""The public class of each kind of encoder."""
+
+
+def make_encoder(
+    config: Config,
+    heads: bool = False,
+    classification: Classification | None = None,
+    generator: Generator | None = None,
+) -> Encoder:
+    """A new model of the kind that ``config.encoder`` names, with random weights."""
+    return KINDS[config.encoder](config, heads, classification, generator)
