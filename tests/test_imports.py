@@ -16,25 +16,13 @@ import ssamba
 
 ROOT = Path(ssamba.__file__).parent
 
-LAYERS: tuple[frozenset[str], ...] = tuple(
-    frozenset(names.split())
-    for names in (
-        "errors config files progress weights",
-        "frontend patches masking ops",
-        "objectives regression",
-        "models",
-        "interop data",
-        "loading",
-        "__init__",
-        "file_stream pictures describe training convert reconstruct neighbours",
-        "embed_files embed_output predict_files predict_output probing",
-        "demo bench",
-        "options commands cli __main__",
-    )
-)
-"""Lowest first. A module may import what lies in lower layers and in its own; docs/architecture.md says why."""
+FOLDERS = ("utils", "audio", "ops", "data", "models", "inference", "evaluation", "training", "cli")
+"""The folders of the package, lowest first. A module imports from its own folder and from lower ones alone, for type
+checkers too; docs/architecture.md says why."""
+MOST_FILES = 14
+"""Modules of a folder, without ``__init__``."""
 
-NEEDS_TRITON = ("ssamba.ops.mamba.gpu",)
+NEEDS_TRITON = ("ssamba.ops.mamba.gpu", "ssamba.ops.mamba.triton", "ssamba.ops.layer_norm.triton")
 OPTIONAL = ("matplotlib", "sklearn", "pyarrow", "triton")
 HEAVY = ("numba", "llvmlite", "matplotlib", "tensorboardX", "sklearn", "pyarrow", "tqdm", "yaml")
 SECONDS_BEYOND_TORCH = 1.5
@@ -56,10 +44,9 @@ def tree(module: str) -> ast.Module:
 
 
 def layer(module: str) -> int:
-    part = module.split(".")[1] if "." in module else "__init__"
-    places = [i for i, names in enumerate(LAYERS) if part in names]
-    assert places, f"{module} is in no layer: give it a place in LAYERS"
-    return places[0]
+    """The folder's place in ``FOLDERS``; the package itself and ``__main__`` are above all."""
+    parts = module.split(".")
+    return FOLDERS.index(parts[1]) if len(parts) > 1 and parts[1] in FOLDERS else len(FOLDERS)
 
 
 def type_checking_only(node: ast.AST) -> bool:
@@ -76,11 +63,12 @@ def statements(node: ast.AST, nested: bool) -> Iterator[ast.AST]:
             yield from statements(child, nested)
 
 
-def imported(module: str, nested: bool = True) -> set[str]:
-    """Modules of the package that a module imports."""
+def imported(module: str, nested: bool = True, types: bool = False) -> set[str]:
+    """Modules of the package that a module imports; ``types``: those for type checkers alone, too."""
     package = module if modules()[module].name == "__init__.py" else module.rpartition(".")[0]
     names: set[str] = set()
-    for node in statements(tree(module), nested):
+    nodes = ast.walk(tree(module)) if types else statements(tree(module), nested)
+    for node in nodes:
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -92,17 +80,30 @@ def imported(module: str, nested: bool = True) -> set[str]:
 
 
 def test_the_whole_package_is_looked_at() -> None:
-    assert {"ssamba", "ssamba.ops.mamba.naive", "ssamba.models.ssamba", "ssamba.cli"} <= set(modules())
+    assert {"ssamba", "ssamba.ops.mamba.naive", "ssamba.models.ssamba", "ssamba.cli.main"} <= set(modules())
     assert imported("ssamba.models.bimamba") >= {"ssamba.ops", "ssamba.models.config"}
-    assert "ssamba.models.ssamba" not in imported("ssamba.inference.embed")  # for type checkers only
+    assert "ssamba.inference.load" in imported("ssamba", types=True)
+    assert "ssamba.inference.load" not in imported("ssamba")
+
+
+def test_the_root_holds_the_folders_alone() -> None:
+    found = {path.name for path in ROOT.iterdir() if path.name != "__pycache__"}
+    assert found == {*FOLDERS, "__init__.py", "__main__.py", "py.typed"}
+
+
+@pytest.mark.parametrize("folder", sorted({path.parent for path in modules().values()}), ids=lambda p: p.name)
+def test_no_folder_is_crowded(folder: Path) -> None:
+    names = sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__")
+    assert len(names) <= MOST_FILES, f"{folder} holds {len(names)} modules"
 
 
 @pytest.mark.parametrize("module", [m for m in modules() if m != "ssamba"])
 def test_imports_point_one_way(module: str) -> None:
-    unknown = imported(module) - set(modules())
+    unknown = imported(module, types=True) - set(modules())
     assert not unknown, f"{module} imports {unknown}, which do not exist"
-    back = {name for name in imported(module) if layer(name) > layer(module)}
-    assert not back, f"{module} imports {back} from a higher layer"
+    # The package itself gives the version and the lazy public names, which no lower layer needs.
+    back = {name for name in imported(module, types=True) - {"ssamba"} if layer(name) > layer(module)}
+    assert not back, f"{module} imports {back} from a higher folder"
 
 
 def test_no_module_needs_itself_to_be_imported() -> None:
@@ -174,14 +175,14 @@ def test_the_package_itself_does_without_torch() -> None:
         print(ssamba.__version__ != "", "torch" in sys.modules, set(ssamba.__all__) <= set(dir(ssamba)))
         print(ssamba.frontend.features is ssamba.features, ssamba.embed_files.__name__, hasattr(ssamba, "nothing"))
     """
-    assert run_python(code) == "True False True\nTrue ssamba.embed_files False\n"
+    assert run_python(code) == "True False True\nTrue ssamba.inference.embed_files False\n"
 
 
 @pytest.mark.parametrize("module", modules())
 def test_library_code_neither_prints_nor_touches_global_random_state(module: str) -> None:
     calls = {ast.unparse(n.func) for n in statements(tree(module), nested=True) if isinstance(n, ast.Call)}
     assert not calls & {"torch.manual_seed", "np.random.seed", "random.seed", "torch.seed"}
-    if layer(module) < layer("ssamba.cli"):
+    if layer(module) < FOLDERS.index("cli"):
         assert "print" not in calls
 
 

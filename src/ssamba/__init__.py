@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys as _sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -50,7 +51,35 @@ _MODULES = {
     "ops": "ops",
     "predict_files": "inference.predict_files",
 }
-"""Modules that are reached as attributes without an import of their own."""
+"""Modules that are reached as attributes without an import of their own. ``import ssamba.frontend`` and the like, the
+names of version 0.1, go on working too."""
+
+
+class _ModuleAliases:
+    """Finds the modules of version 0.1 by their old names, when they are first imported."""
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        """A spec that gives the module itself, or None for any other name."""
+        from importlib.util import spec_from_loader
+
+        package, _, alias = name.rpartition(".")
+        moved = package == __name__ and _MODULES.get(alias, alias) != alias
+        return spec_from_loader(name, self) if moved else None  # type: ignore[arg-type]
+
+    def create_module(self, spec: Any) -> Any:
+        """The module under its new name."""
+        from importlib import import_module
+
+        module = import_module(f"{__name__}.{_MODULES[spec.name.rpartition('.')[2]]}")
+        self._spec = module.__spec__
+        return module
+
+    def exec_module(self, module: Any) -> None:
+        """The module has run already, and keeps the name that it has now."""
+        module.__spec__ = self._spec
+
+
+_sys.meta_path.append(_ModuleAliases())
 
 
 def __getattr__(name: str) -> Any:

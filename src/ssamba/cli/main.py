@@ -12,7 +12,8 @@ import os
 import sys
 from collections.abc import Sequence
 
-from ssamba.cli.commands import COMMANDS, EXIT_DONE
+from ssamba.cli.commands import COMMANDS
+from ssamba.cli.commands.common import EXIT_DONE
 from ssamba.cli.parser import HelpFormatter, Parser, unknown_command
 from ssamba.utils.errors import SsambaError
 

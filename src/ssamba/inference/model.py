@@ -29,7 +29,7 @@ class Encoder(encoder.Encoder):
     @torch.no_grad()
     def infer_classes(self, features: Tensor) -> Tensor:
         """``classify`` for inference, as ``infer`` is ``encode``."""
-        return self.logits(self.infer(features), features.shape[1])
+        return self._logits(self.infer(features), features.shape[1])
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy makes its own graphs: they hold addresses.

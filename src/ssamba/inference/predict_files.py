@@ -1,7 +1,7 @@
 """Audio files of any number and length -> what a fine-tuned model says of each, in bounded memory.
 
-Files stream through ``ssamba.inference.file_stream`` as for embedding; the excerpts of all files share full passes. Of a long
-recording only its scores are kept, until its last one is known.
+Files stream through ``ssamba.inference.file_stream`` as for embedding; the excerpts of all files share full passes.
+Of a long recording only its scores are kept, until its last one is known.
 """
 
 from __future__ import annotations

@@ -245,7 +245,7 @@ class Encoder(nn.Module, ABC):
 
         Raises ``ConfigError`` without a classifier.
         """
-        return self.logits(self.encode_tokens(self.embed_patches(features.to(self.device)), keep), features.shape[1])
+        return self._logits(self.encode_tokens(self.embed_patches(features.to(self.device)), keep), features.shape[1])
 
     @torch.no_grad()
     def classifier_values(self, features: Tensor) -> Tensor:
@@ -256,7 +256,7 @@ class Encoder(nn.Module, ABC):
         tokens_BLd = self.encode_tokens(self.embed_patches(features.to(self.device)))
         return self._classifier().normed(tokens_BLd, self.prefix_tokens, self._columns(features.shape[1]))
 
-    def logits(self, tokens_BLd: Tensor, frames: int) -> Tensor:
+    def _logits(self, tokens_BLd: Tensor, frames: int) -> Tensor:
         """The classifier's logits (B, classes) from the tokens (B, L, d) of features with ``frames`` frames."""
         return self._classifier()(tokens_BLd, self.prefix_tokens, self._columns(frames))
 

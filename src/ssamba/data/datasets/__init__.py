@@ -1,7 +1,7 @@
 """Labelled data sets as their publishers lay them out on disk. Each module reads one family and checks it whole.
 
 A reader takes the root folder (and options) and returns a :class:`ssamba.data.examples.LabelledData`, or raises a
-:class:`ssamba.utils.errors.DataError` of one line that names the file, the value and the mend. Only headers are read here.
+:class:`ssamba.utils.errors.DataError` of one line that names the file, the value and the fix. Only headers are read.
 """
 
 from __future__ import annotations

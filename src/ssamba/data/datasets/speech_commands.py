@@ -43,8 +43,8 @@ def read_speech_commands_v1(root: Path) -> LabelledData:
     """Version 0.01: 30 words.
 
     Raises:
-        DataError: the layout is incomplete (:mod:`ssamba.data.datasets.common`), a word's folder is missing, or there is
-            a folder of another word.
+        DataError: the layout is incomplete (:mod:`ssamba.data.datasets.common`), a word's folder is missing, or
+            there is a folder of another word.
     """
     return _read("speech-commands-v1", root, WORDS_V1, 64721)
 

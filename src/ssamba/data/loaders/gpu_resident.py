@@ -1,7 +1,7 @@
 """A whole data set kept on the model's device, decoded once: for sets that fit, no step waits for audio.
 
-The samples are int16 scaled by each clip's peak, as in :class:`ssamba.data.loaders.workers.AudioCache`, and crops are cut out
-where they lie. A step then costs the host a few numbers for each clip.
+The samples are int16 scaled by each clip's peak, as in :class:`ssamba.data.loaders.workers.AudioCache`, and crops
+are cut out where they lie. A step then costs the host a few numbers for each clip.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class ResidentAudio:
 
 
 class ResidentLoader:
-    """As :class:`ssamba.data.loaders.pretraining.CropLoader`, but gives each step's :class:`Places` in a :class:`ResidentAudio`.
+    """As ``loaders.pretraining.CropLoader``, but gives each step's :class:`Places` in a :class:`ResidentAudio`.
 
     The crops, and what stands in for unreadable files, are the same.
     """

@@ -1,7 +1,7 @@
 """Batches of labelled waveforms for a plan's steps, decoded ahead by threads or processes.
 
-As in :mod:`ssamba.data.loaders.pretraining`, a batch depends on the plan alone: not on the number of workers, the depth of
-prefetching or the step that the loader began with.
+As in :mod:`ssamba.data.loaders.pretraining`, a batch depends on the plan alone: not on the number of workers, the
+depth of prefetching or the step that the loader began with.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ class LabelledLoader:
         stop_step: step to end before; None is the plan's end, which in training never comes.
         prefetch: batches decoded ahead, at most.
         skip: where unreadable files are counted; None keeps a list in memory.
-        cache_bytes: budget of an :class:`ssamba.data.loaders.workers.AudioCache` over the plan's files, whose headers are read
-            for it; 0 for none.
+        cache_bytes: budget of an :class:`ssamba.data.loaders.workers.AudioCache` over the plan's files, whose headers
+            are read for it; 0 for none.
         part: (k, n) gives the k-th of n blocks of each batch's rows, for a run in n processes. A block may be empty.
 
     Raises (while iterating):

@@ -1,6 +1,7 @@
 """Decoding in several processes, for machines on which threads wait for the interpreter lock.
 
-The processes are plain interpreters that run ``ssamba.data.loaders.decode_worker``, started as programs and not by multiprocessing:
+The processes are plain interpreters that run ``ssamba.data.loaders.decode_worker``, started as programs and not by
+multiprocessing:
 the caller's main module is not run again in them, CUDA and torch are not there, and no semaphores or named memory can
 be left behind. Requests are datagrams on one socket pair, so whoever is free takes the next. Waveforms come back in
 shared memory. When the caller ends in whatever way, its end of the pair closes and the processes end.

@@ -1,6 +1,7 @@
 """Which labelled example is shown when: training epochs and evaluation windows, as pure functions of seed and step.
 
-As in :mod:`ssamba.data.samplers.pretraining` nothing has state: ``plan.rows(step)`` gives the same rows in a fresh process.
+As in :mod:`ssamba.data.samplers.pretraining` nothing has state: ``plan.rows(step)`` gives the same rows in a
+fresh process.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Two forms of the scan sit behind one interface. On NVIDIA it is CUDA C++ compiled at run time by the NVRTC that torch
 carries (``nvrtc_scan``); elsewhere, and where NVRTC cannot be had, a Triton kernel (``triton_kernels.scan``).
-Everything around the scan is Triton or a plain matrix product. benchmarks/KERNEL-NOTES.md has the numbers.
+Everything around the scan is Triton or a plain matrix product. dev/KERNEL-NOTES.md has the numbers.
 
 The ops are opaque to ``torch.compile``, save what a backward can start from (x, z, the output y and the small
 projection p) and compute the rest again, take no decision on the host that depends on data, and use no atomics: two

@@ -19,7 +19,7 @@ _CHUNK_STEPS = 256  # the least; with fewer or shorter chunks, the pass that fin
 
 
 class Cut(NamedTuple):
-    """How a call is spread over the GPU. benchmarks/KERNEL-NOTES.md has the measurements behind ``choose_cut``."""
+    """How a call is spread over the GPU. dev/KERNEL-NOTES.md has the measurements behind ``choose_cut``."""
 
     split: int
     """Warps that share the states of 16 channels: 1 or 2."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from pretrain_runs import command, log_of
-from test_parallel import close, distance, ranks_of, run, wait_for_step
+from test_distributed import close, distance, ranks_of, run, wait_for_step
 
 pytestmark = [
     pytest.mark.gpu,

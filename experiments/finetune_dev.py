@@ -1,7 +1,7 @@
 """Choose recipes of fine-tuning without test data: many configurations, some jobs side by side, one table.
 
-    python benchmarks/finetune_dev.py OUT CONFIGURATIONS --esc10 ROOT --seeds 0 1 --jobs 12 --minutes 8
-    python benchmarks/finetune_dev.py OUT CONFIGURATIONS --arabic ROOT --jobs 8
+    python experiments/finetune_dev.py OUT CONFIGURATIONS --esc10 ROOT --seeds 0 1 --jobs 12 --minutes 8
+    python experiments/finetune_dev.py OUT CONFIGURATIONS --arabic ROOT --jobs 8
 
 ESC-10: folds 2 to 5 alone; three of them are trained on, the fourth is judged, four ways (fold 1 is never read). Arabic
 Speech Commands: the training speakers, judged on the validation speakers (the test speakers are never read). OUT gets a

@@ -7,8 +7,8 @@ import copy
 import pytest
 import torch
 
+from ssamba.inference.model import make_encoder
 from ssamba.models.config import Config
-from ssamba.models.registry import make_encoder
 
 CONFIG = Config(width=64, depth=4, frames=256)
 

@@ -1,6 +1,6 @@
 """Draw what pretraining's changes make of a sound: its log-mel spectrogram, plain and with each of them.
 
-    python benchmarks/heard.py SOUND OTHER OUT.png [--frames 208]
+    python experiments/augmented_views.py SOUND OTHER OUT.png [--frames 208]
 
 SOUND is the clip, OTHER what is mixed into it. The values are those of the model in the package (docs/models/tiny.md),
 each so that it can be seen: the highest and lowest speed, the largest room.

@@ -1,6 +1,6 @@
 """Linear probes for choosing between pretraining runs, on training data alone.
 
-    python benchmarks/dev_probe.py ESC10 ARABIC MODEL [MODEL ...] [--layers 6 9 12]
+    python experiments/dev_probe.py ESC10 ARABIC MODEL [MODEL ...] [--layers 6 9 12]
 
 ESC-10: folds 2 to 5 against each other (fold 1 is never read); Arabic Speech Commands: fitted on the training speakers,
 scored on the validation speakers. The official test scores are `ssamba probe`'s business. The best of three C counts.

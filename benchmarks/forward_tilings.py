@@ -1,6 +1,6 @@
 """Every candidate cut of the forward, in one run: right against float64, then timed inside the model beside SSAST.
 
-    PYTHONPATH=src python benchmarks/forward_cuts.py [--cases "tiny 4x22016" ...] [--repeats 10]
+    PYTHONPATH=src python benchmarks/forward_tilings.py [--cases "tiny 4x22016" ...] [--repeats 10]
 
 A candidate is a set of environment variables (docs of ``choose_cut``; ``SSAMBA_PROJ``: warps of a block of the
 projection, blocks of a multiprocessor), and where the gate is. It is compared with float64 on a small input and with

@@ -12,8 +12,8 @@ from pathlib import Path
 import layout_trees as trees
 import pytest
 from pretrain_runs import log_of, step_of
+from test_distributed import distance, ended, ranks_of
 from test_finetune_resume import MORE, VALUES
-from test_parallel import distance, ended, ranks_of
 
 from ssamba.training.finetune.recipe import load_finetune_recipe
 from ssamba.training.finetune.run import finetune

@@ -1,6 +1,6 @@
 """Collect free unlabelled audio from Debian packages: 16 kHz mono Opus files of about 30 s, as pretraining takes them.
 
-    python benchmarks/debian_audio.py OUT [--against TESTS ...] [--debs FOLDER] [--only SOURCE ...] [--list]
+    python tools/corpus/debian_audio.py OUT [--against TESTS ...] [--debs FOLDER] [--only SOURCE ...] [--list]
 
 Each source of debian_sources.py is a part of one Debian package: its sounds, its ambience, its music or its voices. The
 package is fetched with `apt-get download` (nothing is installed; run `apt-get update` before), unpacked into a

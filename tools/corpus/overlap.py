@@ -1,6 +1,6 @@
 """Does a collection of audio hold recordings of a test set? The best match of each test clip.
 
-    python benchmarks/overlap.py CLIPS FOLDER [--threshold 0.5] [--planted 40] [--out overlap.csv]
+    python tools/corpus/overlap.py CLIPS FOLDER [--threshold 0.5] [--planted 40] [--out overlap.csv]
 
 Every second of each clip in CLIPS, at steps of half a second, is looked for in every file of FOLDER, in two stages.
 

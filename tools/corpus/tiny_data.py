@@ -1,6 +1,6 @@
 """Write the manifests that the shipped tiny model was trained on: one for each kind of sound.
 
-    python benchmarks/tiny_data.py UNLABELLED ARABIC OUT [--more FOLDER ...]
+    python tools/corpus/tiny_data.py UNLABELLED ARABIC OUT [--more FOLDER ...]
 
 UNLABELLED holds a folder for each source, ARABIC is Arabic Speech Commands with meta.csv: only its training speakers
 are taken. OUT gets speech.csv, music.csv, effects.csv and words.csv, to be mixed as PATH=SHARE. Their paths are

@@ -1,6 +1,6 @@
 """Probe and fine-tune several models on ESC-10 and Arabic Speech Commands, some jobs side by side; table and picture.
 
-    python benchmarks/downstream.py OUT --esc10 ROOT --arabic ROOT --seeds 0 1 2 --jobs 6 \
+    python experiments/downstream.py OUT --esc10 ROOT --arabic ROOT --seeds 0 1 2 --jobs 6 \
         pretrained=RUN@12.5 other=RUN@6 scratch=none:ssamba
 
 Each model is NAME=SOURCE, SOURCE a run or model directory, or none:ENCODER for random weights (none:ENCODER:OPTIONS

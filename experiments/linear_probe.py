@@ -1,6 +1,6 @@
 """Linear probe with folds: frozen embeddings, standardised, logistic regression, one fold held out at a time.
 
-    python benchmarks/linear_probe.py ESC10/meta.csv runs/small [MORE-RUNS ...]
+    python experiments/linear_probe.py ESC10/meta.csv runs/small [MORE-RUNS ...]
 
 The CSV has the columns filename, fold, category. Each model is compared with an untrained encoder of the same size and
 with the mean and deviation over time of 128 log-mel bands. Prints a markdown table: mean over the folds and deviation.

@@ -1,0 +1,36 @@
+"""The subcommands: one module each, which reads its options and calls one function.
+
+Everything that needs torch is imported inside the functions: help and usage errors come at once.
+"""
+
+from __future__ import annotations
+
+from ssamba.cli.commands import (
+    bench,
+    convert,
+    demo,
+    embed,
+    finetune,
+    info,
+    predict,
+    pretrain,
+    probe,
+    reconstruct,
+    stats,
+)
+from ssamba.cli.commands.common import Command
+
+COMMANDS: dict[str, Command] = {
+    "embed": embed.COMMAND,
+    "pretrain": pretrain.COMMAND,
+    "predict": predict.COMMAND,
+    "probe": probe.COMMAND,
+    "finetune": finetune.COMMAND,
+    "reconstruct": reconstruct.COMMAND,
+    "info": info.COMMAND,
+    "convert": convert.COMMAND,
+    "stats": stats.COMMAND,
+    "bench": bench.COMMAND,
+    "demo": demo.COMMAND,
+}
+"""Name -> subcommand, in the order of the help."""

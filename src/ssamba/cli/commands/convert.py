@@ -1,0 +1,34 @@
+"""``ssamba convert``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ssamba.cli.commands.common import EXIT_DONE, Command
+from ssamba.cli.parser import (
+    SOURCE_HELP,
+    positive,
+)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("source", metavar="SOURCE", help=SOURCE_HELP)
+    parser.add_argument("dest", type=Path, metavar="DEST", help="a new directory, or a new .pth")
+    parser.add_argument("--half", action="store_true", help="write a directory in fp16, half as large, to hand on")
+    parser.add_argument(
+        "--attention-heads", type=positive, metavar="N", help="of an official SSAST whose width is not a published one"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Do it, and return the exit code."""
+    from ssamba.models.pretrained.convert import convert
+
+    for line in convert(arguments.source, arguments.dest, arguments.half, arguments.attention_heads):
+        print(line)
+    return EXIT_DONE
+
+
+COMMAND = Command("convert an official .pth to a model directory, or back", add_options, run)

@@ -1,0 +1,75 @@
+"""``ssamba embed``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ssamba.cli.parser import (
+    UsageError,
+    add_model,
+    add_passes,
+    positive,
+)
+
+if TYPE_CHECKING:
+    from ssamba.inference.model import Encoder
+from ssamba.cli.commands.common import DATA_HELP, Command, list_unreadable
+
+DEFAULT_OUT = Path("embeddings.npz")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("files", nargs="+", metavar="FILE", help=DATA_HELP)
+    add_model(parser)
+    parser.add_argument(
+        "--out", type=Path, metavar="X.npz|X.parquet", help=f"the file to write (default: a new {DEFAULT_OUT})"
+    )
+    parser.add_argument(
+        "--level",
+        default="clip",
+        choices=("clip", "frame", "patch"),
+        help="one row per file, per time step or per patch",
+    )
+    parser.add_argument("--whole", action="store_true", help="read long recordings in one pass, not in windows")
+    parser.add_argument("--stride", type=positive, metavar="S", help="patch stride on both axes (default: the model's)")
+    parser.add_argument(
+        "--frames", type=positive, metavar="N", help="length of a window in frames of 10 ms (default: the model's)"
+    )
+    add_passes(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Do it, and return the exit code."""
+    out = arguments.out or DEFAULT_OUT
+    if arguments.out is None and out.exists():
+        raise UsageError(f"{out}: exists already; name another file with --out, or this one to replace it")
+
+    from ssamba.inference.embed_files import embed_files
+    from ssamba.inference.embedding_writer import check_output
+    from ssamba.inference.file_stream import list_files, quick_start
+    from ssamba.inference.load import load
+    from ssamba.utils.progress import Bar
+
+    check_output(out)
+    files, again = list_files(arguments.files)
+    model: Encoder = load(arguments.model, arguments.device, stride=arguments.stride, frames=arguments.frames)
+    with quick_start(files, model), Bar("embedding") as bar:
+        report = embed_files(
+            files,
+            model,
+            out,
+            level=arguments.level,
+            whole=arguments.whole,
+            batch=arguments.batch,
+            threads=arguments.threads,
+            progress=bar.update,
+        )
+    twice = f" ({again} given twice)" if again else ""
+    print(f"{out}: {report.rows} x {report.width} from {report.written} files{twice}")
+    return list_unreadable(report.failures)
+
+
+COMMAND = Command("turn audio files into embeddings", add_options, run)
