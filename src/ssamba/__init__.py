@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from ssamba.inference.embed import Embeddings
     from ssamba.inference.load import load
     from ssamba.inference.model import SSAMBA, SSAST, Encoder
+    from ssamba.inference.onnx.export import export_onnx
     from ssamba.models.config import Config
     from ssamba.utils.errors import AudioError, CheckpointError, ConfigError, DataError, SsambaError
 
@@ -24,6 +25,7 @@ __all__ = [
     "Embeddings",
     "Encoder",
     "SsambaError",
+    "export_onnx",
     "features",
     "load",
 ]
@@ -40,6 +42,7 @@ _HOMES = {
     "Embeddings": "inference.embed",
     "Encoder": "inference.model",
     "SsambaError": "utils.errors",
+    "export_onnx": "inference.onnx.export",
     "features": "audio.log_mel",
     "load": "inference.load",
 }

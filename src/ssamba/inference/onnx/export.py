@@ -1,0 +1,197 @@
+"""``ssamba.export_onnx``: a model as one ONNX file, for any batch and any length."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ssamba.audio import log_mel
+from ssamba.data.synthetic.generate import CLASS_NAMES, synthesise
+from ssamba.inference.load import load
+from ssamba.inference.model import Encoder
+from ssamba.models import encoder
+from ssamba.models.pretrained.load import Source
+from ssamba.utils.atomic_write import beside
+from ssamba.utils.errors import ConfigError, SsambaError
+from ssamba.utils.suggest import nearest
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+INPUTS = ("waveform", "features")
+OUTPUTS = ("tokens", "clip", "logits")
+WEIGHTS = ("fp32", "fp16", "int8")
+LARGEST_FILE = 2**31 - 1
+"""Bytes that a protocol buffer, and so an ONNX file without side files, can hold."""
+TEST_SOUNDS, TEST_SECONDS = 4, 10.0
+
+
+@dataclass(frozen=True)
+class OnnxFile:
+    """What was written.
+
+    Attributes:
+        path: the file.
+        size: its bytes.
+        nodes: operators in the graph, a loop and its body counted once.
+        errors: output (``tokens``, ``clip``, ``logits``) -> what rounding the weights does to it on a made-up sound,
+            relative to the model: the norm of the difference over the norm. Empty for fp32.
+    """
+
+    path: Path
+    size: int
+    nodes: int
+    errors: dict[str, float] = field(default_factory=dict)
+
+
+def export_onnx(
+    model: Encoder | Source | None,
+    path: str | os.PathLike[str],
+    output: str = "tokens",
+    input: str = "waveform",
+    weights: str = "fp32",
+) -> OnnxFile:
+    """Write a model as an ONNX file of standard operators (opset 18), for any batch and any length.
+
+    Args:
+        model: a model, or what ``ssamba.load`` takes.
+        path: a file that ends in ``.onnx``; it appears when it is complete, and replaces one that is there.
+        output: ``tokens`` (batch, prefix + rows x columns, width), as ``encode``; ``clip`` (batch, width), the mean of
+            the patch tokens, as ``embed(..., whole=True).clip``; ``logits`` (batch, classes), or (batch, seconds,
+            classes) of a model that labels each second, before softmax or sigmoid.
+        input: ``waveform`` (batch, samples) float32 at 16 kHz, at least 400 samples, or ``features`` (batch, frames,
+            mel_bins), normalised log-mel as of ``ssamba.features``. From a waveform the last patch column is padded as
+            ``embed`` does; for logits the padding goes up to the model's length, as ``predict`` does.
+        weights: ``fp32``, ``fp16`` or ``int8``: how they are stored. All are computed with in float32.
+
+    Raises:
+        ConfigError: an unknown choice, logits of a model without classifier, or a file beyond 2 GB.
+        CheckpointError: a source that is no model.
+        SsambaError: the package onnx is missing, or the file cannot be written.
+    """
+    _check_choices(output, input, weights)
+    path = _check_path(path)
+    if importlib.util.find_spec("onnx") is None:
+        raise SsambaError("writing ONNX files takes the package onnx: pip install 'ssamba[onnx]'")
+    if not isinstance(model, Encoder):
+        model = load(model, device="cpu")
+    if output == "logits" and model.classifier is None:
+        raise ConfigError("output logits: this model has no classifier; fine-tune it first, or take tokens or clip")
+    proto = build(model, output, input, weights)
+    if proto.ByteSize() > LARGEST_FILE:
+        raise ConfigError(
+            f"{path}: weights {weights} make more than 2 GB, which one ONNX file cannot hold; take fp16 or int8"
+        )
+    errors = {} if weights == "fp32" else rounding_errors(model, weights)
+    data = proto.SerializeToString()
+    with beside(path) as temporary:
+        temporary.write_bytes(data)
+    return OnnxFile(path, len(data), count_nodes(proto), errors)
+
+
+def build(model: Encoder, output: str = "tokens", input: str = "waveform", weights: str = "fp32") -> ModelProto:
+    """The graph of ``export_onnx``, checked, in memory."""
+    from onnx import checker, helper
+
+    from ssamba.inference.onnx.classifier import add_clip, add_logits
+    from ssamba.inference.onnx.encoder import add_encoder
+    from ssamba.inference.onnx.front_end import add_front_end
+    from ssamba.inference.onnx.graph import IR_VERSION, OPSET, Graph
+    from ssamba.inference.onnx.weights import Weights
+
+    config, graph, stored = model.config, Graph(), Weights(model, weights)
+    if (name := stored.overflow()) is not None:
+        raise ConfigError(f"weights fp16: {name} holds values beyond {np.finfo(np.float16).max:g}; take fp32 or int8")
+    features = input
+    if input == "waveform":
+        features = add_front_end(graph, config, input, config.frames if output == "logits" else 0)
+    tokens = add_encoder(graph, model, stored, features)
+    result = tokens.tokens_BLd
+    shape: list[str | int] = ["batch", "tokens", config.width]
+    if output == "clip":
+        result, shape = add_clip(graph, model, tokens), ["batch", config.width]
+    elif output == "logits":
+        assert model.classifier is not None
+        task = model.classifier.task
+        result = add_logits(graph, model, stored, tokens, model.classifier)
+        shape = ["batch", *(["seconds"] if task.per_second else []), len(task.classes)]
+    graph.name_output(result, output)
+    entry: list[str | int] = ["batch", "samples"] if input == "waveform" else ["batch", "frames", config.mel_bins]
+    proto = helper.make_model(
+        graph.finish("ssamba", {input: entry}, {output: shape}),
+        opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="ssamba",
+    )  # fmt: skip
+    helper.set_model_props(proto, metadata(model, output, input, weights))
+    if proto.ByteSize() <= LARGEST_FILE:
+        checker.check_model(proto, full_check=True)
+    return proto
+
+
+def metadata(model: Encoder, output: str, input: str, weights: str) -> dict[str, str]:
+    """What a reader of the file needs besides the graph, as ONNX's custom metadata: plain text, or JSON."""
+    config = model.config
+    values = {
+        "input": input, "output": output, "weights": weights, "sample_rate": config.sample_rate,
+        "mean": config.mean, "std": config.std, "prefix_tokens": model.prefix_tokens, "rows": config.grid[0],
+        "frames": config.frames, "config": config.to_dict(),
+    }  # fmt: skip
+    if model.classifier is not None and output == "logits":
+        task = model.classifier.task
+        values |= {"classes": list(task.classes), "scores": "sigmoid" if task.sigmoid else "softmax"}
+        values |= {"per_second": task.per_second}
+    return {name: value if isinstance(value, str) else json.dumps(value) for name, value in values.items()}
+
+
+def count_nodes(proto: ModelProto) -> int:
+    """Operators of the graph and of the bodies of its loops."""
+    inner = [a.g for node in proto.graph.node for a in node.attribute if a.HasField("g")]
+    return len(proto.graph.node) + sum(len(body.node) for body in inner)
+
+
+@torch.no_grad()
+def rounding_errors(model: encoder.Encoder, weights: str) -> dict[str, float]:
+    """Relative errors (norm of the difference over the norm) of tokens, clip and logits when weights are rounded so."""
+    from ssamba.inference.onnx.weights import rounded
+
+    config = model.config
+    logs = log_mel.log_mel(log_mel.to_waveform(made_up_sound())[None], config.mel_bins)
+    features = log_mel.normalise(log_mel.fit_length(logs, config.frames), config.mean, config.std)
+    wanted, found = (_outputs(rounded(model, kind), features) for kind in ("fp32", weights))
+    return {name: float((found[name] - wanted[name]).norm() / wanted[name].norm()) for name in wanted}
+
+
+def made_up_sound() -> np.ndarray:
+    """A few made-up sounds one after the other, 10 s at 16 kHz, int16: the same always."""
+    classes = CLASS_NAMES[:: len(CLASS_NAMES) // TEST_SOUNDS][:TEST_SOUNDS]
+    return np.concatenate([synthesise(name, TEST_SECONDS / TEST_SOUNDS) for name in classes])
+
+
+def _outputs(model: encoder.Encoder, features: Tensor) -> dict[str, Tensor]:
+    tokens_BLd = model.encode(features)
+    found = {"tokens": tokens_BLd, "clip": tokens_BLd[:, model.prefix_tokens :].mean(dim=1)}
+    if model.classifier is not None:
+        found["logits"] = model.classify(features)
+    return found
+
+
+def _check_choices(output: str, input: str, weights: str) -> None:
+    for name, value, known in (("output", output, OUTPUTS), ("input", input, INPUTS), ("weights", weights, WEIGHTS)):
+        if value not in known:
+            raise ConfigError(f"{name} {value}: choose {', '.join(known)}{nearest(str(value), list(known))}")
+
+
+def _check_path(path: str | os.PathLike[str]) -> Path:
+    path = Path(path)
+    if path.suffix != ".onnx":
+        raise ConfigError(f"{path}: give a file that ends in .onnx")
+    if path.is_dir():
+        raise ConfigError(f"{path}: is a directory; give a file that ends in .onnx")
+    return path
