@@ -185,6 +185,7 @@ def test_full_disk(model: Path, official_path: Path, tmp_path: Path) -> None:
         [1024, "convert", official_path, tmp_path / "model"],
         [4096, "convert", official_path, tmp_path / "model"],
         [4096, "convert", model, tmp_path / "x.pth"],
+        [4096, "export", model, tmp_path / "x.onnx"],
         [1024, "reconstruct", tmp_path / "good.wav", "--model", model, "--out", tmp_path / "x.png"],
     ]
     if _has("pyarrow"):

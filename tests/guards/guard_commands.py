@@ -18,6 +18,7 @@ COMMANDS = [
     "reconstruct",
     "info",
     "convert",
+    "export",
     "stats",
     "bench",
     "demo",

@@ -16,9 +16,9 @@ from torch import Tensor
 from ssamba.audio import log_mel
 from ssamba.data.synthetic.generate import CLASS_NAMES, synthesise
 from ssamba.inference.load import load
-from ssamba.inference.model import Encoder
 from ssamba.models import encoder
 from ssamba.models.pretrained.load import Source
+from ssamba.models.pretrained.weights import DEFAULT
 from ssamba.utils.atomic_write import beside
 from ssamba.utils.errors import ConfigError, SsambaError
 from ssamba.utils.suggest import nearest
@@ -53,7 +53,7 @@ class OnnxFile:
 
 
 def export_onnx(
-    model: Encoder | Source | None,
+    model: encoder.Encoder | Source | None,
     path: str | os.PathLike[str],
     output: str = "tokens",
     input: str = "waveform",
@@ -81,10 +81,11 @@ def export_onnx(
     path = _check_path(path)
     if importlib.util.find_spec("onnx") is None:
         raise SsambaError("writing ONNX files takes the package onnx: pip install 'ssamba[onnx]'")
-    if not isinstance(model, Encoder):
+    name = "this model" if isinstance(model, encoder.Encoder) else model or DEFAULT
+    if not isinstance(model, encoder.Encoder):
         model = load(model, device="cpu")
     if output == "logits" and model.classifier is None:
-        raise ConfigError("output logits: this model has no classifier; fine-tune it first, or take tokens or clip")
+        raise ConfigError(f"{name}: has no classifier for output logits; fine-tune it first, or take tokens or clip")
     proto = build(model, output, input, weights)
     if proto.ByteSize() > LARGEST_FILE:
         raise ConfigError(
@@ -97,7 +98,7 @@ def export_onnx(
     return OnnxFile(path, len(data), count_nodes(proto), errors)
 
 
-def build(model: Encoder, output: str = "tokens", input: str = "waveform", weights: str = "fp32") -> ModelProto:
+def build(model: encoder.Encoder, output: str = "tokens", input: str = "waveform", weights: str = "fp32") -> ModelProto:
     """The graph of ``export_onnx``, checked, in memory."""
     from onnx import checker, helper
 
@@ -135,7 +136,7 @@ def build(model: Encoder, output: str = "tokens", input: str = "waveform", weigh
     return proto
 
 
-def metadata(model: Encoder, output: str, input: str, weights: str) -> dict[str, str]:
+def metadata(model: encoder.Encoder, output: str, input: str, weights: str) -> dict[str, str]:
     """What a reader of the file needs besides the graph, as ONNX's custom metadata: plain text, or JSON."""
     config = model.config
     values = {
