@@ -55,15 +55,19 @@ def resize_positions(
     names what a longer time is given instead: a few positions stretched over much more time are far from those that the
     encoder was trained with.
     """
-    if old == new:
+    traced = not isinstance(new[1], int)  # by torch.export: no decision may depend on the length
+    if not traced and old == new:
         return positions
     front, width = positions.shape[1] - old[0] * old[1], positions.shape[-1]
     image = positions[:, front:].transpose(1, 2).reshape(1, width, *old)
-    if longer == "repeat" and new[1] > old[1]:
-        image = image[..., torch.arange(new[1], device=image.device) % old[1]]
-    elif longer == "average" and new[1] > old[1]:
-        image = image.mean(3, keepdim=True).expand(-1, -1, -1, new[1])
-    image = _resize_side(image, dim=3, length=new[1])
+    if traced:
+        image = _resize_to_any_time(image, new[1])
+    else:
+        if longer == "repeat" and new[1] > old[1]:
+            image = image[..., torch.arange(new[1], device=image.device) % old[1]]
+        elif longer == "average" and new[1] > old[1]:
+            image = image.mean(3, keepdim=True).expand(-1, -1, -1, new[1])
+        image = _resize_side(image, dim=3, length=new[1])
     image = _resize_side(image, dim=2, length=new[0])
     return torch.cat([positions[:, :front], image.reshape(1, width, -1).transpose(1, 2)], dim=1)
 
@@ -75,3 +79,19 @@ def _resize_side(image: Tensor, dim: int, length: int) -> Tensor:
         return image.narrow(dim, start, length)
     size = (length, image.shape[3]) if dim == 2 else (image.shape[2], length)
     return F.interpolate(image, size=size, mode="bilinear", align_corners=False)
+
+
+def _resize_to_any_time(image: Tensor, length: int) -> Tensor:
+    """``_resize_side`` of the last side without a decision in Python: (1, d, F, T) -> (1, d, F, length).
+
+    Each new column is a mean of two old ones: when cut, of one with the weight 1.
+    """
+    old = image.shape[3]
+    index = torch.arange(length, device=image.device)
+    new = index[-1:] + 1
+    place = ((index + 0.5) * (old / new) - 0.5).clamp_min(0)
+    below = place.floor()
+    first = torch.where(new > old, below.long(), old // 2 - new // 2 + index)
+    share = torch.where(new > old, place - below, 0.0).to(image.dtype)
+    low, high = image[..., first], image[..., (first + 1).clamp_max(old - 1)]
+    return low + (high - low) * share
