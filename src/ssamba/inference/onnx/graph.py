@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
-OPSET, IR_VERSION = 18, 9
-"""Operator set (2022: LayerNormalization, Split with ``num_outputs``) and file format, read since ONNX Runtime 1.14."""
+OPSET, IR_VERSION = 18, 8
+"""Operator set and file format of 2022, the first with LayerNormalization and with Split into equal parts."""
 
 SHARED_BYTES = 4096
 """Unnamed constants up to this size are compared with the earlier ones."""
