@@ -93,6 +93,17 @@ def test_tokens_for_any_batch_and_length(name: str) -> None:
             assert_close(run(runtime, features), model.encode(features))
 
 
+@torch.no_grad()
+def test_time_steps_of_every_size() -> None:
+    model = model_of()
+    for name, parameter in model.named_parameters():
+        if name.endswith("dt_bias_RKE"):
+            parameter.copy_(torch.linspace(-40, 40, parameter.numel()).view_as(parameter))
+    runtime = session(build(model, "tokens", "features"))
+    features = torch.randn(1, 640, 128)
+    assert_close(run(runtime, features), model.encode(features), 2e-5)
+
+
 @pytest.mark.parametrize("encoder", ["ssamba", "ssast"])
 @torch.no_grad()
 def test_what_pretraining_alone_needs_is_left_out(encoder: str) -> None:
@@ -125,6 +136,8 @@ def test_the_graph_is_standard_and_as_large_for_any_length(encoder: str) -> None
         assert len(bodies) == (1 if encoder == "ssamba" else 0)
         assert {node.domain for part in (proto.graph, *bodies) for node in part.node} == {""}
         assert not proto.functions
+        read = {name for part in (proto.graph, *bodies) for node in part.node for name in node.input}
+        assert {constant.name for constant in proto.graph.initializer} <= read
 
 
 def front_end(config: Config, least_frames: int = 0) -> onnxruntime.InferenceSession:

@@ -1,7 +1,8 @@
-"""The chain of block pairs of SSAMBA as ONNX nodes. Shape letters: ``ssamba.ops.mamba.naive``; T is B x L rows.
+"""The chain of block pairs of SSAMBA as ONNX nodes. Shape letters: ``ssamba.ops.mamba.naive``; T is L x B rows.
 
-Everything but the scan works on rows of tokens (T, channels), so products need no transposition. The scan's state is
-(B, K, N, E) with the channels innermost: what a step multiplies it with is then constant, or contiguous, along E.
+Inside the chain the order is (tokens, batch, channels): products take it as rows (T, channels), the convolution as an
+image of height L and width B with the channels last, and each turn of the scan's loop as one contiguous piece. The
+scan's state is (B, K, N, E): what a step multiplies it with is constant, or contiguous, along the channels.
 """
 
 from __future__ import annotations
@@ -18,26 +19,26 @@ from ssamba.models.bimamba import BLOCKS, NORM_EPS
 from ssamba.models.config import Config
 from ssamba.models.encoder import Encoder
 
-LINEAR_FROM, SMALLEST = 20.0, 1e-30
-"""Softplus of more is the value itself in float32; what stands for 0 as a divisor."""
+LINEAR_FROM, CONSTANT_TO = 20.0, -15.9
+"""Softplus of more is the value itself in float32; of less it is taken as that of this, 1.2e-7."""
 
 
 @dataclass(frozen=True)
 class _Direction:
-    """What one direction's scan reads at each token, as (B, L, K, ., .)."""
+    """What one direction's scan reads at each token, as (L, B, K, ., .)."""
 
-    delta_BLK1E: Value
-    drive_BLK1E: Value
-    B_BLKN1: Value
-    C_BLK1N: Value
+    delta_LBK1E: Value
+    drive_LBK1E: Value
+    B_LBKN1: Value
+    C_LBK1N: Value
     skip_TX: Value
     """D u, which joins the scan's output."""
 
 
-def add_chain(graph: Graph, model: Encoder, weights: Weights, tokens_Td: Value, batch: Value) -> Value:
-    """All pairs and the final norm: rows of tokens (T, d) -> (T, d)."""
+def add_chain(graph: Graph, model: Encoder, weights: Weights, tokens_BLd: Value, batch: Value) -> Value:
+    """All pairs and the final norm: (B, L, d) -> (B, L, d)."""
     config = model.config
-    stream_Td, y_Td = tokens_Td, None
+    stream_Td, y_Td = graph.reshape(graph("Transpose", tokens_BLd, perm=[1, 0, 2]), -1, config.width), None
     for i in range(config.depth // BLOCKS):
         graph.scope = f"pairs.{i}"
         stream_Td = _joined(graph, stream_Td, y_Td, config)
@@ -47,7 +48,7 @@ def add_chain(graph: Graph, model: Encoder, weights: Weights, tokens_Td: Value, 
     scale, shift = weights.add(graph, "norm.weight"), weights.add(graph, "norm.bias")
     for _ in range(2):  # with the same weights, as in ``SSAMBA.encode_tokens``
         stream_Td = graph("LayerNormalization", stream_Td, scale, shift, axis=-1, epsilon=NORM_EPS)
-    return stream_Td
+    return graph("Transpose", graph.reshape(stream_Td, -1, batch, config.width), perm=[1, 0, 2])
 
 
 def _joined(graph: Graph, stream_Td: Value, y_Td: Value | None, config: Config) -> Value:
@@ -72,9 +73,9 @@ class _Pair:
         ones, zeros = graph.constant(np.ones(d, np.float32)), graph.constant(np.zeros(d, np.float32))
         normal_Td = graph("LayerNormalization", stream_Td, ones, zeros, axis=-1, epsilon=NORM_EPS)
         x_TX, z_TX = self._input(normal_Td)
-        x_BX1L = graph.reshape(x_TX, 1, -1, BLOCKS * config.inner, batch=batch)
-        x_BX1L = graph("Transpose", x_BX1L, perm=[0, 3, 1, 2])
-        ways = [self._direction(x_BX1L, r, batch) for r in range(directions)]
+        x_1LBX = graph.reshape(x_TX, 1, -1, batch, BLOCKS * config.inner)
+        x_1XLB = graph("Transpose", x_1LBX, perm=[0, 3, 1, 2])
+        ways = [self._direction(x_1XLB, r, batch) for r in range(directions)]
         y_TX = self._scanned(ways, batch)
         y_TX = graph("Mul", y_TX, self._silu(z_TX))
         out_dX = graph.reshape(self._parameter("out_proj_dKE"), d, -1)
@@ -95,11 +96,11 @@ class _Pair:
         )
         return x, z
 
-    def _direction(self, x_BX1L: Value, r: int, batch: Value) -> _Direction:
+    def _direction(self, x_1XLB: Value, r: int, batch: Value) -> _Direction:
         """Convolution and what depends on it, for direction r."""
         graph, config = self._graph, self._config
         inner, states, rank = config.inner, config.state_size, config.dt_rank
-        u_TX = self._convolved(x_BX1L, r)
+        u_TX = self._convolved(x_1XLB, r)
         projected = graph("MatMul", u_TX, self._by_blocks("x_proj_RKPE", r))
         sizes = graph.integers(rank, states, states)
         low, B, C = graph.several("Split", 3, graph.reshape(projected, 0, BLOCKS, -1), sizes, axis=2)
@@ -109,25 +110,25 @@ class _Pair:
         drive_TX = graph("Mul", delta_TX, u_TX)
         D_X = graph.constant(self._values("D_RKE")[r].flatten().numpy())
         return _Direction(
-            graph.reshape(delta_TX, -1, BLOCKS, 1, inner, batch=batch),
-            graph.reshape(drive_TX, -1, BLOCKS, 1, inner, batch=batch),
-            graph.reshape(B, -1, BLOCKS, states, 1, batch=batch),
-            graph.reshape(C, -1, BLOCKS, 1, states, batch=batch),
+            graph.reshape(delta_TX, -1, batch, BLOCKS, 1, inner),
+            graph.reshape(drive_TX, -1, batch, BLOCKS, 1, inner),
+            graph.reshape(B, -1, batch, BLOCKS, states, 1),
+            graph.reshape(C, -1, batch, BLOCKS, 1, states),
             graph("Mul", u_TX, D_X),
         )
 
-    def _convolved(self, x_BX1L: Value, r: int) -> Value:
+    def _convolved(self, x_1XLB: Value, r: int) -> Value:
         """Depthwise convolution and SiLU -> u (T, K E). Direction 1 reads ahead, its taps mirrored."""
         graph, width = self._graph, self._config.conv_width
         channels = BLOCKS * self._config.inner
-        taps = self._values("conv_weight_RKEW")[r].reshape(channels, 1, 1, width)
-        taps = taps if r == 0 else taps.flip(-1)
-        pads = [0, width - 1, 0, 0] if r == 0 else [0, 0, 0, width - 1]
+        taps = self._values("conv_weight_RKEW")[r].reshape(channels, 1, width, 1)
+        taps = taps if r == 0 else taps.flip(2)
+        pads = [width - 1, 0, 0, 0] if r == 0 else [0, 0, width - 1, 0]
         bias_X = graph.constant(self._values("conv_bias_RKE")[r].flatten().numpy())
         weight = graph.constant(taps.numpy(), f"{self._prefix}conv_weight.{r}")
-        # Two dimensions, one of them 1: ONNX Runtime has a fast form of depthwise convolutions over images alone.
-        u_BX1L = graph("Conv", x_BX1L, weight, bias_X, group=channels, pads=pads, kernel_shape=[1, width])
-        u_TX = graph.reshape(graph("Transpose", u_BX1L, perm=[0, 2, 3, 1]), -1, channels)
+        # Over an image: ONNX Runtime has a fast form of depthwise convolutions for those alone.
+        u_1XLB = graph("Conv", x_1XLB, weight, bias_X, group=channels, pads=pads, kernel_shape=[width, 1])
+        u_TX = graph.reshape(graph("Transpose", u_1XLB, perm=[0, 2, 3, 1]), -1, channels)
         return self._silu(u_TX)
 
     def _scanned(self, ways: list[_Direction], batch: Value) -> Value:
@@ -135,11 +136,11 @@ class _Pair:
         graph, config, n = self._graph, self._config, len(ways)
         shape = graph("Concat", batch, graph.integers(BLOCKS, config.state_size, config.inner), axis=0)
         begin = graph("ConstantOfShape", shape)
-        inputs = [x for way in ways for x in (way.delta_BLK1E, way.drive_BLK1E, way.B_BLKN1, way.C_BLK1N)]
+        inputs = [x for way in ways for x in (way.delta_LBK1E, way.drive_LBK1E, way.B_LBKN1, way.C_LBK1N)]
         results = graph.several(
             "Scan", 2 * n, *[begin] * n, *inputs, body=self._step(n), num_scan_inputs=4 * n,
-            scan_input_axes=[1] * 4 * n, scan_input_directions=[r for r in range(n) for _ in range(4)],
-            scan_output_axes=[1] * n, scan_output_directions=list(range(n)),
+            scan_input_directions=[r for r in range(n) for _ in range(4)],
+            scan_output_directions=list(range(n)),
         )  # fmt: skip
         total, *others = [graph.reshape(y, -1, BLOCKS * config.inner) for y in results[n:]]
         for term in (*others, *(way.skip_TX for way in ways)):
@@ -178,12 +179,12 @@ class _Pair:
         """log(1 + exp(x)) by fast operators, to the last digits (ONNX Runtime's own is scalar, five times slower).
 
         With e = exp(x) and u = 1 + e as rounded it is log(u) e / (u - 1), and x itself where e leaves no trace of 1.
+        Where 1 would leave no trace of e, it is constant.
         """
         graph, one = self._graph, self._graph.number(1)
-        e = graph("Exp", graph("Clip", x, "", graph.number(LINEAR_FROM)))
+        e = graph("Exp", graph("Clip", x, graph.number(CONSTANT_TO), graph.number(LINEAR_FROM)))
         u = graph("Add", e, one)
-        gap = graph("Add", graph("Sub", u, one), graph.number(SMALLEST))
-        return graph("Max", graph("Mul", graph("Log", u), graph("Div", e, gap)), x)
+        return graph("Max", graph("Mul", graph("Log", u), graph("Div", e, graph("Sub", u, one))), x)
 
     def _silu(self, x: Value) -> Value:
         return self._graph("Mul", x, self._graph("Sigmoid", x))

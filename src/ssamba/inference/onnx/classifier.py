@@ -45,7 +45,7 @@ def _mean(graph: Graph, values: Value, axis: int, keep: bool = False) -> Value:
 def _grid(graph: Graph, model: Encoder, tokens: Tokens) -> Value:
     """The patch tokens (B, F, T, d)."""
     rows, d = model.config.grid[0], model.config.width
-    return graph.reshape(graph.slice(tokens.tokens_BLd, 1, model.prefix_tokens), rows, -1, d, batch=tokens.batch)
+    return graph.reshape(graph.slice(tokens.tokens_BLd, 1, model.prefix_tokens), tokens.batch, rows, -1, d)
 
 
 def _row_statistics(graph: Graph, grid_BFTd: Value, batch: Value) -> Value:
@@ -54,7 +54,7 @@ def _row_statistics(graph: Graph, grid_BFTd: Value, batch: Value) -> Value:
     apart = graph("Sub", grid_BFTd, mean_BF1d)
     variance = _mean(graph, graph("Mul", apart, apart), 2, keep=True)
     deviation = graph("Sqrt", graph("Add", variance, graph.number(VARIANCE)))
-    return graph.reshape(graph("Concat", mean_BF1d, deviation, axis=1), -1, batch=batch)
+    return graph.reshape(graph("Concat", mean_BF1d, deviation, axis=1), batch, -1)
 
 
 def _second_means(graph: Graph, grid_BFTd: Value, columns: Value, config: Config) -> Value:

@@ -24,13 +24,12 @@ class Tokens:
 
 def add_encoder(graph: Graph, model: Encoder, weights: Weights, features: Value) -> Tokens:
     """Normalised log-mel (B, frames, mel_bins) -> tokens (B, prefix + F*T, d), as ``Encoder.encode``."""
-    d = model.config.width
     batch = graph("Shape", features, start=0, end=1)
     tokens_BLd, columns = _patches(graph, model, weights, features, batch)
     chain = bimamba if isinstance(model, SSAMBA) else transformer
-    rows_Td = chain.add_chain(graph, model, weights, graph.reshape(tokens_BLd, -1, d), batch)
+    tokens_BLd = chain.add_chain(graph, model, weights, tokens_BLd, batch)
     graph.scope = ""
-    return Tokens(graph.reshape(rows_Td, -1, d, batch=batch), batch, columns)
+    return Tokens(tokens_BLd, batch, columns)
 
 
 def _patches(graph: Graph, model: Encoder, weights: Weights, features: Value, batch: Value) -> tuple[Value, Value]:

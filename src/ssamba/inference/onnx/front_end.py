@@ -68,8 +68,8 @@ def _covering(graph: Graph, config: Config, n: Value, least_frames: int) -> Valu
 def transform() -> np.ndarray:
     """Pre-emphasis, window and transform of a frame: (FRAME_LENGTH, 2 x 257) float32, the real parts first."""
     length, bins = log_mel.FRAME_LENGTH, log_mel.FFT_SIZE // 2 + 1
-    emphasis = np.eye(length) - log_mel.PRE_EMPHASIS * np.eye(length, k=1)  # column t: x[t] - 0.97 x[t - 1]
-    emphasis[0, 0] -= log_mel.PRE_EMPHASIS  # the first sample stands for the one before it
+    # Column t: x[t] - 0.97 x[t - 1]. What stands before the first sample does not count: the window is 0 there.
+    emphasis = np.eye(length) - log_mel.PRE_EMPHASIS * np.eye(length, k=1)
     time = np.arange(length)
     window = 0.5 - 0.5 * np.cos(2 * np.pi * time / (length - 1))
     turns = np.outer(time, np.arange(bins)) % log_mel.FFT_SIZE

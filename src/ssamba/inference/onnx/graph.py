@@ -33,6 +33,7 @@ class Graph:
         self.scope = ""
         """Where in the model the next nodes belong, such as ``pairs.3``: the first part of their names."""
         self._prefix = prefix
+        self._shapes: dict[tuple[int | Value, ...], Value] = {}
         self._known: dict[tuple[str, tuple[int, ...], bytes] | None, Value] = {}
 
     def __call__(self, operator: str, *inputs: Value, **attributes: Any) -> Value:
@@ -74,10 +75,16 @@ class Graph:
         """One float64, without dimensions."""
         return self.constant(np.array(value, dtype=np.float64))
 
-    def reshape(self, value: Value, *shape: int, batch: Value | None = None) -> Value:
-        """Another shape of the same values; with ``batch``, a vector of one number, that is put in front of it."""
-        target = self.integers(*shape)
-        return self("Reshape", value, target if batch is None else self("Concat", batch, target, axis=0))
+    def reshape(self, value: Value, *shape: int | Value) -> Value:
+        """Another shape of the same values; a size is a number, or a vector of the graph that holds one."""
+        if shape not in self._shapes:
+            fixed = [size for size in shape if not isinstance(size, str)]
+            if len(fixed) == len(shape):
+                self._shapes[shape] = self.integers(*fixed)
+            else:
+                parts = [size if isinstance(size, str) else self.integers(size) for size in shape]
+                self._shapes[shape] = self("Concat", *parts, axis=0)
+        return self("Reshape", value, self._shapes[shape])
 
     def slice(self, value: Value, axis: int, start: int, stop: int | None = None) -> Value:
         """``start`` to ``stop`` (None: the end) along one axis."""

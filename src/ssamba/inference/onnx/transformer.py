@@ -10,9 +10,10 @@ from ssamba.models.encoder import Encoder
 from ssamba.models.ssast import NORM_EPS
 
 
-def add_chain(graph: Graph, model: Encoder, weights: Weights, tokens_Td: Value, batch: Value) -> Value:
-    """All blocks and the final norm: rows of tokens (T, d) -> (T, d)."""
-    heads = model.config.attention_heads
+def add_chain(graph: Graph, model: Encoder, weights: Weights, tokens_BLd: Value, batch: Value) -> Value:
+    """All blocks and the final norm: (B, L, d) -> (B, L, d)."""
+    heads, d = model.config.attention_heads, model.config.width
+    tokens_Td = graph.reshape(tokens_BLd, -1, d)
 
     def norm(x_Td: Value, name: str) -> Value:
         scale, shift = weights.add(graph, f"{name}.weight"), weights.add(graph, f"{name}.bias")
@@ -24,17 +25,17 @@ def add_chain(graph: Graph, model: Encoder, weights: Weights, tokens_Td: Value, 
     for i in range(model.config.depth):
         graph.scope = f"blocks.{i}"
         qkv = linear(norm(tokens_Td, f"blocks.{i}.norm1"), f"blocks.{i}.attn.qkv")
-        mixed_Td = _attention(graph, qkv, heads, model.config.width // heads, batch)
+        mixed_Td = _attention(graph, qkv, heads, d // heads, batch)
         tokens_Td = graph("Add", tokens_Td, linear(mixed_Td, f"blocks.{i}.attn.proj"))
         hidden = _gelu(graph, linear(norm(tokens_Td, f"blocks.{i}.norm2"), f"blocks.{i}.fc1"))
         tokens_Td = graph("Add", tokens_Td, linear(hidden, f"blocks.{i}.fc2"))
     graph.scope = "norm"
-    return norm(tokens_Td, "norm")
+    return graph.reshape(norm(tokens_Td, "norm"), batch, -1, d)
 
 
 def _attention(graph: Graph, qkv_T3d: Value, heads: int, width: int, batch: Value) -> Value:
     """Softmax attention of all heads: (T, 3 d) -> (T, d)."""
-    qkv_BL3HD = graph.reshape(qkv_T3d, -1, 3, heads, width, batch=batch)
+    qkv_BL3HD = graph.reshape(qkv_T3d, batch, -1, 3, heads, width)
     parts = graph.several("Split", 3, qkv_BL3HD, axis=2, num_outputs=3)
     q, k, v = (graph("Squeeze", part, graph.integers(2)) for part in parts)
     q_BHLD, v_BHLD = (graph("Transpose", x, perm=[0, 2, 1, 3]) for x in (q, v))
