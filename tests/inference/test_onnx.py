@@ -15,7 +15,7 @@ from torch import Tensor
 import ssamba
 from ssamba.audio import log_mel
 from ssamba.inference.model import Encoder, make_encoder
-from ssamba.inference.onnx.export import build, count_nodes, export_onnx, made_up_sound, rounding_errors
+from ssamba.inference.onnx.export import build, count_nodes, export_onnx, made_up_sound, rounding_errors, stored_bytes
 from ssamba.inference.onnx.front_end import add_front_end
 from ssamba.inference.onnx.graph import OPSET, Graph
 from ssamba.inference.onnx.weights import rounded
@@ -290,3 +290,19 @@ def test_an_existing_file_stays_when_the_export_fails(tmp_path: Path) -> None:
     export_onnx(model_of(), path, weights="int8")
     assert path.stat().st_size > 1000
     assert np.array_equal(sorted(tmp_path.iterdir()), [path])
+
+
+@pytest.mark.parametrize("kind", ["fp32", "fp16"])
+def test_a_model_beyond_two_gigabytes(kind: str, tmp_path: Path) -> None:
+    with torch.device("meta"):
+        model = make_encoder(Config(width=8192, depth=2 if kind == "fp32" else 4))
+    with pytest.raises(ssamba.ConfigError, match=rf"x.onnx: weights {kind} make more than 2 GB"):
+        export_onnx(model, tmp_path / "x.onnx", weights=kind)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_size_is_known_before(tmp_path: Path) -> None:
+    model = model_of(heads=True, decoder_depth=2, width=128)
+    for kind in ("fp32", "fp16", "int8"):
+        size = export_onnx(model, tmp_path / "x.onnx", input="features", weights=kind).size
+        assert stored_bytes(model, kind) == pytest.approx(size, abs=200_000)

@@ -15,7 +15,6 @@ from torch import Tensor
 from ssamba.inference.onnx.graph import Graph, Value
 from ssamba.models.encoder import Encoder
 
-KINDS = ("fp32", "fp16", "int8")
 MATRICES = (
     "patch_embed.weight", "positions", "in_proj_hKEd", "x_proj_RKPE", "dt_proj_RKEr", "out_proj_dKE", "qkv.weight",
     "proj.weight", "fc1.weight", "fc2.weight", "linear.weight",
