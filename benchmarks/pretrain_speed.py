@@ -46,7 +46,7 @@ def make_loop(data: Path, out: Path, encoder: str, size: str, workers: int) -> t
     recipe = make_recipe(None, {"encoder": encoder, "size": size, "workers": workers, "steps": 10_000})
     skip = SkipList(out / "skipped.csv")
     training, held_out = split_validation(scan_sources(read_sources([str(data)]), skip), fraction=0.02, seed=0)
-    plan = PretrainPlan(training, recipe.batch, recipe.seed, run.crop_seconds(recipe.frames))
+    plan = PretrainPlan(training, recipe.batch, recipe.seed, recipe.config().front_end.seconds_of_frames(recipe.frames))
     model = make_encoder(recipe.config(), heads=True).cuda().train()
     task = run.PretrainTask(recipe, model, plan, held_out, skip)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)

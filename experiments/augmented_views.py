@@ -28,7 +28,7 @@ from ssamba.training.augment.transforms import (
     respond,
     reverberate,
 )
-from ssamba.training.features import batch_features, crop_seconds
+from ssamba.training.features import batch_features
 from ssamba.training.seeds import generator
 
 SPEED, SECONDS, LEVEL, MIX = 1.3, 1.0, 1.0, 0.5
@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=208)
     arguments = parser.parse_args()
     config = Config(frames=arguments.frames, stride_frequency=16, stride_time=16)
-    samples = round(crop_seconds(config.frames) * SAMPLE_RATE)
+    samples = round(config.front_end.seconds_of_frames(config.frames) * SAMPLE_RATE)
     longest = round(SPEED * samples)
     two = [read_audio(path, seconds=longest / SAMPLE_RATE) for path in (arguments.sound, arguments.other)]
     long, lengths = repeat_short(*pad_rows(two, longest))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ssamba.audio import log_mel
+from ssamba.audio.front_end import PUBLISHED
 from ssamba.inference.embed import window_starts
 from ssamba.inference.model import SSAMBA
 from ssamba.models import patches
@@ -52,7 +53,7 @@ def test_one_pass_for_what_fits(model: SSAMBA) -> None:
 def test_the_last_column_is_filled_with_silence_of_the_front_end(model: SSAMBA) -> None:
     audio = noise(0.4)  # 38 frames: two columns and 6 frames of a third
     padded = log_mel.features(audio, target_length=48)
-    assert log_mel.frame_count(len(audio)) == 38
+    assert PUBLISHED.frame_count(len(audio)) == 38
     close(model.embed(audio).patches[0], model.encode(padded)[0, 1:].unflatten(0, (8, 3)))
 
 
@@ -98,7 +99,7 @@ def test_windows_cover_every_column_and_end_with_the_recording(columns: int, win
 def test_long_recordings_are_cross_faded_windows(model: SSAMBA, seconds: float) -> None:
     audio = noise(seconds)
     out = model.embed(audio)
-    columns = patches.columns(log_mel.frame_count(len(audio)), model.config)
+    columns = patches.columns(PUBLISHED.frame_count(len(audio)), model.config)
     mels = log_mel.features(audio, target_length=patches.covered_frames(columns, model.config))
     total, weights = torch.zeros(8, columns, 16), torch.zeros(columns)
     fade = torch.tensor([1.0, 2.0, 2.0, 1.0])

@@ -15,7 +15,8 @@ import torch
 
 import ssamba
 from ssamba.audio.decode import read_audio
-from ssamba.inference.embed import FeatureStream, WindowCutter, frame_times, window_starts
+from ssamba.audio.feature_stream import FeatureStream
+from ssamba.inference.embed import WindowCutter, frame_times, window_starts
 from ssamba.inference.embed_files import embed_files
 from ssamba.inference.file_stream import list_files
 from ssamba.models.patches import columns
@@ -173,7 +174,7 @@ def test_features_do_not_depend_on_blocks(block: int) -> None:
 
 
 def streamed(blocks: Sequence[torch.Tensor], config: ssamba.Config) -> torch.Tensor:
-    stream = FeatureStream(config, torch.device("cpu"))
+    stream = FeatureStream(config.front_end, torch.device("cpu"))
     return torch.cat([*(stream.feed(block) for block in blocks), stream.finish()])
 
 

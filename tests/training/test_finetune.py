@@ -11,7 +11,7 @@ import torch
 
 import ssamba
 from ssamba.audio.constants import SAMPLE_RATE
-from ssamba.audio.log_mel import normalise
+from ssamba.audio.front_end import PUBLISHED, normalise
 from ssamba.data.datasets import read_layout
 from ssamba.data.scan import SkipList
 from ssamba.models.classifier import Classification
@@ -26,7 +26,7 @@ from ssamba.training.augment.transforms import (
     draw_speed,
     reverberate,
 )
-from ssamba.training.features import batch_features, crop_seconds
+from ssamba.training.features import batch_features
 from ssamba.training.finetune.evaluate import Answers
 from ssamba.training.finetune.model import classification, new_model
 from ssamba.training.finetune.recipe import load_finetune_recipe
@@ -250,7 +250,7 @@ def test_loudness_colour_speed_and_rooms(three: Path, tmp_path: Path) -> None:
     assert not torch.equal(inputs(1, gain_db=6.0)[0].response, inputs(0, gain_db=6.0)[0].response)
 
     batch, changed = inputs(0, speed=1.3, reverb=0.7, frames=16)
-    samples = round(crop_seconds(16) * SAMPLE_RATE)
+    samples = round(PUBLISHED.seconds_of_frames(16) * SAMPLE_RATE)
     speed, rooms = draw_speed(8, 1.3, generator(0, "speed", 0)), draw_rooms(8, 0.7, generator(0, "rooms", 0))
     assert batch.waveforms.shape[1] == round(1.3 * samples)  # the fastest are as long as the others
     waveforms, lengths = change_speed(batch.waveforms, batch.lengths, speed, samples)

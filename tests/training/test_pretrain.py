@@ -7,8 +7,9 @@ import torch
 
 import ssamba
 from ssamba.audio import log_mel
+from ssamba.audio.front_end import PUBLISHED
 from ssamba.models.pretrained.model_dir import load_tensors
-from ssamba.training.features import batch_features, crop_seconds
+from ssamba.training.features import batch_features
 from ssamba.training.log import read_log
 from ssamba.training.pretrain.recipe import load_recipe, make_recipe
 from ssamba.training.pretrain.run import pretrain
@@ -165,8 +166,8 @@ def test_one_file_is_too_few(sounds: Path, tmp_path: Path, small: dict[str, obje
 def test_batch_features_pad_like_the_reference() -> None:
     config = ssamba.Config(width=32, depth=2, frames=64)
     generator = torch.Generator().manual_seed(0)
-    samples = log_mel.samples_of_frames(64)
-    assert crop_seconds(64) * 16000 == samples
+    samples = PUBLISHED.samples_of_frames(64)
+    assert PUBLISHED.seconds_of_frames(64) * 16000 == samples
     lengths = torch.tensor([samples, 5000, 400, 399])
     waveforms = torch.randn(4, samples, generator=generator) * 0.1 + 0.05
     waveforms *= torch.arange(samples) < lengths[:, None]

@@ -11,6 +11,7 @@ from pretrain_runs import command, kill_at, same_results, step_of
 
 import ssamba
 from ssamba.audio.constants import SAMPLE_RATE
+from ssamba.audio.front_end import PUBLISHED
 from ssamba.data.manifest import read_sources
 from ssamba.data.samplers.pretraining import PretrainPlan
 from ssamba.data.scan import SkipList, scan_sources
@@ -20,7 +21,7 @@ from ssamba.models.encoder import Encoder, Seen, gather_patches
 from ssamba.models.pretrained.model_dir import load_tensors
 from ssamba.models.registry import make_encoder
 from ssamba.training.augment.transforms import change_speed, draw_noises, draw_rooms, reverberate
-from ssamba.training.features import batch_features, crop_seconds
+from ssamba.training.features import batch_features
 from ssamba.training.log import read_log
 from ssamba.training.pretrain.recipe import make_recipe
 from ssamba.training.pretrain.run import PretrainTask, pretrain
@@ -184,7 +185,7 @@ def first_step(sounds: Path, values: dict[str, object]) -> tuple[PretrainTask, l
     """A run, and what its model is shown first."""
     recipe = make_recipe(None, values)
     sources = scan_sources(read_sources([str(sounds)]))
-    plan = PretrainPlan(sources, recipe.batch, 0, crop_seconds(recipe.frames), speed=recipe.speed)
+    plan = PretrainPlan(sources, recipe.batch, 0, PUBLISHED.seconds_of_frames(recipe.frames), speed=recipe.speed)
     model = make_encoder(recipe.config(), heads=True)
     task = PretrainTask(recipe, model, plan, sources[0].clips[:2], SkipList())  # type: ignore[arg-type]
     return task, task.inputs(0, next(iter(task.batches(0))))
@@ -195,7 +196,7 @@ def test_speed_and_rooms_change_the_crops(sounds: Path, small: dict[str, object]
     values = small | {"short_clips": short_clips, "speed": 1.5, "reverb": 0.8}
     task, shown = first_step(sounds, values)
     batch = next(iter(task.batches(0)))
-    samples = round(crop_seconds(task.recipe.frames) * SAMPLE_RATE)
+    samples = round(PUBLISHED.seconds_of_frames(task.recipe.frames) * SAMPLE_RATE)
     assert batch.waveforms.shape[1] == 1.5 * samples + 1
     speed = torch.from_numpy(task.plan.speeds(0))
     assert len(set(speed.tolist())) == task.recipe.batch

@@ -40,7 +40,8 @@ import soundfile
 from debian_sources import SOURCES, Source
 from overlap import THRESHOLD, References, audio_files
 
-from ssamba.audio.decode import AUDIO_EXTENSIONS, SAMPLE_RATE, read_audio
+from ssamba.audio.constants import SAMPLE_RATE
+from ssamba.audio.decode import AUDIO_EXTENSIONS, read_audio
 from ssamba.utils.atomic_write import beside, make_folder
 from ssamba.utils.errors import AudioError, SsambaError
 from ssamba.utils.progress import shown

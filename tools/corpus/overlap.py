@@ -37,8 +37,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssamba.audio.decode import AUDIO_EXTENSIONS, SAMPLE_RATE, read_audio
-from ssamba.audio.log_mel import FRAME_LENGTH, log_mel
+from ssamba.audio.constants import SAMPLE_RATE
+from ssamba.audio.decode import AUDIO_EXTENSIONS, read_audio
+from ssamba.audio.front_end import PUBLISHED
+from ssamba.audio.log_mel import log_mel
 from ssamba.utils.atomic_write import beside
 from ssamba.utils.errors import AudioError, SsambaError
 from ssamba.utils.progress import shown
@@ -81,7 +83,7 @@ NONE = Match(0.0, -1.0, 0.0)
 
 def spectrogram(waveform: np.ndarray) -> Tensor:
     """(samples,) at 16 kHz -> (frames of 20 ms, BANDS): log-mel cut at the floor, less each frame's mean."""
-    if len(waveform) < FRAME_LENGTH:
+    if len(waveform) < PUBLISHED.frame_length:
         return torch.zeros(0, BANDS)
     mel = log_mel(torch.from_numpy(np.asarray(waveform, dtype=np.float32)), BANDS)
     mel = F.avg_pool1d(mel.exp().T[None], 2, ceil_mode=True)[0].T.log()

@@ -1,4 +1,4 @@
-"""Audio files to mono float32 waveforms, with every bad input told in one line.
+"""Audio files to mono float32 waveforms, with every bad input reported in one line.
 
 Decoding is libsndfile (wav, flac, ogg vorbis, ogg opus, mp3, aiff, ...), resampling is soxr at its "HQ" setting.
 Several channels are averaged. A crop of a long file reads the crop and a short margin, never the whole file.
@@ -18,12 +18,12 @@ import numpy.typing as npt
 import soundfile
 import soxr
 
+from ssamba.audio.constants import SAMPLE_RATE
+from ssamba.audio.front_end import FrontEnd
 from ssamba.utils.errors import AudioError
 
 __all__ = [
     "AUDIO_EXTENSIONS",
-    "FRAME_SECONDS",
-    "SAMPLE_RATE",
     "AudioInfo",
     "audio_info",
     "check_length",
@@ -31,8 +31,6 @@ __all__ = [
     "stream_audio",
 ]
 
-SAMPLE_RATE = 16000
-FRAME_SECONDS = 0.025  # one analysis frame of the front end: less audio gives no frame at all
 AUDIO_EXTENSIONS = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".au", ".caf", ".w64", ".rf64")
 
 Waveform = npt.NDArray[np.float32]
@@ -143,12 +141,12 @@ def stream_audio(path: PathLike, block_seconds: float = 30.0, sample_rate: int =
 
 
 def check_length(samples: int, path: PathLike | None = None, sample_rate: int = SAMPLE_RATE) -> None:
-    """Refuse audio that is too short for a single 25 ms frame (400 samples at 16 kHz).
+    """Refuse audio that is too short for a single 25 ms frame of the front end (400 samples at 16 kHz).
 
     Raises:
         AudioError: naming `path`, or "audio" without one.
     """
-    least = ceil(FRAME_SECONDS * sample_rate)
+    least = FrontEnd(sample_rate).frame_length
     if samples < least:
         raise AudioError(
             path, f"{samples} samples at {sample_rate} Hz is shorter than one 25 ms frame ({least} samples)"

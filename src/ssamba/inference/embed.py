@@ -20,7 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssamba.audio import log_mel as frontend
+from ssamba.audio import log_mel
+from ssamba.audio.feature_stream import FeatureStream
 from ssamba.models import patches
 
 if TYPE_CHECKING:
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
 
 TOKENS_AT_ONCE = {"cpu": 4096, "cuda": 262144}
 """Tokens in one pass: enough to fill the device, little enough to keep the memory flat."""
-FRAMES_TOGETHER = 2048
-"""Log-mel frames (20 s) that have their common mean removed: the same for arrays and for files read in blocks."""
 PASSES_WAITING = 4
 """Passes' worth of windows that may wait for others of their width, before the fullest batch runs as it is."""
 
@@ -53,8 +52,8 @@ class Embeddings:
 
 def frame_times(n_columns: int, config: Config) -> Tensor:
     """Seconds at the centre of each patch column, (n_columns,) float64."""
-    first = frontend.seconds_of_frame((config.patch_time - 1) / 2)
-    step = config.stride_time * frontend.FRAME_SHIFT / frontend.SAMPLE_RATE
+    first = config.front_end.seconds_of_frame((config.patch_time - 1) / 2)
+    step = config.front_end.seconds_between(config.stride_time)
     return first + step * torch.arange(n_columns, dtype=torch.float64)
 
 
@@ -74,53 +73,20 @@ def embed_audio(model: Encoder, audio: Any, sample_rate: int = 16000, whole: boo
     Recordings longer than the grid are cut into overlapping windows, or with ``whole`` read in one pass. Raises
     ``AudioError`` for NaN, wrong shapes and recordings under 25 ms.
     """
-    waveforms = frontend.to_waveforms(audio, sample_rate)
+    waveforms = log_mel.to_waveforms(audio, sample_rate, model.config.sample_rate)
     features = [waveform_features(waveform, model) for waveform in waveforms]
     return embed_features(features, model, whole)
 
 
 def waveform_features(waveform: Tensor, model: Encoder) -> Tensor:
-    """Normalised log-mel (frames, mel_bins) of a (samples,) waveform at 16 kHz. Raises ``AudioError`` under 25 ms."""
-    if frontend.frame_count(len(waveform)) == 0:
-        frontend.log_mel(waveform)  # tells what is wrong
-    stream = FeatureStream(model.config, model.device)
-    return torch.cat([stream.feed(waveform), stream.finish()])
+    """Normalised log-mel (frames, mel_bins) of a (samples,) waveform at the model's rate.
 
-
-class FeatureStream:
-    """Normalised log-mel of a waveform that comes in blocks: the same wherever the blocks' borders lie.
-
-    The mean is removed from each stretch of ``FRAMES_TOGETHER`` frames instead of the recording, which has no end yet.
-    As every frame loses its own mean besides, that plays no part but rounding; fixed stretches make the rounding, too,
-    that of the recording in one piece.
+    Raises ``AudioError`` under 25 ms.
     """
-
-    def __init__(self, config: Config, device: torch.device) -> None:
-        self._config, self._device = config, device
-        self._held: list[Tensor] = []
-
-    def feed(self, samples: Tensor) -> Tensor:
-        """Take the next (samples,) at 16 kHz; gives the frames (n, mel_bins) of the stretches that are now complete."""
-        self._held.append(samples)
-        length = frontend.samples_of_frames(FRAMES_TOGETHER)
-        step = FRAMES_TOGETHER * frontend.FRAME_SHIFT
-        n = sum(map(len, self._held))
-        if n < length:
-            return torch.empty(0, self._config.mel_bins, device=self._device)
-        held = torch.cat(self._held)
-        self._held = [held[(1 + (n - length) // step) * step :].clone()]
-        return self._normalised(held.unfold(0, length, step)).flatten(0, 1)
-
-    def finish(self) -> Tensor:
-        """The frames (n, mel_bins) that are left; n may be 0."""
-        held, self._held = torch.cat([torch.empty(0), *self._held]), []
-        if frontend.frame_count(len(held)) == 0:
-            return torch.empty(0, self._config.mel_bins, device=self._device)
-        return self._normalised(held)
-
-    def _normalised(self, samples: Tensor) -> Tensor:
-        log_mel = frontend.log_mel(samples.to(self._device), self._config.mel_bins)
-        return frontend.normalise(log_mel, self._config.mean, self._config.std)
+    front_end = model.config.front_end
+    log_mel.require_frames(len(waveform), front_end)
+    stream = FeatureStream(front_end, model.device)
+    return torch.cat([stream.feed(waveform), stream.finish()])
 
 
 @dataclass(frozen=True)
@@ -176,8 +142,8 @@ class WindowCutter:
         start = n - width
         held = self._joined()[(start - self._base) * self._config.stride_time :]
         missing = patches.covered_frames(width, self._config) - held.shape[0]
-        pad_value = frontend.normalise(torch.zeros(()), self._config.mean, self._config.std).item()
-        return Window(self._recording, start, F.pad(held, (0, 0, 0, missing), value=pad_value), last=True)
+        padded = F.pad(held, (0, 0, 0, missing), value=self._config.front_end.pad_value)
+        return Window(self._recording, start, padded, last=True)
 
     def _joined(self) -> Tensor:
         if len(self._held) > 1:

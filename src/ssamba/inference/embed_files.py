@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ssamba.audio import log_mel
-from ssamba.inference.embed import CrossFade, FeatureStream, Window, WindowCutter, encode_windows
+from ssamba.audio.feature_stream import FeatureStream
+from ssamba.inference.embed import CrossFade, Window, WindowCutter, encode_windows
 from ssamba.inference.embedding_writer import LEVELS, Spool, Times, check_output, write_output
 from ssamba.inference.file_stream import FileStream, Progress
 from ssamba.inference.model import Encoder
@@ -66,7 +66,7 @@ def embed_files(
         raise DataError("no audio files given")
     spool = Spool(out, model.config.width, model.config.grid[0] if level == "patch" else 1)
     try:
-        with FileStream(files, threads, progress) as stream:
+        with FileStream(files, threads, progress, model.config.sample_rate) as stream:
             run = _Run(stream, model, spool, level, whole)
             run.encode(batch)
         return run.write()
@@ -101,7 +101,7 @@ class _Run:
         config = self.model.config
         for i, blocks in self.stream.recordings():
             cutter = WindowCutter(config, i, self.whole)
-            features = FeatureStream(config, self.model.device)
+            features = FeatureStream(config.front_end, self.model.device)
             for block in blocks:
                 yield from cutter.feed(features.feed(block))
             if i not in self.stream.failed:
@@ -131,8 +131,8 @@ class _Run:
         stream, config = self.stream, self.model.config
         good = stream.good()
         times = Times(
-            log_mel.seconds_of_frame((config.patch_time - 1) / 2),
-            config.stride_time * log_mel.FRAME_SHIFT / log_mel.SAMPLE_RATE,
+            config.front_end.seconds_of_frame((config.patch_time - 1) / 2),
+            config.front_end.seconds_between(config.stride_time),
         )
         write_output(self.spool, good, [stream.files[i] for i in good], self.level, times)
         rows = self.spool.rows_of(good)

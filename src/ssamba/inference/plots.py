@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from ssamba.audio.front_end import PUBLISHED
+from ssamba.audio.log_mel import LOW_FREQUENCY, mel
 from ssamba.inference.reconstruct import Reconstruction, reconstruct
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from ssamba.inference.predict import Prediction
 from ssamba.utils.plots import _figure, _short, require_matplotlib
 
-HERTZ_TICKS = (100, 500, 1000, 2000, 4000, 8000)
+HERTZ_TICKS = (100, 500, 1000, 2000, 4000, 8000, 16000, 32000)
 
 
 def reconstruction_picture(
@@ -42,7 +43,7 @@ def three_spectrograms(drawn: Reconstruction, out: Path) -> None:
 
     low, high = np.percentile(drawn.original, [1, 99.8])
     colours = matplotlib.colormaps["magma"].with_extremes(bad="#c8c8c8")
-    end = drawn.start + len(drawn.original) / 100
+    end = drawn.start + drawn.front_end.seconds_between(len(drawn.original))
     panels = (
         ("original", drawn.original),
         ("masked: grey is hidden from the model", np.ma.masked_array(drawn.original, drawn.hidden)),
@@ -64,29 +65,30 @@ def three_spectrograms(drawn: Reconstruction, out: Path) -> None:
             )
             panel.set_title(title)
             panel.set_ylabel("Hz (mel scale)")
-            panel.set_yticks(*_hertz_ticks(drawn.original.shape[1]))
+            panel.set_yticks(*_hertz_ticks(drawn.original.shape[1], drawn.front_end.nyquist))
         axes[-1].set_xlabel("time (s)")
         figure.colorbar(image, ax=axes, label="log-mel energy (natural log)", fraction=0.04, pad=0.02)
 
 
-def _hertz_ticks(bins: int) -> tuple[list[float], list[str]]:
-    """Places of round frequencies on the axis of mel bins, from 20 Hz to 8 kHz."""
-
-    def mel(hertz: float) -> float:
-        return math.log1p(hertz / 700)
-
-    span = mel(8000) - mel(20)
-    places = [bins * (mel(hertz) - mel(20)) / span for hertz in HERTZ_TICKS]
-    return places, [str(hertz) for hertz in HERTZ_TICKS]
+def _hertz_ticks(bins: int, nyquist: float) -> tuple[list[float], list[str]]:
+    """Positions of round frequencies on the axis of mel bins, from 20 Hz to half the sample rate."""
+    low, high = float(mel(LOW_FREQUENCY)), float(mel(nyquist))
+    ticks = [hertz for hertz in HERTZ_TICKS if hertz <= nyquist]
+    return [bins * (float(mel(hertz)) - low) / (high - low) for hertz in ticks], [str(hertz) for hertz in ticks]
 
 
 def timeline(
-    prediction: Prediction, log_mel: npt.NDArray[np.float32], name: str | os.PathLike[str], out: Path, most: int = 8
+    prediction: Prediction,
+    log_mel: npt.NDArray[np.float32],
+    name: str | os.PathLike[str],
+    out: Path,
+    most: int = 8,
+    nyquist: float = PUBLISHED.nyquist,
 ) -> None:
     """A recording's spectrogram, and below it on the same axis the scores of its classes in time.
 
-    ``prediction`` has rows in time; ``log_mel`` (columns, mel_bins) covers all of the recording. At most ``most``
-    classes are shown, those that score highest anywhere, in the order in which they are at their best.
+    ``prediction`` has rows in time; ``log_mel`` (columns, mel_bins) covers all of the recording, up to ``nyquist`` Hz.
+    At most ``most`` classes are shown, those that score highest anywhere, in the order in which they are at their best.
     """
     scores = prediction.scores.numpy()
     chosen = np.argsort(-scores.max(axis=0), kind="stable")[:most]
@@ -103,7 +105,7 @@ def timeline(
         image = above.imshow(log_mel.T, extent=extent, interpolation="nearest", **look)
         above.set_title("spectrogram")
         above.set_ylabel("Hz (mel scale)")
-        above.set_yticks(*_hertz_ticks(bins))
+        above.set_yticks(*_hertz_ticks(bins, nyquist))
         figure.colorbar(image, ax=above, label="log-mel energy", fraction=0.04, pad=0.02)
         # The first class on top, as one reads.
         mesh = below.pcolormesh(edges, np.arange(len(chosen) + 1), scores[:, chosen[::-1]].T, cmap="viridis")

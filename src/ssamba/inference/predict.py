@@ -28,9 +28,6 @@ if TYPE_CHECKING:
     from ssamba.inference.model import Encoder
     from ssamba.models.config import Config
 
-FRAMES_PER_SECOND = log_mel.SAMPLE_RATE // log_mel.FRAME_SHIFT
-LEAST_WINDOW = log_mel.FRAME_LENGTH / log_mel.SAMPLE_RATE
-
 
 @dataclass(frozen=True)
 class Prediction:
@@ -71,15 +68,16 @@ def ask(model: Encoder, every: float | None = None, window: float | None = None)
     second, when asked for other times than those.
     """
     task = classifier_task(model)
-    longest = log_mel.samples_of_frames(model.config.frames) / log_mel.SAMPLE_RATE
-    if every is not None and not LEAST_WINDOW <= every < math.inf:
-        raise ConfigError(f"every is {every:g} s: give {LEAST_WINDOW:g} or more")
+    front_end = model.config.front_end
+    least, longest = front_end.frame_seconds, front_end.seconds_of_frames(model.config.frames)
+    if every is not None and not least <= every < math.inf:
+        raise ConfigError(f"every is {every:g} s: give {least:g} or more")
     if window is not None and every is None:
         raise ConfigError("a window's length goes with scores in time: give every as well")
     if task.per_second and (window is not None or every not in (None, 1.0)):
         raise ConfigError("this model answers for each second: give every 1 and no window")
-    if window is not None and not LEAST_WINDOW <= window <= longest:
-        raise ConfigError(f"window is {window:g} s: give {LEAST_WINDOW:g} to {longest:g}, the model's own length")
+    if window is not None and not least <= window <= longest:
+        raise ConfigError(f"window is {window:g} s: give {least:g} to {longest:g}, the model's own length")
     return Question(every, window)
 
 
@@ -108,20 +106,20 @@ class _Plan(Protocol):
 class _Overlapping:
     """Windows of the grid's length that overlap by half, the last one ending with the recording.
 
-    ``step``: frames between which a window may begin, 100 for a model that labels seconds.
+    ``step``: frames between which a window may begin, those of a second for a model that labels seconds.
     """
 
-    def __init__(self, config: Config, step: int) -> None:
+    def __init__(self, config: Config, step: float) -> None:
         self._frames, self._step = config.frames, step
-        self._window = max(1, config.frames // step)
+        self._window = max(1, int(config.frames // step))
         self._hop = max(1, self._window // 2)
 
     def span(self, i: int, n: int, final: bool) -> Span | None:
-        last = max(0, -(-n // self._step) - self._window)
+        last = max(0, math.ceil(n / self._step) - self._window)
         if n <= self._frames:
             last = 0
         start = min(i * self._hop, last)
-        first = start * self._step
+        first = round(start * self._step)
         waits = i * self._hop >= last or n < first + self._frames
         if (waits and not final) or (i > 0 and (i - 1) * self._hop >= last):
             return None
@@ -135,8 +133,8 @@ class _Centred:
     """
 
     def __init__(self, every: float, window: float | None, config: Config) -> None:
-        self._every = every * FRAMES_PER_SECOND
-        self._frames = config.frames if window is None else max(1, round(window * FRAMES_PER_SECOND))
+        self._every = every * config.front_end.frames_per_second
+        self._frames = config.frames if window is None else max(1, round(window * config.front_end.frames_per_second))
 
     def span(self, i: int, n: int, final: bool) -> Span | None:
         begin, end = i * self._every, (i + 1) * self._every
@@ -153,7 +151,7 @@ class _Centred:
 
 def _plan(model: Encoder, question: Question) -> _Plan:
     if classifier_task(model).per_second:
-        return _Overlapping(model.config, FRAMES_PER_SECOND)
+        return _Overlapping(model.config, model.config.front_end.frames_per_second)
     if question.every is None:
         return _Overlapping(model.config, 1)
     return _Centred(question.every, question.window, model.config)
@@ -231,7 +229,7 @@ def classify_excerpts(
 
 def _classify(model: Encoder, excerpts: Iterable[Excerpt]) -> Iterator[tuple[Excerpt, Tensor]]:
     excerpts, config = list(excerpts), model.config
-    silence = log_mel.normalise(torch.zeros(()), config.mean, config.std).item()
+    silence = config.front_end.pad_value
     padded = [F.pad(e.features, (0, 0, 0, config.frames - e.features.shape[0]), value=silence) for e in excerpts]
     logits = model.infer_classes(torch.stack(padded)).float()
     return zip(excerpts, probabilities(logits, classifier_task(model)).cpu(), strict=True)
@@ -247,7 +245,8 @@ class Answers:
 
     def __init__(self, model: Encoder, question: Question) -> None:
         self._task, self._question = classifier_task(model), question
-        self._whole_seconds = max(1, model.config.frames // FRAMES_PER_SECOND)
+        self._front_end = model.config.front_end
+        self._whole_seconds = max(1, int(model.config.frames // self._front_end.frames_per_second))
         self._seconds = int(seconds_of_columns(model.config.grid[1], model.config)[-1]) + 1
         self._parts: list[tuple[int, Tensor]] = []
 
@@ -264,7 +263,7 @@ class Answers:
         every = 1.0 if self._task.per_second else self._question.every
         rows = 1 if every is None else max(row + len(scores) for row, scores in self._parts)
         if self._task.per_second:
-            rows = min(rows, max(1, -(-frames // FRAMES_PER_SECOND)))
+            rows = min(rows, max(1, math.ceil(frames / self._front_end.frames_per_second)))
         total = torch.zeros(rows, len(self._task.classes), dtype=torch.float64)
         count = torch.zeros(rows, 1, dtype=torch.float64)
         for row, scores in self._parts:
@@ -304,7 +303,7 @@ def predict_audio(
     used, ``ConfigError`` as ``ask``.
     """
     question = ask(model, every, window)
-    waveforms = log_mel.to_waveforms(audio, sample_rate)
+    waveforms = log_mel.to_waveforms(audio, sample_rate, model.config.sample_rate)
     answers = [Answers(model, question) for _ in waveforms]
     cutters = [ExcerptCutter(model, question, i) for i in range(len(waveforms))]
 
@@ -316,6 +315,6 @@ def predict_audio(
     for excerpt, scores in classify_excerpts(model, excerpts()):
         answers[excerpt.recording].add(excerpt, scores)
     return [
-        answer.result(cutter.frames, len(waveform) / log_mel.SAMPLE_RATE, top)
+        answer.result(cutter.frames, len(waveform) / model.config.sample_rate, top)
         for answer, cutter, waveform in zip(answers, cutters, waveforms, strict=True)
     ]

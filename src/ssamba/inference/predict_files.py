@@ -16,9 +16,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ssamba.audio import log_mel as frontend
-from ssamba.audio.decode import SAMPLE_RATE, audio_info, stream_audio
-from ssamba.inference.embed import FeatureStream
+from ssamba.audio.decode import audio_info, stream_audio
+from ssamba.audio.feature_stream import FeatureStream
 from ssamba.inference.file_stream import BLOCK_SECONDS, FileStream, Progress
 from ssamba.inference.load import load
 from ssamba.inference.model import Encoder
@@ -83,13 +82,18 @@ def predict_files(
     if picture is not None:
         _check_picture(picture, files, question)
     try:
-        with FileStream(files, threads, progress) as stream, PredictionWriter(out, model, every is not None) as writer:
+        rate = model.config.sample_rate
+        with (
+            FileStream(files, threads, progress, rate) as stream,
+            PredictionWriter(out, model, every is not None) as writer,
+        ):
             written = 0
             for file, prediction in predictions(stream, model, question, batch, top):
                 writer.add(stream.files[file], prediction)
                 written += 1
                 if picture is not None:
-                    timeline(prediction, spectrogram(stream.files[file], model), stream.files[file], picture)
+                    name, nyquist = stream.files[file], model.config.front_end.nyquist
+                    timeline(prediction, spectrogram(name, model), name, picture, nyquist=nyquist)
             stream.good()
     except torch.OutOfMemoryError:
         raise SsambaError("the device's memory does not suffice: give a smaller --batch") from None
@@ -128,25 +132,25 @@ def _excerpts(
     """
     for i, blocks in stream.recordings():
         cutter = ExcerptCutter(model, question, i)
-        features = FeatureStream(model.config, model.device)
+        features = FeatureStream(model.config.front_end, model.device)
         samples = 0
         for block in blocks:
             yield from cutter.feed(features.feed(block))
             samples += len(block)
         if i not in stream.failed:
             yield from cutter.feed(features.finish())
-            lengths[i] = cutter.frames, samples / SAMPLE_RATE
+            lengths[i] = cutter.frames, samples / stream.sample_rate
             yield from cutter.finish()
 
 
 def spectrogram(path: str | os.PathLike[str], model: Encoder) -> npt.NDArray[np.float32]:
     """Log-mel of a file, (columns, mel_bins), averaged over stretches of time to at most ``PICTURE_COLUMNS``."""
-    config = model.config
-    frames = max(1, frontend.frame_count(round(audio_info(path).seconds * SAMPLE_RATE)))
+    front_end = model.config.front_end
+    frames = max(1, front_end.frame_count(round(audio_info(path).seconds * front_end.sample_rate)))
     width = -(-frames // PICTURE_COLUMNS)
-    stream = FeatureStream(config, model.device)
+    stream = FeatureStream(front_end, model.device)
     columns: list[Tensor] = []
-    held = torch.empty(0, config.mel_bins)
+    held = torch.empty(0, front_end.mel_bins)
 
     def pooled(features: Tensor, final: bool = False) -> Tensor:
         features = torch.cat([held, features.cpu()])
@@ -154,8 +158,7 @@ def spectrogram(path: str | os.PathLike[str], model: Encoder) -> npt.NDArray[np.
         columns.extend(part.mean(dim=0) for part in features[:n].split(width) if len(part))
         return features[n:].clone()
 
-    for block in stream_audio(path, BLOCK_SECONDS):
+    for block in stream_audio(path, BLOCK_SECONDS, front_end.sample_rate):
         held = pooled(stream.feed(torch.from_numpy(block)))
     pooled(stream.finish(), final=True)
-    log_mel = torch.stack(columns) * (2 * config.std) + config.mean
-    return np.asarray(log_mel.numpy(), dtype=np.float32)
+    return np.asarray(front_end.denormalise(torch.stack(columns)).numpy(), dtype=np.float32)

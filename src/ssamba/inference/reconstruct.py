@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ssamba.audio import log_mel as frontend
 from ssamba.audio.decode import read_audio
+from ssamba.audio.front_end import PUBLISHED, FrontEnd
+from ssamba.audio.log_mel import filter_bank, fit_length
 from ssamba.inference.model import Encoder
 from ssamba.models import patches
 from ssamba.models.masking import cluster_masks, frame_masks
@@ -39,6 +40,7 @@ class Reconstruction:
     mask: int
     patches: int
     error: float
+    front_end: FrontEnd = PUBLISHED
 
     def summary(self) -> str:
         """One line: how many patches were hidden and how well they were drawn."""
@@ -63,12 +65,12 @@ def reconstruct(
         raise ConfigError(f"mask kind '{mask_kind}'{nearest(mask_kind, list(MASK_KINDS))}: give cluster or frame")
     if (config.stride_frequency, config.stride_time) != (config.patch_frequency, config.patch_time):
         raise ConfigError("overlapping patches cannot be joined to one picture: load the model without a stride")
-    seconds = frontend.samples_of_frames(config.frames) / frontend.SAMPLE_RATE
-    waveform = torch.from_numpy(read_audio(path, start=start, seconds=seconds))
-    log_mel = frontend.log_mel(waveform, config.mel_bins)
+    front_end = config.front_end
+    seconds = front_end.seconds_of_frames(config.frames)
+    waveform = torch.from_numpy(read_audio(path, front_end.sample_rate, start, seconds))
+    log_mel = filter_bank(waveform, front_end)
     n_columns = min(patches.columns(log_mel.shape[0], config), config.grid[1])
-    fitted = frontend.fit_length(log_mel, patches.covered_frames(n_columns, config))
-    features = frontend.normalise(fitted, config.mean, config.std)[None]
+    features = front_end.normalise(fit_length(log_mel, patches.covered_frames(n_columns, config)))[None]
     rows = config.grid[0]
     count = max(1, round(MASKED_SHARE * rows * n_columns)) if mask is None else mask
     hidden = MASK_KINDS[mask_kind](1, (rows, n_columns), count, torch.Generator().manual_seed(seed))
@@ -79,14 +81,14 @@ def reconstruct(
     bins = where.shape[1]
     error = (drawn[0] - features[0, :, :bins]).square()[where].mean().item()
     shown = min(log_mel.shape[0], where.shape[0])  # without the padding of the last column
-    back = drawn[0] * (2 * config.std) + config.mean
     return Reconstruction(
         name=Path(path).name,
         start=start,
         original=log_mel[:shown, :bins].numpy(),
         hidden=where[:shown].numpy(),
-        drawn=back[:shown].numpy(),
+        drawn=front_end.denormalise(drawn[0])[:shown].numpy(),
         mask=count,
         patches=rows * n_columns,
         error=error,
+        front_end=front_end,
     )

@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from ssamba.audio import log_mel
 from ssamba.models.config import Config
 from ssamba.utils.errors import ConfigError
 
@@ -81,8 +80,8 @@ class Classification:
 
 def seconds_of_columns(n_columns: int, config: Config) -> Tensor:
     """The second (from 0) in which the centre of each patch column lies, (n_columns,) int64."""
-    centre = log_mel.seconds_of_frame((config.patch_time - 1) / 2)
-    step = config.stride_time * log_mel.FRAME_SHIFT / log_mel.SAMPLE_RATE
+    centre = config.front_end.seconds_of_frame((config.patch_time - 1) / 2)
+    step = config.front_end.seconds_between(config.stride_time)
     return (centre + step * torch.arange(n_columns, dtype=torch.float64)).floor().long()
 
 

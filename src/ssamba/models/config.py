@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from ssamba.audio.constants import AUDIOSET_MEAN, AUDIOSET_STD, SAMPLE_RATE
+from ssamba.audio.front_end import PUBLISHED, FrontEnd
 from ssamba.utils.errors import ConfigError
 from ssamba.utils.suggest import nearest
 
@@ -28,13 +28,14 @@ LARGEST, DEEPEST = 1_000_000, 1000
 class Config:
     """Everything that the weights depend on, and the front end that they were trained with.
 
-    Units: ``frames`` and the time sides are log-mel frames of 10 ms, the frequency sides are mel bins, ``drop_path`` is
-    the rate of the last block. ``state_size`` to ``residual_scale`` are SSAMBA's, ``attention_heads`` SSAST's. A
-    ``depth``, ``dt_rank`` or ``attention_heads`` of 0 and a ``drop_path`` of -1 stand for the published value.
-    ``residual_scale`` is the factor on the residual stream at the end of each pair: 2 in the reference, 1 for a stream
-    that only sums up. ``decoder_depth`` blocks fill in the hidden patches of pretraining, which the encoder then
-    does not read; with 0, the reference, it reads a learned token in their place. Raises ``ConfigError`` on values that
-    no model can have.
+    Units: ``frames`` and the time sides are log-mel frames of 10 ms, the frequency sides are mel bins, ``sample_rate``
+    is in Hz, ``drop_path`` is the rate of the last block. ``state_size`` to ``residual_scale`` are SSAMBA's,
+    ``attention_heads`` SSAST's. A ``depth``, ``dt_rank`` or ``attention_heads`` of 0 and a ``drop_path`` of -1 stand
+    for the published value. ``residual_scale`` is the factor on the residual stream at the end of each pair: 2 in the
+    reference, 1 for a stream that only sums up. ``decoder_depth`` blocks fill in the masked patches of pretraining,
+    which the encoder then does not read; with 0, the reference, it reads a learned token in their place.
+    ``sample_rate``, ``mel_bins``, ``mean`` and ``std`` make the ``front_end``. Raises ``ConfigError`` on values that no
+    model can have.
     """
 
     encoder: str = "ssamba"
@@ -54,10 +55,10 @@ class Config:
     attention_heads: int = 0
     decoder_depth: int = 0
     drop_path: float = -1.0
-    mel_bins: int = 128
-    sample_rate: int = SAMPLE_RATE
-    mean: float = AUDIOSET_MEAN
-    std: float = AUDIOSET_STD
+    mel_bins: int = PUBLISHED.mel_bins
+    sample_rate: int = PUBLISHED.sample_rate
+    mean: float = PUBLISHED.mean
+    std: float = PUBLISHED.std
 
     def __post_init__(self) -> None:
         if self.encoder not in ENCODERS:
@@ -83,10 +84,7 @@ class Config:
             )
         if not 0 <= self.drop_path < 1:
             raise ConfigError(f"drop_path is {self.drop_path}: give a rate from 0 to below 1")
-        if not self.std > 0:
-            raise ConfigError(f"std is {self.std}: give a positive number")
-        if self.sample_rate != SAMPLE_RATE:
-            raise ConfigError(f"sample_rate is {self.sample_rate}: the filter bank takes {SAMPLE_RATE} only")
+        _ = self.front_end  # refuses what no front end can have
 
     def _fill(self) -> None:
         """Put the published values where the fields leave them open."""
@@ -127,6 +125,11 @@ class Config:
     def base(cls, **changes: Any) -> Config:
         """Width 768: 98.3 M parameters with both pretraining heads (SSAST 87.2 M)."""
         return cls(width=WIDTHS["base"], **changes)
+
+    @property
+    def front_end(self) -> FrontEnd:
+        """From waveforms to the features that the model reads."""
+        return FrontEnd(self.sample_rate, self.mel_bins, mean=self.mean, std=self.std)
 
     @property
     def inner(self) -> int:

@@ -5,13 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ssamba.audio import log_mel
+from ssamba.audio.log_mel import filter_bank, fit_length
 from ssamba.models.config import Config
-
-
-def crop_seconds(frames: int) -> float:
-    """Seconds of audio that give exactly ``frames`` log-mel frames."""
-    return log_mel.samples_of_frames(frames) / log_mel.SAMPLE_RATE
 
 
 def batch_features(waveforms: Tensor, lengths: Tensor, config: Config) -> Tensor:
@@ -22,8 +17,9 @@ def batch_features(waveforms: Tensor, lengths: Tensor, config: Config) -> Tensor
     inside = torch.arange(waveforms.shape[1], device=waveforms.device) < lengths[:, None]
     mean = (waveforms * inside).sum(dim=1) / lengths
     waveforms = (waveforms - mean[:, None]) * inside
-    log_mels = log_mel.fit_length(log_mel.log_mel(waveforms, config.mel_bins), config.frames)
-    shift, length = log_mel.FRAME_SHIFT, log_mel.FRAME_LENGTH
-    real = torch.where(lengths < length, 0, 1 + (lengths - length) // shift)
+    front_end = config.front_end
+    log_mels = fit_length(filter_bank(waveforms, front_end), config.frames)
+    length = front_end.frame_length
+    real = torch.where(lengths < length, 0, 1 + (lengths - length) // front_end.hop)
     filled = torch.arange(config.frames, device=log_mels.device) < real[:, None]
-    return log_mel.normalise(log_mels * filled[..., None], config.mean, config.std)
+    return front_end.normalise(log_mels * filled[..., None])

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import numpy.typing as npt
 
-from ssamba.audio.decode import FRAME_SECONDS, SAMPLE_RATE, Waveform, read_audio
+from ssamba.audio.constants import FRAME_SECONDS
+from ssamba.audio.decode import SAMPLE_RATE, Waveform, read_audio
 from ssamba.data.examples import Example, Part
 from ssamba.data.scan import cached_info
 from ssamba.utils.errors import AudioError

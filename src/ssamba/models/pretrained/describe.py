@@ -12,6 +12,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from ssamba.audio import log_mel
+from ssamba.audio.front_end import PUBLISHED
 from ssamba.data.manifest import read_sources
 from ssamba.data.scan import Progress, SkipList
 from ssamba.data.statistics import compute_statistics
@@ -83,7 +84,7 @@ def _model_facts(description: Description, shapes: dict[str, tuple[int, ...]]) -
         "heads": description.heads,
         "classification": None if task is None else task.to_dict(),
         "grid": {"frequency": rows, "time": columns, "patches": rows * columns},
-        "seconds": log_mel.samples_of_frames(covered_frames(columns, config)) / log_mel.SAMPLE_RATE,
+        "seconds": config.front_end.seconds_of_frames(covered_frames(columns, config)),
         "config": config.to_dict(),
     }
 
@@ -179,5 +180,5 @@ def data_statistics(
 
 def statistics_line(facts: dict[str, Any]) -> str:
     """One line: mean, deviation, and over how much they were measured."""
-    hours = facts["frames"] / 100 / 3600
+    hours = facts["frames"] / PUBLISHED.frames_per_second / 3600
     return f"mean {facts['mean']:.7g} std {facts['std']:.7g} ({facts['files']} files, {hours:.2f} h)"

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ssamba.audio.front_end import FrontEnd
 from ssamba.data.examples import Example
 from ssamba.data.loaders.labelled import LabelledBatch, LabelledLoader
 from ssamba.data.loaders.workers import AudioCache, choose_workers
@@ -20,7 +21,7 @@ from ssamba.models import losses
 from ssamba.models.config import Config
 from ssamba.models.encoder import Encoder
 from ssamba.models.pretrained.model_dir import load_tensors, save_tensors
-from ssamba.training.features import batch_features, crop_seconds
+from ssamba.training.features import batch_features
 from ssamba.training.finetune.recipe import FinetuneRecipe
 
 FEATURE_BYTES = 4 << 30
@@ -75,11 +76,10 @@ class Answers:
         return out
 
 
-def longest_seconds(recipe: FinetuneRecipe, scenes: bool) -> float:
-    """Seconds of a clip that the model hears at once; of scenes whole ones, since they have a label each."""
-    if scenes:
-        return float(math.floor(crop_seconds(recipe.frames)))
-    return recipe.window or crop_seconds(recipe.frames)
+def longest_seconds(recipe: FinetuneRecipe, front_end: FrontEnd, scenes: bool) -> float:
+    """Seconds of a clip that the model reads at once; of scenes whole ones, since they have a label each."""
+    seconds = front_end.seconds_of_frames(recipe.frames)
+    return float(math.floor(seconds)) if scenes else recipe.window or seconds
 
 
 class Evaluation:
@@ -96,7 +96,7 @@ class Evaluation:
         skip: SkipList,
         again: bool = True,
     ) -> None:
-        seconds = longest_seconds(recipe, examples[0].per_second is not None)
+        seconds = longest_seconds(recipe, config.front_end, examples[0].per_second is not None)
         batch = recipe.eval_batch or max(recipe.batch, LEAST_BATCH)
         workers = choose_workers(recipe.workers)
         self.plan = EvaluationPlan(examples, batch, seconds, bool(recipe.window), skip, workers)

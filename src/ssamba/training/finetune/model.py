@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ssamba.audio import log_mel
+from ssamba.audio.log_mel import filter_bank
 from ssamba.data.examples import Example, LabelledData
 from ssamba.data.loaders.workers import choose_workers
 from ssamba.data.manifest import Clip, Source
@@ -72,7 +72,7 @@ def measure(examples: Sequence[Example], config: Config, recipe: FinetuneRecipe,
     with Bar("measuring log-mel statistics") as bar:
         found = compute_statistics(
             [Source("training", tuple(Clip(path) for path in paths))],
-            lambda x: log_mel.log_mel(x, config.mel_bins),
+            lambda x: filter_bank(x, config.front_end),
             max_clips=STATISTICS_CLIPS,
             threads=choose_workers(recipe.workers),
             seed=recipe.seed,

@@ -9,7 +9,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from ssamba.audio import log_mel
 from ssamba.audio.constants import AUDIOSET_MEAN, AUDIOSET_STD
 from ssamba.models import patches
 from ssamba.models.classifier import LOSSES, POOLINGS
@@ -169,7 +168,7 @@ class FinetuneRecipe:
                 f"freq_mask {self.freq_mask}, time_mask {self.time_mask}: a clip has {config.mel_bins} bins and "
                 f"{self.frames} frames"
             )
-        needed = log_mel.frame_count(round(self.window * log_mel.SAMPLE_RATE))
+        needed = config.front_end.frame_count(round(self.window * config.sample_rate))
         if self.window and not 1 <= needed <= self.frames:
             raise ConfigError(f"window: {self.window} s are {needed} frames, frames is {self.frames}; give less")
 

@@ -6,11 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
-from ssamba.audio import log_mel
-from ssamba.audio.constants import SAMPLE_RATE
+from ssamba.audio.front_end import FrontEnd
 from ssamba.data.examples import Example, Fold
 from ssamba.data.loaders.labelled import LabelledBatch, LabelledLoader
 from ssamba.data.loaders.prefetch import prepare_ahead
@@ -49,7 +47,7 @@ def epoch_file(folder: Path, epoch: int) -> Path:
     return folder / EPOCHS_FOLDER / f"epoch-{epoch:04d}.safetensors"
 
 
-def training_plan(recipe: FinetuneRecipe, fold: Fold) -> EpochPlan:
+def training_plan(recipe: FinetuneRecipe, front_end: FrontEnd, fold: Fold) -> EpochPlan:
     """The order of a fold's training clips. With accumulation an epoch is cut or filled up to whole steps."""
     scenes = fold.train[0].per_second is not None
     step = recipe.batch * recipe.accumulate
@@ -61,7 +59,7 @@ def training_plan(recipe: FinetuneRecipe, fold: Fold) -> EpochPlan:
         epoch_examples=whole,
         balanced=recipe.balanced,
         mixup=recipe.mixup,
-        max_seconds=recipe.speed * longest_seconds(recipe, scenes),  # what the highest speed needs
+        max_seconds=recipe.speed * longest_seconds(recipe, front_end, scenes),  # what the highest speed needs
         random_crop=recipe.window > 0,
     )
 
@@ -107,14 +105,14 @@ class FinetuneTask(Task):
         self.answer = model.classifier.task
         shown = ("mAP", "AUC") if self.answer.multi_label else ("accuracy", "mAP")
         self.validation_metrics: tuple[str, ...] = ("loss", *shown)
-        self.plan = training_plan(recipe, fold)
+        self.plan = training_plan(recipe, model.config.front_end, fold)
         self.batch_size = recipe.batch * recipe.accumulate
         self.steps_per_epoch = self.plan.steps_per_epoch // recipe.accumulate
         self.total_steps = recipe.epochs * self.steps_per_epoch
         held_out = fold.test if recipe.choose == "folds" else fold.validation or fold.test
         self.judged = self.judge(held_out)
         self.noises = draw_noises(generator(recipe.seed, "rooms' noises")).to(model.device) if recipe.reverb else None
-        self.fill = float(log_mel.normalise(torch.zeros(()), model.config.mean, model.config.std))
+        self.fill = model.config.front_end.pad_value
 
     def judge(self, examples: Sequence[Example]) -> Evaluation:
         """A set to ask the model about."""
@@ -170,8 +168,8 @@ class FinetuneTask(Task):
         waveforms, lengths = here.waveforms, here.lengths
         if here.speed is not None:
             # Equal widths for every batch and process: the transform that changes speeds is as long as its input.
-            seconds = longest_seconds(self.recipe, scenes=False)
-            width, samples = (round(x * SAMPLE_RATE) for x in (self.recipe.speed * seconds, seconds))
+            seconds = longest_seconds(self.recipe, self.model.config.front_end, scenes=False)
+            width, samples = (round(x * self.model.config.sample_rate) for x in (self.recipe.speed * seconds, seconds))
             waveforms = nn.functional.pad(waveforms, (0, width - waveforms.shape[1]))
             waveforms, lengths = change_speed(waveforms, lengths, here.speed, samples)
         if here.rooms is not None and self.noises is not None:

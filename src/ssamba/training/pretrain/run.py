@@ -10,8 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor, nn
 
-from ssamba.audio import log_mel
-from ssamba.audio.decode import SAMPLE_RATE
+from ssamba.audio.log_mel import filter_bank
 from ssamba.data.loaders.gpu_resident import Places, ResidentAudio, ResidentLoader, resident_bytes
 from ssamba.data.loaders.prefetch import prepare_ahead
 from ssamba.data.loaders.pretraining import Batch, CropLoader, load_crops
@@ -37,7 +36,7 @@ from ssamba.training.augment.transforms import (
     reverberate,
 )
 from ssamba.training.distributed import Ranks, joined
-from ssamba.training.features import batch_features, crop_seconds
+from ssamba.training.features import batch_features
 from ssamba.training.loop import Loop, LoopSettings, Task, precision
 from ssamba.training.pretrain.recipe import PretrainRecipe
 from ssamba.training.pretrain.teacher_targets import AveragedModel, LatentHeads, latent_losses, targets
@@ -212,11 +211,11 @@ class PretrainTask(Task):
         here = Inputs(*(x if x is None else x.to(device, non_blocking=True) for x in batch))  # type: ignore[arg-type]
         waveforms, lengths = here.waveforms, here.lengths
         if self.resident is not None and here.scale is not None:
-            samples, repeat = round(self.plan.read_seconds * SAMPLE_RATE), self.recipe.short_clips == "repeat"
+            samples, repeat = round(self.plan.read_seconds * config.sample_rate), self.recipe.short_clips == "repeat"
             waveforms = self.resident.cut(waveforms, lengths, here.scale, samples, repeat)
             lengths = torch.full_like(lengths, samples) if repeat else lengths
         if here.speed is not None:
-            samples = round(self.plan.crop_seconds * SAMPLE_RATE)
+            samples = round(self.plan.crop_seconds * config.sample_rate)
             waveforms, lengths = change_speed(waveforms, lengths, here.speed, samples)
         rows = self.ranks.rows(len(lengths)) if here.other is not None else slice(None)
         clean = batch_features(waveforms[rows], lengths[rows], config) if self.recipe.clean_targets else None
@@ -339,7 +338,7 @@ def _pretrain(
         training,
         recipe.batch,
         recipe.seed,
-        crop_seconds(recipe.frames),
+        recipe.config().front_end.seconds_of_frames(recipe.frames),
         views=recipe.views,
         view_shift=recipe.view_shift,
         speed=recipe.speed,
@@ -398,7 +397,7 @@ def _new_model(recipe: PretrainRecipe, training: list[Source], source: str | Non
         with Bar("measuring log-mel statistics") as bar:
             measured = compute_statistics(
                 training,
-                lambda x: log_mel.log_mel(x, model.config.mel_bins),
+                lambda x: filter_bank(x, model.config.front_end),
                 max_clips=STATISTICS_CLIPS,
                 seed=recipe.seed,
                 skip=skip,
