@@ -49,7 +49,7 @@ def main() -> None:
     plain, whole = long[:, :samples], lengths.clamp_max(samples)
     decay = SAMPLE_RATE * SECONDS / math.log(1000)
     room = torch.tensor([[0.0, 0.0], [decay, decay], [LEVEL, LEVEL]])
-    noises = draw_noises(generator(0, "noises"))
+    noises = draw_noises(generator(0, "noises"), SAMPLE_RATE)
     response = draw_response(2, 6.0, 3.0, config.mel_bins, generator(0, "response", 0))
 
     def features(waveforms: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:

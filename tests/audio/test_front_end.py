@@ -41,7 +41,9 @@ def test_frames_of_25_ms_every_10_ms_at_any_rate(rate: int, length: int, hop: in
         assert front_end.frame_count(samples) == frames == front_end.frame_count(samples - 1) + 1
         assert front_end.seconds_of_frames(frames) * rate == pytest.approx(samples)
     assert front_end.seconds_of_frame(7) - front_end.seconds_of_frame(3) == pytest.approx(front_end.seconds_between(4))
-    check_length(length, sample_rate=rate)
+    whole = math.ceil(0.025 * rate)  # files need 25 ms, which are a frame at any rate
+    check_length(whole, sample_rate=rate)
+    assert front_end.frame_count(whole) == 1
     with pytest.raises(AudioError, match=f"{length - 1} samples at {rate} Hz"):
         check_length(length - 1, sample_rate=rate)
 

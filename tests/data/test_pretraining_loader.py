@@ -84,7 +84,7 @@ def test_cache_keeps_to_its_budget_and_decodes_once(folder: Path, monkeypatch: p
     assert 0 < sum(clip.path in cache for clip in clips) < len(clips)
     decoded = []
     monkeypatch.setattr(
-        "ssamba.data.loaders.audio_cache.read_audio", lambda path: decoded.append(path) or read_audio(path)
+        "ssamba.data.loaders.audio_cache.read_audio", lambda path, rate: decoded.append(path) or read_audio(path, rate)
     )
     path = next(clip.path for clip in clips if clip.path in cache)
     for _ in range(3):
@@ -146,9 +146,12 @@ def test_stopping_early_ends_the_threads(folder: Path) -> None:
 
 def test_prefetching_is_bounded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read = []
-    monkeypatch.setattr(
-        "ssamba.data.loaders.pretraining.read_audio", lambda path, **crop: read.append(path) or read_audio(path, **crop)
-    )
+
+    def counted(path: str, *crop: float, **other: bool) -> np.ndarray:
+        read.append(path)
+        return read_audio(path, *crop, **other)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("ssamba.data.loaders.pretraining.read_audio", counted)
     batches = iter(CropLoader(make_plan(folder), workers=2, prefetch=2))
     next(batches)
     batches.close()

@@ -47,8 +47,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def always(monkeypatch: pytest.MonkeyPatch) -> None:
     """Processes for any number of workers and any amount of work."""
-    monkeypatch.setattr(decoding, "PROCESSES_FROM", 1)
-    monkeypatch.setattr(decoding, "ROWS_EACH", 0)
+    monkeypatch.setattr(decoding, "MIN_PROCESSES", 1)
+    monkeypatch.setattr(decoding, "MIN_ROWS_PER_PROCESS", 0)
 
 
 def make_plan(folder: Path) -> PretrainPlan:
@@ -74,7 +74,7 @@ def test_batches_are_those_of_the_caller(folder: Path, cache_bytes: int) -> None
         loader = CropLoader(make_plan(folder), workers, stop_step=20, prefetch=3, cache_bytes=cache_bytes)
         assert_same(alone, list(loader))
         if loader.cache is not None:  # what the processes decoded is here, too
-            held = [path for path in alone_paths(loader) if loader.cache.place(path).length >= 0]
+            held = [path for path in alone_paths(loader) if loader.cache.slot(path).length >= 0]
             assert held
             assert_same(alone, list(loader))
     assert_same(alone[7:], list(CropLoader(make_plan(folder), 2, 7, 20, cache_bytes=cache_bytes)))

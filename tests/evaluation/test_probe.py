@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from ssamba.data.examples import Example, Fold, LabelledData, Part
 from ssamba.evaluation.knn import log_mel_statistics, mean_and_deviation
 from ssamba.evaluation.probe import cache, probe, protocol
 from ssamba.evaluation.probe.cache import cached_features, model_key
-from ssamba.evaluation.probe.features import Wanted, choose_layers, extract
+from ssamba.evaluation.probe.features import Progress, Wanted, choose_layers, extract
 from ssamba.evaluation.probe.protocol import Method, all_examples, divisions, evaluate, methods, target_matrix
 from ssamba.inference.model import make_encoder
 from ssamba.models.config import Config
@@ -240,11 +241,11 @@ def test_splits_several_labels_and_recipes(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text("layout: custom\nlr: 1e-3\n")
     stages: list[str] = []
 
-    def shown(label: str) -> object:
+    def progress_bar(label: str) -> AbstractContextManager[Progress]:
         stages.append(label)
-        return probe._unseen(label)
+        return nullcontext(lambda done, total, note: None)
 
-    result = probe.probe(str(tmp_path / "recipe.yaml"), root, make_model(), "1", shown=shown)  # type: ignore[arg-type]
+    result = probe.probe(str(tmp_path / "recipe.yaml"), root, make_model(), "1", progress_bar=progress_bar)
     assert (result.metric, result.classes, result.folds) == ("mAP", 4, ("custom",))
     assert stages == ["features", "scoring"]
     assert result.rows[0].scores["linear"].mean == pytest.approx(1.0)
@@ -260,9 +261,9 @@ def test_values_of_c(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     fits: list[tuple[float, ...]] = []
     fit = protocol.fit_linear
 
-    def spy(x: torch.Tensor, t: torch.Tensor, strengths: Sequence[float], multi_label: bool) -> object:
-        fits.append(tuple(strengths))
-        return fit(x, t, strengths, multi_label)
+    def spy(x: torch.Tensor, t: torch.Tensor, c_values: Sequence[float], multi_label: bool) -> object:
+        fits.append(tuple(c_values))
+        return fit(x, t, c_values, multi_label)
 
     monkeypatch.setattr(protocol, "fit_linear", spy)
     assert main.main([*argv, "--c", "0.1"]) == 0

@@ -183,7 +183,7 @@ def test_speeds_are_as_often_faster_as_slower() -> None:
 
 
 def test_a_room_is_the_clip_and_a_tail_that_decays() -> None:
-    noises, samples = draw_noises(generator(0, "rooms' noises")), 20_000
+    noises, samples = draw_noises(generator(0, "rooms' noises"), SAMPLE_RATE), 20_000
     click = torch.zeros(2, samples)
     click[:, 100] = 1
     time, level = 0.4, 0.5  # s until 60 dB are gone; of the tail against the click
@@ -206,7 +206,7 @@ def test_a_room_is_the_clip_and_a_tail_that_decays() -> None:
 
 
 def test_rooms_are_drawn_for_a_share_of_the_clips() -> None:
-    number, decay, level = draw_rooms(4000, 0.3, generator(0, "rooms", 0))
+    number, decay, level = draw_rooms(4000, 0.3, SAMPLE_RATE, generator(0, "rooms", 0))
     assert number.min() == 0
     assert number.max() == ROOMS - 1
     time = decay * math.log(1000) / SAMPLE_RATE
@@ -216,4 +216,4 @@ def test_rooms_are_drawn_for_a_share_of_the_clips() -> None:
     assert 0.1 <= level[level > 0].min() < 0.11
     assert 0.95 < level.max() <= 1
     # The drawing of one clip does not depend on the share.
-    assert torch.equal(draw_rooms(4000, 1.0, generator(0, "rooms", 0))[2][level > 0], level[level > 0])
+    assert torch.equal(draw_rooms(4000, 1.0, SAMPLE_RATE, generator(0, "rooms", 0))[2][level > 0], level[level > 0])

@@ -251,11 +251,14 @@ def test_loudness_colour_speed_and_rooms(three: Path, tmp_path: Path) -> None:
 
     batch, changed = inputs(0, speed=1.3, reverb=0.7, frames=16)
     samples = round(PUBLISHED.seconds_of_frames(16) * SAMPLE_RATE)
-    speed, rooms = draw_speed(8, 1.3, generator(0, "speed", 0)), draw_rooms(8, 0.7, generator(0, "rooms", 0))
+    speed, rooms = (
+        draw_speed(8, 1.3, generator(0, "speed", 0)),
+        draw_rooms(8, 0.7, SAMPLE_RATE, generator(0, "rooms", 0)),
+    )
     assert batch.waveforms.shape[1] == round(1.3 * samples)  # the fastest are as long as the others
     waveforms, lengths = change_speed(batch.waveforms, batch.lengths, speed, samples)
     assert lengths.max() == samples
-    waveforms, lengths = reverberate(waveforms, lengths, rooms, draw_noises(generator(0, "rooms' noises")))
+    waveforms, lengths = reverberate(waveforms, lengths, rooms, draw_noises(generator(0, "rooms' noises"), SAMPLE_RATE))
     torch.testing.assert_close(
         changed, batch_features(waveforms, lengths, load_finetune_recipe("custom", SMALL | {"frames": 16}).config())
     )

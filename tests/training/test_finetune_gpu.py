@@ -63,7 +63,7 @@ def test_a_classifier_begins_as_a_probe_fitted_on_the_gpu(tmp_path: Path, monkey
     values |= {"lr": 1e-9, "head_init": "probe", "pooling": "rows", "choose": "last"}
     recipe = load_finetune_recipe("custom", values)
     finetune(recipe, data, tmp_path / "processor", device="cuda")
-    monkeypatch.setattr("ssamba.training.finetune.head_init.SMALL", 0)
+    monkeypatch.setattr("ssamba.training.finetune.head_init.SINGLE_THREAD_MAX", 0)
     finetune(recipe, data, tmp_path / "gpu", device="cuda")
     one, other = (Answers.load(tmp_path / name / "fold-1/answers.safetensors") for name in ("processor", "gpu"))
     torch.testing.assert_close(one.logits, other.logits, atol=0.02, rtol=0.02)

@@ -14,7 +14,7 @@ import ssamba
 from ssamba.data.datasets import read_layout
 from ssamba.data.examples import LabelledData
 from ssamba.data.scan import SkipList
-from ssamba.evaluation.logistic_regression import fit_chosen
+from ssamba.evaluation.logistic_regression import fit_cross_validated
 from ssamba.models.encoder import Encoder
 from ssamba.training.finetune.evaluate import Evaluation
 from ssamba.training.finetune.head_init import init_by_probe
@@ -62,7 +62,7 @@ def test_it_answers_what_the_regression_answers(
     # Folds 2 to 5 are held out in turn.
     parts = torch.tensor([(int(e.key.split("_")[1][0]) - 1) % 5 for e in folds.folds[0].train])
     assert sorted(set(parts.tolist())) == [0, 1, 2, 3]
-    fitted = fit_chosen(values, labels, parts, 3, smoothing)
+    fitted = fit_cross_validated(values, labels, parts, 3, smoothing)
     answers = evaluation(recipe, folds, model).answers(model.eval())
     torch.testing.assert_close(answers.logits.double(), fitted.scores(values), atol=1e-4, rtol=1e-4)
     assert (answers.logits.argmax(dim=1) == labels).all()

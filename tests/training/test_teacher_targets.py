@@ -203,8 +203,8 @@ def test_speed_and_rooms_change_the_crops(sounds: Path, small: dict[str, object]
     waveforms, lengths = change_speed(batch.waveforms, batch.lengths, speed, samples)
     assert (lengths == samples).all() or short_clips == "zeros"  # some sounds are shorter than a slow crop
     assert (lengths == samples).any()
-    noises = draw_noises(generator(0, "rooms' noises"))
-    rooms = draw_rooms(task.recipe.batch, 0.8, generator(0, "rooms", 0))
+    noises = draw_noises(generator(0, "rooms' noises"), SAMPLE_RATE)
+    rooms = draw_rooms(task.recipe.batch, 0.8, SAMPLE_RATE, generator(0, "rooms", 0))
     waveforms, lengths = reverberate(waveforms, lengths, rooms, noises)
     wanted = batch_features(waveforms, lengths, task.model.config)
     assert shown[0] is not None

@@ -18,8 +18,7 @@ import numpy.typing as npt
 import soundfile
 import soxr
 
-from ssamba.audio.constants import SAMPLE_RATE
-from ssamba.audio.front_end import FrontEnd
+from ssamba.audio.constants import FRAME_SECONDS, SAMPLE_RATE
 from ssamba.utils.errors import AudioError
 
 __all__ = [
@@ -141,12 +140,12 @@ def stream_audio(path: PathLike, block_seconds: float = 30.0, sample_rate: int =
 
 
 def check_length(samples: int, path: PathLike | None = None, sample_rate: int = SAMPLE_RATE) -> None:
-    """Refuse audio that is too short for a single 25 ms frame of the front end (400 samples at 16 kHz).
+    """Refuse audio that is too short for a single 25 ms frame (400 samples at 16 kHz).
 
     Raises:
         AudioError: naming `path`, or "audio" without one.
     """
-    least = FrontEnd(sample_rate).frame_length
+    least = ceil(FRAME_SECONDS * sample_rate)
     if samples < least:
         raise AudioError(
             path, f"{samples} samples at {sample_rate} Hz is shorter than one 25 ms frame ({least} samples)"

@@ -31,12 +31,12 @@ def run(arguments: argparse.Namespace) -> int:
     from ssamba.evaluation.probe.probe import as_markdown, layout_of, probe
     from ssamba.inference.load import load
     from ssamba.models.pretrained.weights import DEFAULT
-    from ssamba.utils.progress import shown
+    from ssamba.utils.progress import shown as progress_bar
 
     layout = layout_of(arguments.recipe)
     model = load(arguments.model, arguments.device)
     source = arguments.model or DEFAULT
-    result = probe(layout, arguments.data, model, arguments.layer, arguments.out, source, shown, arguments.c)
+    result = probe(layout, arguments.data, model, arguments.layer, arguments.out, source, progress_bar, arguments.c)
     print(as_markdown(result))
     return EXIT_DONE
 

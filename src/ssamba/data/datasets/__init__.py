@@ -13,7 +13,6 @@ from typing import Any
 
 from ssamba.data.datasets.arabic_speech_commands import read_arabic_speech_commands
 from ssamba.data.datasets.audioset import read_audioset_2m, read_audioset_20k
-from ssamba.data.datasets.common import nearest
 from ssamba.data.datasets.custom import read_custom
 from ssamba.data.datasets.esc import read_esc10, read_esc50
 from ssamba.data.datasets.iemocap import read_iemocap
@@ -22,6 +21,7 @@ from ssamba.data.datasets.urbansound8k import read_dasl, read_urbansound8k
 from ssamba.data.datasets.voxceleb1 import read_voxceleb1
 from ssamba.data.examples import LabelledData
 from ssamba.utils.errors import DataError
+from ssamba.utils.suggest import nearest
 
 __all__ = ["LAYOUTS", "read_layout"]
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from ssamba.data.examples import Example, Fold, LabelledData, Part
 from ssamba.data.manifest import nearest_file
 from ssamba.utils.errors import DataError
+from ssamba.utils.suggest import nearest
 
 __all__ = [
     "Table",
@@ -24,7 +25,6 @@ __all__ = [
     "cross_validation",
     "file_example",
     "missing_file",
-    "nearest",
     "read_lines",
     "read_table",
     "require_folder",
@@ -124,13 +124,6 @@ def read_lines(path: Path) -> list[str]:
         raise DataError(f"{path}: is not UTF-8 text (byte {error.start})") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
-
-
-def nearest(name: str, names: Iterable[str]) -> str:
-    """ "; did you mean X?" with the nearest of some names, or nothing."""
-    folded = {known.lower(): known for known in names}
-    near = difflib.get_close_matches(name.lower(), folded, n=1, cutoff=0.6)
-    return f"; did you mean {folded[near[0]]}?" if near else ""
 
 
 def class_number(label: str, numbers: Mapping[str, int], where: str) -> int:

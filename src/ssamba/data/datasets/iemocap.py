@@ -15,7 +15,6 @@ from ssamba.data.datasets.common import (
     check_data,
     check_present,
     file_example,
-    nearest,
     read_lines,
     require_folder,
     size_note,
@@ -23,6 +22,7 @@ from ssamba.data.datasets.common import (
 from ssamba.data.datasets.splits import stratified_split
 from ssamba.data.examples import Example, Fold, LabelledData
 from ssamba.utils.errors import DataError
+from ssamba.utils.suggest import nearest
 
 __all__ = ["CLASSES", "read_iemocap"]
 

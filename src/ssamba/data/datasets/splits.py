@@ -6,9 +6,9 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 
-from ssamba.data.datasets.common import nearest
 from ssamba.data.examples import Example
 from ssamba.utils.errors import DataError
+from ssamba.utils.suggest import nearest
 
 __all__ = ["SPLITS", "split_name", "stratified_folds", "stratified_split"]
 

@@ -24,7 +24,7 @@ from ssamba.data.datasets.common import (
 )
 from ssamba.data.examples import SILENCE, Example, LabelledData, Part
 from ssamba.data.manifest import Clip
-from ssamba.data.samplers.pretraining import generator
+from ssamba.data.samplers.pretraining import numpy_generator
 from ssamba.data.scan import SkipList, scan_clips
 from ssamba.utils.errors import DataError
 
@@ -83,7 +83,7 @@ def read_dasl(root: Path, seed: int = 0) -> LabelledData:
         # Whole seconds from whole numbers: no rounding makes 4.0 s five.
         lengths = [-(-clip.frames // clip.rate) for clip in clips if clip.frames and clip.rate]
         sounds = [ClipSeconds(c.path, n, labels[c.path]) for c, n in zip(clips, lengths, strict=True)]
-        order = generator(seed, _SCENES, int(name)).permutation(len(sounds))
+        order = numpy_generator(seed, _SCENES, int(name)).permutation(len(sounds))
         scenes[name] = join_scenes([sounds[number] for number in order], f"fold{name}")
     notes = tuple(f"left out: {file}: {reason}" for file, reason in skip.reasons.items())
     return check_data(LabelledData("dasl", CLASSES, False, cross_validation(scenes), notes), path)
@@ -93,7 +93,7 @@ def join_scenes(clips: Sequence[ClipSeconds], name: str, length: int = SCENE_SEC
     """Join clips to scenes of `length` seconds; a clip that a scene's end cuts goes on in the next.
 
     Args:
-        clips: in the order to be heard.
+        clips: in their order.
         name: of the scenes' keys, ``name/scene000`` and so on.
         length: of a scene, whole seconds.
 
@@ -104,14 +104,14 @@ def join_scenes(clips: Sequence[ClipSeconds], name: str, length: int = SCENE_SEC
     parts: list[list[Part]] = [[] for _ in range(-(-len(seconds) // length))]
     at = 0
     for clip in clips:
-        heard = 0
-        while heard < clip.seconds:
-            scene, place = divmod(at + heard, length)
-            count = min(clip.seconds - heard, length - place)
+        consumed = 0
+        while consumed < clip.seconds:
+            scene, second = divmod(at + consumed, length)
+            count = min(clip.seconds - consumed, length - second)
             # The last stretch runs to the file's end; one that the scene's end cuts has a stated length.
-            stated = None if heard + count == clip.seconds else float(count)
-            parts[scene].append(Part(clip.path, float(heard), stated, float(place)))
-            heard += count
+            stated = None if consumed + count == clip.seconds else float(count)
+            parts[scene].append(Part(clip.path, float(consumed), stated, float(second)))
+            consumed += count
         at += clip.seconds
     scenes = []
     for number, heard_parts in enumerate(parts):

@@ -1,7 +1,7 @@
 """What every loader needs: decoding ahead in threads or processes, and rows padded to one tensor.
 
-Threads serve a few cores: soundfile and soxr release the interpreter lock while they work. On many cores, and beside a
-training loop that is busy in Python, threads wait for that lock at each of a clip's calls, and processes take over
+Threads serve a few cores: soundfile and soxr release the interpreter lock while they work. On many cores, and next to
+a training loop that is busy in Python, threads wait for that lock at each of a clip's calls, and processes take over
 (docs/data.md has the numbers).
 """
 
@@ -22,15 +22,15 @@ from ssamba.data.loaders.audio_cache import AudioCache
 from ssamba.data.loaders.decode_worker import Request
 from ssamba.data.loaders.process_pool import DecodingProcesses, available
 
-__all__ = ["MOST_ATTEMPTS", "AudioCache", "Elsewhere", "available_cores", "choose_workers", "decode_ahead", "pad_rows"]
+__all__ = ["MAX_ATTEMPTS", "ProcessJobs", "available_cores", "choose_workers", "decode_ahead", "pad_rows"]
 
-MOST_ATTEMPTS = 16
-"""Stand-ins tried for one unreadable row; at the 5 % limit all of them fail once in 10**21."""
-MOST_WORKERS = 16
-PROCESSES_FROM = 4
-"""Workers from which on they are processes."""
-ROWS_EACH = 32
-"""Rows that a process must find to do to be worth its start."""
+MAX_ATTEMPTS = 16
+"""Replacements tried for one unreadable row; at the 5 % limit all of them fail once in 10**21."""
+MAX_WORKERS = 16
+MIN_PROCESSES = 4
+"""So many workers, or more, are processes; fewer are threads."""
+MIN_ROWS_PER_PROCESS = 32
+"""Rows that a process must have to decode to be worth its start."""
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -49,24 +49,26 @@ def choose_workers(setting: int) -> int:
     """
     if setting:
         return setting
-    return max(2, min(MOST_WORKERS, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    return max(2, min(MAX_WORKERS, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
-class Elsewhere(NamedTuple, Generic[Job, Result]):
-    """How processes do a loader's jobs.
+class ProcessJobs(NamedTuple, Generic[Job, Result]):
+    """How decoding processes do a loader's jobs.
 
     Attributes:
-        request: what to ask a process for a job; None leaves the job to the caller's own ``run``.
-        take: makes the job's result of the waveform, which is valid until the step has been used.
+        encode_request: a job's request to a process; None leaves the job to the caller's ``run``.
+        finish: makes the job's result of the waveform, which is valid until the step has been used.
         rows: most jobs of a step.
         samples: longest waveform.
+        sample_rate: of the waveforms, Hz.
         cache: that the requests refer to.
     """
 
-    request: Callable[[Job], Request | None]
-    take: Callable[[Job, Waveform], Result]
+    encode_request: Callable[[Job], Request | None]
+    finish: Callable[[Job, Waveform], Result]
     rows: int
     samples: int
+    sample_rate: int
     cache: AudioCache | None
 
 
@@ -76,7 +78,7 @@ def decode_ahead(
     run: Callable[[Job], Result],
     workers: int,
     prefetch: int,
-    elsewhere: Elsewhere[Job, Result] | None = None,
+    processes: ProcessJobs[Job, Result] | None = None,
 ) -> Iterator[tuple[int, list[Result]]]:
     """Yield (step, [run(job) for job in jobs(step)]) in the steps' order, worked out ahead by threads or processes.
 
@@ -89,7 +91,7 @@ def decode_ahead(
         run: does one job, in any thread.
         workers: threads or processes; 0 works in the caller's, without looking ahead.
         prefetch: steps worked on ahead, at most.
-        elsewhere: how processes do the same as ``run``; None keeps to threads. What they cannot do, ``run`` does in the
+        processes: how processes do the same as ``run``; None keeps to threads. What they cannot do, ``run`` does in the
             caller's thread.
 
     Raises:
@@ -98,15 +100,15 @@ def decode_ahead(
     if workers == 0:
         for step in steps:
             yield step, [run(job) for job in jobs(step)]
-    elif elsewhere is not None and _worth_processes(steps, elsewhere.rows, workers):
-        yield from _in_processes(steps, jobs, run, workers, prefetch, elsewhere)
+    elif processes is not None and _worth_processes(steps, processes.rows, workers):
+        yield from _in_processes(steps, jobs, run, workers, prefetch, processes)
     else:
         yield from _in_threads(steps, jobs, run, workers, prefetch)
 
 
 def _worth_processes(steps: Iterable[int], rows: int, workers: int) -> bool:
-    enough = len(steps) * rows >= ROWS_EACH * workers if isinstance(steps, range) else True
-    return available() and workers >= PROCESSES_FROM and enough
+    enough = len(steps) * rows >= MIN_ROWS_PER_PROCESS * workers if isinstance(steps, range) else True
+    return available() and workers >= MIN_PROCESSES and enough
 
 
 def _in_threads(
@@ -136,15 +138,15 @@ def _in_processes(
     run: Callable[[Job], Result],
     workers: int,
     prefetch: int,
-    elsewhere: Elsewhere[Job, Result],
+    processes: ProcessJobs[Job, Result],
 ) -> Iterator[tuple[int, list[Result]]]:
-    slots = (prefetch + 1) * elsewhere.rows
-    with DecodingProcesses(min(workers, slots), slots, elsewhere.samples, elsewhere.cache) as pool:
+    rows = (prefetch + 1) * processes.rows
+    with DecodingProcesses(min(workers, rows), rows, processes.samples, processes.sample_rate, processes.cache) as pool:
         waiting: deque[tuple[int, list[tuple[Job, int | None]]]] = deque()
 
         def result(job: Job, ticket: int | None) -> Result:
             waveform = None if ticket is None else pool.result(ticket)
-            return run(job) if waveform is None else elsewhere.take(job, waveform)
+            return run(job) if waveform is None else processes.finish(job, waveform)
 
         def oldest() -> Iterator[tuple[int, list[Result]]]:
             step, asked = waiting.popleft()
@@ -154,7 +156,7 @@ def _in_processes(
                     pool.release(ticket)
 
         for step in steps:
-            requests = [(job, elsewhere.request(job)) for job in jobs(step)]
+            requests = [(job, processes.encode_request(job)) for job in jobs(step)]
             waiting.append((step, [(job, None if r is None else pool.submit(r)) for job, r in requests]))
             if len(waiting) > prefetch:
                 yield from oldest()

@@ -11,12 +11,11 @@ import numpy.typing as npt
 import soundfile
 
 from ssamba.data.scan import Progress
-from ssamba.data.synthetic.sounds import CLASSES, Array, Rng, coloured_noise, log_uniform
+from ssamba.data.synthetic.sounds import CLASSES, RATE, Array, Rng, coloured_noise, log_uniform
 from ssamba.utils.errors import DataError
 
 __all__ = ["CLASS_NAMES", "make_synthetic", "synthesise"]
 
-RATE = 16000
 CLASS_NAMES = tuple(CLASSES)
 _TEST_EVERY = 4  # every fourth clip of a class is for testing
 
@@ -114,16 +113,16 @@ def _room(rng: Rng, audio: Array) -> Array:
 
 
 def _write_audio(path: Path, audio: npt.NDArray[np.int16], format: str) -> None:
-    beside = path.with_name(f".{path.name}.part")
-    soundfile.write(beside, audio, RATE, format=format.upper(), subtype="PCM_16")
-    os.replace(beside, path)
+    temporary = path.with_name(f".{path.name}.part")
+    soundfile.write(temporary, audio, RATE, format=format.upper(), subtype="PCM_16")
+    os.replace(temporary, path)
 
 
 def _write_labels(path: Path, rows: list[tuple[str, str, str]]) -> Path:
-    beside = path.with_name(f".{path.name}.part")
-    with open(beside, "w", encoding="utf-8", newline="") as file:
+    temporary = path.with_name(f".{path.name}.part")
+    with open(temporary, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("path", "label", "split"))
         writer.writerows(rows)
-    os.replace(beside, path)
+    os.replace(temporary, path)
     return path

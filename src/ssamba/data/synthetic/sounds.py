@@ -2,7 +2,7 @@
 
 Every function takes (rng, t) with t the (samples,) time axis in seconds at 16 kHz, and returns (samples,) at any level.
 Classes come in pairs where they can (up and down, speeding and slowing): a pair has one average spectrum, so that only
-a model which hears the order in time can tell them apart.
+a model that uses the order in time can tell them apart.
 """
 
 from __future__ import annotations
@@ -13,10 +13,14 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
+from ssamba.audio.front_end import PUBLISHED
+
 Array = npt.NDArray[np.float64]
 Rng = np.random.Generator
 
-RATE = 16000
+RATE = PUBLISHED.sample_rate
+"""Of the sounds that are made, Hz, whatever rate a model reads them at."""
+NYQUIST = RATE / 2
 NYQUIST_MARGIN = 7600.0
 
 # First three formants in Hz of a, e, i, o, u (an adult's; scaled at random for other speakers).
@@ -25,7 +29,7 @@ _SCALE = (0, 2, 4, 7, 9)  # pentatonic: any order of its notes sounds like a tun
 
 
 def log_uniform(rng: Rng, low: float, high: float) -> float:
-    """A draw whose logarithm is uniform: pitch and tempo are heard that way."""
+    """A draw whose logarithm is uniform: pitch and tempo are perceived that way."""
     return float(np.exp(rng.uniform(np.log(low), np.log(high))))
 
 
@@ -41,7 +45,7 @@ def _harmonics(rng: Rng, frequency: Array, rolloff: float, most: int = 20) -> Ar
     return np.sum([np.sin(n * phase + offsets[n - 1]) / n**rolloff for n in range(1, number + 1)], axis=0)
 
 
-def coloured_noise(rng: Rng, samples: int, slope: float, low: float = 0.0, high: float = 8000.0) -> Array:
+def coloured_noise(rng: Rng, samples: int, slope: float, low: float = 0.0, high: float = NYQUIST) -> Array:
     """Noise whose power falls by f**-slope (0 white, 1 pink, 2 brown) between `low` and `high` Hz."""
     frequency = np.fft.rfftfreq(samples, 1 / RATE)
     shape = np.maximum(frequency, 20.0) ** (-slope / 2) * ((frequency >= low) & (frequency <= high))
@@ -190,7 +194,7 @@ def drum_loop(rng: Rng, t: Array) -> Array:
     s = np.arange(3200) / RATE
     kick = np.sin(_phase(rng.uniform(45, 70) + 120 * np.exp(-s / 0.02))) * np.exp(-s / 0.07)
     snare = rng.standard_normal(3200) * np.exp(-s / 0.05) * 0.6 + np.sin(2 * np.pi * 190 * s) * np.exp(-s / 0.03)
-    hat = coloured_noise(rng, 3200, 0.0, 5000, 8000) * np.exp(-s / 0.015)
+    hat = coloured_noise(rng, 3200, 0.0, 5000, NYQUIST) * np.exp(-s / 0.015)
     beat = rng.uniform(0.09, 0.16)
     bar = np.arange(0, t[-1], 8 * beat)
     out = np.zeros(len(t))
@@ -223,7 +227,7 @@ def melody_falling(rng: Rng, t: Array) -> Array:
 def steady_noise(rng: Rng, t: Array) -> Array:
     """White, pink or band noise without any change."""
     low = log_uniform(rng, 50, 2500)
-    return coloured_noise(rng, len(t), rng.uniform(0, 1.5), low, min(8000.0, low * log_uniform(rng, 2, 16)))
+    return coloured_noise(rng, len(t), rng.uniform(0, 1.5), low, min(NYQUIST, low * log_uniform(rng, 2, 16)))
 
 
 CLASSES: dict[str, Callable[[Rng, Array], Array]] = {

@@ -1,6 +1,6 @@
 """Frozen features of every example: pooled patch tokens, layer by layer, and log-mel statistics.
 
-A recording that fits the model's grid goes through in one pass with its own number of columns, a longer one in windows
+A recording that fits the model's grid goes through in one pass with its number of columns, a longer one in windows
 as for embedding, whose tokens are pooled together.
 """
 
@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ssamba.audio.decode import SAMPLE_RATE, Waveform
+from ssamba.audio.decode import Waveform
+from ssamba.audio.front_end import PUBLISHED, FrontEnd
 from ssamba.data.examples import Example
 from ssamba.data.loaders.read_example import read_example
 from ssamba.data.loaders.workers import decode_ahead
@@ -53,12 +54,16 @@ def choose_layers(text: str, model: Encoder) -> tuple[int, ...]:
 
 @dataclass
 class Wanted:
-    """What to work out: these layers of a model (none without a model), log-mel statistics or not, rows or not."""
+    """What to compute: these layers of a model (none without a model), log-mel statistics or not, rows or not.
+
+    Log-mel statistics are of the model's front end, without a model of ``front_end``.
+    """
 
     model: Encoder | None
     layers: tuple[int, ...]
     log_mel: bool
     rows: bool = False
+    front_end: FrontEnd = PUBLISHED
 
 
 def extract(examples: Sequence[Example], wanted: Wanted, progress: Progress | None = None) -> dict[str, Tensor]:
@@ -66,16 +71,17 @@ def extract(examples: Sequence[Example], wanted: Wanted, progress: Progress | No
 
     ``layer.K`` (N, 2 d): mean, then deviation, over the patch tokens as they leave step K of the chain. With ``rows``
     also ``layer.K.rows`` (N, 2 F d): the same over time alone, for each of the F rows of patches by itself, as in the
-    linear evaluation of M2D (arXiv 2210.14648). ``log_mel`` (N, 256): mean and deviation over time of 128 log-mel
-    bands. Raises ``AudioError`` for audio that cannot be read.
+    linear evaluation of M2D (arXiv 2210.14648). ``log_mel`` (N, 2 mel_bins): mean and deviation over time of
+    the log-mel bands. Raises ``AudioError`` for audio that cannot be read.
     """
+    model = wanted.model
+    front_end = wanted.front_end if model is None else model.config.front_end
     out: dict[str, Tensor] = {}
     if wanted.log_mel:
-        out[LOG_MEL] = torch.empty(len(examples), 256)
-    model = wanted.model
+        out[LOG_MEL] = torch.empty(len(examples), 2 * front_end.mel_bins)
     if model is None:
-        for i, waveform in _waveforms(examples, progress):
-            _log_mel(out, i, waveform)
+        for i, waveform in _waveforms(examples, front_end.sample_rate, progress):
+            _log_mel(out, i, waveform, front_end)
         return out
     width = model.config.width
     out |= {layer_name(layer): torch.empty(len(examples), 2 * width) for layer in wanted.layers}
@@ -100,26 +106,33 @@ def extract(examples: Sequence[Example], wanted: Wanted, progress: Progress | No
     return out
 
 
-def _waveforms(examples: Sequence[Example], progress: Progress | None) -> Iterator[tuple[int, Waveform]]:
+def _waveforms(
+    examples: Sequence[Example], sample_rate: int, progress: Progress | None
+) -> Iterator[tuple[int, Waveform]]:
     begin, seconds = time.monotonic(), 0.0
-    for i, (waveform,) in decode_ahead(range(len(examples)), lambda i: [examples[i]], read_example, THREADS, AHEAD):
+
+    def read(example: Example) -> Waveform:
+        return read_example(example, sample_rate=sample_rate)
+
+    for i, (waveform,) in decode_ahead(range(len(examples)), lambda i: [examples[i]], read, THREADS, AHEAD):
         yield i, waveform
-        seconds += len(waveform) / SAMPLE_RATE
+        seconds += len(waveform) / sample_rate
         if progress is not None:
             rate = seconds / max(time.monotonic() - begin, 1e-3)
             progress(i + 1, len(examples), f"{i + 1}/{len(examples)} recordings, {rate:,.0f} x real time")
 
 
-def _log_mel(out: dict[str, Tensor], i: int, waveform: Waveform) -> None:
+def _log_mel(out: dict[str, Tensor], i: int, waveform: Waveform, front_end: FrontEnd) -> None:
     if LOG_MEL in out:
-        out[LOG_MEL][i] = torch.from_numpy(log_mel_statistics([waveform])[0])
+        out[LOG_MEL][i] = torch.from_numpy(log_mel_statistics([waveform], front_end)[0])
 
 
 def _windows(
     examples: Sequence[Example], model: Encoder, out: dict[str, Tensor], progress: Progress | None
 ) -> Iterator[Window]:
-    for i, waveform in _waveforms(examples, progress):
-        _log_mel(out, i, waveform)
+    front_end = model.config.front_end
+    for i, waveform in _waveforms(examples, front_end.sample_rate, progress):
+        _log_mel(out, i, waveform, front_end)
         cutter = WindowCutter(model.config, i)
         yield from cutter.feed(waveform_features(torch.from_numpy(waveform), model))
         yield cutter.finish()

@@ -14,7 +14,7 @@ import yaml
 from torch import Tensor
 
 from ssamba.data.datasets import LAYOUTS, read_layout
-from ssamba.evaluation.logistic_regression import STRENGTHS
+from ssamba.evaluation.logistic_regression import C_VALUES
 from ssamba.evaluation.probe.cache import cached_features
 from ssamba.evaluation.probe.features import LOG_MEL, Progress, choose_layers, layer_name, rows_name
 from ssamba.evaluation.probe.protocol import Division, Score, all_examples, divisions, evaluate, methods, target_matrix
@@ -29,11 +29,11 @@ RESULTS_FILE, PICTURE_FILE = "results.json", "layers.png"
 MEAN, BOTH, ROWS = "mean", "mean and deviation", "mean and deviation of each row"
 
 
-Shown = Callable[[str], AbstractContextManager[Progress]]
-"""Called with a stage's label; the block gets what it calls as progress(done, total, note)."""
+ProgressBars = Callable[[str], AbstractContextManager[Progress]]
+"""Factory of progress bars: ``progress_bar(label)`` yields a callback progress(done, total, note)."""
 
 
-def _unseen(label: str) -> AbstractContextManager[Progress]:
+def _no_bar(label: str) -> AbstractContextManager[Progress]:
     return nullcontext(lambda done, total, note: None)
 
 
@@ -48,7 +48,7 @@ class Row:
 
     @property
     def name(self) -> str:
-        """As the table shows it."""
+        """As in the table."""
         return f"{'log-mel' if self.layer is None else f'layer {self.layer}'}, {self.pooling}"
 
 
@@ -97,21 +97,22 @@ def probe(
     layer: str = "last",
     out: Path | None = None,
     source: str = "",
-    shown: Shown | None = None,
-    strengths: Sequence[float] | None = None,
+    progress_bar: ProgressBars | None = None,
+    c_values: Sequence[float] | None = None,
 ) -> ProbeResult:
-    """Score a frozen model's features on a labelled data set, beside log-mel statistics.
+    """Score a frozen model's features on a labelled data set, next to log-mel statistics.
 
     ``name`` is a layout or a recipe file, ``root`` the data set's folder, ``layer`` a number from 1, ``last`` or
     ``all``. Into ``out`` go the features, for the next time, results.json and, for several layers, layers.png.
-    ``source`` is the model's name in the report; ``shown(label)`` opens what shows the progress of a stage.
-    ``strengths`` are the values of C that the regression may choose from, None for the usual ones.
+    ``source`` is the model's name in the report; ``progress_bar(label)`` opens
+    the progress bar of a stage.
+    ``c_values`` are the values of C that the regression may choose from, None for the usual ones.
 
     Raises ``DataError``, ``AudioError``, ``ConfigError``, and ``SsambaError`` when ``out`` cannot be written.
     """
-    strengths = sorted(STRENGTHS if strengths is None else strengths)
-    if not strengths or not all(0 < c < math.inf for c in strengths):
-        raise ConfigError(f"C {', '.join(f'{c:g}' for c in strengths)}: give numbers above 0")
+    c_values = sorted(C_VALUES if c_values is None else c_values)
+    if not c_values or not all(0 < c < math.inf for c in c_values):
+        raise ConfigError(f"C {', '.join(f'{c:g}' for c in c_values)}: give numbers above 0")
     layers = choose_layers(layer, model)
     data = read_layout(layout_of(name), root)
     examples = all_examples(data)
@@ -121,11 +122,11 @@ def probe(
         make_folder(out)
         if len(layers) > 1:
             require_matplotlib(out / PICTURE_FILE)
-    shown = shown or _unseen
-    with shown("features") as progress:
+    progress_bar = progress_bar or _no_bar
+    with progress_bar("features") as progress:
         found, cached = cached_features(out, data.layout, examples, model, layers, progress)
-    with shown("scoring") as progress:
-        rows = _score_all(found, layers, targets, parts, data.multi_label, strengths, progress)
+    with progress_bar("scoring") as progress:
+        rows = _score_all(found, layers, targets, parts, data.multi_label, c_values, progress)
     result = ProbeResult(
         data.layout,
         source,
@@ -150,7 +151,7 @@ def _score_all(
     targets: Tensor,
     parts: list[Division],
     multi_label: bool,
-    strengths: Sequence[float],
+    c_values: Sequence[float],
     progress: Progress,
 ) -> list[Row]:
     kinds: list[tuple[int | None, str, Tensor]] = [(None, BOTH, found[LOG_MEL])]
@@ -161,7 +162,7 @@ def _score_all(
             kinds.append((number, ROWS, rows))
     scored: list[Row] = []
     for i, (layer, pooling, x) in enumerate(kinds):
-        scores = {m.name: evaluate(x, targets, parts, m, multi_label) for m in methods(multi_label, strengths)}
+        scores = {m.name: evaluate(x, targets, parts, m, multi_label) for m in methods(multi_label, c_values)}
         scored.append(Row(layer, pooling, x.shape[1], scores))
         progress(i + 1, len(kinds), scored[-1].name)
     return scored

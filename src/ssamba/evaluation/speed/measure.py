@@ -142,7 +142,7 @@ def _guarded(case: Case, settings: Settings) -> Result:
 
 
 def make_model(case: Case, settings: Settings) -> tuple[Encoder, Tensor]:
-    """The case's encoder with random weights in float32, and random features (B, frames, 128) on the device."""
+    """The case's encoder with random weights in float32, and random features (B, frames, mel_bins) on the device."""
     frames = case.tokens // ROWS * 16
     config = Config(encoder=case.model.split("-")[0], width=WIDTHS[case.size], frames=frames)
     model = KINDS[config.encoder](config, generator=torch.Generator().manual_seed(1)).to(settings.device).eval()

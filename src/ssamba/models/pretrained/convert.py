@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ssamba.audio import log_mel
-from ssamba.audio.constants import SAMPLE_RATE
+from ssamba.audio.front_end import FrontEnd
 from ssamba.models.config import Config
 from ssamba.models.encoder import Encoder
 from ssamba.models.pretrained.load import Source, locate, read_source
@@ -89,15 +89,17 @@ def _to_half(source: Source | None, dest: Path, attention_heads: int | None) -> 
 def _clip_embedding(model: Encoder) -> Tensor:
     """Mean patch token (1, d) of the test sound, cut to the model's grid."""
     config = model.config
-    features = log_mel.features(_test_sound(), mean=config.mean, std=config.std)[:, : config.frames]
+    front_end = config.front_end
+    log_mels = log_mel.filter_bank(_test_sound(front_end), front_end)[: config.frames]
+    features = front_end.normalise(log_mels)[None]
     return model.encode(features)[:, model.prefix_tokens :].mean(dim=1)
 
 
-def _test_sound() -> Tensor:
-    """Ten seconds at 16 kHz: a tone that rises through the whole band, in noise."""
-    t = torch.arange(10 * SAMPLE_RATE) / SAMPLE_RATE
+def _test_sound(front_end: FrontEnd) -> Tensor:
+    """Ten seconds: a tone that rises through the whole band, in noise."""
+    t = torch.arange(10 * front_end.sample_rate) / front_end.sample_rate
     noise = torch.randn(t.shape, generator=torch.Generator().manual_seed(0))
-    return 0.2 * torch.sin(2 * torch.pi * 400 * t.square()) + 0.02 * noise
+    return 0.2 * torch.sin(2 * torch.pi * (front_end.nyquist / 20) * t.square()) + 0.02 * noise
 
 
 @contextlib.contextmanager

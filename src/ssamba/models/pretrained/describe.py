@@ -11,7 +11,6 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from ssamba.audio import log_mel
 from ssamba.audio.front_end import PUBLISHED
 from ssamba.data.manifest import read_sources
 from ssamba.data.scan import Progress, SkipList
@@ -172,7 +171,7 @@ def data_statistics(
     """
     skip = SkipList()
     measured = compute_statistics(
-        read_sources(data), log_mel.log_mel, threads=min(8, os.cpu_count() or 1), skip=skip, progress=progress
+        read_sources(data), PUBLISHED, threads=min(8, os.cpu_count() or 1), skip=skip, progress=progress
     )
     facts = {"mean": measured.mean, "std": measured.std, "files": measured.clips, "frames": measured.frames}
     return facts, list(skip.reasons.items())

@@ -12,8 +12,6 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from ssamba.audio.constants import SAMPLE_RATE
-
 MOST_NOISE, MOST_ROLL = 0.1, 10
 """Largest height of the noise, and frames by which a clip is rolled at most."""
 
@@ -140,20 +138,20 @@ def change_speed(waveforms: Tensor, lengths: Tensor, speed: Tensor, samples: int
     return torch.lerp(low, high, fraction) * inside, lengths
 
 
-def draw_rooms(batch: int, share: float, generator: Generator) -> Tensor:
+def draw_rooms(batch: int, share: float, sample_rate: int, generator: Generator) -> Tensor:
     """What ``reverberate`` needs, for each clip (3, B): a noise's number, decay in samples, and the tail's level.
 
     Times in which the sound falls by 60 dB are log-uniform from 0.1 to 1 s, levels of the tail uniform from 20 dB below
     the direct sound to its own; ``share`` of the clips have a tail, the others the level 0.
     """
     noise, time, level, chosen = torch.rand(4, batch, generator=generator)
-    decay = SAMPLE_RATE * 10 ** (time - 1) / math.log(1000)
+    decay = sample_rate * 10 ** (time - 1) / math.log(1000)
     return torch.stack([(noise * ROOMS).floor(), decay, 10 ** (level - 1) * (chosen < share)])
 
 
-def draw_noises(generator: Generator) -> Tensor:
-    """The tails of all rooms before they decay: white noise (ROOMS, samples)."""
-    return torch.randn(ROOMS, SAMPLE_RATE, generator=generator)
+def draw_noises(generator: Generator, sample_rate: int) -> Tensor:
+    """The tails of all rooms before they decay: a second of white noise each (ROOMS, samples)."""
+    return torch.randn(ROOMS, sample_rate, generator=generator)
 
 
 def reverberate(waveforms: Tensor, lengths: Tensor, rooms: Tensor, noises: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from ssamba.audio.front_end import FrontEnd
 from ssamba.data.examples import Example
+from ssamba.data.loaders.audio_cache import AudioCache
 from ssamba.data.loaders.labelled import LabelledBatch, LabelledLoader
-from ssamba.data.loaders.workers import AudioCache, choose_workers
+from ssamba.data.loaders.workers import choose_workers
 from ssamba.data.samplers.labelled import EvaluationPlan
 from ssamba.data.scan import SkipList
 from ssamba.evaluation import metrics
@@ -99,7 +100,9 @@ class Evaluation:
         seconds = longest_seconds(recipe, config.front_end, examples[0].per_second is not None)
         batch = recipe.eval_batch or max(recipe.batch, LEAST_BATCH)
         workers = choose_workers(recipe.workers)
-        self.plan = EvaluationPlan(examples, batch, seconds, bool(recipe.window), skip, workers)
+        self.plan = EvaluationPlan(
+            examples, batch, seconds, bool(recipe.window), skip, workers, sample_rate=config.sample_rate
+        )
         self.loader = LabelledLoader(self.plan, classes, workers, skip=skip)
         self.loader.cache = cache
         self.config, self.device, self._kind = config, device, recipe.loss

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import torch
 
-from ssamba.data.examples import Fold, LabelledData, fifths
-from ssamba.data.loaders.workers import AudioCache
+from ssamba.data.examples import Fold, LabelledData, inner_fold_index
+from ssamba.data.loaders.audio_cache import AudioCache
 from ssamba.data.scan import SkipList
-from ssamba.evaluation.logistic_regression import SMALL, fit_chosen
+from ssamba.evaluation.logistic_regression import SINGLE_THREAD_MAX, fit_cross_validated
 from ssamba.models.encoder import Encoder
 from ssamba.training.finetune.evaluate import Evaluation
 from ssamba.training.finetune.recipe import FinetuneRecipe
@@ -37,9 +37,9 @@ def init_by_probe(
     values, examples = found
     labels = torch.tensor([example.labels[0] for example in fold.train])[examples]
     # Thousands of clips are a minute's work for one core; a small problem gains nothing on a GPU.
-    large = model.device.type == "cuda" and values.numel() * classes >= SMALL
+    large = model.device.type == "cuda" and values.numel() * classes >= SINGLE_THREAD_MAX
     here = [x.to(model.device) if large else x for x in (values, labels, _parts(fold, data)[examples])]
-    fitted = fit_chosen(here[0], here[1], here[2], classes, recipe.label_smoothing)
+    fitted = fit_cross_validated(here[0], here[1], here[2], classes, recipe.label_smoothing)
     standardise = fitted.standardise
     model.classifier.load_linear(standardise.mean, standardise.scale, fitted.weight, fitted.bias)
 
@@ -47,10 +47,10 @@ def init_by_probe(
 def _parts(fold: Fold, data: LabelledData) -> torch.Tensor:
     """Which training clips are held out together when the regression's strength is chosen; -1 never.
 
-    The folds of a cross-validation, so that what the publishers kept together stays together; else fifths by file.
+    The folds of a cross-validation, so that what the publishers kept together stays together; else inner folds by file.
     """
     others = [other for other in data.folds if other is not fold]
     folds = {example.key: number for number, other in enumerate(others) for example in other.test}
     if all(example.key in folds for example in fold.train):
         return torch.tensor([folds[example.key] for example in fold.train])
-    return torch.tensor(fifths(fold.train))
+    return torch.tensor(inner_fold_index(fold.train))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ssamba.audio.log_mel import filter_bank
+from ssamba.audio.front_end import PUBLISHED
 from ssamba.data.examples import Example, LabelledData
 from ssamba.data.loaders.workers import choose_workers
 from ssamba.data.manifest import Clip, Source
@@ -45,6 +45,7 @@ def new_model(recipe: FinetuneRecipe, task: Classification, source: str | None) 
         description, tensors = read_source(source)
         config = description.config
         _check_patches(config, recipe, source)
+        _check_front_end(config, recipe, source)
         if recipe.drop_path != -1:
             config = config.replace(drop_path=recipe.drop_path)
         model = build(Description(config), tensors).with_grid(recipe.stride, recipe.frames, recipe.positions)
@@ -66,13 +67,31 @@ def _check_patches(config: Config, recipe: FinetuneRecipe, source: str) -> None:
         )
 
 
+def _check_front_end(config: Config, recipe: FinetuneRecipe, source: str) -> None:
+    """Refuse what the recipe says of the published front end alone, for a source with another one."""
+    front_end = config.front_end
+    if recipe.statistics == "recipe" and not front_end.same_bands(PUBLISHED):
+        raise ConfigError(
+            f"{source}: reads {front_end.description}, the recipe's mean and std are those of {PUBLISHED.description}; "
+            "give --statistics source or --statistics measure"
+        )
+    if recipe.freq_mask > front_end.mel_bins:
+        raise ConfigError(
+            f"freq_mask: {recipe.freq_mask}, {source} has {front_end.mel_bins} mel bins; give --freq-mask "
+            f"{front_end.mel_bins} or less"
+        )
+    needed = front_end.frame_count(round(recipe.window * front_end.sample_rate))
+    if recipe.window and not 1 <= needed <= recipe.frames:
+        raise ConfigError(f"window: {recipe.window} s are {needed} frames, frames is {recipe.frames}; give less")
+
+
 def measure(examples: Sequence[Example], config: Config, recipe: FinetuneRecipe, skip: SkipList) -> tuple[float, float]:
     """Log-mel mean and standard deviation of the examples' files (at most 1000 of them)."""
     paths = dict.fromkeys(part.path for example in examples for part in example.parts)
     with Bar("measuring log-mel statistics") as bar:
         found = compute_statistics(
             [Source("training", tuple(Clip(path) for path in paths))],
-            lambda x: filter_bank(x, config.front_end),
+            config.front_end,
             max_clips=STATISTICS_CLIPS,
             threads=choose_workers(recipe.workers),
             seed=recipe.seed,

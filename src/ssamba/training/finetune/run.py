@@ -13,9 +13,10 @@ from typing import Any
 import torch
 
 from ssamba.data.examples import Fold, LabelledData
-from ssamba.data.loaders.workers import AudioCache
+from ssamba.data.loaders.audio_cache import AudioCache
 from ssamba.data.manifest import Clip
 from ssamba.data.scan import SkipList, scan_clips
+from ssamba.models.config import Config
 from ssamba.models.encoder import Encoder
 from ssamba.models.pretrained.model_dir import (
     CONFIG_FILE,
@@ -46,7 +47,7 @@ from ssamba.utils.progress import Bar
 
 MAY_CHANGE = ("workers", "save_minutes")
 """Values that a resumed run may be given anew: they do not change its results."""
-SECOND_BYTES = 32_000
+SAMPLE_BYTES = 2
 COLUMNS = 80
 Say = Callable[[str], None]
 
@@ -220,9 +221,9 @@ class _Run:
         model = self._model(folder, fold, resuming)
         if self.recipe.head_init == "probe" and not resuming:  # a saved state has the classifier already
             with precision(self.recipe.precision, self.device):
-                init_by_probe(model, fold, self.data, self.recipe, self._audio(), self.skip)
+                init_by_probe(model, fold, self.data, self.recipe, self._audio(model.config), self.skip)
         earlier = [self._scores(n) for n in range(number)] if self.recipe.choose == "folds" else []
-        task = FinetuneTask(self.recipe, model, fold, folder, self._audio(), self.skip, earlier, self.ranks)
+        task = FinetuneTask(self.recipe, model, fold, folder, self._audio(model.config), self.skip, earlier, self.ranks)
         label = f"fold {number + 1} of {len(self.data.folds)}" if len(self.data.folds) > 1 else ""
         loop = self._loop(task, folder, label)
         loop.run()
@@ -282,15 +283,16 @@ class _Run:
         )
         return Loop(task, folder, optimizer, schedule, settings, precision(recipe.precision, self.device), self.ranks)
 
-    def _audio(self) -> AudioCache | None:
+    def _audio(self, config: Config) -> AudioCache | None:
         """Decoded audio, shared by all folds and evaluations. Files beyond the budget are not even looked at."""
         budget = round(self.recipe.cache_gb * 1e9)
         if self._cache is None and budget:
             examples = (e for f in self.data.folds for part in (f.train, f.validation, f.test) for e in part)
             paths = list(dict.fromkeys(part.path for example in examples for part in example.parts))
             with Bar("reading lengths") as bar:
-                clips = [Clip(path) for path in paths[: max(1, budget // SECOND_BYTES)]]
-                self._cache = AudioCache(scan_clips(clips, self.skip, progress=bar.update), budget)
+                clips = [Clip(path) for path in paths[: max(1, budget // (SAMPLE_BYTES * config.sample_rate))]]
+                scanned = scan_clips(clips, self.skip, progress=bar.update)
+            self._cache = AudioCache(scanned, budget, config.sample_rate)
         return self._cache
 
     def _scores(self, number: int) -> dict[int, tuple[float, float]]:

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from ssamba.audio.front_end import FrontEnd
 from ssamba.data.examples import Example, Fold
+from ssamba.data.loaders.audio_cache import AudioCache
 from ssamba.data.loaders.labelled import LabelledBatch, LabelledLoader
 from ssamba.data.loaders.prefetch import prepare_ahead
-from ssamba.data.loaders.workers import AudioCache, choose_workers
+from ssamba.data.loaders.workers import choose_workers
 from ssamba.data.samplers.labelled import EpochPlan
 from ssamba.data.scan import SkipList
 from ssamba.models import losses
@@ -61,6 +62,7 @@ def training_plan(recipe: FinetuneRecipe, front_end: FrontEnd, fold: Fold) -> Ep
         mixup=recipe.mixup,
         max_seconds=recipe.speed * longest_seconds(recipe, front_end, scenes),  # what the highest speed needs
         random_crop=recipe.window > 0,
+        sample_rate=front_end.sample_rate,
     )
 
 
@@ -111,7 +113,10 @@ class FinetuneTask(Task):
         self.total_steps = recipe.epochs * self.steps_per_epoch
         held_out = fold.test if recipe.choose == "folds" else fold.validation or fold.test
         self.judged = self.judge(held_out)
-        self.noises = draw_noises(generator(recipe.seed, "rooms' noises")).to(model.device) if recipe.reverb else None
+        self.noises: Tensor | None = None
+        if recipe.reverb:
+            noises = draw_noises(generator(recipe.seed, "rooms' noises"), self.plan.sample_rate)
+            self.noises = noises.to(model.device)
         self.fill = model.config.front_end.pad_value
 
     def judge(self, examples: Sequence[Example]) -> Evaluation:
@@ -154,7 +159,8 @@ class FinetuneTask(Task):
         if recipe.speed > 1:
             speed = draw_speed(clips, recipe.speed, generator(recipe.seed, "speed", batch.step))[rows]
         if recipe.reverb:
-            rooms = draw_rooms(clips, recipe.reverb, generator(recipe.seed, "rooms", batch.step))[:, rows].contiguous()
+            source = generator(recipe.seed, "rooms", batch.step)
+            rooms = draw_rooms(clips, recipe.reverb, self.plan.sample_rate, source)[:, rows].contiguous()
         inputs = Inputs(batch.waveforms, batch.lengths, batch.targets, masks, rolls, keep, response, speed, rooms)
         if self.model.device.type != "cuda":
             return inputs
@@ -169,7 +175,7 @@ class FinetuneTask(Task):
         if here.speed is not None:
             # Equal widths for every batch and process: the transform that changes speeds is as long as its input.
             seconds = longest_seconds(self.recipe, self.model.config.front_end, scenes=False)
-            width, samples = (round(x * self.model.config.sample_rate) for x in (self.recipe.speed * seconds, seconds))
+            width, samples = (round(x * self.plan.sample_rate) for x in (self.recipe.speed * seconds, seconds))
             waveforms = nn.functional.pad(waveforms, (0, width - waveforms.shape[1]))
             waveforms, lengths = change_speed(waveforms, lengths, here.speed, samples)
         if here.rooms is not None and self.noises is not None:

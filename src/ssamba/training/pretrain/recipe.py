@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from ssamba.audio.front_end import PUBLISHED
 from ssamba.models.config import ENCODERS, WIDTHS, Config
 from ssamba.models.losses import OBJECTIVES
 from ssamba.utils.errors import ConfigError
@@ -39,13 +40,18 @@ class PretrainRecipe:
         0, "blocks of a decoder for the hidden patches, which the encoder then does not read; 0 as in the reference"
     )
     frames: int = option(1024, "length of a training clip in log-mel frames of 10 ms")
+    sample_rate: int = option(PUBLISHED.sample_rate, "rate at which the model reads audio, in Hz")
+    mel_bins: int = option(PUBLISHED.mel_bins, "mel bins of the log-mel, up to half the sample rate")
     patch_frequency: int = option(16, "mel bins in a patch")
     patch_time: int = option(16, "frames in a patch")
     drop_path: float = option(
         -1.0, "rate of stochastic depth at the last block, -1 takes the published (0.1 in SSAMBA, 0 in SSAST)"
     )
     statistics: str = option(
-        "reference", "log-mel mean and std: AudioSet's, or measured on DATA", ("reference", "measure")
+        "reference",
+        "log-mel mean and std: AudioSet's (with --from SOURCE's), or measured on DATA, as always with another sample "
+        "rate or other mel bins than the reference's",
+        ("reference", "measure"),
     )
     mask: int = option(400, "patches hidden from the encoder")
     mask_kind: str = option("cluster", "squares of patches, or single ones at random", ("cluster", "frame"))
@@ -192,6 +198,8 @@ class PretrainRecipe:
             residual_scale=self.residual_scale,
             decoder_depth=self.decoder_depth,
             frames=self.frames,
+            mel_bins=self.mel_bins,
+            sample_rate=self.sample_rate,
             patch_frequency=self.patch_frequency,
             patch_time=self.patch_time,
             stride_frequency=self.patch_frequency,

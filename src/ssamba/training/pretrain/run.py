@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor, nn
 
-from ssamba.audio.log_mel import filter_bank
-from ssamba.data.loaders.gpu_resident import Places, ResidentAudio, ResidentLoader, resident_bytes
+from ssamba.audio.front_end import PUBLISHED
+from ssamba.data.loaders.gpu_resident import CropOffsets, ResidentAudio, ResidentLoader, resident_bytes
 from ssamba.data.loaders.prefetch import prepare_ahead
 from ssamba.data.loaders.pretraining import Batch, CropLoader, load_crops
 from ssamba.data.loaders.workers import choose_workers
@@ -112,15 +112,19 @@ class PretrainTask(Task):
         self.batch_size = recipe.batch
         self.steps_per_epoch = plan.steps_per_epoch
         self.total_steps = recipe.steps or max(1, math.ceil(recipe.epochs * plan.crops_per_epoch / recipe.batch))
-        self.noises = draw_noises(generator(recipe.seed, "rooms' noises")).to(model.device) if recipe.reverb else None
+        self.sample_rate = plan.sample_rate
+        self.noises: Tensor | None = None
+        if recipe.reverb:
+            noises = draw_noises(generator(recipe.seed, "rooms' noises"), self.sample_rate)
+            self.noises = noises.to(model.device)
         self.resident: ResidentAudio | None = None
-        if model.device.type == "cuda" and resident_bytes(plan.clips) <= RESIDENT_BYTES:
+        if model.device.type == "cuda" and resident_bytes(plan.clips, self.sample_rate) <= RESIDENT_BYTES:
             with Bar("decoding all recordings once") as bar:
-                self.resident = ResidentAudio(plan.clips, model.device, bar.update)
+                self.resident = ResidentAudio(plan.clips, model.device, bar.update, self.sample_rate)
         if not self.ranks.main:
             return
-        specs = centre_crops(held_out[: recipe.validation_clips], plan.crop_seconds)
-        waveforms, lengths = load_crops(specs, skip, choose_workers(recipe.workers))
+        specs = centre_crops(held_out[: recipe.validation_clips], plan.crop_seconds, self.sample_rate)
+        waveforms, lengths = load_crops(specs, skip, choose_workers(recipe.workers), self.sample_rate)
         if recipe.short_clips == "repeat":
             waveforms, lengths = repeat_short(waveforms, lengths)
         parts = zip(waveforms.split(recipe.batch), lengths.split(recipe.batch), strict=True)
@@ -143,8 +147,8 @@ class PretrainTask(Task):
     def batches(self, start: int) -> Iterator[Inputs]:
         """The steps' inputs, decoded and drawn ahead."""
         if self.resident is not None:
-            places = ResidentLoader(self.plan, self.resident, start, self.total_steps, self.skip, self.part)
-            return prepare_ahead(places, self._prepare, STEPS_AHEAD)
+            offsets = ResidentLoader(self.plan, self.resident, start, self.total_steps, self.skip, self.part)
+            return prepare_ahead(offsets, self._prepare, STEPS_AHEAD)
         loader = CropLoader(
             self.plan,
             workers=choose_workers(self.recipe.workers),
@@ -156,7 +160,7 @@ class PretrainTask(Task):
         )
         return prepare_ahead(loader, self._prepare, STEPS_AHEAD)
 
-    def _prepare(self, batch: Batch | Places) -> Inputs:
+    def _prepare(self, batch: Batch | CropOffsets) -> Inputs:
         """What a step needs besides the waveforms; masks and stochastic depth depend on (seed, step) alone.
 
         They are drawn for the whole batch, of which this process takes its rows.
@@ -169,7 +173,7 @@ class PretrainTask(Task):
         keeps = (self.model.draw_keep(clips * each, drop), self.model.draw_keep(clips * each, drop))
         keep_a, keep_b = (None if keep is None else keep[:, masked].contiguous() for keep in keeps)
         mask_a, mask_b = mask_a[masked], None if mask_b is None else mask_b[masked]
-        if isinstance(batch, Places):
+        if isinstance(batch, CropOffsets):
             waveforms, lengths, scale = batch.first, batch.lengths, batch.scale
         else:
             waveforms, lengths, scale = batch.waveforms, batch.lengths, None
@@ -199,7 +203,8 @@ class PretrainTask(Task):
         if recipe.speed > 1:
             speed = torch.from_numpy(self.plan.speeds(step))[heard].contiguous()
         if recipe.reverb:
-            rooms = draw_rooms(clips, recipe.reverb, generator(recipe.seed, "rooms", step))[:, heard].contiguous()
+            rooms = draw_rooms(clips, recipe.reverb, self.sample_rate, generator(recipe.seed, "rooms", step))
+            rooms = rooms[:, heard].contiguous()
         return [other, level, response, speed, rooms]
 
     def inputs(self, number: int, batch: Inputs) -> list[Tensor | None]:
@@ -211,11 +216,11 @@ class PretrainTask(Task):
         here = Inputs(*(x if x is None else x.to(device, non_blocking=True) for x in batch))  # type: ignore[arg-type]
         waveforms, lengths = here.waveforms, here.lengths
         if self.resident is not None and here.scale is not None:
-            samples, repeat = round(self.plan.read_seconds * config.sample_rate), self.recipe.short_clips == "repeat"
+            samples, repeat = round(self.plan.read_seconds * self.sample_rate), self.recipe.short_clips == "repeat"
             waveforms = self.resident.cut(waveforms, lengths, here.scale, samples, repeat)
             lengths = torch.full_like(lengths, samples) if repeat else lengths
         if here.speed is not None:
-            samples = round(self.plan.crop_seconds * config.sample_rate)
+            samples = round(self.plan.crop_seconds * self.sample_rate)
             waveforms, lengths = change_speed(waveforms, lengths, here.speed, samples)
         rows = self.ranks.rows(len(lengths)) if here.other is not None else slice(None)
         clean = batch_features(waveforms[rows], lengths[rows], config) if self.recipe.clean_targets else None
@@ -334,14 +339,16 @@ def _pretrain(
     training, held_out = split_validation(sources, fraction=recipe.validation, seed=recipe.seed)
     if not held_out:
         raise DataError(f"{data[0]}: one file alone leaves none for validation; give two or more")
+    front_end = recipe.config().front_end
     plan = PretrainPlan(
         training,
         recipe.batch,
         recipe.seed,
-        recipe.config().front_end.seconds_of_frames(recipe.frames),
+        front_end.seconds_of_frames(recipe.frames),
         views=recipe.views,
         view_shift=recipe.view_shift,
         speed=recipe.speed,
+        sample_rate=front_end.sample_rate,
     )
     if resuming:
         check_same_data(out, plan.fingerprint)
@@ -393,11 +400,11 @@ def _new_model(recipe: PretrainRecipe, training: list[Source], source: str | Non
         model = make_encoder(recipe.config(), heads=True, generator=first)
     else:
         model = _from_source(recipe, source, first)
-    if recipe.statistics == "measure":
+    if recipe.statistics == "measure" or (source is None and not model.config.front_end.same_bands(PUBLISHED)):
         with Bar("measuring log-mel statistics") as bar:
             measured = compute_statistics(
                 training,
-                lambda x: filter_bank(x, model.config.front_end),
+                model.config.front_end,
                 max_clips=STATISTICS_CLIPS,
                 seed=recipe.seed,
                 skip=skip,
@@ -416,6 +423,11 @@ def _from_source(recipe: PretrainRecipe, source: str, first: Generator) -> Encod
         raise ConfigError(
             f"{source}: has patches of {config.patch_frequency} x {config.patch_time}, the recipe says "
             f"{recipe_patch[0]} x {recipe_patch[1]}"
+        )
+    if not config.front_end.same_bands(front_end := recipe.config().front_end):
+        raise ConfigError(
+            f"{source}: reads {config.front_end.description}, the recipe says {front_end.description}; give "
+            f"--sample-rate {config.sample_rate} --mel-bins {config.mel_bins}"
         )
     if (config.stride_frequency, config.stride_time) != recipe_patch:
         raise ConfigError(f"{source}: its patches overlap, pretraining needs stride equal to patch size")
