@@ -29,7 +29,7 @@ from ssamba.data.samplers.pretraining import PretrainPlan
 from ssamba.data.scan import SkipList, scan_sources
 from ssamba.utils.errors import DataError, SsambaError
 
-pytestmark = pytest.mark.skipif(not process_pool.available(), reason="processes decode on Linux alone")
+pytestmark = pytest.mark.skipif(not process_pool.processes_available(), reason="processes decode on Linux alone")
 
 
 @pytest.fixture(scope="module")

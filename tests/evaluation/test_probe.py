@@ -19,8 +19,9 @@ from ssamba.data.examples import Example, Fold, LabelledData, Part
 from ssamba.evaluation.knn import log_mel_statistics, mean_and_deviation
 from ssamba.evaluation.probe import cache, probe, protocol
 from ssamba.evaluation.probe.cache import cached_features, model_key
-from ssamba.evaluation.probe.features import Progress, Wanted, choose_layers, extract
+from ssamba.evaluation.probe.features import Wanted, choose_layers, extract
 from ssamba.evaluation.probe.protocol import Method, all_examples, divisions, evaluate, methods, target_matrix
+from ssamba.inference.file_stream import Progress
 from ssamba.inference.model import make_encoder
 from ssamba.models.config import Config
 from ssamba.models.encoder import Encoder
@@ -249,8 +250,8 @@ def test_splits_several_labels_and_recipes(tmp_path: Path) -> None:
     assert (result.metric, result.classes, result.folds) == ("mAP", 4, ("custom",))
     assert stages == ["features", "scoring"]
     assert result.rows[0].scores["linear"].mean == pytest.approx(1.0)
-    assert "mAP on the test split" in probe.as_markdown(result)
-    assert "±" not in probe.as_markdown(result)
+    assert "mAP on the test split" in probe.probe_table(result)
+    assert "±" not in probe.probe_table(result)
     assert not result.from_cache
 
 

@@ -48,7 +48,7 @@ def heard(model: Encoder, log_mel: Tensor) -> Tensor:
     """Probabilities of one excerpt (frames, bins), filled up to the grid as in fine-tuning."""
     c, task = model.config, model.classifier
     assert task is not None
-    features = frontend.normalise(frontend.fit_length(log_mel, c.frames), c.mean, c.std)
+    features = frontend.normalise_log_mel(frontend.fit_length(log_mel, c.frames), c.mean, c.std)
     with torch.no_grad():
         logits = model.classify(features[None])[0]
     return logits.sigmoid() if task.task.multi_label else logits.softmax(-1)

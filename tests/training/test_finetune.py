@@ -11,7 +11,7 @@ import torch
 
 import ssamba
 from ssamba.audio.constants import SAMPLE_RATE
-from ssamba.audio.front_end import PUBLISHED, normalise
+from ssamba.audio.front_end import PUBLISHED, normalise_log_mel
 from ssamba.data.datasets import read_layout
 from ssamba.data.scan import SkipList
 from ssamba.models.classifier import Classification
@@ -90,7 +90,7 @@ def test_it_learns_and_reports(more: Path, tmp_path: Path, encoder: str) -> None
     clips = [ssamba.features(_audio(e.parts[0].path), target_length=32) for e in fold.test]
     features = torch.cat(clips) * (2 * Config.std) + Config.mean
     with torch.no_grad():
-        logits = model.classify(normalise(features, model.config.mean, model.config.std))
+        logits = model.classify(normalise_log_mel(features, model.config.mean, model.config.std))
     answers = Answers.load(tmp_path / "fold-1/answers.safetensors")
     # Decoded audio is kept in 16 bits.
     torch.testing.assert_close(answers.logits, logits, atol=2e-3, rtol=1e-3)

@@ -28,7 +28,7 @@ MIN_SAMPLE_RATE, MAX_SAMPLE_RATE = 1_000, 384_000
 """Hz. Below, a frame of 25 ms is too short for a spectrum; audio files have no more."""
 
 
-def normalise(log_mels: Tensor, mean: float = AUDIOSET_MEAN, std: float = AUDIOSET_STD) -> Tensor:
+def normalise_log_mel(log_mels: Tensor, mean: float = AUDIOSET_MEAN, std: float = AUDIOSET_STD) -> Tensor:
     """(x - mean) / (2 std), as in AST and SSAST."""
     return (log_mels - mean) / (2 * std)
 
@@ -125,7 +125,7 @@ class FrontEnd:
 
     def normalise(self, log_mels: Tensor) -> Tensor:
         """(x - mean) / (2 std), as in AST and SSAST."""
-        return normalise(log_mels, self.mean, self.std)
+        return normalise_log_mel(log_mels, self.mean, self.std)
 
     def denormalise(self, features: Tensor) -> Tensor:
         """The reverse of ``normalise``: log-mel in natural log units."""

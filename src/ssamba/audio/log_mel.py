@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssamba.audio.constants import AUDIOSET_MEAN, AUDIOSET_STD, MEL_BINS, SAMPLE_RATE
-from ssamba.audio.front_end import PUBLISHED, FrontEnd, normalise
+from ssamba.audio.front_end import PUBLISHED, FrontEnd, normalise_log_mel
 from ssamba.utils.errors import AudioError, ConfigError
 
 PRE_EMPHASIS = 0.97
@@ -184,4 +184,4 @@ def features(
         raise ConfigError(f"target_length is {target_length}: give frames of 10 ms, at least 1")
     log_mels = [log_mel(waveform) for waveform in to_waveforms(audio, sample_rate)]
     length = target_length or max(x.shape[0] for x in log_mels)
-    return normalise(torch.stack([fit_length(x, length) for x in log_mels]), mean, std)
+    return normalise_log_mel(torch.stack([fit_length(x, length) for x in log_mels]), mean, std)

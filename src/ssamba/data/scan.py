@@ -13,9 +13,9 @@ from ssamba.audio.decode import AudioInfo, audio_info, check_length
 from ssamba.data.manifest import Clip, Source
 from ssamba.utils.errors import AudioError, DataError
 
-__all__ = ["Progress", "SkipList", "cached_info", "scan_clips", "scan_sources"]
+__all__ = ["CountProgress", "SkipList", "cached_info", "scan_clips", "scan_sources"]
 
-Progress = Callable[[int, int], None]
+CountProgress = Callable[[int, int], None]
 """Called as progress(done, total), from the thread that asked for the work."""
 
 _HEADER_CACHE: dict[tuple[str, int, int], AudioInfo] = {}  # (path, bytes, mtime in ns): a changed file is read again
@@ -122,7 +122,7 @@ class SkipList:
 
 
 def scan_clips(
-    clips: Sequence[Clip], skip: SkipList | None = None, threads: int = 8, progress: Progress | None = None
+    clips: Sequence[Clip], skip: SkipList | None = None, threads: int = 8, progress: CountProgress | None = None
 ) -> list[Clip]:
     """Fill in the length of each clip from its header; drop those that are unreadable or under 25 ms.
 
@@ -162,7 +162,7 @@ def scan_clips(
 
 
 def scan_sources(
-    sources: Sequence[Source], skip: SkipList | None = None, threads: int = 8, progress: Progress | None = None
+    sources: Sequence[Source], skip: SkipList | None = None, threads: int = 8, progress: CountProgress | None = None
 ) -> list[Source]:
     """:func:`scan_clips` for each source, with one progress over all of them. Raises DataError likewise."""
     skip = SkipList() if skip is None else skip
@@ -175,7 +175,7 @@ def scan_sources(
     return scanned
 
 
-def _shifted(progress: Progress, before: int, total: int) -> Progress:
+def _shifted(progress: CountProgress, before: int, total: int) -> CountProgress:
     return lambda done, _: progress(before + done, total)
 
 

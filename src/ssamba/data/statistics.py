@@ -15,7 +15,7 @@ from ssamba.audio.decode import stream_audio
 from ssamba.audio.front_end import FrontEnd
 from ssamba.audio.log_mel import filter_bank
 from ssamba.data.manifest import Clip, Source
-from ssamba.data.scan import Progress, SkipList
+from ssamba.data.scan import CountProgress, SkipList
 from ssamba.utils.errors import AudioError, DataError
 
 __all__ = ["Statistics", "compute_statistics"]
@@ -70,7 +70,7 @@ def compute_statistics(
     threads: int = 2,
     seed: int = 0,
     skip: SkipList | None = None,
-    progress: Progress | None = None,
+    progress: CountProgress | None = None,
 ) -> Statistics:
     """Measure log-mel mean and standard deviation over whole files, without padding.
 

@@ -15,7 +15,7 @@ from ssamba.audio.log_mel import filter_bank, to_waveform
 from ssamba.evaluation.logistic_regression import Standardiser
 from ssamba.inference.embed import Embeddings
 
-Floats = NDArray[np.float32]
+FeatureRows = NDArray[np.float32]
 
 NEIGHBOURS = (1, 3, 5, 10, 20, 50)
 """Numbers of neighbours to choose from."""
@@ -23,7 +23,7 @@ ROWS_AT_ONCE = 1024
 """Test examples whose similarities are computed together."""
 
 
-def log_mel_statistics(waveforms: Sequence[Floats], front_end: FrontEnd = PUBLISHED) -> Floats:
+def log_mel_statistics(waveforms: Sequence[FeatureRows], front_end: FrontEnd = PUBLISHED) -> FeatureRows:
     """Mean and deviation over time of the log-mel bands of waveforms at the front end's rate: (N, 2 mel_bins).
 
     What plain features give without any training.
@@ -35,7 +35,7 @@ def log_mel_statistics(waveforms: Sequence[Floats], front_end: FrontEnd = PUBLIS
     return np.stack(rows)
 
 
-def mean_and_deviation(embeddings: Embeddings) -> Floats:
+def mean_and_deviation(embeddings: Embeddings) -> FeatureRows:
     """Mean and deviation of each recording's patch tokens, (B, 2 d): what log-mel statistics are to log-mel."""
     rows = []
     for patches, length in zip(embeddings.patches, embeddings.lengths.tolist(), strict=True):
@@ -45,7 +45,7 @@ def mean_and_deviation(embeddings: Embeddings) -> Floats:
 
 
 def neighbour_accuracy(
-    train: Floats, train_labels: list[str], test: Floats, test_labels: list[str], neighbours: int = 5
+    train: FeatureRows, train_labels: list[str], test: FeatureRows, test_labels: list[str], neighbours: int = 5
 ) -> float:
     """Accuracy of the nearest training rows on test rows, by cosine after standardising each dimension.
 
@@ -53,7 +53,7 @@ def neighbour_accuracy(
     """
     mean, std = train.mean(axis=0), train.std(axis=0) + 1e-6
 
-    def unit(x: Floats) -> Floats:
+    def unit(x: FeatureRows) -> FeatureRows:
         x = (x - mean) / std
         return np.asarray(x / (np.linalg.norm(x, axis=1, keepdims=True) + 1e-12), dtype=np.float32)
 

@@ -18,9 +18,9 @@ HEAD_WIDTH = 64
 """Width of an attention head in the published sizes of SSAST."""
 DROP_PATH = {"ssamba": 0.1, "ssast": 0.0}
 FORMAT = 1
-OPEN = ("depth", "dt_rank", "attention_heads", "decoder_depth")
+FIELDS_WITH_DEFAULT = ("depth", "dt_rank", "attention_heads", "decoder_depth")
 """Whole numbers that may be 0: the published value, and no decoder."""
-LARGEST, DEEPEST = 1_000_000, 1000
+MAX_VALUE, MAX_DEPTH = 1_000_000, 1000
 """No value, and no depth, is larger: a damaged file must not ask for a model that never ends."""
 
 
@@ -105,9 +105,9 @@ class Config:
         good = isinstance(value, int) if whole else isinstance(value, (int, float))
         if isinstance(value, bool) or not good:
             raise ConfigError(f"{name} is {value!r}: give a {'whole ' if whole else ''}number")
-        if whole and value < (0 if name in OPEN else 1):
+        if whole and value < (0 if name in FIELDS_WITH_DEFAULT else 1):
             raise ConfigError(f"{name} is {value}: give a positive number")
-        largest = DEEPEST if name.endswith("depth") else LARGEST
+        largest = MAX_DEPTH if name.endswith("depth") else MAX_VALUE
         if not -largest <= value <= largest:  # NaN too
             raise ConfigError(f"{name} is {value}: give a number of at most {largest}")
 

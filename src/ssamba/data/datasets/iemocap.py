@@ -24,9 +24,9 @@ from ssamba.data.examples import Example, Fold, LabelledData
 from ssamba.utils.errors import DataError
 from ssamba.utils.suggest import nearest
 
-__all__ = ["CLASSES", "read_iemocap"]
+__all__ = ["EMOTIONS", "read_iemocap"]
 
-CLASSES = ("neutral", "happy", "angry", "sad")
+EMOTIONS = ("neutral", "happy", "angry", "sad")
 _LABELS = {"neu": 0, "hap": 1, "exc": 1, "ang": 2, "sad": 3}
 _OTHERS = {"fru", "sur", "fea", "dis", "oth", "xxx"}
 _SESSIONS = tuple(f"Session{number}" for number in range(1, 6))
@@ -63,7 +63,7 @@ def read_iemocap(root: Path, seed: int = 0, validation: float = 0.2) -> Labelled
     notes = size_note(sum(map(len, sessions.values())), 5531)
     if validation:
         notes += (f"validation: {validation:.0%} of the training sessions' clips, by class (seed {seed})",)
-    return check_data(LabelledData("iemocap", CLASSES, False, folds, notes), root)
+    return check_data(LabelledData("iemocap", EMOTIONS, False, folds, notes), root)
 
 
 def _fold(sessions: dict[str, list[Example]], name: str, seed: int, validation: float) -> Fold:

@@ -28,14 +28,14 @@ from ssamba.data.samplers.pretraining import numpy_generator
 from ssamba.data.scan import SkipList, scan_clips
 from ssamba.utils.errors import DataError
 
-__all__ = ["CLASSES", "SCENE_SECONDS", "ClipSeconds", "join_scenes", "read_dasl", "read_urbansound8k"]
+__all__ = ["SCENE_SECONDS", "SOUND_CLASSES", "ClipSeconds", "join_scenes", "read_dasl", "read_urbansound8k"]
 
-CLASSES = (
+SOUND_CLASSES = (
     "air_conditioner", "car_horn", "children_playing", "dog_bark", "drilling", "engine_idling", "gun_shot",
     "jackhammer", "siren", "street_music",
 )  # fmt: skip
 """By classID."""
-FOLDS = range(1, 11)
+_FOLDS = range(1, 11)
 SCENE_SECONDS = 60
 _TABLE = "metadata/UrbanSound8K.csv"
 _SCENES = 20  # purpose of the draw that shuffles a fold's clips
@@ -57,7 +57,7 @@ def read_urbansound8k(root: Path) -> LabelledData:
     """
     by_fold, path = _read_folds(root)
     notes = size_note(sum(map(len, by_fold.values())), 8732)
-    return check_data(LabelledData("urbansound8k", CLASSES, False, cross_validation(by_fold), notes), path)
+    return check_data(LabelledData("urbansound8k", SOUND_CLASSES, False, cross_validation(by_fold), notes), path)
 
 
 def read_dasl(root: Path, seed: int = 0) -> LabelledData:
@@ -86,7 +86,7 @@ def read_dasl(root: Path, seed: int = 0) -> LabelledData:
         order = numpy_generator(seed, _SCENES, int(name)).permutation(len(sounds))
         scenes[name] = join_scenes([sounds[number] for number in order], f"fold{name}")
     notes = tuple(f"left out: {file}: {reason}" for file, reason in skip.reasons.items())
-    return check_data(LabelledData("dasl", CLASSES, False, cross_validation(scenes), notes), path)
+    return check_data(LabelledData("dasl", SOUND_CLASSES, False, cross_validation(scenes), notes), path)
 
 
 def join_scenes(clips: Sequence[ClipSeconds], name: str, length: int = SCENE_SECONDS) -> list[Example]:
@@ -124,7 +124,7 @@ def join_scenes(clips: Sequence[ClipSeconds], name: str, length: int = SCENE_SEC
 def _read_folds(root: Path) -> tuple[dict[str, list[Example]], Path]:
     require_folder(root, _TABLE)
     table = read_table(root / _TABLE, ("slice_file_name", "fold", "classID", "class"))
-    numbers = {name: number for number, name in enumerate(CLASSES)}
+    numbers = {name: number for number, name in enumerate(SOUND_CLASSES)}
     by_fold: dict[int, list[Example]] = {}
     for line, row in table.rows:
         where = f"{table.path}: line {line}"
@@ -135,6 +135,6 @@ def _read_folds(root: Path) -> tuple[dict[str, list[Example]], Path]:
             raise DataError(f"{where}: fold must be a whole number, not {row['fold']!r}")
         key = f"fold{row['fold']}/{row['slice_file_name']}"
         by_fold.setdefault(int(row["fold"]), []).append(file_example(root / "audio" / key, key, (label,)))
-    check_folds(by_fold, FOLDS, table.path)
+    check_folds(by_fold, _FOLDS, table.path)
     check_present(table.path, [e for fold in by_fold.values() for e in fold], "unpack the archive again")
-    return {str(fold): by_fold[fold] for fold in FOLDS}, table.path
+    return {str(fold): by_fold[fold] for fold in _FOLDS}, table.path

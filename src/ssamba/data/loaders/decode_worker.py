@@ -18,14 +18,14 @@ from ssamba.data.examples import Example, Part
 from ssamba.data.loaders.audio_cache import CacheReader, CacheSlot, SharedBlock
 from ssamba.data.loaders.read_example import mix, read_window
 
-__all__ = ["FAILED", "Request", "Window", "main"]
+__all__ = ["FAILED", "Request", "WindowRequest", "serve"]
 
 FAILED = -1
 """Instead of a number of samples: the caller repeats the work and gets the error."""
 MAX_MESSAGE_BYTES = 1 << 18
 
 
-class Window(NamedTuple):
+class WindowRequest(NamedTuple):
     """A stretch of an example; the arguments of :func:`ssamba.data.loaders.read_example.read_window`."""
 
     example: Example
@@ -40,7 +40,7 @@ class Request(NamedTuple):
     ``slots`` are those of its files in the cache, ``exact`` is for the others as in ``read_audio``.
     """
 
-    windows: tuple[Window, ...]
+    windows: tuple[WindowRequest, ...]
     share: float = 1.0
     slots: dict[str, CacheSlot] = {}  # noqa: RUF012 (never written to)
     exact: bool = True
@@ -67,7 +67,7 @@ def _decode(message: bytes) -> tuple[int, int, Request]:
         row,
         Request(
             tuple(
-                Window(Example("", tuple(Part(*p) for p in parts), (), None if n is None else (0,) * n), *rest)
+                WindowRequest(Example("", tuple(Part(*p) for p in parts), (), None if n is None else (0,) * n), *rest)
                 for parts, n, *rest in windows
             ),
             share,
@@ -82,7 +82,7 @@ def _perform(request: Request, reader: CacheReader) -> Waveform:
     return waveforms[0] if len(waveforms) == 1 else mix(waveforms[0], waveforms[1], request.share)
 
 
-def main(
+def serve(
     parent: int, channel: int, block: int, count: int, samples: int, cache: int, cache_bytes: int, sample_rate: int
 ) -> None:
     """Work until the other end of the channel is closed.

@@ -18,7 +18,7 @@ from torch import Tensor
 from ssamba.audio.decode import Waveform
 from ssamba.data.examples import SILENCE, Example
 from ssamba.data.loaders.audio_cache import AudioCache
-from ssamba.data.loaders.decode_worker import Request, Window
+from ssamba.data.loaders.decode_worker import Request, WindowRequest
 from ssamba.data.loaders.read_example import class_vector, mix, read_window
 from ssamba.data.loaders.workers import MAX_ATTEMPTS, ProcessJobs, decode_ahead, pad_rows
 from ssamba.data.manifest import Clip
@@ -163,9 +163,9 @@ class LabelledLoader:
     def _encode_request(self, job: tuple[int, int, Row]) -> Request:
         """The request for the row's examples. Replacements, being rare, are left to `_load`."""
         row, seconds = job[2], self.plan.max_seconds
-        windows = [Window(self.plan.examples[row.example], row.position, row.start, seconds)]
+        windows = [WindowRequest(self.plan.examples[row.example], row.position, row.start, seconds)]
         if row.partner is not None:
-            windows.append(Window(self.plan.examples[row.partner], row.partner_position, row.start, seconds))
+            windows.append(WindowRequest(self.plan.examples[row.partner], row.partner_position, row.start, seconds))
         slots = {}
         if self.cache is not None:
             parts = (part for window in windows for part in window.example.parts)

@@ -17,7 +17,7 @@ from ssamba.audio.decode import Waveform, read_audio
 from ssamba.audio.front_end import PUBLISHED
 from ssamba.data.examples import Example, Part
 from ssamba.data.loaders.audio_cache import AudioCache
-from ssamba.data.loaders.decode_worker import Request, Window
+from ssamba.data.loaders.decode_worker import Request, WindowRequest
 from ssamba.data.loaders.workers import MAX_ATTEMPTS, ProcessJobs, decode_ahead, pad_rows
 from ssamba.data.samplers.pretraining import CropSpec, PretrainPlan, rows_of
 from ssamba.data.scan import SkipList
@@ -134,7 +134,7 @@ class CropLoader:
         """The request for the crop itself. Replacements, being rare, are left to `_load`."""
         spec = job[1]
         slot = None if self.cache is None else self.cache.slot(spec.path)
-        window = Window(Example(spec.path, (Part(spec.path),)), 0.0, spec.start, spec.seconds)
+        window = WindowRequest(Example(spec.path, (Part(spec.path),)), 0.0, spec.start, spec.seconds)
         return Request((window,), slots={} if slot is None else {spec.path: slot}, exact=False)
 
     def _finish(self, job: _Job, waveform: Waveform) -> _Loaded:

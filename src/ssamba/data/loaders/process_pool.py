@@ -28,18 +28,18 @@ from ssamba.data.loaders.audio_cache import AudioCache, CacheSlot, SharedBlock
 from ssamba.data.loaders.decode_worker import FAILED, MAX_MESSAGE_BYTES, Request
 from ssamba.utils.errors import SsambaError
 
-__all__ = ["DecodingProcesses", "available"]
+__all__ = ["DecodingProcesses", "processes_available"]
 
 _CODE = """import json, sys
 sys.path[:] = json.loads(sys.argv[1])
-from ssamba.data.loaders.decode_worker import main
-main(*map(int, sys.argv[2:]))"""
+from ssamba.data.loaders.decode_worker import serve
+serve(*map(int, sys.argv[2:]))"""
 _NOT_NOW = (BlockingIOError, BrokenPipeError, ConnectionResetError)
 """The socket would block, or the peer has closed it, which ``_look`` finds out."""
 _LOOK_SECONDS = 0.5
 
 
-def available() -> bool:
+def processes_available() -> bool:
     """Whether this system has sockets that keep messages apart: Linux does, macOS and Windows do not."""
     return sys.platform == "linux"
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from ssamba.audio.decode import Waveform
 from ssamba.data.loaders.audio_cache import AudioCache
 from ssamba.data.loaders.decode_worker import Request
-from ssamba.data.loaders.process_pool import DecodingProcesses, available
+from ssamba.data.loaders.process_pool import DecodingProcesses, processes_available
 
 __all__ = ["MAX_ATTEMPTS", "ProcessJobs", "available_cores", "choose_workers", "decode_ahead", "pad_rows"]
 
@@ -32,8 +32,8 @@ MIN_PROCESSES = 4
 MIN_ROWS_PER_PROCESS = 32
 """Rows that a process must have to decode to be worth its start."""
 
-Job = TypeVar("Job")
-Result = TypeVar("Result")
+_Job = TypeVar("_Job")
+_Result = TypeVar("_Result")
 
 
 def available_cores() -> int:
@@ -52,7 +52,7 @@ def choose_workers(setting: int) -> int:
     return max(2, min(MAX_WORKERS, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
-class ProcessJobs(NamedTuple, Generic[Job, Result]):
+class ProcessJobs(NamedTuple, Generic[_Job, _Result]):
     """How decoding processes do a loader's jobs.
 
     Attributes:
@@ -64,8 +64,8 @@ class ProcessJobs(NamedTuple, Generic[Job, Result]):
         cache: that the requests refer to.
     """
 
-    encode_request: Callable[[Job], Request | None]
-    finish: Callable[[Job, Waveform], Result]
+    encode_request: Callable[[_Job], Request | None]
+    finish: Callable[[_Job, Waveform], _Result]
     rows: int
     samples: int
     sample_rate: int
@@ -74,12 +74,12 @@ class ProcessJobs(NamedTuple, Generic[Job, Result]):
 
 def decode_ahead(
     steps: Iterable[int],
-    jobs: Callable[[int], Iterable[Job]],
-    run: Callable[[Job], Result],
+    jobs: Callable[[int], Iterable[_Job]],
+    run: Callable[[_Job], _Result],
     workers: int,
     prefetch: int,
-    processes: ProcessJobs[Job, Result] | None = None,
-) -> Iterator[tuple[int, list[Result]]]:
+    processes: ProcessJobs[_Job, _Result] | None = None,
+) -> Iterator[tuple[int, list[_Result]]]:
     """Yield (step, [run(job) for job in jobs(step)]) in the steps' order, worked out ahead by threads or processes.
 
     The results do not depend on the workers as long as ``run`` depends on its job alone. An exception of ``run`` is
@@ -108,18 +108,18 @@ def decode_ahead(
 
 def _worth_processes(steps: Iterable[int], rows: int, workers: int) -> bool:
     enough = len(steps) * rows >= MIN_ROWS_PER_PROCESS * workers if isinstance(steps, range) else True
-    return available() and workers >= MIN_PROCESSES and enough
+    return processes_available() and workers >= MIN_PROCESSES and enough
 
 
 def _in_threads(
     steps: Iterable[int],
-    jobs: Callable[[int], Iterable[Job]],
-    run: Callable[[Job], Result],
+    jobs: Callable[[int], Iterable[_Job]],
+    run: Callable[[_Job], _Result],
     workers: int,
     prefetch: int,
-) -> Iterator[tuple[int, list[Result]]]:
+) -> Iterator[tuple[int, list[_Result]]]:
     pool = ThreadPoolExecutor(max_workers=workers, thread_name_prefix="ssamba-decode")
-    waiting: deque[tuple[int, list[Future[Result]]]] = deque()
+    waiting: deque[tuple[int, list[Future[_Result]]]] = deque()
     try:
         for step in steps:
             waiting.append((step, [pool.submit(run, job) for job in jobs(step)]))
@@ -134,21 +134,21 @@ def _in_threads(
 
 def _in_processes(
     steps: Iterable[int],
-    jobs: Callable[[int], Iterable[Job]],
-    run: Callable[[Job], Result],
+    jobs: Callable[[int], Iterable[_Job]],
+    run: Callable[[_Job], _Result],
     workers: int,
     prefetch: int,
-    processes: ProcessJobs[Job, Result],
-) -> Iterator[tuple[int, list[Result]]]:
+    processes: ProcessJobs[_Job, _Result],
+) -> Iterator[tuple[int, list[_Result]]]:
     rows = (prefetch + 1) * processes.rows
     with DecodingProcesses(min(workers, rows), rows, processes.samples, processes.sample_rate, processes.cache) as pool:
-        waiting: deque[tuple[int, list[tuple[Job, int | None]]]] = deque()
+        waiting: deque[tuple[int, list[tuple[_Job, int | None]]]] = deque()
 
-        def result(job: Job, ticket: int | None) -> Result:
+        def result(job: _Job, ticket: int | None) -> _Result:
             waveform = None if ticket is None else pool.result(ticket)
             return run(job) if waveform is None else processes.finish(job, waveform)
 
-        def oldest() -> Iterator[tuple[int, list[Result]]]:
+        def oldest() -> Iterator[tuple[int, list[_Result]]]:
             step, asked = waiting.popleft()
             yield step, [result(job, ticket) for job, ticket in asked]
             for _, ticket in asked:

@@ -20,7 +20,7 @@ from ssamba.audio.front_end import PUBLISHED
 from ssamba.data.examples import Example
 from ssamba.data.loaders.read_example import example_seconds
 from ssamba.data.samplers.pretraining import numpy_generator
-from ssamba.data.scan import Progress, SkipList
+from ssamba.data.scan import CountProgress, SkipList
 from ssamba.utils.errors import AudioError, DataError
 
 __all__ = ["MIXUP_BETA", "EpochPlan", "EvaluationPlan", "Row", "balanced_weights"]
@@ -213,7 +213,7 @@ class EvaluationPlan:
         windows: bool = False,
         skip: SkipList | None = None,
         threads: int = 4,
-        progress: Progress | None = None,
+        progress: CountProgress | None = None,
         sample_rate: int = PUBLISHED.sample_rate,
     ) -> None:
         if not examples:
@@ -255,7 +255,7 @@ def _window_rows(
     sample_rate: int,
     skip: SkipList,
     threads: int,
-    progress: Progress | None,
+    progress: CountProgress | None,
 ) -> list[Row]:
     def length(example: Example) -> float | AudioError:
         try:

@@ -13,12 +13,13 @@ from torch import Tensor
 
 from ssamba.audio.front_end import PUBLISHED
 from ssamba.data.examples import Example
-from ssamba.evaluation.probe.features import LOG_MEL, Progress, Wanted, extract, layer_name, rows_name
+from ssamba.evaluation.probe.features import LOG_MEL, Wanted, extract, layer_name, rows_name
+from ssamba.inference.file_stream import Progress
 from ssamba.inference.model import Encoder
 from ssamba.models.pretrained.model_dir import load_tensors, save_tensors
 from ssamba.utils.errors import AudioError, CheckpointError
 
-FORMAT = 2
+FEATURES_FORMAT = 2
 """Increased when features are computed in another way, so that older ones are no longer read."""
 
 
@@ -84,7 +85,7 @@ def cached_features(
 
 
 def _path(folder: Path, kind: str, *key: str) -> Path:
-    digest = hashlib.blake2b(" ".join([str(FORMAT), kind, *key]).encode(), digest_size=8).hexdigest()
+    digest = hashlib.blake2b(" ".join([str(FEATURES_FORMAT), kind, *key]).encode(), digest_size=8).hexdigest()
     return folder / f"{kind}-{digest}.safetensors"
 
 

@@ -7,7 +7,7 @@ as for embedding, whose tokens are pooled together.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,11 +20,10 @@ from ssamba.data.loaders.read_example import read_example
 from ssamba.data.loaders.workers import decode_ahead
 from ssamba.evaluation.knn import log_mel_statistics
 from ssamba.inference.embed import Window, WindowCutter, group_windows, waveform_features
+from ssamba.inference.file_stream import Progress
 from ssamba.inference.model import Encoder
 from ssamba.utils.errors import ConfigError
 
-Progress = Callable[[float, float, str], None]
-"""Called as progress(done, total, note); the unit is recordings."""
 THREADS = 4
 AHEAD = 64
 """Recordings decoded ahead, at most."""

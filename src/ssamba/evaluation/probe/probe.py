@@ -16,17 +16,18 @@ from torch import Tensor
 from ssamba.data.datasets import LAYOUTS, read_layout
 from ssamba.evaluation.logistic_regression import C_VALUES
 from ssamba.evaluation.probe.cache import cached_features
-from ssamba.evaluation.probe.features import LOG_MEL, Progress, choose_layers, layer_name, rows_name
+from ssamba.evaluation.probe.features import LOG_MEL, choose_layers, layer_name, rows_name
 from ssamba.evaluation.probe.protocol import Division, Score, all_examples, divisions, evaluate, methods, target_matrix
 from ssamba.evaluation.probe.scoring import metric_of
+from ssamba.inference.file_stream import Progress
 from ssamba.inference.model import Encoder
 from ssamba.utils.atomic_write import make_folder, write_text
 from ssamba.utils.errors import ConfigError
 from ssamba.utils.plots import layer_curves, require_matplotlib
 from ssamba.utils.suggest import nearest
 
-RESULTS_FILE, PICTURE_FILE = "results.json", "layers.png"
-MEAN, BOTH, ROWS = "mean", "mean and deviation", "mean and deviation of each row"
+PROBE_FILE, PICTURE_FILE = "results.json", "layers.png"
+MEAN, MEAN_STD, ROW_MEAN_STD = "mean", "mean and deviation", "mean and deviation of each row"
 
 
 ProgressBars = Callable[[str], AbstractContextManager[Progress]]
@@ -38,7 +39,7 @@ def _no_bar(label: str) -> AbstractContextManager[Progress]:
 
 
 @dataclass(frozen=True)
-class Row:
+class ScoreRow:
     """One kind of features: the layer (None for log-mel), how it is pooled, values, and each method's score."""
 
     layer: int | None
@@ -62,7 +63,7 @@ class ProbeResult:
     examples: int
     classes: int
     folds: tuple[str, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[ScoreRow, ...]
     from_cache: bool
     notes: tuple[str, ...] = ()
 
@@ -139,7 +140,7 @@ def probe(
         data.notes,
     )
     if out is not None:
-        write_text(out / RESULTS_FILE, json.dumps(as_dict(result), indent=2, ensure_ascii=False) + "\n")
+        write_text(out / PROBE_FILE, json.dumps(as_dict(result), indent=2, ensure_ascii=False) + "\n")
         if len(layers) > 1:
             draw(result, out / PICTURE_FILE)
     return result
@@ -153,17 +154,17 @@ def _score_all(
     multi_label: bool,
     c_values: Sequence[float],
     progress: Progress,
-) -> list[Row]:
-    kinds: list[tuple[int | None, str, Tensor]] = [(None, BOTH, found[LOG_MEL])]
+) -> list[ScoreRow]:
+    kinds: list[tuple[int | None, str, Tensor]] = [(None, MEAN_STD, found[LOG_MEL])]
     for number in layers:
         both = found[layer_name(number)]
-        kinds += [(number, MEAN, both[:, : both.shape[1] // 2]), (number, BOTH, both)]
+        kinds += [(number, MEAN, both[:, : both.shape[1] // 2]), (number, MEAN_STD, both)]
         if (rows := found.get(rows_name(number))) is not None:
-            kinds.append((number, ROWS, rows))
-    scored: list[Row] = []
+            kinds.append((number, ROW_MEAN_STD, rows))
+    scored: list[ScoreRow] = []
     for i, (layer, pooling, x) in enumerate(kinds):
         scores = {m.name: evaluate(x, targets, parts, m, multi_label) for m in methods(multi_label, c_values)}
-        scored.append(Row(layer, pooling, x.shape[1], scores))
+        scored.append(ScoreRow(layer, pooling, x.shape[1], scores))
         progress(i + 1, len(kinds), scored[-1].name)
     return scored
 
@@ -199,7 +200,7 @@ def as_dict(result: ProbeResult) -> dict[str, Any]:
     }
 
 
-def as_markdown(result: ProbeResult) -> str:
+def probe_table(result: ProbeResult) -> str:
     """The table, with a line above that says what was measured."""
     folds = f"mean and deviation over {len(result.folds)} folds" if len(result.folds) > 1 else "on the test split"
     names = list(result.rows[0].scores)
@@ -225,7 +226,7 @@ def draw(result: ProbeResult, out: Path) -> None:
     """Score against layer, with log-mel's as a level line, to ``out`` (.png)."""
     series = {}
     for name in result.rows[0].scores:
-        for pooling in (MEAN, BOTH):
+        for pooling in (MEAN, MEAN_STD):
             rows = [row for row in result.rows if row.layer is not None and row.pooling == pooling]
             series[f"{name}, {pooling}"] = [(float(row.layer or 0), row.scores[name].mean) for row in rows]
     levels = {f"log-mel, {name}": score.mean for name, score in result.rows[0].scores.items()}

@@ -16,7 +16,7 @@ from ssamba.models.ssamba import SSAMBA
 from ssamba.models.ssast import SSAST, Attention, Block
 from ssamba.ops.mamba import naive
 
-CHUNK, QUERIES = 512, 512
+SCAN_CHUNK, QUERIES = 512, 512
 
 
 @torch.no_grad()
@@ -79,8 +79,8 @@ def _one_direction(pair: BlockPair, r: int, k: int, x_BLE: Tensor) -> Tensor:
     A_EN = -torch.exp(pair.A_log_RKEN[r, k])
     h_BEN = torch.zeros(x_BLE.shape[0], *A_EN.shape, device=x_BLE.device)
     parts = []
-    for start in range(0, x_BLE.shape[1], CHUNK):
-        cut = slice(start, start + CHUNK)
+    for start in range(0, x_BLE.shape[1], SCAN_CHUNK):
+        cut = slice(start, start + SCAN_CHUNK)
         decay = torch.exp(delta_BLE[:, cut, :, None] * A_EN)
         drive = (delta_BLE[:, cut] * u_BLE[:, cut])[..., None] * B_BLN[:, cut, None]
         states_BTEN = _unroll(decay, drive, h_BEN)

@@ -30,9 +30,12 @@ from ssamba.utils.errors import ConfigError
 
 MODELS = ("ssamba", "ssast", "ssast-written-out")
 """The last is SSAST with the attention matrix in memory: what the paper compares with."""
-ROWS = 8
-"""Patches along frequency: 128 mel bins, 16 x 16 patches."""
-TOKENS = {"cuda": (512, 1024, 2048, 4096, 8192, 16384, 22016, 32768, 49152, 75008), "cpu": (512, 1024, 2048, 4096)}
+FREQUENCY_ROWS = Config().grid[0]
+"""Patches along frequency of the models that are measured."""
+DEFAULT_TOKENS = {
+    "cuda": (512, 1024, 2048, 4096, 8192, 16384, 22016, 32768, 49152, 75008),
+    "cpu": (512, 1024, 2048, 4096),
+}
 BATCH = {"cuda": 4, "cpu": 1}
 SIZES = {"cuda": ("tiny", "small", "base"), "cpu": ("tiny",)}
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 4e-2, torch.float16: 1e-2}
@@ -89,12 +92,12 @@ class Settings:
         full = replace(
             self,
             sizes=self.sizes or SIZES[kind],
-            tokens=tuple(sorted(self.tokens or TOKENS[kind])),
+            tokens=tuple(sorted(self.tokens or DEFAULT_TOKENS[kind])),
             batch=self.batch or BATCH[kind],
         )
         for tokens in full.tokens:
-            if tokens < ROWS or tokens % ROWS:
-                raise ConfigError(f"tokens: {tokens}, give multiples of {ROWS} (patches along frequency)")
+            if tokens < FREQUENCY_ROWS or tokens % FREQUENCY_ROWS:
+                raise ConfigError(f"tokens: {tokens}, give multiples of {FREQUENCY_ROWS} (patches along frequency)")
         for name, known in (("sizes", WIDTHS), ("models", MODELS)):
             for value in getattr(full, name):
                 if value not in known:
@@ -143,7 +146,7 @@ def _guarded(case: Case, settings: Settings) -> Result:
 
 def make_model(case: Case, settings: Settings) -> tuple[Encoder, Tensor]:
     """The case's encoder with random weights in float32, and random features (B, frames, mel_bins) on the device."""
-    frames = case.tokens // ROWS * 16
+    frames = case.tokens // FREQUENCY_ROWS * Config().patch_time
     config = Config(encoder=case.model.split("-")[0], width=WIDTHS[case.size], frames=frames)
     model = KINDS[config.encoder](config, generator=torch.Generator().manual_seed(1)).to(settings.device).eval()
     if isinstance(model, SSAMBA):

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from ssamba.audio.front_end import PUBLISHED
 from ssamba.data.manifest import read_sources
-from ssamba.data.scan import Progress, SkipList
+from ssamba.data.scan import CountProgress, SkipList
 from ssamba.data.statistics import compute_statistics
 from ssamba.models.config import ENCODERS, WIDTHS
 from ssamba.models.patches import covered_frames
@@ -163,7 +163,7 @@ def _number(value: Any) -> str:
 
 
 def data_statistics(
-    data: Sequence[str], progress: Progress | None = None
+    data: Sequence[str], progress: CountProgress | None = None
 ) -> tuple[dict[str, Any], list[tuple[str, str]]]:
     """Log-mel mean and deviation over whole files, and (path, reason) of those that cannot be read.
 

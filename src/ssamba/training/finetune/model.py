@@ -85,7 +85,9 @@ def _check_front_end(config: Config, recipe: FinetuneRecipe, source: str) -> Non
         raise ConfigError(f"window: {recipe.window} s are {needed} frames, frames is {recipe.frames}; give less")
 
 
-def measure(examples: Sequence[Example], config: Config, recipe: FinetuneRecipe, skip: SkipList) -> tuple[float, float]:
+def measure_statistics(
+    examples: Sequence[Example], config: Config, recipe: FinetuneRecipe, skip: SkipList
+) -> tuple[float, float]:
     """Log-mel mean and standard deviation of the examples' files (at most 1000 of them)."""
     paths = dict.fromkeys(part.path for example in examples for part in example.parts)
     with Bar("measuring log-mel statistics") as bar:

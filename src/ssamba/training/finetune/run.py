@@ -32,7 +32,7 @@ from ssamba.training.distributed import Ranks, joined
 from ssamba.training.finetune.evaluate import Answers
 from ssamba.training.finetune.facts import fill_open, read_data, stored_values, tell
 from ssamba.training.finetune.head_init import init_by_probe
-from ssamba.training.finetune.model import classification, measure, new_model
+from ssamba.training.finetune.model import classification, measure_statistics, new_model
 from ssamba.training.finetune.recipe import FinetuneRecipe
 from ssamba.training.finetune.report import RESULTS_FILE, FoldResult, Results, read_results, write_results
 from ssamba.training.finetune.task import ANSWERS_FILE, EPOCHS_FOLDER, FinetuneTask, epoch_file
@@ -240,7 +240,7 @@ class _Run:
         else:
             model = new_model(self.recipe, task, self.source)
             if self.recipe.statistics == "measure":
-                mean, std = measure(fold.train, model.config, self.recipe, self.skip)
+                mean, std = measure_statistics(fold.train, model.config, self.recipe, self.skip)
                 model.config = model.config.replace(mean=mean, std=std)
             if self.ranks.main:
                 save_config(folder, describe_model(model))
