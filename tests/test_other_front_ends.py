@@ -17,6 +17,7 @@ from ssamba.audio.front_end import PUBLISHED, FrontEnd
 from ssamba.cli.main import main
 from ssamba.data.manifest import read_sources
 from ssamba.data.statistics import compute_statistics
+from ssamba.training.pretrain.recipe import make_recipe
 from ssamba.utils.errors import SsambaError
 
 RATE, BINS = 32_000, 64
@@ -158,6 +159,21 @@ def test_pretraining_from_a_source_of_another_front_end_is_refused(
     out = tmp_path / "on"
     assert main([word.format(sounds, run, out) for word in f"{words} {OTHER}".split()]) == 0
     assert ssamba.load(out).config.front_end == ssamba.load(run).config.front_end  # statistics are the source's
+
+
+def test_two_options_make_another_front_end(sounds: Path, tmp_path: Path) -> None:
+    """The mask of the reference, 400 of 512 patches, would not fit: its share stays."""
+    assert make_recipe(None, {"mel_bins": 64}).mask == 200
+    assert make_recipe(None, {"mel_bins": 64, "mask": 100}).mask == 100
+    assert make_recipe(None, {"mel_bins": 80}).mask == 250
+    assert make_recipe(None, {"sample_rate": 48_000}).mask == 400
+    (tmp_path / "mine.yaml").write_text("mel_bins: 64\nmask: 128\n")
+    assert make_recipe(tmp_path / "mine.yaml").mask == 128
+    assert make_recipe(tmp_path / "mine.yaml", {"mel_bins": 128}).mask == 256
+    small = "--width 16 --depth 2 --steps 1 --batch 2 --workers 1 --device cpu"
+    out = tmp_path / "run"
+    assert main(["pretrain", str(sounds), *OTHER.split(), *small.split(), "--out", str(out)]) == 0
+    assert ssamba.load(out).config.grid == (4, 64)
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,7 @@ def read_audio(
     """Read a file, or a crop of it, as mono float32 at `sample_rate`.
 
     A crop holds exactly the samples that the same slice of the whole file's waveform would (to float rounding; beyond
-    30 s into an Opus file in speech mode to about -48 dB, because that codec's decoder never forgets a seek).
+    30 s into an Opus file in speech mode to about -48 dB, because that codec's decoder does not recover from a seek).
 
     Args:
         path: the file.
@@ -153,14 +153,14 @@ def check_length(samples: int, path: PathLike | None = None, sample_rate: int = 
 
 
 class _Decoder(soundfile.SoundFile):
-    """A SoundFile whose reads run on without the seek that soundfile adds after each (it fails in unsized FLACs)."""
+    """A SoundFile whose reads continue without the seek that soundfile adds after each (it fails in unsized FLACs)."""
 
     def seekable(self) -> bool:
         return False
 
 
 def _open(path: PathLike) -> soundfile.SoundFile:
-    """Open for decoding; every failure becomes an AudioError that says what the file is instead of audio."""
+    """Open for decoding; every failure becomes an AudioError that says what is wrong with the file."""
     try:
         status = os.stat(path)
         if stat.S_ISDIR(status.st_mode):
@@ -180,7 +180,7 @@ def _open(path: PathLike) -> soundfile.SoundFile:
     try:
         file = _Decoder(os.fspath(path))
     except (soundfile.SoundFileError, OSError, TypeError) as error:
-        # libsndfile falls back on the name's ending, and its messages for that case mislead: show the first bytes too.
+        # libsndfile falls back on the name's ending, and its messages for that case mislead: add the first bytes.
         detail = str(error).rsplit(": ", 1)[-1].strip(" .")
         raise AudioError(
             path, f"is not audio that libsndfile can decode (starts with {head[:8]!r}; {detail})"

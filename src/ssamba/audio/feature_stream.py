@@ -16,8 +16,8 @@ class FeatureStream:
     """Normalised log-mel of a waveform that comes in blocks: the same wherever the blocks' borders lie.
 
     The mean is removed from each stretch of ``FRAMES_TOGETHER`` frames instead of the recording, which has no end yet.
-    As every frame loses its own mean besides, that plays no part but rounding; fixed stretches make the rounding, too,
-    that of the recording in one piece.
+    Since the mean of each frame is removed as well, that only changes the rounding; with fixed stretches the rounding
+    does not depend on the blocks either.
 
     Args:
         front_end: that of the model.

@@ -120,7 +120,7 @@ class FrontEnd:
         return (frame * self.hop + self.frame_length / 2) / self.sample_rate
 
     def seconds_between(self, frames: float) -> float:
-        """Seconds from a frame's centre to that of the frame so many later."""
+        """Distance in seconds between the centres of two frames whose numbers differ by ``frames``."""
         return frames * self.hop / self.sample_rate
 
     def normalise(self, log_mels: Tensor) -> Tensor:

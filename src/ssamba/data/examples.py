@@ -1,4 +1,4 @@
-"""What a labelled data set is, whatever its files look like on disk: classes, examples and the official folds."""
+"""A labelled data set, independent of its layout on disk: classes, examples and the official folds."""
 
 from __future__ import annotations
 

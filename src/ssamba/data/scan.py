@@ -30,8 +30,8 @@ class SkipList:
         path: the CSV to append to (columns path, reason), or None to keep the record in memory. Paths that it holds
             from an earlier part of the run are not written again.
         limit: largest share of the clips tried that may be unreadable.
-        minimum: clips that must have been tried before :meth:`check` judges the share, unless the set is through. Two
-            bad files among the first twenty say little about thousands.
+        minimum: clips that must have been tried before :meth:`check` applies the limit, unless all have been. Two bad
+            files among the first twenty say little about thousands.
     """
 
     def __init__(self, path: str | os.PathLike[str] | None = None, limit: float = 0.05, minimum: int = 100) -> None:
@@ -44,7 +44,7 @@ class SkipList:
         self._written = self._read_written()
 
     def __len__(self) -> int:
-        """Number of different unreadable clips met."""
+        """Number of different unreadable clips."""
         return len(self._reasons)
 
     def __contains__(self, path: str) -> bool:
@@ -57,7 +57,7 @@ class SkipList:
 
     @property
     def reasons(self) -> dict[str, str]:
-        """Unreadable path -> why, in the order met."""
+        """Unreadable path -> reason, in the order of discovery."""
         with self._lock:
             return dict(self._reasons)
 
@@ -79,10 +79,10 @@ class SkipList:
                 self._append(path, reason)
 
     def check(self, final: bool = False) -> None:
-        """Judge the share of unreadable clips.
+        """Check the share of unreadable clips.
 
         Args:
-            final: every clip has been tried, so judge however few they are.
+            final: every clip has been tried, so `minimum` does not apply.
 
         Raises:
             DataError: more than `limit` of the clips tried are unreadable, with at least `minimum` tried or at the end.

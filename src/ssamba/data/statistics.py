@@ -78,16 +78,16 @@ def compute_statistics(
     would reach into the next, under 0.1 %). The result does not depend on the number of threads.
 
     Args:
-        sources: the clips; their weights play no part.
-        front_end: whose log-mel is measured; its mean and std play no part.
-        max_clips: measure a random choice of so many; None measures all.
+        sources: the clips; their weights are not used.
+        front_end: whose log-mel is measured; its mean and std are not used.
+        max_clips: size of the random sample that is measured; None measures all.
         threads: decoders at a time.
         seed: of that choice.
         skip: where unreadable files are counted; None keeps a list in memory.
         progress: called as progress(done, total).
 
     Raises:
-        DataError: no clips, none readable, too many unreadable, or values that never vary.
+        DataError: no clips, none readable, too many unreadable, or constant values.
     """
     clips = [clip for source in sources for clip in source.clips]
     if max_clips is not None and max_clips < len(clips):

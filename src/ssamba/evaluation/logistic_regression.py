@@ -28,7 +28,7 @@ GRADIENT_TOLERANCE = 1e-4
 A tenth of it moved the accuracies of 40 spoken words by 0.1 points at most, and took 1.7 times as long.
 """
 SINGLE_THREAD_MAX = 20_000_000
-"""Up to so many products in one evaluation a second thread gains nothing, and loses much on a busy machine."""
+"""Products in one evaluation up to which one thread is used: more would gain nothing, and lose on a busy machine."""
 
 MIN_DEVIATION = 1e-8
 """A feature that deviates less, relative to its size, carries nothing and is left at 0."""

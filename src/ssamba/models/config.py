@@ -1,4 +1,4 @@
-"""The dimensions of a model: a frozen, validated dataclass that is stored as ``config.json`` beside the weights."""
+"""The dimensions of a model: a frozen, validated dataclass that is stored as ``config.json`` next to the weights."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FORMAT = 1
 FIELDS_WITH_DEFAULT = ("depth", "dt_rank", "attention_heads", "decoder_depth")
 """Whole numbers that may be 0: the published value, and no decoder."""
 MAX_VALUE, MAX_DEPTH = 1_000_000, 1000
-"""No value, and no depth, is larger: a damaged file must not ask for a model that never ends."""
+"""Upper bounds of all values and of depths: a damaged file must not ask for an endless model."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ class Config:
         return dataclasses.replace(self, **changes)
 
     def decoder(self) -> Config:
-        """The chain of blocks of the pretraining decoder, as an encoder's dimensions."""
+        """The dimensions of the pretraining decoder, which is a chain of the encoder's blocks."""
         return self.replace(depth=self.decoder_depth, decoder_depth=0, drop_path=0.0)
 
     def to_dict(self) -> dict[str, Any]:

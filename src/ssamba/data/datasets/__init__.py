@@ -48,7 +48,7 @@ def read_layout(name: str, root: Path, **options: Any) -> LabelledData:
     Args:
         name: one of :data:`LAYOUTS`.
         root: the folder that the data set was unpacked in (for "custom" also a table).
-        options: the reader's own, such as ``seed``.
+        options: those of the reader, such as ``seed``.
 
     Raises:
         DataError: an unknown name or option (the nearest is named), or what the reader finds wrong.

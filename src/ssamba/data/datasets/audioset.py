@@ -28,7 +28,7 @@ __all__ = ["read_audioset_2m", "read_audioset_20k"]
 
 PUBLISHED_CLASSES = 527
 MIN_SHARE = 0.01
-"""With fewer of a list's clips there, the folder or the names are taken to be wrong."""
+"""If a smaller share of a list's clips is found, the folder or the file names are taken to be wrong."""
 
 _CLASSES = "class_labels_indices.csv"
 _BALANCED, _UNBALANCED = "balanced_train_segments.csv", "unbalanced_train_segments.csv"

@@ -72,7 +72,7 @@ def require_folder(root: Path, expected: str, *others: str) -> Path:
 
 
 def missing_file(path: Path, known: Sequence[str] = ()) -> DataError:
-    """The error for a published file that is not there; a file of another ``known`` name is not proposed instead."""
+    """The error for a published file that is not there; files of other ``known`` names are not suggested."""
     others = {Path(name).name for name in known}
     entries = list(path.parent.iterdir()) if path.parent.is_dir() else []
     names = [e.name for e in entries if e.name not in others and e.suffix == path.suffix]
@@ -142,8 +142,8 @@ def file_example(path: Path, key: str, labels: Iterable[int]) -> Example:
     return Example(key.replace("\\", "/").removeprefix("./"), (Part(str(path)),), tuple(sorted(set(labels))))
 
 
-def check_present(listing: Path, examples: Iterable[Example], mend: str) -> None:
-    """Refuse a listing that names audio files which are not there. Each folder is listed once, not each file asked for.
+def check_present(listing: Path, examples: Iterable[Example], fix: str) -> None:
+    """Refuse a listing that names audio files which are not there. Each folder is listed once.
 
     Raises:
         DataError: with their number and the first.
@@ -162,7 +162,7 @@ def check_present(listing: Path, examples: Iterable[Example], mend: str) -> None
     if missing:
         first = next(iter(missing))
         raise DataError(
-            f"{listing}: {len(missing)} of {len(total)} audio files are missing, the first is {first}; {mend}"
+            f"{listing}: {len(missing)} of {len(total)} audio files are missing, the first is {first}; {fix}"
         )
 
 

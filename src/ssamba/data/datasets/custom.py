@@ -1,4 +1,4 @@
-"""Your own set: a table of files and labels, or one folder for each class."""
+"""A user's data set: a table of files and labels, or one folder for each class."""
 
 from __future__ import annotations
 

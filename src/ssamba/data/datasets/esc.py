@@ -1,7 +1,7 @@
 """ESC-50 and ESC-10: environmental sounds of 5 s in five folds.
 
 Source: K. J. Piczak, "ESC: Dataset for Environmental Sound Classification", 2015, and the repository
-karolpiczak/ESC-50: ``meta/esc50.csv`` (filename, fold, target, category, esc10, src_file, take) beside ``audio/``.
+karolpiczak/ESC-50: ``meta/esc50.csv`` (filename, fold, target, category, esc10, src_file, take) next to ``audio/``.
 ESC-10 is the rows with esc10 True. Each fold is the test set once and the other four are trained on; there is no
 validation set.
 """

@@ -37,7 +37,7 @@ def read_iemocap(root: Path, seed: int = 0, validation: float = 0.2) -> Labelled
     """IEMOCAP in five folds, each tested on one session.
 
     Of the other four sessions a share is held out for validation, class by class; SUPERB holds out 20 % at random, by a
-    list of its own.
+    separate list.
 
     Args:
         root: IEMOCAP_full_release.

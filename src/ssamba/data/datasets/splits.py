@@ -52,7 +52,7 @@ def stratified_split(
     hash of (seed, key), so that it is the same everywhere and files added later move few others.
 
     Args:
-        examples: with keys of their own.
+        examples: with unique keys.
         seed: another seed, another choice.
         shares: of validation and test.
 

@@ -69,7 +69,7 @@ class CacheSlot(NamedTuple):
 
 
 class CacheReader:
-    """``read(path, start, seconds)`` as of :func:`read_audio`, through a cache; each process has its own.
+    """``read(path, start, seconds)`` as of :func:`read_audio`, through a cache; one for each process.
 
     Args:
         samples: (N,) int16, the cache; None where there is none.

@@ -1,4 +1,4 @@
-"""A decoding process: answers requests for waveforms until the process that asks is gone.
+"""A decoding process: serves requests for waveforms until its parent process ends.
 
 It imports no torch, and so is ready in a fifth of a second. ``ssamba.data.loaders.process_pool`` starts it.
 """
@@ -35,7 +35,7 @@ class WindowRequest(NamedTuple):
 
 
 class Request(NamedTuple):
-    """A waveform that is wanted: one window, or two mixed with the first one's ``share``.
+    """A request for a waveform: one window, or two mixed with the first one's ``share``.
 
     ``slots`` are those of its files in the cache, ``exact`` is for the others as in ``read_audio``.
     """
@@ -89,7 +89,7 @@ def serve(
 
     Args:
         parent: the caller's process number; requests that it left behind are not answered.
-        channel: descriptor of a socket that keeps messages apart; all workers read requests from it and write answers.
+        channel: descriptor of a socket with message boundaries; all workers read requests from it and write answers.
         block: descriptor of the block of (count, samples) float32 for the waveforms.
         cache: descriptor of the cache's block, -1 for none, of ``cache_bytes``.
         sample_rate: of the waveforms and of the cache, Hz.

@@ -3,7 +3,7 @@
 The processes are plain interpreters that run ``ssamba.data.loaders.decode_worker``, started as programs and not by
 multiprocessing: the caller's main module is not run again in them, CUDA and torch are not there, and no semaphores or
 named memory can be left behind. Requests are datagrams on one socket pair, so the next free process takes the next.
-Waveforms come back in shared memory. When the caller ends in whatever way, its end of the pair closes and the processes
+Waveforms come back in shared memory. However the caller ends, its end of the pair closes and the processes
 end.
 """
 
@@ -136,12 +136,12 @@ class DecodingProcesses:
             if code is not None:
                 how = f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"
                 short = " (too little memory?)" if code == -signal.SIGKILL else ""
-                raise SsambaError(f"a decoding process {how}{short}; start again, perhaps with fewer --workers")
+                raise SsambaError(f"a decoding process {how}{short}; start again, or with fewer --workers")
 
 
 def _start(count: int, numbers: list[int], descriptors: list[int]) -> list[subprocess.Popen[bytes]]:
     command = [sys.executable, "-c", _CODE, json.dumps(sys.path), *map(str, numbers)]
-    # One thread each: the libraries' own would only be in one another's way.
+    # One thread each: the libraries' thread pools would compete for the cores.
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     with _held_back():
         return [

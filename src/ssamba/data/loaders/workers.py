@@ -30,7 +30,7 @@ MAX_WORKERS = 16
 MIN_PROCESSES = 4
 """So many workers, or more, are processes; fewer are threads."""
 MIN_ROWS_PER_PROCESS = 32
-"""Rows that a process must have to decode to be worth its start."""
+"""Rows that a process must have to decode to be worth starting."""
 
 _Job = TypeVar("_Job")
 _Result = TypeVar("_Result")
@@ -80,7 +80,7 @@ def decode_ahead(
     prefetch: int,
     processes: ProcessJobs[_Job, _Result] | None = None,
 ) -> Iterator[tuple[int, list[_Result]]]:
-    """Yield (step, [run(job) for job in jobs(step)]) in the steps' order, worked out ahead by threads or processes.
+    """Yield (step, [run(job) for job in jobs(step)]) in the steps' order, computed ahead by threads or processes.
 
     The results do not depend on the workers as long as ``run`` depends on its job alone. An exception of ``run`` is
     raised here, at its step.
@@ -90,7 +90,7 @@ def decode_ahead(
         jobs: what there is to do for a step.
         run: does one job, in any thread.
         workers: threads or processes; 0 works in the caller's, without looking ahead.
-        prefetch: steps worked on ahead, at most.
+        prefetch: steps computed ahead, at most.
         processes: how processes do the same as ``run``; None keeps to threads. What they cannot do, ``run`` does in the
             caller's thread.
 

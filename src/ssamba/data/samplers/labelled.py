@@ -41,7 +41,7 @@ class Row:
         partner: index of the example mixed in, or None.
         share: of the example in the mixture (lambda); the partner has the rest.
         position, partner_position: where a window begins in a longer clip: 0 at its start, 1 as late as fits.
-        start: the window's first second where it is known beforehand (evaluation); None leaves it to ``position``.
+        start: the window's first second if fixed (evaluation); None derives it from ``position``.
     """
 
     example: int
@@ -195,7 +195,7 @@ class EvaluationPlan:
             ceil(length / max_seconds) windows spread evenly from the start to the end, whose scores are to be averaged
             by the batch's ``examples``.
         windows: see above. Reads all headers at once.
-        skip: where files whose headers cannot be read are noted; their examples are left out.
+        skip: records files whose headers cannot be read; their examples are left out.
         threads: header readers at a time.
         progress: called as progress(done, total) while headers are read.
         sample_rate: at which the examples are decoded, Hz.

@@ -66,7 +66,7 @@ class PretrainPlan:
         views: crops that are taken for each one described above, which follow one another: itself, then others of the
             same clip that begin up to `view_shift` seconds before or after it. An epoch has `views` times as many.
         view_shift: seconds.
-        speed: crops are to be played up to so many times as fast or slow, each with its factor from
+        speed: crops are played up to this factor faster or slower, each with its factor from
             :meth:`speeds`, and are as long as that takes.
         sample_rate: crops begin and end on its samples, Hz.
 

@@ -19,7 +19,7 @@ Samples = npt.NDArray[np.float64]
 Rng = np.random.Generator
 
 RATE = PUBLISHED.sample_rate
-"""Of the sounds that are made, Hz, whatever rate a model reads them at."""
+"""Of the sounds that are made, Hz, independent of a model's rate."""
 NYQUIST = RATE / 2
 NYQUIST_MARGIN = 7600.0
 

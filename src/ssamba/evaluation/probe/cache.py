@@ -1,4 +1,4 @@
-"""Features kept on disk between probes, under names that change with whatever the features depend on."""
+"""Features kept on disk between probes, under names that depend on everything that the features depend on."""
 
 from __future__ import annotations
 

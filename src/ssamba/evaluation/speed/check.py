@@ -47,7 +47,7 @@ def _attention(attention: Attention, x_BLd: Tensor) -> Tensor:
 
 
 def _ssamba(model: SSAMBA, tokens: Tensor) -> Tensor:
-    """The chain as the reference describes it: every block with its own residual, summed after each pair."""
+    """The chain as the reference describes it: every block with a residual stream, summed after each pair."""
     x, residual = tokens, torch.zeros_like(tokens)
     for pair in model.pairs:
         assert isinstance(pair, BlockPair)

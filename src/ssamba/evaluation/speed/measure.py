@@ -1,7 +1,7 @@
 """Time and peak memory of one encoder at one length, after its output has been checked; out of memory is a result.
 
 On a GPU a pass is timed as a CUDA graph, for both kinds of encoder alike, and its memory is what the allocator held at
-most beyond weights and input. On a CPU each case runs in a process of its own, whose peak of resident memory is read
+most beyond weights and input. On a CPU each case runs in a separate process, whose peak of resident memory is read
 from the operating system, with a limit on what it may take.
 """
 
@@ -48,7 +48,7 @@ OUT_SCALE, STATE_SCALE = 100.0, 4.0
 
 @dataclass(frozen=True)
 class Case:
-    """One point of the figures: ``tokens`` patches, without the tokens in front."""
+    """One point of the figures: ``tokens`` patches, without the prefix tokens."""
 
     size: str
     model: str
@@ -159,14 +159,14 @@ def make_model(case: Case, settings: Settings) -> tuple[Encoder, Tensor]:
 
 @torch.no_grad()
 def _weigh_alike(model: SSAMBA) -> None:
-    """Let every pair count in the output: fresh ones hardly do beside a residual stream that doubles at each pair.
+    """Let every pair contribute to the output: new ones hardly do, since the residual stream doubles at each pair.
 
     Otherwise a wrong mixer would pass the check.
     """
     for i, pair in enumerate(model.pairs):
         assert isinstance(pair, BlockPair)
         pair.out_proj_dKE.mul_(OUT_SCALE * 2**i)
-        pair.x_proj_RKPE.mul_(STATE_SCALE)  # and the states beside the skip
+        pair.x_proj_RKPE.mul_(STATE_SCALE)  # and the states, relative to the skip
         pair.D_RKE.div_(STATE_SCALE)
 
 

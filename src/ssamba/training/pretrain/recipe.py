@@ -41,7 +41,9 @@ class PretrainRecipe:
     )
     frames: int = option(1024, "length of a training clip in log-mel frames of 10 ms")
     sample_rate: int = option(PUBLISHED.sample_rate, "rate at which the model reads audio, in Hz")
-    mel_bins: int = option(PUBLISHED.mel_bins, "mel bins of the log-mel, up to half the sample rate")
+    mel_bins: int = option(
+        PUBLISHED.mel_bins, "mel bins of the log-mel; without --mask, the share of masked patches stays as it is"
+    )
     patch_frequency: int = option(16, "mel bins in a patch")
     patch_time: int = option(16, "frames in a patch")
     drop_path: float = option(
@@ -256,5 +258,17 @@ def load_recipe(path: Path | None = None) -> dict[str, Any]:
 
 
 def make_recipe(path: Path | None = None, overrides: dict[str, Any] | None = None) -> PretrainRecipe:
-    """A recipe file (by default the reference's) with some values overridden. Raises ``ConfigError``."""
-    return PretrainRecipe(**(load_recipe(path) | (overrides or {})))
+    """A recipe file (by default the reference's) with some values overridden. Raises ``ConfigError``.
+
+    Other mel bins without another ``mask`` keep the recipe's share of masked patches: 200 of 256 with 64 mel bins.
+    """
+    stored, changes = load_recipe(path), overrides or {}
+    recipe = stored | changes
+    if "mel_bins" in changes and "mask" not in changes:
+        default = PretrainRecipe()
+        size = recipe.get("patch_frequency", default.patch_frequency)
+        before, now = stored.get("mel_bins", default.mel_bins), changes["mel_bins"]
+        # What is no whole number or too small is refused below.
+        if all(isinstance(value, int) and value >= 1 for value in (size, before, now)) and min(before, now) >= size:
+            recipe["mask"] = max(1, round(stored.get("mask", default.mask) * (now // size) / (before // size)))
+    return PretrainRecipe(**recipe)
