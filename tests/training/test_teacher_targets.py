@@ -17,7 +17,9 @@ from ssamba.data.samplers.pretraining import PretrainPlan
 from ssamba.data.scan import SkipList, scan_sources
 from ssamba.models import masking
 from ssamba.models.config import Config
-from ssamba.models.encoder import Encoder, Seen, gather_patches
+from ssamba.models.encoder import Encoder
+from ssamba.models.masking import MaskedForward
+from ssamba.models.patches import gather_patches
 from ssamba.models.pretrained.model_dir import load_tensors
 from ssamba.models.registry import make_encoder
 from ssamba.training.augment.transforms import change_speed, draw_noises, draw_rooms, reverberate
@@ -77,13 +79,13 @@ def test_losses_fall_to_zero_at_the_targets(model: Encoder) -> None:
     wanted = targets(model.eval(), features())
     clip = wanted[0].mean(dim=1)
     masked = gather_patches(wanted[0], mask)
-    found = latent_losses(heads, Seen(wanted[0], masked), mask, (wanted[0], clip))
+    found = latent_losses(heads, MaskedForward(wanted[0], masked), mask, (wanted[0], clip))
     assert (found["latent"], found["latent_clip"]) == (0, 0)
     masked[0, 0] += 1.0
-    found = latent_losses(heads, Seen(wanted[0], masked), mask, (wanted[0], clip))
+    found = latent_losses(heads, MaskedForward(wanted[0], masked), mask, (wanted[0], clip))
     assert found["latent_clip"] == 0
     torch.testing.assert_close(found["latent"], torch.tensor(1 / 60))
-    assert latent_losses(heads, Seen(wanted[0] + 1.0, masked), mask, (wanted[0], clip))["latent_clip"] == 1
+    assert latent_losses(heads, MaskedForward(wanted[0] + 1.0, masked), mask, (wanted[0], clip))["latent_clip"] == 1
 
 
 @pytest.mark.parametrize("each", [1, 2])
@@ -96,7 +98,7 @@ def test_a_clips_target_is_its_next_view(each: int) -> None:
     mask = torch.zeros(6 * each, 1, dtype=torch.long)
     wanted_next = torch.tensor([1.0, 2.0, 0.0, 4.0, 5.0, 3.0])[:, None].expand(6, 32)
     said = wanted_next.repeat_interleave(each, dim=0)
-    seen = Seen(said[:, None].expand(-1, 4, -1), tokens[:, :1].repeat_interleave(each, dim=0))
+    seen = MaskedForward(said[:, None].expand(-1, 4, -1), tokens[:, :1].repeat_interleave(each, dim=0))
     found = latent_losses(heads, seen, mask, (tokens, number), views=3)
     assert (found["latent"], found["latent_clip"]) == (0, 0)
     assert latent_losses(heads, seen, mask, (tokens, number), views=1)["latent_clip"] == 2  # (1 + 1 + 4) / 3

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from ssamba.audio import log_mel
 from ssamba.inference.embed import TOKENS_AT_ONCE, waveform_features
-from ssamba.models.classifier import Classification, seconds_of_columns
+from ssamba.models.classifier import Classification
+from ssamba.models.pooling import seconds_of_columns
 from ssamba.utils.errors import ConfigError
 
 if TYPE_CHECKING:

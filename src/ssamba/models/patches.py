@@ -23,6 +23,23 @@ def covered_frames(n_columns: int, config: Config) -> int:
     return (n_columns - 1) * config.stride_time + config.patch_time
 
 
+def full_columns(frames: int, config: Config) -> int:
+    """Patch columns that ``frames`` log-mel frames fill."""
+    return (frames - config.patch_time) // config.stride_time + 1
+
+
+def column_times(columns: Tensor, config: Config) -> Tensor:
+    """Seconds at the centre of patch columns (from 0), float64 of the same shape."""
+    first = config.front_end.seconds_of_frame((config.patch_time - 1) / 2)
+    step = config.front_end.seconds_between(config.stride_time)
+    return first + step * columns.double()
+
+
+def patches_overlap(config: Config) -> bool:
+    """Whether patches do not lie side by side: they overlap, or leave gaps."""
+    return (config.stride_frequency, config.stride_time) != (config.patch_frequency, config.patch_time)
+
+
 def patchify(features: Tensor, config: Config) -> Tensor:
     """Raw patches: (B, frames, mel_bins) -> (B, F*T, patch_frequency*patch_time), frequency-major in and among patches.
 
@@ -39,6 +56,12 @@ def unpatchify(patches: Tensor, config: Config, n_columns: int) -> Tensor:
     batch, rows = patches.shape[0], config.grid[0]
     tiles = patches.reshape(batch, rows, n_columns, config.patch_frequency, config.patch_time)
     return tiles.permute(0, 2, 4, 1, 3).reshape(batch, n_columns * config.patch_time, rows * config.patch_frequency)
+
+
+def gather_patches(values_BPx: Tensor, mask_BM: Tensor) -> Tensor:
+    """Rows of (B, P, x) at patch indices (B, M) -> (B, M, x)."""
+    index = mask_BM.to(values_BPx.device)[..., None].expand(-1, -1, values_BPx.shape[-1])
+    return values_BPx.gather(1, index)
 
 
 LONGER = ("interpolate", "repeat", "average")

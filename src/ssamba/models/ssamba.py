@@ -9,10 +9,11 @@ from torch import Generator, Tensor, nn
 
 from ssamba.models.bimamba import BLOCKS, NORM_EPS, BlockPair, Passed, add_to_stream
 from ssamba.models.encoder import Encoder
+from ssamba.models.token_chain import TokenChain
 
 
-class SSAMBA(Encoder):
-    """Bidirectional Mamba on log-mel patches (arXiv 2405.11831)."""
+class SSAMBAChain(TokenChain):
+    """A CLS token in front, pairs of bidirectional Mamba blocks, the final norm."""
 
     prefix_tokens: ClassVar[int] = 1
     chain: ClassVar[str] = "pairs"
@@ -37,23 +38,20 @@ class SSAMBA(Encoder):
         """Pairs of blocks."""
         return len(self.pairs)
 
-    def encode_tokens(
-        self, tokens: Tensor, keep: Tensor | None = None, layers: list[Tensor] | None = None, own: bool = False
-    ) -> Tensor:
-        """The chain of blocks and the final norm: (B, L, d) -> (B, L, d). ``keep`` comes from ``draw_keep``.
-
-        ``layers`` takes the tokens as they leave each pair, the last ones after the final norm. ``own``: the stream may
-        lie over ``tokens``.
-        """
+    def _run_layers(
+        self, tokens: Tensor, keep: Tensor | None, inplace: bool = False, collect: bool = False
+    ) -> tuple[Tensor, list[Tensor]]:
+        """See ``TokenChain``; with ``collect`` the tokens as they leave each pair."""
+        layers: list[Tensor] = []
         keep = None if keep is None else keep.to(tokens.device, non_blocking=True)
         passed, scale = Passed(tokens), self.config.residual_scale
         del tokens  # in inference the first pair may then free them
         for i, pair in enumerate(self.pairs):
-            if layers is not None and passed.stream_BLd is not None:
+            if collect and passed.stream_BLd is not None:
                 stream = passed.stream_BLd
                 layers.append(stream.clone() if passed.joined else scale * stream + passed.x_BLd)
             # From the second pair on both are the chain's own, and in inference nothing else needs them.
-            reuse = (own or i > 0) and not torch.is_grad_enabled()
+            reuse = (inplace or i > 0) and not torch.is_grad_enabled()
             join = keep is None and i + 1 < len(self.pairs)  # the final norm reads the last sum before it is rounded
             passed = pair(passed, None if keep is None else keep[BLOCKS * i : BLOCKS * (i + 1)], reuse, join)
         x, residual, _ = passed
@@ -62,9 +60,9 @@ class SSAMBA(Encoder):
         del residual, passed
         # The final norm acts twice, with the same weights: official checkpoints were trained so.
         tokens = add_to_stream(x, None, None, weight, bias)[0]
-        if layers is not None:
+        if collect:
             layers.append(tokens)
-        return tokens
+        return tokens, layers
 
     def draw_keep(self, batch: int, generator: Generator) -> Tensor | None:
         """Stochastic depth for one pass: (depth + 1, batch) factors, 0 or 1 / (1 - rate), None when the rate is 0.
@@ -77,3 +75,9 @@ class SSAMBA(Encoder):
         kept = 1 - torch.cat([rates.new_zeros(1), rates])[:, None]
         draw = torch.rand(self.config.depth + 1, batch, generator=generator)
         return (draw < kept) / kept
+
+
+class SSAMBA(SSAMBAChain, Encoder):
+    """Bidirectional Mamba on log-mel patches (arXiv 2405.11831)."""
+
+    _chain_class = SSAMBAChain

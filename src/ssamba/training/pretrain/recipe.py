@@ -59,7 +59,7 @@ class PretrainRecipe:
     mask_kind: str = option("cluster", "squares of patches, or single ones at random", ("cluster", "frame"))
     masks_per_clip: int = option(1, "masks drawn for each clip of a batch, which is encoded with each")
     reference_quirks: bool = option(False, "draw cluster masks with the reference's quirks")
-    objective: str = option("joint", "what the heads are trained for", OBJECTIVES)
+    objective: str = option("joint", "what the heads are trained for", tuple(OBJECTIVES))
     passes: int = option(1, "joint objective: 1 pass for both heads, or 2 with a mask each as in the reference")
     latent: float = option(
         0.0, "weight of an additional objective: the masked tokens of an averaged model that sees the whole clip"

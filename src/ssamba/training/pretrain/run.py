@@ -20,7 +20,7 @@ from ssamba.data.samplers.pretraining import PretrainPlan, centre_crops, split_v
 from ssamba.data.scan import SkipList, scan_sources
 from ssamba.data.statistics import compute_statistics
 from ssamba.models import masking
-from ssamba.models.encoder import Encoder, Seen
+from ssamba.models.encoder import Encoder
 from ssamba.models.pretrained.load import read_source
 from ssamba.models.pretrained.model_dir import CONFIG_FILE, Description, build, describe_model, read_config, save_config
 from ssamba.models.registry import make_encoder
@@ -243,7 +243,7 @@ class PretrainTask(Task):
         features, mask_a, mask_b, keep_a, keep_b, clean = inputs
         assert features is not None
         assert mask_a is not None
-        seen: list[Seen] = []
+        seen: list[masking.MaskedForward] = []
         masked = features.repeat_interleave(recipe.masks_per_clip, dim=0) if recipe.masks_per_clip > 1 else features
         out = self.model.losses(masked, mask_a, mask_b, recipe.objective, (keep_a, keep_b), seen)
         if self.latent is not None and self.averaged is not None:

@@ -15,7 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from ssamba.models.encoder import Encoder, Seen, gather_patches
+from ssamba.models.encoder import Encoder
+from ssamba.models.masking import MaskedForward
+from ssamba.models.patches import gather_patches
 
 EPS = 1e-5
 TEMPERATURE = 0.1
@@ -79,7 +81,7 @@ def targets(teacher: Encoder, features: Tensor, layers: int = 0) -> tuple[Tensor
 
 def latent_losses(
     heads: LatentHeads,
-    seen: Seen,
+    seen: MaskedForward,
     mask_BM: Tensor,
     wanted: tuple[Tensor, Tensor],
     views: int = 1,
