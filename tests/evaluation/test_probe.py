@@ -23,6 +23,7 @@ from ssamba.evaluation.probe.features import Wanted, choose_layers, extract
 from ssamba.evaluation.probe.protocol import Method, all_examples, divisions, evaluate, methods, target_matrix
 from ssamba.inference.file_stream import Progress
 from ssamba.inference.model import make_encoder
+from ssamba.inference.windows import column_windows, cut_recordings
 from ssamba.models.config import Config
 from ssamba.models.encoder import Encoder
 from ssamba.models.pretrained.model_dir import save_model
@@ -106,11 +107,8 @@ def test_features_are_pooled_tokens(tmp_path: Path, kind: str) -> None:
 
 
 def probe_windows(model: Encoder, path: Path) -> torch.Tensor:
-    from ssamba.inference.embed import WindowCutter, waveform_features
-
-    cutter = WindowCutter(model.config)
-    fed = cutter.feed(waveform_features(torch.from_numpy(read_audio(path)), model))
-    return torch.stack([window.features for window in (*fed, cutter.finish())])
+    recordings = [(0, [torch.from_numpy(read_audio(path))])]
+    return torch.stack([s.features for s in cut_recordings(model, recordings, column_windows(model.config))])
 
 
 def test_the_cache_is_read_again_and_only_then(tmp_path: Path, calls: list[Wanted]) -> None:

@@ -41,7 +41,7 @@ from ssamba.audio.constants import SAMPLE_RATE
 from ssamba.audio.decode import AUDIO_EXTENSIONS, read_audio
 from ssamba.audio.front_end import PUBLISHED
 from ssamba.audio.log_mel import log_mel
-from ssamba.utils.atomic_write import beside
+from ssamba.utils.atomic_write import atomic_write
 from ssamba.utils.errors import AudioError, SsambaError
 from ssamba.utils.progress import shown
 
@@ -258,7 +258,7 @@ def main() -> int:
                 print(f"  missed: {scores[-1]:.3f}  {clips[i].name}  {how}")
         print(f"{len(scores)} hidden copies: {quantiles(scores)}")
     if options.out:
-        with beside(options.out) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+        with atomic_write(options.out) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["clip", "score", "likeness", "file", "second"])
             for i in order:

@@ -14,6 +14,7 @@ from ssamba.audio.front_end import PUBLISHED, FrontEnd
 from ssamba.audio.log_mel import filter_bank, to_waveform
 from ssamba.evaluation.logistic_regression import Standardiser
 from ssamba.inference.embed import Embeddings
+from ssamba.inference.pooling import mean_and_deviation_of_padded
 
 FeatureRows = NDArray[np.float32]
 
@@ -37,11 +38,8 @@ def log_mel_statistics(waveforms: Sequence[FeatureRows], front_end: FrontEnd = P
 
 def mean_and_deviation(embeddings: Embeddings) -> FeatureRows:
     """Mean and deviation of each recording's patch tokens, (B, 2 d): what log-mel statistics are to log-mel."""
-    rows = []
-    for patches, length in zip(embeddings.patches, embeddings.lengths.tolist(), strict=True):
-        tokens = patches[:, :length].flatten(0, 1)
-        rows.append(torch.cat([tokens.mean(dim=0), tokens.std(dim=0, correction=0)]))
-    return np.asarray(torch.stack(rows).cpu().numpy(), dtype=np.float32)
+    pooled = mean_and_deviation_of_padded(embeddings.patches, embeddings.lengths)
+    return np.asarray(pooled.cpu().numpy(), dtype=np.float32)
 
 
 def neighbour_accuracy(

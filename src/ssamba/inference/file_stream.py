@@ -44,11 +44,11 @@ def list_files(arguments: Sequence[str]) -> tuple[list[str], int]:
 
 
 @contextlib.contextmanager
-def quick_start(files: Sequence[str], model: Encoder) -> Iterator[None]:
+def prefer_reference_if_short(files: Sequence[str], model: Encoder) -> Iterator[None]:
     """For a process that makes one pass over these files and ends: see ``ops.short_work``."""
     tokens = ops.SHORT + 1
     if len(files) == 1:
-        with contextlib.suppress(AudioError):  # told where the file is read
+        with contextlib.suppress(AudioError):  # reported where the file is read
             front_end = model.config.front_end
             frames = front_end.frame_count(int(audio_info(files[0]).seconds * front_end.sample_rate))
             tokens = model.config.grid[0] * patches.columns(frames, model.config)
@@ -154,16 +154,16 @@ class FileStream:
         note = f"{file}/{len(self.files)} files, {audio / 3600:.2f} h of audio, {rate:,.0f} x real time"
         self._progress(self._bytes_done + within, sum(self._bytes), note)
 
-    def good(self) -> list[int]:
+    def readable_files(self) -> list[int]:
         """Numbers of the files that were read. Raises ``DataError`` when there are none."""
-        good = [i for i in range(len(self.files)) if i not in self.failed]
-        if not good:
+        readable = [i for i in range(len(self.files)) if i not in self.failed]
+        if not readable:
             path, reason = self.failures[0]
             more = (
                 f" (none of the {len(self.files)} files can be read, this is the first)" if len(self.files) > 1 else ""
             )
             raise DataError(f"{path}: {reason}{more}")
-        return good
+        return readable
 
 
 def _size(path: str) -> int:

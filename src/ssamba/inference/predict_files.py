@@ -1,13 +1,13 @@
-"""Audio files of any number and length -> what a fine-tuned model says of each, in bounded memory.
+"""Audio files of any number and length -> class scores of a fine-tuned model for each, in bounded memory.
 
-Files stream through ``ssamba.inference.file_stream`` as for embedding; the excerpts of all files share full passes.
+Files stream through ``ssamba.inference.file_stream`` as for embedding; the segments of all files share full passes.
 Of a long recording only its scores are kept, until its last one is known.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,8 +22,9 @@ from ssamba.inference.file_stream import BLOCK_SECONDS, FileStream, Progress
 from ssamba.inference.load import load
 from ssamba.inference.model import Encoder
 from ssamba.inference.plots import timeline
-from ssamba.inference.predict import Answers, Excerpt, ExcerptCutter, Prediction, Question, ask, classify_excerpts
-from ssamba.inference.prediction_writer import PredictionWriter
+from ssamba.inference.predict import PredictOptions, check_options, predict_segments, prediction_plan
+from ssamba.inference.windows import cut_recordings
+from ssamba.inference.writers import PredictionWriter
 from ssamba.models.pretrained.load import Source
 from ssamba.utils.errors import CheckpointError, ConfigError, DataError, SsambaError
 from ssamba.utils.plots import require_matplotlib
@@ -34,7 +35,7 @@ PICTURE_COLUMNS = 1600
 
 @dataclass
 class PredictReport:
-    """What became of the files.
+    """Summary of a prediction run.
 
     ``written`` of them were classified; ``failures`` holds (path, reason) of those that could not be read; ``text`` is
     the table for the reader when there was no output file.
@@ -71,16 +72,17 @@ def predict_files(
     it into the report's text, and draws the one file's timeline to ``picture`` (.png, with ``every``). Files that
     cannot be read are left out and reported.
 
-    Raises ``ConfigError`` for settings that do not fit (``ask``) or output names that cannot be, ``DataError`` when no
-    file can be read, ``SsambaError`` when the output cannot be written; then nothing is left behind.
+    Raises ``ConfigError`` for settings that do not fit (``check_options``) or output names that cannot be,
+    ``DataError`` when no file can be read, ``SsambaError`` when the output cannot be written; then nothing is left
+    behind.
     """
-    question = ask(model, every, window)
+    options = check_options(model, every, window)
     if batch is not None and batch < 1:
         raise ConfigError(f"batch is {batch}: give a whole number above 0")
     if not files:
         raise DataError("no audio files given")
     if picture is not None:
-        _check_picture(picture, files, question)
+        _check_picture(picture, files, options)
     try:
         rate = model.config.sample_rate
         with (
@@ -88,59 +90,25 @@ def predict_files(
             PredictionWriter(out, model, every is not None) as writer,
         ):
             written = 0
-            for file, prediction in predictions(stream, model, question, batch, top):
+            segments = cut_recordings(model, stream.recordings(), prediction_plan(model, options), stream.failed)
+            for file, prediction in predict_segments(model, segments, options, batch, top, stream.failed):
                 writer.add(stream.files[file], prediction)
                 written += 1
                 if picture is not None:
                     name, nyquist = stream.files[file], model.config.front_end.nyquist
                     timeline(prediction, spectrogram(name, model), name, picture, nyquist=nyquist)
-            stream.good()
+            stream.readable_files()
     except torch.OutOfMemoryError:
         raise SsambaError("the device's memory does not suffice: give a smaller --batch") from None
     return PredictReport(written, stream.failures, writer.text)
 
 
-def _check_picture(picture: Path, files: Sequence[str], question: Question) -> None:
-    if question.every is None:
+def _check_picture(picture: Path, files: Sequence[str], options: PredictOptions) -> None:
+    if options.every is None:
         raise ConfigError(f"{picture}: a timeline shows scores in time: give --every SECONDS as well")
     if len(files) > 1:
         raise ConfigError(f"{picture}: a timeline shows one recording, and {len(files)} files are given: give one")
     require_matplotlib(picture)
-
-
-def predictions(
-    stream: FileStream, model: Encoder, question: Question, batch: int | None = None, top: int | None = None
-) -> Iterator[tuple[int, Prediction]]:
-    """Pairs of a file's number and its prediction, in the files' order, without those that cannot be read."""
-    lengths: dict[int, tuple[int, float]] = {}
-    open_answers: tuple[int, Answers] | None = None
-    for excerpt, scores in classify_excerpts(model, _excerpts(stream, model, question, lengths), batch):
-        i = excerpt.recording
-        if open_answers is None or open_answers[0] != i:
-            open_answers = i, Answers(model, question)
-        open_answers[1].add(excerpt, scores)
-        if excerpt.last:
-            yield i, open_answers[1].result(*lengths.pop(i), top)
-
-
-def _excerpts(
-    stream: FileStream, model: Encoder, question: Question, lengths: dict[int, tuple[int, float]]
-) -> Iterator[Excerpt]:
-    """Excerpts of all files, one file after the other; those of a file that fails end early.
-
-    ``lengths`` takes the frames and seconds of each file that was read.
-    """
-    for i, blocks in stream.recordings():
-        cutter = ExcerptCutter(model, question, i)
-        features = FeatureStream(model.config.front_end, model.device)
-        samples = 0
-        for block in blocks:
-            yield from cutter.feed(features.feed(block))
-            samples += len(block)
-        if i not in stream.failed:
-            yield from cutter.feed(features.finish())
-            lengths[i] = cutter.frames, samples / stream.sample_rate
-            yield from cutter.finish()
 
 
 def spectrogram(path: str | os.PathLike[str], model: Encoder) -> npt.NDArray[np.float32]:

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ssamba.utils.atomic_write import beside
+from ssamba.utils.atomic_write import atomic_write
 from ssamba.utils.errors import CheckpointError
 
 STATE_FILE = "state.safetensors"
@@ -49,7 +49,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, named: Named, tensors: d
 
 def save_state(folder: Path, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
     """Write the state whole or not at all. Raises ``SsambaError`` when it cannot be written."""
-    with beside(folder / STATE_FILE) as temporary:
+    with atomic_write(folder / STATE_FILE) as temporary:
         try:
             plain = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
             save_file(plain, temporary, metadata={"state": json.dumps(values)})

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ssamba.utils.atomic_write import beside
+from ssamba.utils.atomic_write import atomic_write
 from ssamba.utils.errors import ConfigError, DataError, SsambaError
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def _figure(out: Path, width: float, height: float) -> Iterator[Figure]:
         figure = NewFigure(figsize=(width, height), dpi=DPI, layout="constrained")
         FigureCanvasAgg(figure)
         yield figure
-        with beside(out) as temporary:
+        with atomic_write(out) as temporary:
             figure.savefig(temporary, format="png")
 
 

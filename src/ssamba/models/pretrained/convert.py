@@ -19,7 +19,7 @@ from ssamba.models.encoder import Encoder
 from ssamba.models.pretrained.load import Source, locate, read_source
 from ssamba.models.pretrained.model_dir import EXTRAS, WEIGHTS_FILE, build, read_model, save_config, save_tensors
 from ssamba.models.pretrained.official import PREFIX, doubling, from_official, to_official
-from ssamba.utils.atomic_write import beside, explain, make_folder
+from ssamba.utils.atomic_write import atomic_write, explain, make_folder
 from ssamba.utils.errors import CheckpointError, ConfigError, SsambaError
 
 FILES = (".pth", ".pt", ".safetensors")
@@ -149,7 +149,7 @@ def _to_file(path: Path, dest: Path) -> list[str]:
     if set(lost) - set(UNSTORED):
         names = ", ".join(sorted(set(lost) - set(UNSTORED)))
         raise CheckpointError(f"{path}: the official form has no place for this model's {names}; no file was written")
-    with beside(dest) as temporary:
+    with atomic_write(dest) as temporary:
         try:
             torch.save(state, temporary)
         except RuntimeError as error:  # how torch's archive writer reports a full disk

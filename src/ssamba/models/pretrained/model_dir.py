@@ -16,7 +16,7 @@ from ssamba.models.classifier import Classification
 from ssamba.models.config import ENCODERS, FORMAT, Config
 from ssamba.models.encoder import Encoder
 from ssamba.models.registry import KINDS, Kind, make_encoder
-from ssamba.utils.atomic_write import beside, write_text
+from ssamba.utils.atomic_write import atomic_write, write_text
 from ssamba.utils.errors import CheckpointError
 from ssamba.utils.json_file import read_json
 
@@ -27,7 +27,7 @@ EXTRAS = "extras."
 
 def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     """Write a safetensors file whole or not at all. Raises ``SsambaError`` when it cannot be written."""
-    with beside(path) as temporary:
+    with atomic_write(path) as temporary:
         try:
             save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary)
         except SafetensorError as error:  # how the library reports a full disk or a refused write

@@ -41,7 +41,7 @@ from ssamba.training.loop import SUMMARY_FILE, Loop, LoopSettings, precision
 from ssamba.training.run_folder import RECIPE_FILE, check_same_data, check_same_recipe, skipped_file, write_recipe
 from ssamba.training.run_state import STATE_FILE
 from ssamba.training.schedule import EpochSchedule, parameter_groups
-from ssamba.utils.atomic_write import beside, clear_leftovers, make_folder
+from ssamba.utils.atomic_write import atomic_write, clear_leftovers, make_folder
 from ssamba.utils.errors import ConfigError
 from ssamba.utils.progress import Bar
 
@@ -336,7 +336,7 @@ def _summary(folder: Path) -> dict[str, Any]:
 
 
 def _copy(source: Path, target: Path) -> None:
-    with beside(target) as temporary:
+    with atomic_write(target) as temporary:
         shutil.copyfile(source, temporary)
 
 
