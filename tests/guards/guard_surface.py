@@ -65,8 +65,8 @@ def described(value: Any) -> Any:
     """A function's parameters, or a class's bases, parameters, fields and members."""
     if not inspect.isclass(value):
         return parameters(value) if callable(value) else repr(value)
-    names = {b.__name__ for b in value.__mro__} - {"object", "ABC", value.__name__}
-    bases = sorted(names)
+    public = {*ssamba.__all__, "Module", "Exception", "BaseException"} - {value.__name__}
+    bases = sorted({b.__name__ for b in value.__mro__} & public)
     facts: dict[str, Any] = {"bases": bases, "members": members(value)}
     if not issubclass(value, BaseException):
         facts["call"] = parameters(value)
