@@ -15,9 +15,14 @@ import ssamba
 from ssamba.audio.decode import read_audio
 from ssamba.audio.front_end import PUBLISHED, FrontEnd
 from ssamba.cli.main import main
+from ssamba.data.loaders.gpu_resident import ResidentAudio
 from ssamba.data.manifest import read_sources
+from ssamba.data.samplers.pretraining import PretrainPlan
+from ssamba.data.scan import SkipList, scan_sources
 from ssamba.data.statistics import compute_statistics
+from ssamba.models.registry import make_encoder
 from ssamba.training.pretrain.recipe import make_recipe
+from ssamba.training.pretrain.run import PretrainTask
 from ssamba.utils.errors import SsambaError
 
 RATE, BINS = 32_000, 64
@@ -159,6 +164,32 @@ def test_pretraining_from_a_source_of_another_front_end_is_refused(
     out = tmp_path / "on"
     assert main([word.format(sounds, run, out) for word in f"{words} {OTHER}".split()]) == 0
     assert ssamba.load(out).config.front_end == ssamba.load(run).config.front_end  # statistics are the source's
+
+
+def test_audio_kept_on_the_device_gives_the_same_features(sounds: Path) -> None:
+    """What a GPU does where the whole set fits, here on the CPU."""
+    changes = {"width": 16, "depth": 2, "frames": 64, "mask": 8, "batch": 4, "workers": 1, "precision": "fp32"}
+    augmentation = {"reverb": 0.5, "speed": 1.3, "mix": 0.5, "response_db": 3.0}
+    recipe = make_recipe(None, {**changes, **augmentation, "sample_rate": RATE, "mel_bins": BINS})
+    front_end = recipe.config().front_end
+    sources = scan_sources(read_sources([str(sounds)]))
+    seconds = front_end.seconds_of_frames(recipe.frames)
+    plan = PretrainPlan(sources, 4, 0, seconds, speed=recipe.speed, sample_rate=front_end.sample_rate)
+    features = []
+    for resident in (False, True):
+        model = make_encoder(recipe.config(), heads=True, generator=torch.Generator().manual_seed(0))
+        task = PretrainTask(recipe, model, plan, list(sources[0].clips[:2]), SkipList())
+        assert task.validation.shape == (2, 64, BINS)
+        assert task.noises is not None
+        assert task.noises.shape[1] == RATE
+        if resident:
+            task.resident = ResidentAudio(plan.clips, model.device, sample_rate=task.sample_rate)
+        batch = next(iter(task.batches(0)))
+        features.append(task.inputs(0, batch)[0])
+    assert features[0] is not None
+    assert features[0].shape == (4, 64, BINS)
+    # Loader and resident audio differ by the quantisation of decoded samples alone.
+    torch.testing.assert_close(features[1], features[0], rtol=0, atol=0.02)
 
 
 def test_two_options_make_another_front_end(sounds: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from ssamba.data.examples import SILENCE, Example
 from ssamba.data.loaders.audio_cache import AudioCache
 from ssamba.data.loaders.decode_worker import Request, WindowRequest
 from ssamba.data.loaders.read_example import class_vector, mix, read_window
-from ssamba.data.loaders.workers import MAX_ATTEMPTS, ProcessJobs, decode_ahead, pad_rows
+from ssamba.data.loaders.workers import MAX_ATTEMPTS, ProcessJobs, check_loader, decode_ahead, pad_rows
 from ssamba.data.manifest import Clip
 from ssamba.data.samplers.labelled import EpochPlan, EvaluationPlan, Row
 from ssamba.data.samplers.pretraining import rows_of
@@ -94,10 +94,9 @@ class LabelledLoader:
         cache_bytes: int = 0,
         part: tuple[int, int] = (0, 1),
     ) -> None:
-        if workers < 0 or start_step < 0 or prefetch < 1 or classes < 1:
-            raise ValueError(
-                f"workers={workers}, start_step={start_step} must be >= 0; prefetch={prefetch}, classes={classes} >= 1"
-            )
+        check_loader(workers, start_step, prefetch)
+        if classes < 1:
+            raise ValueError(f"classes={classes} must be >= 1")
         self.plan, self.classes, self.workers, self.prefetch = plan, classes, workers, prefetch
         self.start_step, self.part = start_step, part
         self.stop_step = plan.steps if stop_step is None else stop_step

@@ -18,7 +18,7 @@ from ssamba.audio.front_end import PUBLISHED
 from ssamba.data.examples import Example, Part
 from ssamba.data.loaders.audio_cache import AudioCache
 from ssamba.data.loaders.decode_worker import Request, WindowRequest
-from ssamba.data.loaders.workers import MAX_ATTEMPTS, ProcessJobs, decode_ahead, pad_rows
+from ssamba.data.loaders.workers import MAX_ATTEMPTS, ProcessJobs, check_loader, decode_ahead, pad_rows
 from ssamba.data.samplers.pretraining import CropSpec, PretrainPlan, rows_of
 from ssamba.data.scan import SkipList
 from ssamba.utils.errors import AudioError, DataError
@@ -80,8 +80,7 @@ class CropLoader:
         cache_bytes: int = 0,
         part: tuple[int, int] = (0, 1),
     ) -> None:
-        if workers < 0 or start_step < 0 or prefetch < 1:
-            raise ValueError(f"workers={workers}, start_step={start_step} must be >= 0 and prefetch={prefetch} >= 1")
+        check_loader(workers, start_step, prefetch)
         self.plan, self.workers, self.start_step, self.stop_step = plan, workers, start_step, stop_step
         self.prefetch, self.part = prefetch, part
         self.skip = SkipList() if skip is None else skip

@@ -22,7 +22,15 @@ from ssamba.data.loaders.audio_cache import AudioCache
 from ssamba.data.loaders.decode_worker import Request
 from ssamba.data.loaders.process_pool import DecodingProcesses, processes_available
 
-__all__ = ["MAX_ATTEMPTS", "ProcessJobs", "available_cores", "choose_workers", "decode_ahead", "pad_rows"]
+__all__ = [
+    "MAX_ATTEMPTS",
+    "ProcessJobs",
+    "available_cores",
+    "check_loader",
+    "choose_workers",
+    "decode_ahead",
+    "pad_rows",
+]
 
 MAX_ATTEMPTS = 16
 """Replacements tried for one unreadable row; at the 5 % limit all of them fail once in 10**21."""
@@ -40,6 +48,12 @@ def available_cores() -> int:
     """Processor cores that this process may use."""
     able = getattr(os, "sched_getaffinity", None)
     return len(able(0)) if able is not None else os.cpu_count() or 1
+
+
+def check_loader(workers: int, start_step: int, prefetch: int) -> None:
+    """Check the arguments that all loaders have. Raises ``ValueError``."""
+    if workers < 0 or start_step < 0 or prefetch < 1:
+        raise ValueError(f"workers={workers}, start_step={start_step} must be >= 0 and prefetch={prefetch} >= 1")
 
 
 def choose_workers(setting: int) -> int:
