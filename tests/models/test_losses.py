@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ssamba.models.config import Config
 from ssamba.models.encoder import masked_losses
-from ssamba.models.losses import OBJECTIVES, classification, info_nce, reconstruction
+from ssamba.models.losses import OBJECTIVES, classification_loss, info_nce, reconstruction
 from ssamba.models.masking import frame_masks
 from ssamba.models.registry import make_encoder
 
@@ -82,13 +82,13 @@ def test_mixed_precision_does_not_round_the_logits(rng: torch.Generator) -> None
 def test_smoothed_labels_are_their_definition(rng: torch.Generator) -> None:
     logits, targets = torch.randn(6, 4, generator=rng), torch.rand(6, 4, generator=rng).softmax(dim=1)
     expected = -((0.8 * targets + 0.2 / 4) * logits.log_softmax(dim=1)).sum(dim=1).mean()
-    torch.testing.assert_close(classification(logits, targets, smoothing=0.2), expected)
-    assert torch.equal(classification(logits, targets), classification(logits, targets, smoothing=0.0))
+    torch.testing.assert_close(classification_loss(logits, targets, smoothing=0.2), expected)
+    assert torch.equal(classification_loss(logits, targets), classification_loss(logits, targets, smoothing=0.0))
     seconds, labels = torch.randn(2, 3, 4, generator=rng), torch.tensor([[1, -1, 3], [0, 2, -1]])
     known = labels >= 0
     vectors = torch.nn.functional.one_hot(labels[known], 4).float()
     torch.testing.assert_close(
-        classification(seconds, labels, smoothing=0.2), classification(seconds[known], vectors, smoothing=0.2)
+        classification_loss(seconds, labels, smoothing=0.2), classification_loss(seconds[known], vectors, smoothing=0.2)
     )
 
 

@@ -44,7 +44,7 @@ from ssamba.audio.constants import SAMPLE_RATE
 from ssamba.audio.decode import AUDIO_EXTENSIONS, read_audio
 from ssamba.utils.atomic_write import atomic_write, make_folder
 from ssamba.utils.errors import AudioError, SsambaError
-from ssamba.utils.progress import shown
+from ssamba.utils.progress import progress_bar
 
 LEAST_SECONDS, SILENT = 0.2, 1e-3
 FILE_SECONDS, PART_SECONDS = 25.0, 30.0
@@ -206,7 +206,7 @@ def collect(source: Source, debs: Path, out: Path, references: References | None
         shutil.rmtree(leftover, ignore_errors=True)
     rows, dropped, left_out, bad = [], 0, 0, 0
     best = {} if references is None else {str(p): (0.0, -1.0, "", 0.0) for p in references.paths}
-    with tempfile.TemporaryDirectory(dir=out, prefix=f".{source.name}.") as name, shown(source.name) as update:
+    with tempfile.TemporaryDirectory(dir=out, prefix=f".{source.name}.") as name, progress_bar(source.name) as update:
         unpacked, made = make_folder(Path(name) / "unpacked"), make_folder(Path(name) / source.name)
         clips = sorted(unpack(deb, source, unpacked))
         if source.most_minutes < 1e9:  # a capped source gives clips from everywhere, and the same ones each time

@@ -43,7 +43,7 @@ from ssamba.audio.front_end import PUBLISHED
 from ssamba.audio.log_mel import log_mel
 from ssamba.utils.atomic_write import atomic_write
 from ssamba.utils.errors import AudioError, SsambaError
-from ssamba.utils.progress import shown
+from ssamba.utils.progress import progress_bar
 
 BANDS, WINDOW, HOP = 16, 50, 25
 """Mel bands; frames of 20 ms in a compared stretch, and from one stretch of a clip to its next."""
@@ -237,7 +237,7 @@ def main() -> int:
     clips, files = audio_files(options.clips), audio_files(options.folder)
     references = References(clips)
     best, where = [NONE] * len(clips), [""] * len(clips)
-    with shown("searching") as update:
+    with progress_bar("searching") as update:
         for done, path in enumerate(files):
             update(done, len(files), "")
             for i, match in enumerate(references.search(read_audio(path))):

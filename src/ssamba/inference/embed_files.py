@@ -17,7 +17,7 @@ from torch import Tensor
 from ssamba.inference.embed import embed_segments, embedding_plan
 from ssamba.inference.file_stream import FileStream, Progress
 from ssamba.inference.model import Encoder
-from ssamba.inference.pooling import POOLINGS, StreamPooling
+from ssamba.inference.pooling import CLIP_POOLINGS, StreamPooling
 from ssamba.inference.windows import Segment, cut_recordings
 from ssamba.inference.writers import LEVELS, Spool, check_embedding_output, write_output
 from ssamba.utils.errors import ConfigError, DataError, SsambaError
@@ -44,7 +44,7 @@ class EmbedOptions:
     """What to write of each recording. Raises ``ConfigError`` for a name that is none of its kind.
 
     ``level`` is clip (one row per file), frame (one per patch column) or patch (one per patch). ``whole`` reads long
-    recordings in one pass. ``pooling``, of ``POOLINGS``, makes the row of a clip.
+    recordings in one pass. ``pooling``, of ``CLIP_POOLINGS``, makes the row of a clip.
     """
 
     level: str = "clip"
@@ -52,7 +52,7 @@ class EmbedOptions:
     pooling: str = "mean"
 
     def __post_init__(self) -> None:
-        for name, value, known in (("level", self.level, LEVELS), ("pooling", self.pooling, tuple(POOLINGS))):
+        for name, value, known in (("level", self.level, LEVELS), ("pooling", self.pooling, tuple(CLIP_POOLINGS))):
             if value not in known:
                 raise ConfigError(f"{name} '{value}': choose one of {', '.join(known)}{nearest(value, list(known))}")
 
@@ -97,7 +97,7 @@ def write_embeddings(
     config = model.config
     rows, width = _Rows(options), config.width
     if options.level == "clip":
-        width = POOLINGS[options.pooling].values(config)
+        width = CLIP_POOLINGS[options.pooling].values(config)
     spool = Spool(out, width, config.grid[0] if options.level == "patch" else 1)
     try:
         with FileStream(files, threads, progress, config.sample_rate) as stream:
@@ -129,7 +129,7 @@ class _Rows:
             return columns_FTd.transpose(0, 1).flatten(0, 1)
         if self._options.level == "frame":
             return columns_FTd.mean(dim=0)
-        pooling = self._open.pop(segment.recording, None) or POOLINGS[self._options.pooling]()
+        pooling = self._open.pop(segment.recording, None) or CLIP_POOLINGS[self._options.pooling]()
         pooling.add(columns_FTd)
         if segment.last:
             return pooling.result()[None]

@@ -16,7 +16,7 @@ from ssamba.inference.reconstruct import Reconstruction, reconstruct
 if TYPE_CHECKING:
     from ssamba.inference.model import Encoder
     from ssamba.inference.predict import Prediction
-from ssamba.utils.plots import _figure, _short, require_matplotlib
+from ssamba.utils.plots import figure_file, require_matplotlib, short_name
 
 HERTZ_TICKS = (100, 500, 1000, 2000, 4000, 8000, 16000, 32000)
 
@@ -49,8 +49,8 @@ def three_spectrograms(drawn: Reconstruction, out: Path) -> None:
         ("masked: grey is hidden from the model", np.ma.masked_array(drawn.original, drawn.hidden)),
         ("reconstructed: hidden patches drawn by the model", drawn.drawn),
     )
-    with _figure(out, 9, 8) as figure:
-        figure.suptitle(f"{_short(drawn.name)}: {drawn.mask} of {drawn.patches} patches hidden", fontsize=13)
+    with figure_file(out, 9, 8) as figure:
+        figure.suptitle(f"{short_name(drawn.name)}: {drawn.mask} of {drawn.patches} patches hidden", fontsize=13)
         axes = figure.subplots(3, 1, sharex=True)
         for panel, (title, values) in zip(axes, panels, strict=True):
             image = panel.imshow(
@@ -96,8 +96,8 @@ def timeline(
     edges = [*prediction.spans[:, 0].tolist(), prediction.seconds]
     low, high = np.percentile(log_mel, [1, 99.8])
     bins = log_mel.shape[1]
-    with _figure(out, 10, 4.4 + 0.32 * len(chosen)) as figure:
-        figure.suptitle(_short(os.path.basename(name)), fontsize=13)
+    with figure_file(out, 10, 4.4 + 0.32 * len(chosen)) as figure:
+        figure.suptitle(short_name(os.path.basename(name)), fontsize=13)
         heights = [2.6, 0.6 + 0.32 * len(chosen)]
         above, below = figure.subplots(2, 1, sharex=True, height_ratios=heights)
         extent = (0, prediction.seconds, 0, bins)
@@ -111,7 +111,7 @@ def timeline(
         mesh = below.pcolormesh(edges, np.arange(len(chosen) + 1), scores[:, chosen[::-1]].T, cmap="viridis")
         mesh.set_clim(0, 1)
         below.set_title("what the model hears")
-        below.set_yticks(np.arange(len(chosen)) + 0.5, [_short(prediction.classes[c], 28) for c in chosen[::-1]])
+        below.set_yticks(np.arange(len(chosen)) + 0.5, [short_name(prediction.classes[c], 28) for c in chosen[::-1]])
         below.tick_params(axis="y", length=0)
         below.set_xlabel("time (s)")
         below.set_xlim(0, prediction.seconds)

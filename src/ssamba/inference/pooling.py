@@ -1,7 +1,8 @@
 """One vector for a recording from its patch tokens: how ``ssamba embed`` and the probes pool.
 
 A recording's tokens come in pieces of patch columns, (F, n, d). To add a pooling to ``embed``: write a class with the
-members of ``StreamPooling``, add it to ``POOLINGS``, and give ``ssamba.cli.commands.embed`` an option that names it.
+members of ``StreamPooling``, add it to ``CLIP_POOLINGS``, and give ``ssamba.cli.commands.embed`` an option that
+names it.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ class Moments:
         return _mean_and_deviation(self._mean.flatten(-2), self._square.flatten(-2))
 
 
-POOLINGS: Mapping[str, type[StreamPooling]] = {"mean": MeanPooling}
+CLIP_POOLINGS: Mapping[str, type[StreamPooling]] = {"mean": MeanPooling}
 """The poolings of ``embed`` by name."""
 
 

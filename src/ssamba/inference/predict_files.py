@@ -25,7 +25,7 @@ from ssamba.inference.plots import timeline
 from ssamba.inference.predict import PredictOptions, check_options, predict_segments, prediction_plan
 from ssamba.inference.windows import cut_recordings
 from ssamba.inference.writers import PredictionWriter
-from ssamba.models.pretrained.load import Source
+from ssamba.models.pretrained.load import ModelSource
 from ssamba.utils.errors import CheckpointError, ConfigError, DataError, SsambaError
 from ssamba.utils.plots import require_matplotlib
 
@@ -46,7 +46,7 @@ class PredictReport:
     text: str
 
 
-def load_classifier(source: Source, device: str | torch.device = "auto") -> Encoder:
+def load_classifier(source: ModelSource, device: str | torch.device = "auto") -> Encoder:
     """A fine-tuned model. Raises ``CheckpointError`` naming the source for one without a classifier, as ``load``."""
     model = load(source, device)
     if model.classifier is None:

@@ -41,7 +41,7 @@ def reconstruction(prediction_BMp: Tensor, target_BMp: Tensor) -> Tensor:
     return F.mse_loss(prediction_BMp.float(), target_BMp.float())
 
 
-def classification(logits: Tensor, targets: Tensor, kind: str = "ce", smoothing: float = 0.0) -> Tensor:
+def classification_loss(logits: Tensor, targets: Tensor, kind: str = "ce", smoothing: float = 0.0) -> Tensor:
     """Softmax (``ce``) or sigmoid (``bce``) cross entropy of logits (B, classes) with class vectors (B, classes).
 
     Logits (B, seconds, classes) go with class numbers (B, seconds): softmax, averaged over the seconds that have a

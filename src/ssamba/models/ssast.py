@@ -16,7 +16,7 @@ from ssamba.models.config import Config
 from ssamba.models.encoder import Encoder
 from ssamba.models.token_chain import TokenChain
 
-NORM_EPS = 1e-6
+BLOCK_NORM_EPS = 1e-6
 BRANCHES = 2
 """Additions to the residual stream in one block: attention, MLP."""
 
@@ -50,9 +50,9 @@ class Block(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         d = config.width
-        self.norm1 = nn.LayerNorm(d, eps=NORM_EPS)
+        self.norm1 = nn.LayerNorm(d, eps=BLOCK_NORM_EPS)
         self.attn = Attention(config)
-        self.norm2 = nn.LayerNorm(d, eps=NORM_EPS)
+        self.norm2 = nn.LayerNorm(d, eps=BLOCK_NORM_EPS)
         self.fc1 = nn.Linear(d, 4 * d)
         self.fc2 = nn.Linear(4 * d, d)
 
@@ -84,7 +84,7 @@ class SSASTChain(TokenChain):
         self.cls_token = nn.Parameter(torch.empty(1, 1, d))
         self.distillation_token = nn.Parameter(torch.empty(1, 1, d))
         self.blocks = nn.ModuleList(Block(self.config) for _ in range(self.config.depth))
-        self.norm = nn.LayerNorm(d, eps=NORM_EPS)
+        self.norm = nn.LayerNorm(d, eps=BLOCK_NORM_EPS)
 
     def _reset_layers(self, generator: Generator) -> None:
         for block in self.blocks:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ssamba.models.encoder import Encoder
-from ssamba.models.pretrained.model_dir import save_model
+from ssamba.models.pretrained.model_dir import SUMMARY_FILE, save_model
 from ssamba.training.cuda_graphs import Gradients
 from ssamba.training.distributed import Ranks
 from ssamba.training.log import RunLog
@@ -33,8 +33,6 @@ from ssamba.training.run_state import load_state, optimizer_tensors, restore_opt
 from ssamba.training.schedule import Schedule
 from ssamba.utils.atomic_write import write_text
 from ssamba.utils.errors import ConfigError, SsambaError
-
-SUMMARY_FILE = "state.json"
 
 
 class Task(Protocol):

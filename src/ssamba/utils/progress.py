@@ -58,7 +58,7 @@ class Bar:
 
 
 @contextlib.contextmanager
-def shown(label: str) -> Iterator[Callable[[float, float, str], None]]:
+def progress_bar(label: str) -> Iterator[Callable[[float, float, str], None]]:
     """A bar for one stage of some work; the block gets its ``update``."""
     with Bar(label) as bar:
         yield bar.update

@@ -17,7 +17,7 @@ from ssamba.inference.model import SSAMBA
 from ssamba.models.config import Config
 from ssamba.models.pretrained import official as module
 from ssamba.models.pretrained.model_dir import Description, build
-from ssamba.models.pretrained.official import KNOWN_EXTRAS, from_official, read_pth, to_official
+from ssamba.models.pretrained.official import SSAMBA_EXTRAS, from_official, read_pth, to_official
 from ssamba.utils.errors import CheckpointError
 
 State = dict[str, Tensor]
@@ -57,7 +57,7 @@ def test_the_configuration_is_read_from_shapes(official: State) -> None:
 
 def test_prefix_heads_and_extras_are_optional(official: State) -> None:
     config, tensors = from_official(official)
-    for state in (bare(official), {k: v for k, v in official.items() if k.split("module.")[1] not in KNOWN_EXTRAS}):
+    for state in (bare(official), {k: v for k, v in official.items() if k.split("module.")[1] not in SSAMBA_EXTRAS}):
         again_config, again = from_official(state)
         assert again_config == config
         assert all(torch.equal(again[k], v) for k, v in tensors.items())
@@ -72,7 +72,7 @@ def test_prefix_heads_and_extras_are_optional(official: State) -> None:
 def test_round_trip_from_the_official_side_is_exact(official: State, prefix: str, heads: bool) -> None:
     state = official if heads else without_heads(official)
     back = to_official(from_official(state)[1], prefix=prefix)
-    expected = {prefix + k: v for k, v in bare(state).items() if k not in KNOWN_EXTRAS}
+    expected = {prefix + k: v for k, v in bare(state).items() if k not in SSAMBA_EXTRAS}
     assert set(back) == set(expected)
     for name, tensor in expected.items():
         assert back[name].shape == tensor.shape, name
@@ -121,7 +121,7 @@ def test_odd_blocks_exchange_their_directions(
 
 def test_every_missing_key_is_named(official: State) -> None:
     for key in bare(official):
-        if key in KNOWN_EXTRAS:
+        if key in SSAMBA_EXTRAS:
             continue
         state = bare(official)
         del state[key]

@@ -31,7 +31,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ssamba.evaluation.probe.probe import layout_of, probe, probe_table
     from ssamba.inference.load import load
     from ssamba.models.pretrained.weights import DEFAULT
-    from ssamba.utils.progress import shown as progress_bar
+    from ssamba.utils.progress import progress_bar
 
     layout = layout_of(arguments.recipe)
     model = load(arguments.model, arguments.device)

@@ -16,7 +16,7 @@ from ssamba.audio import log_mel
 from ssamba.audio.front_end import FrontEnd
 from ssamba.models.config import Config
 from ssamba.models.encoder import Encoder
-from ssamba.models.pretrained.load import Source, locate, read_source
+from ssamba.models.pretrained.load import ModelSource, locate, read_model_source
 from ssamba.models.pretrained.model_dir import EXTRAS, WEIGHTS_FILE, build, read_model, save_config, save_tensors
 from ssamba.models.pretrained.official import PREFIX, doubling, from_official, to_official
 from ssamba.utils.atomic_write import atomic_write, explain, make_folder
@@ -32,7 +32,9 @@ UNSTORED = ("mean", "std", "drop_path")
 """Values of the configuration that an official file has no place for; readers assume the reference's."""
 
 
-def convert(source: Source | None, dest: Path, half: bool = False, attention_heads: int | None = None) -> list[str]:
+def convert(
+    source: ModelSource | None, dest: Path, half: bool = False, attention_heads: int | None = None
+) -> list[str]:
     """Convert an official `.pth` to a new model directory, or a directory to a new official `.pth`.
 
     With ``half`` either becomes a new model directory in fp16. ``attention_heads`` is for an official SSAST of another
@@ -58,8 +60,8 @@ def convert(source: Source | None, dest: Path, half: bool = False, attention_hea
     return _to_directory(source, dest, attention_heads)
 
 
-def _to_directory(source: Source | None, dest: Path, attention_heads: int | None) -> list[str]:
-    description, tensors = read_source(source, attention_heads)
+def _to_directory(source: ModelSource | None, dest: Path, attention_heads: int | None) -> list[str]:
+    description, tensors = read_model_source(source, attention_heads)
     heads = description.heads
     with _new_directory(dest) as folder:
         save_config(folder, description)
@@ -67,9 +69,9 @@ def _to_directory(source: Source | None, dest: Path, attention_heads: int | None
     return [f"{dest}: {len(tensors)} tensors {'with' if heads else 'without'} pretraining heads"]
 
 
-def _to_half(source: Source | None, dest: Path, attention_heads: int | None) -> list[str]:
+def _to_half(source: ModelSource | None, dest: Path, attention_heads: int | None) -> list[str]:
     """Everything that the model uses in fp16: its encoder, its pretraining heads or its classifier."""
-    description, tensors = read_source(source, attention_heads)
+    description, tensors = read_model_source(source, attention_heads)
     used = {k: v for k, v in tensors.items() if not k.startswith(EXTRAS)}
     halved = {k: v.to(HALF) for k, v in used.items()}
     lost = [k for k, v in halved.items() if not torch.isfinite(v).all()]

@@ -68,7 +68,7 @@ class Answers:
     def summary(self, kind: str, multi_label: bool) -> dict[str, float]:
         """``loss``, ``mAP``, ``AUC`` and ``d_prime``, and with one label a row ``accuracy``."""
         scores, truth = self.rows(kind)
-        out = {"loss": float(losses.classification(self.logits, self.targets, kind))}
+        out = {"loss": float(losses.classification_loss(self.logits, self.targets, kind))}
         if not multi_label:
             out["accuracy"] = metrics.accuracy(scores, truth)
         out["mAP"] = metrics.mean(metrics.average_precision(scores, truth))

@@ -13,7 +13,7 @@ from ssamba.data.statistics import compute_statistics
 from ssamba.models.classifier import Classification, Classifier
 from ssamba.models.config import Config
 from ssamba.models.encoder import Encoder
-from ssamba.models.pretrained.load import read_source
+from ssamba.models.pretrained.load import read_model_source
 from ssamba.models.pretrained.model_dir import Description, build
 from ssamba.models.registry import make_encoder
 from ssamba.training.finetune.recipe import FinetuneRecipe
@@ -42,7 +42,7 @@ def new_model(recipe: FinetuneRecipe, task: Classification, source: str | None) 
         config = recipe.config()
         model = make_encoder(config, classification=task, generator=generator(recipe.seed, "weights"))
     else:
-        description, tensors = read_source(source)
+        description, tensors = read_model_source(source)
         config = description.config
         _check_patches(config, recipe, source)
         _check_front_end(config, recipe, source)

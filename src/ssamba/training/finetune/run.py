@@ -20,6 +20,8 @@ from ssamba.models.config import Config
 from ssamba.models.encoder import Encoder
 from ssamba.models.pretrained.model_dir import (
     CONFIG_FILE,
+    RESULTS_FILE,
+    SUMMARY_FILE,
     WEIGHTS_FILE,
     build,
     describe_model,
@@ -34,10 +36,10 @@ from ssamba.training.finetune.facts import fill_open, read_data, stored_values, 
 from ssamba.training.finetune.head_init import init_by_probe
 from ssamba.training.finetune.model import classification, measure_statistics, new_model
 from ssamba.training.finetune.recipe import FinetuneRecipe
-from ssamba.training.finetune.report import RESULTS_FILE, FoldResult, Results, read_results, write_results
+from ssamba.training.finetune.report import FoldResult, Results, read_results, write_results
 from ssamba.training.finetune.task import ANSWERS_FILE, EPOCHS_FOLDER, FinetuneTask, epoch_file
 from ssamba.training.log import read_log
-from ssamba.training.loop import SUMMARY_FILE, Loop, LoopSettings, precision
+from ssamba.training.loop import Loop, LoopSettings, precision
 from ssamba.training.run_folder import RECIPE_FILE, check_same_data, check_same_recipe, skipped_file, write_recipe
 from ssamba.training.run_state import STATE_FILE
 from ssamba.training.schedule import EpochSchedule, parameter_groups

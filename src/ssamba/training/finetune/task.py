@@ -211,7 +211,7 @@ class FinetuneTask(Task):
         assert features is not None
         assert targets is not None
         logits = self.model.classify(features, keep)
-        return {"loss": losses.classification(logits, targets, self.recipe.loss, self.recipe.label_smoothing)}
+        return {"loss": losses.classification_loss(logits, targets, self.recipe.loss, self.recipe.label_smoothing)}
 
     def augmented(self, number: int, features: Tensor, draws: Inputs) -> Tensor:
         """Features of a batch, of another loudness and colour, masked, with noise and rolled, as the recipe says."""

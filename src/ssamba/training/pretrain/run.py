@@ -21,7 +21,7 @@ from ssamba.data.scan import SkipList, scan_sources
 from ssamba.data.statistics import compute_statistics
 from ssamba.models import masking
 from ssamba.models.encoder import Encoder
-from ssamba.models.pretrained.load import read_source
+from ssamba.models.pretrained.load import read_model_source
 from ssamba.models.pretrained.model_dir import CONFIG_FILE, Description, build, describe_model, read_config, save_config
 from ssamba.models.registry import make_encoder
 from ssamba.training.augment.transforms import (
@@ -416,7 +416,7 @@ def _new_model(recipe: PretrainRecipe, training: list[Source], source: str | Non
 
 def _from_source(recipe: PretrainRecipe, source: str, first: Generator) -> Encoder:
     """The source's encoder on the recipe's grid; heads and decoder too where it has those that the recipe asks for."""
-    description, tensors = read_source(source)
+    description, tensors = read_model_source(source)
     config = description.config
     recipe_patch = (recipe.patch_frequency, recipe.patch_time)
     if recipe_patch != (config.patch_frequency, config.patch_time):
