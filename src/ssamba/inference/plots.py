@@ -30,27 +30,27 @@ def reconstruction_picture(
     seed: int = 0,
     start: float = 0.0,
 ) -> Reconstruction:
-    """Hide patches of a recording, let the model draw them, and show all three spectrograms; see ``reconstruct``."""
+    """Mask patches of a recording, let the model predict them, and draw all three spectrograms; see ``reconstruct``."""
     require_matplotlib(out)
-    drawn = reconstruct(model, path, mask, mask_kind, seed, start)
-    three_spectrograms(drawn, out)
-    return drawn
+    found = reconstruct(model, path, mask, mask_kind, seed, start)
+    three_spectrograms(found, out)
+    return found
 
 
-def three_spectrograms(drawn: Reconstruction, out: Path) -> None:
+def three_spectrograms(found: Reconstruction, out: Path) -> None:
     """Original, masked and reconstructed log-mel, one under the other, on one colour scale."""
     import matplotlib
 
-    low, high = np.percentile(drawn.original, [1, 99.8])
+    low, high = np.percentile(found.original, [1, 99.8])
     colours = matplotlib.colormaps["magma"].with_extremes(bad="#c8c8c8")
-    end = drawn.start + drawn.front_end.seconds_between(len(drawn.original))
+    end = found.start + found.front_end.seconds_between(len(found.original))
     panels = (
-        ("original", drawn.original),
-        ("masked: grey is hidden from the model", np.ma.masked_array(drawn.original, drawn.hidden)),
-        ("reconstructed: hidden patches drawn by the model", drawn.drawn),
+        ("original", found.original),
+        ("masked: grey is hidden from the model", np.ma.masked_array(found.original, found.masked)),
+        ("reconstructed: hidden patches drawn by the model", found.predicted),
     )
     with figure_file(out, 9, 8) as figure:
-        figure.suptitle(f"{short_name(drawn.name)}: {drawn.mask} of {drawn.patches} patches hidden", fontsize=13)
+        figure.suptitle(f"{short_name(found.name)}: {found.mask} of {found.patches} patches hidden", fontsize=13)
         axes = figure.subplots(3, 1, sharex=True)
         for panel, (title, values) in zip(axes, panels, strict=True):
             image = panel.imshow(
@@ -61,11 +61,11 @@ def three_spectrograms(drawn: Reconstruction, out: Path) -> None:
                 cmap=colours,
                 vmin=low,
                 vmax=max(high, low + 1e-3),
-                extent=(drawn.start, end, 0, drawn.original.shape[1]),
+                extent=(found.start, end, 0, found.original.shape[1]),
             )
             panel.set_title(title)
             panel.set_ylabel("Hz (mel scale)")
-            panel.set_yticks(*_hertz_ticks(drawn.original.shape[1], drawn.front_end.nyquist))
+            panel.set_yticks(*_hertz_ticks(found.original.shape[1], found.front_end.nyquist))
         axes[-1].set_xlabel("time (s)")
         figure.colorbar(image, ax=axes, label="log-mel energy (natural log)", fraction=0.04, pad=0.02)
 
@@ -88,7 +88,7 @@ def timeline(
     """A recording's spectrogram, and below it on the same axis the scores of its classes in time.
 
     ``prediction`` has rows in time; ``log_mel`` (columns, mel_bins) covers all of the recording, up to ``nyquist`` Hz.
-    At most ``most`` classes are shown, those that score highest anywhere, in the order in which they are at their best.
+    At most ``most`` classes are drawn, those that score highest anywhere, in the order in which they are at their best.
     """
     scores = prediction.scores.numpy()
     chosen = np.argsort(-scores.max(axis=0), kind="stable")[:most]
@@ -110,7 +110,7 @@ def timeline(
         # The first class on top, as one reads.
         mesh = below.pcolormesh(edges, np.arange(len(chosen) + 1), scores[:, chosen[::-1]].T, cmap="viridis")
         mesh.set_clim(0, 1)
-        below.set_title("what the model hears")
+        below.set_title("class scores")
         below.set_yticks(np.arange(len(chosen)) + 0.5, [short_name(prediction.classes[c], 28) for c in chosen[::-1]])
         below.tick_params(axis="y", length=0)
         below.set_xlabel("time (s)")

@@ -71,7 +71,7 @@ LONGER = ("interpolate", "repeat", "average")
 def resize_positions(
     positions: Tensor, old: tuple[int, int], new: tuple[int, int], longer: str = "interpolate"
 ) -> Tensor:
-    """Position embedding (1, prefix + F*T, d) for another (frequency, time) grid; positions in front are kept.
+    """Position embedding (1, prefix + F*T, d) for another (frequency, time) grid; those of prefix tokens are kept.
 
     A shorter side is cut from the centre, a longer one interpolated (bilinear, align_corners False): first time, then
     frequency, as for fine-tuning in SSAST (arXiv 2110.09784; REFERENCE.md, "Fine-tuning"). ``longer`` (of ``LONGER``)

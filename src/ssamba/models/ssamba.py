@@ -1,4 +1,4 @@
-"""The SSAMBA encoder: a CLS token in front, a chain of block pairs, the final norm."""
+"""The SSAMBA encoder: a CLS token, a chain of block pairs, the final norm."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ssamba.models.token_chain import TokenChain
 
 
 class SSAMBAChain(TokenChain):
-    """A CLS token in front, pairs of bidirectional Mamba blocks, the final norm."""
+    """A CLS token, pairs of bidirectional Mamba blocks, the final norm."""
 
     prefix_tokens: ClassVar[int] = 1
     chain: ClassVar[str] = "pairs"
@@ -30,7 +30,7 @@ class SSAMBAChain(TokenChain):
             pair.reset_parameters(generator)
 
     def prefix(self) -> list[nn.Parameter]:
-        """The tokens in front, each (1, 1, d)."""
+        """The prefix tokens, each (1, 1, d)."""
         return [self.cls_token]
 
     @property

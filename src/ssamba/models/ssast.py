@@ -1,6 +1,6 @@
 """The SSAST encoder (arXiv 2110.09784): a distilled ViT on log-mel patches, SSAMBA's peer.
 
-Two tokens in front (CLS and distillation), blocks of attention and MLP, a final norm; key forms and norms are
+Two prefix tokens (CLS and distillation), blocks of attention and MLP, a final norm; key forms and norms are
 those of REFERENCE.md, "Official checkpoints". Shape letters: B clips, L tokens, d width, H heads, D width of a head.
 """
 
@@ -74,7 +74,7 @@ class Block(nn.Module):
 
 
 class SSASTChain(TokenChain):
-    """A CLS and a distillation token in front, transformer blocks, the final norm."""
+    """Prefix tokens CLS and distillation, transformer blocks, the final norm."""
 
     prefix_tokens: ClassVar[int] = 2
     chain: ClassVar[str] = "blocks"

@@ -20,7 +20,7 @@ class TokenChain(nn.Module, ABC):
     """
 
     prefix_tokens: ClassVar[int]
-    """Learned tokens in front of the patches."""
+    """Number of learned tokens before the patches (CLS, distillation)."""
     chain: ClassVar[str]
     """Name of the list of modules that the tokens go through in turn."""
     norm: nn.LayerNorm

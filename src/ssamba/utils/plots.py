@@ -1,4 +1,4 @@
-"""Pictures as PNG: spectrograms masked and drawn, training curves, maps of embeddings. Needs ``ssamba[plot]``."""
+"""Figures as PNG: training curves, scores by layer, confusion, maps of embeddings, speed. Needs ``ssamba[plot]``."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#B8A800")
-"""Okabe and Ito's colours, told apart by colour-blind readers (yellow darkened for thin marks on white)."""
+"""Okabe and Ito's colours, which colour-blind readers can tell apart (yellow darkened for thin marks on white)."""
 MARKERS = "os^Dv<>P*X"
 STYLE: Any = {
     "font.size": 11,
@@ -72,10 +72,10 @@ def loss_curves(log_rows: Sequence[Mapping[str, Any]], out: Path) -> None:
     if not log_rows:
         raise DataError(f"{out}: the log has no rows yet; train some steps first")
     wanted = (("loss", "loss"), ("accuracy", "accuracy (share of patches named)"), ("lr", "learning rate"))
-    shown = [(key, label) for key, label in wanted if len(_series(log_rows, key)[0])]
-    with figure_file(out, 8, 1.2 + 2.3 * len(shown)) as figure:
-        axes = figure.subplots(len(shown), 1, sharex=True, squeeze=False)[:, 0]
-        for panel, (key, label) in zip(axes, shown, strict=True):
+    present = [(key, label) for key, label in wanted if len(_series(log_rows, key)[0])]
+    with figure_file(out, 8, 1.2 + 2.3 * len(present)) as figure:
+        axes = figure.subplots(len(present), 1, sharex=True, squeeze=False)[:, 0]
+        for panel, (key, label) in zip(axes, present, strict=True):
             _draw_series(panel, log_rows, key)
             panel.set_ylabel(label.split(" (")[0])
             panel.set_title(label)
