@@ -10,11 +10,11 @@ bounds this kernel: weights and taps are read once for a warp's two products of 
 from __future__ import annotations
 
 import ctypes
-import os
 
 import torch
 from torch import Tensor
 
+from ssamba.ops import environment
 from ssamba.ops.jit import nvrtc
 from ssamba.ops.mamba.cuda.kernels.common import COMMON, KINDS
 from ssamba.ops.mamba.cuda.kernels.ptx_sm80 import PRIMITIVES
@@ -259,10 +259,7 @@ def conv_proj(
     together = x_BLKE.stride(0) == length * x_BLKE.stride(1) and batch * length < 2**31
     sequences, tokens_each = (1, batch * length) if together else (batch, length)
     args.B, args.L, args.K, args.E, args.clip = sequences, tokens_each, blocks, width, length
-    warps, blocks_at_once = (4, 4) if outputs <= 64 else (8, 1)
-    given = os.environ.get("SSAMBA_PROJ", "")  # for measurements: warps of a block, blocks of a multiprocessor
-    if given:
-        warps, blocks_at_once = map(int, given.split(","))
+    warps, blocks_at_once = environment.projection_launch() or ((4, 4) if outputs <= 64 else (8, 1))
     tiles, tokens = -(-outputs // 16) * 2, 32 * warps // directions
     shared = 4 * (_CHANNELS + 8) * (tokens + 6 + directions * tiles * 8) + 2 * 20 * _CHANNELS * directions
     values = {"DTYPE": KINDS[x_BLKE.dtype], "P": outputs, "DIRS": directions}

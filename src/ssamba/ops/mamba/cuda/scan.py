@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ssamba.ops import environment
 from ssamba.ops.jit import nvrtc
 from ssamba.ops.mamba.cuda import scan_mma
 from ssamba.ops.mamba.cuda.kernels.common import COMMON
@@ -20,7 +20,7 @@ from ssamba.ops.mamba.cuda.scan_shape import SHARED_LIMIT, Shape, arguments, dyn
 
 def usable(x_BLKE: Tensor, a_log_RKEN: Tensor, taps: int, outputs: int) -> bool:
     """Whether this form can run here; ``SSAMBA_GPU_SCAN=triton`` in the environment forbids it."""
-    if not x_BLKE.is_cuda or os.environ.get("SSAMBA_GPU_SCAN") == "triton" or x_BLKE.numel() == 0:
+    if not x_BLKE.is_cuda or environment.gpu_scan() == "triton" or x_BLKE.numel() == 0:
         return False
     shape = Shape(x_BLKE, a_log_RKEN, taps, outputs)
     if shape.batch * shape.blocks >= 65536 or taps > 8 or shape.forward_shared() > SHARED_LIMIT:

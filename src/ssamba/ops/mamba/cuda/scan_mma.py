@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ssamba.ops import environment
 from ssamba.ops.jit import nvrtc
 from ssamba.ops.mamba.cuda.kernels.common import COMMON
 from ssamba.ops.mamba.cuda.kernels.ptx_sm80 import PRIMITIVES
@@ -38,9 +38,7 @@ def choose_cut(shape: Shape) -> Cut:
 
     ``SSAMBA_CUT`` in the environment puts other values in its place, for measurements: ``warps=8,stages=4``.
     """
-    given = os.environ.get("SSAMBA_CUT", "")
-    pairs = (part.split("=") for part in given.split(",") if part)
-    return _best_cut(shape)._replace(**{name.strip(): int(value) for name, value in pairs})
+    return _best_cut(shape)._replace(**environment.scan_tiling())
 
 
 def _best_cut(shape: Shape) -> Cut:
@@ -61,7 +59,7 @@ def usable(shape: Shape, tensors: dict[str, Tensor]) -> bool:
     x, p = tensors["x"], tensors["p"]
     if x.dtype != torch.bfloat16 or shape.states != 16 or shape.width % 16 or shape.taps > 5:
         return False
-    if shape.rank % 4 or shape.rank > 64 or os.environ.get("SSAMBA_LPC") is not None:
+    if shape.rank % 4 or shape.rank > 64 or environment.lanes_per_channel() is not None:
         return False
     rows = [tensors[name] for name in ("x", "z", "y") if name in tensors]
     if p.data_ptr() % 8 or any(t.data_ptr() % 16 or any(stride % 8 for stride in t.stride()[:3]) for t in rows):

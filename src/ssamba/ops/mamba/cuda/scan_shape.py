@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import ctypes
-import os
 
 import torch
 from torch import Tensor
 
+from ssamba.ops import environment
 from ssamba.ops.mamba.cuda.kernels.common import KINDS
 
 SHARED_LIMIT = 48 * 1024  # bytes that a block has without asking
@@ -44,8 +44,8 @@ class Shape:
     def lanes_per_channel(self) -> int:
         """Lanes that share a channel's states: few cost fewer instructions, many give more warps to fill the chip."""
         lanes = max(1, self.padded // 16)
-        forced = int(os.environ.get("SSAMBA_LPC", "0"))  # for measurements
-        if lanes <= forced <= min(32, self.padded):
+        forced = environment.lanes_per_channel()
+        if forced is not None and lanes <= forced <= min(32, self.padded):
             return forced
         channels = self.lanes * self.batch * self.width
         while lanes < min(8, self.padded) and channels * lanes / 32 < _ENOUGH_WARPS:
