@@ -1,11 +1,10 @@
-"""How the forward by fragments is cut and compiled, as far as no GPU is needed."""
+"""How the tensor-core forward scan is tiled."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from ssamba.ops.jit import nvrtc
 from ssamba.ops.mamba.cuda import scan_mma
 from ssamba.ops.mamba.cuda.scan_shape import Shape
 
@@ -30,18 +29,3 @@ def test_the_environment_chooses_another_cut(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("SSAMBA_CUT", "width=1")
     with pytest.raises(ValueError, match="width"):
         scan_mma.choose_cut(shape(4, 4096))
-
-
-def test_kernels_are_compiled_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    compiled: list[str] = []
-    monkeypatch.setattr(nvrtc, "_cubin", lambda source, defines, capability: compiled.append(source))
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    real = nvrtc.kernel
-
-    def launch(source: str) -> None:
-        nvrtc.kernel(source, "run", ("A=1",), 0)((1, 1, 1), 32, None)  # type: ignore[arg-type]
-
-    names = nvrtc.compile_for(lambda: launch("x"), lambda: [launch("x"), launch("y")])
-    assert names == [["run A=1"], ["run A=1", "run A=1"]]
-    assert sorted(compiled) == ["x", "y"]
-    assert nvrtc.kernel is real

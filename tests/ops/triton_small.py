@@ -1,13 +1,12 @@
 """Small checks of the GPU kernels without a GPU, run in a process of their own by test_triton_interpret.py.
 
-``interpret``: the Triton kernels in Triton's interpreter. ``emulate``: the CUDA C++ built by g++ over triton_emulate.h.
+``interpret``: the Triton kernels in Triton's interpreter. ``emulate``: the CUDA C++ built by g++ over cuda_shim.
 """
 
 from __future__ import annotations
 
 import builtins
 import ctypes
-import hashlib
 import os
 import subprocess
 import sys
@@ -30,6 +29,8 @@ from ssamba.ops.mamba import gpu, gpu_inference, naive
 from ssamba.ops.mamba.cuda import projection, scan, scan_mma
 from ssamba.ops.mamba.triton import conv, gated_output
 
+SHIM = Path(__file__).with_name("cuda_shim")
+
 
 class _Int(type):
     """Triton 3.6's interpreter calls int() on arrays of one element, which NumPy 2.4 refuses."""
@@ -46,31 +47,24 @@ interpreter.int = _Int("int", (), {})
 _built: dict[str, Callable[..., None]] = {}
 
 
-def build(source: str, name: str, defines: tuple[str, ...], device: int) -> Callable[..., None]:
-    """Stands in for ``nvrtc.kernel``."""
-    lines = "".join(f"#define {d.replace('=', ' ', 1)}\n" for d in defines)
-    header = Path(__file__).with_name("triton_emulate.h")
-    kind = "ConvArgs" if name.startswith("conv") else "Args"
-    entry = f"static {kind} A_; static void e_() {{ {name}(A_); }}\n"
-    entry += f'extern "C" void run(int x, int y, int z, int n, {kind} *a) {{ A_ = *a; go(x, y, z, n, e_); }}\n'
-    text = f'{lines}#include "{header}"\n{source}\n{entry}'
-    key = hashlib.sha256(text.encode()).hexdigest()
+def build(unit: nvrtc.Unit, name: str, defines: tuple[str, ...], device: int) -> Callable[..., None]:
+    """Stands in for ``nvrtc.kernel``: the unit built by g++, with cuda_shim in place of the headers of PTX."""
+    key = " ".join((unit.path.name, name, *defines))
     if key not in _built:
         folder = Path(tempfile.mkdtemp())
-        (folder / "k.cpp").write_text(text)
-        command = [
-            "g++",
-            "-O1",
-            "-std=c++17",
-            "-w",
-            "-shared",
-            "-fPIC",
-            "-o",
-            str(folder / "k.so"),
-            str(folder / "k.cpp"),
-        ]
-        subprocess.run(command, check=True)
-        library = ctypes.CDLL(str(folder / "k.so"))
+        for header, text in unit.headers:
+            (folder / "include" / header).parent.mkdir(parents=True, exist_ok=True)
+            (folder / "include" / header).write_text(text)
+        (folder / unit.path.name).write_text(unit.source)
+        lines = ['#include "cuda_builtins.h"', *(f"#define {d.replace('=', ' ', 1)}" for d in defines)]
+        lines += [f'#include "{unit.path.name}"']
+        lines += ["template <class Args> Launch<Args> launch_of(void (*)(Args));"]
+        lines += ['extern "C" void run(int x, int y, int z, int threads, const void *args) {']
+        lines += [f"  decltype(launch_of({name}))::run<{name}>({{x, y, z}}, threads, args);", "}", ""]
+        (folder / "run.cpp").write_text("\n".join(lines))
+        command = ["g++", "-O1", "-std=c++17", "-w", "-shared", "-fPIC", "-I", str(SHIM), "-I", str(folder / "include")]
+        subprocess.run([*command, "-o", str(folder / "run.so"), str(folder / "run.cpp")], check=True)
+        library = ctypes.CDLL(str(folder / "run.so"))
         _built[key] = lambda grid, threads, args, *_: library.run(*grid, threads, ctypes.byref(args))
     return _built[key]
 

@@ -39,10 +39,11 @@ def make_folder(path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path, mode: int | None = None) -> Iterator[Path]:
     """A temporary path in the same folder; when the block ends well it is flushed to disk and renamed to ``path``.
 
     When the block fails, ``path`` stays as it was. ``OSError`` (full disk, no permission) becomes ``SsambaError``.
+    ``mode``: its permissions, by default those of any new file.
     """
     make_folder(path.parent)
     # The suffix stays last: some writers choose their format by it.
@@ -52,7 +53,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
         with open(temporary, "rb+") as handle:
             os.fsync(handle.fileno())
         # Some writers create private files; a result gets the permissions of any new file.
-        os.chmod(temporary, 0o666 & ~_umask())
+        os.chmod(temporary, 0o666 & ~_umask() if mode is None else mode)
         os.replace(temporary, path)
     except OSError as error:
         raise explain(error, path) from None

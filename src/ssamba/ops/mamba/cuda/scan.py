@@ -1,4 +1,4 @@
-"""The scan in CUDA C++ (source in ``nvrtc_source``): forward, and backward from x, z and the projection p alone."""
+"""The scan in CUDA C++: forward, and backward from x, z and the projection p alone."""
 
 from __future__ import annotations
 
@@ -10,12 +10,8 @@ from torch import Tensor
 from ssamba.ops import environment
 from ssamba.ops.jit import nvrtc
 from ssamba.ops.mamba.cuda import scan_mma
-from ssamba.ops.mamba.cuda.kernels.common import COMMON
-from ssamba.ops.mamba.cuda.kernels.scan_backward import BACKWARD
-from ssamba.ops.mamba.cuda.kernels.scan_backward_lanes import LANES_BACKWARD
-from ssamba.ops.mamba.cuda.kernels.scan_forward import FORWARD, TILES
-from ssamba.ops.mamba.cuda.kernels.scan_states import STATES
 from ssamba.ops.mamba.cuda.scan_shape import SHARED_LIMIT, Shape, arguments, dynamic_limit
+from ssamba.ops.mamba.cuda.sources import unit
 
 
 def usable(x_BLKE: Tensor, a_log_RKEN: Tensor, taps: int, outputs: int) -> bool:
@@ -54,7 +50,7 @@ def _forward(shape: Shape, tensors: dict[str, Tensor]) -> None:
                 LPC=per_channel, SPT=shape.padded // per_channel, WARPS=4, TT=32, PHASE=phase,
                 BATCH=min(max(8, 4 * per_channel), 32), MIN_BLOCKS=3 if per_channel == 1 else 4,
             )  # fmt: skip
-            run = nvrtc.kernel(COMMON + TILES + FORWARD, "scan_forward", defines, x.device.index or 0)
+            run = nvrtc.kernel(unit("scan_forward.cu"), "scan_forward", defines, x.device.index or 0)
             run(shape.grid(128 // per_channel), 128, args)
 
 
@@ -68,7 +64,7 @@ def _states(shape: Shape, tensors: dict[str, Tensor]) -> Tensor:
         BATCH=min(max(8, 2 * per_channel), steps), MIN_BLOCKS=3 if per_channel == 1 else 4,
     )  # fmt: skip
     with nvrtc.on(x):
-        run = nvrtc.kernel(COMMON + TILES + STATES, "scan_states", defines, x.device.index or 0)
+        run = nvrtc.kernel(unit("scan_states.cu"), "scan_states", defines, x.device.index or 0)
         run(shape.grid(128 // per_channel), 128, arguments(shape, count, tensors | {"ckpt": states}))
     return states
 
@@ -84,7 +80,7 @@ def _parameters(
 def forward(x: Tensor, z: Tensor | None, p_GBLP: Tensor, *parameters: Tensor) -> Tensor:
     """``y_BLKE``. ``parameters``: conv weight and bias, dt_proj, dt_bias, A_log, D.
 
-    Without ``z`` there is no gate; then ``nvrtc_fragments_launch`` must serve.
+    Without ``z`` there is no gate; then ``scan_mma.usable`` must hold.
     """
     shape = Shape(x, parameters[4], parameters[0].shape[-1], p_GBLP.shape[-1])
     y = x.new_empty(shape.batch, shape.length, shape.blocks, shape.width)
@@ -125,7 +121,7 @@ def backward(
             LPC=per_channel, SPT=shape.padded // per_channel, WARPS=warps, TT=shape.tile(),
             MIN_BLOCKS=3 if fast else 2, **sizes,
         )  # fmt: skip
-        source = COMMON + TILES + (LANES_BACKWARD if fast else BACKWARD)
+        source = unit("scan_backward_lanes.cu" if fast else "scan_backward.cu")
         run = nvrtc.kernel(source, "scan_backward", defines, x.device.index or 0)
         run(grid, warps * 32, arguments(shape, tensors["ckpt"].shape[2], tensors), shared)
     return du, ddt, dbc.sum(0), da.sum(0), dvec.sum(0).permute(2, 0, 1, 3)

@@ -9,10 +9,8 @@ from torch import Tensor
 
 from ssamba.ops import environment
 from ssamba.ops.jit import nvrtc
-from ssamba.ops.mamba.cuda.kernels.common import COMMON
-from ssamba.ops.mamba.cuda.kernels.ptx_sm80 import PRIMITIVES
-from ssamba.ops.mamba.cuda.kernels.scan_forward_mma import FRAGMENTS
 from ssamba.ops.mamba.cuda.scan_shape import Shape, arguments, dynamic_limit
+from ssamba.ops.mamba.cuda.sources import unit
 
 _FEWEST_CHUNKS, _MOST_CHUNKS, _BLOCKS = 4, 16, 384
 _CHUNK_STEPS = 256  # the least; with fewer or shorter chunks, the pass that finds their first states does not pay
@@ -98,6 +96,6 @@ def forward(shape: Shape, tensors: dict[str, Tensor]) -> None:
                 PHASE=phase, SPLIT=cut.split, WARPS=cut.warps, STAGES=cut.stages, MIN_BLOCKS=cut.blocks,
                 CHUNKED=int(cut.chunks > 1), GATE=int(gate),
             )  # fmt: skip
-            run = nvrtc.kernel(COMMON + PRIMITIVES + FRAGMENTS, "scan_fragments", defines, x.device.index or 0)
+            run = nvrtc.kernel(unit("scan_forward_mma.cu"), "scan_fragments", defines, x.device.index or 0)
             across, clips, directions = shape.grid(16 * cut.warps // cut.split)
             run((across, clips, directions * side_by_side), 32 * cut.warps, args, _shared(shape, cut, phase, gate))

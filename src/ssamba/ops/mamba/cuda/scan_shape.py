@@ -3,31 +3,17 @@
 from __future__ import annotations
 
 import ctypes
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ssamba.ops import environment
-from ssamba.ops.mamba.cuda.kernels.common import KINDS
+from ssamba.ops.mamba.cuda.kernel_args import SCAN_ARGS
+from ssamba.ops.mamba.cuda.sources import DTYPE_CODES, defines
 
 SHARED_LIMIT = 48 * 1024  # bytes that a block has without asking
 _ENOUGH_WARPS = 1400  # a good two for each scheduler of 132 multiprocessors
-_POINTERS = (
-    *("x", "z", "p", "dy", "y", "dz", "du", "ddt", "dbc", "conv_w", "conv_b", "dt_proj", "dt_bias", "a_log", "skip"),
-    *("state", "ckpt", "da", "dvec"),
-)
-_STRIDES = ["xb", "xt", "xk", "zb", "zt", "zk", "dzb", "dzt", "dzk"]
-_SIZES = ["B", "L", "K", "E", "R", "count"]
-
-
-class Args(ctypes.Structure):
-    """``struct Args`` of the source, field for field."""
-
-    _fields_ = (
-        [(n, ctypes.c_void_p) for n in _POINTERS]
-        + [(n, ctypes.c_longlong) for n in _STRIDES]
-        + [(n, ctypes.c_int) for n in _SIZES]
-    )
 
 
 class Shape:
@@ -39,7 +25,7 @@ class Shape:
         self.taps, self.outputs, self.rank = taps, outputs, outputs - 2 * self.states
         self.padded = 1 << (self.states - 1).bit_length()
         self.lanes = self.directions * self.blocks
-        self.kind = KINDS[x_BLKE.dtype]
+        self.kind = DTYPE_CODES[x_BLKE.dtype]
 
     def lanes_per_channel(self) -> int:
         """Lanes that share a channel's states: few cost fewer instructions, many give more warps to fill the chip."""
@@ -66,11 +52,9 @@ class Shape:
 
     def defines(self, **more: int) -> tuple[str, ...]:
         """The macros that every form of the scan reads, and ``more``."""
-        values = {
-            "DTYPE": self.kind, "N": self.states, "NP": self.padded, "P": self.outputs, "RANK": self.rank, "W":
-            self.taps,
-        }  # fmt: skip
-        return tuple(f"{name}={value}" for name, value in (values | more).items())
+        return defines(
+            DTYPE=self.kind, N=self.states, NP=self.padded, P=self.outputs, RANK=self.rank, W=self.taps, **more
+        )
 
     def _low(self) -> tuple[int, int, bool]:
         """Rank rounded up to products of 16, the row of low-rank dt in bytes, and whether tensor cores expand it."""
@@ -113,9 +97,9 @@ def dynamic_limit(device: int) -> int:
     return int(found) or SHARED_LIMIT
 
 
-def arguments(shape: Shape, count: int, tensors: dict[str, Tensor]) -> Args:
+def arguments(shape: Shape, count: int, tensors: dict[str, Tensor]) -> ctypes.Structure:
     """The kernels' argument: ``count``, and the addresses and strides of ``tensors`` by their names in it."""
-    args = Args()
+    args: Any = SCAN_ARGS.ctype()
     for name, tensor in tensors.items():
         setattr(args, name, tensor.data_ptr())
     for name in ("x", "z", "dz"):

@@ -1,18 +1,6 @@
-"""CUDA C++ of the backward scan for 16-bit inputs where a lane is a channel (compiled after ``COMMON`` and ``TILES``).
+// x
+#include "ssamba/tiles.cuh"
 
-A warp owns 32 channels and walks tiles of 16 steps from the end. First u, delta and the output's gradient ds of all
-steps; then, eight steps at a time, the states again from the saved one into shared memory, and the adjoint.
-
-The sums over channels (dB, dC) are matrix products. At a step, dC = H ds: H the 16 states by 32 channels as 16-bit
-values, ds a column. The states wait in shared memory one channel a row, and ``ldmatrix`` hands them over transposed
-and in the product's order; the right side holds the columns of eight steps, and of the eight columns of the result
-lanes keep the one that belongs to the step. So a sum over 32 channels of 16 values costs six instructions. For dB the
-adjoint dh takes the place of the states, drive = delta u that of ds. Blocks write their sums apart: no atomics.
-
-Rows of 32 bytes, in which odd groups of four channels have their halves swapped, meet no bank conflicts.
-"""
-
-LANES_BACKWARD = r"""
 #define HALF 8
 #define ROW 1024                     // 32 channels by 16 states
 __device__ __forceinline__ float low_of(unsigned v) { return load((T)(v & 0xffffu)); }
@@ -58,8 +46,8 @@ __device__ __forceinline__ void sum_channels(const char *rows, const unsigned *w
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       unsigned m[4];
-      load_transposed(m, from + j * ROW + i * 512);
-      mma16816(d, m[0], m[1], m[2], m[3], weights[2 * i], weights[2 * i + 1]);
+      ldmatrix_x4_trans(m, from + j * ROW + i * 512);
+      mma_m16n8k16(d, m[0], m[1], m[2], m[3], weights[2 * i], weights[2 * i + 1]);
     }
     if (lane % 4 == j / 2) {
       sums[j % 2] = d[j % 2];
@@ -149,7 +137,7 @@ __device__ __forceinline__ void rebuild(const Channel &ch, const T *saved, char 
   }
 }
 
-// Eight steps of the adjoint. Row j + 1 ends as the gradient of the state after step j.
+// Eight steps of the adjoint. SmemAddr j + 1 ends as the gradient of the state after step j.
 __device__ __forceinline__ void adjoint(Channel &ch, char *rows, const float *dts, const unsigned *uds,
                                         const float *bc, T *du_at, T *ddt_at, int e_step, int left, int lane) {
 #pragma unroll
@@ -177,7 +165,7 @@ __device__ __forceinline__ void adjoint(Channel &ch, char *rows, const float *dt
   }
 }
 
-__device__ __forceinline__ void open_channel(const Args &a, long long at, Channel &ch) {
+__device__ __forceinline__ void open_channel(const ScanArgs &a, long long at, Channel &ch) {
   ch.conv_b = a.conv_b[at]; ch.dt_b = a.dt_bias[at]; ch.skip = a.skip[at];
   ch.dskip = ch.dbias = 0.0f;
 #pragma unroll
@@ -189,8 +177,8 @@ __device__ __forceinline__ void open_channel(const Args &a, long long at, Channe
   }
 }
 
-__device__ __forceinline__ void close_channel(const Args &a, long long lane_of, int b, int e, const Channel &ch) {
-  long long to = (long long)b * (a.R * a.K) + lane_of;
+__device__ __forceinline__ void close_channel(const ScanArgs &a, long long dir_block, int b, int e, const Channel &ch) {
+  long long to = (long long)b * (a.R * a.K) + dir_block;
 #pragma unroll
   for (int i = 0; i < 16; ++i)
     if (i < N) a.da[(to * a.E + e) * N + i] = ch.da[i] * ch.a2[i] * LN2;
@@ -198,7 +186,7 @@ __device__ __forceinline__ void close_channel(const Args &a, long long lane_of, 
   a.dvec[to * 2 * a.E + a.E + e] = ch.dbias;
 }
 
-extern "C" __global__ void __launch_bounds__(WARPS * 32, MIN_BLOCKS) scan_backward(const Args a) {
+extern "C" __global__ void __launch_bounds__(WARPS * 32, MIN_BLOCKS) scan_backward(const ScanArgs a) {
   SHARED_BYTES(shared);
   Low *low = (Low *)shared;                                             // [2][16][RW]
   float *bc = (float *)(shared + LOW_BYTES);                            // [2][16][32]
@@ -211,16 +199,16 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, MIN_BLOCKS) scan_backwa
   int e0 = (blockIdx.x * WARPS + warp) * 32, e = e0 + lane;
   bool on = e < a.E;
   if (!on) e = a.E - 1;
-  long long lane_of = (long long)r * a.K + k, base = lane_of * a.B + b;
+  long long dir_block = (long long)r * a.K + k, base = dir_block * a.B + b;
   for (int i = threadIdx.x; i < 2 * TT * 2 * NP; i += WARPS * 32) bc[i] = 0.0f;
   for (int i = threadIdx.x; i < 2 * 16 * RW; i += WARPS * 32) low[i] = 0;
-  put_weights(a, lane_of, e0, wlow, lane);
+  put_weights(a, dir_block, e0, wlow, lane);
   Channel ch;
-  open_channel(a, lane_of * a.E + e, ch);
+  open_channel(a, dir_block * a.E + e, ch);
 
   int first = r ? a.L - 1 : 0, sign = r ? -1 : 1, e_step = sign * a.E;
   long long y_row = (long long)a.K * a.E, y_off = ((long long)b * a.L * a.K + k) * a.E + e + first * y_row;
-  const T *p_lane = a.p + base * a.L * P;
+  const T *p_rows = a.p + base * a.L * P;
   int s0 = (a.L - 1) / TT * TT;
   Moves at = {a.x + b * a.xb + k * a.xk + e + first * a.xt, a.z + b * a.zb + k * a.zk + e + first * a.zt,
               a.dy + y_off, a.y + y_off, a.dz + b * a.dzb + k * a.dzk + e + first * a.dzt,
@@ -231,14 +219,14 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, MIN_BLOCKS) scan_backwa
   T *dbc_at = a.dbc + ((blockIdx.x * (long long)(a.R * a.K * a.B) + base) * a.L + first) * 2 * N;
 
   Rows rows;
-  rows.fetch(p_lane, a.L, r, s0, a.L);
+  rows.fetch(p_rows, a.L, r, s0, a.L);
   __syncthreads();
   rows.put(low, bc);
   for (int buf = 0; s0 >= 0; s0 -= TT, buf ^= 1) {
     int steps = min(TT, a.L - s0);
     const float *bct = bc + buf * TT * 2 * NP;
     __syncthreads();
-    if (s0 > 0) rows.fetch(p_lane, a.L, r, s0 - TT, a.L);
+    if (s0 > 0) rows.fetch(p_rows, a.L, r, s0 - TT, a.L);
     expand_dt(low + buf * 16 * RW, wlow, dts, lane);
     __syncwarp();
     float window[W - 1 + HALF];
@@ -286,6 +274,5 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, MIN_BLOCKS) scan_backwa
     }
     if (s0 > 0) rows.put(low + (buf ^ 1) * 16 * RW, bc + (buf ^ 1) * TT * 2 * NP);
   }
-  if (on) close_channel(a, lane_of, b, e, ch);
+  if (on) close_channel(a, dir_block, b, e, ch);
 }
-"""

@@ -1,34 +1,13 @@
-"""CUDA C++ of the forward scan for bfloat16 and 16 states, with the states in tensor-core fragments.
+// x
+#include "ssamba/mma_mainloop.cuh"
 
-A warp owns 16 channels; their states are the accumulators of 16 x 8 products: lane 4 g + q holds states 2 q and 2 q + 1
-(and + 8) of channels g and g + 8. A step multiplies them by their decays, all in float32, and leaves the rest to
-products: ``delta u B`` is one whose inner dimension is time, and which sees the B of one step and zeros; the sum over
-states of ``h C`` is one whose columns are eight steps, and which sees the C of one step and zeros. ``ldmatrix`` reads
-those zeros out of shared memory: step t lies in row 8 t + 7 among rows of zeros, so the window of eight rows that is
-right for it is found by adding a constant. What is elementwise (convolution, delta, gate) happens in the same layout,
-lane 4 g + q holding channels g and g + 8 at steps 2 q and 2 q + 1 of eight, so nothing is handed round but delta.
-
-``SPLIT`` 2 gives 8 of the states to each of two warps: for few channels. ``CHUNKED`` cuts each half of the time in
-``count`` chunks that run side by side: for fewer still. A pass without output (``PHASE`` 3) then leaves the state at
-the end of each chunk, as if it had begun with zeros, and its sum of delta; the others make their first states from
-them. Time goes in batches of 16 steps, copied to shared memory one or two batches ahead. What is elementwise of 8 steps
-is computed between the steps before them. ``GATE`` 0 leaves the gate to the caller, and z unread.
-"""
-
-from ssamba.ops.mamba.cuda.kernels.mma_elementwise import PARTS
-from ssamba.ops.mamba.cuda.kernels.mma_mainloop import WALK
-
-FRAGMENTS = (
-    PARTS
-    + WALK
-    + r"""
 // Both directions meet where a batch of direction 0 ends. Direction 1 begins with steps that do not exist, so that one
 // of its batches ends there, too: states then never go through steps behind the end.
 struct Half {
   int begin, middle;  // of the first batch; the first step of the second half
 };
 
-__device__ __forceinline__ Half halves(const Args &a, int r) {
+__device__ __forceinline__ Half halves(const ScanArgs &a, int r) {
   if (a.R == 1) return {0, a.L};
   int meeting = a.L / 2 / STEPS * STEPS;
   return r ? Half{meeting - (a.L + STEPS - 1) / STEPS * STEPS + a.L - meeting, a.L - meeting} : Half{0, meeting};
@@ -41,19 +20,19 @@ __device__ __forceinline__ int chunk_start(int chunk, int count, Half half, int 
   return from + min((chunk < count ? chunk : chunk - count) * each, steps);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan_fragments(const Args a) {
+extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan_fragments(const ScanArgs a) {
   SHARED_BYTES(raw);
   Stage *stages = (Stage *)raw;
-  int thread = thread_number(), lane = thread % 32, warp = thread / 32, g = lane / 4, q = lane % 4;
+  int thread = thread_index(), lane = thread % 32, warp = thread / 32, g = lane / 4, q = lane % 4;
   int half = warp % SPLIT, group = warp / SPLIT;
-  Warp w;
-  w.stages = row_at((const T *)stages); w.own = (Shared *)(stages + STAGES) + group;
+  WarpState w;
+  w.stages = smem_addr((const T *)stages); w.group_shared = (GroupShared *)(stages + STAGES) + group;
   w.lane = lane; w.half = half; w.g = g;
   int b = blockIdx.y / a.K, k = blockIdx.y % a.K, r = blockIdx.z % a.R;
   int e_block = blockIdx.x * CB, e0 = e_block + group * 16;
   w.on = e0 < a.E;
   if (!w.on) e0 = 0;
-  long long lane_of = (long long)r * a.K + k, base = lane_of * a.B + b;
+  long long dir_block = (long long)r * a.K + k, base = dir_block * a.B + b;
   Half halved = halves(a, r);
   int lo = PHASE == 2 ? halved.middle : halved.begin, hi = PHASE == 1 ? halved.middle : a.L;
 #if CHUNKED
@@ -61,13 +40,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan_fragments
   lo = chunk_start(chunk, a.count, halved, a.L);
   hi = chunk_start(chunk + 1, a.count, halved, a.L);
 #endif
-  // Copies leave alone what lies between the rows of B and C and behind those of the projection.
+  // BatchCopies leave alone what lies between the rows of B and C and behind those of the projection.
   constexpr int MIXED = (int)(sizeof(Stage::low) + sizeof(Stage::bc)) / 16;
   for (int i = thread; i < STAGES * MIXED; i += THREADS)
     *((uint4 *)stages[i / MIXED].low + i % MIXED) = make_uint4(0, 0, 0, 0);
 
-  long long ch = lane_of * a.E + e0 + g;
-  read_channels(w.c, a, ch, q);
+  long long ch = dir_block * a.E + e0 + g;
+  load_channel_params(w.c, a, ch, q);
   w.total[0] = w.total[1] = 0.0f;
   long long state_at = (base * a.E + e0 + g) * 16 + half * 8 + q * 2;
 #pragma unroll
@@ -102,11 +81,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan_fragments
   w.y_step = sign * (int)y_row;
   w.y = a.y + y_at + e0 + 2 * q + (lo + (SPLIT == 1 ? -8 : half * 8 - STEPS) + g) * w.y_step;
   w.begin = lo; w.lo = max(lo, 0); w.hi = hi;
-  w.at.find(w.stages, lane, group, half);
-  w.delta = w.own->delta[0] + g * DR;
+  w.at.init(w.stages, lane, group, half);
+  w.delta = w.group_shared->delta[0] + g * DR;
   w.delta_at = w.delta + half * 8 + q * 2;
   __syncthreads();
-  walk(w);
+  run_mainloop(w);
   if ((PHASE == 3 || (PHASE == 1 && !CHUNKED)) && w.on) {
     float *to = a.state + state_at;
 #if PHASE == 3
@@ -120,5 +99,3 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan_fragments
       *(float2 *)(to + i / 2 % 2 * 8 * 16 + i / 4 * 8) = make_float2(w.h[i], w.h[i + 1]);
   }
 }
-"""
-)

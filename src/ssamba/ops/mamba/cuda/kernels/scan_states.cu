@@ -1,11 +1,6 @@
-"""CUDA C++ of the states that the backward starts from (``nvrtc_scan`` compiles it after ``COMMON`` and ``TILES``).
+// x
+#include "ssamba/tiles.cuh"
 
-The forward once more, but only its recurrence: no output, so C, the gate and the meeting of the two directions fall
-away, and every ``CKPT`` steps the state goes to memory in the activations' type, [G, B, count, E, NP]. Only whole
-batches run: what follows the last saved state is not needed. The cut of channels over lanes is the forward's.
-"""
-
-STATES = r"""
 #define EW (BATCH / LPC)
 #define HIST ((W - 1 + LPC - 1) / LPC)
 
@@ -38,7 +33,7 @@ __device__ __forceinline__ float activation(const float *X, const float *tap, fl
   return v * sigmoid(v);
 }
 
-extern "C" __global__ void __launch_bounds__(WARPS * 32, MIN_BLOCKS) scan_states(const Args a) {
+extern "C" __global__ void __launch_bounds__(WARPS * 32, MIN_BLOCKS) scan_states(const ScanArgs a) {
   __shared__ __align__(16) Low low[2][TT * RW];
   __shared__ __align__(16) float bc[2][TT * 2 * NP];
   __shared__ __align__(16) float wlow_all[WARPS][MMA ? KT * NT * 64 : RANK * CW];
@@ -48,13 +43,13 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, MIN_BLOCKS) scan_states
   int e0 = (blockIdx.x * WARPS + warp) * CW, e = e0 + c;
   bool on = e < a.E;
   if (!on) e = a.E - 1;
-  long long lane_of = (long long)r * a.K + k, base = lane_of * a.B + b;
+  long long dir_block = (long long)r * a.K + k, base = dir_block * a.B + b;
   float *wlow = wlow_all[warp], *dts = dts_all[warp];
   for (int i = threadIdx.x; i < 2 * TT * 2 * NP; i += WARPS * 32) bc[0][i] = 0.0f;
   for (int i = threadIdx.x; i < 2 * TT * RW; i += WARPS * 32) low[0][i] = 0;
-  put_weights(a, lane_of, e0, wlow, lane);
+  put_weights(a, dir_block, e0, wlow, lane);
 
-  long long ch = lane_of * a.E + e;
+  long long ch = dir_block * a.E + e;
   float tap[W], conv_b = a.conv_b[ch], dt_b = a.dt_bias[ch], h[SPT], a2[SPT];
 #pragma unroll
   for (int j = 0; j < W; ++j) tap[j] = a.conv_w[ch * W + j];
@@ -63,7 +58,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, MIN_BLOCKS) scan_states
     a2[i] = s * SPT + i < N ? -LOG2E * ex2(LOG2E * a.a_log[ch * N + s * SPT + i]) : 0.0f;
     h[i] = 0.0f;
   }
-  const T *x_at = a.x + b * a.xb + k * a.xk + e + (r ? a.L - 1 : 0) * a.xt, *p_lane = a.p + base * a.L * P;
+  const T *x_at = a.x + b * a.xb + k * a.xk + e + (r ? a.L - 1 : 0) * a.xt, *p_rows = a.p + base * a.L * P;
   int x_step = r ? -(int)a.xt : (int)a.xt, stop = (a.count - 1) * CKPT;
   T *to = a.ckpt + (base * a.count * a.E + e) * NP + s * SPT;
 
@@ -76,7 +71,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, MIN_BLOCKS) scan_states
   }
   Rows rows;
   if (stop > 0) {
-    rows.fetch(p_lane, a.L, r, 0, stop);
+    rows.fetch(p_rows, a.L, r, 0, stop);
 #pragma unroll
     for (int i = 0; i < EW; ++i) next[i] = x_at[(i * LPC + s) * x_step];
   }
@@ -85,7 +80,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, MIN_BLOCKS) scan_states
   for (int s0 = 0, buf = 0; s0 < stop; s0 += TT, buf ^= 1) {
     __syncthreads();
     bool more = s0 + TT < stop;
-    if (more) rows.fetch(p_lane, a.L, r, s0 + TT, stop);
+    if (more) rows.fetch(p_rows, a.L, r, s0 + TT, stop);
 #pragma unroll 1
     for (int g = 0; g < min(TT, stop - s0); g += BATCH) {
       if (BATCH == 16 || g % 16 == 0) {
@@ -124,4 +119,3 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, MIN_BLOCKS) scan_states
   }
   if (on) save_state(to, h);
 }
-"""

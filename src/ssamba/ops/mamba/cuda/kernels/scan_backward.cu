@@ -1,13 +1,6 @@
-"""CUDA C++ of the backward scan (``nvrtc_scan`` compiles it after ``COMMON`` and ``TILES``).
+// x
+#include "ssamba/tiles.cuh"
 
-For any cut of the channels; ``nvrtc_backward_lanes`` is the fast form of the most common one. As in the forward a warp
-owns ``CW`` channels and works alone but for the sums over channels (dB, dC). It walks tiles of ``TT`` steps from the
-end. For a tile: u, delta and the output's gradient for all steps into shared memory; the states again from the saved
-one, each step's into a history in shared memory (16 bits for 16-bit inputs); then the adjoint. Blocks write their sums
-apart: no atomics.
-"""
-
-BACKWARD = r"""
 #define HALF_HISTORY (DTYPE != 0 && SPT % 2 == 0)
 #define WORDS (HALF_HISTORY ? SPT / 2 : SPT)
 #define ROW_BYTES (WORDS * 128 > 8 * NP ? WORDS * 128 : 8 * NP)
@@ -45,7 +38,7 @@ __device__ __forceinline__ void sum_channels(float *out, float *to, int lane, in
   for (int i = 0; i < LEFT; ++i) to[s * 2 * SPT + first + i] = out[i];
 }
 
-extern "C" __global__ void __launch_bounds__(WARPS * 32, MIN_BLOCKS) scan_backward(const Args a) {
+extern "C" __global__ void __launch_bounds__(WARPS * 32, MIN_BLOCKS) scan_backward(const ScanArgs a) {
   SHARED_BYTES(shared);
   Low *low = (Low *)shared;                                             // [2][16 rows][RW]
   float *bc = (float *)(shared + LOW_BYTES);                            // [2][TT][2 NP]
@@ -59,12 +52,12 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, MIN_BLOCKS) scan_backwa
   int e0 = (blockIdx.x * WARPS + warp) * CW, e = e0 + c;
   bool on = e < a.E;
   if (!on) e = a.E - 1;
-  long long lane_of = (long long)r * a.K + k, base = lane_of * a.B + b;
+  long long dir_block = (long long)r * a.K + k, base = dir_block * a.B + b;
   for (int i = threadIdx.x; i < 2 * TT * 2 * NP; i += WARPS * 32) bc[i] = 0.0f;
   for (int i = threadIdx.x; i < 2 * 16 * RW; i += WARPS * 32) low[i] = 0;
-  put_weights(a, lane_of, e0, wlow, lane);
+  put_weights(a, dir_block, e0, wlow, lane);
 
-  long long ch = lane_of * a.E + e;
+  long long ch = dir_block * a.E + e;
   float tap[W], conv_b = a.conv_b[ch], dt_b = a.dt_bias[ch], skip = a.skip[ch], dskip = 0.0f, dbias = 0.0f;
 #pragma unroll
   for (int j = 0; j < W; ++j) tap[j] = a.conv_w[ch * W + j];
@@ -85,20 +78,20 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, MIN_BLOCKS) scan_backwa
   T *dbc_at = a.dbc + ((blockIdx.x * (long long)(a.R * a.K * a.B) + base) * a.L + t_first) * 2 * N;
   int x_step = sign * (int)a.xt, z_step = sign * (int)a.zt, y_step = sign * (int)y_row, e_step = sign * a.E;
   int dz_step = sign * (int)a.dzt;
-  const T *p_lane = a.p + base * a.L * P;
+  const T *p_rows = a.p + base * a.L * P;
   float gain = a.R == 2 ? 0.5f : 1.0f;
   bool gate = on && r == 0 && s == 0;  // one direction writes the gate's gradient
 
   Rows rows;
   int tile = a.count - 1;
-  rows.fetch(p_lane, a.L, r, tile * TT, a.L);
+  rows.fetch(p_rows, a.L, r, tile * TT, a.L);
   __syncthreads();
   rows.put(low, bc);
   for (int buf = 0; tile >= 0; --tile, buf ^= 1) {
     int s0 = tile * TT, steps = min(TT, a.L - s0);
     const float *bct = bc + buf * TT * 2 * NP + s * 2 * SPT;
     __syncthreads();
-    if (tile > 0) rows.fetch(p_lane, a.L, r, s0 - TT, a.L);
+    if (tile > 0) rows.fetch(p_rows, a.L, r, s0 - TT, a.L);
 #pragma unroll
     for (int i = 0; i < SPT; ++i)
       h[i] = load(a.ckpt[((base * a.count + tile) * a.E + e) * NP + s * SPT + i]);
@@ -195,7 +188,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, MIN_BLOCKS) scan_backwa
     if (tile > 0) rows.put(low + (buf ^ 1) * 16 * RW, bc + (buf ^ 1) * TT * 2 * NP);
   }
   if (on) {
-    long long to = (long long)b * (a.R * a.K) + lane_of;
+    long long to = (long long)b * (a.R * a.K) + dir_block;
 #pragma unroll
     for (int i = 0; i < SPT; ++i)
       if (s * SPT + i < N) a.da[(to * a.E + e) * N + s * SPT + i] = da[i] * a2[i] * LN2;
@@ -205,4 +198,3 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, MIN_BLOCKS) scan_backwa
     }
   }
 }
-"""

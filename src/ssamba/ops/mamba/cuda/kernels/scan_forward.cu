@@ -1,132 +1,16 @@
-"""CUDA C++ of the forward scan (``nvrtc_scan`` compiles it after ``nvrtc_source.COMMON``).
+// x
+#include "ssamba/tiles.cuh"
 
-A warp owns ``CW`` = 32 / LPC channels; ``LPC`` lanes share a channel's states, ``SPT`` each. With LPC 1 a lane is a
-channel: no shuffles at all, the fewest instructions. With LPC 8 there are eight times the warps: that fills the chip
-when batch times width is small. Time goes in batches of 8 to 32 steps, of which each lane of a channel computes an
-LPC-th elementwise (u, delta, gate, output), so that work is never repeated; shuffles hand (delta, delta u) round, and
-the folded sum over states ends in the lane that owns the step. B and C come through shared memory, double buffered,
-one barrier each 32 steps; the raw dt of 16 steps is one small tensor-core product.
-"""
-
-TILES = r"""
-#define CW (32 / LPC)
-#define KT ((RANK + 15) / 16)
-#define NT ((CW + 7) / 8)
-#define MMA (DTYPE != 0 && P % 2 == 0)
-#define RW (KT * 16 + 8)
-#define VEC (P % 4 == 0 && RANK % 4 == 0 && N % 4 == 0 && SPT > 1 ? 4 : 1)
-#define PV (P / VEC)
-#define PN ((TT * PV + WARPS * 32 - 1) / (WARPS * 32))
-
-#if MMA
-typedef unsigned short Low;  // how the low-rank dt waits in shared memory
-#else
-typedef float Low;
-#endif
-struct __align__(VEC * sizeof(T)) Chunk { T v[VEC]; };
-
-struct Rows {  // TT rows of p on their way
-  Chunk p[PN];
-  int steps, r;
-  __device__ __forceinline__ void fetch(const T *p_lane, int L, int r_, int s0, int end) {
-    r = r_;
-    steps = min(TT, end - s0);
-    const Chunk *from = (const Chunk *)(p_lane + (long long)(r ? L - s0 - steps : s0) * P) + threadIdx.x;
-#pragma unroll
-    for (int i = 0; i < PN; ++i)
-      if ((int)threadIdx.x + i * (WARPS * 32) < steps * PV) p[i] = from[i * (WARPS * 32)];
-  }
-  __device__ __forceinline__ void put(Low *low, float *bc) const {
-#pragma unroll
-    for (int i = 0; i < PN; ++i) {
-      unsigned n = threadIdx.x + i * (WARPS * 32), row = n / PV;
-      int j = n % PV * VEC;
-      if (n < steps * PV) {
-        int step = r ? steps - 1 - row : row;
-        if (j < RANK) {
-#pragma unroll
-          for (int v = 0; v < VEC; ++v) {
-#if MMA
-            low[step * RW + j + v] = p[i].v[v];
-#else
-            low[step * RW + j + v] = load(p[i].v[v]);
-#endif
-          }
-        } else {
-          int m = j - RANK, is_c = m >= N, state = is_c ? m - N : m;
-#pragma unroll
-          for (int v = 0; v < VEC; ++v) {
-            int st = state + v;
-            bc[step * 2 * NP + st / SPT * 2 * SPT + is_c * SPT + st % SPT] = load(p[i].v[v]);
-          }
-        }
-      }
-    }
-  }
-};
-
-// dts[16][CW] = 16 rows of low times this warp's dt_proj.
-__device__ __forceinline__ void expand_dt(const Low *low, const float *wlow, float *dts, int lane) {
-#if MMA
-  float acc[NT][4];
-#pragma unroll
-  for (int j = 0; j < NT; ++j) acc[j][0] = acc[j][1] = acc[j][2] = acc[j][3] = 0.0f;
-  const unsigned *rows = (const unsigned *)low;
-  int at = (lane / 4) * (RW / 2) + lane % 4;
-#pragma unroll
-  for (int k = 0; k < KT; ++k) {
-    unsigned a0 = rows[at + k * 8], a1 = rows[at + 8 * (RW / 2) + k * 8];
-    unsigned a2 = rows[at + k * 8 + 4], a3 = rows[at + 8 * (RW / 2) + k * 8 + 4];
-#pragma unroll
-    for (int j = 0; j < NT; ++j) {
-      uint2 b = ((const uint2 *)wlow)[(k * NT + j) * 32 + lane];
-      mma16816(acc[j], a0, a1, a2, a3, b.x, b.y);
-    }
-  }
-#pragma unroll
-  for (int j = 0; j < NT; ++j) {
-    int c = j * 8 + lane % 4 * 2, row = lane / 4;
-    if (CW >= 8 || c < CW) {
-      *(float2 *)(dts + row * CW + c) = make_float2(acc[j][0], acc[j][1]);
-      *(float2 *)(dts + (row + 8) * CW + c) = make_float2(acc[j][2], acc[j][3]);
-    }
-  }
-#else
-  for (int n = lane; n < 16 * CW; n += 32) {
-    float sum = 0.0f;
-    for (int k = 0; k < RANK; ++k) sum += low[n / CW * RW + k] * wlow[k * CW + n % CW];
-    dts[n] = sum;
-  }
-#endif
+// First half of the steps of direction r (its phase 1), and the steps of one phase.
+__device__ __forceinline__ int first_half(const ScanArgs &a, int r) {
+  return a.R == 1 ? a.L : (r ? a.L / 2 : (a.L + 1) / 2);
 }
 
-// This warp's dt_proj: as fragments of the product's right side, or plain [rank][channel].
-__device__ __forceinline__ void put_weights(const Args &a, long long lane_of, int e0, float *wlow, int lane) {
-#if MMA
-  for (int i = 0; i < KT * NT * 2; ++i) {
-    int half = i % 2, j = i / 2 % NT, k = i / 2 / NT, c = j * 8 + lane / 4, r = k * 16 + half * 8 + lane % 4 * 2;
-    T pair[2];
-#pragma unroll
-    for (int v = 0; v < 2; ++v)
-      pair[v] = c < CW && e0 + c < a.E && r + v < RANK
-                    ? pack(a.dt_proj[(lane_of * a.E + e0 + c) * RANK + r + v]) : T(0);
-    ((unsigned *)wlow)[((k * NT + j) * 32 + lane) * 2 + half] = pair[0] | (unsigned)pair[1] << 16;
-  }
-#else
-  for (int n = lane; n < RANK * CW; n += 32) {
-    int c = e0 + n % CW;
-    wlow[n] = c < a.E ? a.dt_proj[(lane_of * a.E + c) * RANK + n / CW] : 0.0f;
-  }
-#endif
-}
-"""
-
-FORWARD = r"""
 // PHASE 0: one direction, whole; 1: first half, raw output; 2: second half, joined, gated.
 #define EW (BATCH / LPC)
 #define AHEAD 4
 #define HIST ((W - 1 + LPC - 1) / LPC)
-extern "C" __global__ void __launch_bounds__(128, MIN_BLOCKS) scan_forward(const Args a) {
+extern "C" __global__ void __launch_bounds__(128, MIN_BLOCKS) scan_forward(const ScanArgs a) {
   __shared__ __align__(16) Low low[2][TT * RW];
   __shared__ __align__(16) float bc[2][TT * 2 * NP];
   __shared__ __align__(16) float wlow_all[WARPS][MMA ? KT * NT * 64 : RANK * CW];
@@ -136,14 +20,14 @@ extern "C" __global__ void __launch_bounds__(128, MIN_BLOCKS) scan_forward(const
   int e0 = (blockIdx.x * WARPS + warp) * CW, e = e0 + c;
   bool on = e < a.E;
   if (!on) e = a.E - 1;
-  long long lane_of = (long long)r * a.K + k, base = lane_of * a.B + b;
+  long long dir_block = (long long)r * a.K + k, base = dir_block * a.B + b;
   float *wlow = wlow_all[warp], *dts = dts_all[warp];
   for (int i = threadIdx.x; i < 2 * TT * 2 * NP; i += 128) bc[0][i] = 0.0f;
   for (int i = threadIdx.x; i < 2 * TT * RW; i += 128) low[0][i] = 0;
-  put_weights(a, lane_of, e0, wlow, lane);
+  put_weights(a, dir_block, e0, wlow, lane);
 
   int half = first_half(a, r), lo = PHASE == 2 ? half : 0, hi = PHASE == 1 ? half : a.L;
-  long long ch = lane_of * a.E + e, state_at = (base * a.E + e) * N;
+  long long ch = dir_block * a.E + e, state_at = (base * a.E + e) * N;
   float tap[W], conv_b = a.conv_b[ch], dt_b = a.dt_bias[ch], skip = a.skip[ch];
 #pragma unroll
   for (int j = 0; j < W; ++j) tap[j] = a.conv_w[ch * W + j];
@@ -161,7 +45,7 @@ extern "C" __global__ void __launch_bounds__(128, MIN_BLOCKS) scan_forward(const
   long long y_row = (long long)a.K * a.E, y_off = ((long long)b * a.L * a.K + k) * a.E + e + t_first * y_row;
   T *y_at = a.y + y_off;
   int x_step = sign * (int)a.xt, z_step = sign * (int)a.zt, y_step = sign * (int)y_row;
-  const T *p_lane = a.p + base * a.L * P;
+  const T *p_rows = a.p + base * a.L * P;
 
   float X[HIST + EW];  // x of this lane's steps, after those of the batch before
   T next[EW];
@@ -173,7 +57,7 @@ extern "C" __global__ void __launch_bounds__(128, MIN_BLOCKS) scan_forward(const
   T z_next[EW], other_next[EW];  // as x, a batch ahead, where a lane has few steps and so few registers
   Rows rows;
   if (lo < hi) {
-    rows.fetch(p_lane, a.L, r, lo, hi);
+    rows.fetch(p_rows, a.L, r, lo, hi);
 #pragma unroll
     for (int i = 0; i < EW; ++i) {
       int step = min(lo + i * LPC + s, hi - 1);
@@ -188,7 +72,7 @@ extern "C" __global__ void __launch_bounds__(128, MIN_BLOCKS) scan_forward(const
   for (int s0 = lo; s0 < hi; s0 += TT, buf ^= 1) {
     __syncthreads();
     bool more = s0 + TT < hi;
-    if (more) rows.fetch(p_lane, a.L, r, s0 + TT, hi);
+    if (more) rows.fetch(p_rows, a.L, r, s0 + TT, hi);
     int stop = min(TT, hi - s0);
 #pragma unroll 1
     for (int g = 0; g < stop; g += BATCH) {
@@ -281,4 +165,3 @@ extern "C" __global__ void __launch_bounds__(128, MIN_BLOCKS) scan_forward(const
       if (s * SPT + i < N) a.state[state_at + s * SPT + i] = h[i];
   }
 }
-"""

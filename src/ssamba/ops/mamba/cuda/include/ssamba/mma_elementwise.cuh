@@ -1,10 +1,10 @@
-"""CUDA C++ around the recurrence of the forward by fragments: copies to shared memory, what is elementwise, the end.
+// x
+#pragma once
 
-``nvrtc_fragments`` explains the layout; this comes before it in the source. What is elementwise is cut in parts, so
-that it runs between the steps of the recurrence of the steps before: its latencies then cost nothing.
-"""
+#include "ssamba/fast_math.cuh"
+#include "ssamba/ptx_sm80.cuh"
+#include "ssamba/scan_args.cuh"
 
-PARTS = r"""
 // PHASE 0: one direction, whole; 1: first half, raw output; 2: second half, joined, gated; 3: end states alone.
 #if STAGES < 3
 #error "the batch whose first half is computed ahead lies beside the one at hand and the one on its way"
@@ -40,7 +40,7 @@ struct __align__(16) Stage {
 #define LOW_AT (OTHER_AT + (PHASE == 2 ? STEPS * XR : 0))
 #define BC_AT (LOW_AT + STEPS * LR)
 static_assert(sizeof(Stage) == 2 * (BC_AT + 4 * SLOTS * 8), "the places of a stage's arrays");
-struct __align__(16) Shared {  // of the warps of one group
+struct __align__(16) GroupShared {  // of the warps of one group
   float delta[SPLIT][16 * DR];  // with SPLIT 2, of this batch and of the next, as all below
 #if SPLIT == 2
   uint2 drive[2][2][32];
@@ -51,7 +51,7 @@ struct __align__(16) Shared {  // of the warps of one group
 // A thread's share of the copies of a batch: where from, where to, and how far all is from one batch to the next.
 #define ROWS_AT_ONCE (16 * SPLIT)  // rows of channels, by 16 bytes for each thread
 #define PROUNDS ((STEPS * PC + THREADS - 1) / THREADS)
-struct Copies {
+struct BatchCopies {
   const T *x, *z, *y, *p;
   int x_step, z_step, y_step, p_step;  // of 16 steps
   int row, to, end, p_from[PROUNDS], p_to[PROUNDS], p_row[PROUNDS];
@@ -74,37 +74,37 @@ struct Copies {
     x_step *= STEPS; z_step *= STEPS; y_step *= STEPS; p_step *= STEPS;
   }
   // Steps s0 to s0 + 15, and on to the next 16. Zeros where there are none.
-  __device__ __forceinline__ void copy(Row stage, int s0, int hi) {
-    Row at = ahead(stage, to);
-    if (row < HALO + STEPS) copy_later<16>(at, x, (unsigned)(s0 + row - HALO) < (unsigned)end);
+  __device__ __forceinline__ void copy(SmemAddr stage, int s0, int hi) {
+    SmemAddr at = smem_offset(stage, to);
+    if (row < HALO + STEPS) cp_async<16>(at, x, (unsigned)(s0 + row - HALO) < (unsigned)end);
     x += x_step;
     if (ROWS_AT_ONCE < HALO + STEPS && row < HALO)
-      copy_later<16>(ahead(at, STEPS * XR), x, (unsigned)(s0 + row + STEPS - HALO) < (unsigned)end);
+      cp_async<16>(smem_offset(at, STEPS * XR), x, (unsigned)(s0 + row + STEPS - HALO) < (unsigned)end);
     if (ROWS_AT_ONCE == STEPS || row < STEPS) {
 #if GATED
-      copy_later<16>(ahead(at, Z_AT), z, (unsigned)(s0 + row) < (unsigned)end);
+      cp_async<16>(smem_offset(at, Z_AT), z, (unsigned)(s0 + row) < (unsigned)end);
       z += z_step;
 #endif
 #if PHASE == 2
-      copy_later<16>(ahead(at, OTHER_AT), y, (unsigned)(s0 + row) < (unsigned)end);
+      cp_async<16>(smem_offset(at, OTHER_AT), y, (unsigned)(s0 + row) < (unsigned)end);
       y += y_step;
 #endif
     }
 #pragma unroll
     for (int i = 0; i < PROUNDS; ++i)
       if (p_row[i] < STEPS)
-        copy_later<8>(ahead(stage, p_to[i]), p + p_from[i], (unsigned)(s0 + p_row[i]) < (unsigned)hi);
+        cp_async<8>(smem_offset(stage, p_to[i]), p + p_from[i], (unsigned)(s0 + p_row[i]) < (unsigned)hi);
     p += p_step;
   }
 };
 
 // A lane's two channels; taps and bias of the convolution halved, as silu2_of_halves wants its result.
-struct Channels {
+struct ChannelParams {
   float tap[2][W], conv_b[2], dt_b[2], skip[2];
   unsigned dt[KT][4];  // dt_proj as the left side of a product
 };
 
-__device__ __forceinline__ void read_channels(Channels &c, const Args &a, long long ch, int q) {
+__device__ __forceinline__ void load_channel_params(ChannelParams &c, const ScanArgs &a, long long ch, int q) {
 #pragma unroll
   for (int i = 0; i < 2; ++i, ch += 8) {
     float4 four;
@@ -123,34 +123,34 @@ __device__ __forceinline__ void read_channels(Channels &c, const Args &a, long l
 
 // Where a lane's rows for ldmatrix begin, for the first 8 steps or its warp's half: of the batch whose elementwise part
 // is computed, and of the one at hand.
-struct Places {
-  Row before, here, low;
-  Row z, b;
+struct FragmentAddrs {
+  SmemAddr before, here, low;
+  SmemAddr z, b;
 
-  __device__ __forceinline__ void find(Row stage, int lane, int group, int half) {
+  __device__ __forceinline__ void init(SmemAddr stage, int lane, int group, int half) {
     int row = lane % 8 + half * 8, matrix = lane / 8, columns = row * XR + group * 16 + matrix % 2 * 8;
-    before = ahead(stage, matrix / 2 * 2 * XR + columns);
-    here = ahead(stage, HALO * XR + columns);
+    before = smem_offset(stage, matrix / 2 * 2 * XR + columns);
+    here = smem_offset(stage, HALO * XR + columns);
 #if PHASE == 2
-    if (matrix >= 2) here = ahead(stage, OTHER_AT + columns);
+    if (matrix >= 2) here = smem_offset(stage, OTHER_AT + columns);
 #endif
 #if GATED
-    z = ahead(stage, Z_AT + columns);
+    z = smem_offset(stage, Z_AT + columns);
 #endif
-    low = ahead(stage, LOW_AT + row * LR + matrix % 2 * 8);
+    low = smem_offset(stage, LOW_AT + row * LR + matrix % 2 * 8);
     int slot = 7 + lane % 8;
-    b = ahead(stage, BC_AT + (SPLIT == 1 ? matrix % 2 * SLOTS + slot + matrix / 2 * 7
+    b = smem_offset(stage, BC_AT + (SPLIT == 1 ? matrix % 2 * SLOTS + slot + matrix / 2 * 7
                                                  : half * SLOTS + slot + matrix * 7) * 8);
   }
   // On by so many values.
-  __device__ __forceinline__ void move_prepared(int values) {
-    before = ahead(before, values); here = ahead(here, values); low = ahead(low, values);
+  __device__ __forceinline__ void advance_elementwise(int values) {
+    before = smem_offset(before, values); here = smem_offset(here, values); low = smem_offset(low, values);
   }
-  __device__ __forceinline__ void move_at_hand(int values) { z = ahead(z, values); b = ahead(b, values); }
+  __device__ __forceinline__ void advance_recurrence(int values) { z = smem_offset(z, values); b = smem_offset(b, values); }
 };
 
 // 8 steps on their way through a warp; [2 i + j] is channel g + 8 i, step 2 q + j.
-struct Eight {
+struct StepBlock {
   unsigned drive[2];  // delta u
   float sum[4];       // the output but for what comes from the states
 };
@@ -161,7 +161,7 @@ struct Elementwise {
   float dt[4], v[4], d[4];
 
   template <int PART>
-  __device__ __forceinline__ void part(const Channels &c, const Places &at, int block, float *delta_at, Eight &to) {
+  __device__ __forceinline__ void part(const ChannelParams &c, const FragmentAddrs &at, int block, float *delta_at, StepBlock &to) {
     if constexpr (PART == 0) read(c, at, block);
     if constexpr (PART == 1 || PART == 2) convolve<PART - 1>(c);
     if constexpr (PART == 3 || PART == 4) {
@@ -183,27 +183,27 @@ struct Elementwise {
       }
   }
   template <int PART = 0>
-  __device__ __forceinline__ void all(const Channels &c, const Places &at, int block, float *delta_at, Eight &to) {
+  __device__ __forceinline__ void all(const ChannelParams &c, const FragmentAddrs &at, int block, float *delta_at, StepBlock &to) {
     part<PART>(c, at, block, delta_at, to);
     if constexpr (PART < 7) all<PART + 1>(c, at, block, delta_at, to);
   }
 
-  __device__ __forceinline__ void read(const Channels &c, const Places &at, int block) {
-    read4_turned(before, ahead(at.before, block * 8 * XR));
+  __device__ __forceinline__ void read(const ChannelParams &c, const FragmentAddrs &at, int block) {
+    ldmatrix_x4_trans(before, smem_offset(at.before, block * 8 * XR));
 #if PHASE == 2
-    read4_turned(here, ahead(at.here, block * 8 * XR));
+    ldmatrix_x4_trans(here, smem_offset(at.here, block * 8 * XR));
 #else
-    read2_turned(here, ahead(at.here, block * 8 * XR));
+    ldmatrix_x2_trans(here, smem_offset(at.here, block * 8 * XR));
 #endif
     dt[0] = dt[1] = c.dt_b[0]; dt[2] = dt[3] = c.dt_b[1];
 #pragma unroll
     for (int k = 0; k < KT; ++k) {
       unsigned low[2];
-      read2(low, ahead(at.low, block * 8 * LR + k * 16));
-      mma16816(dt, c.dt[k][0], c.dt[k][1], c.dt[k][2], c.dt[k][3], low[0], low[1]);
+      ldmatrix_x2(low, smem_offset(at.low, block * 8 * LR + k * 16));
+      mma_m16n8k16(dt, c.dt[k][0], c.dt[k][1], c.dt[k][2], c.dt[k][3], low[0], low[1]);
     }
   }
-  template <int i> __device__ __forceinline__ void convolve(const Channels &c) {
+  template <int i> __device__ __forceinline__ void convolve(const ChannelParams &c) {
     float x[6] = {low_half(before[i]), high_half(before[i]), low_half(before[2 + i]), high_half(before[2 + i]),
                   low_half(here[i]), high_half(here[i])};
     v[2 * i] = v[2 * i + 1] = c.conv_b[i];
@@ -215,11 +215,11 @@ struct Elementwise {
 };
 
 // The factors of 8 steps' outputs: gate, and the mean of two directions.
-__device__ __forceinline__ void find_gate(const Places &at, int block, float *gate) {
+__device__ __forceinline__ void load_gate(const FragmentAddrs &at, int block, float *gate) {
   constexpr float SHARE = PHASE == 2 ? 0.5f : 1.0f;
 #if GATED
   unsigned z[2];
-  read2_turned(z, ahead(at.z, block * 8 * XR));
+  ldmatrix_x2_trans(z, smem_offset(at.z, block * 8 * XR));
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     gate[2 * i] = gate_input(low_half(z[i])); gate[2 * i + 1] = gate_input(high_half(z[i]));
@@ -231,11 +231,10 @@ __device__ __forceinline__ void find_gate(const Places &at, int block, float *ga
 }
 
 // Writes 8 steps; to: this lane's first channel pair at step g of them.
-__device__ __forceinline__ void finish(const float *sum, const float *gate, T *to, bool on) {
+__device__ __forceinline__ void store_outputs(const float *sum, const float *gate, T *to, bool on) {
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    unsigned row = turn(pack2(sum[2 * i] * gate[2 * i], sum[2 * i + 1] * gate[2 * i + 1]));
+    unsigned row = movmatrix_trans(pack2(sum[2 * i] * gate[2 * i], sum[2 * i + 1] * gate[2 * i + 1]));
     if (on) *(unsigned *)(to + 8 * i) = row;
   }
 }
-"""

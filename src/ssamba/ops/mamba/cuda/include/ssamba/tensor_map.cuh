@@ -1,0 +1,4 @@
+// x
+#pragma once
+
+struct alignas(64) TensorMap { char bytes[128]; };
