@@ -1,9 +1,9 @@
-"""Every candidate cut of the forward, in one run: right against float64, then timed inside the model beside SSAST.
+"""Every candidate tiling of the forward, in one run: right against float64, then timed inside the model beside SSAST.
 
     PYTHONPATH=src python benchmarks/forward_tilings.py [--cases "tiny 4x22016" ...] [--repeats 10]
 
-A candidate is a set of environment variables (docs of ``choose_cut``; ``SSAMBA_PROJ``: warps of a block of the
-projection, blocks of a multiprocessor), and where the gate is. It is compared with float64 on a small input and with
+A candidate is a set of environment variables (``SSAMBA_CUT`` and ``SSAMBA_PROJ``: see ssamba.ops.environment), and
+where the gate is. It is compared with float64 on a small input and with
 itself, must run the kernel that it asks for, and is then timed as a CUDA graph of the whole model, weights and products
 in bfloat16, as ``ssamba bench`` does. The table comes last; lines appear as
 they are measured, so a run that is cut short is of use.
@@ -35,19 +35,19 @@ BOUND = 5e-3  # of the float64 comparison; version 6 has 2.1e-3
 
 @dataclass(frozen=True)
 class Candidate:
-    """A cut ("" is the default), and the other switches."""
+    """A tiling ("" is the default), and the other switches."""
 
-    cut: str = ""
+    tiling: str = ""
     proj: str = ""
     late: bool = True
 
     def __str__(self) -> str:
         parts = ["gate in the scan"] * (not self.late) + [f"projection {self.proj}"] * bool(self.proj)
-        return "; ".join([self.cut or "default", *parts])
+        return "; ".join([self.tiling or "default", *parts])
 
     @contextlib.contextmanager
     def chosen(self) -> Iterator[None]:
-        values, late_from = (self.cut, self.proj), (bimamba.LATE_FROM, bimamba.LATE_FROM_WIDE)
+        values, late_from = (self.tiling, self.proj), (bimamba.LATE_FROM, bimamba.LATE_FROM_WIDE)
         bimamba.LATE_FROM = bimamba.LATE_FROM_WIDE = bimamba.LATE_FROM if self.late else 2**40
         before = {name: os.environ.get(name) for name in NAMES}
         os.environ.update(zip(NAMES, values, strict=True))
@@ -61,7 +61,7 @@ class Candidate:
 
 LONG = [
     *(Candidate(proj=proj) for proj in ("", "8,2", "4,3", "16,1")),
-    *(Candidate(cut) for cut in ("warps=2,blocks=4", "stages=4", "split=1,warps=4,chunks=4,blocks=3")),
+    *(Candidate(tiling) for tiling in ("warps=2,blocks=4", "stages=4", "split=1,warps=4,chunks=4,blocks=3")),
     Candidate(late=False),
 ]  # fmt: skip
 WIDE = [
@@ -145,7 +145,7 @@ def compile_all(candidates: list[Candidate], values: list[Tensor], model: Encode
 
     def call(candidate: Candidate, run: Callable[[], object]) -> Callable[[], None]:
         def chosen() -> None:
-            with candidate.chosen(), contextlib.suppress(Exception):  # it will be told when its turn comes
+            with candidate.chosen(), contextlib.suppress(Exception):  # reported when the candidate itself is measured
                 run()
 
         return chosen
@@ -153,12 +153,12 @@ def compile_all(candidates: list[Candidate], values: list[Tensor], model: Encode
     calls = []
     for c in candidates:
         calls += [call(c, lambda c=c: mixer(values, c.late)), call(c, lambda: model.encode(features))]
-    with contextlib.suppress(RuntimeError):  # a kernel that is refused: likewise
+    with contextlib.suppress(RuntimeError):  # a kernel that is refused is reported likewise
         nvrtc.compile_for(*calls)
 
 
 def used_kernel(candidate: Candidate, run: Callable[[], object]) -> str:
-    """A complaint when the candidate's cut would not run, because it does not fit."""
+    """A complaint when the candidate's tiling would not run, because it does not fit."""
     names = " ".join(nvrtc.compile_for(run)[0])
     return "" if "scan_fragments" in names and ("GATE=0" in names) == candidate.late else "another kernel ran"
 

@@ -26,7 +26,7 @@ from triton.runtime import interpreter
 
 from ssamba.ops.jit import nvrtc
 from ssamba.ops.mamba import gpu, gpu_inference, naive
-from ssamba.ops.mamba.cuda import projection, scan, scan_mma
+from ssamba.ops.mamba.cuda import projection, scan
 from ssamba.ops.mamba.triton import conv, gated_output
 
 SHIM = Path(__file__).with_name("cuda_shim")
@@ -112,17 +112,17 @@ def check_norm() -> None:
 
 
 def check_fragments() -> None:
-    """The forward by fragments in all its cuts, forward alone, and the projection before it."""
+    """The tensor-core forward scan in all its tilings, forward alone, and the projection before it."""
     for i, (split, stages, chunks) in enumerate(((1, 3, 1), (1, 4, 3), (2, 4, 1), (2, 3, 3))):
         os.environ["SSAMBA_SKEWED"] = str(1 + i % 4)  # warps apart and copies late: nothing may rely on luck
-        cut = scan_mma.Cut(split, 4, stages, 1, chunks)
-        scan_mma.choose_cut = lambda _, cut=cut: cut
+        os.environ["SSAMBA_CUT"] = f"split={split},warps=4,stages={stages},blocks=1,chunks={chunks}"
         for sizes in ((2, 71, 1, 48, 12, 2), (1, 6, 2, 16, 20, 1)):
             check_output(*sizes)
         for length in (1, 15, 16, 17, 32):  # where directions meet, and what their first and last batches hold
             check_output(1, length, 1, 16, 4, 2)
         if chunks == 1:
             check_ungated(2, 37, 2, 32, 4, 2 if split == 1 else 1)
+    del os.environ["SSAMBA_CUT"]
     for B, L, K, E, P, R in ((1, 70, 2, 48, 44, 2), (2, 5, 1, 80, 80, 1), (40, 3, 1, 16, 44, 2)):
         generator = torch.Generator().manual_seed(L)
         x = torch.randn(B, L + (B - 1), 2, K, E, generator=generator).bfloat16()[:, :L, 0]  # clips apart, if several
@@ -215,7 +215,7 @@ def check_output(B: int, L: int, K: int, E: int, r: int, R: int) -> None:
     if L % 2:  # parameters that are views into other memory lie anywhere
         tensors[1:] = [torch.cat([t.new_zeros(1), t.flatten()])[1:].view(t.shape) for t in tensors[1:]]
     error = float((gpu.bimamba_inner_packed(*tensors).double() - expected).norm() / expected.norm())
-    assert error < 5e-3, f"{(B, L, K, E, r, R)}, {scan_mma.choose_cut(None)}: off by {error:.1e}"
+    assert error < 5e-3, f"{(B, L, K, E, r, R)}, {os.environ.get('SSAMBA_CUT')}: off by {error:.1e}"
 
 
 def main(form: str) -> None:

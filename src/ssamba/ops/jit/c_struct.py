@@ -23,13 +23,16 @@ def c_struct(
     fields: Sequence[tuple[str, str]],
     includes: Sequence[str] = (),
     types: Mapping[str, Any] | None = None,
+    alignment: int = 1,
 ) -> CStruct:
     """Both forms of ``struct name``.
 
     ``fields``: pairs of a C type and the names of it, apart by spaces, in the struct's order: ``("const T *", "x z")``.
     A type that ends in ``*`` is an address; ``int``, ``long long`` and ``float`` are themselves; any other must be in
-    ``types``, as a ctypes type of the same size and alignment. ``includes``: headers that define the types. Raises
-    KeyError for a type that is none of these, ValueError for a name that occurs twice.
+    ``types``, as a ctypes type of the same size. ``includes``: headers that define the types. ``alignment``: that of
+    the C struct in bytes, where a type asks for more than ctypes knows; the ctypes structure is then as long as the C
+    struct, padding included, since a launch reads all of it. Raises KeyError for a type that is none of these,
+    ValueError for a name that occurs twice.
     """
     known = {**_SCALARS, **(types or {})}
     members = [(n, ctypes.c_void_p if t.endswith("*") else known[t]) for t, names in fields for n in names.split()]
@@ -44,4 +47,8 @@ def c_struct(
         else:
             lines.append(f"  {type_} {', '.join(names.split())};")
     lines.append("};\n")
-    return CStruct(type(name, (ctypes.Structure,), {"_fields_": members}), "\n".join(lines))
+    plain = type(name, (ctypes.Structure,), {"_fields_": members})
+    padding = -ctypes.sizeof(plain) % alignment
+    if padding:
+        plain = type(name, (ctypes.Structure,), {"_fields_": [*members, ("_padding", ctypes.c_char * padding)]})
+    return CStruct(plain, "\n".join(lines))

@@ -65,6 +65,7 @@ GATED_OUTPUT_ARGS = c_struct(
     ],
     ["ssamba/types.cuh", "ssamba/tensor_map.cuh"],
     {"TensorMap": TensorMap},
+    alignment=64,
 )
 """Tensor maps of y [rows, X] and the residual stream [rows, D], by boxes of 128 x 64; of z's weights [X, D], by
 32 x 64; of the output's [D, X], by D / 2 x 64."""

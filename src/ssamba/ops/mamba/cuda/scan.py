@@ -58,7 +58,7 @@ def _states(shape: Shape, tensors: dict[str, Tensor]) -> Tensor:
     """``_GB.EN``, the state before every ``shape.saved()`` steps, its last dimension padded."""
     x, per_channel, steps = tensors["x"], shape.lanes_per_channel(), shape.saved()
     count = -(-shape.length // steps)
-    states = x.new_empty(shape.lanes, shape.batch, count, shape.width, shape.padded)
+    states = x.new_empty(shape.dir_blocks, shape.batch, count, shape.width, shape.padded)
     defines = shape.defines(
         LPC=per_channel, SPT=shape.padded // per_channel, WARPS=4, TT=32, CKPT=steps,
         BATCH=min(max(8, 2 * per_channel), steps), MIN_BLOCKS=3 if per_channel == 1 else 4,
@@ -84,7 +84,7 @@ def forward(x: Tensor, z: Tensor | None, p_GBLP: Tensor, *parameters: Tensor) ->
     """
     shape = Shape(x, parameters[4], parameters[0].shape[-1], p_GBLP.shape[-1])
     y = x.new_empty(shape.batch, shape.length, shape.blocks, shape.width)
-    state = x.new_empty(shape.lanes, shape.batch, shape.width, shape.states, dtype=torch.float32)
+    state = x.new_empty(shape.dir_blocks, shape.batch, shape.width, shape.states, dtype=torch.float32)
     tensors = {"x": x, "p": p_GBLP, "y": y, "state": state, **_parameters(*parameters)}
     if z is None:
         scan_mma.forward(shape, tensors)
@@ -106,13 +106,13 @@ def backward(
         while warps > 1 and shape.backward_sizes(warps)[1] > dynamic_limit(x.device.index or 0):
             warps //= 2
     sizes, shared = shape.backward_sizes(warps)
-    lanes, batch, length, width, states = shape.lanes, shape.batch, shape.length, shape.width, shape.states
+    dir_blocks, batch, length, width, states = shape.dir_blocks, shape.batch, shape.length, shape.width, shape.states
     grid = shape.grid(warps * 32 // per_channel)
     wide: dict[str, Any] = {"device": x.device, "dtype": torch.float32}
     tensors = {"x": x, "z": z, "p": p_GBLP, "dy": dy, "y": y, "dz": dz, **_parameters(*parameters)}
     tensors["ckpt"] = _states(shape, tensors)
-    du, ddt = x.new_empty(lanes, batch, length, width), x.new_empty(lanes, batch, length, width)
-    dbc = x.new_empty(grid[0], lanes, batch, length, 2 * states)
+    du, ddt = x.new_empty(dir_blocks, batch, length, width), x.new_empty(dir_blocks, batch, length, width)
+    dbc = x.new_empty(grid[0], dir_blocks, batch, length, 2 * states)
     da = torch.empty(batch, shape.directions, shape.blocks, width, states, **wide)
     dvec = torch.empty(batch, shape.directions, shape.blocks, 2, width, **wide)
     tensors |= {"du": du, "ddt": ddt, "dbc": dbc, "da": da, "dvec": dvec}

@@ -24,7 +24,7 @@ class Shape:
         self.directions, self.states = a_log_RKEN.shape[0], a_log_RKEN.shape[-1]
         self.taps, self.outputs, self.rank = taps, outputs, outputs - 2 * self.states
         self.padded = 1 << (self.states - 1).bit_length()
-        self.lanes = self.directions * self.blocks
+        self.dir_blocks = self.directions * self.blocks
         self.kind = DTYPE_CODES[x_BLKE.dtype]
 
     def lanes_per_channel(self) -> int:
@@ -33,7 +33,7 @@ class Shape:
         forced = environment.lanes_per_channel()
         if forced is not None and lanes <= forced <= min(32, self.padded):
             return forced
-        channels = self.lanes * self.batch * self.width
+        channels = self.dir_blocks * self.batch * self.width
         while lanes < min(8, self.padded) and channels * lanes / 32 < _ENOUGH_WARPS:
             lanes *= 2
         return lanes
