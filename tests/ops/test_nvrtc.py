@@ -34,12 +34,12 @@ def line_of(text: str, part: str) -> int:
 
 def test_an_error_names_file_and_line() -> None:
     good = sources.unit("conv_backward.cu")
-    line = line_of(good.source, "March m;")
-    broken = replace(good, source=good.source.replace("March m;", "Marsh m;"))
+    line = line_of(good.source, "Window m;")
+    broken = replace(good, source=good.source.replace("Window m;", "Widnow m;"))
     with pytest.raises(RuntimeError, match=re.escape(f"{good.path.as_posix()}({line}): error")) as caught:
         nvrtc.compile_unit(broken, CONV, (8, 0))
-    assert "Marsh" in str(caught.value)
-    assert line == line_of(good.path.read_text(), "March m;")
+    assert "Widnow" in str(caught.value)
+    assert line == line_of(good.path.read_text(), "Window m;")
 
 
 def test_an_error_in_a_header_names_the_header() -> None:

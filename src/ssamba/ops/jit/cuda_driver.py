@@ -44,7 +44,7 @@ def _check(code: int, what: str) -> None:
 
 
 class Kernel:
-    """One ``__global__`` function of one cubin, loaded on the current device."""
+    """One kernel function of one cubin, loaded on the current device."""
 
     def __init__(self, cubin: bytes, name: str) -> None:
         self._module, self._function = ctypes.c_void_p(), ctypes.c_void_p()

@@ -1,9 +1,4 @@
-"""Backward of the convolution and its SiLU in CUDA C++: one pass over x and the gradient of u, both directions at once.
-
-A thread owns ``V`` channels and marches over a part of the time. Around its step it holds x from ``W - 1`` before to
-``W - 1`` after, for both convolutions, and the sums that become dx, to which each step's gradients are scattered. The
-taps' gradients stay in registers until the part ends. u is written on the way: the projection's gradient needs it.
-"""
+"""Backward of the convolution and its SiLU, launched: kernels/conv_backward.cu."""
 
 from __future__ import annotations
 

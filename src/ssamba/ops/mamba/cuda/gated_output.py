@@ -1,13 +1,6 @@
-"""``triton_kernels.gated_output`` in CUDA C++ for Hopper: both products by ``wgmma``, weights and y by bulk copies.
+"""Gate and output projection for Hopper, launched: kernels/gated_output_sm90.cu. As ``triton.gated_output`` otherwise.
 
-A block goes over tiles of 128 tokens. Two warp groups own 64 tokens each and keep in registers what they need of them:
-the normalised stream (the left side of z's product) and the sums of the output product. For 64 channels at a time z is
-multiplied out, gates y, and is in that layout the left side of the output product. One more warp only starts copies: of
-both weights' and y's next channels, in a ring of three places, also across the border of two tiles. The groups take
-turns: while one's products run, the other gates.
-
-How often weights are fetched bounds the portable form, whose programs own 64 tokens. Here two blocks are a cluster, and
-each fetches half of every weight for both: once for 256 tokens.
+How often weights are loaded bounds the portable form, whose programs have 64 tokens; this one loads them for 256.
 """
 
 from __future__ import annotations
@@ -19,7 +12,7 @@ from ssamba.ops.jit import nvrtc
 from ssamba.ops.mamba.cuda.kernel_args import GATED_OUTPUT_ARGS
 from ssamba.ops.mamba.cuda.sources import DTYPE_CODES, defines, unit
 
-_WIDEST = 192  # of the stream: its registers
+_MAX_WIDTH = 192  # of the residual stream, which is held in registers
 _TOKENS, _CHANNELS, _STAGES = 128, 64, 3
 _THREADS = 384
 
@@ -27,7 +20,7 @@ _THREADS = 384
 def usable(y_TX: Tensor, stream_Td: Tensor, out_Td: Tensor, *weights: Tensor) -> bool:
     """Whether the device has ``wgmma`` (compute capability 9.0) and this form takes sizes, types and addresses."""
     width, channels = stream_Td.shape[1], y_TX.shape[1]
-    if not y_TX.is_cuda or width > _WIDEST or width % 64 or channels % _CHANNELS or y_TX.shape[0] == 0:
+    if not y_TX.is_cuda or width > _MAX_WIDTH or width % 64 or channels % _CHANNELS or y_TX.shape[0] == 0:
         return False
     if y_TX.dtype != torch.bfloat16 or out_Td.dtype != torch.bfloat16:
         return False
@@ -49,9 +42,11 @@ def gated_output(
     eps: float,
     residual_scale: float | None = None,
 ) -> None:
-    """As ``triton_kernels.gated_output.gated_output``; weights and bias in bfloat16, all aligned to 16 bytes."""
+    """As ``triton.gated_output.gated_output``; weights and bias in bfloat16, all aligned to 16 bytes."""
     rows, width = stream_Td.shape
-    narrow = stream_Td if stream_Td.dtype == torch.bfloat16 else out_Td  # a wide one is not copied
+    narrow = (
+        stream_Td if stream_Td.dtype == torch.bfloat16 else out_Td
+    )  # a float32 stream is not copied by a tensor map
     boxes = ((y_TX, _TOKENS), (narrow, _TOKENS), (weight_Xd, _CHANNELS // 2), (out_proj_dX, width // 2))
     maps = (nvrtc.make_tensor_map_2d(matrix, height, _CHANNELS) for matrix, height in boxes)
     addresses = (t.data_ptr() for t in (bias_X, stream_Td, out_Td))

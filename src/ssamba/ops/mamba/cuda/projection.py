@@ -1,11 +1,4 @@
-"""Convolution, SiLU and the projection to (dt, B, C) in one pass over x, both directions at once, in CUDA C++.
-
-A warp owns 32 tokens of all clips in a row, whichever clip they belong to, in one direction. x, the projection's
-weights and the taps come through shared memory, 64 channels at a time, the next ones while these are worked on.
-``ldmatrix`` reads x at each of the taps' distances in the layout of a product's left side, so the convolution's result,
-computed in float32, is that side, once SiLU is applied and it is rounded to bfloat16. Reading shared memory is what
-bounds this kernel: weights and taps are read once for a warp's two products of 16 tokens.
-"""
+"""Convolution, SiLU and the projection to (dt, B, C) in one pass, launched: kernels/conv_projection.cu."""
 
 from __future__ import annotations
 
@@ -18,7 +11,7 @@ from ssamba.ops.mamba.cuda.kernel_args import CONV_PROJECTION_ARGS
 from ssamba.ops.mamba.cuda.sources import DTYPE_CODES, defines, unit
 
 _CHANNELS = 64
-_MOST_OUTPUTS = 96
+_MAX_OUTPUTS = 96
 
 
 def usable(x_BLKE: Tensor, weight_RKEW: Tensor, x_proj_RKPE: Tensor) -> bool:
@@ -26,7 +19,7 @@ def usable(x_BLKE: Tensor, weight_RKEW: Tensor, x_proj_RKPE: Tensor) -> bool:
     outputs, width = x_proj_RKPE.shape[2:]
     if x_BLKE.dtype != torch.bfloat16 or width % 16 or weight_RKEW.shape[-1] != 4 or x_BLKE.numel() == 0:
         return False
-    if outputs % 2 or outputs > _MOST_OUTPUTS or x_BLKE.shape[0] * x_BLKE.shape[2] >= 65536:
+    if outputs % 2 or outputs > _MAX_OUTPUTS or x_BLKE.shape[0] * x_BLKE.shape[2] >= 65536:
         return False
     if any(t.data_ptr() % 16 for t in (x_BLKE, weight_RKEW, x_proj_RKPE)) or any(
         stride % 8 for stride in x_BLKE.stride()[:3]

@@ -1,4 +1,4 @@
-"""Sizes of one call of the CUDA C++ scan, how they are cut over threads, and the argument its kernels take."""
+"""Sizes of one call of the CUDA C++ scan, how they are distributed over threads, and the argument of its kernels."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from ssamba.ops.mamba.cuda.kernel_args import SCAN_ARGS
 from ssamba.ops.mamba.cuda.sources import DTYPE_CODES, defines
 
 SHARED_LIMIT = 48 * 1024  # bytes that a block has without asking
-_ENOUGH_WARPS = 1400  # a good two for each scheduler of 132 multiprocessors
+_ENOUGH_WARPS = 1400  # more than two for each scheduler of 132 multiprocessors
 
 
 class Shape:
-    """Sizes of a call and how they are cut: states of a thread, channels of a block, steps of a tile."""
+    """Sizes of a call and their distribution: states of a thread, channels of a block, steps of a tile."""
 
     def __init__(self, x_BLKE: Tensor, a_log_RKEN: Tensor, taps: int, outputs: int) -> None:
         self.batch, self.length, self.blocks, self.width = x_BLKE.shape
@@ -39,7 +39,7 @@ class Shape:
         return lanes
 
     def lane_is_channel(self) -> bool:
-        """Whether ``nvrtc_backward_lanes`` serves."""
+        """Whether kernels/scan_backward_lanes.cu takes this shape."""
         return self.kind != 0 and self.padded == 16 and self.lanes_per_channel() == 1
 
     def tile(self) -> int:
@@ -87,7 +87,7 @@ class Shape:
         return sizes, low + 16 * tile * self.padded + warps * own
 
     def grid(self, channels: int) -> tuple[int, int, int]:
-        """Blocks of ``channels`` channels, clips and blocks of the pair, directions."""
+        """The grid: tiles of ``channels`` channels, clips times mixers, directions."""
         return -(-self.width // channels), self.batch * self.blocks, self.directions
 
 

@@ -1,22 +1,31 @@
-// x
+// Backward of the causal convolution and its SiLU: one pass over x and the gradient of u, both directions at once.
+//
+// A thread processes V channels over one part of the time. Around its step it holds x from W - 1 tokens before to W - 1
+// after, for both convolutions, and the sums that become dx, to which it scatters the gradient of each step. The taps'
+// gradients stay in registers until the part ends. u is written on the way: the projection's gradient needs it.
+//
+// Given: W taps, DIRS directions, V channels of a thread, STEPS of an iteration, THREADS of a block.
+
 #include "ssamba/common.cuh"
 #include "ssamba/conv_backward_args.cuh"
 
 #define REACH (W - 1)
+
 struct __align__(V * sizeof(T)) Vec { T v[V]; };
 
-struct March {
+// What a thread holds around its step. x[i] and dx[i] are of token t0 - REACH + i.
+struct Window {
   float x[2 * REACH + STEPS][V], dx[2 * REACH + STEPS][V];
   float tap[DIRS][W][V], bias[DIRS][V], dtap[DIRS][W][V], dbias[DIRS][V];
 };
 
-// Steps t0 to t0 + STEPS - 1, all of them inside the part and the sequence if FULL. x[i] and dx[i] are of position
-// t0 - REACH + i; ``from`` points at x of t0 + REACH, ``du`` at t0, ``to`` at dx of t0 - REACH.
+// Steps t0 to t0 + STEPS - 1. FULL: all of them and their neighbours are inside the part and the sequence. `from`
+// points at x of token t0 + REACH, `du` and `u` at t0, `to` at dx of t0 - REACH.
 template <bool FULL>
-__device__ __forceinline__ void advance(const ConvBackwardArgs &a, March &m, const T *from, const T *du, T *u, T *to, int t0,
-                                        int start, int end) {
+__device__ __forceinline__ void advance(const ConvBackwardArgs &a, Window &m, const T *from, const T *du, T *u,
+                                        T *to, int t0, int start, int end) {
   Vec x[STEPS], d[DIRS][STEPS];
-  long long direction_step = (long long)a.K * a.B * a.L * a.E;  // from one direction to the next
+  long long direction_step = (long long)a.K * a.B * a.L * a.E;
 #pragma unroll
   for (int j = 0; j < STEPS; ++j) {
     bool in = FULL || (t0 + j >= 0 && t0 + j < a.L), ahead = FULL || (t0 + j + REACH >= 0 && t0 + j + REACH < a.L);
@@ -26,7 +35,7 @@ __device__ __forceinline__ void advance(const ConvBackwardArgs &a, March &m, con
   }
 #pragma unroll
   for (int j = 0; j < STEPS; ++j) {
-    bool mine = FULL || (t0 + j >= start && t0 + j < end);
+    bool in_part = FULL || (t0 + j >= start && t0 + j < end);
 #pragma unroll
     for (int v = 0; v < V; ++v) {
       m.x[2 * REACH + j][v] = load(x[j].v[v]);
@@ -40,17 +49,18 @@ __device__ __forceinline__ void advance(const ConvBackwardArgs &a, March &m, con
         float s = m.bias[r][v];
 #pragma unroll
         for (int i = 0; i < W; ++i) s += m.tap[r][W - 1 - i][v] * m.x[j + REACH + (r ? i : -i)][v];
-        float sig = sigmoid(s), us = s * sig, g = load(d[r][j].v[v]) * (sig + us * (1.0f - sig)), g_own = mine ? g : 0.0f;
+        float sig = sigmoid(s), us = s * sig, g = load(d[r][j].v[v]) * (sig + us * (1.0f - sig));
+        float g_part = in_part ? g : 0.0f;
         out.v[v] = pack(us);
-        m.dbias[r][v] += g_own;
+        m.dbias[r][v] += g_part;
 #pragma unroll
         for (int i = 0; i < W; ++i) {
           int at = j + REACH + (r ? i : -i);
-          m.dtap[r][W - 1 - i][v] += g_own * m.x[at][v];
+          m.dtap[r][W - 1 - i][v] += g_part * m.x[at][v];
           m.dx[at][v] += m.tap[r][W - 1 - i][v] * g;
         }
       }
-      if (mine) *(Vec *)(u + r * direction_step + (long long)j * a.E) = out;
+      if (in_part) *(Vec *)(u + r * direction_step + (long long)j * a.E) = out;
     }
     if (FULL || (t0 + j - REACH >= start && t0 + j - REACH < end)) {
       Vec out;
@@ -73,7 +83,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) conv_backward(const ConvBa
   int e = (blockIdx.x * THREADS + threadIdx.x) * V, b = blockIdx.z / a.K, k = blockIdx.z % a.K;
   if (e >= a.E) return;
   int start = blockIdx.y * a.steps, end = min(start + a.steps, a.L), t0 = start - REACH;
-  March m;
+  Window m;
 #pragma unroll
   for (int v = 0; v < V; ++v) {
 #pragma unroll

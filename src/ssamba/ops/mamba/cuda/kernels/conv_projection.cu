@@ -1,4 +1,13 @@
-// x
+// Causal convolution, SiLU and the projection to (dt, B, C) in one pass over x, both directions at once.
+//
+// A warp processes ROWS = 32 tokens of one direction, whichever clips they belong to. x, the projection's weights and
+// the taps come through shared memory, EC = 64 channels at a time, the next ones while these are used. ldmatrix reads
+// x at each of the taps' distances as the matrix a of a product, so the result of the convolution, computed in
+// float32, is that matrix once SiLU is applied and it is rounded to bfloat16. Reads of shared memory bound this
+// kernel, so weights and taps are read once for a warp's two products of 16 tokens.
+//
+// Given: P outputs, DIRS directions, WARPS of a block, MIN_BLOCKS of a multiprocessor.
+
 #include "ssamba/conv_projection_args.cuh"
 #include "ssamba/fast_math.cuh"
 #include "ssamba/ptx_sm80.cuh"
@@ -18,8 +27,8 @@ struct __align__(16) Stage {
   float tap[DIRS][EC * W], bias[DIRS][EC];
 };
 
-// A thread's share of the copies of EC channels: 8 channels of every AT_ONCEth row of x and w, and a channel's taps and
-// bias, which go through registers, since SiLU wants half of them.
+// A thread's share of the copies of EC channels: 8 channels of every AT_ONCE-th row of x and w, and a channel's taps
+// and bias, which go through registers to be halved (silu2_of_halves).
 #define EACH (EC / 8)
 #define AT_ONCE (THREADS / EACH)
 #define X_ROUNDS ((TOKENS + 2 * REACH + AT_ONCE - 1) / AT_ONCE)
@@ -28,8 +37,8 @@ struct __align__(16) Stage {
 struct StageCopies {
   const T *x, *w;
   const float *tap[TAP_ROUNDS], *bias[TAP_ROUNDS];
-  long long x_step, w_step, w_direction_step;  // from row to row, and from one direction to the other
-  int row, part, left;               // left: channels still to come
+  long long x_step, w_step, w_direction_step;  // in values: AT_ONCE rows further, and to the other direction
+  int row, part, left;               // left: channels from here on
   unsigned there;                    // bit i: row i * AT_ONCE of x exists
   float4 taps[TAP_ROUNDS];
   float biases[TAP_ROUNDS];
@@ -77,7 +86,7 @@ struct StageCopies {
     x += EC; w += EC; left -= EC;
     cp_async_commit();
   }
-  // Half of the taps and biases that the last copy fetched.
+  // Stores half of the taps and biases that the last copy loaded.
   __device__ __forceinline__ void put(Stage &stage) const {
 #pragma unroll
     for (int i = 0; i < TAP_ROUNDS; ++i) {
@@ -91,7 +100,7 @@ struct StageCopies {
   }
 };
 
-// Bit 4 n + d: whether the token n * 8 + g of this warp has one d steps before it in its clip.
+// Bit W n + d: whether the clip of token n * 8 + g of this warp has a token d steps before it.
 __device__ __forceinline__ unsigned neighbours(int token, int clip, int g, int sign) {
   unsigned found = 0;
 #pragma unroll
@@ -111,16 +120,17 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) conv_proj(cons
   int r = warp % DIRS, sign = r ? -1 : 1;
   int b = blockIdx.y / a.K, k = blockIdx.y % a.K, t0 = blockIdx.x * TOKENS, warp_row = warp / DIRS * ROWS;
   const T *x = a.x + b * a.xb + k * a.xk;
-  constexpr int EMPTY = (NT * 8 - P) * XR / 8;  // rows of weights that no copy fills, in 16 bytes
+  constexpr int EMPTY = (NT * 8 - P) * XR / 8;  // padding rows of weights, which no copy fills, in units of 16 bytes
   for (int i = threadIdx.x; i < 2 * DIRS * EMPTY; i += THREADS)
     *((uint4 *)(stages[i / (DIRS * EMPTY)].w[i / EMPTY % DIRS] + P * XR) + i % EMPTY) = make_uint4(0, 0, 0, 0);
   float sum[HALVES][NT][4];
 #pragma unroll
   for (int i = 0; i < HALVES * NT * 4; ++i) sum[i / (NT * 4)][i / 4 % NT][i % 4] = 0.0f;
-  // Where this lane's rows for ldmatrix begin: tokens 0-7, 8-15, then again for 8 channels on; outputs likewise.
-  int x_at = (warp_row + REACH + lane % 16) * XR + lane / 16 * 8, w_at = (lane / 16 * 8 + lane % 8) * XR + lane / 8 % 2 * 8;
+  // This lane's row for ldmatrix: tokens 0-7, 8-15, then the same of the next 8 channels; outputs likewise.
+  int x_at = (warp_row + REACH + lane % 16) * XR + lane / 16 * 8;
+  int w_at = (lane / 16 * 8 + lane % 8) * XR + lane / 8 % 2 * 8;
   int first = (t0 + warp_row) % a.clip;
-  bool within = first >= REACH && first + ROWS - 1 + REACH < a.clip;  // all of this warp's tokens and their neighbours
+  bool within = first >= REACH && first + ROWS - 1 + REACH < a.clip;  // all tokens and neighbours are of one clip
   unsigned there = neighbours(t0 + warp_row, a.clip, g, sign);
   StageCopies copies;
   copies.start(a, x, k, t0);
@@ -141,7 +151,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) conv_proj(cons
     for (int tile = 0; tile < EC && e0 + tile < a.E; tile += 16) {
       unsigned near[HALVES][W][4], u[HALVES][4];
 #pragma unroll
-      for (int n = 0; n < HALVES * W; ++n) ldmatrix_x4(near[n / W][n % W], smem_offset(x_row[n % W], n / W * 16 * XR + tile));
+      for (int n = 0; n < HALVES * W; ++n)
+        ldmatrix_x4(near[n / W][n % W], smem_offset(x_row[n % W], n / W * 16 * XR + tile));
       if (!within)
 #pragma unroll
         for (int n = 0; n < HALVES * W * 4; ++n) {  // near[h][d][i]

@@ -1,17 +1,29 @@
-// x
+// LayerNorm, z's projection, gate and output projection of the mixer for Hopper (compute capability 9.0).
+//
+// A block processes tiles of 128 tokens. Two consumer warp groups have 64 tokens each and keep what they need of them
+// in registers: the normalised residual stream (matrix a of z's product) and the accumulators of the output product.
+// For 64 channels at a time z is computed, gates y, and is in that layout the matrix a of the output product. The
+// groups take turns: while one's products run, the other applies the gate. One producer thread starts the copies of
+// both weights' and y's next channels by tensor maps, in a ring of STAGES stages, across the border of two tiles, too.
+//
+// Two blocks are a cluster, and each loads half of every weight for both: once for 256 tokens.
+//
+// Given: D, width of the residual stream; X channels; STAGES; THREADS; WIDE, a float32 stream; JOIN, which adds the
+// output to the stream (times `scale`) and normalises the sum.
+
 #include "ssamba/common.cuh"
 #include "ssamba/fast_math.cuh"
 #include "ssamba/gated_output_args.cuh"
 #include "ssamba/ptx_sm90.cuh"
 
-#define BN 64                     // channels at a time
-#define TILES (D / 8)
-#define TOKENS 128
-#define WO_AT (BN * D * 2)        // bytes in a stage: wz, wo, y
+#define BN 64                           // channels at a time
+#define TILES (D / 8)                   // accumulator tiles of 8 columns
+#define TOKENS 128                      // of a tile
+#define WO_AT (BN * D * 2)              // byte offsets in a stage: wz, wo, y
 #define Y_AT (2 * WO_AT)
-#define STAGE (Y_AT + TOKENS * BN * 2)
-#define BARS_AT (STAGES * STAGE)  // full, then free
-#define BIAS_AT (BARS_AT + 128)
+#define STAGE (Y_AT + TOKENS * BN * 2)  // bytes of a stage
+#define BARS_AT (STAGES * STAGE)        // mbarriers "full" of each stage, then "free"
+#define BIAS_AT (BARS_AT + 128)         // z's bias
 #define CHUNKS (X / BN)
 
 __device__ __forceinline__ float2 load_pair(const float *at) { return *(const float2 *)at; }
@@ -20,7 +32,7 @@ __device__ __forceinline__ float2 load_pair(const T *at) {
   return make_float2(low_half(pair), high_half(pair));
 }
 
-// Where in the ring, and how often phase it.
+// The current stage of the ring, and the parity of the rounds through it.
 struct PipelineState {
   int stage = 0, phase = 0;
   __device__ __forceinline__ void advance() {
@@ -28,7 +40,7 @@ struct PipelineState {
   }
 };
 
-// Mean and 1 / deviation of this lane's two tokens, each over the four lanes that hold it.
+// Mean and 1 / standard deviation of this lane's two tokens, each held by four lanes.
 __device__ __forceinline__ void mean_and_rstd(const float (*v)[4], float eps, float *mean, float *rstd) {
 #pragma unroll
   for (int row = 0; row < 2; ++row) {
@@ -52,8 +64,8 @@ __device__ __forceinline__ void mean_and_rstd(const float (*v)[4], float eps, fl
   }
 }
 
-// A tile's pieces of the ring: the stream, where that has 16 bits; then, for c from 0, y and wo of channels c - 1 and
-// wz of channels c, which one turn of a group reads. Each block of a cluster fetches half of the weights for both.
+// The producer. Stages of a tile: the stream, if it has 16 bits; then, for c from 0, y and wo of channels c - 1 with
+// wz of channels c, which a consumer reads in one turn. Each block of the cluster loads half of the weights for both.
 __device__ __forceinline__ void produce(const GatedOutputArgs &a, SmemAddr shared, int tiles) {
   PipelineState pipe;
   int rank = cluster_ctarank();
@@ -90,8 +102,9 @@ __device__ __forceinline__ void init_z(float (*z)[4], const T *bias) {
     z[j][0] = z[j][2] = two.x; z[j][1] = z[j][3] = two.y;
   }
 }
-// y: this lane's first token and column. Eight tokens on are 1,024 bytes on; a token's 16 bytes are swizzled by its
-// number.
+
+// gated = y silu(z), as the matrix a of the output product. y: at this lane's first token and column; the next eight
+// tokens are 1,024 bytes further, and the 16-byte pieces of a token are swizzled by its number.
 __device__ __forceinline__ void apply_gate(unsigned (*gated)[4], float (*z)[4], const char *y, int g) {
 #pragma unroll
   for (int j = 0; j < BN / 8; ++j)
@@ -109,7 +122,7 @@ __device__ __forceinline__ void mma_out(float (*sum)[4], unsigned (*gated)[4], S
   for (int k = 0; k < BN / 16; ++k) wgmma<D>(sum, gated[k], advance_descriptor(right, k * 32));
 }
 
-// 64 columns of a warp's 16 tokens, whole rows of 128 bytes at a time; `at`: 2,048 bytes that only this warp uses.
+// Stores 64 columns of a warp's 16 tokens, in rows of 128 bytes. at: 2,048 bytes of shared memory for this warp alone.
 __device__ __forceinline__ void store_columns(const float (*v)[4], T *to, char *at, int lane, long long tokens) {
   char *mine = at + lane / 4 * 128 + lane % 4 * 4;
 #pragma unroll
@@ -127,6 +140,7 @@ __device__ __forceinline__ void store_columns(const float (*v)[4], T *to, char *
   __syncwarp();
 }
 
+// A consumer warp group.
 struct ConsumerGroup {
   const GatedOutputArgs &a;
   char *raw;
@@ -136,19 +150,23 @@ struct ConsumerGroup {
 
   __device__ __forceinline__ SmemAddr at() const { return shared + pipe.stage * STAGE; }
   __device__ __forceinline__ void wait_full() { mbarrier_wait(shared + BARS_AT + pipe.stage * 8, pipe.phase); }
-  // Both blocks' copies wait for it.
+  // Frees the stage in both blocks of the cluster: the copies of either write to both.
   __device__ __forceinline__ void release() {
     __syncwarp();
     if (lane < 2) mbarrier_arrive(shared + BARS_AT + (STAGES + pipe.stage) * 8, lane);
     pipe.advance();
   }
   __device__ __forceinline__ void begin_products() { group_barrier_sync(group); wgmma_fence(); }
-  __device__ __forceinline__ void end_products() { wgmma_commit_group(); group_barrier_arrive(1 - group); wgmma_wait_group(); }
+  __device__ __forceinline__ void end_products() {
+    wgmma_commit_group();
+    group_barrier_arrive(1 - group);
+    wgmma_wait_group();
+  }
 
   __device__ __forceinline__ void tile(int number, int warp) {
     int g = lane / 4, q = lane % 4;
     long long first = (long long)number * TOKENS + warp * 16;
-    // [j][2 row + i] is column 8 j + 2 q + i of token 8 row + g: of the left side of a product as of its sums.
+    // [j][2 row + i] is column 8 j + 2 q + i of token 8 row + g, in the matrix a of a product as in its accumulators.
     float sum[TILES][4], mean[2], rstd[2];
     const T *biases = (const T *)(raw + BIAS_AT) + q * 2;
     int row_offset = (warp * 16 + g) * 128 + q * 4;
@@ -217,7 +235,7 @@ struct ConsumerGroup {
     mma_out(sum, gated, at() + WO_AT);
     end_products();
     fence_operands<TILES>(sum);
-    // This warp's y has been read: its pipe serves to bring results into order.
+    // This warp has read its part of y: the memory is used to transpose the results.
     y += warp * 2048;
 #if JOIN
 #if WIDE
@@ -272,5 +290,5 @@ extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(THREADS, 
 #pragma unroll 1
     for (int tile = blockIdx.x; tile - rank < tiles; tile += gridDim.x) group.tile(tile, warp);
   }
-  cluster_sync();  // what the other block sends must find this one here
+  cluster_sync();  // the other block's copies and arrivals need this block's shared memory
 }

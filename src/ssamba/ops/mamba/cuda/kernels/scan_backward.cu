@@ -1,16 +1,23 @@
-// x
+// Backward scan, any type, number of states and tiling. scan_backward_lanes.cu is the fast form of the common sizes.
+//
+// As in scan_forward.cu a warp processes CW channels, independently of the others but for the sums over channels (dB,
+// dC). It goes through tiles of TT steps from the end. For a tile: u, delta and the output's gradient of all steps to
+// shared memory; the states again from the saved one, each step's into a history in shared memory (16 bits for 16-bit
+// inputs); then the adjoint recurrence. Each block writes its partial sums apart, without atomics.
+
 #include "ssamba/tiles.cuh"
 
 #define HALF_HISTORY (DTYPE != 0 && SPT % 2 == 0)
 #define WORDS (HALF_HISTORY ? SPT / 2 : SPT)
 #define ROW_BYTES (WORDS * 128 > 8 * NP ? WORDS * 128 : 8 * NP)
 
+// Stores a lane's states as one row of the history, and loads them.
 #if HALF_HISTORY
-__device__ __forceinline__ void keep(unsigned *row, int lane, const float *h) {
+__device__ __forceinline__ void store_row(unsigned *row, int lane, const float *h) {
 #pragma unroll
   for (int i = 0; i < WORDS; ++i) row[i * 32 + lane] = pack2(h[2 * i], h[2 * i + 1]);
 }
-__device__ __forceinline__ void recall(const unsigned *row, int lane, float *h) {
+__device__ __forceinline__ void load_row(const unsigned *row, int lane, float *h) {
 #pragma unroll
   for (int i = 0; i < WORDS; ++i) {
     unsigned v = row[i * 32 + lane];
@@ -19,17 +26,17 @@ __device__ __forceinline__ void recall(const unsigned *row, int lane, float *h) 
   }
 }
 #else
-__device__ __forceinline__ void keep(unsigned *row, int lane, const float *h) {
+__device__ __forceinline__ void store_row(unsigned *row, int lane, const float *h) {
 #pragma unroll
   for (int i = 0; i < WORDS; ++i) ((float *)row)[i * 32 + lane] = h[i];
 }
-__device__ __forceinline__ void recall(const unsigned *row, int lane, float *h) {
+__device__ __forceinline__ void load_row(const unsigned *row, int lane, float *h) {
 #pragma unroll
   for (int i = 0; i < WORDS; ++i) h[i] = ((const float *)row)[i * 32 + lane];
 }
 #endif
 
-// Sums out[2 SPT] (B's then C's gradient of one step) over the warp's channels into to[s][2 SPT].
+// Sums out[2 SPT] (of one step, the gradient of B, then of C) over the warp's channels into to[s][2 SPT].
 __device__ __forceinline__ void sum_channels(float *out, float *to, int lane, int s) {
   constexpr int LEFT = fold_left<2 * SPT, 16, LPC>();
   fold<2 * SPT, 16, LPC>(out, lane);
@@ -47,7 +54,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, MIN_BLOCKS) scan_backwa
   own += warp * OWN_BYTES;
   float *wlow = (float *)own, *dts = (float *)(own + WEIGHT_BYTES);     // [16][CW]: the raw dt, then delta
   float *us = dts + 16 * CW, *dss = us + TT * CW;                       // u and the output's gradient
-  char *history = (char *)(dss + TT * CW);                              // [TT][ROW_BYTES]; a row ends as [2 NP] sums
+  char *history = (char *)(dss + TT * CW);                              // [TT][ROW_BYTES]; later a row is [2 NP] sums
   int b = blockIdx.y / a.K, k = blockIdx.y % a.K, r = blockIdx.z;
   int e0 = (blockIdx.x * WARPS + warp) * CW, e = e0 + c;
   bool on = e < a.E;
@@ -80,24 +87,24 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, MIN_BLOCKS) scan_backwa
   int dz_step = sign * (int)a.dzt;
   const T *p_rows = a.p + base * a.L * P;
   float gain = a.R == 2 ? 0.5f : 1.0f;
-  bool gate = on && r == 0 && s == 0;  // one direction writes the gate's gradient
+  bool gate = on && r == 0 && s == 0;  // whether this lane writes the gate's gradient: direction 0 does
 
-  Rows rows;
+  TileLoader loader;
   int tile = a.count - 1;
-  rows.fetch(p_rows, a.L, r, tile * TT, a.L);
+  loader.fetch(p_rows, a.L, r, tile * TT, a.L);
   __syncthreads();
-  rows.put(low, bc);
+  loader.put(low, bc);
   for (int buf = 0; tile >= 0; --tile, buf ^= 1) {
     int s0 = tile * TT, steps = min(TT, a.L - s0);
     const float *bct = bc + buf * TT * 2 * NP + s * 2 * SPT;
     __syncthreads();
-    if (tile > 0) rows.fetch(p_rows, a.L, r, s0 - TT, a.L);
+    if (tile > 0) loader.fetch(p_rows, a.L, r, s0 - TT, a.L);
 #pragma unroll
     for (int i = 0; i < SPT; ++i)
       h[i] = load(a.ckpt[((base * a.count + tile) * a.E + e) * NP + s * SPT + i]);
     expand_dt(low + buf * 16 * RW, wlow, dts, lane);
     __syncwarp();
-    // Elementwise: eight steps at a time, so that their loads are on the way together.
+    // Elementwise, eight steps at a time, so that their loads overlap.
     float window[W - 1 + 8];
 #pragma unroll
     for (int d = 0; d < W - 1; ++d) {
@@ -134,7 +141,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, MIN_BLOCKS) scan_backwa
     __syncwarp();
 #pragma unroll 2
     for (int j = 0; j < steps; ++j) {
-      keep((unsigned *)(history + j * ROW_BYTES), lane, h);
+      store_row((unsigned *)(history + j * ROW_BYTES), lane, h);
       if (j < steps - 1) {
         float delta = dts[j * CW + c], drive = delta * us[j * CW + c];
         const float *m = bct + j * 2 * NP;
@@ -148,7 +155,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, MIN_BLOCKS) scan_backwa
       const float *m = bct + j * 2 * NP;
       float out[2 * SPT], s1 = 0.0f, s2 = 0.0f;
       __syncwarp();
-      recall((const unsigned *)(history + j * ROW_BYTES), lane, h);
+      load_row((const unsigned *)(history + j * ROW_BYTES), lane, h);
       __syncwarp();
 #pragma unroll
       for (int i = 0; i < SPT; ++i) {
@@ -185,7 +192,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, MIN_BLOCKS) scan_backwa
       for (int w = 0; w < WARPS; ++w) total += *(const float *)(from + w * OWN_BYTES);
       if (state < N) dbc_at[sign * (s0 + row) * 2 * N + is_c * N + state] = pack(total);
     }
-    if (tile > 0) rows.put(low + (buf ^ 1) * 16 * RW, bc + (buf ^ 1) * TT * 2 * NP);
+    if (tile > 0) loader.put(low + (buf ^ 1) * 16 * RW, bc + (buf ^ 1) * TT * 2 * NP);
   }
   if (on) {
     long long to = (long long)b * (a.R * a.K) + dir_block;

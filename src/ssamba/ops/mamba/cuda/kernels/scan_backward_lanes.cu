@@ -1,8 +1,23 @@
-// x
+// Backward scan for 16-bit inputs where each lane has a channel of its own and there are at most 16 states.
+//
+// A warp processes 32 channels in tiles of 16 steps from the end. First u, delta and the output's gradient ds of all
+// steps; then, eight steps at a time, the states again from the saved one into shared memory, and the adjoint
+// recurrence.
+//
+// The sums over channels (dB, dC) are matrix products. At a step, dC = H ds: H the 16 states by 32 channels as 16-bit
+// values, ds a column. Shared memory holds the states of one channel in a row; ldmatrix transposes them to the order
+// of the product. The matrix b holds the columns of eight steps; of the eight columns of the result, lanes keep the
+// one of their step. So a sum over 32 channels of 16 values costs six instructions. For dB the adjoint dh takes the
+// place of the states, and drive = delta u that of ds. Each block writes its partial sums apart, without atomics.
+//
+// Rows have 32 bytes. The two halves of every second group of four rows are swapped, which avoids bank conflicts.
+
 #include "ssamba/tiles.cuh"
 
-#define HALF 8
-#define ROW 1024                     // 32 channels by 16 states
+#define HALF 8                       // steps between saved states
+#define ROW 1024                     // bytes of 32 channels by 16 states
+
+// The two values in 32 bits.
 __device__ __forceinline__ float low_of(unsigned v) { return load((T)(v & 0xffffu)); }
 __device__ __forceinline__ float high_of(unsigned v) {
 #if DTYPE == 1
@@ -12,8 +27,8 @@ __device__ __forceinline__ float high_of(unsigned v) {
 #endif
 }
 
-// This lane's channel of a row: 16 values.
-__device__ __forceinline__ void keep(char *row, int lane, const float *h) {
+// Stores 16 values of this lane's channel in a row, and loads them.
+__device__ __forceinline__ void store_row(char *row, int lane, const float *h) {
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const float *v = h + 8 * half;
@@ -21,7 +36,7 @@ __device__ __forceinline__ void keep(char *row, int lane, const float *h) {
         make_uint4(pack2(v[0], v[1]), pack2(v[2], v[3]), pack2(v[4], v[5]), pack2(v[6], v[7]));
   }
 }
-__device__ __forceinline__ void recall(const char *row, int lane, float *h) {
+__device__ __forceinline__ void load_row(const char *row, int lane, float *h) {
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     uint4 v = *(const uint4 *)(row + lane * 32 + (half ^ (lane / 4 & 1)) * 16);
@@ -34,9 +49,9 @@ __device__ __forceinline__ void recall(const char *row, int lane, float *h) {
   }
 }
 
-// sums[j] += over the 32 channels of rows[j] times the weights, for eight steps. The weights are the right side of the
-// product: lane 4 g + q holds those of step g and channels 2 q, 2 q + 1, 2 q + 8, 2 q + 9 (and again from 16 on).
-// Of the result this lane gets states g, g + 8 (first index) of steps 2 q, 2 q + 1.
+// Sums the 32 channels of rows[j] times the weights of step j, for eight steps. The weights are the matrix b: lane
+// 4 g + q holds those of step g and channels 2 q, 2 q + 1, 2 q + 8, 2 q + 9 (and the same from 16 on). Of the result it
+// gets states g and g + 8 of steps 2 q and 2 q + 1.
 __device__ __forceinline__ void sum_channels(const char *rows, const unsigned *weights, float *sums, int lane) {
   int c = (lane >> 4 & 1) * 8 + (lane & 7);
   const char *from = rows + c * 32 + ((lane >> 3 & 1) ^ (c / 4 & 1)) * 16;
@@ -56,32 +71,34 @@ __device__ __forceinline__ void sum_channels(const char *rows, const unsigned *w
   }
 }
 
-// The result of sum_channels into to[step][32], at ``at`` (dB 0, dC 16).
-__device__ __forceinline__ void put_sums(float *to, int at, const float *sums, int lane) {
+// Stores the result of sum_channels to to[step][32], from column `at` on (dB 0, dC 16).
+__device__ __forceinline__ void store_sums(float *to, int at, const float *sums, int lane) {
   int g = lane / 4, q = lane % 4;
 #pragma unroll
   for (int i = 0; i < 4; ++i) to[(2 * q + i % 2) * 32 + at + g + i / 2 * 8] = sums[i];
 }
 
-struct Channel {  // what a lane knows of its channel, and what it sums over time
+// A lane's channel: its parameters, the adjoint state, and sums over time.
+struct Channel {
   float tap[W], conv_b, dt_b, skip, dskip, dbias, a2[16], carry[16], da[16];
 };
 
-struct Moves {  // where a lane's channel is at some step, and bytes from one step to the next
+// Pointers to a lane's channel at some step, and the distances from one step to the next.
+struct StepPointers {
   const T *x, *z, *dy, *y;
   T *dz;
   int x_step, z_step, y_step, dz_step;
-  __device__ __forceinline__ void go(int steps) {
+  __device__ __forceinline__ void advance(int steps) {
     x += (long long)steps * x_step; z += (long long)steps * z_step; dz += (long long)steps * dz_step;
     dy += (long long)steps * y_step; y += (long long)steps * y_step;
   }
 };
 
-// u, delta and ds of eight steps (``left`` of them there are, unless FULL) into shared memory, and where ``gate`` the
-// gate's gradient to memory.
+// u, delta and ds of eight steps to shared memory and, if `gate`, the gate's gradient to memory. Unless FULL, only the
+// first `left` of the steps exist.
 template <bool FULL>
-__device__ __forceinline__ void prepare(const Moves &at, const Channel &ch, float *window, float *dts, unsigned *uds,
-                                        int left, float gain, bool gate) {
+__device__ __forceinline__ void prepare(const StepPointers &at, const Channel &ch, float *window, float *dts,
+                                        unsigned *uds, int left, float gain, bool gate) {
   T x[HALF], z[HALF], dy[HALF], y[HALF];
 #pragma unroll
   for (int j = 0; j < HALF; ++j) {
@@ -108,8 +125,9 @@ __device__ __forceinline__ void prepare(const Moves &at, const Channel &ch, floa
   for (int d = 0; d < W - 1; ++d) window[d] = window[HALF + d];
 }
 
-// The right sides of the two products: ds and delta u of eight steps, as sum_channels wants them.
-__device__ __forceinline__ void weigh(const float *dts, const unsigned *uds, unsigned *ds, unsigned *drive, int lane) {
+// The matrices b of the two products: ds and delta u of eight steps, in the order of sum_channels.
+__device__ __forceinline__ void load_weights(const float *dts, const unsigned *uds, unsigned *ds, unsigned *drive,
+                                             int lane) {
   int at = lane / 4 * 32 + lane % 4 * 2;
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
@@ -127,24 +145,24 @@ __device__ __forceinline__ void rebuild(const Channel &ch, const T *saved, char 
 #pragma unroll
   for (int half = 0; half < 2; ++half) *(uint4 *)(rows + lane * 32 + (half ^ (lane / 4 & 1)) * 16) = from[half];
   float h[16];
-  recall(rows, lane, h);
+  load_row(rows, lane, h);
 #pragma unroll
   for (int j = 0; j < HALF; ++j) {
     float delta = dts[j * 32], drive = delta * low_of(uds[j * 32]);
 #pragma unroll
     for (int i = 0; i < 16; ++i) h[i] = ex2(delta * ch.a2[i]) * h[i] + drive * bc[j * 32 + i];
-    keep(rows + (j + 1) * ROW, lane, h);
+    store_row(rows + (j + 1) * ROW, lane, h);
   }
 }
 
-// Eight steps of the adjoint. SmemAddr j + 1 ends as the gradient of the state after step j.
+// Eight steps of the adjoint recurrence. In the end row j + 1 is the gradient of the state after step j.
 __device__ __forceinline__ void adjoint(Channel &ch, char *rows, const float *dts, const unsigned *uds,
                                         const float *bc, T *du_at, T *ddt_at, int e_step, int left, int lane) {
 #pragma unroll
   for (int j = HALF - 1; j >= 0; --j) {
     float delta = dts[j * 32], u = low_of(uds[j * 32]), ds = high_of(uds[j * 32]);
     float h[16], dh[16], s1[2] = {0.0f, 0.0f}, s2[2] = {0.0f, 0.0f};
-    recall(rows + j * ROW, lane, h);
+    load_row(rows + j * ROW, lane, h);
 #pragma unroll
     for (int i = 0; i < 16; ++i) {
       dh[i] = ch.carry[i] + bc[j * 32 + 16 + i] * ds;
@@ -154,7 +172,7 @@ __device__ __forceinline__ void adjoint(Channel &ch, char *rows, const float *dt
       s2[i % 2] += kept * ch.a2[i];
       ch.da[i] += kept * delta;
     }
-    keep(rows + (j + 1) * ROW, lane, dh);
+    store_row(rows + (j + 1) * ROW, lane, dh);
     float b_sum = s1[0] + s1[1], ddt = ((s2[0] + s2[1]) * LN2 + u * b_sum) * sigmoid_of_softplus(delta);
     ch.dskip += ds * u;
     ch.dbias += ddt;
@@ -165,7 +183,7 @@ __device__ __forceinline__ void adjoint(Channel &ch, char *rows, const float *dt
   }
 }
 
-__device__ __forceinline__ void open_channel(const ScanArgs &a, long long at, Channel &ch) {
+__device__ __forceinline__ void load_channel(const ScanArgs &a, long long at, Channel &ch) {
   ch.conv_b = a.conv_b[at]; ch.dt_b = a.dt_bias[at]; ch.skip = a.skip[at];
   ch.dskip = ch.dbias = 0.0f;
 #pragma unroll
@@ -177,7 +195,8 @@ __device__ __forceinline__ void open_channel(const ScanArgs &a, long long at, Ch
   }
 }
 
-__device__ __forceinline__ void close_channel(const ScanArgs &a, long long dir_block, int b, int e, const Channel &ch) {
+__device__ __forceinline__ void store_channel_sums(const ScanArgs &a, long long dir_block, int b, int e,
+                                                   const Channel &ch) {
   long long to = (long long)b * (a.R * a.K) + dir_block;
 #pragma unroll
   for (int i = 0; i < 16; ++i)
@@ -204,29 +223,29 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, MIN_BLOCKS) scan_backwa
   for (int i = threadIdx.x; i < 2 * 16 * RW; i += WARPS * 32) low[i] = 0;
   put_weights(a, dir_block, e0, wlow, lane);
   Channel ch;
-  open_channel(a, dir_block * a.E + e, ch);
+  load_channel(a, dir_block * a.E + e, ch);
 
   int first = r ? a.L - 1 : 0, sign = r ? -1 : 1, e_step = sign * a.E;
   long long y_row = (long long)a.K * a.E, y_off = ((long long)b * a.L * a.K + k) * a.E + e + first * y_row;
   const T *p_rows = a.p + base * a.L * P;
   int s0 = (a.L - 1) / TT * TT;
-  Moves at = {a.x + b * a.xb + k * a.xk + e + first * a.xt, a.z + b * a.zb + k * a.zk + e + first * a.zt,
+  StepPointers at = {a.x + b * a.xb + k * a.xk + e + first * a.xt, a.z + b * a.zb + k * a.zk + e + first * a.zt,
               a.dy + y_off, a.y + y_off, a.dz + b * a.dzb + k * a.dzk + e + first * a.dzt,
               sign * (int)a.xt, sign * (int)a.zt, sign * (int)y_row, sign * (int)a.dzt};
-  at.go(s0);
+  at.advance(s0);
   float gain = !on ? 0.0f : a.R == 2 ? 0.5f : 1.0f;
   T *du_at = a.du + (base * a.L + first) * a.E + e, *ddt_at = a.ddt + (base * a.L + first) * a.E + e;
   T *dbc_at = a.dbc + ((blockIdx.x * (long long)(a.R * a.K * a.B) + base) * a.L + first) * 2 * N;
 
-  Rows rows;
-  rows.fetch(p_rows, a.L, r, s0, a.L);
+  TileLoader loader;
+  loader.fetch(p_rows, a.L, r, s0, a.L);
   __syncthreads();
-  rows.put(low, bc);
+  loader.put(low, bc);
   for (int buf = 0; s0 >= 0; s0 -= TT, buf ^= 1) {
     int steps = min(TT, a.L - s0);
     const float *bct = bc + buf * TT * 2 * NP;
     __syncthreads();
-    if (s0 > 0) rows.fetch(p_rows, a.L, r, s0 - TT, a.L);
+    if (s0 > 0) loader.fetch(p_rows, a.L, r, s0 - TT, a.L);
     expand_dt(low + buf * 16 * RW, wlow, dts, lane);
     __syncwarp();
     float window[W - 1 + HALF];
@@ -235,16 +254,16 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, MIN_BLOCKS) scan_backwa
       int back = d - (W - 1);
       window[d] = s0 + back >= 0 ? load(at.x[(long long)back * at.x_step]) : 0.0f;
     }
-    Moves here = at;
+    StepPointers here = at;
 #pragma unroll 1
     for (int g = 0; g < steps; g += HALF) {
       float *delta = dts + g * 32 + lane;
       unsigned *ud = uds + g * 32 + lane;
       if (steps - g >= HALF) prepare<true>(here, ch, window, delta, ud, HALF, gain, on && r == 0);
       else prepare<false>(here, ch, window, delta, ud, steps - g, gain, on && r == 0);
-      here.go(HALF);
+      here.advance(HALF);
     }
-    at.go(-TT);
+    at.advance(-TT);
 #pragma unroll 1
     for (int g = (steps - 1) / HALF * HALF; g >= 0; g -= HALF) {
       unsigned ds[4], drive[4];
@@ -252,17 +271,17 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, MIN_BLOCKS) scan_backwa
       rebuild(ch, a.ckpt + ((base * a.count + (s0 + g) / HALF) * a.E + e) * NP, rows_at, dts + g * 32 + lane,
               uds + g * 32 + lane, bct + g * 32, lane);
       __syncwarp();
-      weigh(dts + g * 32, uds + g * 32, ds, drive, lane);
+      load_weights(dts + g * 32, uds + g * 32, ds, drive, lane);
       sum_channels(rows_at + ROW, ds, dC, lane);
       __syncwarp();
       adjoint(ch, rows_at, dts + g * 32 + lane, uds + g * 32 + lane, bct + g * 32, du_at + (s0 + g) * e_step,
               ddt_at + (s0 + g) * e_step, e_step, on ? steps - g : 0, lane);
       __syncwarp();
-      weigh(dts + g * 32, uds + g * 32, ds, drive, lane);
+      load_weights(dts + g * 32, uds + g * 32, ds, drive, lane);
       sum_channels(rows_at + ROW, drive, dB, lane);
       __syncwarp();
-      put_sums(dts + g * 32, 0, dB, lane);  // these steps' delta has served
-      put_sums(dts + g * 32, 16, dC, lane);
+      store_sums(dts + g * 32, 0, dB, lane);  // delta of these steps is no longer needed
+      store_sums(dts + g * 32, 16, dC, lane);
     }
     __syncthreads();
     for (int n = threadIdx.x; n < steps * 32; n += WARPS * 32) {
@@ -272,7 +291,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, MIN_BLOCKS) scan_backwa
       int state = n % 16, is_c = n / 16 % 2;
       if (state < N) dbc_at[sign * (s0 + n / 32) * 2 * N + is_c * N + state] = pack(total);
     }
-    if (s0 > 0) rows.put(low + (buf ^ 1) * 16 * RW, bc + (buf ^ 1) * TT * 2 * NP);
+    if (s0 > 0) loader.put(low + (buf ^ 1) * 16 * RW, bc + (buf ^ 1) * TT * 2 * NP);
   }
-  if (on) close_channel(a, dir_block, b, e, ch);
+  if (on) store_channel_sums(a, dir_block, b, e, ch);
 }

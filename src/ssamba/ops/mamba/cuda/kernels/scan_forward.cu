@@ -1,15 +1,30 @@
-// x
+// Forward scan, any type, number of states and tiling. scan_forward_mma.cu is the fast form of the common sizes.
+//
+// A warp processes CW = 32 / LPC channels; LPC lanes share a channel's states, SPT each. With LPC 1 a lane has a
+// channel of its own: no shuffles, the fewest instructions. With LPC 8 there are eight times as many warps, which
+// fills the GPU when batch times width is small. A block has WARPS * CW channels of one direction r and mixer k of one
+// clip.
+//
+// Time goes in batches of BATCH steps (8 to 32). Each lane of a channel computes every LPC-th step elementwise (u,
+// delta, gate, output), so no work is repeated; shuffles distribute delta and delta u, and the folded sum over states
+// ends in the lane that computes the step. B and C come through shared memory, double buffered, with one barrier each
+// 32 steps.
+//
+// PHASE 0: one direction, the whole sequence. Of two directions, each first runs over its half of the sequence (PHASE
+// 1) and leaves ungated output; then each runs over the other half (PHASE 2), adds what the other direction left
+// there, and applies the gate.
+
 #include "ssamba/tiles.cuh"
 
-// First half of the steps of direction r (its phase 1), and the steps of one phase.
+// How many steps direction r has in its first half.
 __device__ __forceinline__ int first_half(const ScanArgs &a, int r) {
   return a.R == 1 ? a.L : (r ? a.L / 2 : (a.L + 1) / 2);
 }
 
-// PHASE 0: one direction, whole; 1: first half, raw output; 2: second half, joined, gated.
-#define EW (BATCH / LPC)
-#define AHEAD 4
-#define HIST ((W - 1 + LPC - 1) / LPC)
+#define EW (BATCH / LPC)                // steps of a batch that a lane computes
+#define AHEAD 4                         // with so few, z and y are loaded a batch ahead, too
+#define HIST ((W - 1 + LPC - 1) / LPC)  // steps of x that a lane keeps for the convolution
+
 extern "C" __global__ void __launch_bounds__(128, MIN_BLOCKS) scan_forward(const ScanArgs a) {
   __shared__ __align__(16) Low low[2][TT * RW];
   __shared__ __align__(16) float bc[2][TT * 2 * NP];
@@ -38,7 +53,7 @@ extern "C" __global__ void __launch_bounds__(128, MIN_BLOCKS) scan_forward(const
     a2[i] = n < N ? -LOG2E * ex2(LOG2E * a.a_log[ch * N + n]) : 0.0f;
     h[i] = PHASE == 2 && n < N ? a.state[state_at + n] : 0.0f;
   }
-  // Steps to positions: position = t_first + sign step. Pointers stand at this lane's channel.
+  // Step s is token t_first + sign s. Pointers are at token t_first of this lane's channel.
   int t_first = r ? a.L - 1 : 0, sign = r ? -1 : 1;
   const T *x_at = a.x + b * a.xb + k * a.xk + e + t_first * a.xt;
   const T *z_at = a.z + b * a.zb + k * a.zk + e + t_first * a.zt;
@@ -47,17 +62,17 @@ extern "C" __global__ void __launch_bounds__(128, MIN_BLOCKS) scan_forward(const
   int x_step = sign * (int)a.xt, z_step = sign * (int)a.zt, y_step = sign * (int)y_row;
   const T *p_rows = a.p + base * a.L * P;
 
-  float X[HIST + EW];  // x of this lane's steps, after those of the batch before
+  float X[HIST + EW];  // x of this lane's steps: the last ones of the batch before, then this batch
   T next[EW];
 #pragma unroll
   for (int i = 0; i < HIST; ++i) {
     int step = lo + (i - HIST) * LPC + s;
     X[i] = step >= 0 && step < a.L ? load(x_at[step * x_step]) : 0.0f;
   }
-  T z_next[EW], other_next[EW];  // as x, a batch ahead, where a lane has few steps and so few registers
-  Rows rows;
+  T z_next[EW], other_next[EW];  // loaded a batch ahead, as x is, where that takes few registers
+  TileLoader loader;
   if (lo < hi) {
-    rows.fetch(p_rows, a.L, r, lo, hi);
+    loader.fetch(p_rows, a.L, r, lo, hi);
 #pragma unroll
     for (int i = 0; i < EW; ++i) {
       int step = min(lo + i * LPC + s, hi - 1);
@@ -67,12 +82,12 @@ extern "C" __global__ void __launch_bounds__(128, MIN_BLOCKS) scan_forward(const
     }
   }
   __syncthreads();
-  if (lo < hi) rows.put(low[0], bc[0]);
+  if (lo < hi) loader.put(low[0], bc[0]);
   int buf = 0;
   for (int s0 = lo; s0 < hi; s0 += TT, buf ^= 1) {
     __syncthreads();
     bool more = s0 + TT < hi;
-    if (more) rows.fetch(p_rows, a.L, r, s0 + TT, hi);
+    if (more) loader.fetch(p_rows, a.L, r, s0 + TT, hi);
     int stop = min(TT, hi - s0);
 #pragma unroll 1
     for (int g = 0; g < stop; g += BATCH) {
@@ -82,7 +97,7 @@ extern "C" __global__ void __launch_bounds__(128, MIN_BLOCKS) scan_forward(const
         if (BATCH > 16) expand_dt(low[buf] + (g + 16) * RW, wlow, dts + 16 * CW, lane);
         __syncwarp();
       }
-      int left = hi - s0 - g;  // steps from this batch on
+      int left = hi - s0 - g;  // steps from here to the end
       float u[EW], delta[EW], drive[EW];
       T z[EW], other[EW];
 #pragma unroll
@@ -107,7 +122,7 @@ extern "C" __global__ void __launch_bounds__(128, MIN_BLOCKS) scan_forward(const
 #pragma unroll
         for (int d = 1; d < W; ++d) {
           if constexpr (LPC == 1) v += tap[W - 1 - d] * X[HIST + i - d];
-          else {  // the lane that holds the step d back sends it, from this batch's row or the one before
+          else {  // from the lane that computes the step d before, in this batch's row or the previous one
             int from = i + HIST - d / LPC;
             float give = s + d % LPC >= LPC ? X[from > 0 ? from - 1 : 0] : X[from];
             v += tap[W - 1 - d] * __shfl_sync(0xffffffffu, give, (s - d) & (LPC - 1), LPC);
@@ -157,7 +172,7 @@ extern "C" __global__ void __launch_bounds__(128, MIN_BLOCKS) scan_forward(const
         }
       }
     }
-    if (more) rows.put(low[buf ^ 1], bc[buf ^ 1]);
+    if (more) loader.put(low[buf ^ 1], bc[buf ^ 1]);
   }
   if (PHASE == 1 && on) {
 #pragma unroll

@@ -1,10 +1,25 @@
-// x
+// Forward scan for bfloat16 and 16 states, with the states in the fragments of tensor-core products.
+//
+// A warp processes 16 channels; their states are the accumulators of 16 x 8 products: lane 4 g + q holds states 2 q
+// and 2 q + 1 (and + 8) of channels g and g + 8. A step multiplies them by their decays in float32 and leaves the rest
+// to products: delta u B is one whose inner dimension is time, where B is zero at all steps but one; the sum over
+// states of h C is one whose columns are eight steps, where C is zero at all steps but one. ldmatrix reads those zeros
+// from shared memory: step t is in row 8 t + 7 among rows of zeros, so a constant offset gives the window of eight
+// rows for it. The elementwise part (convolution, delta, gate) has the same layout, lane 4 g + q holding channels g
+// and g + 8 at steps 2 q and 2 q + 1 of eight, so only delta is exchanged between lanes.
+//
+// PHASE 0: one direction, the whole sequence; 1: first half, ungated output; 2: second half, mean with the other
+// direction's output, gated; 3: end states of chunks alone. SPLIT 2 gives 8 of the states to each of two warps: for
+// few channels. CHUNKED cuts each half of the time into `count` chunks that are computed in parallel: for fewer still.
+// PHASE 3 then leaves the state at the end of each chunk, as if it had begun with zeros, and its sum of delta; the
+// other phases compute their first states from these. GATE 0 leaves the gate to the caller, and z unread.
+
 #include "ssamba/mma_mainloop.cuh"
 
-// Both directions meet where a batch of direction 0 ends. Direction 1 begins with steps that do not exist, so that one
-// of its batches ends there, too: states then never go through steps behind the end.
+// The directions meet where a batch of direction 0 ends. The first batch of direction 1 begins before its first step,
+// so that one of its batches ends there, too: so the states are never updated by steps after the end of a half.
 struct Half {
-  int begin, middle;  // of the first batch; the first step of the second half
+  int begin, middle;  // begin of the first batch; first step of the second half
 };
 
 __device__ __forceinline__ Half halves(const ScanArgs &a, int r) {
@@ -13,7 +28,7 @@ __device__ __forceinline__ Half halves(const ScanArgs &a, int r) {
   return r ? Half{meeting - (a.L + STEPS - 1) / STEPS * STEPS + a.L - meeting, a.L - meeting} : Half{0, meeting};
 }
 
-// The first step of a chunk; the end of the last one is that of the direction.
+// The first step of a chunk. The last chunk ends where the direction ends.
 __device__ __forceinline__ int chunk_start(int chunk, int count, Half half, int L) {
   int from = chunk < count ? half.begin : half.middle, steps = (chunk < count ? half.middle : L) - from;
   int each = ((steps + count - 1) / count + STEPS - 1) / STEPS * STEPS;
@@ -40,7 +55,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan_fragments
   lo = chunk_start(chunk, a.count, halved, a.L);
   hi = chunk_start(chunk + 1, a.count, halved, a.L);
 #endif
-  // BatchCopies leave alone what lies between the rows of B and C and behind those of the projection.
+  // No copy writes between the rows of B and C, nor to the padding of the low-rank dt: these stay zero.
   constexpr int MIXED = (int)(sizeof(Stage::low) + sizeof(Stage::bc)) / 16;
   for (int i = thread; i < STAGES * MIXED; i += THREADS)
     *((uint4 *)stages[i / MIXED].low + i % MIXED) = make_uint4(0, 0, 0, 0);
@@ -57,7 +72,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan_fragments
     two = PHASE == 2 && !CHUNKED ? *(const float2 *)(a.state + state_at + side * 16 + n) : make_float2(0.0f, 0.0f);
     w.h[i] = two.x; w.h[i + 1] = two.y;
   }
-#if CHUNKED  // a.da: end states of chunks, a.dvec: their sums of delta
+#if CHUNKED  // a.da: end states of the chunks, a.dvec: their sums of delta
   long long channels = (long long)a.R * a.K * a.B * a.E;
   if (PHASE != 3)
     for (int before = 0; before < chunk; ++before)
@@ -69,7 +84,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan_fragments
         w.h[i] = ex2(total * w.a2[i]) * w.h[i] + a.da[at];
       }
 #endif
-  // Steps to positions: position = t_first + sign step.
+  // Step s is token t_first + sign s.
   int t_first = r ? a.L - 1 : 0, sign = r ? -1 : 1;
   long long y_row = (long long)a.K * a.E, y_at = ((long long)b * a.L * a.K + k) * a.E + t_first * y_row;
   w.copies = {

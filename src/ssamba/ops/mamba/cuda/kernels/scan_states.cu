@@ -1,9 +1,15 @@
-// x
+// The states from which the backward starts: every CKPT steps the state goes to memory in the activations' type, [R K,
+// B, count, E, NP].
+//
+// The recurrence of scan_forward.cu with the same distribution of channels over lanes, without output: no C, no gate,
+// no second direction to add. Only whole batches run: what follows the last saved state is not needed.
+
 #include "ssamba/tiles.cuh"
 
-#define EW (BATCH / LPC)
-#define HIST ((W - 1 + LPC - 1) / LPC)
+#define EW (BATCH / LPC)                // steps of a batch that a lane computes
+#define HIST ((W - 1 + LPC - 1) / LPC)  // steps of x that a lane keeps for the convolution
 
+// What a lane stores at once: at most 16 bytes.
 #define PIECE (SPT * sizeof(T) < 16 ? SPT * sizeof(T) : 16)
 struct __align__(PIECE) Piece { T v[PIECE / sizeof(T)]; };
 
@@ -18,13 +24,14 @@ __device__ __forceinline__ void save_state(T *to, const float *h) {
   }
 }
 
-// SiLU of the convolution at this lane's step i of a batch; X holds x of its steps, after those of the batch before.
+// SiLU of the convolution at this lane's step i of a batch. X: x of its last steps of the batch before, then this
+// batch.
 __device__ __forceinline__ float activation(const float *X, const float *tap, float bias, int i, int s) {
   float v = bias + tap[W - 1] * X[HIST + i];
 #pragma unroll
   for (int d = 1; d < W; ++d) {
     if constexpr (LPC == 1) v += tap[W - 1 - d] * X[HIST + i - d];
-    else {  // the lane that holds the step d back sends it, from this batch's row or the one before
+    else {  // from the lane that computes the step d before, in this batch's row or the previous one
       int from = i + HIST - d / LPC;
       float give = s + d % LPC >= LPC ? X[from > 0 ? from - 1 : 0] : X[from];
       v += tap[W - 1 - d] * __shfl_sync(0xffffffffu, give, (s - d) & (LPC - 1), LPC);
@@ -69,18 +76,18 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, MIN_BLOCKS) scan_states
     int step = (i - HIST) * LPC + s;
     X[i] = step >= 0 && step < a.L ? load(x_at[step * x_step]) : 0.0f;
   }
-  Rows rows;
+  TileLoader loader;
   if (stop > 0) {
-    rows.fetch(p_rows, a.L, r, 0, stop);
+    loader.fetch(p_rows, a.L, r, 0, stop);
 #pragma unroll
     for (int i = 0; i < EW; ++i) next[i] = x_at[(i * LPC + s) * x_step];
   }
   __syncthreads();
-  if (stop > 0) rows.put(low[0], bc[0]);
+  if (stop > 0) loader.put(low[0], bc[0]);
   for (int s0 = 0, buf = 0; s0 < stop; s0 += TT, buf ^= 1) {
     __syncthreads();
     bool more = s0 + TT < stop;
-    if (more) rows.fetch(p_rows, a.L, r, s0 + TT, stop);
+    if (more) loader.fetch(p_rows, a.L, r, s0 + TT, stop);
 #pragma unroll 1
     for (int g = 0; g < min(TT, stop - s0); g += BATCH) {
       if (BATCH == 16 || g % 16 == 0) {
@@ -115,7 +122,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, MIN_BLOCKS) scan_states
         for (int n = 0; n < SPT; ++n) h[n] = ex2(d * a2[n]) * h[n] + f * m[n];
       }
     }
-    if (more) rows.put(low[buf ^ 1], bc[buf ^ 1]);
+    if (more) loader.put(low[buf ^ 1], bc[buf ^ 1]);
   }
   if (on) save_state(to, h);
 }

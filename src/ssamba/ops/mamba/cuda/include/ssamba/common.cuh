@@ -1,4 +1,4 @@
-// x
+// Functions of every kernel: activations and their derivatives in float32, and sums over the lanes of a warp.
 #pragma once
 
 #include "ssamba/ptx.cuh"
@@ -8,7 +8,7 @@
 
 __device__ __forceinline__ float sigmoid(float v) { return rcp(1.0f + ex2(-LOG2E * v)); }
 
-// log(1 + e^v): a short series where 1 + e would lose the digits of a small e.
+// log(1 + e^v); for small e^v by its series, because 1 + e^v would round its digits away.
 __device__ __forceinline__ float softplus(float v) {
   float e = ex2(LOG2E * v);
   float series = e * (1.0f - e * (0.5f - e * (0.33333333f - e * 0.25f)));
@@ -16,23 +16,24 @@ __device__ __forceinline__ float softplus(float v) {
   return v > 20.0f ? v : (e < 0.0625f ? series : log);
 }
 
-// sigmoid(v) from softplus(v) = d: 1 - e^-d, by its series where that cancels.
+// sigmoid(v) from d = softplus(v): 1 - e^-d, for small d by its series, because the difference cancels.
 __device__ __forceinline__ float sigmoid_of_softplus(float d) {
   float series = d * (1.0f - d * (0.5f - d * (0.16666667f - d * 0.041666667f)));
   return d < 0.0625f ? series : 1.0f - ex2(-LOG2E * d);
 }
 
-// The gate's argument, kept off zero: the backward divides the gated output by the gate to have the plain one again.
-// The floor is far under what the output's type resolves.
+// The gate's argument, kept away from zero: the backward recovers the ungated output by dividing by the gate. The bound
+// is far below the resolution of the output's type.
 __device__ __forceinline__ float gate_input(float z) {
   float least = DTYPE == 2 ? 0x1p-12f : 1e-20f;
   return fabsf(z) < least ? copysignf(least, z) : z;
 }
-// silu'(z) / silu(z): times the gated output and its gradient this is the gradient of z.
+// silu'(z) / silu(z). Times the gated output and its gradient it is the gradient of z.
 __device__ __forceinline__ float gate_ratio(float z, float sig) { return rcp(z) + 1.0f - sig; }
 
-// Sums CNT values over the lanes whose numbers differ in the bits WD, WD/2 .. END. Each step hands half of the values
-// over, so at the end a lane holds only the values from fold_at() on (one, when there are at least as many lanes).
+// A transposed reduction: sums CNT values over the lanes whose numbers differ in the bits WD, WD / 2, ..., END. Each
+// step exchanges half of the values left, so 8 values over 8 lanes take 7 shuffles (a butterfly takes 24). At the end
+// a lane holds the fold_left() sums from number fold_at() on.
 template <int CNT, int WD, int END> __device__ __forceinline__ void fold(float *v, int lane) {
   if constexpr (WD >= END) {
     if constexpr (CNT > 1) {

@@ -1,62 +1,69 @@
-// x
+// Around the recurrence of scan_forward_mma.cu: copies to shared memory, the elementwise part, and the output.
+//
+// The elementwise part of eight steps (convolution, SiLU, delta) is cut into parts 0 to 7, which the main loop runs
+// between the steps of the recurrence of the eight steps before, so that their latencies overlap.
+//
+// Given: W taps, P = RANK + 32 outputs of the projection, WARPS of a block, STAGES of the pipeline, PHASE, SPLIT,
+// CHUNKED and GATE (scan_forward_mma.cu).
 #pragma once
 
 #include "ssamba/fast_math.cuh"
 #include "ssamba/ptx_sm80.cuh"
 #include "ssamba/scan_args.cuh"
 
-// PHASE 0: one direction, whole; 1: first half, raw output; 2: second half, joined, gated; 3: end states alone.
 #if STAGES < 3
-#error "the batch whose first half is computed ahead lies beside the one at hand and the one on its way"
+#error "the current batch, the next one, whose elementwise part is computed ahead, and one being copied need 3 stages"
 #endif
 #define GATED (GATE && (PHASE == 0 || PHASE == 2))
-#define KT ((RANK + 15) / 16)
-#define STEPS 16
-#define HALO 4
+#define KT ((RANK + 15) / 16)    // products of 16 values of the low-rank dt
+#define STEPS 16                 // steps of a batch
+#define HALO 4                   // steps before it that the convolution reads
 #define THREADS (WARPS * 32)
-#define GROUPS (WARPS / SPLIT)
-#define CB (16 * GROUPS)          // channels of a block
-#define XR (CB + 8)               // rows in shared memory are padded so that ldmatrix finds no bank twice
-#define LR (KT * 16 + 8)
-#define SLOTS 136
-#define PC (P / 4)                // chunks of a row of p
-#define DR (STEPS + 4)
-#define NJ (2 / SPLIT)            // tiles of 8 states
+#define GROUPS (WARPS / SPLIT)   // groups of 16 channels of a block
+#define CB (16 * GROUPS)         // channels of a block
+#define XR (CB + 8)              // a row of x in shared memory, padded so that ldmatrix meets no bank conflicts
+#define LR (KT * 16 + 8)         // a row of the low-rank dt, likewise
+#define SLOTS 136                // rows of 8 states of B or C: that of step t is 8 t + 7, the others are zeros
+#define PC (P / 4)               // copies of a row of p
+#define DR (STEPS + 4)           // a row of delta, padded
+#define NJ (2 / SPLIT)           // tiles of 8 states of a warp
 
+// A batch of 16 steps.
 struct __align__(16) Stage {
   T x[(HALO + STEPS) * XR];
 #if GATED
   T z[STEPS * XR];
 #endif
 #if PHASE == 2
-  T other[STEPS * XR];
+  T other[STEPS * XR];  // output of the other direction
 #endif
   T low[STEPS * LR];
   T bc[4][SLOTS * 8];  // B of states 0-7 and 8-15, then C
 };
-// Where they begin, in values.
+// Offsets of these arrays in values.
 #define Z_AT ((HALO + STEPS) * XR)
 #define OTHER_AT (Z_AT + (GATED ? STEPS * XR : 0))
 #define LOW_AT (OTHER_AT + (PHASE == 2 ? STEPS * XR : 0))
 #define BC_AT (LOW_AT + STEPS * LR)
-static_assert(sizeof(Stage) == 2 * (BC_AT + 4 * SLOTS * 8), "the places of a stage's arrays");
-struct __align__(16) GroupShared {  // of the warps of one group
-  float delta[SPLIT][16 * DR];  // with SPLIT 2, of this batch and of the next, as all below
+static_assert(sizeof(Stage) == 2 * (BC_AT + 4 * SLOTS * 8), "offsets of the arrays of a stage");
+// What the warps of one group of 16 channels share.
+struct __align__(16) GroupShared {
+  float delta[SPLIT][16 * DR];  // with SPLIT 2, of this batch and of the next, as the others
 #if SPLIT == 2
   uint2 drive[2][2][32];
   float4 sum[2][2][32];
 #endif
 };
 
-// A thread's share of the copies of a batch: where from, where to, and how far all is from one batch to the next.
-#define ROWS_AT_ONCE (16 * SPLIT)  // rows of channels, by 16 bytes for each thread
+// A thread's share of the copies of a batch: source pointers, their distances between batches, and destinations.
+#define ROWS_AT_ONCE (16 * SPLIT)  // rows of channels that all threads copy, 16 bytes each
 #define PROUNDS ((STEPS * PC + THREADS - 1) / THREADS)
 struct BatchCopies {
   const T *x, *z, *y, *p;
-  int x_step, z_step, y_step, p_step;  // of 16 steps
+  int x_step, z_step, y_step, p_step;  // by one step, then (after start) by 16
   int row, to, end, p_from[PROUNDS], p_to[PROUNDS], p_row[PROUNDS];
 
-  // The pointers given are the block's, at step `first` for its first channel and projection.
+  // Before: the pointers are at the first step, at the first channel of the block.
   __device__ __forceinline__ void start(int thread, int channels, int hi) {
     int part = thread % (CB / 8) * 8;
     row = thread / (CB / 8);
@@ -73,7 +80,7 @@ struct BatchCopies {
     }
     x_step *= STEPS; z_step *= STEPS; y_step *= STEPS; p_step *= STEPS;
   }
-  // Steps s0 to s0 + 15, and on to the next 16. Zeros where there are none.
+  // Copies steps s0 to s0 + 15, zeros for those beyond the sequence, and moves on by 16.
   __device__ __forceinline__ void copy(SmemAddr stage, int s0, int hi) {
     SmemAddr at = smem_offset(stage, to);
     if (row < HALO + STEPS) cp_async<16>(at, x, (unsigned)(s0 + row - HALO) < (unsigned)end);
@@ -98,10 +105,10 @@ struct BatchCopies {
   }
 };
 
-// A lane's two channels; taps and bias of the convolution halved, as silu2_of_halves wants its result.
+// Parameters of a lane's two channels; taps and bias of the convolution are halved for silu2_of_halves.
 struct ChannelParams {
   float tap[2][W], conv_b[2], dt_b[2], skip[2];
-  unsigned dt[KT][4];  // dt_proj as the left side of a product
+  unsigned dt[KT][4];  // dt_proj as the matrix a of a product
 };
 
 __device__ __forceinline__ void load_channel_params(ChannelParams &c, const ScanArgs &a, long long ch, int q) {
@@ -121,8 +128,8 @@ __device__ __forceinline__ void load_channel_params(ChannelParams &c, const Scan
   }
 }
 
-// Where a lane's rows for ldmatrix begin, for the first 8 steps or its warp's half: of the batch whose elementwise part
-// is computed, and of the one at hand.
+// A lane's row addresses for ldmatrix, of the first 8 steps or its warp's half: before, here and low in the batch whose
+// elementwise part is computed, z and b in the batch of the recurrence.
 struct FragmentAddrs {
   SmemAddr before, here, low;
   SmemAddr z, b;
@@ -142,26 +149,29 @@ struct FragmentAddrs {
     b = smem_offset(stage, BC_AT + (SPLIT == 1 ? matrix % 2 * SLOTS + slot + matrix / 2 * 7
                                                  : half * SLOTS + slot + matrix * 7) * 8);
   }
-  // On by so many values.
+  // Move on by so many values.
   __device__ __forceinline__ void advance_elementwise(int values) {
     before = smem_offset(before, values); here = smem_offset(here, values); low = smem_offset(low, values);
   }
-  __device__ __forceinline__ void advance_recurrence(int values) { z = smem_offset(z, values); b = smem_offset(b, values); }
+  __device__ __forceinline__ void advance_recurrence(int values) {
+    z = smem_offset(z, values); b = smem_offset(b, values);
+  }
 };
 
-// 8 steps on their way through a warp; [2 i + j] is channel g + 8 i, step 2 q + j.
+// 8 steps of a warp's channels; [2 i + j] is channel g + 8 i, step 2 q + j.
 struct StepBlock {
   unsigned drive[2];  // delta u
-  float sum[4];       // the output but for what comes from the states
+  float sum[4];       // the output, at first without the part that comes from the states
 };
 
-// What is elementwise of 8 steps. Part 5 writes delta to shared memory, where all lanes must have seen it by the end.
+// The elementwise part of 8 steps. Part 5 writes delta to shared memory: a barrier must follow before it is read.
 struct Elementwise {
   unsigned before[4], here[4];
   float dt[4], v[4], d[4];
 
   template <int PART>
-  __device__ __forceinline__ void part(const ChannelParams &c, const FragmentAddrs &at, int block, float *delta_at, StepBlock &to) {
+  __device__ __forceinline__ void part(const ChannelParams &c, const FragmentAddrs &at, int block, float *delta_at,
+                                       StepBlock &to) {
     if constexpr (PART == 0) read(c, at, block);
     if constexpr (PART == 1 || PART == 2) convolve<PART - 1>(c);
     if constexpr (PART == 3 || PART == 4) {
@@ -183,7 +193,8 @@ struct Elementwise {
       }
   }
   template <int PART = 0>
-  __device__ __forceinline__ void all(const ChannelParams &c, const FragmentAddrs &at, int block, float *delta_at, StepBlock &to) {
+  __device__ __forceinline__ void all(const ChannelParams &c, const FragmentAddrs &at, int block, float *delta_at,
+                                      StepBlock &to) {
     part<PART>(c, at, block, delta_at, to);
     if constexpr (PART < 7) all<PART + 1>(c, at, block, delta_at, to);
   }
@@ -214,7 +225,7 @@ struct Elementwise {
   }
 };
 
-// The factors of 8 steps' outputs: gate, and the mean of two directions.
+// The factors of the outputs of 8 steps: the gate, and 1/2 for the mean of two directions.
 __device__ __forceinline__ void load_gate(const FragmentAddrs &at, int block, float *gate) {
   constexpr float SHARE = PHASE == 2 ? 0.5f : 1.0f;
 #if GATED
@@ -230,7 +241,7 @@ __device__ __forceinline__ void load_gate(const FragmentAddrs &at, int block, fl
 #endif
 }
 
-// Writes 8 steps; to: this lane's first channel pair at step g of them.
+// Stores the outputs of 8 steps. to: this lane's first channel pair at step g of them.
 __device__ __forceinline__ void store_outputs(const float *sum, const float *gate, T *to, bool on) {
 #pragma unroll
   for (int i = 0; i < 2; ++i) {

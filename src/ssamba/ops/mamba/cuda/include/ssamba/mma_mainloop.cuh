@@ -1,37 +1,44 @@
-// x
+// The main loop of scan_forward_mma.cu: a warp's recurrence over its steps.
+//
+// Between the steps of the recurrence run the elementwise part of the next eight steps (with SPLIT 2: of the warp's
+// half of the next batch), the gate of the current ones, and the output of those before. So nothing waits for memory,
+// a product or a special function alone.
 #pragma once
 
 #include "ssamba/mma_elementwise.cuh"
 
-// What comes into the states is added by the multiplication that decays them: a shorter chain from step to step than a
-// product that adds to them, but another product's latency before it, which only many warps hide.
+// ADDS: delta u B is computed by a product of its own, and added by the FMA that decays the states. From step to step
+// this is a shorter chain than a product that accumulates in the states, but it has a product's latency before it,
+// which only many warps hide.
 #define ADDS (SPLIT == 1 && !CHUNKED)
-#define STAGE ((int)sizeof(Stage) / 2)
+#define STAGE ((int)sizeof(Stage) / 2)  // values of a stage
 
-// All that a warp carries along.
+// The state of a warp's main loop.
 struct WarpState {
   ChannelParams c;
   FragmentAddrs at;
   BatchCopies copies;
   SmemAddr stages;
   GroupShared *group_shared;
-  float h[NJ * 4], a2[NJ * 4];  // states, and log2 of what they keep for each unit of delta
+  float h[NJ * 4], a2[NJ * 4];  // states, and log2 of their decay for each unit of delta
   float total[2];               // PHASE 3: sums of delta
-  float *delta, *delta_at;      // where this lane reads and writes deltas
-  T *y;        // where the outputs of the eight steps (with SPLIT 2: of the batch) before those at hand go
-  int y_step, begin, lo, hi, lane, half, g;  // begin: of the first batch, which may lie before the first step
-  int now, free;                             // where the batch at hand and the one to come lie, in values
-  bool on;
+  float *delta, *delta_at;      // where this lane reads delta, and where it writes it
+  T *y;                         // outputs of the eight steps (with SPLIT 2: of the batch) before the current ones
+  int y_step, begin, lo, hi, lane, half, g;  // begin: of the first batch, which may lie before the first step lo
+  int now, free;                             // offsets of the current stage and of the next one to fill, in values
+  bool on;                                   // whether the channels exist
 
-  __device__ __forceinline__ static int next_stage(int stage) { return stage == (STAGES - 1) * STAGE ? 0 : stage + STAGE; }
-  // What is elementwise is that of the next batch from here on; the values to go on by for what is at hand.
+  __device__ __forceinline__ static int next_stage(int stage) {
+    return stage == (STAGES - 1) * STAGE ? 0 : stage + STAGE;
+  }
+  // Moves the elementwise part on to the next batch; returns by how many values, for the recurrence to follow.
   __device__ __forceinline__ int advance_stage() {
     int on = next_stage(now) - now;
     at.advance_elementwise(on);
     now += on;
     return on;
   }
-  // Waits for the batch in line and sends for the one that its predecessor leaves room for.
+  // Waits for the next batch, and starts the copies of the one that takes the place of the batch before this.
   __device__ __forceinline__ void next_batch(int s0) {
     cp_async_wait<STAGES - 3>();
     __syncthreads();
@@ -49,15 +56,15 @@ struct WarpState {
     cp_async_wait<STAGES - 2>();
     __syncthreads();
   }
-  // All that is elementwise of the first 8 steps of the first batch, or of the warp's half of it.
+  // The elementwise part of the first 8 steps of the first batch, or of the warp's half of it.
   __device__ __forceinline__ void prepare(StepBlock &to) {
     Elementwise work;
     work.all(c, at, 0, delta_at, to);
   }
 };
 
-// What runs between the steps of the recurrence: the elementwise part of steps to come, the gate of those at hand, and
-// the output of those before. STEP: of 8 or, with SPLIT 2, 16.
+// What runs between the steps of the recurrence: the elementwise part of the next steps, the gate of the current ones,
+// and the output of those before. STEP: 0 to 7 or, with SPLIT 2, to 15.
 struct Interleaved {
   const ChannelParams &c;
   const FragmentAddrs &at;
@@ -77,7 +84,7 @@ struct Interleaved {
   }
 };
 
-// Deltas of four steps of this lane's channels g and g + 8.
+// delta of four steps of this lane's channels g and g + 8.
 __device__ __forceinline__ void read_deltas(float (*d)[4], const float *delta) {
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
@@ -86,17 +93,17 @@ __device__ __forceinline__ void read_deltas(float (*d)[4], const float *delta) {
   }
 }
 
-// B and C of the steps at hand, in fragments.
+// B and C of the current steps, as fragments.
 struct BcFragments {
   unsigned b[4], c[4];
 };
 
-// Steps STEP to the end of its eight, `between` after each. d: deltas of the first four; delta: of all; later: of the
-// first four after them.
-template <int STEP, class Do>
-__device__ __forceinline__ void advance(WarpState &w, SmemAddr b_rows, float (*d)[4], const float *delta, const float *later,
-                                        StepBlock &eight, Do &between, BcFragments &bc) {
-  constexpr int EACH = 2 * SPLIT, t = STEP % 8, AT = t % EACH * NJ;  // EACH: steps that one ldmatrix serves
+// Steps STEP to the end of its eight, with `between` after each. d: delta of the first four steps; delta: where that of
+// all is; later: where that of the four steps after them is.
+template <int STEP, class Work>
+__device__ __forceinline__ void advance(WarpState &w, SmemAddr b_rows, float (*d)[4], const float *delta,
+                                        const float *later, StepBlock &eight, Work &between, BcFragments &bc) {
+  constexpr int EACH = 2 * SPLIT, t = STEP % 8, AT = t % EACH * NJ;  // EACH: steps whose B one ldmatrix loads
   float *h = w.h;
   if constexpr (PHASE == 3 && t % 4 == 0)
 #pragma unroll
@@ -135,7 +142,7 @@ __device__ __forceinline__ void advance(WarpState &w, SmemAddr b_rows, float (*d
 }
 
 #if SPLIT == 1
-// Block BLOCK of 8 steps of the batch at s0, and meanwhile what is elementwise of the block after it.
+// Block BLOCK of 8 steps of the batch at s0, and the elementwise part of the block after it.
 template <int BLOCK>
 __device__ __forceinline__ void run_block(WarpState &w, int s0, StepBlock *eight, float (*d)[4], float *gate) {
   constexpr int OTHER = BLOCK ^ 1;
@@ -148,7 +155,8 @@ __device__ __forceinline__ void run_block(WarpState &w, int s0, StepBlock *eight
   bool write = w.on && (unsigned)(before - w.lo) < (unsigned)(w.hi - w.lo);
   Interleaved between = {w.c, w.at, OTHER, BLOCK, w.delta_at, gate, eight[OTHER], eight[OTHER].sum, w.y, write};
   BcFragments bc;
-  advance<0>(w, smem_offset(w.at.b, BLOCK * 512), d, w.delta + 8 * BLOCK, w.delta + 8 * OTHER, eight[BLOCK], between, bc);
+  advance<0>(w, smem_offset(w.at.b, BLOCK * 512), d, w.delta + 8 * BLOCK, w.delta + 8 * OTHER, eight[BLOCK], between,
+             bc);
   if (BLOCK == 1) w.at.advance_recurrence(on);
   w.y += 8 * w.y_step;
 }
@@ -171,15 +179,15 @@ __device__ __forceinline__ void run_mainloop(WarpState &w) {
 #endif
 }
 #else
-// The sums that the other warp left of this warp's half of a batch, which begins at step s0, and the writing of it.
+// Adds the other warp's share of the sums over states of this warp's half of a batch.
 __device__ __forceinline__ void add_other_half(const WarpState &w, float *sum, int parity) {
   float4 more = w.group_shared->sum[parity][w.half ^ 1][w.lane];
   sum[0] += more.x; sum[1] += more.y; sum[2] += more.z; sum[3] += more.w;
 }
 
 __device__ __forceinline__ void run_mainloop(WarpState &w) {
-  StepBlock mine;  // of this warp's half of a batch
-  float d[2][4], gate[4] = {}, sum[4] = {};  // sum: its share of that half of the batch before
+  StepBlock mine;  // this warp's half of a batch
+  float d[2][4], gate[4] = {}, sum[4] = {};  // sum: this warp's share of the output of its half of the batch before
   int place = w.half * 8 + w.g, parity = 0;
   w.load_first_batches();
   w.prepare(mine);

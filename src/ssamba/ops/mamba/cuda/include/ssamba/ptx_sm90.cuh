@@ -1,4 +1,4 @@
-// x
+// PTX of compute capability 9.0 (Hopper), bfloat16 only: wgmma, tensor-map copies (TMA), mbarrier, clusters.
 #pragma once
 
 #include "ssamba/ptx_sm80.cuh"
@@ -7,13 +7,14 @@
 __device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ __forceinline__ void wgmma_commit_group() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 __device__ __forceinline__ void wgmma_wait_group() { asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory"); }
-// Nothing that reads these may come before this.
+// Keeps the compiler from moving reads of the accumulators before this point: wgmma writes them asynchronously.
 template <int TILES> __device__ __forceinline__ void fence_operands(float (*d)[4]) {
 #pragma unroll
   for (int i = 0; i < 4 * TILES; ++i) asm volatile("" : "+f"(d[i / 4][i % 4])::"memory");
 }
-// The right side of a product: rows (its columns) of 64 values of the inner dimension, swizzled by 128 bytes, eight
-// rows in 1,024 bytes. Sixteen values on are 32 bytes on.
+
+// Describes the matrix b of wgmma in shared memory: K-major with the 128-byte swizzle, 64 values of the inner dimension
+// in a row, eight rows in 1,024 bytes. The next 16 values of the inner dimension are 32 bytes further.
 typedef unsigned long long SmemDescriptor;
 __device__ __forceinline__ SmemDescriptor make_descriptor(SmemAddr at) {
   return (SmemDescriptor)((at & 0x3ffff) >> 4) | 1ull << 16 | (1024ull >> 4) << 32 | 1ull << 62;
@@ -57,14 +58,14 @@ WGMMA(192, REGS_0_31 "," REGS_32_63 "," REGS_64_95, "{%96,%97,%98,%99}, %100", A
 #undef REGS_32_63
 #undef REGS_0_31
 
-// Barriers in shared memory, eight bytes each.
+// Barriers in shared memory, eight bytes each. expect_tx also arrives; wait returns when the phase of that parity ends.
 __device__ __forceinline__ void mbarrier_init(SmemAddr at, int count) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(at), "r"(count) : "memory");
 }
 __device__ __forceinline__ void mbarrier_expect_tx(SmemAddr at, int bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(at), "r"(bytes) : "memory");
 }
-// The barrier at the same place in that block of the cluster.
+// Arrives at the barrier with the same offset in shared memory of block `block` of the cluster.
 __device__ __forceinline__ void mbarrier_arrive(SmemAddr at, int block) {
   asm volatile("{.reg .b32 there; mapa.shared::cluster.u32 there, %0, %1;\n"
                "mbarrier.arrive.shared::cluster.b64 _, [there];}" ::"r"(at), "r"(block) : "memory");
@@ -73,24 +74,29 @@ __device__ __forceinline__ void mbarrier_wait(SmemAddr at, int parity) {
   asm volatile("{.reg .pred p;\nagain:\nmbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n@!p bra again;}"
                ::"r"(at), "r"(parity) : "memory");
 }
-// A box of a matrix into shared memory, in the background: its first column and row.
+
+// Copies a box of a matrix to shared memory asynchronously, from this column and row on.
 __device__ __forceinline__ void tma_load_2d(SmemAddr to, const TensorMap *map, int column, int row, SmemAddr barrier) {
   asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];"
                ::"r"(to), "l"(map), "r"(column), "r"(row), "r"(barrier) : "memory");
 }
-// The same into both blocks of the cluster; it counts at both barriers.
-__device__ __forceinline__ void tma_load_2d_multicast(SmemAddr to, const TensorMap *map, int column, int row, SmemAddr barrier) {
+// The same to both blocks of a cluster of two, and counted by the barriers of both.
+__device__ __forceinline__ void tma_load_2d_multicast(SmemAddr to, const TensorMap *map, int column, int row,
+                                                      SmemAddr barrier) {
   asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster"
                " [%0], [%1, {%2, %3}], [%4], %5;"
                ::"r"(to), "l"(map), "r"(column), "r"(row), "r"(barrier), "h"((unsigned short)3) : "memory");
 }
+
+// This block's number in its cluster.
 __device__ __forceinline__ int cluster_ctarank() { int r; asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(r)); return r; }
 __device__ __forceinline__ void cluster_sync() {
   asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
-// What was written into shared memory comes before later copies there.
+// Orders earlier writes to shared memory before later asynchronous copies there.
 __device__ __forceinline__ void fence_proxy_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
-// Named barriers of the two groups: a group's own is what it waits at for its turn.
+
+// Named barriers 1 and 2, at which warp group 0 and 1 wait for their turn at the tensor cores; the other group arrives.
 __device__ __forceinline__ void group_barrier_sync(int group) {
   asm volatile("bar.sync %0, 256;" ::"r"(1 + group) : "memory");
 }

@@ -1,26 +1,34 @@
-// x
+// Tiles of the projection p in shared memory, for the kernels with a thread's states in registers (scan_forward.cu,
+// scan_states.cu, scan_backward*.cu).
+//
+// A warp processes CW = 32 / LPC channels; LPC lanes share a channel, each with SPT of its states. A tile is TT steps
+// of p: the low-rank dt (RANK values), B and C (N values each). Steps are in scan order: step s of direction 1 is
+// token L - 1 - s. The product of dt and dt_proj is computed 16 steps at a time, by tensor cores where MMA.
 #pragma once
 
 #include "ssamba/common.cuh"
 #include "ssamba/scan_args.cuh"
 
-#define CW (32 / LPC)
-#define KT ((RANK + 15) / 16)
-#define NT ((CW + 7) / 8)
-#define MMA (DTYPE != 0 && P % 2 == 0)
-#define RW (KT * 16 + 8)
-#define VEC (P % 4 == 0 && RANK % 4 == 0 && N % 4 == 0 && SPT > 1 ? 4 : 1)
-#define PV (P / VEC)
-#define PN ((TT * PV + WARPS * 32 - 1) / (WARPS * 32))
+// Given: N states (NP: rounded up to a power of two), P = RANK + 2 N outputs of the projection, W taps of the
+// convolution, LPC, SPT, WARPS of a block, TT.
+#define CW (32 / LPC)                   // channels of a warp
+#define KT ((RANK + 15) / 16)           // products of 16 values of the low-rank dt
+#define NT ((CW + 7) / 8)               // products of 8 channels
+#define MMA (DTYPE != 0 && P % 2 == 0)  // whether tensor cores expand the low-rank dt
+#define RW (KT * 16 + 8)                // a row of the low-rank dt in shared memory, padded against bank conflicts
+#define VEC (P % 4 == 0 && RANK % 4 == 0 && N % 4 == 0 && SPT > 1 ? 4 : 1)  // values of p that a load takes
+#define PV (P / VEC)                    // loads of a row of p
+#define PN ((TT * PV + WARPS * 32 - 1) / (WARPS * 32))  // loads of a thread
 
 #if MMA
-typedef unsigned short Low;  // how the low-rank dt waits in shared memory
+typedef unsigned short Low;  // element type of the low-rank dt in shared memory
 #else
 typedef float Low;
 #endif
 struct __align__(VEC * sizeof(T)) Chunk { T v[VEC]; };
 
-struct Rows {  // TT rows of p on their way
+// TT rows of p, loaded to registers by fetch and stored to shared memory by put.
+struct TileLoader {
   Chunk p[PN];
   int steps, r;
   __device__ __forceinline__ void fetch(const T *p_rows, int L, int r_, int s0, int end) {
@@ -60,7 +68,7 @@ struct Rows {  // TT rows of p on their way
   }
 };
 
-// dts[16][CW] = 16 rows of low times this warp's dt_proj.
+// dts[16][CW] = 16 rows of low times this warp's part of dt_proj.
 __device__ __forceinline__ void expand_dt(const Low *low, const float *wlow, float *dts, int lane) {
 #if MMA
   float acc[NT][4];
@@ -95,7 +103,7 @@ __device__ __forceinline__ void expand_dt(const Low *low, const float *wlow, flo
 #endif
 }
 
-// This warp's dt_proj: as fragments of the product's right side, or plain [rank][channel].
+// This warp's part of dt_proj: as fragments of the matrix b of the product, or as [rank][channel].
 __device__ __forceinline__ void put_weights(const ScanArgs &a, long long dir_block, int e0, float *wlow, int lane) {
 #if MMA
   for (int i = 0; i < KT * NT * 2; ++i) {
