@@ -11,134 +11,7 @@
 // Given: D, width of the residual stream; X channels; STAGES; THREADS; WIDE, a float32 stream; JOIN, which adds the
 // output to the stream (times `scale`) and normalises the sum.
 
-#include "ssamba/common.cuh"
-#include "ssamba/fast_math.cuh"
-#include "ssamba/gated_output_args.cuh"
-#include "ssamba/ptx_sm90.cuh"
-
-#define BN 64                           // channels at a time
-#define TILES (D / 8)                   // accumulator tiles of 8 columns
-#define TOKENS 128                      // of a tile
-#define WO_AT (BN * D * 2)              // byte offsets in a stage: wz, wo, y
-#define Y_AT (2 * WO_AT)
-#define STAGE (Y_AT + TOKENS * BN * 2)  // bytes of a stage
-#define BARS_AT (STAGES * STAGE)        // mbarriers "full" of each stage, then "free"
-#define BIAS_AT (BARS_AT + 128)         // z's bias
-#define CHUNKS (X / BN)
-
-__device__ __forceinline__ float2 load_pair(const float *at) { return *(const float2 *)at; }
-__device__ __forceinline__ float2 load_pair(const T *at) {
-  unsigned pair = *(const unsigned *)at;
-  return make_float2(low_half(pair), high_half(pair));
-}
-
-// The current stage of the ring, and the parity of the rounds through it.
-struct PipelineState {
-  int stage = 0, phase = 0;
-  __device__ __forceinline__ void advance() {
-    if (++stage == STAGES) { stage = 0; phase ^= 1; }
-  }
-};
-
-// Mean and 1 / standard deviation of this lane's two tokens, each held by four lanes.
-__device__ __forceinline__ void mean_and_rstd(const float (*v)[4], float eps, float *mean, float *rstd) {
-#pragma unroll
-  for (int row = 0; row < 2; ++row) {
-    float part[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-#pragma unroll
-    for (int j = 0; j < TILES; ++j) part[j % 4] += v[j][2 * row] + v[j][2 * row + 1];
-    float sum = part[0] + part[1] + (part[2] + part[3]);
-    sum += __shfl_xor_sync(0xffffffffu, sum, 1);
-    sum += __shfl_xor_sync(0xffffffffu, sum, 2);
-    mean[row] = sum / D;
-    part[0] = part[1] = part[2] = part[3] = 0.0f;
-#pragma unroll
-    for (int j = 0; j < TILES; ++j) {
-      float p = v[j][2 * row] - mean[row], q = v[j][2 * row + 1] - mean[row];
-      part[j % 4] += p * p; part[j % 4] += q * q;
-    }
-    float square = part[0] + part[1] + (part[2] + part[3]);
-    square += __shfl_xor_sync(0xffffffffu, square, 1);
-    square += __shfl_xor_sync(0xffffffffu, square, 2);
-    rstd[row] = rsqrtf(square / D + eps);
-  }
-}
-
-// The producer. Stages of a tile: the stream, if it has 16 bits; then, for c from 0, y and wo of channels c - 1 with
-// wz of channels c, which a consumer reads in one turn. Each block of the cluster loads half of the weights for both.
-__device__ __forceinline__ void produce(const GatedOutputArgs &a, SmemAddr shared, int tiles) {
-  PipelineState pipe;
-  int rank = cluster_ctarank();
-  for (int tile = blockIdx.x; tile - rank < tiles; tile += gridDim.x)
-    for (int c = WIDE ? 0 : -1; c <= CHUNKS; ++c, pipe.advance()) {
-      SmemAddr full = shared + BARS_AT + pipe.stage * 8, at = shared + pipe.stage * STAGE;
-      mbarrier_wait(full + STAGES * 8, pipe.phase ^ 1);
-      if (c < 0) {
-        mbarrier_expect_tx(full, TOKENS * D * 2);
-        for (int k = 0; k < D / 64; ++k)
-          tma_load_2d(at + k * TOKENS * 128, &a.stream_map, k * 64, tile * TOKENS, full);
-        continue;
-      }
-      mbarrier_expect_tx(full, (c < CHUNKS) * BN * D * 2 + (c > 0) * (BN * D * 2 + TOKENS * BN * 2));
-      if (c > 0) {
-        tma_load_2d(at + Y_AT, &a.y, (c - 1) * BN, tile * TOKENS, full);
-        tma_load_2d_multicast(at + WO_AT + rank * D / 2 * 128, &a.wo, (c - 1) * BN, rank * D / 2, full);
-      }
-      if (c < CHUNKS)
-        for (int k = 0; k < D / 64; ++k)
-          tma_load_2d_multicast(at + (k * BN + rank * BN / 2) * 128, &a.wz, k * 64, c * BN + rank * BN / 2, full);
-    }
-}
-
-__device__ __forceinline__ void mma_z(float (*z)[4], unsigned (*normed)[4], SmemAddr at) {
-  SmemDescriptor right = make_descriptor(at);
-#pragma unroll
-  for (int k = 0; k < D / 16; ++k) wgmma<BN>(z, normed[k], advance_descriptor(right, k / 4 * BN * 128 + k % 4 * 32));
-}
-__device__ __forceinline__ void init_z(float (*z)[4], const T *bias) {
-#pragma unroll
-  for (int j = 0; j < BN / 8; ++j) {
-    float2 two = load_pair(bias + j * 8);
-    z[j][0] = z[j][2] = two.x; z[j][1] = z[j][3] = two.y;
-  }
-}
-
-// gated = y silu(z), as the matrix a of the output product. y: at this lane's first token and column; the next eight
-// tokens are 1,024 bytes further, and the 16-byte pieces of a token are swizzled by its number.
-__device__ __forceinline__ void apply_gate(unsigned (*gated)[4], float (*z)[4], const char *y, int g) {
-#pragma unroll
-  for (int j = 0; j < BN / 8; ++j)
-#pragma unroll
-    for (int row = 0; row < 2; ++row) {
-      float lo = z[j][2 * row], hi = z[j][2 * row + 1];
-      silu2(lo, hi);
-      float2 by = load_pair((const T *)(y + row * 1024 + ((j ^ g) * 16)));
-      gated[j / 2][j % 2 * 2 + row] = pack2(lo * by.x, hi * by.y);
-    }
-}
-__device__ __forceinline__ void mma_out(float (*sum)[4], unsigned (*gated)[4], SmemAddr at) {
-  SmemDescriptor right = make_descriptor(at);
-#pragma unroll
-  for (int k = 0; k < BN / 16; ++k) wgmma<D>(sum, gated[k], advance_descriptor(right, k * 32));
-}
-
-// Stores 64 columns of a warp's 16 tokens, in rows of 128 bytes. at: 2,048 bytes of shared memory for this warp alone.
-__device__ __forceinline__ void store_columns(const float (*v)[4], T *to, char *at, int lane, long long tokens) {
-  char *mine = at + lane / 4 * 128 + lane % 4 * 4;
-#pragma unroll
-  for (int j = 0; j < 8; ++j)
-#pragma unroll
-    for (int row = 0; row < 2; ++row)
-      *(unsigned *)(mine + row * 1024 + ((j ^ lane / 4) * 16)) = pack2(v[j][2 * row], v[j][2 * row + 1]);
-  __syncwarp();
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    int token = i * 4 + lane / 8, j = lane % 8;
-    uint4 eight = *(const uint4 *)(at + token * 128 + ((j ^ token % 8) * 16));
-    if (token < tokens) *(uint4 *)(to + token * D + j * 8) = eight;
-  }
-  __syncwarp();
-}
+#include "ssamba/gated_output_tile.cuh"
 
 // A consumer warp group.
 struct ConsumerGroup {
@@ -163,13 +36,11 @@ struct ConsumerGroup {
     wgmma_wait_group();
   }
 
-  __device__ __forceinline__ void tile(int number, int warp) {
+
+  // Loads column 8 j + 2 q + i of token 8 row + g of the residual stream to v[j][2 row + i], the layout of
+  // accumulators and of the matrix a of a product. first: the warp's first token.
+  __device__ __forceinline__ void load_stream(float (*v)[4], long long first, int row_offset) {
     int g = lane / 4, q = lane % 4;
-    long long first = (long long)number * TOKENS + warp * 16;
-    // [j][2 row + i] is column 8 j + 2 q + i of token 8 row + g, in the matrix a of a product as in its accumulators.
-    float sum[TILES][4], mean[2], rstd[2];
-    const T *biases = (const T *)(raw + BIAS_AT) + q * 2;
-    int row_offset = (warp * 16 + g) * 128 + q * 4;
 #if WIDE
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
@@ -178,7 +49,7 @@ struct ConsumerGroup {
 #pragma unroll
       for (int j = 0; j < TILES; ++j) {
         float2 two = there ? load_pair(from + j * 8) : make_float2(0.0f, 0.0f);
-        sum[j][2 * row] = two.x; sum[j][2 * row + 1] = two.y;
+        v[j][2 * row] = two.x; v[j][2 * row + 1] = two.y;
       }
     }
 #else
@@ -189,24 +60,65 @@ struct ConsumerGroup {
       for (int row = 0; row < 2; ++row) {
         const char *from = raw + pipe.stage * STAGE + j / 8 * TOKENS * 128 + row_offset + row * 1024;
         float2 two = load_pair((const T *)(from + ((j % 8 ^ g) * 16)));
-        sum[j][2 * row] = two.x; sum[j][2 * row + 1] = two.y;
+        v[j][2 * row] = two.x; v[j][2 * row + 1] = two.y;
       }
     release();
 #endif
-    mean_and_rstd(sum, a.eps, mean, rstd);
-    unsigned normed[D / 16][4];
+  }
+
+  // The normalised stream as the matrix a of z's product. In v remains what the output is added to.
+  __device__ __forceinline__ void normalise(unsigned (*normed)[4], float (*v)[4], float *mean, float *rstd) {
+    mean_and_rstd(v, a.eps, mean, rstd);
 #pragma unroll
     for (int j = 0; j < TILES; ++j)
 #pragma unroll
       for (int row = 0; row < 2; ++row) {
-        float lo = (sum[j][2 * row] - mean[row]) * rstd[row], hi = (sum[j][2 * row + 1] - mean[row]) * rstd[row];
+        float lo = (v[j][2 * row] - mean[row]) * rstd[row], hi = (v[j][2 * row + 1] - mean[row]) * rstd[row];
         normed[j / 2][j % 2 * 2 + row] = pack2(lo, hi);
 #if JOIN
-        sum[j][2 * row] *= a.scale; sum[j][2 * row + 1] *= a.scale;
+        v[j][2 * row] *= a.scale; v[j][2 * row + 1] *= a.scale;
 #else
-        sum[j][2 * row] = sum[j][2 * row + 1] = 0.0f;
+        v[j][2 * row] = v[j][2 * row + 1] = 0.0f;
 #endif
       }
+  }
+
+  // Stores the results. y: 2,048 bytes of shared memory for this warp alone, which transpose them.
+  __device__ __forceinline__ void epilogue(float (*sum)[4], float *mean, float *rstd, long long first, char *y) {
+#if JOIN
+#if WIDE
+    int g = lane / 4, q = lane % 4;
+#pragma unroll
+    for (int row = 0; row < 2; ++row)
+      if (first + row * 8 + g < a.rows)
+#pragma unroll
+        for (int j = 0; j < TILES; ++j)
+          *(float2 *)(a.stream + (first + row * 8 + g) * D + j * 8 + q * 2) =
+              make_float2(sum[j][2 * row], sum[j][2 * row + 1]);
+#else
+#pragma unroll
+    for (int k = 0; k < D / 64; ++k) store_columns(sum + k * 8, a.stream + first * D + k * 64, y, lane, a.rows - first);
+#endif
+    mean_and_rstd(sum, a.eps, mean, rstd);
+#pragma unroll
+    for (int j = 0; j < TILES; ++j)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) sum[j][i] = (sum[j][i] - mean[i / 2]) * rstd[i / 2];
+#endif
+#pragma unroll
+    for (int k = 0; k < D / 64; ++k) store_columns(sum + k * 8, a.out + first * D + k * 64, y, lane, a.rows - first);
+  }
+
+  // One tile: the main loop goes over the channels, BN at a time.
+  __device__ __forceinline__ void tile(int number, int warp) {
+    int g = lane / 4, q = lane % 4;
+    long long first = (long long)number * TOKENS + warp * 16;
+    float sum[TILES][4], mean[2], rstd[2];
+    const T *biases = (const T *)(raw + BIAS_AT) + q * 2;
+    int row_offset = (warp * 16 + g) * 128 + q * 4;
+    load_stream(sum, first, row_offset);
+    unsigned normed[D / 16][4];
+    normalise(normed, sum, mean, rstd);
     float z[BN / 8][4];
     unsigned gated[BN / 16][4];
     init_z(z, biases);
@@ -235,29 +147,8 @@ struct ConsumerGroup {
     mma_out(sum, gated, at() + WO_AT);
     end_products();
     fence_operands<TILES>(sum);
-    // This warp has read its part of y: the memory is used to transpose the results.
-    y += warp * 2048;
-#if JOIN
-#if WIDE
-#pragma unroll
-    for (int row = 0; row < 2; ++row)
-      if (first + row * 8 + g < a.rows)
-#pragma unroll
-        for (int j = 0; j < TILES; ++j)
-          *(float2 *)(a.stream + (first + row * 8 + g) * D + j * 8 + q * 2) =
-              make_float2(sum[j][2 * row], sum[j][2 * row + 1]);
-#else
-#pragma unroll
-    for (int k = 0; k < D / 64; ++k) store_columns(sum + k * 8, a.stream + first * D + k * 64, y, lane, a.rows - first);
-#endif
-    mean_and_rstd(sum, a.eps, mean, rstd);
-#pragma unroll
-    for (int j = 0; j < TILES; ++j)
-#pragma unroll
-      for (int i = 0; i < 4; ++i) sum[j][i] = (sum[j][i] - mean[i / 2]) * rstd[i / 2];
-#endif
-#pragma unroll
-    for (int k = 0; k < D / 64; ++k) store_columns(sum + k * 8, a.out + first * D + k * 64, y, lane, a.rows - first);
+    y += warp * 2048;  // this warp has read its part of y: the memory is used to transpose the results
+    epilogue(sum, mean, rstd, first, y);
     fence_proxy_async();
     release();
   }

@@ -14,28 +14,21 @@
 // 1) and leaves ungated output; then each runs over the other half (PHASE 2), adds what the other direction left
 // there, and applies the gate.
 
-#include "ssamba/tiles.cuh"
+#include "ssamba/scan_recurrence.cuh"
 
 // How many steps direction r has in its first half.
 __device__ __forceinline__ int first_half(const ScanArgs &a, int r) {
   return a.R == 1 ? a.L : (r ? a.L / 2 : (a.L + 1) / 2);
 }
 
-#define EW (BATCH / LPC)                // steps of a batch that a lane computes
 #define AHEAD 4                         // with so few, z and y are loaded a batch ahead, too
-#define HIST ((W - 1 + LPC - 1) / LPC)  // steps of x that a lane keeps for the convolution
 
 extern "C" __global__ void __launch_bounds__(128, MIN_BLOCKS) scan_forward(const ScanArgs a) {
   __shared__ __align__(16) Low low[2][TT * RW];
   __shared__ __align__(16) float bc[2][TT * 2 * NP];
   __shared__ __align__(16) float wlow_all[WARPS][MMA ? KT * NT * 64 : RANK * CW];
   __shared__ __align__(16) float dts_all[WARPS][(BATCH > 16 ? BATCH : 16) * CW];
-  int lane = threadIdx.x % 32, warp = threadIdx.x / 32, s = lane % LPC, c = lane / LPC;
-  int b = blockIdx.y / a.K, k = blockIdx.y % a.K, r = blockIdx.z;
-  int e0 = (blockIdx.x * WARPS + warp) * CW, e = e0 + c;
-  bool on = e < a.E;
-  if (!on) e = a.E - 1;
-  long long dir_block = (long long)r * a.K + k, base = dir_block * a.B + b;
+  const auto [lane, warp, s, c, b, k, r, e0, e, on, dir_block, base] = lane_place(a);
   float *wlow = wlow_all[warp], *dts = dts_all[warp];
   for (int i = threadIdx.x; i < 2 * TT * 2 * NP; i += 128) bc[0][i] = 0.0f;
   for (int i = threadIdx.x; i < 2 * TT * RW; i += 128) low[0][i] = 0;
@@ -118,17 +111,7 @@ extern "C" __global__ void __launch_bounds__(128, MIN_BLOCKS) scan_forward(const
       }
 #pragma unroll
       for (int i = 0; i < EW; ++i) {
-        float v = conv_b + tap[W - 1] * X[HIST + i];
-#pragma unroll
-        for (int d = 1; d < W; ++d) {
-          if constexpr (LPC == 1) v += tap[W - 1 - d] * X[HIST + i - d];
-          else {  // from the lane that computes the step d before, in this batch's row or the previous one
-            int from = i + HIST - d / LPC;
-            float give = s + d % LPC >= LPC ? X[from > 0 ? from - 1 : 0] : X[from];
-            v += tap[W - 1 - d] * __shfl_sync(0xffffffffu, give, (s - d) & (LPC - 1), LPC);
-          }
-        }
-        u[i] = v * sigmoid(v);
+        u[i] = activation(X, tap, conv_b, i, s);
         float dt = softplus(dts[((BATCH < 16 ? g % 16 : 0) + i * LPC + s) * CW + c] + dt_b);
         delta[i] = i * LPC + s < left ? dt : 0.0f;
         drive[i] = delta[i] * u[i];

@@ -4,10 +4,7 @@
 // The recurrence of scan_forward.cu with the same distribution of channels over lanes, without output: no C, no gate,
 // no second direction to add. Only whole batches run: what follows the last saved state is not needed.
 
-#include "ssamba/tiles.cuh"
-
-#define EW (BATCH / LPC)                // steps of a batch that a lane computes
-#define HIST ((W - 1 + LPC - 1) / LPC)  // steps of x that a lane keeps for the convolution
+#include "ssamba/scan_recurrence.cuh"
 
 // What a lane stores at once: at most 16 bytes.
 #define PIECE (SPT * sizeof(T) < 16 ? SPT * sizeof(T) : 16)
@@ -24,33 +21,12 @@ __device__ __forceinline__ void save_state(T *to, const float *h) {
   }
 }
 
-// SiLU of the convolution at this lane's step i of a batch. X: x of its last steps of the batch before, then this
-// batch.
-__device__ __forceinline__ float activation(const float *X, const float *tap, float bias, int i, int s) {
-  float v = bias + tap[W - 1] * X[HIST + i];
-#pragma unroll
-  for (int d = 1; d < W; ++d) {
-    if constexpr (LPC == 1) v += tap[W - 1 - d] * X[HIST + i - d];
-    else {  // from the lane that computes the step d before, in this batch's row or the previous one
-      int from = i + HIST - d / LPC;
-      float give = s + d % LPC >= LPC ? X[from > 0 ? from - 1 : 0] : X[from];
-      v += tap[W - 1 - d] * __shfl_sync(0xffffffffu, give, (s - d) & (LPC - 1), LPC);
-    }
-  }
-  return v * sigmoid(v);
-}
-
 extern "C" __global__ void __launch_bounds__(WARPS * 32, MIN_BLOCKS) scan_states(const ScanArgs a) {
   __shared__ __align__(16) Low low[2][TT * RW];
   __shared__ __align__(16) float bc[2][TT * 2 * NP];
   __shared__ __align__(16) float wlow_all[WARPS][MMA ? KT * NT * 64 : RANK * CW];
   __shared__ __align__(16) float dts_all[WARPS][16 * CW];
-  int lane = threadIdx.x % 32, warp = threadIdx.x / 32, s = lane % LPC, c = lane / LPC;
-  int b = blockIdx.y / a.K, k = blockIdx.y % a.K, r = blockIdx.z;
-  int e0 = (blockIdx.x * WARPS + warp) * CW, e = e0 + c;
-  bool on = e < a.E;
-  if (!on) e = a.E - 1;
-  long long dir_block = (long long)r * a.K + k, base = dir_block * a.B + b;
+  const auto [lane, warp, s, c, b, k, r, e0, e, on, dir_block, base] = lane_place(a);
   float *wlow = wlow_all[warp], *dts = dts_all[warp];
   for (int i = threadIdx.x; i < 2 * TT * 2 * NP; i += WARPS * 32) bc[0][i] = 0.0f;
   for (int i = threadIdx.x; i < 2 * TT * RW; i += WARPS * 32) low[0][i] = 0;
