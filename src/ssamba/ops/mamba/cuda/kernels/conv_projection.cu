@@ -113,6 +113,51 @@ __device__ __forceinline__ unsigned neighbours(int token, int clip, int g, int s
   return found;
 }
 
+// Loads x of 16 channels at each of the taps' distances; zeros where the clip has no such token.
+__device__ __forceinline__ void load_neighbours(unsigned (*near)[W][4], const SmemAddr *x_row, int tile, bool within,
+                                                unsigned there) {
+#pragma unroll
+  for (int n = 0; n < HALVES * W; ++n)
+    ldmatrix_x4(near[n / W][n % W], smem_offset(x_row[n % W], n / W * 16 * XR + tile));
+  if (!within)
+#pragma unroll
+    for (int n = 0; n < HALVES * W * 4; ++n) {  // near[h][d][i]
+      int h = n / (W * 4), d = n / 4 % W, i = n % 4;
+      if (!(there >> (W * (2 * h + i % 2) + d) & 1)) near[h][d][i] = 0;
+    }
+}
+
+// sum += u w^T of 16 channels. w_row: this lane's row of w.
+__device__ __forceinline__ void project(float (*sum)[NT][4], unsigned (*u)[4], SmemAddr w_row) {
+#pragma unroll
+  for (int j = 0; j < NT; j += 2) {
+    unsigned m[4];
+    ldmatrix_x4(m, smem_offset(w_row, j * 8 * XR));
+#pragma unroll
+    for (int h = 0; h < HALVES; ++h) {
+      mma_m16n8k16(sum[h][j], u[h][0], u[h][1], u[h][2], u[h][3], m[0], m[1]);
+      mma_m16n8k16(sum[h][j + 1], u[h][0], u[h][1], u[h][2], u[h][3], m[2], m[3]);
+    }
+  }
+}
+
+// Stores the sums of a warp's tokens, from token t0 + warp_row on.
+__device__ __forceinline__ void store(const ConvProjectionArgs &a, const float (*sum)[NT][4], int b, int k, int r,
+                                      int t0, int warp_row, int g, int q) {
+#pragma unroll
+  for (int n = 0; n < ROWS / 8; ++n) {
+    int t = t0 + warp_row + n * 8 + g;
+    if (t < a.L) {
+      T *to = a.p + (((long long)(r * a.K + k) * a.B + b) * a.L + t) * P + 2 * q;
+#pragma unroll
+      for (int j = 0; j < NT; ++j) {
+        const float *two = sum[n / 2][j] + n % 2 * 2;
+        if (j * 8 + 2 * q < P) *(unsigned *)(to + j * 8) = pack2(two[0], two[1]);
+      }
+    }
+  }
+}
+
 extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) conv_proj(const ConvProjectionArgs a) {
   SHARED_BYTES(raw);
   Stage *stages = (Stage *)raw;
@@ -150,15 +195,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) conv_proj(cons
 #pragma unroll 1
     for (int tile = 0; tile < EC && e0 + tile < a.E; tile += 16) {
       unsigned near[HALVES][W][4], u[HALVES][4];
-#pragma unroll
-      for (int n = 0; n < HALVES * W; ++n)
-        ldmatrix_x4(near[n / W][n % W], smem_offset(x_row[n % W], n / W * 16 * XR + tile));
-      if (!within)
-#pragma unroll
-        for (int n = 0; n < HALVES * W * 4; ++n) {  // near[h][d][i]
-          int h = n / (W * 4), d = n / 4 % W, i = n % 4;
-          if (!(there >> (W * (2 * h + i % 2) + d) & 1)) near[h][d][i] = 0;
-        }
+      load_neighbours(near, x_row, tile, within, there);
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const float4 *tap = (const float4 *)(taps + (tile + half * 8) * W);
@@ -176,28 +213,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) conv_proj(cons
             u[h][i] = pack2(v0, v1);
           }
       }
-#pragma unroll
-      for (int j = 0; j < NT; j += 2) {
-        unsigned m[4];
-        ldmatrix_x4(m, smem_offset(w_row, j * 8 * XR + tile));
-#pragma unroll
-        for (int h = 0; h < HALVES; ++h) {
-          mma_m16n8k16(sum[h][j], u[h][0], u[h][1], u[h][2], u[h][3], m[0], m[1]);
-          mma_m16n8k16(sum[h][j + 1], u[h][0], u[h][1], u[h][2], u[h][3], m[2], m[3]);
-        }
-      }
+      project(sum, u, smem_offset(w_row, tile));
     }
   }
-#pragma unroll
-  for (int n = 0; n < ROWS / 8; ++n) {
-    int t = t0 + warp_row + n * 8 + g;
-    if (t < a.L) {
-      T *to = a.p + (((long long)(r * a.K + k) * a.B + b) * a.L + t) * P + 2 * q;
-#pragma unroll
-      for (int j = 0; j < NT; ++j) {
-        const float *two = sum[n / 2][j] + n % 2 * 2;
-        if (j * 8 + 2 * q < P) *(unsigned *)(to + j * 8) = pack2(two[0], two[1]);
-      }
-    }
-  }
+  store(a, sum, b, k, r, t0, warp_row, g, q);
 }

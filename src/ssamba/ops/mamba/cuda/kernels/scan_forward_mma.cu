@@ -35,6 +35,19 @@ __device__ __forceinline__ int chunk_start(int chunk, int count, Half half, int 
   return from + min((chunk < count ? chunk : chunk - count) * each, steps);
 }
 
+// The decays and first states of a lane's two channels; with CHUNKED the states of a sequence's first step.
+__device__ __forceinline__ void load_states(WarpState &w, const ScanArgs &a, long long ch, long long state_at, int half,
+                                            int q) {
+#pragma unroll
+  for (int i = 0; i < NJ * 4; i += 2) {
+    int n = i / 4 * 8, side = i / 2 % 2 * 8;
+    float2 two = *(const float2 *)(a.a_log + (ch + side) * 16 + n + half * 8 + q * 2);
+    w.a2[i] = -LOG2E * ex2(LOG2E * two.x); w.a2[i + 1] = -LOG2E * ex2(LOG2E * two.y);
+    two = PHASE == 2 && !CHUNKED ? *(const float2 *)(a.state + state_at + side * 16 + n) : make_float2(0.0f, 0.0f);
+    w.h[i] = two.x; w.h[i + 1] = two.y;
+  }
+}
+
 extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan_fragments(const ScanArgs a) {
   SHARED_BYTES(raw);
   Stage *stages = (Stage *)raw;
@@ -64,14 +77,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan_fragments
   load_channel_params(w.c, a, ch, q);
   w.total[0] = w.total[1] = 0.0f;
   long long state_at = (base * a.E + e0 + g) * 16 + half * 8 + q * 2;
-#pragma unroll
-  for (int i = 0; i < NJ * 4; i += 2) {
-    int n = i / 4 * 8, side = i / 2 % 2 * 8;
-    float2 two = *(const float2 *)(a.a_log + (ch + side) * 16 + n + half * 8 + q * 2);
-    w.a2[i] = -LOG2E * ex2(LOG2E * two.x); w.a2[i + 1] = -LOG2E * ex2(LOG2E * two.y);
-    two = PHASE == 2 && !CHUNKED ? *(const float2 *)(a.state + state_at + side * 16 + n) : make_float2(0.0f, 0.0f);
-    w.h[i] = two.x; w.h[i + 1] = two.y;
-  }
+  load_states(w, a, ch, state_at, half, q);
 #if CHUNKED  // a.da: end states of the chunks, a.dvec: their sums of delta
   long long channels = (long long)a.R * a.K * a.B * a.E;
   if (PHASE != 3)
