@@ -32,23 +32,33 @@ def inputs(batch: int, length: int, size: str, directions: int, dtype: torch.dty
     return [tensors[0].detach().to(dtype).requires_grad_(), *tensors[1:]]
 
 
-def main() -> None:
-    compiled = set()
+CASES = ((2, torch.bfloat16), (1, torch.bfloat16), (2, torch.float16), (2, torch.float32))
+EVERY_CASE = tuple(
+    (directions, dtype) for dtype in (torch.bfloat16, torch.float16, torch.float32) for directions in (1, 2)
+)
 
-    def kernel(unit: nvrtc.Unit, name: str, defines: tuple[str, ...], device: int) -> Callable[..., None]:
-        if (unit, name, defines) not in compiled:
-            assert nvrtc.compile_unit(unit, defines, CAPABILITY)
-            compiled.add((unit, name, defines))
+
+def visit_units(kernel: Callable[[nvrtc.Unit, str, tuple[str, ...]], object], every_case: bool = False) -> None:
+    """Calls ``kernel(unit, name, defines)`` for each kernel that the published sizes launch; nothing runs.
+
+    ``every_case``: each type in one and two directions, in training and in inference.
+    """
+
+    def stand_in(unit: nvrtc.Unit, name: str, defines: tuple[str, ...], device: int) -> Callable[..., None]:
+        kernel(unit, name, defines)
         return lambda *_: None
 
-    nvrtc.kernel = kernel
+    nvrtc.kernel = stand_in
     scan.usable, conv.conv_proj = (lambda *_: True), plain_proj  # type: ignore[assignment]
     projection.usable = lambda x, *_: x.dtype == torch.bfloat16  # type: ignore[assignment]
     for size in SIZES:
-        for directions, dtype in ((2, torch.bfloat16), (1, torch.bfloat16), (2, torch.float16), (2, torch.float32)):
+        for directions, dtype in EVERY_CASE if every_case else CASES:
             tensors = inputs(64 if size == "tiny" else 4, 16, size, directions, dtype)
             y = gpu.bimamba_inner_packed(*tensors)
             torch.autograd.grad(y.float().sum(), tensors)
+            if every_case:
+                with torch.no_grad():
+                    gpu.bimamba_inner_packed(*tensors)
     with torch.no_grad():
         for batch, length in ((1, 5000), (4, 600)):  # in chunks, and with states shared by two warps
             x, *parameters = inputs(batch, length, "tiny", 2, torch.bfloat16)
@@ -62,6 +72,17 @@ def main() -> None:
             y, stream, *weights = (torch.zeros(s).bfloat16() for s in shapes)
             for scale in (None, 1.0):
                 gated_output.gated_output(y, stream.to(stream_dtype), *weights, 1e-5, scale)
+
+
+def main() -> None:
+    compiled = set()
+
+    def compile_once(unit: nvrtc.Unit, name: str, defines: tuple[str, ...]) -> None:
+        if (unit, name, defines) not in compiled:
+            assert nvrtc.compile_unit(unit, defines, CAPABILITY)
+            compiled.add((unit, name, defines))
+
+    visit_units(compile_once)
     print(len(compiled), "kernels,", ", ".join(sorted({name for _, name, _ in compiled})))
 
 

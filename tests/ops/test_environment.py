@@ -10,7 +10,15 @@ import pytest
 from ssamba import ops
 from ssamba.ops import environment
 
-NAMES = ("SSAMBA_BACKEND", "SSAMBA_CACHE_DIR", "SSAMBA_GPU_SCAN", "SSAMBA_LPC", "SSAMBA_CUT", "SSAMBA_PROJ")
+NAMES = (
+    "SSAMBA_BACKEND",
+    "SSAMBA_CACHE_DIR",
+    "SSAMBA_GPU_SCAN",
+    "SSAMBA_LPC",
+    "SSAMBA_CUT",
+    "SSAMBA_PROJ",
+    "TRITON_INTERPRET",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -25,6 +33,7 @@ def test_defaults() -> None:
     assert environment.lanes_per_channel() is None
     assert environment.scan_tiling() == {}
     assert environment.projection_launch() is None
+    assert not environment.interprets_triton()
 
 
 def test_values_are_read_at_the_time_of_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,6 +44,8 @@ def test_values_are_read_at_the_time_of_the_call(monkeypatch: pytest.MonkeyPatch
     assert environment.lanes_per_channel() == 0
     assert environment.scan_tiling() == {"warps": 8, "stages": 4}
     assert environment.projection_launch() == (8, 2)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert environment.interprets_triton()
 
 
 @pytest.mark.parametrize(

@@ -3,16 +3,17 @@
 ==================  =====================================  ===========================================================
 Name                Values (default)                       Meaning
 ==================  =====================================  ===========================================================
-SSAMBA_BACKEND      auto, cpu, triton, reference (auto)    which form of the operators runs: :func:`backend`
+SSAMBA_BACKEND      auto, or the name of a form (auto)     which form of the operators runs: :func:`backend`
 SSAMBA_CACHE_DIR    a folder (the user's cache folder)     where compiled CUDA kernels are kept: :func:`cache_dir`
 SSAMBA_GPU_SCAN     nvrtc, triton (nvrtc)                  which form of the scan runs on a GPU: :func:`gpu_scan`
 SSAMBA_LPC          1, 2, 4, 8, 16, 32 (by size)           lanes that share a channel: :func:`lanes_per_channel`
 SSAMBA_CUT          name=integer,... (by size)             tiling of the tensor-core forward scan: :func:`scan_tiling`
 SSAMBA_PROJ         warps,blocks (by size)                 launch of the fused projection: :func:`projection_launch`
+TRITON_INTERPRET    0, 1 (0)                               Triton's own, for tests: :func:`interprets_triton`
 ==================  =====================================  ===========================================================
 
 The first two are for users. The others exist for measurements and tests: a value that a kernel cannot take is refused
-by the compiler, not here. An empty value is the same as none.
+by the compiler, not here.
 """
 
 from __future__ import annotations
@@ -86,3 +87,8 @@ def projection_launch() -> tuple[int, int] | None:
         return None
     warps, blocks = map(int, given.split(","))
     return warps, blocks
+
+
+def interprets_triton() -> bool:
+    """``TRITON_INTERPRET``: whether Triton's kernels run in its interpreter, on the CPU; by default they do not."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
