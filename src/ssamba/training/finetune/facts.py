@@ -15,7 +15,7 @@ from ssamba.data.datasets import read_layout
 from ssamba.data.examples import Example, LabelledData
 from ssamba.data.loaders.read_example import example_seconds
 from ssamba.models.encoder import Encoder
-from ssamba.models.pretrained.load import read_source
+from ssamba.models.pretrained.load import read_model_source
 from ssamba.training.finetune import auto
 from ssamba.training.finetune.recipe import FinetuneRecipe
 from ssamba.training.run_folder import RECIPE_FILE
@@ -66,8 +66,8 @@ def fill_open(
 
 
 def gather(recipe: FinetuneRecipe, data: LabelledData, source: str | None, device: torch.device) -> auto.Facts:
-    """The facts of a run. Headers of at most 2000 clips are read. Raises as ``read_source`` for a bad source."""
-    config = recipe.config() if source is None else read_source(source)[0].config
+    """The facts of a run. Headers of at most 2000 clips are read. Raises as ``read_model_source`` for a bad source."""
+    config = recipe.config() if source is None else read_model_source(source)[0].config
     fold = data.folds[0]
     examples = [*fold.train, *fold.validation, *fold.test]
     return auto.Facts(
