@@ -24,10 +24,11 @@ from torch import Tensor
 from ssamba import ops
 from ssamba.evaluation.speed import measure as bench
 from ssamba.evaluation.speed.check import expected_tokens, relative_error
-from ssamba.models import bimamba
 from ssamba.models.encoder import Encoder
+from ssamba.models.ssamba import SSAMBA
 from ssamba.ops.jit import nvrtc
 from ssamba.ops.mamba import naive
+from ssamba.ops.mamba.params import MixerParams
 
 NAMES = ("SSAMBA_CUT", "SSAMBA_PROJ")
 BOUND = 5e-3  # of the float64 comparison; version 6 has 2.1e-3
@@ -46,15 +47,17 @@ class Candidate:
         return "; ".join([self.tiling or "default", *parts])
 
     @contextlib.contextmanager
-    def chosen(self) -> Iterator[None]:
-        values, late_from = (self.tiling, self.proj), (bimamba.LATE_FROM, bimamba.LATE_FROM_WIDE)
-        bimamba.LATE_FROM = bimamba.LATE_FROM_WIDE = bimamba.LATE_FROM if self.late else 2**40
+    def chosen(self, model: Encoder) -> Iterator[None]:
+        assert isinstance(model, SSAMBA)
+        values, plan = (self.tiling, self.proj), model.plan
+        least = plan.defer_gate_min_tokens if self.late else 2**40
+        model.plan = plan._replace(defer_gate_min_tokens=least, defer_gate_min_tokens_wide=least)
         before = {name: os.environ.get(name) for name in NAMES}
         os.environ.update(zip(NAMES, values, strict=True))
         try:
             yield
         finally:
-            bimamba.LATE_FROM, bimamba.LATE_FROM_WIDE = late_from
+            model.plan = plan
             for name, value in before.items():
                 os.environ.pop(name) if value is None else os.environ.update({name: value})
 
@@ -104,7 +107,8 @@ def mixer(values: list[Tensor], late: bool) -> Tensor:
 @torch.no_grad()
 def truth(values: list[Tensor], late: bool) -> Tensor:
     exact = [v.double() for v in values]
-    return naive.bimamba_inner(exact[0][:, :, 0], None if late else exact[0][:, :, 1], *exact[1:])
+    x, z = exact[0].unbind(2)
+    return naive.bimamba_inner(x, None if late else z, MixerParams(*exact[1:]))
 
 
 @dataclass
@@ -145,7 +149,8 @@ def compile_all(candidates: list[Candidate], values: list[Tensor], model: Encode
 
     def call(candidate: Candidate, run: Callable[[], object]) -> Callable[[], None]:
         def chosen() -> None:
-            with candidate.chosen(), contextlib.suppress(Exception):  # reported when the candidate itself is measured
+            # What fails is reported when the candidate itself is measured.
+            with candidate.chosen(model), contextlib.suppress(Exception):
                 run()
 
         return chosen
@@ -176,7 +181,7 @@ def measure_case(case: str, candidates: list[Candidate], settings: bench.Setting
         compile_all(candidates, values, model, features)
     for candidate in [*candidates, candidates[0]]:  # the first again: how far the card has drifted
         row = Row(case, str(candidate), *[float("nan")] * 3)
-        with candidate.chosen(), torch.no_grad():
+        with candidate.chosen(model), torch.no_grad():
             try:
                 row.note = used_kernel(candidate, lambda: model.encode(features))
                 found = [mixer(values, candidate.late) for _ in range(2)]

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssamba.ops.mamba.gpu import add_layer_norm, bimamba_inner_packed
+from ssamba.ops import add_layer_norm, bimamba_inner_packed
 
 WIDTHS = {"tiny": 192, "small": 384, "base": 768}
 CASES = (

@@ -22,7 +22,8 @@ checkers too; docs/architecture.md says why."""
 MOST_FILES = 14
 """Modules of a folder, without ``__init__``."""
 
-NEEDS_TRITON = ("ssamba.ops.mamba.gpu", "ssamba.ops.mamba.triton", "ssamba.ops.layer_norm.triton")
+NEEDS_TRITON = ("ssamba.ops.mamba.gpu", "ssamba.ops.mamba.triton", "ssamba.ops.layer_norm.gpu",
+                "ssamba.ops.layer_norm.triton")  # fmt: skip
 OPTIONAL = ("matplotlib", "sklearn", "pyarrow", "triton")
 HEAVY = ("numba", "llvmlite", "matplotlib", "tensorboardX", "sklearn", "pyarrow", "tqdm", "yaml")
 SECONDS_BEYOND_TORCH = 1.5

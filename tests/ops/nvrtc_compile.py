@@ -1,4 +1,4 @@
-"""Compiles the CUDA C++ that the published sizes use, run in a process of its own by test_triton_interpret.py.
+"""Compiles the CUDA C++ that the published sizes use, run in a process of its own by test_gpu_kernels_on_cpu.py.
 
 NVRTC needs no GPU: its library comes from the package nvidia-cuda-nvrtc. The kernels are not run.
 """
@@ -17,8 +17,9 @@ os.environ["TRITON_INTERPRET"] = "1"
 from triton_small import plain_proj  # also mends the interpreter
 
 from ssamba.ops.jit import nvrtc
-from ssamba.ops.mamba import gpu
+from ssamba.ops.mamba import gpu, gpu_inference
 from ssamba.ops.mamba.cuda import gated_output, projection, scan
+from ssamba.ops.mamba.params import MixerParams
 from ssamba.ops.mamba.triton import conv
 
 CAPABILITY = (9, 0)
@@ -54,17 +55,18 @@ def visit_units(kernel: Callable[[nvrtc.Unit, str, tuple[str, ...]], object], ev
     for size in SIZES:
         for directions, dtype in EVERY_CASE if every_case else CASES:
             tensors = inputs(64 if size == "tiny" else 4, 16, size, directions, dtype)
-            y = gpu.bimamba_inner_packed(*tensors)
+            y = gpu.bimamba_inner_packed(tensors[0], MixerParams(*tensors[1:]))
             torch.autograd.grad(y.float().sum(), tensors)
             if every_case:
                 with torch.no_grad():
-                    gpu.bimamba_inner_packed(*tensors)
+                    gpu.bimamba_inner_packed(tensors[0], MixerParams(*tensors[1:]))
     with torch.no_grad():
         for batch, length in ((1, 5000), (4, 600)):  # in chunks, and with states shared by two warps
             x, *parameters = inputs(batch, length, "tiny", 2, torch.bfloat16)
-            gpu.bimamba_inner_packed(x, *parameters)
+            gpu.bimamba_inner_packed(x, MixerParams(*parameters))
             work = torch.zeros_like(x)
-            assert gpu.bimamba_ungated(x[:, :, 0].contiguous(), work, *parameters) is not None
+            x = x[:, :, 0].contiguous()
+            assert gpu_inference.bimamba_ungated(x, work, MixerParams(*parameters)) is not None
         nvrtc.make_tensor_map_2d = lambda *_: nvrtc.TensorMap()
         torch.cuda.get_device_properties = lambda _: SimpleNamespace(multi_processor_count=132)  # type: ignore[assignment]
         for width, stream_dtype in ((192, torch.bfloat16), (192, torch.float32), (64, torch.bfloat16)):

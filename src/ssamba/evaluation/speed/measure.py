@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ssamba.evaluation.speed.check import expected_tokens, relative_error
 from ssamba.inference.model import KINDS, SSAMBA, SSAST, Encoder
-from ssamba.models.bimamba import BlockPair
+from ssamba.models.bimamba import MambaPair
 from ssamba.models.config import WIDTHS, Config
 from ssamba.utils.errors import ConfigError
 
@@ -164,7 +164,7 @@ def _weigh_alike(model: SSAMBA) -> None:
     Otherwise a wrong mixer would pass the check.
     """
     for i, pair in enumerate(model.pairs):
-        assert isinstance(pair, BlockPair)
+        assert isinstance(pair, MambaPair)
         pair.out_proj_dKE.mul_(OUT_SCALE * 2**i)
         pair.x_proj_RKPE.mul_(STATE_SCALE)  # and the states, relative to the skip
         pair.D_RKE.div_(STATE_SCALE)

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ssamba.models.bimamba import BLOCKS
+from ssamba.models.block_pair import BLOCKS
 from ssamba.models.config import Config
 from ssamba.models.pretrained.official_keys import (
     HEADS,

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from ssamba.ops import environment
 from ssamba.ops.jit import nvrtc
+from ssamba.ops.jit.limits import SHARED_LIMIT, dynamic_limit
 from ssamba.ops.mamba.cuda import scan_mma
-from ssamba.ops.mamba.cuda.scan_shape import SHARED_LIMIT, Shape, arguments, dynamic_limit
+from ssamba.ops.mamba.cuda.scan_shape import Shape, arguments
 from ssamba.ops.mamba.cuda.sources import unit
 
 

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from ssamba.ops import environment
 from ssamba.ops.jit import nvrtc
-from ssamba.ops.mamba.cuda.scan_shape import Shape, arguments, dynamic_limit
+from ssamba.ops.jit.limits import dynamic_limit
+from ssamba.ops.mamba.cuda.scan_shape import Shape, arguments
 from ssamba.ops.mamba.cuda.sources import unit
 
 _MIN_CHUNKS, _MAX_CHUNKS, _BLOCKS = 4, 16, 384

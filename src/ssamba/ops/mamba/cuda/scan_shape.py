@@ -5,14 +5,12 @@ from __future__ import annotations
 import ctypes
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ssamba.ops import environment
 from ssamba.ops.mamba.cuda.kernel_args import SCAN_ARGS
 from ssamba.ops.mamba.cuda.sources import DTYPE_CODES, defines
 
-SHARED_LIMIT = 48 * 1024  # bytes that a block has without asking
 _ENOUGH_WARPS = 1400  # more than two for each scheduler of 132 multiprocessors
 
 
@@ -89,12 +87,6 @@ class Shape:
     def grid(self, channels: int) -> tuple[int, int, int]:
         """The grid: tiles of ``channels`` channels, clips times mixers, directions."""
         return -(-self.width // channels), self.batch * self.blocks, self.directions
-
-
-def dynamic_limit(device: int) -> int:
-    """Shared memory that one block may ask for, in bytes."""
-    found = getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", 0)
-    return int(found) or SHARED_LIMIT
 
 
 def arguments(shape: Shape, count: int, tensors: dict[str, Tensor]) -> ctypes.Structure:

@@ -1,123 +1,45 @@
-"""Which form runs, what it says when it is the slow one, and what torch's tools make of the operators."""
+"""The CPU's operators as torch sees them: dtypes, tracing, export; how the kernels are compiled and cached."""
 
 from __future__ import annotations
 
+import ast
 import os
 import subprocess
 import sys
 import textwrap
-import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from compare import Shape, conv_inputs, inner_inputs, scan_inputs
 from torch import Tensor, nn
 
+import ssamba
 from ssamba import ops
-from ssamba.ops.mamba import naive
 from ssamba.ops.mamba.cpu import kernels, operators
-from ssamba.utils.errors import ConfigError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(autouse=True)
-def _fresh(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No warning given yet, nothing looked up yet, no choice made outside."""
-    monkeypatch.setattr(ops, "_warned", set())
-    monkeypatch.setattr(ops, "_modules", {})
+def _no_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SSAMBA_BACKEND", raising=False)
 
 
-def conv(dtype: torch.dtype = torch.float32, length: int = 5) -> list[Tensor]:
-    rng = torch.Generator().manual_seed(0)
-    sizes = ((2, length, 1, 8), (2, 1, 8, 4), (2, 1, 8))
-    return [torch.randn(*size, generator=rng).to(dtype) for size in sizes]
+def conv() -> list[Tensor]:
+    return list(conv_inputs(Shape(2, 5, 2, 1, 8, 4)).values())
 
 
-def scan(length: int = 5, states: int = 4) -> list[Tensor]:
-    rng = torch.Generator().manual_seed(0)
-    tokens, lanes = (2, length, 2, 1), (2, 1)
-    sizes = ((*tokens, 8), (*tokens, 8), (*lanes, 8, states), (*tokens, states), (*tokens, states))
-    u, dt, decay, b, c = (torch.randn(*size, generator=rng) for size in sizes)
-    skip, bias, z = (torch.randn(*size, generator=rng) for size in ((*lanes, 8), (*lanes, 8), (2, length, 1, 8)))
-    return [u, dt, -decay.exp(), b, c, skip, bias, z]
+def scan() -> list[Tensor]:
+    return [x for x in scan_inputs(Shape(2, 5, 2, 1, 8, 4)).values() if x is not None]
 
 
 def inner(length: int = 5) -> list[Tensor]:
-    rng = torch.Generator().manual_seed(0)
-    tokens, lanes = (2, length, 1, 8), (2, 1)
-    rest = ((*lanes, 8, 4), (*lanes, 8), (*lanes, 2 + 8, 8), (*lanes, 8, 2), (*lanes, 8), (*lanes, 8, 4), (*lanes, 8))
-    return [torch.randn(*size, generator=rng) for size in (tokens, tokens, *rest)]
-
-
-def thrice(operator: Callable[..., Tensor], tensors: list[Tensor]) -> Tensor:
-    """The last of three results."""
-    return [operator(*tensors) for _ in range(3)][-1]
+    return list(inner_inputs(Shape(2, length, 2, 1, 8, 4, r=2)).values())
 
 
 def leaves(tensors: list[Tensor]) -> list[Tensor]:
     return [x.requires_grad_() for x in tensors]
-
-
-# ---- the choice
-
-
-def test_the_fast_form_is_silent_and_the_default() -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert torch.equal(ops.conv_silu(*conv()), operators.conv_silu(*conv()))
-        assert torch.equal(ops.selective_scan(*scan()), operators.selective_scan(*scan()))
-        assert torch.equal(ops.bimamba_inner(*inner()), operators.bimamba_inner(*inner()))
-
-
-def test_float64_warns_once_and_runs_the_reference() -> None:
-    with pytest.warns(RuntimeWarning, match="conv_silu runs in its slow reference form: float64") as caught:
-        out = thrice(ops.conv_silu, conv(torch.float64))
-    assert len(caught) == 1
-    assert torch.equal(out, naive.conv_silu(*conv(torch.float64)))
-
-
-def test_too_many_states_and_directions_say_so() -> None:
-    with pytest.warns(RuntimeWarning, match="at most 64 states, got 65") as caught:
-        thrice(ops.selective_scan, scan(states=65))
-    assert len(caught) == 1
-    three = [conv()[0], *(torch.cat([x, x[:1]]) for x in conv()[1:])]
-    with pytest.warns(RuntimeWarning, match="at most 2 directions, got 3"):
-        assert ops.conv_silu(*three).shape[2] == 3
-
-
-def test_without_numba_one_warning_tells_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "numba", None)
-    with pytest.warns(RuntimeWarning, match="cpu form cannot be loaded .*numba") as caught:
-        out = thrice(ops.conv_silu, conv())
-    assert len(caught) == 1
-    assert torch.equal(out, naive.conv_silu(*conv()))
-
-
-def test_another_device_gets_the_reference_with_a_warning() -> None:
-    with pytest.warns(RuntimeWarning, match="no fast form for device meta"):
-        assert ops.conv_silu(*(x.to("meta") for x in conv())).device.type == "meta"
-
-
-def test_a_form_can_be_forced() -> None:
-    with ops.use_backend("reference"):
-        assert torch.equal(ops.conv_silu(*conv()), naive.conv_silu(*conv()))
-        with ops.use_backend("cpu"):
-            assert torch.equal(ops.conv_silu(*conv()), operators.conv_silu(*conv()))
-            with pytest.raises(ConfigError, match="'cpu': float64"):
-                ops.conv_silu(*conv(torch.float64))
-    with pytest.raises(ConfigError, match="unknown backend 'fast'"), ops.use_backend("fast"):
-        pass
-
-
-def test_the_environment_forces_a_form(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SSAMBA_BACKEND", "reference")
-    assert torch.equal(ops.conv_silu(*conv()), naive.conv_silu(*conv()))
-    monkeypatch.setenv("SSAMBA_BACKEND", "gpu")
-    with pytest.raises(ConfigError, match="SSAMBA_BACKEND: unknown backend 'gpu'"):
-        ops.conv_silu(*conv())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -231,34 +153,12 @@ def run(code: str, **environment: str) -> str:
     return done.stdout.strip()
 
 
-def test_one_short_pass_is_not_worth_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    cpu_device, chosen = torch.device("cpu"), lambda: ops._choose("conv_silu", conv()[0], 2, 1)
-    monkeypatch.setattr(kernels, "_compiled", {})
-    for device, tokens, expected in (
-        (cpu_device, ops.SHORT, naive),
-        (cpu_device, ops.SHORT + 1, operators),
-        (torch.device("cuda"), 1, operators),
-    ):
-        with ops.short_work(device, tokens):
-            assert chosen() is expected
-        assert chosen() is operators
-    with ops.use_backend("cpu"), ops.short_work(cpu_device, 1):
-        assert chosen() is operators
-    monkeypatch.setattr(kernels, "_compiled", {"conv_forward": None})
-    with ops.short_work(cpu_device, 1):
-        assert chosen() is operators
-    monkeypatch.setattr(kernels, "_compiled", {})
-    monkeypatch.setenv("SSAMBA_BACKEND", "cpu")
-    with ops.short_work(cpu_device, 1):
-        assert chosen() is operators
-
-
 def test_importing_does_not_load_numba() -> None:
     assert run("import sys, ssamba.ops; print('numba' in sys.modules)") == "False"
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX permissions")
-def test_runs_where_no_cache_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_where_no_cache_can_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
     """Numba refuses to compile with a cache that it cannot place; the kernels then do without."""
     import numba
 
@@ -272,6 +172,37 @@ def test_runs_where_no_cache_can_be_written(tmp_path: Path, monkeypatch: pytest.
         return plain(*args, **kwargs)
 
     monkeypatch.setattr(numba, "cfunc", refuse)
-    monkeypatch.setattr(kernels, "_compiled", {})
-    assert torch.equal(operators.conv_silu(*conv()), operators.conv_silu(*conv()))
+    assert kernels.compile_kernel("conv_forward").address
     assert asked == [True, False]
+
+
+# ---- the cache of machine code
+
+
+def test_a_changed_helper_changes_the_cache_key(tmp_path: Path) -> None:
+    """Numba's own key looks at the file of the entry point alone: stale machine code would be used silently."""
+    copies = [tmp_path / path.name for path in kernels.sources()]
+    for path, copy in zip(kernels.sources(), copies, strict=True):
+        copy.write_bytes(path.read_bytes())
+    before = kernels.digest(copies)
+    assert before == kernels.digest(kernels.sources())
+    for copy in copies:
+        text = copy.read_text(encoding="utf-8")
+        copy.write_text(text + "# changed\n", encoding="utf-8")
+        assert kernels.digest(copies) != before, copy.name
+        copy.write_text(text, encoding="utf-8")
+    assert kernels.digest(copies) == before
+
+
+def test_the_cache_key_covers_all_that_the_kernels_import() -> None:
+    root = Path(ssamba.__file__).parent
+    wanted, known = {path for path in kernels.sources() if path.parent.name == "cpu"}, set(kernels.sources())
+    for path in wanted:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ssamba.ops.jit"):
+                folder = root / "ops" / "jit"
+                names = (
+                    [node.module.split(".")[-1]] if node.module != "ssamba.ops.jit" else [a.name for a in node.names]
+                )  # type: ignore[union-attr]
+                assert {folder / f"{name}.py" for name in names} <= known, path
+    assert {p.name for p in known} >= {"numba_simd.py", "openmp.py", "scan_common.py", "scan_forward.py", "conv.py"}

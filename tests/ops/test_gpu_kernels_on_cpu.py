@@ -18,15 +18,16 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.mark.parametrize("form", ["interpret", "emulate"])
+@pytest.mark.parametrize("form", ["interpret", "emulate-one", pytest.param("emulate", marks=pytest.mark.slow)])
 def test_small_sizes(form: str) -> None:
-    if form == "emulate" and shutil.which("g++") is None:
+    if form.startswith("emulate") and shutil.which("g++") is None:
         pytest.skip("emulating the CUDA kernels needs g++")
     script = Path(__file__).with_name("triton_small.py")
     done = subprocess.run([sys.executable, str(script), form], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+@pytest.mark.slow
 def test_the_kernels_compile_for_a_gpu() -> None:
     """NVRTC, which needs no GPU, takes the CUDA C++ of every published size, forward and backward, in every cut."""
     try:

@@ -1,7 +1,7 @@
 """The reference's scan in float64 with few operations: by doubling over the steps instead of one step after another.
 
 A long input takes the reference form minutes on a GPU, nearly all of it launches; this takes milliseconds, gradients
-included. test_reference.py compares the two.
+included. test_naive.py compares the two.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssamba.ops.mamba import naive
+from ssamba.ops.mamba.params import MixerParams
 
 
 def selective_scan(
@@ -37,7 +38,7 @@ def selective_scan(
     return total / directions * (1.0 if z is None else F.silu(z))
 
 
-def bimamba_inner(x: Tensor, z: Tensor, *parameters: Tensor) -> Tensor:
+def bimamba_inner(x: Tensor, z: Tensor | None, params: MixerParams) -> Tensor:
     """``naive.bimamba_inner`` in float64."""
     with mock.patch.object(naive, "selective_scan", selective_scan):
-        return naive.bimamba_inner(x, z, *parameters)
+        return naive.bimamba_inner(x, z, params)
