@@ -23,13 +23,14 @@ import torch
 
 from ssamba.data.loaders import workers as decoding
 from ssamba.data.manifest import read_sources
-from ssamba.data.samplers.pretraining import PretrainPlan, split_validation
-from ssamba.data.scan import SkipList, scan_sources
-from ssamba.models.registry import make_encoder
-from ssamba.training.loop import Loop, LoopSettings
+from ssamba.data.scan import SkipList
+from ssamba.training.loop import Loop
 from ssamba.training.pretrain import run
+from ssamba.training.pretrain import task as pretrain_task
+from ssamba.training.pretrain.data import prepare_data
+from ssamba.training.pretrain.model import build_model
 from ssamba.training.pretrain.recipe import make_recipe
-from ssamba.training.schedule import PlateauSchedule
+from ssamba.training.pretrain.task import PretrainTask
 
 PAPER_CLIPS = 10 * 2_000_000
 WARM_UP = 8
@@ -42,26 +43,21 @@ def flac_copies(folder: Path, copies: Path, most: int) -> None:
         soundfile.write(copies / f"{i}.flac", samples, rate)
 
 
-def make_loop(data: Path, out: Path, encoder: str, size: str, workers: int) -> tuple[Loop, run.PretrainTask]:
-    recipe = make_recipe(None, {"encoder": encoder, "size": size, "workers": workers, "steps": 10_000})
-    skip = SkipList(out / "skipped.csv")
-    training, held_out = split_validation(scan_sources(read_sources([str(data)]), skip), fraction=0.02, seed=0)
-    plan = PretrainPlan(training, recipe.batch, recipe.seed, recipe.config().front_end.seconds_of_frames(recipe.frames))
-    model = make_encoder(recipe.config(), heads=True).cuda().train()
-    task = run.PretrainTask(recipe, model, plan, held_out, skip)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-    schedule = PlateauSchedule(1e-4, 1000, 50, 2, 0.5)
-    settings = LoopSettings(10_000, 10_000, 60.0)
-    return Loop(task, out, optimizer, schedule, settings, run.precision("auto", model.device)), task
+def make_loop(folder: Path, out: Path, encoder: str, size: str, workers: int) -> Loop:
+    never = {"steps": 10_000, "validate_every": 10_000, "log_every": 10_000, "save_minutes": 60.0}
+    recipe = make_recipe(None, {"encoder": encoder, "size": size, "workers": workers, **never})
+    data = prepare_data(read_sources([str(folder)]), recipe, SkipList(out / "skipped.csv"))
+    model = build_model(recipe, data).cuda().train()
+    return run.make_loop(PretrainTask(recipe, model, data.plan, data.skip), out, model.device)
 
 
 def seconds_a_step(loop: Loop, batches: Iterator[Any], steps: int) -> float:
     for batch in islice(batches, WARM_UP):
-        loop._one_step([batch])
+        loop.one_step([batch])
     torch.cuda.synchronize()
     begin = time.perf_counter()
     for batch in islice(batches, steps):
-        loop._one_step([batch])
+        loop.one_step([batch])
     torch.cuda.synchronize()
     return (time.perf_counter() - begin) / steps
 
@@ -76,7 +72,7 @@ def main() -> None:
     parser.add_argument("--files", type=int, default=200, help="most FLAC copies")
     parser.add_argument("--ways", nargs="+", default=["processes"], choices=["threads", "processes"])
     options = parser.parse_args()
-    run.CACHE_BYTES = 0
+    pretrain_task.CACHE_BYTES = 0
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {options.workers} decoding workers\n")
     print("| encoder | files, decoded by | clips/s | without loading | GPU waits | hours for 20 M clips | GiB |")
     print("|---|---|---|---|---|---|---|")
@@ -92,7 +88,8 @@ def main() -> None:
                     torch.cuda.reset_peak_memory_stats()
                     out = Path(name) / f"{encoder}-{size}-{kind[0]}-{way}"
                     out.mkdir()
-                    loop, task = make_loop(data, out, encoder, size, options.workers)
+                    loop = make_loop(data, out, encoder, size, options.workers)
+                    task = loop.task
                     batches = task.batches(0)
                     first = next(batches)
                     loaded = seconds_a_step(loop, batches, options.steps)

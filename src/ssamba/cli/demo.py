@@ -18,7 +18,7 @@ from ssamba.inference.plots import reconstruction_picture
 from ssamba.training.log import read_log
 from ssamba.training.pretrain.recipe import make_recipe
 from ssamba.training.pretrain.run import pretrain
-from ssamba.training.seeds import generator
+from ssamba.training.seeds import torch_generator
 from ssamba.utils.atomic_write import write_text
 from ssamba.utils.plots import embedding_map, loss_curves
 from ssamba.utils.progress import Bar
@@ -75,7 +75,7 @@ def compare(model: Encoder, rows: list[dict[str, str]], out: Path) -> str:
     """
     front_end = model.config.front_end
     waveforms = [read_audio(out / "sounds" / r["path"], front_end.sample_rate) for r in rows]
-    untrained = SSAMBA(model.config, generator=generator(SEED, "untrained")).eval()
+    untrained = SSAMBA(model.config, generator=torch_generator(SEED, "untrained")).eval()
     trained = _clips(model, waveforms, "embedding")
     kinds = {
         "SSAMBA, pretrained (tokens' mean and deviation)": trained,

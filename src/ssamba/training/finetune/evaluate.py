@@ -1,4 +1,4 @@
-"""Asking a model about every example of a set once, and how well it answers."""
+"""Run a classifier over a set and compute its metrics."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from torch import Tensor
 
 from ssamba.audio.front_end import FrontEnd
 from ssamba.data.examples import Example
-from ssamba.data.loaders.audio_cache import AudioCache
 from ssamba.data.loaders.labelled import LabelledBatch, LabelledLoader
-from ssamba.data.loaders.workers import choose_workers
+from ssamba.data.loaders.workers import AudioCache, choose_workers
 from ssamba.data.samplers.labelled import EvaluationPlan
 from ssamba.data.scan import SkipList
 from ssamba.evaluation import metrics
@@ -27,12 +26,12 @@ from ssamba.training.finetune.recipe import FinetuneRecipe
 
 FEATURE_BYTES = 4 << 30
 """Features of a set are kept on the model's device between evaluations when they are no larger."""
-LEAST_BATCH = 16
+MIN_BATCH = 16
 
 
 @dataclass(frozen=True)
-class Answers:
-    """What a model said of a set, on the CPU.
+class ClassifierOutputs:
+    """A classifier's outputs for a set, on the CPU.
 
     Attributes:
         logits: (N, classes), or (N, seconds, classes), float32; for windows, those of their mean probability.
@@ -49,7 +48,7 @@ class Answers:
         save_tensors(path, {"logits": self.logits, "targets": self.targets, "examples": self.examples})
 
     @classmethod
-    def load(cls, path: Path) -> Answers:
+    def load(cls, path: Path) -> ClassifierOutputs:
         """The reverse of ``save``. Raises ``CheckpointError``."""
         tensors = load_tensors(path)
         return cls(tensors["logits"], tensors["targets"], tensors["examples"])
@@ -84,30 +83,18 @@ def longest_seconds(recipe: FinetuneRecipe, front_end: FrontEnd, scenes: bool) -
 
 
 class Evaluation:
-    """A set of examples to be judged again and again: features are made once where they fit into memory."""
+    """A set of examples to ask models about: features are made once where they are kept.
 
-    def __init__(
-        self,
-        examples: Sequence[Example],
-        recipe: FinetuneRecipe,
-        config: Config,
-        classes: int,
-        device: torch.device,
-        cache: AudioCache | None,
-        skip: SkipList,
-        again: bool = True,
-    ) -> None:
-        seconds = longest_seconds(recipe, config.front_end, examples[0].per_second is not None)
-        batch = recipe.eval_batch or max(recipe.batch, LEAST_BATCH)
-        workers = choose_workers(recipe.workers)
-        self.plan = EvaluationPlan(
-            examples, batch, seconds, bool(recipe.window), skip, workers, sample_rate=config.sample_rate
-        )
-        self.loader = LabelledLoader(self.plan, classes, workers, skip=skip)
-        self.loader.cache = cache
-        self.config, self.device, self._kind = config, device, recipe.loss
-        self._keep = self.plan.steps * batch * config.frames * config.mel_bins * 4 <= _feature_bytes(recipe)
-        self._keep = self._keep and again
+    Args:
+        loader: its batches, in the examples' order.
+        config: of the models, which decides the features.
+        device: where the models are.
+        loss: that the models are trained with: ``ce`` or ``bce``.
+        keep: features stay on the device between evaluations.
+    """
+
+    def __init__(self, loader: LabelledLoader, config: Config, device: torch.device, loss: str, keep: bool) -> None:
+        self.loader, self.config, self.device, self.loss, self.keep = loader, config, device, loss, keep
         self._kept: list[tuple[Tensor, LabelledBatch]] = []
 
     def _batches(self) -> Iterator[tuple[Tensor, LabelledBatch]]:
@@ -119,7 +106,7 @@ class Evaluation:
             with torch.autocast(self.device.type, enabled=False):
                 features = batch_features(batch.waveforms.to(self.device), batch.lengths.to(self.device), self.config)
             pair = (features, batch._replace(waveforms=batch.waveforms[:0]))
-            if self._keep:
+            if self.keep:
                 made.append(pair)
             yield pair
         self._kept = made
@@ -137,8 +124,8 @@ class Evaluation:
         return torch.cat(values).cpu(), torch.cat(examples)
 
     @torch.no_grad()
-    def answers(self, model: Encoder) -> Answers:
-        """The model's answers, in the examples' order. The caller chooses evaluation mode and precision."""
+    def outputs(self, model: Encoder) -> ClassifierOutputs:
+        """The model's logits and the targets, in the examples' order. The caller chooses mode and precision."""
         logits, batches = [], []
         for features, batch in self._batches():
             logits.append(model.classify(features).float())  # read below, all at once
@@ -146,7 +133,31 @@ class Evaluation:
         examples = torch.cat([b.examples for b in batches])
         width = max(b.targets.shape[1] for b in batches)
         targets = torch.cat([_widened(b.targets, width) for b in batches])
-        return _by_example(torch.cat(logits).cpu(), targets, examples, self._kind)
+        return _by_example(torch.cat(logits).cpu(), targets, examples, self.loss)
+
+
+def make_evaluation(
+    examples: Sequence[Example],
+    recipe: FinetuneRecipe,
+    model: Encoder,
+    cache: AudioCache | None,
+    skip: SkipList,
+    again: bool = True,
+) -> Evaluation:
+    """A set of examples for models like ``model``. With windows all headers are read here.
+
+    ``again``: it is asked more than once, so features are kept where they fit. Raises ``DataError`` as
+    ``EvaluationPlan``.
+    """
+    assert model.classifier is not None
+    seconds = longest_seconds(recipe, model.config.front_end, examples[0].per_second is not None)
+    batch = recipe.eval_batch or max(recipe.batch, MIN_BATCH)
+    workers = choose_workers(recipe.workers)
+    plan = EvaluationPlan(examples, batch, seconds, bool(recipe.window), skip, workers)
+    loader = LabelledLoader(plan, len(model.classifier.task.classes), workers, skip=skip)
+    loader.cache = cache
+    keep = plan.steps * batch * model.config.frames * model.config.mel_bins * 4 <= _feature_bytes(recipe)
+    return Evaluation(loader, model.config, model.device, recipe.loss, keep and again)
 
 
 def _feature_bytes(recipe: FinetuneRecipe) -> float:
@@ -159,12 +170,12 @@ def _widened(targets: Tensor, width: int) -> Tensor:
     return torch.nn.functional.pad(targets, (0, width - targets.shape[1]), value=-1)
 
 
-def _by_example(logits: Tensor, targets: Tensor, examples: Tensor, kind: str) -> Answers:
+def _by_example(logits: Tensor, targets: Tensor, examples: Tensor, kind: str) -> ClassifierOutputs:
     """Windows of one example become one row: logits of the mean of their probabilities."""
     known, place, count = examples.unique(return_inverse=True, return_counts=True)
     if len(known) == len(examples):
-        return Answers(logits, targets, examples)
+        return ClassifierOutputs(logits, targets, examples)
     scores = logits.double().sigmoid() if kind == "bce" else logits.double().softmax(dim=1)
     mean = torch.zeros(len(known), logits.shape[1], dtype=torch.float64).index_add_(0, place, scores) / count[:, None]
     first = torch.full((len(known),), len(examples)).scatter_reduce_(0, place, torch.arange(len(place)), "amin")
-    return Answers((mean.logit(1e-12) if kind == "bce" else mean.log()).float(), targets[first], known)
+    return ClassifierOutputs((mean.logit(1e-12) if kind == "bce" else mean.log()).float(), targets[first], known)
