@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from ssamba.models import pooling
 from ssamba.models.config import Config
+from ssamba.models.patches import column_times
 from ssamba.utils.errors import ConfigError
 
 POOLINGS = ("mean", "cls", "rows")
 LOSSES = ("auto", "ce", "bce")
 MAX_CLASSES = 1_000_000
+_VARIANCE = 1e-6  # added under the root of a row's variance: one column has none, and the root no gradient at 0
 
 
 @dataclass(frozen=True)
@@ -106,9 +109,9 @@ class Classifier(nn.Module):
             if self.task.pooling == "cls":
                 pooled = tokens_BLd[:, :prefix].mean(dim=1)
             elif self.task.pooling == "rows":
-                pooled = pooling.row_statistics(tokens_BLd[:, prefix:], n_columns)
+                pooled = row_statistics(tokens_BLd[:, prefix:], n_columns)
             elif self.task.per_second:
-                pooled = pooling.second_means(tokens_BLd[:, prefix:], n_columns, self._config)
+                pooled = second_means(tokens_BLd[:, prefix:], n_columns, self._config)
             else:
                 pooled = tokens_BLd[:, prefix:].mean(dim=1)
             return self.norm(pooled.to(self.linear.weight.dtype))
@@ -125,3 +128,30 @@ class Classifier(nn.Module):
         self.norm.bias.copy_(-mean * scale)
         self.linear.weight.copy_(weight.T)
         self.linear.bias.copy_(bias)
+
+
+def row_statistics(patches_BPd: Tensor, n_columns: int) -> Tensor:
+    """Mean, then standard deviation, over the columns of each row: (B, 2 x rows x d) float32."""
+    rows_BFTd = patches_BPd.unflatten(1, (-1, n_columns)).float()
+    deviation_BFd = (rows_BFTd.var(dim=2, correction=0) + _VARIANCE).sqrt()
+    return torch.cat([rows_BFTd.mean(dim=2), deviation_BFd], dim=1).flatten(1)
+
+
+def seconds_of_columns(n_columns: int, config: Config) -> Tensor:
+    """The second (from 0) in which the centre of each patch column lies, (n_columns,) int64."""
+    return column_times(torch.arange(n_columns), config).floor().long()
+
+
+def second_means(patches_BPd: Tensor, n_columns: int, config: Config) -> Tensor:
+    """Mean over frequency, then over the columns whose centres lie in each second: (B, seconds, d)."""
+    columns_BTd = patches_BPd.unflatten(1, (-1, n_columns)).mean(dim=1)
+    share_ST = _second_shares(n_columns, config, columns_BTd.device)
+    return torch.einsum("st,btd->bsd", share_ST.to(columns_BTd.dtype), columns_BTd)
+
+
+@lru_cache(maxsize=8)
+def _second_shares(n_columns: int, config: Config, device: torch.device) -> Tensor:
+    """(seconds, columns) weights of the mean over each second, copied once: nobody may wait for it in each step."""
+    with torch.inference_mode(False):  # a cached tensor must serve later passes with gradients, too
+        share_ST = F.one_hot(seconds_of_columns(n_columns, config)).float().T
+        return (share_ST / share_ST.sum(dim=1, keepdim=True).clamp_min(1)).to(device)
