@@ -153,12 +153,13 @@ def test_a_killed_process_is_one_clear_error(folder: Path) -> None:
     assert children() == before
 
 
-def test_small_jobs_stay_in_threads(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decoding, "DecodingProcesses", None)
-    list(CropLoader(make_plan(folder), workers=3, stop_step=40))
-    list(CropLoader(make_plan(folder), workers=8, stop_step=20))
-    with pytest.raises(TypeError):
-        list(CropLoader(make_plan(folder), workers=4, stop_step=40))
+@pytest.mark.parametrize(("workers", "steps", "processes"), [(3, 40, 0), (8, 20, 0), (4, 40, 4)])
+def test_small_jobs_stay_in_threads(folder: Path, workers: int, steps: int, processes: int) -> None:
+    before = len(children())
+    batches = iter(CropLoader(make_plan(folder), workers=workers, stop_step=steps))
+    next(batches)
+    assert len(children()) - before == processes
+    batches.close()
 
 
 def test_no_torch_in_a_process() -> None:

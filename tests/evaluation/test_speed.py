@@ -50,6 +50,7 @@ def test_a_wrong_mixer_does_not_pass(name: str) -> None:
         assert relative_error(torch.full_like(expected, float("nan")), expected) == float("inf")
 
 
+@pytest.mark.slow
 def test_cases_run_in_their_own_process_and_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = Settings(CPU, torch.float32, models=("ssast", "ssamba"), tokens=(16, 64), repeats=2)
     results = list(measure_all(settings))

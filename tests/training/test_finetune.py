@@ -8,6 +8,7 @@ from typing import Any
 import layout_trees as trees
 import pytest
 import torch
+from pretrain_runs import states_of_every_step
 
 import ssamba
 from ssamba.audio.constants import SAMPLE_RATE
@@ -72,7 +73,7 @@ def more(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return trees.custom_table(tmp_path_factory.mktemp("more"), per_class=24)
 
 
-@pytest.mark.parametrize("encoder", ["ssamba", "ssast"])
+@pytest.mark.parametrize("encoder", ["ssamba", pytest.param("ssast", marks=pytest.mark.slow)])
 def test_it_learns_and_reports(more: Path, tmp_path: Path, encoder: str) -> None:
     values = run("custom", more, tmp_path, encoder=encoder, epochs=18, decay=1.0, choose="last", seed=2)
     assert values["mean"]["accuracy"] >= 5 / 6  # chance is a third
@@ -269,18 +270,12 @@ def test_averaged_weights_are_judged_and_kept(three: Path, tmp_path: Path) -> No
     run("custom", three, tmp_path / "run", **values, ema=0.5)
     run("custom", three, tmp_path / "plain", **values)
     # What follows is 0.5 of what was, but 2/11 and 3/12 at the first two of six steps.
-    weights: list[dict[str, torch.Tensor]] = []
-    after_step = FinetuneTask.after_step
-
-    def note(task: FinetuneTask, step: int) -> None:
-        weights.append({k: v.clone() for k, v in task.model.state_dict().items()})
-        after_step(task, step)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(FinetuneTask, "after_step", note)
-        run("custom", three, tmp_path / "again", **values | {"lr": 1e-9})
-        expected, weights = weights[0], []
-        run("custom", three, tmp_path / "noted", **values)
+    with states_of_every_step() as first:
+        run("custom", three, tmp_path / "again", **values | {"lr": 1e-9, "save_minutes": 0.0})
+    with states_of_every_step() as weights:
+        run("custom", three, tmp_path / "noted", **values | {"save_minutes": 0.0})
+    expected = first[0]
+    assert len(weights) == 6
     for step, now in enumerate(weights, start=1):
         decay = min(0.5, (1 + step) / (10 + step))
         expected = {k: decay * v + (1 - decay) * now[k] for k, v in expected.items()}

@@ -1,4 +1,4 @@
-"""Every recipe of the package against REFERENCE.md's table, and values that make no run."""
+"""Every recipe of the package against docs/reference.md's table, and values that make no run."""
 
 import dataclasses
 from pathlib import Path

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from pretrain_runs import command, kill_at, same_results, step_of
+from pretrain_runs import command, killed_at, same_results, step_of
 
 import ssamba
 from ssamba.audio.constants import SAMPLE_RATE
@@ -148,12 +148,14 @@ LATENT = {"latent": 5.0, "latent_clip": 1.0, "ema": 0.9, "mix": 0.5, "gain_db": 
 @pytest.mark.parametrize(
     "extra",
     [
-        {},
-        {"decoder_depth": 2, "masks_per_clip": 3, "drop_path": 0.2, "schedule": "cosine"},
+        pytest.param({}, marks=pytest.mark.slow),
+        pytest.param(
+            {"decoder_depth": 2, "masks_per_clip": 3, "drop_path": 0.2, "schedule": "cosine"}, marks=pytest.mark.slow
+        ),
         {"contrast": 1.0, "views": 2, "view_shift": 0.1, "clean_targets": True},
-        {"speed": 1.3, "reverb": 0.5},
+        pytest.param({"speed": 1.3, "reverb": 0.5}, marks=pytest.mark.slow),
     ],
-    ids=["", "decoder", "views", "speed"],
+    ids=["plain", "decoder", "views", "speed"],
 )
 def test_killed_runs_end_as_an_unbroken_one(
     sounds: Path, tmp_path: Path, small: dict[str, object], extra: dict[str, object]
@@ -164,9 +166,8 @@ def test_killed_runs_end_as_an_unbroken_one(
     row = read_log(whole)[-1]
     assert 0 < float(row["latent"]) < 10
     assert 0 < float(row["latent_clip"]) < 10
-    arguments = command(sounds, broken, small)
-    kill_at(arguments, broken, 10)
-    assert step_of(broken) < 24
+    killed_at(command(sounds, broken, small), "state", 10)
+    assert step_of(broken) == 10
     pretrain([str(sounds)], broken, make_recipe(None, small), device="cpu")
     same_results(whole, broken)
     kept = ssamba.load(whole, heads=True).state_dict()
@@ -255,6 +256,7 @@ def test_clean_targets_are_those_of_clips_without_augmentation(sounds: Path, sma
     torch.testing.assert_close(loud.clean_features, plain.features, rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_views_are_told_apart_from_other_recordings(sounds: Path, tmp_path: Path, small: dict[str, object]) -> None:
     small |= {"steps": 240, "batch": 8, "lr": 3e-3, "save_minutes": 1.0, "validate_every": 120}
     small |= {"contrast": 1.0, "views": 2, "view_shift": 0.2, "ema": 0.99}
@@ -265,6 +267,7 @@ def test_views_are_told_apart_from_other_recordings(sounds: Path, tmp_path: Path
     assert all(map(math.isfinite, values))
 
 
+@pytest.mark.slow
 def test_predicting_tokens_is_learnt(sounds: Path, tmp_path: Path, small: dict[str, object]) -> None:
     small |= {"steps": 120, "batch": 8, "lr": 3e-3, "save_minutes": 1.0, "validate_every": 60, "latent": 5.0}
     pretrain([str(sounds)], tmp_path, make_recipe(None, small | {"ema": 0.99}), device="cpu")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 AUDIOSET_MEAN, AUDIOSET_STD = -4.2677393, 4.5689974
-"""Log-mel statistics of AudioSet + LibriSpeech, used by the official checkpoints (REFERENCE.md, "Front end")."""
+"""Log-mel statistics of AudioSet + LibriSpeech, used by the official checkpoints (docs/reference.md, "Front end")."""
 SAMPLE_RATE = 16000
 """Samples per second that the published models read. Another model's rate is that of its ``FrontEnd``."""
 MEL_BINS = 128

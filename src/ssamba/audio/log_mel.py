@@ -2,8 +2,8 @@
 
 The filter bank follows Kaldi's definition (25 ms frames, 10 ms shift, symmetric Hann window, snip edges, per-frame DC
 removal, pre-emphasis 0.97, FFT of the next power of two, power, HTK mel scale from 20 Hz to half the sample rate,
-natural log floored at float32 epsilon, no energy, no dither): REFERENCE.md, "Front end". It is batched torch, so it
-runs on any device.
+natural log floored at float32 epsilon, no energy, no dither): docs/reference.md, "Front end". It is batched torch, so
+it runs on any device.
 """
 
 from __future__ import annotations

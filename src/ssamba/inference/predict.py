@@ -1,7 +1,7 @@
 """Recordings of any length and rate -> class scores of a fine-tuned model, whole or in time.
 
 A model with a classifier reads segments of up to its grid's length, each padded with 0.0 before normalisation to
-``frames``, as in fine-tuning (REFERENCE.md, "Fine-tuning"). What is asked for decides which segments those are:
+``frames``, as in fine-tuning (docs/reference.md, "Fine-tuning"). What is asked for decides which segments those are:
 overlapping windows, whose scores are averaged, or one centred segment for each stretch of time.
 
 The way is that of embeddings (``ssamba.inference.embed``) up to the model: ``cut_recordings`` -> ``group_segments`` ->

@@ -35,7 +35,7 @@ class MambaPair(BlockPair):
 
     @torch.no_grad()
     def reset_parameters(self, generator: Generator | None = None) -> None:
-        """The reference's initialisation (REFERENCE.md, "Encoder"), from an explicit generator."""
+        """The reference's initialisation (docs/reference.md, "Encoder"), from an explicit generator."""
 
         def uniform(parameter: Tensor, bound: float) -> None:
             parameter.uniform_(-bound, bound, generator=generator)

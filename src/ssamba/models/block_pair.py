@@ -2,7 +2,7 @@
 
 The reference runs an even block on the sequence and an odd block on the reversed sequence and adds the results. Both
 read the same input, and reversing the sequence around a block equals exchanging its directions. So a pair is one wide
-step: one input product, four scans at once, one output product, no flip (REFERENCE.md, "Encoder").
+step: one input product, four scans at once, one output product, no flip (docs/reference.md, "Encoder").
 Shape letters: ``ssamba.ops.mamba.naive``.
 """
 

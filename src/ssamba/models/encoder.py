@@ -60,7 +60,7 @@ class Encoder(TokenChain):
 
     @torch.no_grad()
     def reset_parameters(self, generator: Generator | None = None) -> None:
-        """Draw all weights anew (REFERENCE.md, "Initialisation")."""
+        """Draw all weights anew (docs/reference.md, "Initialisation")."""
         generator = generator or torch.Generator().manual_seed(0)
         super().reset_parameters(generator)
         for part in (self.heads, self.classifier):

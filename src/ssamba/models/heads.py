@@ -11,7 +11,7 @@ from ssamba.models.config import Config
 
 
 class PretrainingHeads(nn.Module):
-    """Two MLPs d -> d -> patch values (REFERENCE.md, "Pretraining")."""
+    """Two MLPs d -> d -> patch values (docs/reference.md, "Pretraining")."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()

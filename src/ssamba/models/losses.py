@@ -1,7 +1,7 @@
 """Losses of pretraining and fine-tuning (tensors in, scalars out), and the table of pretraining objectives.
 
-Pretraining's are SSAST's (arXiv 2110.09784, section 3; REFERENCE.md, "Pretraining" and "Fine-tuning"). A new objective
-is a class with the members of ``Objective``, in a module of its own, and a row in ``OBJECTIVES``.
+Pretraining's are SSAST's (arXiv 2110.09784, section 3; docs/reference.md, "Pretraining" and "Fine-tuning"). A new
+objective is a class with the members of ``Objective``, in a module of its own, and a row in ``OBJECTIVES``.
 """
 
 from __future__ import annotations

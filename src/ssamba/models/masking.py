@@ -32,7 +32,7 @@ def cluster_masks(
 
     Per clip a side C from {3, 4, 5} is drawn, then C x C squares fall at random places until more than ``count``
     patches are covered, and ``count`` of the covered ones stay, chosen at random. Squares may hang over the edges, so
-    that every patch is equally likely. With ``reference_quirks`` the reference is followed (REFERENCE.md,
+    that every patch is equally likely. With ``reference_quirks`` the reference is followed (docs/reference.md,
     "Pretraining"): squares start at a flat index and run on into the next row, patch 0 is never masked, and the
     surplus is taken from the highest indices. Raises ``ConfigError`` for a count that the grid cannot give.
     """

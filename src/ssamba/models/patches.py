@@ -1,6 +1,6 @@
 """The patch grid: cutting log-mel features into patches, the order of tokens, and positions for another grid.
 
-Tokens are frequency-major: index = f * T + t, time runs fastest (REFERENCE.md, "Encoder").
+Tokens are frequency-major: index = f * T + t, time runs fastest (docs/reference.md, "Encoder").
 """
 
 from __future__ import annotations
@@ -74,9 +74,9 @@ def resize_positions(
     """Position embedding (1, prefix + F*T, d) for another (frequency, time) grid; those of prefix tokens are kept.
 
     A shorter side is cut from the centre, a longer one interpolated (bilinear, align_corners False): first time, then
-    frequency, as for fine-tuning in SSAST (arXiv 2110.09784; REFERENCE.md, "Fine-tuning"). ``longer`` (of ``LONGER``)
-    names what a longer time is given instead: a few positions stretched over much more time are far from those that the
-    encoder was trained with.
+    frequency, as for fine-tuning in SSAST (arXiv 2110.09784; docs/reference.md, "Fine-tuning"). ``longer`` (of
+    ``LONGER``) names what a longer time is given instead: a few positions stretched over much more time are far from
+    those that the encoder was trained with.
     """
     if old == new:
         return positions

@@ -81,7 +81,7 @@ class TokenChain(nn.Module, ABC):
 
     @torch.no_grad()
     def reset_parameters(self, generator: Generator | None = None) -> None:
-        """Draw all weights anew (REFERENCE.md, "Initialisation")."""
+        """Draw all weights anew (docs/reference.md, "Initialisation")."""
         generator = generator or torch.Generator().manual_seed(0)
         weight, bias, mask_embedding = self._input_weights()
         bound = self.config.patch_size**-0.5

@@ -30,7 +30,7 @@ def _warm(step: int, warmup_steps: int, every: int) -> float:
 
 @dataclass
 class PlateauSchedule:
-    """Warm-up from 0 to ``peak`` (REFERENCE.md, "Pretraining"), then ``peak`` times ``decay`` for each plateau.
+    """Warm-up from 0 to ``peak`` (docs/reference.md, "Pretraining"), then ``peak`` times ``decay`` for each plateau.
 
     A plateau is ``patience`` validations in a row without a better score. The object is its own state: ``to_dict`` and
     ``load`` make a resumed run go on with the same rate.
@@ -105,7 +105,7 @@ class CosineSchedule(_Fixed):
 class EpochSchedule(_Fixed):
     """Warm-up, then ``peak`` times ``decay`` once ``start`` epochs are through, and again after every ``every`` more.
 
-    This is fine-tuning's (REFERENCE.md, "Fine-tuning"): with start 6, every 1, the seventh epoch is the first at a
+    This is fine-tuning's (docs/reference.md, "Fine-tuning"): with start 6, every 1, the seventh epoch is the first at a
     lower rate. It depends on the step alone.
     """
 

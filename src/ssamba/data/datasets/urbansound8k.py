@@ -2,7 +2,7 @@
 
 Source: Salamon, Jacoby and Bello, "A Dataset and Taxonomy for Urban Sound Research", 2014, and the archive's README:
 ``metadata/UrbanSound8K.csv`` (slice_file_name, fsID, start, end, salience, fold, classID, class) and
-``audio/fold1`` to ``audio/fold10``. DASL: REFERENCE.md, "Fine-tuning".
+``audio/fold1`` to ``audio/fold10``. DASL: docs/reference.md, "Fine-tuning".
 """
 
 from __future__ import annotations

@@ -91,7 +91,7 @@ def read_window(
 
 
 def mix(first: Waveform, second: Waveform, share: float) -> Waveform:
-    """Mixup of two waveforms as the reference does it (REFERENCE.md, "Fine-tuning").
+    """Mixup of two waveforms as the reference does it (docs/reference.md, "Fine-tuning").
 
     Each loses its mean, the second is cut or padded with zeros to the first's length, they are added with the weights
     `share` and 1 - `share`, and the sum loses its mean.

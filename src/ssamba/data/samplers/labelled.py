@@ -26,7 +26,7 @@ from ssamba.utils.errors import AudioError, DataError
 __all__ = ["MIXUP_BETA", "EpochPlan", "EvaluationPlan", "Row", "balanced_weights"]
 
 MIXUP_BETA = 10.0
-"""Both parameters of the Beta distribution that mixup's share is drawn from (REFERENCE.md, "Fine-tuning")."""
+"""Both parameters of the Beta distribution that mixup's share is drawn from (docs/reference.md, "Fine-tuning")."""
 
 # Purposes of a draw; those below 10 are the pretraining plan's.
 _SHUFFLE, _BALANCE, _MIXUP, _POSITION, _REPLACE = range(10, 15)

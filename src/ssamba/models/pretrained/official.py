@@ -1,8 +1,8 @@
 """Official checkpoints (`torch.save` of a state dict): strict, in both directions. Here SSAMBA's; SSAST's beside it.
 
-Key forms are those of REFERENCE.md, "Official checkpoints". The reference keeps one set of weights per block and scan
-direction; here the two blocks of a pair and both directions are stacked. In an odd block, which the reference runs on
-the reversed sequence, the unsuffixed weights scan right to left and the ``_b`` weights left to right.
+Key forms are those of docs/reference.md, "Official checkpoints". The reference keeps one set of weights per block and
+scan direction; here the two blocks of a pair and both directions are stacked. In an odd block, which the reference
+runs on the reversed sequence, the unsuffixed weights scan right to left and the ``_b`` weights left to right.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Official SSAST checkpoints: strict, in both directions (REFERENCE.md, "Official checkpoints").
+"""Official SSAST checkpoints: strict, in both directions (docs/reference.md, "Official checkpoints").
 
 The files name no number of attention heads; the published sizes have one for each 64 values of width.
 """

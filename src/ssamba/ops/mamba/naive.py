@@ -43,7 +43,7 @@ def conv_silu(x_BLKE: Tensor, weight_RKEW: Tensor, bias_RKE: Tensor) -> Tensor:
     """Depthwise causal convolution and SiLU, once for each direction.
 
     Direction 0 reads positions ``t-W+1 .. t``, direction 1 (anti-causal) ``t .. t+W-1`` with the taps mirrored, which
-    is what the causal convolution does on the reversed sequence (REFERENCE.md, "Encoder"). Returns ``u_BLRKE``.
+    is what the causal convolution does on the reversed sequence (docs/reference.md, "Encoder"). Returns ``u_BLRKE``.
     """
     dtype = _compute_dtype(x_BLKE)
     batch, length, blocks, channels = x_BLKE.shape
@@ -105,8 +105,8 @@ def bimamba_inner(x_BLKE: Tensor, z_BLKE: Tensor | None, params: MixerParams) ->
     """Everything of the bidirectional mixer between its input and its output projection. Returns ``y_BLKE``.
 
     convolution + SiLU, the input-dependent projection to (dt, B, C), dt's low-rank expansion, both scans, skip, mean of
-    the directions and gate (Vision Mamba, arXiv 2401.09417, algorithm 1; REFERENCE.md, "Encoder"). Without ``z`` there
-    is no gate.
+    the directions and gate (Vision Mamba, arXiv 2401.09417, algorithm 1; docs/reference.md, "Encoder"). Without ``z``
+    there is no gate.
     """
     u_BLRKE = conv_silu(x_BLKE, params.conv_weight_RKEW, params.conv_bias_RKE)
     p_BLRKP = torch.einsum("blrke,rkpe->blrkp", u_BLRKE, params.x_proj_RKPE)

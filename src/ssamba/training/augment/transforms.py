@@ -1,6 +1,6 @@
 """Changes to training features: drawn for each clip beforehand, applied to a batch at once where the features are.
 
-Features are normalised log-mel (B, frames, mel_bins) on any device (REFERENCE.md, "Fine-tuning").
+Features are normalised log-mel (B, frames, mel_bins) on any device (docs/reference.md, "Fine-tuning").
 """
 
 from __future__ import annotations
