@@ -29,8 +29,8 @@ class Classification:
         classes: names in the order of the scores.
         multi_label: whether several classes may hold at once or exactly one.
         pooling: ``mean`` of the patch tokens, or ``cls``, that of the prefix tokens (docs/reference.md,
-            "Fine-tuning"), or ``rows``: mean and deviation over time of each row of patches by itself, 2 x rows x width values, so that
-            low and high frequencies stay apart (not in the reference; as in ``ssamba probe``).
+            "Fine-tuning"), or ``rows``: mean and deviation over time of each row of patches by itself, 2 x rows x
+            width values, so that low and high frequencies stay apart (not in the reference; as in ``ssamba probe``).
         per_second: one answer for each second of the recording instead of one for all of it.
         recipe: name of the recipe that trained it.
         loss: what it was trained with, which decides how logits become scores: ``ce`` softmax, ``bce`` sigmoid,
