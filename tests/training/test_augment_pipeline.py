@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssamba.audio.log_mel import normalise
+from ssamba.audio.front_end import normalise_log_mel
 from ssamba.models.config import Config
 from ssamba.training.augment import transforms
 from ssamba.training.augment.pipeline import Augment, Draws
@@ -64,7 +64,7 @@ def test_a_step_s_draws_and_their_order() -> None:
     features = torch.randn(CLIPS, 64, 128)
     response = transforms.sample_frequency_response(CLIPS, 6.0, 3.0, 128, source("response"))
     wanted = transforms.apply_frequency_response(features, response, CONFIG.std)
-    fill = float(normalise(torch.zeros(()), CONFIG.mean, CONFIG.std))
+    fill = float(normalise_log_mel(torch.zeros(()), CONFIG.mean, CONFIG.std))
     wanted = transforms.mask_stretches(wanted, transforms.sample_masks(CLIPS, source("masks")), 16, 8, fill)
     rolls = transforms.sample_noise_and_roll(CLIPS, source("roll"))
     wanted = transforms.noise_and_roll(wanted, rolls, source("noise"))
