@@ -21,8 +21,9 @@ from ssamba.data.samplers.pretraining import PretrainPlan
 from ssamba.data.scan import SkipList, scan_sources
 from ssamba.data.statistics import compute_statistics
 from ssamba.models.registry import make_encoder
+from ssamba.training.pretrain.data import PretrainData, decode_validation
 from ssamba.training.pretrain.recipe import make_recipe
-from ssamba.training.pretrain.run import PretrainTask
+from ssamba.training.pretrain.task import PretrainTask
 from ssamba.utils.errors import SsambaError
 
 RATE, BINS = 32_000, 64
@@ -178,15 +179,14 @@ def test_audio_kept_on_the_device_gives_the_same_features(sounds: Path) -> None:
     features = []
     for resident in (False, True):
         model = make_encoder(recipe.config(), heads=True, generator=torch.Generator().manual_seed(0))
-        task = PretrainTask(recipe, model, plan, list(sources[0].clips[:2]), SkipList())
-        assert task.validation.shape == (2, 64, BINS)
-        assert task.noises is not None
-        assert task.noises.shape[1] == RATE
-        if resident:
-            task.resident = ResidentAudio(plan.clips, model.device, sample_rate=task.sample_rate)
+        data = PretrainData(sources, sources[0].clips[:2], plan, SkipList())
+        assert decode_validation(data, recipe, model.config).features.shape == (2, 64, BINS)
+        audio = ResidentAudio(plan.clips, model.device, sample_rate=plan.sample_rate) if resident else None
+        task = PretrainTask(recipe, model, plan, SkipList(), resident=audio)
+        assert task.augment.noise_bank is not None
+        assert task.augment.noise_bank.shape[1] == RATE
         batch = next(iter(task.batches(0)))
-        features.append(task.inputs(0, batch)[0])
-    assert features[0] is not None
+        features.append(task.inputs(0, batch).features)
     assert features[0].shape == (4, 64, BINS)
     # Loader and resident audio differ by the quantisation of decoded samples alone.
     torch.testing.assert_close(features[1], features[0], rtol=0, atol=0.02)

@@ -81,7 +81,7 @@ def backends() -> dict[str, str]:
     """What each value of SSAMBA_BACKEND gives for a small convolution on the CPU: done, or the error."""
     code = (
         "import json, os, ssamba, torch\nfound = {}\n"
-        "for name in ('auto', 'reference', 'cpu', 'triton', 'cuda'):\n"
+        "for name in ('auto', 'reference', 'cpu', 'triton', 'cuda', 'opencl'):\n"
         "    os.environ['SSAMBA_BACKEND'] = name\n"
         "    try:\n"
         "        ssamba.ops.conv_silu(torch.ones(1, 4, 2, 8), torch.ones(2, 2, 8, 4), torch.ones(2, 2, 8))\n"

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ssamba.models.pretrained.model_dir import save_model
+from ssamba.models.pretrained.model_dir import SUMMARY_FILE, save_model
 from ssamba.training.cuda_graphs import Gradients
 from ssamba.training.log import RunLog
 from ssamba.training.optim import optimizer_tensors, restore_optimizer
@@ -33,8 +33,6 @@ from ssamba.training.schedule import Schedule
 from ssamba.training.task import AnyTask
 from ssamba.utils.atomic_write import write_text
 from ssamba.utils.errors import ConfigError, SsambaError
-
-SUMMARY_FILE = "state.json"
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,13 @@ import numpy as np
 from ssamba.data.examples import LabelledData
 from ssamba.evaluation import metrics
 from ssamba.models.config import Config
+from ssamba.models.pretrained.model_dir import RESULTS_FILE
 from ssamba.training.finetune.evaluate import ClassifierOutputs
 from ssamba.training.finetune.recipe import FinetuneRecipe
 from ssamba.utils.atomic_write import write_text
 from ssamba.utils.json_file import read_json
 
-RESULTS_FILE, TABLE_FILE, CLASSES_FILE = "results.json", "results.md", "classes.csv"
+TABLE_FILE, CLASSES_FILE = "results.md", "classes.csv"
 PREDICTIONS_FILE, CONFUSION_FILE = "predictions.csv", "confusion.png"
 CHOICE_TEXTS = {
     "folds": "one epoch for all folds, the best by the average of their test scores",

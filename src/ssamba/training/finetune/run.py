@@ -19,6 +19,8 @@ from ssamba.models.config import Config
 from ssamba.models.encoder import Encoder
 from ssamba.models.pretrained.model_dir import (
     CONFIG_FILE,
+    RESULTS_FILE,
+    SUMMARY_FILE,
     WEIGHTS_FILE,
     build,
     describe_model,
@@ -33,11 +35,11 @@ from ssamba.training.finetune.facts import Say, fill_open, read_data, report_cho
 from ssamba.training.finetune.head_init import init_by_probe
 from ssamba.training.finetune.model import make_classification, measured_config, new_model
 from ssamba.training.finetune.recipe import FinetuneRecipe
-from ssamba.training.finetune.report import RESULTS_FILE, FoldResult, Results, read_results, write_results
+from ssamba.training.finetune.report import FoldResult, Results, read_results, write_results
 from ssamba.training.finetune.resolve import fingerprint, resolve_auto
 from ssamba.training.finetune.task import EPOCHS_FOLDER, FinetuneTask, FoldData, Scores, epoch_file, prepare_fold
 from ssamba.training.log import read_log
-from ssamba.training.loop import SUMMARY_FILE, Loop, LoopSettings, precision
+from ssamba.training.loop import Loop, LoopSettings, precision
 from ssamba.training.optim import make_optimizer, parameter_groups
 from ssamba.training.run_folder import RECIPE_FILE, check_same_data, check_same_recipe, skipped_file, write_recipe
 from ssamba.training.run_state import STATE_FILE
