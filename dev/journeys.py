@@ -1,11 +1,12 @@
 """Measure how far four everyday calls travel through the source: files, functions, changes of file.
 
-    PYTHONPATH=src python dev/journeys.py [--lists]
+    PYTHONPATH=src python dev/journeys.py [--write docs/architecture.md]
 
 Each journey runs in a separate process, once to fill the caches of compiled kernels and once under a profiler. Counted
 are the package's functions in the order of their first call, in all threads; what runs while a module is imported is
 left out, and so are lambdas and comprehensions. A change of file ("hop") is a function whose file is not that of the
-function before. Threads take turns as they like, so hops vary by a few. ``--lists`` prints the files, too.
+function before. Threads take turns as they like, so hops vary by a few. ``--write`` puts the table and the lists of
+files between the marks of a document.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ import soundfile
 
 BEFORE = {"embed": (26, 141, 80), "python": (19, 93, 48), "pretrain": (48, 296, 162), "finetune": (62, 381, 223)}
 """Files, functions and hops at version 0.1.0."""
+MARKS = ("<!-- journeys -->", "<!-- end of journeys -->")
+"""Between these, --write renews a document."""
 TITLES = {
     "embed": "`ssamba embed FILE` (2 s)",
     "python": "`model.embed(array)` (2 x 25 s)",
@@ -163,25 +166,43 @@ def measure(journey: str) -> Measured:
     return Measured(**json.loads(result.stdout.splitlines()[-1]))
 
 
+def listed(files: list[str]) -> str:
+    """The files in their order as a numbered list, a line for each stretch in one folder of the package."""
+    lines = []
+    stretches = itertools.groupby(files, key=lambda name: name.partition("/")[0])
+    for number, (folder, names) in enumerate(stretches, start=1):
+        inside = [name.removeprefix(f"{folder}/").removesuffix(".py") for name in names]
+        lines.append(f"{number}. **{folder.removesuffix('.py')}**: {', '.join(inside)}")
+    return "\n".join(lines)
+
+
+def text_of(found: dict[str, Measured]) -> str:
+    """The table, and a list for each journey."""
+    rows = ["| journey | files | functions | changes of file | at 0.1.0 |", "|---|---|---|---|---|"]
+    parts = []
+    for journey, measured in found.items():
+        before = ", ".join(map(str, BEFORE[journey]))
+        title = TITLES[journey]
+        rows.append(f"| {title} | {len(measured.files)} | {measured.functions} | {measured.hops} | {before} |")
+        parts.append(f"{title}:\n\n{listed(measured.files)}")
+    return "\n\n".join(["\n".join(rows), *parts])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--lists", action="store_true", help="print the files of each journey")
+    parser.add_argument("--write", type=Path, help="a document to renew between its marks")
     parser.add_argument("--one", choices=TITLES, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
         print(json.dumps(traced(arguments.one, arguments.folder)._asdict()))
         return
-    print("| journey | files | functions | changes of file | at 0.1.0 |\n|---|---|---|---|---|", flush=True)
-    lists = {}
-    for journey, title in TITLES.items():
-        found = measure(journey)
-        lists[title] = found.files
-        before = ", ".join(map(str, BEFORE[journey]))
-        print(f"| {title} | {len(found.files)} | {found.functions} | {found.hops} | {before} |", flush=True)
-    if arguments.lists:
-        for title, files in lists.items():
-            print(f"\n{title}:\n" + "\n".join(f"{i}. `{name}`" for i, name in enumerate(files, start=1)))
+    text = text_of({journey: measure(journey) for journey in TITLES})
+    print(text)
+    if arguments.write:
+        page = arguments.write.read_text(encoding="utf-8")
+        first, last = page.index(MARKS[0]) + len(MARKS[0]), page.index(MARKS[1])
+        arguments.write.write_text(f"{page[:first]}\n{text}\n{page[last:]}", encoding="utf-8")
 
 
 if __name__ == "__main__":

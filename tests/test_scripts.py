@@ -206,8 +206,11 @@ def test_pretrain_speed(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_journeys() -> None:
+def test_journeys(tmp_path: Path) -> None:
     """dev/journeys.py goes all four, and its counts are not those of nothing."""
-    lines = run("dev/journeys.py").splitlines()
-    assert len(lines) == 2 + 4
-    assert all(int(line.split("|")[2]) >= 15 for line in lines[2:])
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- journeys -->\nold\n<!-- end of journeys -->\nafter\n")
+    rows = run("dev/journeys.py", "--write", page).splitlines()[2:6]
+    assert all(int(row.split("|")[2]) >= 15 for row in rows)
+    assert rows[3] in page.read_text()
+    assert "old" not in page.read_text()
