@@ -191,13 +191,14 @@ def text_of(found: dict[str, Measured]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", type=Path, help="a document to renew between its marks")
+    parser.add_argument("--only", choices=TITLES, nargs="+", default=list(TITLES), help="these journeys")
     parser.add_argument("--one", choices=TITLES, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
         print(json.dumps(traced(arguments.one, arguments.folder)._asdict()))
         return
-    text = text_of({journey: measure(journey) for journey in TITLES})
+    text = text_of({journey: measure(journey) for journey in arguments.only})
     print(text)
     if arguments.write:
         page = arguments.write.read_text(encoding="utf-8")
