@@ -27,10 +27,6 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "SSAST": ("inference/model", "models/ssast"),
     "make_encoder": ("inference/model", "models/registry"),
     # Pretraining and fine-tuning.
-    "CHOICES": ("training/finetune/recipe", "training/finetune/report"),
-    "Inputs": ("training/finetune/task", "training/pretrain/run"),
-    "MAY_CHANGE": ("training/finetune/run", "training/pretrain/run"),
-    "METRICS": ("training/finetune/recipe", "training/pretrain/run"),
     "STATISTICS_CLIPS": ("training/finetune/model", "training/pretrain/run"),
 }
 """Names that still stand in several modules, and in which."""
