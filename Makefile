@@ -3,15 +3,22 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Two processes with one thread each: most tests are small, and threads of several processes would fight for the cores.
+JOBS ?= 2
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test test-slow lint bench clean
 
 demo: $(STAMP)
 # Waiting threads soon sleep: beside other work on the machine that is faster, and alone it costs nothing.
 	GOMP_SPINCOUNT=2000 $(BIN)/ssamba demo --out demo
 
 test: $(STAMP) lint
-	$(BIN)/python -m pytest
+	$(PYTEST)
+
+# What takes long: runs that are killed at several points, several processes, CUDA C++ emulated and compiled, whole grids.
+test-slow: $(STAMP)
+	$(PYTEST) -m 'slow and not gpu'
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

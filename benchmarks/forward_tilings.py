@@ -1,9 +1,9 @@
-"""Every candidate cut of the forward, in one run: right against float64, then timed inside the model beside SSAST.
+"""Every candidate tiling of the forward, in one run: right against float64, then timed inside the model beside SSAST.
 
     PYTHONPATH=src python benchmarks/forward_tilings.py [--cases "tiny 4x22016" ...] [--repeats 10]
 
-A candidate is a set of environment variables (docs of ``choose_cut``; ``SSAMBA_PROJ``: warps of a block of the
-projection, blocks of a multiprocessor), and where the gate is. It is compared with float64 on a small input and with
+A candidate is a set of environment variables (``SSAMBA_CUT`` and ``SSAMBA_PROJ``: see ssamba.ops.environment), and
+where the gate is. It is compared with float64 on a small input and with
 itself, must run the kernel that it asks for, and is then timed as a CUDA graph of the whole model, weights and products
 in bfloat16, as ``ssamba bench`` does. The table comes last; lines appear as
 they are measured, so a run that is cut short is of use.
@@ -24,10 +24,11 @@ from torch import Tensor
 from ssamba import ops
 from ssamba.evaluation.speed import measure as bench
 from ssamba.evaluation.speed.check import expected_tokens, relative_error
-from ssamba.models import bimamba
 from ssamba.models.encoder import Encoder
+from ssamba.models.ssamba import SSAMBA
 from ssamba.ops.jit import nvrtc
 from ssamba.ops.mamba import naive
+from ssamba.ops.mamba.params import MixerParams
 
 NAMES = ("SSAMBA_CUT", "SSAMBA_PROJ")
 BOUND = 5e-3  # of the float64 comparison; version 6 has 2.1e-3
@@ -35,33 +36,35 @@ BOUND = 5e-3  # of the float64 comparison; version 6 has 2.1e-3
 
 @dataclass(frozen=True)
 class Candidate:
-    """A cut ("" is the default), and the other switches."""
+    """A tiling ("" is the default), and the other switches."""
 
-    cut: str = ""
+    tiling: str = ""
     proj: str = ""
     late: bool = True
 
     def __str__(self) -> str:
         parts = ["gate in the scan"] * (not self.late) + [f"projection {self.proj}"] * bool(self.proj)
-        return "; ".join([self.cut or "default", *parts])
+        return "; ".join([self.tiling or "default", *parts])
 
     @contextlib.contextmanager
-    def chosen(self) -> Iterator[None]:
-        values, late_from = (self.cut, self.proj), (bimamba.LATE_FROM, bimamba.LATE_FROM_WIDE)
-        bimamba.LATE_FROM = bimamba.LATE_FROM_WIDE = bimamba.LATE_FROM if self.late else 2**40
+    def chosen(self, model: Encoder) -> Iterator[None]:
+        assert isinstance(model, SSAMBA)
+        values, plan = (self.tiling, self.proj), model.plan
+        least = plan.defer_gate_min_tokens if self.late else 2**40
+        model.plan = plan._replace(defer_gate_min_tokens=least, defer_gate_min_tokens_wide=least)
         before = {name: os.environ.get(name) for name in NAMES}
         os.environ.update(zip(NAMES, values, strict=True))
         try:
             yield
         finally:
-            bimamba.LATE_FROM, bimamba.LATE_FROM_WIDE = late_from
+            model.plan = plan
             for name, value in before.items():
                 os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 LONG = [
     *(Candidate(proj=proj) for proj in ("", "8,2", "4,3", "16,1")),
-    *(Candidate(cut) for cut in ("warps=2,blocks=4", "stages=4", "split=1,warps=4,chunks=4,blocks=3")),
+    *(Candidate(tiling) for tiling in ("warps=2,blocks=4", "stages=4", "split=1,warps=4,chunks=4,blocks=3")),
     Candidate(late=False),
 ]  # fmt: skip
 WIDE = [
@@ -104,7 +107,8 @@ def mixer(values: list[Tensor], late: bool) -> Tensor:
 @torch.no_grad()
 def truth(values: list[Tensor], late: bool) -> Tensor:
     exact = [v.double() for v in values]
-    return naive.bimamba_inner(exact[0][:, :, 0], None if late else exact[0][:, :, 1], *exact[1:])
+    x, z = exact[0].unbind(2)
+    return naive.bimamba_inner(x, None if late else z, MixerParams(*exact[1:]))
 
 
 @dataclass
@@ -145,7 +149,8 @@ def compile_all(candidates: list[Candidate], values: list[Tensor], model: Encode
 
     def call(candidate: Candidate, run: Callable[[], object]) -> Callable[[], None]:
         def chosen() -> None:
-            with candidate.chosen(), contextlib.suppress(Exception):  # it will be told when its turn comes
+            # What fails is reported when the candidate itself is measured.
+            with candidate.chosen(model), contextlib.suppress(Exception):
                 run()
 
         return chosen
@@ -153,12 +158,12 @@ def compile_all(candidates: list[Candidate], values: list[Tensor], model: Encode
     calls = []
     for c in candidates:
         calls += [call(c, lambda c=c: mixer(values, c.late)), call(c, lambda: model.encode(features))]
-    with contextlib.suppress(RuntimeError):  # a kernel that is refused: likewise
+    with contextlib.suppress(RuntimeError):  # a kernel that is refused is reported likewise
         nvrtc.compile_for(*calls)
 
 
 def used_kernel(candidate: Candidate, run: Callable[[], object]) -> str:
-    """A complaint when the candidate's cut would not run, because it does not fit."""
+    """A complaint when the candidate's tiling would not run, because it does not fit."""
     names = " ".join(nvrtc.compile_for(run)[0])
     return "" if "scan_fragments" in names and ("GATE=0" in names) == candidate.late else "another kernel ran"
 
@@ -176,7 +181,7 @@ def measure_case(case: str, candidates: list[Candidate], settings: bench.Setting
         compile_all(candidates, values, model, features)
     for candidate in [*candidates, candidates[0]]:  # the first again: how far the card has drifted
         row = Row(case, str(candidate), *[float("nan")] * 3)
-        with candidate.chosen(), torch.no_grad():
+        with candidate.chosen(model), torch.no_grad():
             try:
                 row.note = used_kernel(candidate, lambda: model.encode(features))
                 found = [mixer(values, candidate.late) for _ in range(2)]

@@ -5,7 +5,8 @@ run.
 
 Both models get the same treatment: bf16 weights and a CUDA graph for inference; float32 weights under bf16 autocast for
 training (forward and backward), eager and as a CUDA graph. Time: CUDA events, median of 10 after warm-up, random input.
-Memory: peak minus weights (and their gradients) and input, of the eager pass.
+Memory: peak minus weights (and their gradients) and input, of the eager pass. --dry-run needs no GPU: every model of
+the cases takes one pass over a few tokens on the CPU, and nothing is measured.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ import gc
 import os
 import statistics
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssamba.ops.mamba.gpu import add_layer_norm, bimamba_inner_packed
+from ssamba.ops import add_layer_norm, bimamba_inner_packed
 
 WIDTHS = {"tiny": 192, "small": 384, "base": 768}
 CASES = (
@@ -179,6 +181,17 @@ def profile(make: Callable[[], nn.Module], batch: int, length: int, width: int, 
         print(f"    {row.self_device_time_total / 1e3:8.2f} ms {row.count:4d} x  {row.key[:90]}")
 
 
+def dry_run(make: Callable[[], nn.Module], width: int, train: bool) -> None:
+    """One pass, and its backward in training, over a few tokens on the CPU."""
+    model, x = make(), torch.randn(1, 8, width)
+    with torch.set_grad_enabled(train):
+        out = model(x)
+    if train:
+        out.square().mean().backward()
+    assert out.shape == x.shape
+    assert bool(out.isfinite().all())
+
+
 def ceilings() -> None:
     x = torch.randn(2**29, device="cuda")
     y = torch.empty_like(x)
@@ -194,7 +207,16 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true", help="print the kernels of one pass of ours")
     parser.add_argument("--no-vit", action="store_true")
     parser.add_argument("--written-out", action="store_true", help="also the ViT with softmax(Q K) in memory")
+    parser.add_argument("--dry-run", action="store_true", help="one short pass of each model on the CPU")
     options = parser.parse_args()
+    if options.dry_run:
+        for case in options.cases:
+            size, kind, _ = case.split("-")
+            width = WIDTHS[size]
+            for make in (partial(Encoder, width), partial(ViT, width), partial(ViT, width, fused=False)):
+                dry_run(make, width, kind == "train")
+            print(f"{case}: runs")
+        return
     print(
         torch.cuda.get_device_name(), "torch", torch.__version__, "scan:", os.environ.get("SSAMBA_GPU_SCAN", "default")
     )

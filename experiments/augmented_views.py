@@ -20,16 +20,16 @@ from ssamba.audio.decode import read_audio
 from ssamba.data.loaders.workers import pad_rows
 from ssamba.models.config import Config
 from ssamba.training.augment.transforms import (
+    apply_frequency_response,
     change_speed,
-    draw_noises,
-    draw_response,
+    make_noise_bank,
     mix_waveforms,
     repeat_short,
-    respond,
     reverberate,
+    sample_frequency_response,
 )
-from ssamba.training.features import batch_features, crop_seconds
-from ssamba.training.seeds import generator
+from ssamba.training.features import batch_features
+from ssamba.training.seeds import torch_generator
 
 SPEED, SECONDS, LEVEL, MIX = 1.3, 1.0, 1.0, 0.5
 
@@ -42,15 +42,15 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=208)
     arguments = parser.parse_args()
     config = Config(frames=arguments.frames, stride_frequency=16, stride_time=16)
-    samples = round(crop_seconds(config.frames) * SAMPLE_RATE)
+    samples = round(config.front_end.seconds_of_frames(config.frames) * SAMPLE_RATE)
     longest = round(SPEED * samples)
     two = [read_audio(path, seconds=longest / SAMPLE_RATE) for path in (arguments.sound, arguments.other)]
     long, lengths = repeat_short(*pad_rows(two, longest))
     plain, whole = long[:, :samples], lengths.clamp_max(samples)
     decay = SAMPLE_RATE * SECONDS / math.log(1000)
     room = torch.tensor([[0.0, 0.0], [decay, decay], [LEVEL, LEVEL]])
-    noises = draw_noises(generator(0, "noises"))
-    response = draw_response(2, 6.0, 3.0, config.mel_bins, generator(0, "response", 0))
+    noises = make_noise_bank(torch_generator(0, "noises"), SAMPLE_RATE)
+    response = sample_frequency_response(2, 6.0, 3.0, config.mel_bins, torch_generator(0, "response", 0))
 
     def features(waveforms: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         return batch_features(waveforms, lengths, config)
@@ -64,7 +64,7 @@ def main() -> None:
         f"--speed {SPEED}: slowest": played(1 / SPEED),
         f"--speed {SPEED}: fastest": played(SPEED),
         "--reverb: the largest room": features(*reverberate(plain, whole, room, noises)),
-        "--gain-db 6 --response-db 3": respond(features(plain, whole), response, config.std),
+        "--gain-db 6 --response-db 3": apply_frequency_response(features(plain, whole), response, config.std),
         "--mix: another, 6 dB weaker": features(*mixed),
     }
     figure, axes = plt.subplots(2, 3, figsize=(11, 5), sharex=True, sharey=True, layout="constrained")

@@ -1,6 +1,6 @@
-"""Draw docs/results.md's tables of probed and fine-tuned models: accuracy against GPU minutes of pretraining.
+"""Draw dev/RESULTS-LOG.md's tables of probed and fine-tuned models: accuracy against GPU minutes of pretraining.
 
-    python experiments/minutes.py docs/results.md docs/images/minutes.png
+    python experiments/minutes.py dev/RESULTS-LOG.md docs/images/minutes.png
 
 Reads every table with a column "steps, GPU minutes"; each stands for one way of pretraining, named by its heading.
 SSAMBA are circles, SSAST squares; rows without minutes (random weights, log-mel) are left out.

@@ -15,7 +15,7 @@ import soundfile
 
 from ssamba.data.datasets.arabic_speech_commands import WORDS as ARABIC_WORDS
 from ssamba.data.datasets.speech_commands import WORDS_V1, WORDS_V2
-from ssamba.data.datasets.urbansound8k import CLASSES as URBAN_CLASSES
+from ssamba.data.datasets.urbansound8k import SOUND_CLASSES as URBAN_CLASSES
 
 ESC10_TARGETS = (0, 1, 10, 11, 12, 20, 21, 38, 40, 41)
 EMOTIONS = ("neu", "hap", "exc", "ang", "sad", "fru")

@@ -1,4 +1,4 @@
-"""The whole model against the numbers that the reference implementation computed (REFERENCE.md)."""
+"""The whole model against the numbers that the reference implementation computed (docs/reference.md)."""
 
 from __future__ import annotations
 

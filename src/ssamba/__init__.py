@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys as _sys
+from sys import meta_path as _meta_path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class _ModuleAliases:
         module.__spec__ = self._spec
 
 
-_sys.meta_path.append(_ModuleAliases())
+_meta_path.append(_ModuleAliases())
 
 
 def __getattr__(name: str) -> Any:

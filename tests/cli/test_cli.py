@@ -315,11 +315,11 @@ def test_reconstruct(sound: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "20 of 64 patches hidden" in out
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
     drawn = reconstruct(model.eval(), sound, mask=20, start=1.1)
-    assert drawn.original.shape == drawn.drawn.shape == drawn.hidden.shape == (128, 128)
-    assert drawn.hidden.sum() == 20 * 256
+    assert drawn.original.shape == drawn.predicted.shape == drawn.masked.shape == (128, 128)
+    assert drawn.masked.sum() == 20 * 256
     # What the model saw comes back as it was; what it did not see is its own drawing.
-    np.testing.assert_allclose(drawn.drawn[~drawn.hidden], drawn.original[~drawn.hidden], atol=1e-4)
-    assert (drawn.drawn[drawn.hidden] != drawn.original[drawn.hidden]).mean() > 0.99
+    np.testing.assert_allclose(drawn.predicted[~drawn.masked], drawn.original[~drawn.masked], atol=1e-4)
+    assert (drawn.predicted[drawn.masked] != drawn.original[drawn.masked]).mean() > 0.99
     save_model(tmp_path / "headless", ssamba.SSAMBA(ssamba.Config(width=16, depth=2, frames=128)))
     code, _, err = run(capsys, *argv[:3], tmp_path / "headless", *argv[4:])
     assert code == 2

@@ -187,7 +187,7 @@ def test_custom_split_names(tmp_path: Path) -> None:
     rewrite(root / "labels.csv", without(",DEV"))
     refused("custom", root, "the test split is empty")
     rewrite(root / "labels.csv", lambda text: text.replace("train", "trian"))
-    refused("custom", root, "line 2", "'trian' is unknown; did you mean train?")
+    refused("custom", root, "line 2", "'trian' is unknown, did you mean 'train'?")
 
 
 def test_custom_folders(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ from layout_cases import BUILDERS, refused, rewrite, without
 
 
 def test_unknown_names_and_options(built: Callable[[str], Path]) -> None:
-    refused("esc-50", built("esc50"), "'esc-50' is unknown; did you mean esc50?", "voxceleb1")
-    refused("dasl", built("dasl"), "no option sed; did you mean seed? (options: seed)", sed=1)
+    refused("esc-50", built("esc50"), "'esc-50' is unknown, did you mean 'esc50'?", "voxceleb1")
+    refused("dasl", built("dasl"), "no option sed, did you mean 'seed'? (options: seed)", sed=1)
     refused("esc50", built("esc50"), "no option seed (options: none)", seed=1)
 
 
@@ -83,7 +83,7 @@ def test_every_list_is_needed(tree: Callable[[str], Path], builder: str, file: s
 def test_a_missing_column_is_named(tree: Callable[[str], Path], builder: str, file: str, old: str, new: str) -> None:
     root = tree(builder)
     rewrite(root / file, lambda text: text.replace(old, new, 1))
-    refused(BUILDERS[builder][0], root, f"{root / file}: has no column {old}", f"did you mean {new}?")
+    refused(BUILDERS[builder][0], root, f"{root / file}: has no column {old}", f"did you mean '{new}'?")
 
 
 @pytest.mark.parametrize(
@@ -162,11 +162,11 @@ def test_labels_outside_the_classes(tree: Callable[[str], Path]) -> None:
         "arabic-speech-commands",
         root,
         "test.csv: line 2",
-        "'bakward' is none of the 40 classes; did you mean backward?",
+        "'bakward' is none of the 40 classes, did you mean 'backward'?",
     )
     root = tree("urbansound8k")
     rewrite(root / "metadata/UrbanSound8K.csv", lambda text: text.replace(",siren", ",sirens", 1))
-    refused("urbansound8k", root, "line 10", "'sirens'", "did you mean siren?")
+    refused("urbansound8k", root, "line 10", "'sirens'", "did you mean 'siren'?")
     rewrite(root / "metadata/UrbanSound8K.csv", lambda text: text.replace(",8,sirens", ",7,siren", 1))
     refused("urbansound8k", root, "the classID of siren is 8, not 7")
     root = tree("esc50")
@@ -178,10 +178,10 @@ def test_labels_outside_the_classes(tree: Callable[[str], Path]) -> None:
     root = tree("iemocap")
     path = next(root.glob("Session1/dialog/EmoEvaluation/Ses*.txt"))
     rewrite(path, lambda text: text.replace("\tang\t", "\tangr\t", 1))
-    refused("iemocap", root, str(path), "'angr' is unknown; did you mean ang?")
+    refused("iemocap", root, str(path), "'angr' is unknown, did you mean 'ang'?")
     root = tree("speech-commands-v1")
     rewrite(root / "testing_list.txt", lambda text: text.replace("bird/", "brid/", 1))
-    refused("speech-commands-v1", root, "line 2", "did you mean bird?")
+    refused("speech-commands-v1", root, "line 2", "did you mean 'bird'?")
 
 
 def test_words_of_the_other_version(tree: Callable[[str], Path]) -> None:

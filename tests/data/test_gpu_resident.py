@@ -44,11 +44,11 @@ def test_crops_are_the_loaders(folder: Path, repeat: bool) -> None:
     found = list(ResidentLoader(plan, audio, 2, 14, SkipList()))
     assert [x.step for x in found] == [x.step for x in expected]
     short = 0
-    for places, batch in zip(found, expected, strict=True):
-        assert torch.equal(places.lengths, batch.lengths)
+    for offsets, batch in zip(found, expected, strict=True):
+        assert torch.equal(offsets.lengths, batch.lengths)
         short += int((batch.lengths < SAMPLES).sum())
         wanted = repeat_short(batch.waveforms, batch.lengths)[0] if repeat else batch.waveforms
-        cut = audio.cut(places.first, places.lengths, places.scale, SAMPLES, repeat)
+        cut = audio.cut(offsets.first, offsets.lengths, offsets.scale, SAMPLES, repeat)
         torch.testing.assert_close(cut, wanted, rtol=0, atol=0)
     assert short > 0
 
@@ -67,8 +67,8 @@ def test_stand_ins_are_the_loaders(folder: Path) -> None:
     audio = ResidentAudio(plan.clips, CPU)
     assert list(audio.failed) == [damaged]
     expected = list(CropLoader(plan, workers=1, stop_step=12, cache_bytes=10_000_000, skip=one))
-    for places, batch in zip(ResidentLoader(plan, audio, 0, 12, other), expected, strict=True):
-        cut = audio.cut(places.first, places.lengths, places.scale, SAMPLES)
+    for offsets, batch in zip(ResidentLoader(plan, audio, 0, 12, other), expected, strict=True):
+        cut = audio.cut(offsets.first, offsets.lengths, offsets.scale, SAMPLES)
         assert torch.equal(cut, batch.waveforms)
     assert one.tried == other.tried
     assert other.reasons == one.reasons
@@ -81,9 +81,9 @@ def test_what_cannot_be_read_is_refused(folder: Path) -> None:
         damage(path)
     audio = ResidentAudio(plan.clips, CPU)
     with pytest.raises(AudioError, match="was not among the clips"):
-        audio.place("elsewhere.wav", 0.0, 0.5)
+        audio.locate("elsewhere.wav", 0.0, 0.5)
     unread = {clip.path for clip in plan.clips} - set(audio.failed)
     if unread:  # a damaged wav or ogg may still be a valid, shorter one
-        audio.place(next(iter(unread)), 0.0, 0.5)
+        audio.locate(next(iter(unread)), 0.0, 0.5)
     with pytest.raises(DataError):
         list(ResidentLoader(plan, audio, 0, 40, SkipList(minimum=1)))

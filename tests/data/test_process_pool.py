@@ -29,7 +29,7 @@ from ssamba.data.samplers.pretraining import PretrainPlan
 from ssamba.data.scan import SkipList, scan_sources
 from ssamba.utils.errors import DataError, SsambaError
 
-pytestmark = pytest.mark.skipif(not process_pool.available(), reason="processes decode on Linux alone")
+pytestmark = pytest.mark.skipif(not process_pool.processes_available(), reason="processes decode on Linux alone")
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +47,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def always(monkeypatch: pytest.MonkeyPatch) -> None:
     """Processes for any number of workers and any amount of work."""
-    monkeypatch.setattr(decoding, "PROCESSES_FROM", 1)
-    monkeypatch.setattr(decoding, "ROWS_EACH", 0)
+    monkeypatch.setattr(decoding, "MIN_PROCESSES", 1)
+    monkeypatch.setattr(decoding, "MIN_ROWS_PER_PROCESS", 0)
 
 
 def make_plan(folder: Path) -> PretrainPlan:
@@ -74,7 +74,7 @@ def test_batches_are_those_of_the_caller(folder: Path, cache_bytes: int) -> None
         loader = CropLoader(make_plan(folder), workers, stop_step=20, prefetch=3, cache_bytes=cache_bytes)
         assert_same(alone, list(loader))
         if loader.cache is not None:  # what the processes decoded is here, too
-            held = [path for path in alone_paths(loader) if loader.cache.place(path).length >= 0]
+            held = [path for path in alone_paths(loader) if loader.cache.slot(path).length >= 0]
             assert held
             assert_same(alone, list(loader))
     assert_same(alone[7:], list(CropLoader(make_plan(folder), 2, 7, 20, cache_bytes=cache_bytes)))
@@ -153,12 +153,13 @@ def test_a_killed_process_is_one_clear_error(folder: Path) -> None:
     assert children() == before
 
 
-def test_small_jobs_stay_in_threads(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decoding, "DecodingProcesses", None)
-    list(CropLoader(make_plan(folder), workers=3, stop_step=40))
-    list(CropLoader(make_plan(folder), workers=8, stop_step=20))
-    with pytest.raises(TypeError):
-        list(CropLoader(make_plan(folder), workers=4, stop_step=40))
+@pytest.mark.parametrize(("workers", "steps", "processes"), [(3, 40, 0), (8, 20, 0), (4, 40, 4)])
+def test_small_jobs_stay_in_threads(folder: Path, workers: int, steps: int, processes: int) -> None:
+    before = len(children())
+    batches = iter(CropLoader(make_plan(folder), workers=workers, stop_step=steps))
+    next(batches)
+    assert len(children()) - before == processes
+    batches.close()
 
 
 def test_no_torch_in_a_process() -> None:

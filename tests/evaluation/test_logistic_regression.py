@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssamba.evaluation.logistic_regression import MOST_STEPS, STRENGTHS, Standardiser, fit_chosen, fit_linear
-from ssamba.evaluation.probe.knn_scores import neighbour_scores
+from ssamba.evaluation.knn import neighbour_scores
+from ssamba.evaluation.logistic_regression import C_VALUES, MAX_STEPS, Standardiser, fit_cross_validated, fit_linear
 from ssamba.evaluation.probe.scoring import metric_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -32,9 +32,9 @@ def test_softmax_is_that_of_sklearn(n: int, d: int, classes: int) -> None:
     linear_model = pytest.importorskip("sklearn.linear_model")
     x, y = clusters(n, d, classes)
     new, _ = clusters(50, d, classes, seed=1)
-    strengths = (1e-3, 0.1, 10.0)
-    models = fit_linear(x, F.one_hot(y, classes), strengths, tolerance=EXACT)
-    for c, model in zip(strengths, models, strict=True):
+    c_values = (1e-3, 0.1, 10.0)
+    models = fit_linear(x, F.one_hot(y, classes), c_values, tolerance=EXACT)
+    for c, model in zip(c_values, models, strict=True):
         standard = model.standardise(x).numpy()
         # Of two classes sklearn fits the difference alone: a softmax over both halves has half the penalty.
         theirs = linear_model.LogisticRegression(C=c * (2 if classes == 2 else 1), max_iter=50_000, tol=1e-10)
@@ -78,7 +78,7 @@ def test_large_problems_end() -> None:
     """Separable and hardly held back: the weights have far to go."""
     x, y = clusters(20, 200, 10)
     (model,) = fit_linear(x, F.one_hot(y, 10), [1e4])
-    assert MOST_STEPS < 10_000
+    assert MAX_STEPS < 10_000
     assert metric_of(False)[1](model.scores(x), F.one_hot(y, 10)) == 1
 
 
@@ -120,29 +120,29 @@ def test_the_strength_is_chosen_on_parts_held_out() -> None:
     x, y = clusters(90, 60, 3)
     parts = torch.arange(90) % 4 - 1  # a quarter is never held out
     hits = []
-    for c in STRENGTHS:
+    for c in C_VALUES:
         fits = [(parts == n, fit_linear(x[parts != n], F.one_hot(y[parts != n]).double(), [c])[0]) for n in range(3)]
         hits.append(sum(int((model.scores(x[held]).argmax(dim=1) == y[held]).sum()) for held, model in fits))
     assert len(set(hits)) > 1
-    (expected,) = fit_linear(x, F.one_hot(y).double(), [STRENGTHS[hits.index(max(hits))]])
-    found = fit_chosen(x, y, parts, 3)
+    (expected,) = fit_linear(x, F.one_hot(y).double(), [C_VALUES[hits.index(max(hits))]])
+    found = fit_cross_validated(x, y, parts, 3)
     torch.testing.assert_close(found.scores(x), expected.scores(x), atol=1e-9, rtol=0)
-    alone = fit_chosen(x, y, torch.zeros(90, dtype=torch.long), 3)  # one part: nothing would be left to fit on
-    torch.testing.assert_close(alone.scores(x), fit_linear(x, F.one_hot(y).double(), STRENGTHS[:1])[0].scores(x))
+    alone = fit_cross_validated(x, y, torch.zeros(90, dtype=torch.long), 3)  # one part: nothing would be left to fit on
+    torch.testing.assert_close(alone.scores(x), fit_linear(x, F.one_hot(y).double(), C_VALUES[:1])[0].scores(x))
 
 
 def test_smoothed_labels() -> None:
     """The solution for shares of classes: the loss has no slope there, and no training clip is called certain."""
     x, y = clusters(90, 60, 3)
     parts = torch.arange(90) % 3
-    model = fit_chosen(x, y, parts, 3, 0.2)
+    model = fit_cross_validated(x, y, parts, 3, 0.2)
     slopes = []
-    for c in STRENGTHS:
+    for c in C_VALUES:
         weight, bias = model.weight.clone().requires_grad_(), model.bias.clone().requires_grad_()
         logits = model.standardise(x) @ weight + bias
         loss = F.cross_entropy(logits, y, label_smoothing=0.2) + weight.square().sum() / (2 * c * len(x))
         slopes.append(max(float(g.abs().max()) for g in torch.autograd.grad(loss, [weight, bias])))
     assert min(slopes) < 1e-3 < sorted(slopes)[1]
-    surest, unsmoothed = (float(m.scores(x).softmax(dim=1).max()) for m in (model, fit_chosen(x, y, parts, 3)))
+    surest, unsmoothed = (float(m.scores(x).softmax(dim=1).max()) for m in (model, fit_cross_validated(x, y, parts, 3)))
     assert surest < 0.95
     assert surest < unsmoothed

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,9 @@ from ssamba.evaluation.probe import cache, probe, protocol
 from ssamba.evaluation.probe.cache import cached_features, model_key
 from ssamba.evaluation.probe.features import Wanted, choose_layers, extract
 from ssamba.evaluation.probe.protocol import Method, all_examples, divisions, evaluate, methods, target_matrix
+from ssamba.inference.file_stream import Progress
 from ssamba.inference.model import make_encoder
+from ssamba.inference.windows import column_windows, cut_recordings
 from ssamba.models.config import Config
 from ssamba.models.encoder import Encoder
 from ssamba.models.pretrained.model_dir import save_model
@@ -104,11 +107,8 @@ def test_features_are_pooled_tokens(tmp_path: Path, kind: str) -> None:
 
 
 def probe_windows(model: Encoder, path: Path) -> torch.Tensor:
-    from ssamba.inference.embed import WindowCutter, waveform_features
-
-    cutter = WindowCutter(model.config)
-    fed = cutter.feed(waveform_features(torch.from_numpy(read_audio(path)), model))
-    return torch.stack([window.features for window in (*fed, cutter.finish())])
+    recordings = [(0, [torch.from_numpy(read_audio(path))])]
+    return torch.stack([s.features for s in cut_recordings(model, recordings, column_windows(model.config))])
 
 
 def test_the_cache_is_read_again_and_only_then(tmp_path: Path, calls: list[Wanted]) -> None:
@@ -240,16 +240,16 @@ def test_splits_several_labels_and_recipes(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text("layout: custom\nlr: 1e-3\n")
     stages: list[str] = []
 
-    def shown(label: str) -> object:
+    def progress_bar(label: str) -> AbstractContextManager[Progress]:
         stages.append(label)
-        return probe._unseen(label)
+        return nullcontext(lambda done, total, note: None)
 
-    result = probe.probe(str(tmp_path / "recipe.yaml"), root, make_model(), "1", shown=shown)  # type: ignore[arg-type]
+    result = probe.probe(str(tmp_path / "recipe.yaml"), root, make_model(), "1", progress_bar=progress_bar)
     assert (result.metric, result.classes, result.folds) == ("mAP", 4, ("custom",))
     assert stages == ["features", "scoring"]
     assert result.rows[0].scores["linear"].mean == pytest.approx(1.0)
-    assert "mAP on the test split" in probe.as_markdown(result)
-    assert "±" not in probe.as_markdown(result)
+    assert "mAP on the test split" in probe.probe_table(result)
+    assert "±" not in probe.probe_table(result)
     assert not result.from_cache
 
 
@@ -260,9 +260,9 @@ def test_values_of_c(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     fits: list[tuple[float, ...]] = []
     fit = protocol.fit_linear
 
-    def spy(x: torch.Tensor, t: torch.Tensor, strengths: Sequence[float], multi_label: bool) -> object:
-        fits.append(tuple(strengths))
-        return fit(x, t, strengths, multi_label)
+    def spy(x: torch.Tensor, t: torch.Tensor, c_values: Sequence[float], multi_label: bool) -> object:
+        fits.append(tuple(c_values))
+        return fit(x, t, c_values, multi_label)
 
     monkeypatch.setattr(protocol, "fit_linear", spy)
     assert main.main([*argv, "--c", "0.1"]) == 0

@@ -21,7 +21,7 @@ from ssamba.evaluation.speed.measure import (
     Settings,
     measure_all,
 )
-from ssamba.evaluation.speed.report import as_markdown, write_report
+from ssamba.evaluation.speed.report import speed_table, write_report
 from ssamba.inference.model import SSAMBA
 from ssamba.utils.errors import ConfigError
 
@@ -50,6 +50,7 @@ def test_a_wrong_mixer_does_not_pass(name: str) -> None:
         assert relative_error(torch.full_like(expected, float("nan")), expected) == float("inf")
 
 
+@pytest.mark.slow
 def test_cases_run_in_their_own_process_and_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = Settings(CPU, torch.float32, models=("ssast", "ssamba"), tokens=(16, 64), repeats=2)
     results = list(measure_all(settings))
@@ -102,7 +103,7 @@ def test_report(tmp_path: Path) -> None:
         result("ssast-written-out", 512, 40, 40), result("ssast-written-out", 2048, None, None, OUT_OF_MEMORY),
         result("ssast-written-out", 22016, None, None, OUT_OF_MEMORY),
     ]  # fmt: skip
-    text = as_markdown(results, settings)
+    text = speed_table(results, settings)
     assert "50.0 % faster, 50.0 % leaner. Faster from about 1,000 tokens." in text
     assert "out of memory there. Faster at every length from 512 tokens." in text
     assert "| 2,048 | 50, 30 | 100, 30 | out of memory | 1.0e-03 |" in text

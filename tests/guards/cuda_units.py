@@ -31,8 +31,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-os.environ["TRITON_INTERPRET"] = "1"
-
 ARCHITECTURES = {"sm_80": (8, 0), "sm_90a": (9, 0)}
 HOPPER_ONLY = ("gated_output",)  # has wgmma and bulk copies
 KEPT_SECTIONS = (".text.", ".nv.constant", ".nv.info.", ".nv.shared.")
@@ -46,25 +44,26 @@ def nvrtc_folder() -> Path | None:
     return next((Path(p) / "cu13" / "lib" for p in places if (Path(p) / "cu13" / "lib").is_dir()), None)
 
 
-def visit() -> list[tuple[str, str, tuple[str, ...]]]:
-    """(name, complete source text without macros, macros) of each unit, once each. ADAPT."""
+def visit() -> list[tuple[str, Any, tuple[str, ...]]]:
+    """(name, ``nvrtc.Unit``, macros) of each unit, once each."""
+    os.environ["TRITON_INTERPRET"] = "1"  # here alone: tests on a GPU import this module, too
     sys.path.insert(0, str(OPS_TESTS))
     import nvrtc_compile
 
-    units: dict[tuple[str, tuple[str, ...]], str] = {}
-    nvrtc_compile.visit_units(lambda source, name, defines: units.setdefault((name, defines), source), every_case=True)
-    return [(name, source, defines) for (name, defines), source in sorted(units.items())]
+    units: dict[tuple[str, tuple[str, ...]], Any] = {}
+    nvrtc_compile.visit_units(lambda unit, name, defines: units.setdefault((name, defines), unit), every_case=True)
+    return [(name, unit, defines) for (name, defines), unit in sorted(units.items(), key=lambda item: item[0])]
 
 
-def compile_unit(source: str, defines: tuple[str, ...], capability: tuple[int, int]) -> bytes:
-    """The cubin, compiled as the package compiles it. ADAPT."""
+def compile_unit(unit: Any, defines: tuple[str, ...], capability: tuple[int, int]) -> bytes:
+    """The cubin, compiled as the package compiles it."""
     from ssamba.ops.jit import nvrtc
 
-    return nvrtc._cubin(source, defines, capability)
+    return nvrtc.compile_unit(unit, defines, capability)
 
 
 def use_library(library: ctypes.CDLL) -> None:
-    """Let the package compile with this NVRTC. ADAPT."""
+    """Let the package compile with this NVRTC."""
     from ssamba.ops.jit import nvrtc
 
     nvrtc._compiler = lambda: library  # type: ignore[assignment]
@@ -115,7 +114,8 @@ def snapshot(compile_too: bool) -> dict[str, Any]:
         build = importlib.metadata.version("nvidia-cuda-nvrtc")
         result["nvrtc"] = f"{major.value}.{minor.value} ({build})"
     for name, source, defines in visit():
-        text = "".join(f"#define {d.replace('=', ' ', 1)}\n" for d in defines) + source
+        text = "".join(f"#define {d.replace('=', ' ', 1)}\n" for d in defines)
+        text += source.source + "".join(part for header in source.headers for part in header)
         unit: dict[str, Any] = {"source": sha256(text.encode())}
         units[" ".join((name, *defines))] = unit
         for arch, capability in ARCHITECTURES.items() if compile_too else ():

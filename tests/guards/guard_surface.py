@@ -65,8 +65,8 @@ def described(value: Any) -> Any:
     """A function's parameters, or a class's bases, parameters, fields and members."""
     if not inspect.isclass(value):
         return parameters(value) if callable(value) else repr(value)
-    names = {b.__name__ for b in value.__mro__} - {"object", "ABC", value.__name__}
-    bases = sorted(names)
+    public = {*ssamba.__all__, "Module", "Exception", "BaseException"} - {value.__name__}
+    bases = sorted({b.__name__ for b in value.__mro__} & public)
     facts: dict[str, Any] = {"bases": bases, "members": members(value)}
     if not issubclass(value, BaseException):
         facts["call"] = parameters(value)
@@ -81,7 +81,7 @@ def backends() -> dict[str, str]:
     """What each value of SSAMBA_BACKEND gives for a small convolution on the CPU: done, or the error."""
     code = (
         "import json, os, ssamba, torch\nfound = {}\n"
-        "for name in ('auto', 'reference', 'cpu', 'triton', 'cuda'):\n"
+        "for name in ('auto', 'reference', 'cpu', 'triton', 'cuda', 'opencl'):\n"
         "    os.environ['SSAMBA_BACKEND'] = name\n"
         "    try:\n"
         "        ssamba.ops.conv_silu(torch.ones(1, 4, 2, 8), torch.ones(2, 2, 8, 4), torch.ones(2, 2, 8))\n"

@@ -26,7 +26,7 @@ def test_every_part_is_compared(surface: dict[str, object]) -> None:
 def test_backends_by_name() -> None:
     found = read_golden("surface")["backends"]
     assert all(found[name].startswith(("done", "known")) for name in ("auto", "reference", "cpu", "triton"))
-    assert found["cuda"] == "unknown, refused"
+    assert found["opencl"] == "unknown, refused"
 
 
 def test_state_dicts() -> None:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from plain_windows import window_starts
 from torch import Tensor
 
 from ssamba.audio import log_mel
-from ssamba.inference.embed import window_starts
+from ssamba.audio.front_end import PUBLISHED
 from ssamba.inference.model import SSAMBA
 from ssamba.models import patches
 from ssamba.models.config import Config
@@ -52,7 +52,7 @@ def test_one_pass_for_what_fits(model: SSAMBA) -> None:
 def test_the_last_column_is_filled_with_silence_of_the_front_end(model: SSAMBA) -> None:
     audio = noise(0.4)  # 38 frames: two columns and 6 frames of a third
     padded = log_mel.features(audio, target_length=48)
-    assert log_mel.frame_count(len(audio)) == 38
+    assert PUBLISHED.frame_count(len(audio)) == 38
     close(model.embed(audio).patches[0], model.encode(padded)[0, 1:].unflatten(0, (8, 3)))
 
 
@@ -83,22 +83,11 @@ def test_times_are_frame_centres(model: SSAMBA) -> None:
     close(overlapping.embed(noise(2.0)).times.diff()[:3], torch.full((3,), 0.1, dtype=torch.float64))
 
 
-@pytest.mark.parametrize(
-    ("columns", "window"), [(1, 4), (4, 4), (5, 4), (6, 4), (7, 4), (40, 4), (9, 1), (8, 3), (65, 64)]
-)
-def test_windows_cover_every_column_and_end_with_the_recording(columns: int, window: int) -> None:
-    starts = window_starts(columns, window)
-    covered = {c for start in starts for c in range(start, start + min(window, columns))}
-    assert covered == set(range(columns))
-    assert starts == sorted(set(starts))
-    assert all(b - a <= max(window // 2, 1) for a, b in pairwise(starts))
-
-
 @pytest.mark.parametrize("seconds", [0.8, 1.5, 2.0, 3.1])
 def test_long_recordings_are_cross_faded_windows(model: SSAMBA, seconds: float) -> None:
     audio = noise(seconds)
     out = model.embed(audio)
-    columns = patches.columns(log_mel.frame_count(len(audio)), model.config)
+    columns = patches.columns(PUBLISHED.frame_count(len(audio)), model.config)
     mels = log_mel.features(audio, target_length=patches.covered_frames(columns, model.config))
     total, weights = torch.zeros(8, columns, 16), torch.zeros(columns)
     fade = torch.tensor([1.0, 2.0, 2.0, 1.0])

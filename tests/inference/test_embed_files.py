@@ -15,10 +15,10 @@ import torch
 
 import ssamba
 from ssamba.audio.decode import read_audio
-from ssamba.inference.embed import FeatureStream, WindowCutter, frame_times, window_starts
+from ssamba.audio.feature_stream import FeatureStream
 from ssamba.inference.embed_files import embed_files
 from ssamba.inference.file_stream import list_files
-from ssamba.models.patches import columns
+from ssamba.models.patches import column_times
 from ssamba.models.pretrained.model_dir import save_model
 from ssamba.utils.errors import ConfigError, DataError, SsambaError
 
@@ -148,20 +148,6 @@ def test_outputs_that_cannot_be(model: ssamba.SSAMBA, tmp_path: Path) -> None:
         embed_files(["a.wav"], model, tmp_path / "x.npz", level="frames")
 
 
-@pytest.mark.parametrize("stride", [16, 10])
-@pytest.mark.parametrize("n_frames", [1, 16, 17, 127, 128, 129, 192, 193, 300, 1001])
-def test_windows_of_a_stream_are_those_of_the_whole(stride: int, n_frames: int) -> None:
-    config = ssamba.Config(width=16, depth=2, frames=128, stride_time=stride)
-    features = torch.randn(n_frames, 128, generator=torch.Generator().manual_seed(0))
-    cutter = WindowCutter(config)
-    windows = [w for part in features.split(37) for w in cutter.feed(part)] + [cutter.finish()]
-    assert [w.start for w in windows] == window_starts(columns(n_frames, config), config.grid[1])
-    assert [w.last for w in windows] == [False] * (len(windows) - 1) + [True]
-    for w in windows:
-        here = features[w.start * stride : w.start * stride + len(w.features)]
-        assert torch.equal(w.features[: len(here)], here)
-
-
 @pytest.mark.parametrize("block", [1000, 16000, 480000])
 def test_features_do_not_depend_on_blocks(block: int) -> None:
     config = ssamba.Config(width=16, depth=2)
@@ -173,12 +159,12 @@ def test_features_do_not_depend_on_blocks(block: int) -> None:
 
 
 def streamed(blocks: Sequence[torch.Tensor], config: ssamba.Config) -> torch.Tensor:
-    stream = FeatureStream(config, torch.device("cpu"))
+    stream = FeatureStream(config.front_end, torch.device("cpu"))
     return torch.cat([*(stream.feed(block) for block in blocks), stream.finish()])
 
 
 def test_times_are_those_of_the_model(model: ssamba.SSAMBA) -> None:
-    assert frame_times(2, model.config).tolist() == pytest.approx([0.0875, 0.2475])
+    assert column_times(torch.arange(2), model.config).tolist() == pytest.approx([0.0875, 0.2475])
 
 
 MEASURE = """

@@ -148,17 +148,25 @@ def front_end(config: Config, least_frames: int = 0) -> onnxruntime.InferenceSes
     return session(onnx.helper.make_model(finished, opset_imports=opset, ir_version=9))
 
 
-@pytest.mark.parametrize("values", [{}, {"mel_bins": 64}, {"stride_time": 10}, {"mean": 1.0, "std": 2.0}], ids=str)
+@pytest.mark.parametrize(
+    "values",
+    [
+        {}, {"mel_bins": 64}, {"stride_time": 10}, {"mean": 1.0, "std": 2.0}, {"sample_rate": 8000, "mel_bins": 64},
+        {"sample_rate": 22050}, {"sample_rate": 44100},
+    ],
+    ids=str,
+)  # fmt: skip
 def test_the_front_end(values: dict[str, object]) -> None:
     config = Config(**values)  # type: ignore[arg-type]
     runtime = front_end(config)
-    for samples in (400, 401, 559, 560, 2800, 2959, 2960, 3000, 16001, 40000):
+    length, hop = config.front_end.frame_length, config.front_end.hop
+    for samples in (length, length + 1, length + hop - 1, length + hop, 2800, 2959, 2960, 3000, 16001, 40000):
         waveforms = sounds(3, samples)
         waveforms[1] = waveforms[1] * 1e-3 + 0.5  # an offset
         waveforms[2] = 0.0
-        logs = log_mel.log_mel(waveforms, config.mel_bins)
-        length = patches.covered_frames(patches.columns(logs.shape[1], config), config)
-        wanted = log_mel.normalise(log_mel.fit_length(logs, length), config.mean, config.std)
+        logs = log_mel.filter_bank(waveforms, config.front_end)
+        frames = patches.covered_frames(patches.columns(logs.shape[1], config), config)
+        wanted = config.front_end.normalise(log_mel.fit_length(logs, frames))
         assert_close(run(runtime, waveforms), wanted)
 
 
@@ -221,7 +229,9 @@ def test_scores_from_the_waveform_as_predict(task: str) -> None:
         for found, wanted in zip(scores, model.predict(audio), strict=True):
             found = found if found.dim() == 2 else found[None]
             if TASKS[task].per_second:
-                found = found[: max(1, -(-log_mel.frame_count(samples) // 100))].mean(dim=0, keepdim=True)
+                found = found[: max(1, -(-model.config.front_end.frame_count(samples) // 100))].mean(
+                    dim=0, keepdim=True
+                )
             assert_close(found, wanted.scores)
 
 

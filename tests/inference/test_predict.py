@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssamba.audio import log_mel as frontend
+from ssamba.audio.front_end import PUBLISHED
 from ssamba.inference.model import make_encoder
-from ssamba.inference.predict import ExcerptCutter, ask
 from ssamba.models.classifier import Classification
 from ssamba.models.config import Config
 from ssamba.models.encoder import Encoder
@@ -47,7 +47,7 @@ def heard(model: Encoder, log_mel: Tensor) -> Tensor:
     """Probabilities of one excerpt (frames, bins), filled up to the grid as in fine-tuning."""
     c, task = model.config, model.classifier
     assert task is not None
-    features = frontend.normalise(frontend.fit_length(log_mel, c.frames), c.mean, c.std)
+    features = frontend.normalise_log_mel(frontend.fit_length(log_mel, c.frames), c.mean, c.std)
     with torch.no_grad():
         logits = model.classify(features[None])[0]
     return logits.sigmoid() if task.task.multi_label else logits.softmax(-1)
@@ -74,7 +74,7 @@ def test_a_stride_that_leaves_frames_out_needs_no_second_window() -> None:
     """128 frames give 12 columns of stride 10, which read 126 of them: still one pass, as in fine-tuning."""
     model = make(stride=10)
     audio = noise(1.295)
-    assert frontend.frame_count(len(audio)) == 128
+    assert PUBLISHED.frame_count(len(audio)) == 128
     close(model.predict(audio)[0].scores[0], heard(model, frontend.log_mel(audio)))
 
 
@@ -156,20 +156,6 @@ def test_ranked(model: Encoder) -> None:
     assert [score for _, score in ranked] == out.scores[0][order[:2]].tolist()
     assert len(model.predict(noise(1.0))[0].ranked()) == 4
     assert len(model.predict(noise(1.0), top=99)[0].ranked()) == 4
-
-
-@pytest.mark.parametrize("piece", [7, 130, 5000])
-@pytest.mark.parametrize("every", [None, 0.25, 2.0])
-@pytest.mark.parametrize("n", [1, 127, 128, 129, 300, 1001])
-def test_excerpts_of_a_stream_are_those_of_the_whole(model: Encoder, n: int, every: float | None, piece: int) -> None:
-    features = torch.randn(n, 128, generator=torch.Generator().manual_seed(0))
-    question = ask(model, every)
-    whole, pieces = ExcerptCutter(model, question), ExcerptCutter(model, question)
-    expected = [*whole.feed(features), *whole.finish()]
-    got = [e for part in features.split(piece) for e in pieces.feed(part)] + list(pieces.finish())
-    assert [(e.row, e.last) for e in got] == [(e.row, e.last) for e in expected]
-    assert [e.last for e in got] == [False] * (len(got) - 1) + [True]
-    assert all(torch.equal(a.features, b.features) for a, b in zip(got, expected, strict=True))
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,8 @@
-"""One pair of blocks: against the description with flips, and its initial weights."""
+"""A pair of blocks: against the description with flips, its initial weights, its forms of inference."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import pytest
 import torch
@@ -13,8 +12,9 @@ from torch import Tensor
 
 from ssamba import ops
 from ssamba.inference.model import SSAMBA
-from ssamba.models import bimamba
-from ssamba.models.bimamba import BlockPair, Passed
+from ssamba.models import ssamba as ssamba_module
+from ssamba.models.bimamba import MambaPair
+from ssamba.models.block_pair import BlockPair, InferencePlan, ResidualState
 from ssamba.models.config import Config
 from ssamba.models.pretrained.official import doubling, to_official
 
@@ -75,7 +75,7 @@ def test_both_directions_and_both_blocks_reach_every_token(small_model: SSAMBA, 
 
 def test_initial_weights_follow_the_description(rng: torch.Generator) -> None:
     config = Config(width=64, depth=24)
-    pair = BlockPair(config)
+    pair = MambaPair(config)
     pair.reset_parameters(rng)
     states = torch.log(torch.arange(1.0, 17.0))
     assert torch.equal(pair.A_log_RKEN.detach(), states.expand(2, 2, 128, 16))
@@ -100,65 +100,98 @@ def test_initial_weights_follow_the_description(rng: torch.Generator) -> None:
         assert weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.1), name
 
 
-def test_a_step_by_parts_is_the_whole_step(small_model: SSAMBA, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_by_parts_is_the_whole_step(small_model: SSAMBA) -> None:
     tokens = torch.randn(3, 9, small_model.config.width)
     with torch.no_grad():
         whole = small_model.encode_tokens(tokens)
-        monkeypatch.setattr(bimamba, "PART_TOKENS", 9)
+        small_model.plan = InferencePlan(part_tokens=9)
         given = tokens.clone()
         torch.testing.assert_close(small_model.encode_tokens(given), whole, rtol=1e-5, atol=1e-5)
     assert torch.equal(given, tokens)
 
 
-@pytest.mark.parametrize("late_tokens", [9, 1000])
-def test_a_late_gate_changes_nothing(small_model: SSAMBA, late_tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("part_tokens", [9, 1000])
+def test_a_deferred_gate_changes_nothing(small_model: SSAMBA, part_tokens: int) -> None:
     tokens = torch.randn(3, 9, small_model.config.width)
     with torch.no_grad():
         whole = small_model.encode_tokens(tokens)
-        monkeypatch.setattr(bimamba, "PART_TOKENS", 9)
-        monkeypatch.setattr(bimamba, "LATE_FROM", 20)
-        monkeypatch.setattr(bimamba, "LATE_TOKENS", late_tokens)
+        small_model.plan = InferencePlan(part_tokens=9, defer_gate_min_tokens=20, defer_gate_part_tokens=part_tokens)
         given = tokens.clone()
         with ops.use_backend("reference"):
             torch.testing.assert_close(small_model.encode_tokens(given), whole, rtol=1e-5, atol=1e-5)
         assert torch.equal(given, tokens)
         with ops.use_backend("cpu"):  # has no form without a gate: by parts
-            assert not ops.runs_ungated(tokens, small_model.pairs[0].A_log_RKEN)
+            assert not small_model.pairs[0].supports_deferred_gate(tokens)
             torch.testing.assert_close(small_model.encode_tokens(given), whole, rtol=1e-5, atol=1e-5)
 
 
+def test_the_plan_says_from_where_the_gate_is_deferred() -> None:
+    plan = InferencePlan()
+    assert not plan.defers_gate(16383, 192)
+    assert plan.defers_gate(16384, 192)
+    assert not plan.defers_gate(65535, 193)
+    assert plan.defers_gate(65536, 193)
+
+
 @pytest.mark.parametrize(("own", "scale"), [(False, 2), (True, 2), (True, 1)])
-def test_a_late_gate_does_what_the_next_pair_begins_with(
-    own: bool, scale: int, rng: torch.Generator, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_deferred_gate_does_what_the_next_pair_begins_with(own: bool, scale: int, rng: torch.Generator) -> None:
     model = uneven(Config(width=16, depth=8, frames=64, state_size=4, residual_scale=scale), rng)
     tokens = torch.randn(3, 9, 16, generator=rng, dtype=torch.float64)
-    norms: list[int] = []
-
-    def counted(*args: Any, **options: Any) -> tuple[Tensor, Tensor]:
-        norms.append(len(norms))
-        return add_to_stream(*args, **options)
-
-    add_to_stream = bimamba.add_to_stream
     expected: list[Tensor] = []
     layers: list[Tensor] = []
+    normed: list[bool] = []
+    for pair in model.pairs:
+        pair.register_forward_hook(lambda _pair, _given, state: normed.append(state.normed))
     with torch.no_grad(), ops.use_backend("reference"):
         model.encode_tokens(tokens, layers=expected)
-        monkeypatch.setattr(bimamba, "add_to_stream", counted)
-        monkeypatch.setattr(bimamba, "LATE_FROM", 20)
+        assert normed == [False] * 4
+        normed.clear()
+        model.plan = InferencePlan(defer_gate_min_tokens=20)
         given = tokens.clone()
         model.encode_tokens(given, layers=layers, own=own)
-        assert len(norms) == (1 if own else 2)  # the caller's tokens are no stream to write over
+        # The caller's tokens are no stream to write over; the final norm is not the last pair's to do.
+        assert normed == [own, True, True, False]
         assert own or torch.equal(given, tokens)
-        # A part of the stream cannot be joined in place: it does not lie in one piece.
+        # A part of the stream cannot be added to in place: it does not lie in one piece.
         apart = torch.cat([tokens, tokens], dim=2)[:, :, :16]
         torch.testing.assert_close(model.encode_tokens(apart, own=own), expected[-1], rtol=1e-9, atol=1e-9)
-        # Nor does x join before stochastic depth has scaled it.
+        # Nor is x added before stochastic depth has scaled it.
+        normed.clear()
         keep = 2 * torch.rand(8 + 1, 3, generator=rng, dtype=torch.float64)
-        late = model.encode_tokens(tokens.clone(), keep, own=own)
-        monkeypatch.undo()
-        torch.testing.assert_close(late, model.encode_tokens(tokens, keep), rtol=1e-9, atol=1e-9)
+        deferred = model.encode_tokens(tokens.clone(), keep, own=own)
+        assert normed == [False] * 4
+        model.plan = InferencePlan()
+        torch.testing.assert_close(deferred, model.encode_tokens(tokens, keep), rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(layers, expected, rtol=1e-9, atol=1e-9)
+
+
+class CumulativeMeanPair(BlockPair):
+    """A mixer of one parameter, to show what another one has to bring along."""
+
+    def _make_mixer(self, config: Config) -> None:
+        self.weight_KE = torch.nn.Parameter(torch.empty(2, config.inner))
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        for parameter in self.parameters():
+            torch.nn.init.normal_(parameter, std=0.1, generator=generator)
+
+    def mix(self, xz_BLhKE: Tensor) -> Tensor:
+        x_BLKE, z_BLKE = xz_BLhKE.unbind(2)
+        steps = torch.arange(1, x_BLKE.shape[1] + 1)[:, None, None]
+        return self.weight_KE * x_BLKE.cumsum(1) / steps * F.silu(z_BLKE)
+
+
+def test_another_mixer_is_one_class_and_one_row(monkeypatch: pytest.MonkeyPatch, rng: torch.Generator) -> None:
+    monkeypatch.setitem(ssamba_module.MIXERS, "ssamba", CumulativeMeanPair)
+    model = SSAMBA(Config(width=16, depth=4, frames=64), generator=rng)
+    assert "pairs.0.weight_KE" in model.state_dict()
+    tokens = torch.randn(3, 9, 16, generator=rng)
+    trained = model.encode_tokens(tokens)
+    trained.sum().backward()
+    assert all(p.grad is not None and p.grad.any() for name, p in model.named_parameters() if name.startswith("pairs"))
+    with torch.no_grad():
+        model.plan = InferencePlan(part_tokens=9, defer_gate_min_tokens=1)  # which it has no form for: by parts
+        torch.testing.assert_close(model.encode_tokens(tokens), trained, rtol=1e-5, atol=1e-5)
 
 
 def test_one_direction_sees_nothing_that_comes_later() -> None:
@@ -186,13 +219,15 @@ def test_without_doubling_the_stream_is_a_plain_sum(small_model: SSAMBA) -> None
     with torch.no_grad():
         stream = tokens
         for pair in model.pairs:
-            assert isinstance(pair, bimamba.BlockPair)
-            stream = stream + pair(Passed(stream)).x_BLd
+            assert isinstance(pair, BlockPair)
+            stream = stream + pair(ResidualState(stream)).x_BLd
         expected = model.norm(model.norm(stream))
         layers: list[Tensor] = []
         found = model.encode_tokens(tokens, layers=layers)
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(layers[0], tokens + model.pairs[0](Passed(tokens)).x_BLd, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            layers[0], tokens + model.pairs[0](ResidualState(tokens)).x_BLd, rtol=1e-5, atol=1e-5
+        )
         whole = torch.ones(model.config.depth + 1, 2)
         torch.testing.assert_close(model.encode_tokens(tokens, whole), expected, rtol=1e-5, atol=1e-5)
         assert not torch.allclose(small_model.encode_tokens(tokens), expected, atol=1e-2)

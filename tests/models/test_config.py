@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from ssamba.audio.front_end import PUBLISHED, FrontEnd
 from ssamba.models.config import Config
 from ssamba.utils.errors import ConfigError
 from ssamba.utils.json_file import read_json
@@ -72,7 +73,10 @@ def test_grid(changes: dict[str, int], grid: tuple[int, int], tiles: bool) -> No
         ("drop_path", float("nan")),
         ("mean", 10**400),
         ("mean", [1.0]),
-        ("sample_rate", 8000),
+        ("sample_rate", 0),
+        ("sample_rate", 999),
+        ("sample_rate", 384_001),
+        ("sample_rate", 16000.0),
     ],
 )
 def test_refuses_what_no_model_can_have(name: str, value: Any) -> None:
@@ -80,6 +84,15 @@ def test_refuses_what_no_model_can_have(name: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=word) as caught:
         Config(**{name: value})
     assert "\n" not in str(caught.value)
+
+
+def test_the_front_end_is_flat_in_the_config() -> None:
+    assert Config().front_end == PUBLISHED
+    config = Config(sample_rate=32000, mel_bins=64, mean=-5.0, std=3.0)
+    assert config.front_end == FrontEnd(32000, 64, mean=-5.0, std=3.0)
+    assert (config.front_end.frame_length, config.front_end.hop) == (800, 320)
+    assert Config.from_dict(config.to_dict()).front_end == config.front_end
+    assert "front_end" not in config.to_dict()
 
 
 def test_is_frozen_and_validated_again_when_changed() -> None:

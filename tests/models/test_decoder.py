@@ -8,8 +8,10 @@ import torch
 import ssamba
 from ssamba.models import masking, patches
 from ssamba.models.config import Config
-from ssamba.models.decoder import shown_patches
-from ssamba.models.encoder import Encoder, Seen, gather_patches
+from ssamba.models.decoder import visible_patches
+from ssamba.models.encoder import Encoder
+from ssamba.models.masking import MaskedForward
+from ssamba.models.patches import gather_patches
 from ssamba.models.pretrained.model_dir import save_model
 from ssamba.models.registry import make_encoder
 from ssamba.utils.errors import ConfigError
@@ -32,27 +34,27 @@ def masks(batch: int = 3, count: int = 20, columns: int = 4) -> torch.Tensor:
     return masking.cluster_masks(batch, (8, columns), count, torch.Generator().manual_seed(1))
 
 
-def test_shown_patches_are_those_that_the_mask_leaves() -> None:
+def test_visible_patches_are_those_that_the_mask_leaves() -> None:
     mask = masks(count=11)
-    shown = shown_patches(mask, P)
-    for hidden, left in zip(mask.tolist(), shown.tolist(), strict=True):
-        assert left == sorted(set(range(P)) - set(hidden))
+    visible = visible_patches(mask, P)
+    for masked, left in zip(mask.tolist(), visible.tolist(), strict=True):
+        assert left == sorted(set(range(P)) - set(masked))
 
 
-def test_the_encoder_reads_the_shown_patches_in_order_and_no_other(model: Encoder) -> None:
+def test_the_encoder_reads_the_visible_patches_in_order_and_no_other(model: Encoder) -> None:
     x, mask = features(), masks()
-    seen: list[Seen] = []
+    seen: list[MaskedForward] = []
     model.losses(x, mask, seen=seen)
     tokens = model.embed_patches(x)
     front = tokens[:, : model.prefix_tokens]
-    left = gather_patches(tokens[:, model.prefix_tokens :], shown_patches(mask, P))
+    left = gather_patches(tokens[:, model.prefix_tokens :], visible_patches(mask, P))
     expected = model.encode_tokens(torch.cat([front, left], dim=1))[:, model.prefix_tokens :]
     torch.testing.assert_close(seen[0].encoded_BPd, expected)
     assert seen[0].masked_BMd.shape == (3, 20, 32)
 
     hidden = torch.zeros(3, P, 1).scatter(1, mask[..., None], 1.0).expand(-1, -1, 256)
     other = x + patches.unpatchify(hidden, CONFIG, 4)
-    again: list[Seen] = []
+    again: list[MaskedForward] = []
     changed = model.losses(other, mask, seen=again)
     torch.testing.assert_close(again[0].encoded_BPd, seen[0].encoded_BPd, rtol=0, atol=0)
     torch.testing.assert_close(again[0].masked_BMd, seen[0].masked_BMd, rtol=0, atol=0)
@@ -61,7 +63,7 @@ def test_the_encoder_reads_the_shown_patches_in_order_and_no_other(model: Encode
 
 def test_places_reach_the_heads(model: Encoder) -> None:
     """Two hidden patches differ in their place alone, and so must what the heads read."""
-    seen: list[Seen] = []
+    seen: list[MaskedForward] = []
     model.losses(features(), masks(), seen=seen)
     first, second = seen[0].masked_BMd[:, 0], seen[0].masked_BMd[:, 1]
     assert (first - second).norm() > 1e-3 * first.norm()
@@ -102,15 +104,17 @@ def test_stored_and_loaded_strictly(model: Encoder, tmp_path: Path) -> None:
     torch.testing.assert_close(bare.encode(features()), full.encode(features()))
     drawn = full.reconstruct(features(), masks())
     assert drawn.shape == (3, 64, 128)
-    shown = patches.patchify(drawn, CONFIG).gather(1, shown_patches(masks(), P)[..., None].expand(-1, -1, 256))
-    expected = patches.patchify(features(), CONFIG).gather(1, shown_patches(masks(), P)[..., None].expand(-1, -1, 256))
+    shown = patches.patchify(drawn, CONFIG).gather(1, visible_patches(masks(), P)[..., None].expand(-1, -1, 256))
+    expected = patches.patchify(features(), CONFIG).gather(
+        1, visible_patches(masks(), P)[..., None].expand(-1, -1, 256)
+    )
     torch.testing.assert_close(shown, expected)
 
 
 def test_without_a_decoder_nothing_changes() -> None:
     plain = make_encoder(CONFIG.replace(decoder_depth=0), heads=True, generator=torch.Generator().manual_seed(3))
     assert not any(name.startswith("decoder") for name in plain.state_dict())
-    seen: list[Seen] = []
+    seen: list[MaskedForward] = []
     plain.losses(features(), masks(), seen=seen)
     assert seen[0].encoded_BPd.shape == (3, P, 32)
 

@@ -8,7 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssamba.models.losses import classification, info_nce, reconstruction
+from ssamba.models.config import Config
+from ssamba.models.encoder import masked_losses
+from ssamba.models.losses import OBJECTIVES, classification_loss, info_nce, reconstruction
+from ssamba.models.masking import frame_masks
+from ssamba.models.registry import make_encoder
 
 
 def plain_info_nce(prediction: Tensor, target: Tensor) -> tuple[float, float]:
@@ -78,11 +82,27 @@ def test_mixed_precision_does_not_round_the_logits(rng: torch.Generator) -> None
 def test_smoothed_labels_are_their_definition(rng: torch.Generator) -> None:
     logits, targets = torch.randn(6, 4, generator=rng), torch.rand(6, 4, generator=rng).softmax(dim=1)
     expected = -((0.8 * targets + 0.2 / 4) * logits.log_softmax(dim=1)).sum(dim=1).mean()
-    torch.testing.assert_close(classification(logits, targets, smoothing=0.2), expected)
-    assert torch.equal(classification(logits, targets), classification(logits, targets, smoothing=0.0))
+    torch.testing.assert_close(classification_loss(logits, targets, smoothing=0.2), expected)
+    assert torch.equal(classification_loss(logits, targets), classification_loss(logits, targets, smoothing=0.0))
     seconds, labels = torch.randn(2, 3, 4, generator=rng), torch.tensor([[1, -1, 3], [0, 2, -1]])
     known = labels >= 0
     vectors = torch.nn.functional.one_hot(labels[known], 4).float()
     torch.testing.assert_close(
-        classification(seconds, labels, smoothing=0.2), classification(seconds[known], vectors, smoothing=0.2)
+        classification_loss(seconds, labels, smoothing=0.2), classification_loss(seconds[known], vectors, smoothing=0.2)
     )
+
+
+def test_every_objective_gives_the_metrics_that_it_names(rng: torch.Generator) -> None:
+    model = make_encoder(Config(width=32, depth=2, frames=64), heads=True)
+    features = torch.randn(2, 64, 128, generator=rng)
+    mask_a, mask_b = (frame_masks(2, (8, 4), count, rng) for count in (9, 12))
+    for name, objective in OBJECTIVES.items():
+        assert objective.metrics[0] == "loss"
+        for second in (None, mask_b):
+            losses, passes = masked_losses(model, features, mask_a, second, name)
+            assert set(losses) == set(objective.metrics), name
+            assert len(passes) == (2 if objective.uses_two_masks and second is not None else 1), name
+            values = {key: value.item() for key, value in losses.items()}
+            better = values | {key: 0.9 * values[key] for key in values if key != "accuracy"}
+            better |= {"accuracy": values["accuracy"] + 0.1} if "accuracy" in values else {}
+            assert objective.score(better) > objective.score(values), name

@@ -11,8 +11,8 @@ from ssamba import ops
 from ssamba.inference.model import SSAMBA
 from ssamba.models import patches
 from ssamba.models.config import Config
-from ssamba.models.encoder import gather_patches
 from ssamba.models.masking import frame_masks
+from ssamba.models.patches import gather_patches
 from ssamba.utils.errors import ConfigError
 
 pytestmark = pytest.mark.usefixtures("one_thread")

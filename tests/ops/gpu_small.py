@@ -13,7 +13,10 @@ import torch
 from mixer_inputs import mixer_inputs, pair_weights
 from torch import Tensor
 
-from ssamba.ops.mamba import gpu, naive
+from ssamba.ops.layer_norm import gpu as norm_gpu
+from ssamba.ops.layer_norm import naive as naive_norm
+from ssamba.ops.mamba import gpu, gpu_inference, naive
+from ssamba.ops.mamba.params import MixerParams
 
 
 def inputs(batch: int, length: int, width: int, rank: int, directions: int, dtype: torch.dtype) -> list[Tensor]:
@@ -32,8 +35,8 @@ def mixer(length: int, width: int, rank: int, directions: int, dtype: torch.dtyp
     """Forward and backward."""
     tensors = [t.requires_grad_() for t in inputs(2, length, width, rank, directions, dtype)]
     exact = [t.detach().double().requires_grad_() for t in tensors]
-    y = gpu.bimamba_inner_packed(*tensors)
-    expected = naive.bimamba_inner(exact[0][:, :, 0], exact[0][:, :, 1], *exact[1:])
+    y = gpu.bimamba_inner_packed(tensors[0], MixerParams(*tensors[1:]))
+    expected = naive.bimamba_inner(exact[0][:, :, 0], exact[0][:, :, 1], MixerParams(*exact[1:]))
     found = [y, *torch.autograd.grad(y.float().square().sum(), tensors)]
     truth = [expected, *torch.autograd.grad(expected.square().sum(), exact)]
     for i, (one, other) in enumerate(zip(found, truth, strict=True)):
@@ -49,10 +52,10 @@ def late_gate(cut: str) -> None:
     for width, rank in ((128, 8), (96, 12), (80, 8)):
         x, *parameters = inputs(2, 69, width, rank, 2, torch.bfloat16)
         x = x[:, :, 0].contiguous()
-        y, work = gpu.bimamba_ungated(x, torch.empty_like(x), *parameters), torch.empty(0)
+        params = MixerParams(*parameters)
+        y = gpu_inference.bimamba_ungated(x, torch.empty_like(x), params)
         assert y is not None
-        ungated = naive.bimamba_ungated(x.double(), work, *(p.double() for p in parameters))
-        assert ungated is not None
+        ungated = naive.bimamba_ungated(x.double(), torch.empty(0), params.to(torch.float64))
         compare(f"without a gate, {width}, {cut}", y, ungated, 1e-2)
         y, d = y.flatten(2).flatten(0, 1), width // 2
         stream = torch.randn(len(y), d, device="cuda").bfloat16()
@@ -63,7 +66,7 @@ def late_gate(cut: str) -> None:
             mine, exact = (y.clone(), stream.clone()), (y.double(), stream.double())
             out, expected = torch.empty_like(stream), stream.double()
             naive.gated_output_(*exact, *(w.double() for w in weights), expected, 1e-5, scale)
-            gpu.gated_output_(*mine, *weights, out, 1e-5, scale)
+            gpu_inference.gated_output_(*mine, *weights, out, 1e-5, scale)
             compare(f"gate and output, {d}, {scale}", out, expected, 1e-2)
             compare(f"the stream after it, {d}, {scale}", mine[1], exact[1], 1e-2)
     del os.environ["SSAMBA_CUT"]
@@ -74,16 +77,19 @@ def ready_weights() -> None:
     """Of a pair in bfloat16, and of one whose small parameters need no conversion."""
     for source in (torch.bfloat16, torch.float32):
         tensors = [t.cuda() for t in pair_weights(24, 2, 2, source)]
-        exact = naive.ready_weights(*(t.double() for t in tensors), dtype=torch.float64)
-        for i, found in enumerate(gpu.ready_weights(*tensors, dtype=torch.bfloat16)):
-            compare(f"weight {i} of {source}", found, exact[i], 4e-3)
+        *exact, params = naive.ready_weights(*tensors[:4], MixerParams(*tensors[4:]), torch.float64)
+        *found, mine = gpu_inference.ready_weights(*tensors[:4], MixerParams(*tensors[4:]), torch.bfloat16)
+        for i, (one, other) in enumerate(zip([*found, *mine], [*exact, *params], strict=True)):
+            compare(f"weight {i} of {source}", one, other, 4e-3)
 
 
 def norm() -> None:
     x, residual = (torch.randn(3, 5, 20, device="cuda", requires_grad=True) for _ in range(2))
     weight, bias = (torch.randn(20, device="cuda", requires_grad=True) for _ in range(2))
-    out, stream = gpu.add_layer_norm(x, residual, weight, bias, residual_scale=2.0)
-    expected, _ = naive.add_layer_norm(x.double(), residual.double(), weight.double(), bias.double(), residual_scale=2)
+    out, stream = norm_gpu.add_layer_norm(x, residual, weight, bias, residual_scale=2.0)
+    expected, _ = naive_norm.add_layer_norm(
+        x.double(), residual.double(), weight.double(), bias.double(), residual_scale=2
+    )
     compare("norm", out.detach(), expected.detach(), 1e-5)
     (out.square().sum() + stream.sum()).backward()
 

@@ -1,15 +1,12 @@
-"""Compiles the CUDA C++ that the published sizes use, run in a process of its own by test_triton_interpret.py.
+"""Compiles the CUDA C++ that the published sizes use, run in a process of its own by test_gpu_kernels_on_cpu.py.
 
 NVRTC needs no GPU: its library comes from the package nvidia-cuda-nvrtc. The kernels are not run.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 
 import torch
@@ -20,8 +17,9 @@ os.environ["TRITON_INTERPRET"] = "1"
 from triton_small import plain_proj  # also mends the interpreter
 
 from ssamba.ops.jit import nvrtc
-from ssamba.ops.mamba import gpu
+from ssamba.ops.mamba import gpu, gpu_inference
 from ssamba.ops.mamba.cuda import gated_output, projection, scan
+from ssamba.ops.mamba.params import MixerParams
 from ssamba.ops.mamba.triton import conv
 
 CAPABILITY = (9, 0)
@@ -35,47 +33,41 @@ def inputs(batch: int, length: int, size: str, directions: int, dtype: torch.dty
     return [tensors[0].detach().to(dtype).requires_grad_(), *tensors[1:]]
 
 
-def load_compiler(folder: Path) -> ctypes.CDLL:
-    (builtins,) = folder.glob("libnvrtc-builtins.so.*.*")
-    ctypes.CDLL(str(builtins), ctypes.RTLD_GLOBAL)
-    (library,) = (p for p in folder.glob("libnvrtc.so.*") if ".alt." not in p.name)
-    return ctypes.CDLL(str(library))
-
-
 CASES = ((2, torch.bfloat16), (1, torch.bfloat16), (2, torch.float16), (2, torch.float32))
 EVERY_CASE = tuple(
     (directions, dtype) for dtype in (torch.bfloat16, torch.float16, torch.float32) for directions in (1, 2)
 )
 
 
-def visit_units(kernel: Callable[[str, str, tuple[str, ...]], object], every_case: bool = False) -> None:
-    """Calls ``kernel(source, name, defines)`` for each kernel that the published sizes launch; nothing runs.
+def visit_units(kernel: Callable[[nvrtc.Unit, str, tuple[str, ...]], object], every_case: bool = False) -> None:
+    """Calls ``kernel(unit, name, defines)`` for each kernel that the published sizes launch; nothing runs.
 
     ``every_case``: each type in one and two directions, in training and in inference.
     """
 
-    def stand_in(source: str, name: str, defines: tuple[str, ...], device: int) -> Callable[..., None]:
-        kernel(source, name, defines)
+    def stand_in(unit: nvrtc.Unit, name: str, defines: tuple[str, ...], device: int) -> Callable[..., None]:
+        kernel(unit, name, defines)
         return lambda *_: None
 
-    nvrtc.kernel = stand_in  # type: ignore[assignment]
+    nvrtc.kernel = stand_in
     scan.usable, conv.conv_proj = (lambda *_: True), plain_proj  # type: ignore[assignment]
     projection.usable = lambda x, *_: x.dtype == torch.bfloat16  # type: ignore[assignment]
     for size in SIZES:
         for directions, dtype in EVERY_CASE if every_case else CASES:
             tensors = inputs(64 if size == "tiny" else 4, 16, size, directions, dtype)
-            y = gpu.bimamba_inner_packed(*tensors)
+            y = gpu.bimamba_inner_packed(tensors[0], MixerParams(*tensors[1:]))
             torch.autograd.grad(y.float().sum(), tensors)
             if every_case:
                 with torch.no_grad():
-                    gpu.bimamba_inner_packed(*tensors)
+                    gpu.bimamba_inner_packed(tensors[0], MixerParams(*tensors[1:]))
     with torch.no_grad():
         for batch, length in ((1, 5000), (4, 600)):  # in chunks, and with states shared by two warps
             x, *parameters = inputs(batch, length, "tiny", 2, torch.bfloat16)
-            gpu.bimamba_inner_packed(x, *parameters)
+            gpu.bimamba_inner_packed(x, MixerParams(*parameters))
             work = torch.zeros_like(x)
-            assert gpu.bimamba_ungated(x[:, :, 0].contiguous(), work, *parameters) is not None
-        nvrtc.box_map = lambda *_: nvrtc.BoxMap()
+            x = x[:, :, 0].contiguous()
+            assert gpu_inference.bimamba_ungated(x, work, MixerParams(*parameters)) is not None
+        nvrtc.make_tensor_map_2d = lambda *_: nvrtc.TensorMap()
         torch.cuda.get_device_properties = lambda _: SimpleNamespace(multi_processor_count=132)  # type: ignore[assignment]
         for width, stream_dtype in ((192, torch.bfloat16), (192, torch.float32), (64, torch.bfloat16)):
             shapes = (5, 4 * width), (5, width), (4 * width, width), (4 * width,), (width, 4 * width), (5, width)
@@ -84,17 +76,17 @@ def visit_units(kernel: Callable[[str, str, tuple[str, ...]], object], every_cas
                 gated_output.gated_output(y, stream.to(stream_dtype), *weights, 1e-5, scale)
 
 
-def main(folder: str) -> None:
-    library, compiled = load_compiler(Path(folder)), set()
+def main() -> None:
+    compiled = set()
 
-    def kernel(source: str, name: str, defines: tuple[str, ...]) -> None:
-        assert nvrtc._cubin(source, defines, CAPABILITY)
-        compiled.add((name, defines))
+    def compile_once(unit: nvrtc.Unit, name: str, defines: tuple[str, ...]) -> None:
+        if (unit, name, defines) not in compiled:
+            assert nvrtc.compile_unit(unit, defines, CAPABILITY)
+            compiled.add((unit, name, defines))
 
-    nvrtc._compiler = lambda: library  # type: ignore[assignment]
-    visit_units(kernel)
-    print(len(compiled), "kernels,", ", ".join(sorted({name for name, _ in compiled})))
+    visit_units(compile_once)
+    print(len(compiled), "kernels,", ", ".join(sorted({name for _, name, _ in compiled})))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main()

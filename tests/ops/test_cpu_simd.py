@@ -48,11 +48,11 @@ def test_slow_decays_are_exact_to_the_last_bit() -> None:
     assert (over(numba_simd.exp2_decay, np.zeros(16, np.float32)) == 1).all()
 
 
-def test_softplus_and_its_slope() -> None:
+def test_softplus_and_its_derivative() -> None:
     x = line(-87, 87)
     truth = np.logaddexp(0, x.astype(np.float64))
     assert relative(over(numba_simd.softplus, x), truth) < 5e-7
-    both = numba_simd.softplus_and_slope
+    both = numba_simd.softplus_and_derivative
     assert relative(over(numba_simd.inline(lambda v: both(v)[1]), x), 1 / (1 + np.exp(-x.astype(np.float64)))) < 5e-7
     assert relative(over(numba_simd.sigmoid, x), 1 / (1 + np.exp(-x.astype(np.float64)))) < 5e-7
 

@@ -1,13 +1,13 @@
-"""Small checks of the GPU kernels without a GPU, run in a process of their own by test_triton_interpret.py.
+"""Small checks of the GPU kernels without a GPU, run in a process of their own by test_gpu_kernels_on_cpu.py.
 
-``interpret``: the Triton kernels in Triton's interpreter. ``emulate``: the CUDA C++ built by g++ over triton_emulate.h.
+``interpret``: the Triton kernels in Triton's interpreter. ``emulate``: the CUDA C++ built by g++ over cuda_shim;
+``emulate-one``: one size of it.
 """
 
 from __future__ import annotations
 
 import builtins
 import ctypes
-import hashlib
 import os
 import subprocess
 import sys
@@ -19,16 +19,23 @@ from typing import Any
 os.environ["TRITON_INTERPRET"] = "1"
 
 import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
 from mixer_inputs import mixer_inputs, pair_weights
 from torch import Tensor
 from triton.runtime import interpreter
 
+from ssamba import ops
 from ssamba.ops.jit import nvrtc
+from ssamba.ops.layer_norm import gpu as norm_gpu
 from ssamba.ops.mamba import gpu, gpu_inference, naive
-from ssamba.ops.mamba.cuda import projection, scan, scan_mma
+from ssamba.ops.mamba.cuda import projection, scan
+from ssamba.ops.mamba.params import MixerParams
 from ssamba.ops.mamba.triton import conv, gated_output
+from ssamba.utils.errors import ConfigError
+
+SHIM = Path(__file__).with_name("cuda_shim")
 
 
 class _Int(type):
@@ -42,35 +49,29 @@ class _Int(type):
 
 
 interpreter.int = _Int("int", (), {})
+torch.use_deterministic_algorithms(True, warn_only=True)  # fresh memory is full of NaN
 
 _built: dict[str, Callable[..., None]] = {}
 
 
-def build(source: str, name: str, defines: tuple[str, ...], device: int) -> Callable[..., None]:
-    """Stands in for ``nvrtc.kernel``."""
-    lines = "".join(f"#define {d.replace('=', ' ', 1)}\n" for d in defines)
-    header = Path(__file__).with_name("triton_emulate.h")
-    kind = "ConvArgs" if name.startswith("conv") else "Args"
-    entry = f"static {kind} A_; static void e_() {{ {name}(A_); }}\n"
-    entry += f'extern "C" void run(int x, int y, int z, int n, {kind} *a) {{ A_ = *a; go(x, y, z, n, e_); }}\n'
-    text = f'{lines}#include "{header}"\n{source}\n{entry}'
-    key = hashlib.sha256(text.encode()).hexdigest()
+def build(unit: nvrtc.Unit, name: str, defines: tuple[str, ...], device: int) -> Callable[..., None]:
+    """Stands in for ``nvrtc.kernel``: the unit built by g++, with cuda_shim in place of the headers of PTX."""
+    key = " ".join((unit.path.name, name, *defines))
     if key not in _built:
         folder = Path(tempfile.mkdtemp())
-        (folder / "k.cpp").write_text(text)
-        command = [
-            "g++",
-            "-O1",
-            "-std=c++17",
-            "-w",
-            "-shared",
-            "-fPIC",
-            "-o",
-            str(folder / "k.so"),
-            str(folder / "k.cpp"),
-        ]
-        subprocess.run(command, check=True)
-        library = ctypes.CDLL(str(folder / "k.so"))
+        for header, text in unit.headers:
+            (folder / "include" / header).parent.mkdir(parents=True, exist_ok=True)
+            (folder / "include" / header).write_text(text)
+        (folder / unit.path.name).write_text(unit.source)
+        lines = ['#include "cuda_builtins.h"', *(f"#define {d.replace('=', ' ', 1)}" for d in defines)]
+        lines += [f'#include "{unit.path.name}"']
+        lines += ["template <class Args> Launch<Args> launch_of(void (*)(Args));"]
+        lines += ['extern "C" void run(int x, int y, int z, int threads, const void *args) {']
+        lines += [f"  decltype(launch_of({name}))::run<{name}>({{x, y, z}}, threads, args);", "}", ""]
+        (folder / "run.cpp").write_text("\n".join(lines))
+        command = ["g++", "-O1", "-std=c++17", "-w", "-shared", "-fPIC", "-I", str(SHIM), "-I", str(folder / "include")]
+        subprocess.run([*command, "-o", str(folder / "run.so"), str(folder / "run.cpp")], check=True)
+        library = ctypes.CDLL(str(folder / "run.so"))
         _built[key] = lambda grid, threads, args, *_: library.run(*grid, threads, ctypes.byref(args))
     return _built[key]
 
@@ -91,10 +92,12 @@ def check(B: int, L: int, K: int, E: int, N: int, r: int, R: int, dtype: torch.d
     tensors += [draw(R, K, r + 2 * N, E) / E**0.5, draw(R, K, E, r) / r**0.5, draw(R, K, E) - 3, a_log, draw(R, K, E)]
     tensors[0][:, ::5, 1] = 0  # a closed gate
     exact = [t.double().requires_grad_() for t in tensors]
-    expected = naive.bimamba_inner(exact[0][:, :, 0], exact[0][:, :, 1], *exact[1:])
+    expected = naive.bimamba_inner(exact[0][:, :, 0], exact[0][:, :, 1], MixerParams(*exact[1:]))
     mine = [t.clone().requires_grad_() for t in tensors]
     packed = L % 2 == 0
-    y = gpu.bimamba_inner_packed(*mine) if packed else gpu.bimamba_inner(mine[0][:, :, 0], mine[0][:, :, 1], *mine[1:])
+    params = MixerParams(*mine[1:])
+    halves = mine[0].unbind(2)
+    y = gpu.bimamba_inner_packed(mine[0], params) if packed else gpu.bimamba_inner(*halves, params)
     weight = draw(*y.shape).double()
     found = [y, *torch.autograd.grad((y * weight.to(dtype)).sum(), mine)]
     truth = [expected, *torch.autograd.grad((expected * weight).sum(), exact)]
@@ -105,11 +108,11 @@ def check(B: int, L: int, K: int, E: int, N: int, r: int, R: int, dtype: torch.d
 
 def check_norm() -> None:
     wide = torch.randn(3, 5, 20)
-    assert torch.allclose(gpu.layer_norm(wide, 1e-5), F.layer_norm(wide, (20,)), atol=1e-5)
+    assert torch.allclose(norm_gpu.layer_norm(wide, 1e-5), F.layer_norm(wide, (20,)), atol=1e-5)
     x, residual = (torch.randn(3, 5, 20, requires_grad=True) for _ in range(2))
     weight, bias = (torch.randn(20, requires_grad=True) for _ in range(2))
     for maps in ((), (weight, bias)):
-        out, new = gpu.add_layer_norm(x, residual, *maps, residual_scale=2.0)
+        out, new = norm_gpu.add_layer_norm(x, residual, *maps, residual_scale=2.0)
         truth = F.layer_norm(2 * residual + x, (20,), *maps)
         wanted = (x, residual, *maps)
         g = torch.randn_like(truth)
@@ -118,17 +121,17 @@ def check_norm() -> None:
 
 
 def check_fragments() -> None:
-    """The forward by fragments in all its cuts, forward alone, and the projection before it."""
+    """The tensor-core forward scan in all its tilings, forward alone, and the projection before it."""
     for i, (split, stages, chunks) in enumerate(((1, 3, 1), (1, 4, 3), (2, 4, 1), (2, 3, 3))):
         os.environ["SSAMBA_SKEWED"] = str(1 + i % 4)  # warps apart and copies late: nothing may rely on luck
-        cut = scan_mma.Cut(split, 4, stages, 1, chunks)
-        scan_mma.choose_cut = lambda _, cut=cut: cut
+        os.environ["SSAMBA_CUT"] = f"split={split},warps=4,stages={stages},blocks=1,chunks={chunks}"
         for sizes in ((2, 71, 1, 48, 12, 2), (1, 6, 2, 16, 20, 1)):
             check_output(*sizes)
         for length in (1, 15, 16, 17, 32):  # where directions meet, and what their first and last batches hold
             check_output(1, length, 1, 16, 4, 2)
         if chunks == 1:
             check_ungated(2, 37, 2, 32, 4, 2 if split == 1 else 1)
+    del os.environ["SSAMBA_CUT"]
     for B, L, K, E, P, R in ((1, 70, 2, 48, 44, 2), (2, 5, 1, 80, 80, 1), (40, 3, 1, 16, 44, 2)):
         generator = torch.Generator().manual_seed(L)
         x = torch.randn(B, L + (B - 1), 2, K, E, generator=generator).bfloat16()[:, :L, 0]  # clips apart, if several
@@ -145,9 +148,8 @@ def check_ungated(B: int, L: int, K: int, E: int, r: int, R: int) -> None:
     x, params = tensors[0][:, :, 0].contiguous(), tensors[1:]
     params[2] = params[2].bfloat16()
     work = torch.full((B, L, 2 * K * R * E), float("nan")).bfloat16()
-    expected = naive.bimamba_ungated(x.double(), work, *(t.double() for t in params))
-    assert expected is not None
-    error = float((gpu_inference._ungated(x, work, *params).double() - expected).norm() / expected.norm())
+    expected = naive.bimamba_ungated(x.double(), work, MixerParams(*params).to(torch.float64))
+    error = float((gpu_inference.ungated(x, work, *params).double() - expected).norm() / expected.norm())
     assert error < 8e-3, f"without a gate {(B, L, K, E, r, R)}: off by {error:.1e}"
     assert not work.isnan().all()
 
@@ -168,7 +170,7 @@ def check_gated_output() -> None:
             out, wide = torch.full((rows, width), float("nan"), dtype=dtype), torch.empty(rows, width).double()
             wide_stream = stream.double()
             naive.gated_output_(y.double(), wide_stream, *(t.double() for t in weights), wide, 1e-5, scale)
-            form = gpu.gated_output_ if dtype == torch.float32 else gated_output.gated_output
+            form = gpu_inference.gated_output_ if dtype == torch.float32 else gated_output.gated_output
             form(y, stream, *weights, out, 1e-5, scale)
             for found, expected in ((out, wide), (stream, wide_stream)):
                 error = float((found.double() - expected).norm() / expected.norm())
@@ -191,9 +193,9 @@ def check_ready_weights() -> None:
             tensors = pair_weights(d, r, R, source, apart)
             if d == 24:  # nothing is left to convert but what is folded
                 tensors[3], tensors[6] = tensors[3].to(dtype), tensors[6].to(dtype)
-            found = gpu.ready_weights(*tensors, dtype=dtype)
-            exact = naive.ready_weights(*(t.double() for t in tensors), dtype=torch.float64)
-            plain = naive.ready_weights(*tensors, dtype=dtype)
+            wide = [t.double() for t in tensors]
+            found, plain = (weights_of(form, tensors, dtype) for form in (gpu_inference, naive))
+            exact = weights_of(naive, wide, torch.float64)
             for i, (f, e, p) in enumerate(zip(found, exact, plain, strict=True)):
                 where = f"weight {i} of {(d, r, R, source, dtype, apart)}"
                 assert (f.shape, f.dtype, f.is_contiguous()) == (p.shape, p.dtype, True), where
@@ -203,25 +205,82 @@ def check_ready_weights() -> None:
             assert all(f is t for f, t in zip(found[2:], tensors[3:], strict=True) if t.dtype == f.dtype) or apart
 
 
+def weights_of(module: Any, tensors: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """``ready_weights`` of a backend, flat."""
+    *rest, params = module.ready_weights(*tensors[:4], MixerParams(*tensors[4:]), dtype)
+    return [*rest, *params]
+
+
 def check_ops() -> None:
     """What the custom ops declare, to be traced by, is what they do."""
     shapes = [(70, 40), (70, 24), (40, 24), (40,), (24, 40), (70, 24)]
     tests = ("test_schema", "test_faketensor")
     for scale in (None, 2.0):
-        torch.library.opcheck(gpu.gated_output_, (*(torch.randn(s) for s in shapes), 1e-5, scale), test_utils=tests)
+        arguments = (*(torch.randn(s) for s in shapes), 1e-5, scale, "cuda,triton", 2**24)
+        torch.library.opcheck(gpu_inference.write_gated_output, arguments, test_utils=tests)
     for apart in (False, True):
         weights = (*pair_weights(24, 2, 2, torch.bfloat16, apart), torch.bfloat16)
-        torch.library.opcheck(gpu_inference._ready_weights, weights, test_utils=tests)
+        torch.library.opcheck(gpu_inference.prepare_weights, weights, test_utils=tests)
+    xz, *params = (t.float() for t in mixer_inputs(1, 5, 2, 6, 2, 2))
+    x, z = xz.unbind(2)
+    inner, inner_packed = torch.ops.ssamba.gpu_inner.default, torch.ops.ssamba.gpu_inner_packed.default
+    backward = torch.ops.ssamba.gpu_inner_backward.default
+    backward_packed = torch.ops.ssamba.gpu_inner_packed_backward.default
+    y, p = inner(x, z, *params, "triton")
+    torch.library.opcheck(inner, (x, z, *params, "triton"), test_utils=tests)
+    torch.library.opcheck(inner_packed, (xz, *params, "triton"), test_utils=tests)
+    torch.library.opcheck(backward, (y, x, z, y, p, *params, "triton"), test_utils=tests)
+    torch.library.opcheck(backward_packed, (y, xz, y, p, *params, "triton"), test_utils=tests)
+
+
+def check_traced() -> None:
+    """The operators of a deferred gate in a graph: what they write to is declared, what stays as it is comes back."""
+    y, stream, *weights = (torch.randn(s) for s in ((70, 40), (70, 24), (40, 24), (40,), (24, 40)))
+
+    def gate(y: Tensor, stream: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
+        y, stream, out = y + 1, stream * 2, torch.zeros_like(stream)
+        gpu_inference.gated_output_(y, stream, *weights, out, 1e-5, 2.0)
+        return stream + 0, out + 0
+
+    def prepare(*tensors: Tensor) -> list[Tensor]:
+        return [w * 2 for w in weights_of(gpu_inference, list(tensors), torch.float16)]
+
+    for run, tensors in ((gate, (y, stream, *weights)), (prepare, pair_weights(24, 2, 2, torch.float32))):
+        plain, built = run(*tensors), torch.compile(run, fullgraph=True, backend="aot_eager")(*tensors)
+        assert all(torch.equal(a, b) for a, b in zip(plain, built, strict=True))
+
+
+def check_choice() -> None:
+    """The public operators with the GPU's form asked for: run, traced into one graph, and refused."""
+    tensors = [t.float().requires_grad_() for t in mixer_inputs(1, 6, 2, 5, 2, 2)]
+    exact = [t.detach().double() for t in tensors]
+    expected = naive.bimamba_inner(exact[0][:, :, 0], exact[0][:, :, 1], MixerParams(*exact[1:]))
+
+    def run(*tensors: Tensor) -> Tensor:
+        return ops.bimamba_inner_packed(tensors[0] * 1.0, *tensors[1:])
+
+    for name in ("gpu", "triton", "portable"):
+        with ops.use_backend(name):
+            y = run(*tensors)
+            found = torch.compile(run, fullgraph=True, backend="aot_eager")(*tensors)
+            assert torch.equal(y, found)
+            assert float((y.detach().double() - expected).norm() / expected.norm()) < 1e-4
+            grads = (torch.autograd.grad(out.square().sum(), tensors) for out in (y, found))
+            assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+    check_traced()
+    with ops.use_backend("cuda"), pytest.raises(ConfigError, match="mixer cannot run with backend 'cuda'"):
+        run(*tensors)
 
 
 def check_output(B: int, L: int, K: int, E: int, r: int, R: int) -> None:
     tensors = mixer_inputs(B, L, K, E, r, R)
     exact = [t.double() for t in tensors]
-    expected = naive.bimamba_inner(exact[0][:, :, 0], exact[0][:, :, 1], *exact[1:])
+    expected = naive.bimamba_inner(exact[0][:, :, 0], exact[0][:, :, 1], MixerParams(*exact[1:]))
     if L % 2:  # parameters that are views into other memory lie anywhere
         tensors[1:] = [torch.cat([t.new_zeros(1), t.flatten()])[1:].view(t.shape) for t in tensors[1:]]
-    error = float((gpu.bimamba_inner_packed(*tensors).double() - expected).norm() / expected.norm())
-    assert error < 5e-3, f"{(B, L, K, E, r, R)}, {scan_mma.choose_cut(None)}: off by {error:.1e}"
+    found = gpu.bimamba_inner_packed(tensors[0], MixerParams(*tensors[1:])).double()
+    error = float((found - expected).norm() / expected.norm())
+    assert error < 5e-3, f"{(B, L, K, E, r, R)}, {os.environ.get('SSAMBA_CUT')}: off by {error:.1e}"
 
 
 def main(form: str) -> None:
@@ -233,9 +292,12 @@ def main(form: str) -> None:
         check_gated_output()
         check_ready_weights()
         check_ops()
+        check_choice()
         return
     nvrtc.kernel, scan.usable, conv.conv_proj = build, lambda *_: True, plain_proj  # type: ignore[assignment]
     check(1, 1, 1, 1, 1, 1, 2, torch.float32, 1e-4)
+    if form == "emulate-one":
+        return
     check(1, 37, 2, 9, 64, 5, 1, torch.float32, 1e-4)
     check(1, 45, 2, 20, 16, 12, 2, torch.bfloat16, 2e-2)
     check_fragments()

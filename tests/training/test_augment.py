@@ -8,32 +8,34 @@ from torch import Tensor
 
 from ssamba.audio.constants import SAMPLE_RATE
 from ssamba.training.augment.transforms import (
-    MOST_NOISE,
-    MOST_ROLL,
+    MAX_NOISE,
+    MAX_ROLL,
     RESPONSE_KNOTS,
     ROOMS,
     change_speed,
-    draw_masks,
-    draw_mixing,
-    draw_noise,
-    draw_noises,
-    draw_response,
-    draw_rooms,
-    draw_speed,
+    make_noise_bank,
     mask_stretches,
     mix_waveforms,
     noise_and_roll,
     repeat_short,
     reverberate,
+    sample_frequency_response,
+    sample_masks,
+    sample_mixing,
+    sample_noise_and_roll,
+    sample_rooms,
+    sample_speeds,
 )
-from ssamba.training.seeds import generator
+from ssamba.training.seeds import torch_generator
 
 FILL = 7.0
 
 
 def masked(frequency: int, time: int, batch: int = 500, step: int = 0) -> Tensor:
     features = torch.zeros(batch, 40, 24)
-    return mask_stretches(features, draw_masks(batch, generator(0, "masks", step)), frequency, time, FILL) == FILL
+    return (
+        mask_stretches(features, sample_masks(batch, torch_generator(0, "masks", step)), frequency, time, FILL) == FILL
+    )
 
 
 def widths(hidden_BL: Tensor) -> Tensor:
@@ -72,20 +74,28 @@ def test_draws_depend_on_the_step_alone() -> None:
 
 def test_noise_and_roll() -> None:
     ramp = torch.arange(50.0)[:, None].expand(50, 3) * 100
-    out = noise_and_roll(ramp.expand(400, 50, 3), draw_noise(400, generator(0, "roll", 3)), generator(0, "noise", 3))
+    out = noise_and_roll(
+        ramp.expand(400, 50, 3),
+        sample_noise_and_roll(400, torch_generator(0, "roll", 3)),
+        torch_generator(0, "noise", 3),
+    )
     rolled = (out / 100).floor() * 100
     shifts = (rolled[:, 0, 0] / 100).long() * -1 % 50
     signed = torch.where(shifts > 25, shifts - 50, shifts)
-    assert sorted(set(signed.tolist())) == list(range(-MOST_ROLL, MOST_ROLL + 1))
+    assert sorted(set(signed.tolist())) == list(range(-MAX_ROLL, MAX_ROLL + 1))
     for clip, shift in zip(rolled[:20], signed[:20].tolist(), strict=True):
         assert torch.equal(clip, ramp.roll(shift, 0))
     noise = out - rolled
     heights = noise.amax(dim=(1, 2))
     assert noise.min() >= 0
-    assert heights.max() <= MOST_NOISE * 1.01
-    assert heights.max() > 0.9 * MOST_NOISE
-    assert heights.min() < 0.1 * MOST_NOISE
-    again = noise_and_roll(ramp.expand(400, 50, 3), draw_noise(400, generator(0, "roll", 3)), generator(0, "noise", 3))
+    assert heights.max() <= MAX_NOISE * 1.01
+    assert heights.max() > 0.9 * MAX_NOISE
+    assert heights.min() < 0.1 * MAX_NOISE
+    again = noise_and_roll(
+        ramp.expand(400, 50, 3),
+        sample_noise_and_roll(400, torch_generator(0, "roll", 3)),
+        torch_generator(0, "noise", 3),
+    )
     assert torch.equal(out, again)
 
 
@@ -93,7 +103,7 @@ def test_mixing_adds_another_clip_at_its_level() -> None:
     waveforms = torch.randn(400, 50, generator=torch.Generator().manual_seed(0))
     waveforms[:, 40:] = 0
     lengths = torch.full((400,), 40)
-    other, level = draw_mixing(400, 0.3, generator(0, "mixing", 0))
+    other, level = sample_mixing(400, 0.3, torch_generator(0, "mixing", 0))
     assert sorted(other.tolist()) == list(range(400))
     assert 0.2 < float((level > 0).float().mean()) < 0.4
     assert level.max() <= 1
@@ -111,11 +121,11 @@ def test_mixing_adds_another_clip_at_its_level() -> None:
 
 def test_response_is_a_gain_and_a_smooth_curve() -> None:
     decibel = 10 / math.log(10)
-    gain = draw_response(1000, 6.0, 0.0, 128, generator(0, "response", 0)) * decibel
+    gain = sample_frequency_response(1000, 6.0, 0.0, 128, torch_generator(0, "response", 0)) * decibel
     assert torch.equal(gain.amax(dim=1), gain.amin(dim=1))
     assert -6 <= gain.min() < -5.5
     assert 5.5 < gain.max() <= 6
-    curve = draw_response(1000, 0.0, 3.0, 128, generator(0, "response", 0)) * decibel
+    curve = sample_frequency_response(1000, 0.0, 3.0, 128, torch_generator(0, "response", 0)) * decibel
     assert 2.5 < curve[:, 0].std() < 3.5  # at a knot the deviation is the one asked for
     assert curve.diff(dim=1).abs().max() < 3 * 6 / (128 / RESPONSE_KNOTS)
 
@@ -174,16 +184,16 @@ def test_speeds_are_each_clip_s_own() -> None:
 
 
 def test_speeds_are_as_often_faster_as_slower() -> None:
-    speed = draw_speed(4000, 1.3, generator(0, "speed", 0))
+    speed = sample_speeds(4000, 1.3, torch_generator(0, "speed", 0))
     assert 1 / 1.3 <= speed.min() < 0.78
     assert 1.29 < speed.max() <= 1.3
     assert abs(float(speed.log().mean())) < 0.01
-    assert torch.equal(speed, draw_speed(4000, 1.3, generator(0, "speed", 0)))
-    assert not torch.equal(speed, draw_speed(4000, 1.3, generator(0, "speed", 1)))
+    assert torch.equal(speed, sample_speeds(4000, 1.3, torch_generator(0, "speed", 0)))
+    assert not torch.equal(speed, sample_speeds(4000, 1.3, torch_generator(0, "speed", 1)))
 
 
 def test_a_room_is_the_clip_and_a_tail_that_decays() -> None:
-    noises, samples = draw_noises(generator(0, "rooms' noises")), 20_000
+    noises, samples = make_noise_bank(torch_generator(0, "rooms' noises"), SAMPLE_RATE), 20_000
     click = torch.zeros(2, samples)
     click[:, 100] = 1
     time, level = 0.4, 0.5  # s until 60 dB are gone; of the tail against the click
@@ -206,7 +216,7 @@ def test_a_room_is_the_clip_and_a_tail_that_decays() -> None:
 
 
 def test_rooms_are_drawn_for_a_share_of_the_clips() -> None:
-    number, decay, level = draw_rooms(4000, 0.3, generator(0, "rooms", 0))
+    number, decay, level = sample_rooms(4000, 0.3, SAMPLE_RATE, torch_generator(0, "rooms", 0))
     assert number.min() == 0
     assert number.max() == ROOMS - 1
     time = decay * math.log(1000) / SAMPLE_RATE
@@ -216,4 +226,6 @@ def test_rooms_are_drawn_for_a_share_of_the_clips() -> None:
     assert 0.1 <= level[level > 0].min() < 0.11
     assert 0.95 < level.max() <= 1
     # The drawing of one clip does not depend on the share.
-    assert torch.equal(draw_rooms(4000, 1.0, generator(0, "rooms", 0))[2][level > 0], level[level > 0])
+    assert torch.equal(
+        sample_rooms(4000, 1.0, SAMPLE_RATE, torch_generator(0, "rooms", 0))[2][level > 0], level[level > 0]
+    )

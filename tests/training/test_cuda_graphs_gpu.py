@@ -6,8 +6,9 @@ import torch
 from ssamba.models import masking
 from ssamba.models.config import Config
 from ssamba.models.registry import make_encoder
-from ssamba.training.cuda_graphs import Gradients, Tensors
+from ssamba.training.cuda_graphs import Gradients
 from ssamba.training.loop import precision
+from ssamba.training.pretrain.task import PretrainInputs
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
@@ -19,11 +20,8 @@ def test_replays_equal_eager_steps(encoder: str, autocast: str) -> None:
     model = make_encoder(config, heads=True).cuda().train()
     parameters = list(model.parameters())
 
-    def losses(inputs: Tensors) -> dict[str, torch.Tensor]:
-        features, mask, keep = inputs
-        assert features is not None
-        assert mask is not None
-        return model.losses(features, mask, None, "joint", (keep, None))
+    def losses(inputs: PretrainInputs) -> dict[str, torch.Tensor]:
+        return model.losses(inputs.features, inputs.mask_a, None, "joint", (inputs.keep_a, None))
 
     context = precision(autocast, torch.device("cuda"))
     graphed, eager = Gradients(losses, parameters, context), Gradients(losses, parameters, context, graphs=False)
@@ -31,10 +29,11 @@ def test_replays_equal_eager_steps(encoder: str, autocast: str) -> None:
     for _ in range(3):
         mask = masking.cluster_masks(5, config.grid, 16, draw).cuda()
         keep = model.draw_keep(5, draw)
-        inputs = [torch.randn(5, 64, 128, generator=draw).cuda(), mask, None if keep is None else keep.cuda()]
+        features = torch.randn(5, 64, 128, generator=draw).cuda()
+        inputs = PretrainInputs(features, mask, keep_a=None if keep is None else keep.cuda())
         metrics = {k: v.clone() for k, v in graphed(inputs).items()}
         gradients = [p.grad.clone() for p in parameters if p.grad is not None]
-        assert graphed._graphs  # captured, and not fallen back
+        assert graphed.uses_graphs  # captured, and not fallen back
         for key, value in eager(inputs).items():
             torch.testing.assert_close(value, metrics[key], rtol=1e-4, atol=1e-5)
         assert len(gradients) == sum(p.grad is not None for p in parameters) > 10

@@ -18,6 +18,16 @@ from safetensors.torch import load_file
 from ssamba.training.pretrain.recipe import make_recipe
 from ssamba.training.pretrain.run import pretrain
 
+WITH_VIEWS: dict[str, object] = {
+    "ema": 0.9,
+    "latent": 0.5,
+    "views": 2,
+    "latent_clip": 1e-9,
+    "mix": 0.5,
+    "clean_targets": True,
+    "batch": 12,
+}
+
 
 def close(one: Path, other: Path, relative: float = 1e-5) -> None:
     """The same logs, and weights that differ by no more than the order of sums does."""
@@ -66,14 +76,20 @@ def wait_for_step(process: subprocess.Popen[str], out: Path, step: int) -> None:
 @pytest.mark.parametrize(
     "extra",
     [
-        {},
-        {"objective": "joint", "passes": 2, "clip_norm": 0.5},
         {"mix": 0.7, "gain_db": 3.0, "response_db": 2.0, "ema": 0.9, "latent": 0.5},
-        {"ema": 0.9, "latent": 0.5, "decoder_depth": 2, "masks_per_clip": 3},
-        {"ema": 0.9, "latent": 0.5, "views": 2, "latent_clip": 1e-9, "mix": 0.5, "clean_targets": True, "batch": 12},
-        {"speed": 1.3, "reverb": 0.5, "mix": 0.5},
-        {"speed": 1.3, "reverb": 0.5},
+        *(
+            pytest.param(values, marks=pytest.mark.slow)
+            for values in (
+                {},
+                {"objective": "joint", "passes": 2, "clip_norm": 0.5},
+                {"ema": 0.9, "latent": 0.5, "decoder_depth": 2, "masks_per_clip": 3},
+                WITH_VIEWS,
+                {"speed": 1.3, "reverb": 0.5, "mix": 0.5},
+                {"speed": 1.3, "reverb": 0.5},
+            )
+        ),
     ],
+    ids=",".join,
 )
 def test_two_processes_train_as_one(
     sounds: Path, tmp_path: Path, tiny: dict[str, object], extra: dict[str, object]
@@ -93,6 +109,7 @@ def test_views_of_a_recording_stay_together(sounds: Path, tmp_path: Path, tiny: 
     assert "6 clips for 2 processes; with 2 views of each, give a multiple of 4" in result.stderr
 
 
+@pytest.mark.slow
 def test_torchrun_starts_the_same_run(sounds: Path, tmp_path: Path, tiny: dict[str, object]) -> None:
     arguments = command(sounds, tmp_path / "two", tiny)[1:]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -102,6 +119,7 @@ def test_torchrun_starts_the_same_run(sounds: Path, tmp_path: Path, tiny: dict[s
     close(tmp_path / "one", tmp_path / "two")
 
 
+@pytest.mark.slow
 def test_a_killed_process_ends_all_and_the_run_goes_on_with_another_number(
     sounds: Path, tmp_path: Path, tiny: dict[str, object]
 ) -> None:
@@ -126,6 +144,7 @@ def test_a_killed_process_ends_all_and_the_run_goes_on_with_another_number(
     close(tmp_path / "one", out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_stopping_the_launcher_saves_and_ends_all(
     sounds: Path, tmp_path: Path, tiny: dict[str, object], number: int

@@ -28,6 +28,7 @@ def close(one: Path, other: Path, validation_loss: float = 1e-5) -> None:
     assert distance(one, other) < 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "extra", [{"choose": "folds", "noise": True}, {"choose": "last", "accumulate": 2}, {"choose": "folds", **MORE}]
 )

@@ -8,10 +8,11 @@ from typing import Any
 import layout_trees as trees
 import pytest
 import torch
+from pretrain_runs import states_of_every_step
 
 import ssamba
 from ssamba.audio.constants import SAMPLE_RATE
-from ssamba.audio.log_mel import normalise
+from ssamba.audio.front_end import PUBLISHED, normalise_log_mel
 from ssamba.data.datasets import read_layout
 from ssamba.data.scan import SkipList
 from ssamba.models.classifier import Classification
@@ -20,21 +21,21 @@ from ssamba.models.pretrained.model_dir import save_model
 from ssamba.models.registry import make_encoder
 from ssamba.training.augment.transforms import (
     change_speed,
-    draw_noises,
-    draw_response,
-    draw_rooms,
-    draw_speed,
+    make_noise_bank,
     reverberate,
+    sample_frequency_response,
+    sample_rooms,
+    sample_speeds,
 )
-from ssamba.training.features import batch_features, crop_seconds
-from ssamba.training.finetune.evaluate import Answers
-from ssamba.training.finetune.model import classification, new_model
+from ssamba.training.features import batch_features
+from ssamba.training.finetune.evaluate import ClassifierOutputs
+from ssamba.training.finetune.model import make_classification, new_model
 from ssamba.training.finetune.recipe import load_finetune_recipe
 from ssamba.training.finetune.run import finetune
-from ssamba.training.finetune.task import FinetuneTask, Inputs
+from ssamba.training.finetune.task import FinetuneBatch, FinetuneTask, prepare_fold
 from ssamba.training.log import read_log
-from ssamba.training.schedule import parameter_groups
-from ssamba.training.seeds import generator
+from ssamba.training.optim import parameter_groups
+from ssamba.training.seeds import torch_generator
 from ssamba.utils.errors import ConfigError, DataError
 
 SMALL = {
@@ -72,7 +73,7 @@ def more(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return trees.custom_table(tmp_path_factory.mktemp("more"), per_class=24)
 
 
-@pytest.mark.parametrize("encoder", ["ssamba", "ssast"])
+@pytest.mark.parametrize("encoder", ["ssamba", pytest.param("ssast", marks=pytest.mark.slow)])
 def test_it_learns_and_reports(more: Path, tmp_path: Path, encoder: str) -> None:
     values = run("custom", more, tmp_path, encoder=encoder, epochs=18, decay=1.0, choose="last", seed=2)
     assert values["mean"]["accuracy"] >= 5 / 6  # chance is a third
@@ -90,8 +91,8 @@ def test_it_learns_and_reports(more: Path, tmp_path: Path, encoder: str) -> None
     clips = [ssamba.features(_audio(e.parts[0].path), target_length=32) for e in fold.test]
     features = torch.cat(clips) * (2 * Config.std) + Config.mean
     with torch.no_grad():
-        logits = model.classify(normalise(features, model.config.mean, model.config.std))
-    answers = Answers.load(tmp_path / "fold-1/answers.safetensors")
+        logits = model.classify(normalise_log_mel(features, model.config.mean, model.config.std))
+    answers = ClassifierOutputs.load(tmp_path / "fold-1/answers.safetensors")
     # Decoded audio is kept in 16 bits.
     torch.testing.assert_close(answers.logits, logits, atol=2e-3, rtol=1e-3)
     with open(tmp_path / "predictions.csv", newline="") as file:
@@ -161,7 +162,7 @@ def test_scenes_are_labelled_each_second(tmp_path: Path) -> None:
     data = trees.urbansound8k(tmp_path / "data", longest=2.0)
     values = run("dasl", data, tmp_path / "run", frames=2048, epochs=1, batch=1, time_mask=0, precision="bf16")
     assert len(values["folds"]) == 10
-    answers = Answers.load(tmp_path / "run/fold-3/answers.safetensors")
+    answers = ClassifierOutputs.load(tmp_path / "run/fold-3/answers.safetensors")
     assert answers.logits.shape[2] == 10
     assert answers.targets.shape[1] == 20
     scores, truth = answers.rows("ce")
@@ -196,7 +197,7 @@ def test_windows_accumulation_and_folds_with_validation(tmp_path: Path) -> None:
     data = trees.voxceleb1(tmp_path / "data", seconds=0.6)
     values = run("voxceleb1", data, tmp_path / "run", frames=48, window=0.5, accumulate=2, batch=2, epochs=2)
     assert values["folds"][0]["clips"] == {"train": 9, "validation": 3, "test": 3}
-    answers = Answers.load(tmp_path / "run/fold-1/answers.safetensors")
+    answers = ClassifierOutputs.load(tmp_path / "run/fold-1/answers.safetensors")
     assert answers.logits.shape == (3, 3)  # one row a clip, whatever its windows
     torch.testing.assert_close(answers.logits.exp().sum(dim=1), torch.ones(3))
     assert json.loads((tmp_path / "run/fold-1/state.json").read_text())["step"] == 2 * 2  # 9 clips, 2 x 2 a step
@@ -231,31 +232,34 @@ def test_loudness_colour_speed_and_rooms(three: Path, tmp_path: Path) -> None:
     Speed and rooms change the waveforms that those are made of.
     """
 
-    def inputs(number: int, **changes: float) -> tuple[Inputs, torch.Tensor]:
+    def inputs(number: int, **changes: float) -> tuple[FinetuneBatch, torch.Tensor]:
         values = SMALL | {"freq_mask": 0, "time_mask": 0, "noise": False, "loss": "ce", **changes}
         recipe, data = load_finetune_recipe("custom", values), read_layout("custom", three)
-        model = new_model(recipe, classification(recipe, data), None)
-        task = FinetuneTask(recipe, model, data.folds[0], tmp_path, None, SkipList())
+        model = new_model(recipe, make_classification(recipe, data), None)
+        task = FinetuneTask(recipe, model, prepare_fold(recipe, model, data.folds[0], None, SkipList()), tmp_path)
         batch = next(task.batches(number))
-        features = task.inputs(number, batch)[0]
-        assert features is not None
-        return batch, features
+        return batch, task.inputs(number, batch).features
 
     plain, changed = inputs(0), inputs(0, gain_db=6.0, response_db=3.0)
-    assert plain[0].response is None
+    assert plain[0].draws.response is None
     assert torch.equal(plain[0].waveforms, changed[0].waveforms)
-    response = draw_response(8, 6.0, 3.0, 128, generator(0, "response", 0))
+    response = sample_frequency_response(8, 6.0, 3.0, 128, torch_generator(0, "response", 0))
     expected = plain[1] + response[:, None] / (2 * Config.std)
     torch.testing.assert_close(changed[1], expected)
-    assert not torch.equal(inputs(1, gain_db=6.0)[0].response, inputs(0, gain_db=6.0)[0].response)
+    assert not torch.equal(inputs(1, gain_db=6.0)[0].draws.response, inputs(0, gain_db=6.0)[0].draws.response)
 
     batch, changed = inputs(0, speed=1.3, reverb=0.7, frames=16)
-    samples = round(crop_seconds(16) * SAMPLE_RATE)
-    speed, rooms = draw_speed(8, 1.3, generator(0, "speed", 0)), draw_rooms(8, 0.7, generator(0, "rooms", 0))
+    samples = round(PUBLISHED.seconds_of_frames(16) * SAMPLE_RATE)
+    speed, rooms = (
+        sample_speeds(8, 1.3, torch_generator(0, "speed", 0)),
+        sample_rooms(8, 0.7, SAMPLE_RATE, torch_generator(0, "rooms", 0)),
+    )
     assert batch.waveforms.shape[1] == round(1.3 * samples)  # the fastest are as long as the others
     waveforms, lengths = change_speed(batch.waveforms, batch.lengths, speed, samples)
     assert lengths.max() == samples
-    waveforms, lengths = reverberate(waveforms, lengths, rooms, draw_noises(generator(0, "rooms' noises")))
+    waveforms, lengths = reverberate(
+        waveforms, lengths, rooms, make_noise_bank(torch_generator(0, "rooms' noises"), SAMPLE_RATE)
+    )
     torch.testing.assert_close(
         changed, batch_features(waveforms, lengths, load_finetune_recipe("custom", SMALL | {"frames": 16}).config())
     )
@@ -266,18 +270,12 @@ def test_averaged_weights_are_judged_and_kept(three: Path, tmp_path: Path) -> No
     run("custom", three, tmp_path / "run", **values, ema=0.5)
     run("custom", three, tmp_path / "plain", **values)
     # What follows is 0.5 of what was, but 2/11 and 3/12 at the first two of six steps.
-    weights: list[dict[str, torch.Tensor]] = []
-    stepped = FinetuneTask.stepped
-
-    def note(task: FinetuneTask, step: int) -> None:
-        weights.append({k: v.clone() for k, v in task.model.state_dict().items()})
-        stepped(task, step)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(FinetuneTask, "stepped", note)
-        run("custom", three, tmp_path / "again", **values | {"lr": 1e-9})
-        expected, weights = weights[0], []
-        run("custom", three, tmp_path / "noted", **values)
+    with states_of_every_step() as first:
+        run("custom", three, tmp_path / "again", **values | {"lr": 1e-9, "save_minutes": 0.0})
+    with states_of_every_step() as weights:
+        run("custom", three, tmp_path / "noted", **values | {"save_minutes": 0.0})
+    expected = first[0]
+    assert len(weights) == 6
     for step, now in enumerate(weights, start=1):
         decay = min(0.5, (1 + step) / (10 + step))
         expected = {k: decay * v + (1 - decay) * now[k] for k, v in expected.items()}
@@ -286,7 +284,7 @@ def test_averaged_weights_are_judged_and_kept(three: Path, tmp_path: Path) -> No
     for name, value in found.items():
         torch.testing.assert_close(value, expected[name], atol=1e-6, rtol=1e-5)
     assert not torch.equal(found["classifier.linear.weight"], plain["classifier.linear.weight"])
-    answers = Answers.load(tmp_path / "run/fold-1/answers.safetensors")
+    answers = ClassifierOutputs.load(tmp_path / "run/fold-1/answers.safetensors")
     assert column(tmp_path / "run/fold-1", "val_loss")[-1] != column(tmp_path / "plain/fold-1", "val_loss")[-1]
     assert answers.summary("ce", False)["accuracy"] >= 1 / 3
 

@@ -15,7 +15,7 @@ import yaml
 from ssamba.cli.main import main
 from ssamba.data.datasets import read_layout
 from ssamba.training.finetune import auto
-from ssamba.training.finetune.recipe import OPEN, load_finetune_recipe
+from ssamba.training.finetune.recipe import MAY_BE_OPEN, load_finetune_recipe
 from ssamba.training.finetune.run import finetune
 from ssamba.training.log import read_log
 from ssamba.utils.errors import ConfigError
@@ -69,7 +69,7 @@ def test_frames_follow_the_lengths(seconds: tuple[float, ...], patch_time: int, 
 def test_values_follow_the_facts(changes: dict[str, Any], expected: dict[str, Any]) -> None:
     values = chosen(**changes)
     assert {name: values[name] for name in expected} == expected
-    assert set(OPEN) - {"folds"} <= set(values)
+    assert set(MAY_BE_OPEN) - {"folds"} <= set(values)
 
 
 @pytest.mark.parametrize("width", [192, 384, 768])
@@ -135,7 +135,7 @@ def test_the_choice_is_stored_as_numbers_and_resumed(tmp_path: Path, monkeypatch
     whole = finetune(small(epochs=2), data, tmp_path / "whole", device="cpu", say=told.append)
     stored = yaml.safe_load((tmp_path / "whole/recipe.yaml").read_text())["recipe"]
     assert (stored["folds"], stored["choose"], stored["auto"]) == (5, "last", "")
-    assert {n for n in OPEN if stored[n] == "auto"} == set()
+    assert {n for n in MAY_BE_OPEN if stored[n] == "auto"} == set()
     assert len(whole["folds"]) == 5
     assert whole["counted"]["clips"] == 15
     assert any(line.startswith("expected: ") and "GB" in line for line in told)

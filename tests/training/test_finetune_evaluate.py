@@ -1,7 +1,8 @@
-"""Answers of a set: windows averaged by hand, unreadable clips left out, features made once."""
+"""ClassifierOutputs of a set: windows averaged by hand, unreadable clips left out, features made once."""
 
 import dataclasses
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import layout_trees as trees
@@ -10,13 +11,13 @@ import torch
 
 from ssamba.audio.decode import read_audio
 from ssamba.data.datasets import read_layout
+from ssamba.data.loaders.labelled import LabelledBatch, LabelledLoader
 from ssamba.data.scan import SkipList
 from ssamba.models.classifier import Classification
 from ssamba.models.config import Config
 from ssamba.models.registry import make_encoder
 from ssamba.training.features import batch_features
-from ssamba.training.finetune import evaluate
-from ssamba.training.finetune.evaluate import Answers, Evaluation
+from ssamba.training.finetune.evaluate import ClassifierOutputs, make_evaluation
 from ssamba.training.finetune.recipe import FinetuneRecipe
 
 RECIPE = FinetuneRecipe(
@@ -30,11 +31,11 @@ def test_windows_are_averaged_as_probabilities(tmp_path: Path, kind: str) -> Non
     data = read_layout("voxceleb1", trees.voxceleb1(tmp_path, seconds=0.7))
     examples = data.folds[0].train
     model = make_encoder(recipe.config(), classification=Classification(data.classes)).eval()
-    judged = Evaluation(examples, recipe, model.config, 3, torch.device("cpu"), None, SkipList())
-    answers = judged.answers(model)
-    assert answers.examples.tolist() == list(range(len(examples)))
+    evaluation = make_evaluation(examples, recipe, model, None, SkipList())
+    outputs = evaluation.outputs(model)
+    assert outputs.examples.tolist() == list(range(len(examples)))
     squash = torch.sigmoid if kind == "bce" else lambda x: x.softmax(dim=1)
-    rows = [row for step in range(judged.plan.steps) for row in judged.plan.rows(step)]
+    rows = [row for step in range(evaluation.loader.plan.steps) for row in evaluation.loader.plan.rows(step)]
     assert len(rows) > 2 * len(examples)
     for number, example in enumerate(examples):
         starts = [round((row.start or 0.0) * 16000) for row in rows if row.example == number]
@@ -42,9 +43,9 @@ def test_windows_are_averaged_as_probabilities(tmp_path: Path, kind: str) -> Non
         windows = torch.stack([whole[s : s + 8000] for s in starts])
         with torch.no_grad():
             logits = model.classify(batch_features(windows, torch.full((len(starts),), 8000), model.config))
-        found = squash(answers.logits[number][None])[0]
+        found = squash(outputs.logits[number][None])[0]
         torch.testing.assert_close(found, squash(logits).mean(dim=0), atol=1e-5, rtol=0)
-    assert answers.targets.argmax(dim=1).tolist() == [e.labels[0] for e in examples]
+    assert outputs.targets.argmax(dim=1).tolist() == [e.labels[0] for e in examples]
 
 
 def test_unreadable_clips_are_left_out(tmp_path: Path) -> None:
@@ -54,36 +55,43 @@ def test_unreadable_clips_are_left_out(tmp_path: Path) -> None:
     recipe = dataclasses.replace(RECIPE, window=0.0)
     model = make_encoder(recipe.config(), classification=Classification(data.classes)).eval()
     skip = SkipList()
-    answers = Evaluation(examples, recipe, model.config, 3, torch.device("cpu"), None, skip).answers(model)
-    assert 4 not in answers.examples.tolist()
-    assert len(answers.logits) == len(examples) - 1
+    outputs = make_evaluation(examples, recipe, model, None, skip).outputs(model)
+    assert 4 not in outputs.examples.tolist()
+    assert len(outputs.logits) == len(examples) - 1
     assert len(skip) == 1
 
 
-def test_features_are_made_once_where_they_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+class CountedLoader:
+    """A loader, and how often it was gone through."""
+
+    def __init__(self, loader: LabelledLoader) -> None:
+        self.loader, self.times = loader, 0
+
+    def __iter__(self) -> Iterator[LabelledBatch]:
+        self.times += 1
+        return iter(self.loader)
+
+
+@pytest.mark.parametrize(("cache_gb", "times"), [(0.0, 1), (1e-6, 2)])  # 0 sets no limit of its own
+def test_features_are_made_once_where_they_fit(tmp_path: Path, cache_gb: float, times: int) -> None:
     data = read_layout("custom", trees.custom_table(tmp_path))
     model = make_encoder(Config(width=16, depth=2, frames=48), classification=Classification(data.classes)).eval()
-    made = []
-    features = evaluate.batch_features
-    monkeypatch.setattr(evaluate, "batch_features", lambda *a: made.append(1) or features(*a))
-    results = []
-    for limit in (evaluate.FEATURE_BYTES, 0):
-        monkeypatch.setattr(evaluate, "FEATURE_BYTES", limit)
-        judged = Evaluation(data.folds[0].test, RECIPE, model.config, 3, torch.device("cpu"), None, SkipList())
-        made.clear()
-        results += [judged.answers(model), judged.answers(model)]
-        assert len(made) == (1 if limit else 2)
-    for one in results[1:]:
-        assert torch.equal(one.logits, results[0].logits)
+    recipe = dataclasses.replace(RECIPE, cache_gb=cache_gb)
+    evaluation = make_evaluation(data.folds[0].test, recipe, model, None, SkipList())
+    counted = CountedLoader(evaluation.loader)
+    evaluation.loader = counted  # type: ignore[assignment]
+    one, other = evaluation.outputs(model), evaluation.outputs(model)
+    assert counted.times == times
+    assert torch.equal(one.logits, other.logits)
 
 
 def test_seconds_without_label_or_answer_are_not_scored() -> None:
     logits = torch.zeros(1, 4, 2)
     logits[0, :, 1] = torch.tensor([5.0, -5.0, 5.0, 5.0])
-    answers = Answers(logits, torch.tensor([[1, 0, -1]]), torch.tensor([0]))
-    scores, truth = answers.rows("ce")
+    outputs = ClassifierOutputs(logits, torch.tensor([[1, 0, -1]]), torch.tensor([0]))
+    scores, truth = outputs.rows("ce")
     assert truth.tolist() == [[0, 1], [1, 0]]
-    found = answers.summary("ce", False)
+    found = outputs.summary("ce", False)
     assert found["accuracy"] == 1.0
     assert found["AUC"] == 1.0
     assert found["d_prime"] == math.inf

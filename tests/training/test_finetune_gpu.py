@@ -8,7 +8,7 @@ import torch
 from test_finetune_resume import MORE
 
 import ssamba
-from ssamba.training.finetune.evaluate import Answers
+from ssamba.training.finetune.evaluate import ClassifierOutputs
 from ssamba.training.finetune.recipe import load_finetune_recipe
 from ssamba.training.finetune.run import finetune
 from ssamba.training.loop import Loop
@@ -63,9 +63,11 @@ def test_a_classifier_begins_as_a_probe_fitted_on_the_gpu(tmp_path: Path, monkey
     values |= {"lr": 1e-9, "head_init": "probe", "pooling": "rows", "choose": "last"}
     recipe = load_finetune_recipe("custom", values)
     finetune(recipe, data, tmp_path / "processor", device="cuda")
-    monkeypatch.setattr("ssamba.training.finetune.head_init.SMALL", 0)
+    monkeypatch.setattr("ssamba.training.finetune.head_init.SINGLE_THREAD_MAX", 0)
     finetune(recipe, data, tmp_path / "gpu", device="cuda")
-    one, other = (Answers.load(tmp_path / name / "fold-1/answers.safetensors") for name in ("processor", "gpu"))
+    one, other = (
+        ClassifierOutputs.load(tmp_path / name / "fold-1/answers.safetensors") for name in ("processor", "gpu")
+    )
     torch.testing.assert_close(one.logits, other.logits, atol=0.02, rtol=0.02)
 
 

@@ -1,4 +1,4 @@
-"""Every recipe of the package against REFERENCE.md's table, and values that make no run."""
+"""Every recipe of the package against docs/reference.md's table, and values that make no run."""
 
 import dataclasses
 from pathlib import Path
@@ -98,9 +98,9 @@ def test_a_file_of_your_own(tmp_path: Path) -> None:
     ("overrides", "message"),
     [
         ({"batch": 0}, "batch: 0"),
-        ({"lr": 0.0}, "lr 0.0"),
-        ({"decay": 1.5}, "decay 1.5"),
-        ({"mixup": 1.2}, "mixup 1.2"),
+        ({"lr": 0.0}, "lr: 0.0"),
+        ({"decay": 1.5}, "decay: 1.5"),
+        ({"mixup": 1.2}, "mixup: 1.2"),
         ({"ema": 1.0}, r"ema: 1\.0, give a share below 1"),
         ({"label_smoothing": 1.0}, r"label_smoothing: 1\.0, give a share below 1"),
         ({"gain_db": -3.0}, r"gain_db: -3\.0, give 0 or more"),

@@ -1,21 +1,16 @@
 """Exact resume of fine-tuning: a real process killed without warning, in one fold and in the next."""
 
-import csv
-import json
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import layout_trees as trees
 import pytest
+from pretrain_runs import killed_at, log_of, step_of
 
 from ssamba.training.finetune.recipe import load_finetune_recipe
 from ssamba.training.finetune.run import finetune
-from ssamba.training.loop import Loop
 
-TIMES = ("seconds", "clips_per_second")
 VALUES: dict[str, object] = {
     "width": 32,
     "depth": 2,
@@ -43,34 +38,15 @@ MORE: dict[str, object] = {
 """What a published recipe leaves off."""
 
 
-def log_of(folder: Path) -> list[dict[str, str]]:
-    with open(folder / "log.csv", newline="") as file:
-        return [{k: v for k, v in row.items() if k not in TIMES} for row in csv.DictReader(file)]
-
-
-def step_of(folder: Path) -> int:
-    try:
-        return int(json.loads((folder / "state.json").read_text())["step"])
-    except (OSError, ValueError):
-        return 0
-
-
-@pytest.mark.parametrize("values", [VALUES, VALUES | MORE], ids=["plain", "more"])
+@pytest.mark.parametrize("values", [pytest.param(VALUES, marks=pytest.mark.slow), VALUES | MORE], ids=["plain", "more"])
 def test_killed_runs_end_as_an_unbroken_one(tmp_path: Path, values: dict[str, object]) -> None:
     data = trees.custom_table(tmp_path / "data", split="fold")
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     finetune(load_finetune_recipe("custom", values), data, whole, device="cpu")
-    options = [text for key, value in values.items() for text in (f"--{key.replace('_', '-')}", str(value))]
-    command = [sys.executable, "-m", "ssamba", "finetune", "custom", "--data", str(data), "--from", "none"]
-    command += ["--out", str(broken), "--device", "cpu", *options]
+    command = words(values, data, broken)
     for fold, step in ((1, 5), (3, 2)):  # between the epochs of a fold, and in the first of another
-        process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-        deadline = time.monotonic() + 120
-        while step_of(broken / f"fold-{fold}") < step and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.001)
-        assert process.poll() is None, "the run ended before it could be killed"
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        killed_at(command, f"fold-{fold}/state.json", step)
+        assert step_of(broken / f"fold-{fold}") == step
         assert not (broken / "results.json").exists()
     done = (broken / "fold-1/log.csv").stat().st_mtime_ns
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -85,27 +61,22 @@ def test_killed_runs_end_as_an_unbroken_one(tmp_path: Path, values: dict[str, ob
     assert not [p for p in broken.rglob(".*") if p.is_file()]
 
 
-def test_the_state_holds_averaged_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def words(values: dict[str, object], data: Path, out: Path) -> list[str]:
+    """The command line of a run from random weights."""
+    options = [text for key, value in values.items() for text in (f"--{key.replace('_', '-')}", str(value))]
+    command = [sys.executable, "-m", "ssamba", "finetune", "custom", "--data", str(data), "--from", "none"]
+    return [*command, "--out", str(out), "--device", "cpu", *options]
+
+
+def test_the_state_holds_averaged_weights(tmp_path: Path) -> None:
     """A run stopped within the averaging window goes on with the same average."""
     data = trees.custom_table(tmp_path / "data")
     values = VALUES | {"choose": "average", "average_from": 1, "average_to": 3}
     recipe = load_finetune_recipe("custom", values)
     finetune(recipe, data, tmp_path / "whole", device="cpu")
 
-    class Stop(Exception):
-        pass
-
-    save = Loop.save
-
-    def save_and_stop(self: Loop) -> None:
-        save(self)
-        if self.step == 2 * self.task.steps_per_epoch:
-            raise Stop
-
-    monkeypatch.setattr(Loop, "save", save_and_stop)
-    with pytest.raises(Stop):
-        finetune(recipe, data, tmp_path / "broken", device="cpu")
-    monkeypatch.undo()
+    steps = [int(row["step"]) for row in log_of(tmp_path / "whole/fold-1") if row["val_loss"]]
+    killed_at(words(values, data, tmp_path / "broken"), "fold-1/state.json", steps[1])  # at the end of the second epoch
     finetune(recipe, data, tmp_path / "broken", device="cpu")
     for name in ("model.safetensors", "results.json"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "broken" / name).read_bytes()

@@ -14,11 +14,11 @@ import ssamba
 from ssamba.data.datasets import read_layout
 from ssamba.data.examples import LabelledData
 from ssamba.data.scan import SkipList
-from ssamba.evaluation.logistic_regression import fit_chosen
+from ssamba.evaluation.logistic_regression import fit_cross_validated
 from ssamba.models.encoder import Encoder
-from ssamba.training.finetune.evaluate import Evaluation
+from ssamba.training.finetune.evaluate import Evaluation, make_evaluation
 from ssamba.training.finetune.head_init import init_by_probe
-from ssamba.training.finetune.model import classification, new_model
+from ssamba.training.finetune.model import make_classification, new_model
 from ssamba.training.finetune.recipe import FinetuneRecipe, load_finetune_recipe
 from ssamba.training.finetune.run import finetune
 from ssamba.utils.errors import ConfigError
@@ -38,13 +38,13 @@ def folds(tmp_path_factory: pytest.TempPathFactory) -> LabelledData:
 
 
 def started(recipe: FinetuneRecipe, data: LabelledData, number: int = 0) -> Encoder:
-    model = new_model(recipe, classification(recipe, data), None)
+    model = new_model(recipe, make_classification(recipe, data), None)
     init_by_probe(model, data.folds[number], data, recipe, None, SkipList())
     return model
 
 
 def evaluation(recipe: FinetuneRecipe, data: LabelledData, model: Encoder, number: int = 0) -> Evaluation:
-    return Evaluation(data.folds[number].train, recipe, model.config, 3, model.device, None, SkipList())
+    return make_evaluation(data.folds[number].train, recipe, model, None, SkipList())
 
 
 @pytest.mark.parametrize("encoder", ["ssamba", "ssast"])
@@ -55,17 +55,17 @@ def test_it_answers_what_the_regression_answers(
     recipe = small(encoder=encoder, pooling=pooling, label_smoothing=smoothing)
     model = started(recipe, folds)
     assert model.training
-    plain = new_model(recipe, classification(recipe, folds), None)
+    plain = new_model(recipe, make_classification(recipe, folds), None)
     values, examples = evaluation(recipe, folds, plain).values(plain)
     assert examples.tolist() == list(range(24))
     labels = torch.tensor([example.labels[0] for example in folds.folds[0].train])
     # Folds 2 to 5 are held out in turn.
     parts = torch.tensor([(int(e.key.split("_")[1][0]) - 1) % 5 for e in folds.folds[0].train])
     assert sorted(set(parts.tolist())) == [0, 1, 2, 3]
-    fitted = fit_chosen(values, labels, parts, 3, smoothing)
-    answers = evaluation(recipe, folds, model).answers(model.eval())
-    torch.testing.assert_close(answers.logits.double(), fitted.scores(values), atol=1e-4, rtol=1e-4)
-    assert (answers.logits.argmax(dim=1) == labels).all()
+    fitted = fit_cross_validated(values, labels, parts, 3, smoothing)
+    outputs = evaluation(recipe, folds, model).outputs(model.eval())
+    torch.testing.assert_close(outputs.logits.double(), fitted.scores(values), atol=1e-4, rtol=1e-4)
+    assert (outputs.logits.argmax(dim=1) == labels).all()
     for name, value in plain.state_dict().items():
         assert name.startswith("classifier.") or torch.equal(value, model.state_dict()[name])
 

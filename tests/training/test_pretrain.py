@@ -7,11 +7,18 @@ import torch
 
 import ssamba
 from ssamba.audio import log_mel
+from ssamba.audio.front_end import PUBLISHED
+from ssamba.data.loaders.gpu_resident import ResidentAudio
+from ssamba.data.manifest import read_sources
+from ssamba.data.scan import SkipList
 from ssamba.models.pretrained.model_dir import load_tensors
-from ssamba.training.features import batch_features, crop_seconds
+from ssamba.training.features import batch_features
 from ssamba.training.log import read_log
+from ssamba.training.pretrain.data import prepare_data
+from ssamba.training.pretrain.model import build_model
 from ssamba.training.pretrain.recipe import load_recipe, make_recipe
 from ssamba.training.pretrain.run import pretrain
+from ssamba.training.pretrain.task import PretrainTask
 from ssamba.training.schedule import CosineSchedule, PlateauSchedule
 from ssamba.utils.errors import ConfigError, DataError, SsambaError
 
@@ -165,8 +172,8 @@ def test_one_file_is_too_few(sounds: Path, tmp_path: Path, small: dict[str, obje
 def test_batch_features_pad_like_the_reference() -> None:
     config = ssamba.Config(width=32, depth=2, frames=64)
     generator = torch.Generator().manual_seed(0)
-    samples = log_mel.samples_of_frames(64)
-    assert crop_seconds(64) * 16000 == samples
+    samples = PUBLISHED.samples_of_frames(64)
+    assert PUBLISHED.seconds_of_frames(64) * 16000 == samples
     lengths = torch.tensor([samples, 5000, 400, 399])
     waveforms = torch.randn(4, samples, generator=generator) * 0.1 + 0.05
     waveforms *= torch.arange(samples) < lengths[:, None]
@@ -174,7 +181,7 @@ def test_batch_features_pad_like_the_reference() -> None:
     for row, waveform, length in zip(batch[:3], waveforms, lengths, strict=False):
         alone = ssamba.features(waveform[:length].numpy(), target_length=64)[0]
         torch.testing.assert_close(row, alone, rtol=0, atol=2e-5)
-    padding = log_mel.normalise(torch.zeros(64, 128), config.mean, config.std)
+    padding = log_mel.normalise_log_mel(torch.zeros(64, 128), config.mean, config.std)
     torch.testing.assert_close(batch[3], padding)
 
 
@@ -192,7 +199,7 @@ def test_recipe_holds_the_reference_values() -> None:
     [
         ({"mask": 512}, "allows 1 to 511"),
         ({"mask": 0}, "allows 1 to 511"),
-        ({"lr": -1.0}, "lr -1.0"),
+        ({"lr": -1.0}, "lr: -1.0"),
         ({"batch": 0}, "batch: 0"),
         ({"objective": "jiont"}, "choose joint"),
         ({"passes": 3}, "passes: 3"),
@@ -200,7 +207,7 @@ def test_recipe_holds_the_reference_values() -> None:
         ({"depth": 5}, "even"),
         ({"validation": 1.5}, "validation: 1.5"),
         ({"batch": 1.5}, "type int"),
-        ({"beta2": 1.0}, "beta2 1.0"),
+        ({"beta2": 1.0}, "beta2: 1.0"),
         ({"epochs": 0}, "epochs: 0"),
     ],
     ids=str,
@@ -267,3 +274,23 @@ def test_a_cosine_ends_with_the_run(sounds: Path, tmp_path: Path, small: dict[st
     assert 0 < rates[-1] < rates[3]
     with pytest.raises(ConfigError, match="has steps 6, this command says 12"):
         pretrain([str(sounds)], tmp_path, make_recipe(None, small | {"steps": 12}), device="cpu")
+
+
+@pytest.mark.parametrize("short_clips", ["zeros", "repeat"])
+def test_a_set_that_lies_on_the_device_gives_the_same_inputs(
+    sounds: Path, small: dict[str, object], short_clips: str
+) -> None:
+    """As on a GPU, where small sets are decoded once: the same crops, draws and features."""
+    values = {"short_clips": short_clips, "mix": 0.5, "speed": 1.3, "reverb": 0.5, "gain_db": 3.0, "steps": 2}
+    recipe = make_recipe(None, small | values)
+    data = prepare_data(read_sources([str(sounds)]), recipe, SkipList())
+    model = build_model(recipe, data)
+    resident = ResidentAudio(data.plan.clips, model.device)
+    tasks = [PretrainTask(recipe, model, data.plan, data.skip, resident=audio) for audio in (None, resident)]
+    inputs = [[task.inputs(n, batch).tensors() for n, batch in enumerate(task.batches(0))] for task in tasks]
+    assert len(inputs[0]) == 2
+    for decoded, cut in zip(*inputs, strict=True):
+        for one, other in zip(decoded, cut, strict=True):
+            assert (one is None) == (other is None)
+            if one is not None and other is not None:
+                torch.testing.assert_close(one, other, rtol=0, atol=2e-3)  # decoded audio is kept in 16 bits

@@ -2,19 +2,32 @@
 
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
 import yaml
-from pretrain_runs import command, kill_at, log_of, same_results, step_of
+from pretrain_runs import command, end_at, kill_at, killed_at, log_of, same_results, step_of
 
 from ssamba.training.pretrain.recipe import make_recipe
 from ssamba.training.pretrain.run import pretrain
 from ssamba.utils.errors import ConfigError
 
 
+def test_a_run_that_is_killed_ends_as_an_unbroken_one(sounds: Path, tmp_path: Path, small: dict[str, object]) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    pretrain([str(sounds)], whole, make_recipe(None, small), device="cpu")
+    killed_at(command(sounds, broken, small), "state", 10)
+    assert step_of(broken) == 10
+    (broken / ".state.0123abcd.safetensors").write_bytes(b"half")
+    pretrain([str(sounds)], broken, make_recipe(None, small), device="cpu")
+    same_results(whole, broken)
+    assert [int(row["step"]) for row in log_of(broken)] == [3, 6, 8, 9, 12, 15, 16, 18, 21, 24]
+    assert not list(broken.glob(".*"))  # what a kill left half-written is gone
+
+
+@pytest.mark.slow
 def test_killed_runs_end_as_an_unbroken_one(sounds: Path, tmp_path: Path, small: dict[str, object]) -> None:
+    """Killed from outside, at whatever line it is just then."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     pretrain([str(sounds)], whole, make_recipe(None, small), device="cpu")
     arguments = command(sounds, broken, small)
@@ -33,17 +46,8 @@ def test_kill_between_saves_repeats_steps_exactly(sounds: Path, tmp_path: Path, 
     small["save_minutes"] = 60.0
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     pretrain([str(sounds)], whole, make_recipe(None, small), device="cpu")
-    arguments = command(sounds, broken, small)
-    process = subprocess.Popen(arguments, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        if (broken / "log.csv").exists() and len(log_of(broken)) >= 5:
-            break
-        time.sleep(0.002)
-    assert process.poll() is None
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert step_of(broken) < 24
+    killed_at(command(sounds, broken, small), "row", 12)
+    assert step_of(broken) == 8
     pretrain([str(sounds)], broken, make_recipe(None, small), device="cpu")
     same_results(whole, broken)
 
@@ -51,16 +55,11 @@ def test_kill_between_saves_repeats_steps_exactly(sounds: Path, tmp_path: Path, 
 def test_sigterm_saves_and_says_how_to_go_on(sounds: Path, tmp_path: Path, small: dict[str, object]) -> None:
     small |= {"save_minutes": 60.0, "steps": 4000, "validate_every": 4000}
     out = tmp_path / "run"
-    process = subprocess.Popen(command(sounds, out, small), stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while not ((out / "log.csv").exists() and len(log_of(out)) >= 2) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "the same command goes on from there" in errors
-    assert "Traceback" not in errors
-    assert step_of(out) >= 6
+    done = end_at(command(sounds, out, small), "row", 6, signal.SIGTERM)
+    assert done.returncode == 130
+    assert "the same command goes on from there" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert step_of(out) == 6
     assert (out / "model.safetensors").exists()
 
 

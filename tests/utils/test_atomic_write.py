@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ssamba.utils.atomic_write import beside, make_folder, write_text
+from ssamba.utils.atomic_write import atomic_write, make_folder, write_text
 from ssamba.utils.errors import SsambaError
 
 
@@ -31,7 +31,7 @@ def test_a_failing_write_leaves_the_old_file_and_no_other(tmp_path: Path, proble
     expected = SsambaError if isinstance(problem, OSError) else type(problem)
 
     def write() -> None:
-        with beside(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_text("half of the ne")
             assert path.read_text() == "old"
             raise problem
@@ -57,7 +57,7 @@ def test_a_failing_rename_is_told_in_one_line(tmp_path: Path, monkeypatch: pytes
 
 
 def test_the_temporary_file_lies_beside_with_the_same_ending(tmp_path: Path) -> None:
-    with beside(tmp_path / "out.npz") as temporary:
+    with atomic_write(tmp_path / "out.npz") as temporary:
         assert temporary.parent == tmp_path
         assert temporary.suffix == ".npz"
         assert temporary.name != "out.npz"
@@ -66,7 +66,7 @@ def test_the_temporary_file_lies_beside_with_the_same_ending(tmp_path: Path) -> 
 
 def test_a_new_file_has_the_permissions_of_any_new_file(tmp_path: Path) -> None:
     (tmp_path / "plain").write_text("")
-    with beside(tmp_path / "ours") as temporary:
+    with atomic_write(tmp_path / "ours") as temporary:
         temporary.touch(mode=0o600)
     assert (tmp_path / "ours").stat().st_mode == (tmp_path / "plain").stat().st_mode
 

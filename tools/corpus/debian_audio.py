@@ -40,10 +40,11 @@ import soundfile
 from debian_sources import SOURCES, Source
 from overlap import THRESHOLD, References, audio_files
 
-from ssamba.audio.decode import AUDIO_EXTENSIONS, SAMPLE_RATE, read_audio
-from ssamba.utils.atomic_write import beside, make_folder
+from ssamba.audio.constants import SAMPLE_RATE
+from ssamba.audio.decode import AUDIO_EXTENSIONS, read_audio
+from ssamba.utils.atomic_write import atomic_write, make_folder
 from ssamba.utils.errors import AudioError, SsambaError
-from ssamba.utils.progress import shown
+from ssamba.utils.progress import progress_bar
 
 LEAST_SECONDS, SILENT = 0.2, 1e-3
 FILE_SECONDS, PART_SECONDS = 25.0, 30.0
@@ -187,7 +188,7 @@ class Writer:
         if not self._length:
             return
         joined = np.concatenate(self._pending)
-        with beside(self.folder / self._name()) as temporary:
+        with atomic_write(self.folder / self._name()) as temporary:
             soundfile.write(temporary, joined.clip(-1, 1), SAMPLE_RATE, format="OGG", subtype="OPUS")
         self.samples += len(joined)
         self.files += 1
@@ -205,7 +206,7 @@ def collect(source: Source, debs: Path, out: Path, references: References | None
         shutil.rmtree(leftover, ignore_errors=True)
     rows, dropped, left_out, bad = [], 0, 0, 0
     best = {} if references is None else {str(p): (0.0, -1.0, "", 0.0) for p in references.paths}
-    with tempfile.TemporaryDirectory(dir=out, prefix=f".{source.name}.") as name, shown(source.name) as update:
+    with tempfile.TemporaryDirectory(dir=out, prefix=f".{source.name}.") as name, progress_bar(source.name) as update:
         unpacked, made = make_folder(Path(name) / "unpacked"), make_folder(Path(name) / source.name)
         clips = sorted(unpack(deb, source, unpacked))
         if source.most_minutes < 1e9:  # a capped source gives clips from everywhere, and the same ones each time
@@ -258,9 +259,9 @@ def collect(source: Source, debs: Path, out: Path, references: References | None
             "left_out": left_out,
             "against": None if references is None else _signature(references),
         }
-        with beside(made / "overlap.json") as temporary:
+        with atomic_write(made / "overlap.json") as temporary:
             temporary.write_text(json.dumps(best), encoding="utf-8")
-        with beside(made / "source.json") as temporary:
+        with atomic_write(made / "source.json") as temporary:
             temporary.write_text(json.dumps(about, indent=1), encoding="utf-8")
         shutil.rmtree(out / source.name, ignore_errors=True)
         made.rename(out / source.name)
@@ -278,7 +279,7 @@ def _signature(references: References | None) -> str | None:
 
 
 def _write_csv(path: Path, head: list[str], rows: list[list]) -> None:
-    with beside(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+    with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(head)
         writer.writerows([f"{v:.3f}" if isinstance(v, float) else v for v in row] for row in rows)

@@ -37,11 +37,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssamba.audio.decode import AUDIO_EXTENSIONS, SAMPLE_RATE, read_audio
-from ssamba.audio.log_mel import FRAME_LENGTH, log_mel
-from ssamba.utils.atomic_write import beside
+from ssamba.audio.constants import SAMPLE_RATE
+from ssamba.audio.decode import AUDIO_EXTENSIONS, read_audio
+from ssamba.audio.front_end import PUBLISHED
+from ssamba.audio.log_mel import log_mel
+from ssamba.utils.atomic_write import atomic_write
 from ssamba.utils.errors import AudioError, SsambaError
-from ssamba.utils.progress import shown
+from ssamba.utils.progress import progress_bar
 
 BANDS, WINDOW, HOP = 16, 50, 25
 """Mel bands; frames of 20 ms in a compared stretch, and from one stretch of a clip to its next."""
@@ -81,7 +83,7 @@ NONE = Match(0.0, -1.0, 0.0)
 
 def spectrogram(waveform: np.ndarray) -> Tensor:
     """(samples,) at 16 kHz -> (frames of 20 ms, BANDS): log-mel cut at the floor, less each frame's mean."""
-    if len(waveform) < FRAME_LENGTH:
+    if len(waveform) < PUBLISHED.frame_length:
         return torch.zeros(0, BANDS)
     mel = log_mel(torch.from_numpy(np.asarray(waveform, dtype=np.float32)), BANDS)
     mel = F.avg_pool1d(mel.exp().T[None], 2, ceil_mode=True)[0].T.log()
@@ -235,7 +237,7 @@ def main() -> int:
     clips, files = audio_files(options.clips), audio_files(options.folder)
     references = References(clips)
     best, where = [NONE] * len(clips), [""] * len(clips)
-    with shown("searching") as update:
+    with progress_bar("searching") as update:
         for done, path in enumerate(files):
             update(done, len(files), "")
             for i, match in enumerate(references.search(read_audio(path))):
@@ -256,7 +258,7 @@ def main() -> int:
                 print(f"  missed: {scores[-1]:.3f}  {clips[i].name}  {how}")
         print(f"{len(scores)} hidden copies: {quantiles(scores)}")
     if options.out:
-        with beside(options.out) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+        with atomic_write(options.out) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["clip", "score", "likeness", "file", "second"])
             for i in order:

@@ -24,8 +24,10 @@ import numpy as np
 import torch
 
 import ssamba
+from ssamba.audio import log_mel
 from ssamba.inference.onnx.export import export_onnx, made_up_sound
 from ssamba.inference.onnx.weights import rounded
+from ssamba.models import patches
 
 HERE = Path(__file__).parent
 SECONDS, RATE = (0.5, 2.0, 10.0), 16000
@@ -60,12 +62,11 @@ def prepare(model: ssamba.Encoder, folder: Path) -> None:
 
 
 def answer(model: Any, waveform: torch.Tensor, output: str) -> torch.Tensor:
-    """What ``embed`` gives, as the file does: all tokens, or their mean."""
-    from ssamba.inference.embed import WindowCutter, waveform_features
-
-    cutter = WindowCutter(model.config, whole=True)
-    list(cutter.feed(waveform_features(waveform, model)))
-    tokens = model.encode(cutter.finish().features[None])
+    """What the file gives: all tokens, or the mean of the patch tokens."""
+    config = model.config
+    logs = log_mel.filter_bank(waveform[None], config.front_end)
+    frames = patches.covered_frames(patches.columns(logs.shape[1], config), config)
+    tokens = model.encode(config.front_end.normalise(log_mel.fit_length(logs, frames)))
     return tokens if output == "tokens" else tokens[:, model.prefix_tokens :].mean(dim=1)
 
 

@@ -1,4 +1,4 @@
-"""Audio files to mono float32 waveforms, with every bad input told in one line.
+"""Audio files to mono float32 waveforms, with every bad input reported in one line.
 
 Decoding is libsndfile (wav, flac, ogg vorbis, ogg opus, mp3, aiff, ...), resampling is soxr at its "HQ" setting.
 Several channels are averaged. A crop of a long file reads the crop and a short margin, never the whole file.
@@ -18,12 +18,11 @@ import numpy.typing as npt
 import soundfile
 import soxr
 
+from ssamba.audio.constants import FRAME_SECONDS, SAMPLE_RATE
 from ssamba.utils.errors import AudioError
 
 __all__ = [
     "AUDIO_EXTENSIONS",
-    "FRAME_SECONDS",
-    "SAMPLE_RATE",
     "AudioInfo",
     "audio_info",
     "check_length",
@@ -31,8 +30,6 @@ __all__ = [
     "stream_audio",
 ]
 
-SAMPLE_RATE = 16000
-FRAME_SECONDS = 0.025  # one analysis frame of the front end: less audio gives no frame at all
 AUDIO_EXTENSIONS = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".au", ".caf", ".w64", ".rf64")
 
 Waveform = npt.NDArray[np.float32]
@@ -89,7 +86,7 @@ def read_audio(
     """Read a file, or a crop of it, as mono float32 at `sample_rate`.
 
     A crop holds exactly the samples that the same slice of the whole file's waveform would (to float rounding; beyond
-    30 s into an Opus file in speech mode to about -48 dB, because that codec's decoder never forgets a seek).
+    30 s into an Opus file in speech mode to about -48 dB, because that codec's decoder does not recover from a seek).
 
     Args:
         path: the file.
@@ -156,14 +153,14 @@ def check_length(samples: int, path: PathLike | None = None, sample_rate: int = 
 
 
 class _Decoder(soundfile.SoundFile):
-    """A SoundFile whose reads run on without the seek that soundfile adds after each (it fails in unsized FLACs)."""
+    """A SoundFile whose reads continue without the seek that soundfile adds after each (it fails in unsized FLACs)."""
 
     def seekable(self) -> bool:
         return False
 
 
 def _open(path: PathLike) -> soundfile.SoundFile:
-    """Open for decoding; every failure becomes an AudioError that says what the file is instead of audio."""
+    """Open for decoding; every failure becomes an AudioError that says what is wrong with the file."""
     try:
         status = os.stat(path)
         if stat.S_ISDIR(status.st_mode):
@@ -183,7 +180,7 @@ def _open(path: PathLike) -> soundfile.SoundFile:
     try:
         file = _Decoder(os.fspath(path))
     except (soundfile.SoundFileError, OSError, TypeError) as error:
-        # libsndfile falls back on the name's ending, and its messages for that case mislead: show the first bytes too.
+        # libsndfile falls back on the name's ending, and its messages for that case mislead: add the first bytes.
         detail = str(error).rsplit(": ", 1)[-1].strip(" .")
         raise AudioError(
             path, f"is not audio that libsndfile can decode (starts with {head[:8]!r}; {detail})"

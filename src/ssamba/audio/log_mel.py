@@ -1,8 +1,9 @@
 """From waveform to the model's input: resampling and mixing in memory, Kaldi's log-mel filter bank, normalisation.
 
 The filter bank follows Kaldi's definition (25 ms frames, 10 ms shift, symmetric Hann window, snip edges, per-frame DC
-removal, pre-emphasis 0.97, 512-point FFT, power, HTK mel scale from 20 Hz, natural log floored at float32 epsilon, no
-energy, no dither): REFERENCE.md, "Front end". It is batched torch, so it runs on any device.
+removal, pre-emphasis 0.97, FFT of the next power of two, power, HTK mel scale from 20 Hz to half the sample rate,
+natural log floored at float32 epsilon, no energy, no dither): docs/reference.md, "Front end". It is batched torch, so
+it runs on any device.
 """
 
 from __future__ import annotations
@@ -17,30 +18,31 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssamba.audio.constants import AUDIOSET_MEAN, AUDIOSET_STD, SAMPLE_RATE
+from ssamba.audio.constants import AUDIOSET_MEAN, AUDIOSET_STD, MEL_BINS, SAMPLE_RATE
+from ssamba.audio.front_end import PUBLISHED, FrontEnd, normalise_log_mel
 from ssamba.utils.errors import AudioError, ConfigError
 
-FRAME_LENGTH, FRAME_SHIFT, FFT_SIZE = 400, 160, 512
-"""Samples in a frame (25 ms), between frames (10 ms), and points of the transform."""
 PRE_EMPHASIS = 0.97
 LOW_FREQUENCY = 20.0
 FRAMES_AT_ONCE = 32768
-"""Frames transformed together: bounds the memory of an hour-long recording to about 300 MB."""
+"""Frames of 25 ms at 16 kHz transformed together, fewer at higher rates: bounds the memory of an hour-long recording to
+about 300 MB."""
 LOUDEST = 1e15
 """Samples beyond this overflow the float32 power spectrum; no recording has them."""
 
 Audio = np.ndarray | Tensor | Sequence[float]
 
 
+def mel(hertz: np.ndarray | float) -> np.ndarray:
+    """Frequencies on the HTK mel scale, float64."""
+    return np.asarray(1127.0 * np.log1p(np.asarray(hertz, dtype=np.float64) / 700.0))
+
+
 @lru_cache(maxsize=8)
-def mel_filters(mel_bins: int = 128, sample_rate: int = SAMPLE_RATE) -> Tensor:
-    """Kaldi's triangular filters on the HTK mel scale, (FFT_SIZE/2 + 1, mel_bins); the last row, Nyquist, is 0."""
-
-    def mel(hertz: np.ndarray | float) -> np.ndarray:
-        return 1127.0 * np.log1p(np.asarray(hertz, dtype=np.float64) / 700.0)
-
+def mel_filters(mel_bins: int = MEL_BINS, sample_rate: int = SAMPLE_RATE, fft_size: int = 512) -> Tensor:
+    """Kaldi's triangular filters on the HTK mel scale, (fft_size / 2 + 1, mel_bins); the last row, Nyquist, is 0."""
     edges = np.linspace(mel(LOW_FREQUENCY), mel(sample_rate / 2), mel_bins + 2)
-    bins = mel(np.arange(FFT_SIZE // 2) * sample_rate / FFT_SIZE)[:, None]
+    bins = mel(np.arange(fft_size // 2) * sample_rate / fft_size)[:, None]
     left, centre, right = edges[:-2], edges[1:-1], edges[2:]
     triangles = np.minimum((bins - left) / (centre - left), (right - bins) / (right - centre)).clip(min=0.0)
     filters = np.concatenate([triangles, np.zeros((1, mel_bins))]).astype(np.float32)
@@ -49,44 +51,55 @@ def mel_filters(mel_bins: int = 128, sample_rate: int = SAMPLE_RATE) -> Tensor:
 
 
 @lru_cache(maxsize=8)
-def _filters_on(device: torch.device, mel_bins: int) -> Tensor:
+def _filters_on(device: torch.device, mel_bins: int, sample_rate: int, fft_size: int) -> Tensor:
     """The filters on a device, copied there once: a copy for each batch would make the host wait for the device."""
     with torch.inference_mode(False):  # as above
-        return mel_filters(mel_bins).to(device)
+        return mel_filters(mel_bins, sample_rate, fft_size).to(device)
 
 
-def frame_count(samples: int) -> int:
-    """Log-mel frames of a recording of that many samples at 16 kHz: only whole frames count."""
-    return 0 if samples < FRAME_LENGTH else 1 + (samples - FRAME_LENGTH) // FRAME_SHIFT
+def log_mel(waveforms: Tensor, mel_bins: int = MEL_BINS) -> Tensor:
+    """``filter_bank`` at 16 kHz: (B, samples) or (samples,) -> (B, frames, mel_bins) or (frames, mel_bins)."""
+    return filter_bank(waveforms, FrontEnd(mel_bins=mel_bins))
 
 
-def log_mel(waveforms: Tensor, mel_bins: int = 128) -> Tensor:
-    """Kaldi log-mel filter bank: (B, samples) or (samples,) at 16 kHz -> (B, frames, mel_bins) or (frames, mel_bins).
+def filter_bank(waveforms: Tensor, front_end: FrontEnd) -> Tensor:
+    """Kaldi's log-mel filter bank, not normalised.
+
+    (B, samples) or (samples,) at the front end's rate -> (B, frames, mel_bins) or (frames, mel_bins).
 
     The mean of each waveform is removed first. Raises ``AudioError`` when shorter than one frame.
     """
     if waveforms.dim() == 1:
-        return log_mel(waveforms[None], mel_bins)[0]
-    n_frames = frame_count(waveforms.shape[1])
-    if n_frames == 0:
-        raise AudioError(
-            None, f"{waveforms.shape[1]} samples at 16 kHz, one frame takes {FRAME_LENGTH}: give 25 ms or more"
-        )
+        return filter_bank(waveforms[None], front_end)[0]
+    n_frames = require_frames(waveforms.shape[1], front_end)
     waveforms = waveforms.float()
     waveforms = waveforms - waveforms.mean(dim=1, keepdim=True)
-    frames = waveforms.unfold(1, FRAME_LENGTH, FRAME_SHIFT)
-    filters = _filters_on(waveforms.device, mel_bins)
+    frames = waveforms.unfold(1, front_end.frame_length, front_end.hop)
+    filters = _filters_on(waveforms.device, front_end.mel_bins, front_end.sample_rate, front_end.fft_size)
     # Chunks of time bound the memory: a frame grows from 160 new samples to 400 windowed ones and 257 complex ones.
-    step = max(1, FRAMES_AT_ONCE // waveforms.shape[0])
+    at_once = FRAMES_AT_ONCE * PUBLISHED.frame_length // max(PUBLISHED.frame_length, front_end.frame_length)
+    step = max(1, at_once // waveforms.shape[0])
     parts = [_log_mel_of_frames(frames[:, start : start + step], filters) for start in range(0, n_frames, step)]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
+def require_frames(samples: int, front_end: FrontEnd) -> int:
+    """Frames of a waveform of that many samples. Raises ``AudioError`` when it is shorter than one frame."""
+    n_frames = front_end.frame_count(samples)
+    if n_frames == 0:
+        raise AudioError(
+            None,
+            f"{samples} samples at {front_end.sample_rate / 1000:g} kHz, one frame takes {front_end.frame_length}: "
+            "give 25 ms or more",
+        )
+    return n_frames
 
 
 def _log_mel_of_frames(frames: Tensor, filters: Tensor) -> Tensor:
     frames = frames - frames.mean(dim=-1, keepdim=True)
     previous = torch.cat([frames[..., :1], frames[..., :-1]], dim=-1)
-    window = torch.hann_window(FRAME_LENGTH, periodic=False, device=frames.device)
-    spectrum = torch.fft.rfft((frames - PRE_EMPHASIS * previous) * window, n=FFT_SIZE)
+    window = torch.hann_window(frames.shape[-1], periodic=False, device=frames.device)
+    spectrum = torch.fft.rfft((frames - PRE_EMPHASIS * previous) * window, n=2 * (len(filters) - 1))
     power = spectrum.real.square() + spectrum.imag.square()
     # Mixed precision would round the energies to 8 bits and return them as bfloat16.
     with torch.autocast(frames.device.type, enabled=False):
@@ -98,13 +111,8 @@ def fit_length(log_mels: Tensor, target_length: int) -> Tensor:
     return F.pad(log_mels, (0, 0, 0, target_length - log_mels.shape[-2]))
 
 
-def normalise(log_mels: Tensor, mean: float = AUDIOSET_MEAN, std: float = AUDIOSET_STD) -> Tensor:
-    """(x - mean) / (2 std), as in AST and SSAST."""
-    return (log_mels - mean) / (2 * std)
-
-
-def to_waveform(audio: Audio, sample_rate: int = SAMPLE_RATE) -> Tensor:
-    """One recording in memory -> (samples,) float32 at 16 kHz on the CPU.
+def to_waveform(audio: Audio, sample_rate: int = SAMPLE_RATE, model_rate: int = SAMPLE_RATE) -> Tensor:
+    """One recording in memory, of ``sample_rate`` -> (samples,) float32 at ``model_rate`` on the CPU.
 
     Takes numpy, torch or a list: floats, or integers of up to 32 bits (scaled to [-1, 1) by their type). Raises
     ``AudioError`` on other types and shapes, on NaN, infinite or absurdly large samples, and on a sample rate below 1.
@@ -128,8 +136,8 @@ def to_waveform(audio: Audio, sample_rate: int = SAMPLE_RATE) -> Tensor:
         raise AudioError(None, "holds NaN or infinite samples: repair or leave out the recording")
     if (loudest := max(array.max(initial=0.0), -array.min(initial=0.0))) > LOUDEST:
         raise AudioError(None, f"holds samples of {loudest:.0e}: give floats from -1 to 1")
-    if sample_rate != SAMPLE_RATE:
-        array = soxr.resample(array, sample_rate, SAMPLE_RATE)
+    if sample_rate != model_rate:
+        array = soxr.resample(array, sample_rate, model_rate)
     return torch.from_numpy(np.array(array, dtype=np.float32, copy=True))
 
 
@@ -144,17 +152,19 @@ def _to_array(audio: Audio | Sequence[Audio]) -> np.ndarray:
         raise AudioError(None, "a list that is neither samples nor recordings: give one kind") from None
 
 
-def to_waveforms(audio: Audio | Sequence[Audio], sample_rate: int = SAMPLE_RATE) -> list[Tensor]:
-    """(samples,), (batch, samples) or a list of recordings -> a list of (samples,) waveforms at 16 kHz.
+def to_waveforms(
+    audio: Audio | Sequence[Audio], sample_rate: int = SAMPLE_RATE, model_rate: int = SAMPLE_RATE
+) -> list[Tensor]:
+    """(samples,), (batch, samples) or a list of recordings -> a list of (samples,) waveforms at ``model_rate``.
 
     Raises ``AudioError`` as ``to_waveform`` does, and for a batch of no recordings.
     """
     if isinstance(audio, (list, tuple)) and len(audio) and not np.isscalar(audio[0]):
-        return [to_waveform(one, sample_rate) for one in audio]
+        return [to_waveform(one, sample_rate, model_rate) for one in audio]
     array = _to_array(audio)
     if array.ndim == 2 and not len(array):
         raise AudioError(None, f"shape {array.shape}: holds no recording")
-    return [to_waveform(one, sample_rate) for one in (array if array.ndim == 2 else [array])]
+    return [to_waveform(one, sample_rate, model_rate) for one in (array if array.ndim == 2 else [array])]
 
 
 def features(
@@ -164,7 +174,7 @@ def features(
     mean: float = AUDIOSET_MEAN,
     std: float = AUDIOSET_STD,
 ) -> Tensor:
-    """Normalised log-mel of recordings in memory -> (B, frames, 128).
+    """Normalised log-mel of recordings in memory, for the published front end -> (B, frames, 128).
 
     ``audio`` is (samples,), (batch, samples) or a list of different lengths; ``target_length`` is in frames of 10 ms.
     Without it the longest recording decides. Shorter ones are padded with 0.0 before normalisation, as in the
@@ -174,14 +184,4 @@ def features(
         raise ConfigError(f"target_length is {target_length}: give frames of 10 ms, at least 1")
     log_mels = [log_mel(waveform) for waveform in to_waveforms(audio, sample_rate)]
     length = target_length or max(x.shape[0] for x in log_mels)
-    return normalise(torch.stack([fit_length(x, length) for x in log_mels]), mean, std)
-
-
-def seconds_of_frame(frame: float) -> float:
-    """Centre of a log-mel frame in seconds; fractions of a frame are allowed."""
-    return (frame * FRAME_SHIFT + FRAME_LENGTH / 2) / SAMPLE_RATE
-
-
-def samples_of_frames(frames: int) -> int:
-    """Samples at 16 kHz that give exactly that many frames."""
-    return (frames - 1) * FRAME_SHIFT + FRAME_LENGTH
+    return normalise_log_mel(torch.stack([fit_length(x, length) for x in log_mels]), mean, std)

@@ -18,7 +18,7 @@ from ssamba.inference.plots import reconstruction_picture
 from ssamba.training.log import read_log
 from ssamba.training.pretrain.recipe import make_recipe
 from ssamba.training.pretrain.run import pretrain
-from ssamba.training.seeds import generator
+from ssamba.training.seeds import torch_generator
 from ssamba.utils.atomic_write import write_text
 from ssamba.utils.plots import embedding_map, loss_curves
 from ssamba.utils.progress import Bar
@@ -73,13 +73,14 @@ def compare(model: Encoder, rows: list[dict[str, str]], out: Path) -> str:
 
     All three are the mean and the deviation of what they are made of: patch tokens, or log-mel frames.
     """
-    waveforms = [read_audio(out / "sounds" / r["path"]) for r in rows]
-    untrained = SSAMBA(model.config, generator=generator(SEED, "untrained")).eval()
+    front_end = model.config.front_end
+    waveforms = [read_audio(out / "sounds" / r["path"], front_end.sample_rate) for r in rows]
+    untrained = SSAMBA(model.config, generator=torch_generator(SEED, "untrained")).eval()
     trained = _clips(model, waveforms, "embedding")
     kinds = {
         "SSAMBA, pretrained (tokens' mean and deviation)": trained,
         "SSAMBA, untrained (the same)": _clips(untrained, waveforms, "embedding, untrained"),
-        "log-mel mean and deviation": log_mel_statistics(waveforms),
+        "log-mel mean and deviation": log_mel_statistics(waveforms, front_end),
     }
     is_train = np.array([r["split"] == "train" for r in rows])
     names = [r["label"] for r in rows]
@@ -109,7 +110,7 @@ def _clips(model: Encoder, waveforms: list[NDArray[np.float32]], label: str) -> 
     parts: list[NDArray[np.float32]] = []
     with Bar(label) as bar:
         for start in range(0, len(waveforms), 32):
-            parts.append(mean_and_deviation(model.embed(waveforms[start : start + 32])))
+            parts.append(mean_and_deviation(model.embed(waveforms[start : start + 32], model.config.sample_rate)))
             bar.update(min(start + 32, len(waveforms)), len(waveforms))
     return np.concatenate(parts)
 

@@ -1,4 +1,4 @@
-"""What a labelled data set is, whatever its files look like on disk: classes, examples and the official folds."""
+"""A labelled data set, independent of its layout on disk: classes, examples and the official folds."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 INNER_PARTS = 5
-MANY = 5000
-"""From so many training examples on, one held-out fifth says enough about a setting."""
+SINGLE_SPLIT_MIN = 5000
+"""From so many training examples on, one inner fold is held out instead of each in turn."""
 SILENCE = -1
 """In ``Example.per_second``: a second without any class. It is not scored."""
 
@@ -32,7 +32,7 @@ class Example:
 
     Attributes:
         key: its name in reports, unique in the data set (relative path, forward slashes).
-        parts: what is heard, in time order; one part for anything but scenes.
+        parts: the stretches of audio, in time order; one part for anything but scenes.
         labels: class numbers, one in a single-label set, any number in a multi-label set, none in a scene.
         per_second: for scenes, the class of each second (``SILENCE`` for none).
     """
@@ -70,13 +70,14 @@ class LabelledData:
     divided: bool = False
 
 
-def fifths(examples: Sequence[Example]) -> list[int]:
-    """Which fifth each is held out with when a setting is chosen: 0 to 4; among ``MANY``, 0 or -1, which is never.
+def inner_fold_index(examples: Sequence[Example]) -> list[int]:
+    """The inner fold of each example, held out when a setting is chosen: 0 to 4, or -1 for never.
 
-    By a hash of the file's name, so that it is the same everywhere. Examples of one file fall into one part.
+    From ``SINGLE_SPLIT_MIN`` examples on, only fold 0 is held out and the others have -1. By a hash of the file's name,
+    so that it is the same everywhere. Examples of one file fall into one part.
     """
     parts = [_part(example) for example in examples]
-    return [0 if part == 0 else -1 for part in parts] if len(parts) >= MANY else parts
+    return [0 if part == 0 else -1 for part in parts] if len(parts) >= SINGLE_SPLIT_MIN else parts
 
 
 def _part(example: Example) -> int:

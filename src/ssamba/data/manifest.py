@@ -1,6 +1,6 @@
-"""What the DATA arguments of the command line mean: folders, manifests and files, turned into lists of clips.
+"""DATA arguments of the command line (folders, manifests, files) to lists of clips.
 
-Nothing here decodes audio; lengths and unreadable files are :mod:`ssamba.data.scan`'s business.
+Nothing here decodes audio; lengths and unreadable files are up to :mod:`ssamba.data.scan`.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Clip:
 
     @property
     def seconds(self) -> float | None:
-        """Length in seconds, or None while nobody knows it."""
+        """Length in seconds, or None while it is unknown."""
         if self.frames is not None and self.rate:
             return self.frames / self.rate
         return self.stated_seconds
@@ -109,7 +109,7 @@ def read_source(path: str | os.PathLike[str]) -> list[Clip]:
     """The clips of one folder (searched recursively, sorted), manifest or audio file.
 
     Raises:
-        DataError: the path is missing, a folder without audio, an ending that we do not know, or a manifest that has
+        DataError: the path is missing, a folder without audio, an unknown ending, or a manifest that has
             no rows, lacks its columns, or names missing files.
     """
     path = os.fspath(path)

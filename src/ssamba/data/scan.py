@@ -13,9 +13,9 @@ from ssamba.audio.decode import AudioInfo, audio_info, check_length
 from ssamba.data.manifest import Clip, Source
 from ssamba.utils.errors import AudioError, DataError
 
-__all__ = ["Progress", "SkipList", "cached_info", "scan_clips", "scan_sources"]
+__all__ = ["CountProgress", "SkipList", "cached_info", "scan_clips", "scan_sources"]
 
-Progress = Callable[[int, int], None]
+CountProgress = Callable[[int, int], None]
 """Called as progress(done, total), from the thread that asked for the work."""
 
 _HEADER_CACHE: dict[tuple[str, int, int], AudioInfo] = {}  # (path, bytes, mtime in ns): a changed file is read again
@@ -30,8 +30,8 @@ class SkipList:
         path: the CSV to append to (columns path, reason), or None to keep the record in memory. Paths that it holds
             from an earlier part of the run are not written again.
         limit: largest share of the clips tried that may be unreadable.
-        minimum: clips that must have been tried before :meth:`check` judges the share, unless the set is through. Two
-            bad files among the first twenty say little about thousands.
+        minimum: clips that must have been tried before :meth:`check` applies the limit, unless all have been. Two bad
+            files among the first twenty say little about thousands.
     """
 
     def __init__(self, path: str | os.PathLike[str] | None = None, limit: float = 0.05, minimum: int = 100) -> None:
@@ -44,7 +44,7 @@ class SkipList:
         self._written = self._read_written()
 
     def __len__(self) -> int:
-        """Number of different unreadable clips met."""
+        """Number of different unreadable clips."""
         return len(self._reasons)
 
     def __contains__(self, path: str) -> bool:
@@ -57,7 +57,7 @@ class SkipList:
 
     @property
     def reasons(self) -> dict[str, str]:
-        """Unreadable path -> why, in the order met."""
+        """Unreadable path -> reason, in the order of discovery."""
         with self._lock:
             return dict(self._reasons)
 
@@ -79,10 +79,10 @@ class SkipList:
                 self._append(path, reason)
 
     def check(self, final: bool = False) -> None:
-        """Judge the share of unreadable clips.
+        """Check the share of unreadable clips.
 
         Args:
-            final: every clip has been tried, so judge however few they are.
+            final: every clip has been tried, so `minimum` does not apply.
 
         Raises:
             DataError: more than `limit` of the clips tried are unreadable, with at least `minimum` tried or at the end.
@@ -122,7 +122,7 @@ class SkipList:
 
 
 def scan_clips(
-    clips: Sequence[Clip], skip: SkipList | None = None, threads: int = 8, progress: Progress | None = None
+    clips: Sequence[Clip], skip: SkipList | None = None, threads: int = 8, progress: CountProgress | None = None
 ) -> list[Clip]:
     """Fill in the length of each clip from its header; drop those that are unreadable or under 25 ms.
 
@@ -162,7 +162,7 @@ def scan_clips(
 
 
 def scan_sources(
-    sources: Sequence[Source], skip: SkipList | None = None, threads: int = 8, progress: Progress | None = None
+    sources: Sequence[Source], skip: SkipList | None = None, threads: int = 8, progress: CountProgress | None = None
 ) -> list[Source]:
     """:func:`scan_clips` for each source, with one progress over all of them. Raises DataError likewise."""
     skip = SkipList() if skip is None else skip
@@ -175,7 +175,7 @@ def scan_sources(
     return scanned
 
 
-def _shifted(progress: Progress, before: int, total: int) -> Progress:
+def _shifted(progress: CountProgress, before: int, total: int) -> CountProgress:
     return lambda done, _: progress(before + done, total)
 
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from math import sqrt
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from ssamba.audio.decode import SAMPLE_RATE, stream_audio
+from ssamba.audio.decode import stream_audio
+from ssamba.audio.front_end import FrontEnd
+from ssamba.audio.log_mel import filter_bank
 from ssamba.data.manifest import Clip, Source
-from ssamba.data.scan import Progress, SkipList
+from ssamba.data.scan import CountProgress, SkipList
 from ssamba.utils.errors import AudioError, DataError
 
 __all__ = ["Statistics", "compute_statistics"]
@@ -29,7 +30,7 @@ class Statistics:
 
     Attributes:
         mean, std: over every log-mel value (all frames and bands together; population standard deviation).
-        frames: 10 ms frames measured.
+        frames: log-mel frames measured.
         clips: files measured.
     """
 
@@ -64,12 +65,12 @@ class _Moments:
 
 def compute_statistics(
     sources: Sequence[Source],
-    features_fn: Callable[[Tensor], Tensor],
+    front_end: FrontEnd,
     max_clips: int | None = None,
     threads: int = 2,
     seed: int = 0,
     skip: SkipList | None = None,
-    progress: Progress | None = None,
+    progress: CountProgress | None = None,
 ) -> Statistics:
     """Measure log-mel mean and standard deviation over whole files, without padding.
 
@@ -77,16 +78,16 @@ def compute_statistics(
     would reach into the next, under 0.1 %). The result does not depend on the number of threads.
 
     Args:
-        sources: the clips; their weights play no part.
-        features_fn: (samples,) float32 at 16 kHz -> (frames, bands), such as :func:`ssamba.frontend.log_mel`.
-        max_clips: measure a random choice of so many; None measures all.
+        sources: the clips; their weights are not used.
+        front_end: whose log-mel is measured; its mean and std are not used.
+        max_clips: size of the random sample that is measured; None measures all.
         threads: decoders at a time.
         seed: of that choice.
         skip: where unreadable files are counted; None keeps a list in memory.
         progress: called as progress(done, total).
 
     Raises:
-        DataError: no clips, none readable, too many unreadable, or values that never vary.
+        DataError: no clips, none readable, too many unreadable, or constant values.
     """
     clips = [clip for source in sources for clip in source.clips]
     if max_clips is not None and max_clips < len(clips):
@@ -94,7 +95,7 @@ def compute_statistics(
         clips = [clips[index] for index in np.sort(chosen)]
     skip = SkipList() if skip is None else skip
     total, measured = _Moments(), 0
-    for done, (clip, result) in enumerate(_measure_all(clips, features_fn, threads), start=1):
+    for done, (clip, result) in enumerate(_measure_all(clips, front_end, threads), start=1):
         if isinstance(result, AudioError):
             skip.record(clip.path, result.reason)
         else:
@@ -112,13 +113,13 @@ def compute_statistics(
 
 
 def _measure_all(
-    clips: Sequence[Clip], features_fn: Callable[[Tensor], Tensor], threads: int
+    clips: Sequence[Clip], front_end: FrontEnd, threads: int
 ) -> Iterator[tuple[Clip, _Moments | AudioError]]:
     """Results in the clips' order, so that rounding is the same for any number of threads."""
     waiting: deque[tuple[Clip, Future[_Moments | AudioError]]] = deque()
     with ThreadPoolExecutor(max_workers=max(1, threads)) as pool:
         for clip in clips:
-            waiting.append((clip, pool.submit(_measure, clip, features_fn)))
+            waiting.append((clip, pool.submit(_measure, clip, front_end)))
             if len(waiting) > _IN_FLIGHT:
                 first, future = waiting.popleft()
                 yield first, future.result()
@@ -126,14 +127,14 @@ def _measure_all(
             yield first, future.result()
 
 
-def _measure(clip: Clip, features_fn: Callable[[Tensor], Tensor]) -> _Moments | AudioError:
+def _measure(clip: Clip, front_end: FrontEnd) -> _Moments | AudioError:
     moments = _Moments()
     try:
-        for block in stream_audio(clip.path, _BLOCK_SECONDS):
-            if len(block) < 0.025 * SAMPLE_RATE:
-                continue  # the last crumb of a long file
+        for block in stream_audio(clip.path, _BLOCK_SECONDS, front_end.sample_rate):
+            if front_end.frame_count(len(block)) == 0:
+                continue  # the rest of a long file
             with torch.inference_mode():
-                features = features_fn(torch.from_numpy(block)).to("cpu", torch.float64)
+                features = filter_bank(torch.from_numpy(block), front_end).to(torch.float64)
             mean = float(features.mean())
             deviations = float((features - mean).square().sum())
             moments = moments.merged(_Moments(features.numel(), mean, deviations, features.shape[0]))

@@ -4,9 +4,9 @@ The loss is that of scikit-learn's ``LogisticRegression(C=c)``: the sum of the e
 squared weights; biases are free. Several classes share a softmax; in a multi-label set each has a sigmoid (one
 against the rest).
 
-L-BFGS takes few steps because the problem is turned first: in the basis of the features' principal axes, each scaled by
-the curvature that it has at the start, the loss is nearly round. The turn leaves the squared weights as they are, so
-the solution is the same. Fits for several c start from one another's solutions.
+L-BFGS takes few steps because the problem is preconditioned: in the basis of the features' principal axes, each scaled
+by its initial curvature, the loss is nearly isotropic. The rotation leaves the squared weights as they are, so the
+solution is the same. Fits for several c start from the solution of the previous one.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-"""Values of c to choose from: the smaller, the more the weights are held back."""
-MOST_STEPS = 400
-TOLERANCE = 1e-4
-"""Largest slope of the mean loss, in the turned and scaled weights, at which a fit is done.
+C_VALUES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+"""Candidate values of C (inverse L2 strength)."""
+MAX_STEPS = 400
+GRADIENT_TOLERANCE = 1e-4
+"""Gradient tolerance of the preconditioned problem: the largest component of the mean loss's gradient.
 
 A tenth of it moved the accuracies of 40 spoken words by 0.1 points at most, and took 1.7 times as long.
 """
-SMALL = 20_000_000
-"""Products in one evaluation up to which a second thread gains nothing, and loses much when the cores are wanted."""
+SINGLE_THREAD_MAX = 20_000_000
+"""Products in one evaluation up to which one thread is used: more would gain nothing, and lose on a busy machine."""
 
-LEAST_DEVIATION = 1e-8
+MIN_DEVIATION = 1e-8
 """A feature that deviates less, relative to its size, carries nothing and is left at 0."""
 
 
 @dataclass(frozen=True)
 class Standardiser:
-    """Takes each feature's mean away and divides by its deviation, both of the training examples. (d,) float64."""
+    """Subtracts each feature's mean and divides by its deviation, both of the training examples. (d,) float64."""
 
     mean: Tensor
     scale: Tensor
@@ -46,7 +46,7 @@ class Standardiser:
         """From training features (N, d)."""
         x = x.double()
         deviation, mean = torch.std_mean(x, dim=0, correction=0)
-        constant = deviation <= LEAST_DEVIATION * mean.abs().clamp_min(1e-12)
+        constant = deviation <= MIN_DEVIATION * mean.abs().clamp_min(1e-12)
         return cls(mean, torch.where(constant, 0.0, 1 / deviation))
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -70,33 +70,33 @@ class LinearModel:
 def fit_linear(
     x: Tensor,
     targets: Tensor,
-    strengths: Sequence[float] = STRENGTHS,
+    c_values: Sequence[float] = C_VALUES,
     multi_label: bool = False,
-    tolerance: float = TOLERANCE,
+    tolerance: float = GRADIENT_TOLERANCE,
 ) -> list[LinearModel]:
-    """Fit one model for each strength, in the given order; from small to large is the quickest.
+    """Fit one model for each value of C, in the given order; ascending order is the quickest.
 
     ``x`` (N, d) features; ``targets`` (N, classes), 1 where the class holds and else 0, or shares.
     """
-    with _threads_for(x.numel() * targets.shape[1]):
+    with _single_thread_if_small(x.numel() * targets.shape[1]):
         standardise = Standardiser.of(x)
-        rotation, turned = _principal_axes(standardise(x))
-        problem = _Problem(turned, targets.double(), multi_label)
-        weight = turned.new_zeros(turned.shape[1], targets.shape[1])
+        rotation, rotated = _principal_axes(standardise(x))
+        problem = _Problem(rotated, targets.double(), multi_label)
+        weight = rotated.new_zeros(rotated.shape[1], targets.shape[1])
         bias = problem.first_bias()
         models = []
-        for c in strengths:
+        for c in c_values:
             weight, bias = problem.solve(c, weight, bias, tolerance)
             models.append(LinearModel(standardise, rotation @ weight, bias))
         return models
 
 
 @contextlib.contextmanager
-def _threads_for(products: int) -> Iterator[None]:
-    """One thread for a small problem."""
+def _single_thread_if_small(products: int) -> Iterator[None]:
+    """Use one thread for a small problem."""
     before = torch.get_num_threads()
     try:
-        torch.set_num_threads(1 if products < SMALL else before)
+        torch.set_num_threads(1 if products < SINGLE_THREAD_MAX else before)
         yield
     finally:
         torch.set_num_threads(before)
@@ -118,7 +118,7 @@ class _Problem:
     def __init__(self, x_Nr: Tensor, targets_NC: Tensor, multi_label: bool) -> None:
         self._x, self._targets, self._multi = x_Nr, targets_NC, multi_label
         self._energy_r = x_Nr.square().mean(dim=0)
-        # How steep a class's probability is at the start, where all are alike.
+        # The derivative of a class's probability at the start, where all are equal.
         share = 0.5 if multi_label else 1 / max(2, targets_NC.shape[1])
         self._curvature = share * (1 - share)
 
@@ -135,8 +135,8 @@ class _Problem:
         scaled = torch.cat([weight / scale_r1, bias[None]]).requires_grad_()
         optimiser = torch.optim.LBFGS(
             [scaled],
-            max_iter=MOST_STEPS,
-            max_eval=2 * MOST_STEPS,
+            max_iter=MAX_STEPS,
+            max_eval=2 * MAX_STEPS,
             tolerance_grad=tolerance,
             tolerance_change=0,
             history_size=20,
@@ -147,16 +147,16 @@ class _Problem:
         def closure() -> float:
             v, b = scaled[:-1], scaled[-1]
             loss, residual_NC = self._loss(x_scaled @ v + b)
-            pulled = decay * scale_r1.square() * v
-            scaled.grad = torch.cat([x_scaled.T @ residual_NC + pulled, residual_NC.sum(dim=0)[None]])
-            return float(loss + 0.5 * (pulled * v).sum())
+            l2_grad = decay * scale_r1.square() * v
+            scaled.grad = torch.cat([x_scaled.T @ residual_NC + l2_grad, residual_NC.sum(dim=0)[None]])
+            return float(loss + 0.5 * (l2_grad * v).sum())
 
         optimiser.step(closure)
         with torch.no_grad():
             return scaled[:-1] * scale_r1, scaled[-1].clone()
 
     def _loss(self, logits_NC: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean loss, and its slope with respect to the logits."""
+        """Mean loss, and its gradient with respect to the logits."""
         n = len(logits_NC)
         if self._multi:
             loss = F.binary_cross_entropy_with_logits(logits_NC, self._targets, reduction="sum") / n
@@ -165,19 +165,19 @@ class _Problem:
         return -(log_shares * self._targets).sum() / n, (log_shares.exp() - self._targets) / n
 
 
-def fit_chosen(x: Tensor, labels: Tensor, parts: Tensor, classes: int, smoothing: float = 0.0) -> LinearModel:
-    """Fit on all examples, with the strength that names most of those right that are held out of other fits.
+def fit_cross_validated(x: Tensor, labels: Tensor, parts: Tensor, classes: int, smoothing: float = 0.0) -> LinearModel:
+    """Fit on all examples, with the value of C that classifies most held-out examples correctly.
 
     ``x`` (N, d) features; ``labels`` (N,) int64 class numbers; ``parts`` (N,) int64: the examples of each number from 0
-    on are held out in turn, those below 0 never. Of strengths that do equally well the smallest is taken. ``smoothing``
+    on are held out in turn, those below 0 never. Of equally good values of C the smallest is taken. ``smoothing``
     is the share of each label that goes to all classes evenly (label smoothing).
     """
     targets = F.one_hot(labels, classes).double() * (1 - smoothing) + smoothing / classes
-    hits = [0] * len(STRENGTHS)
+    hits = [0] * len(C_VALUES)
     for part in range(int(parts.max()) + 1):
         held = parts == part
         if not held.any() or held.all():
             continue
         for i, model in enumerate(fit_linear(x[~held], targets[~held])):
             hits[i] += int((model.scores(x[held]).argmax(dim=1) == labels[held]).sum())
-    return fit_linear(x, targets, [STRENGTHS[hits.index(max(hits))]])[0]
+    return fit_linear(x, targets, [C_VALUES[hits.index(max(hits))]])[0]

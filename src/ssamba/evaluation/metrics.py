@@ -1,7 +1,7 @@
 """How good scores are: accuracy, average precision, AUC, d', confusions. Plain numpy in float64.
 
 ``scores`` are (N, classes), higher for likelier; ``targets`` (N, classes) are 1 where the class holds and 0 elsewhere.
-A class that the test set never shows (or always shows, for AUC) has no value: NaN, left out of means.
+A class without test examples (or, for AUC, that every test example has) has no value: NaN, left out of means.
 """
 
 from __future__ import annotations
@@ -64,15 +64,15 @@ def d_prime(area: float) -> float:
 def confusion(scores: npt.ArrayLike, targets: npt.ArrayLike) -> npt.NDArray[np.int64]:
     """Counts (classes, classes): row the true class, column the one with the best score."""
     classes = np.shape(scores)[1]
-    places = np.argmax(targets, axis=1) * classes + np.argmax(scores, axis=1)
-    return np.bincount(places, minlength=classes * classes).reshape(classes, classes)
+    cells = np.argmax(targets, axis=1) * classes + np.argmax(scores, axis=1)
+    return np.bincount(cells, minlength=classes * classes).reshape(classes, classes)
 
 
 def class_accuracy(counts: npt.ArrayLike) -> Array:
     """Share of each class's rows that were recognised, (classes,), from ``confusion``."""
     table = np.asarray(counts, dtype=np.float64)
-    shown = table.sum(axis=1)
-    return np.where(shown > 0, np.diag(table) / np.maximum(shown, 1), np.nan)
+    rows = table.sum(axis=1)
+    return np.where(rows > 0, np.diag(table) / np.maximum(rows, 1), np.nan)
 
 
 def wilson(right: int, total: int, confidence: float = 0.95) -> tuple[float, float]:

@@ -11,10 +11,10 @@ from torch import Tensor
 if TYPE_CHECKING:
     from ssamba.inference.model import Encoder
 
-MOST_GRAPHS = 8
-MOST_TOKENS = 65536
+MAX_GRAPHS = 8
+MAX_TOKENS = 65536
 """Larger passes keep the device busy without a graph, whose memory would stay taken."""
-WARM_UP = 2
+PASSES_BEFORE_CAPTURE = 2
 
 
 class GraphedEncode:
@@ -37,7 +37,7 @@ class GraphedEncode:
         model, shape = self._model, tuple(features.shape)
         rows = model.config.grid[0]
         tokens = shape[0] * rows * shape[1] // model.config.stride_time
-        small = tokens <= MOST_TOKENS
+        small = tokens <= MAX_TOKENS
         if not (small and model.positions.is_cuda) or model.training or torch.cuda.is_current_stream_capturing():
             return model.encode(features)
         addresses = tuple(p.data_ptr() for p in model.parameters())
@@ -66,7 +66,7 @@ class GraphedEncode:
             stream = torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):  # lazy set-up (handles, compiled kernels) must not fall into the capture
-                for _ in range(WARM_UP):
+                for _ in range(PASSES_BEFORE_CAPTURE):
                     model.encode(given)
             torch.cuda.current_stream().wait_stream(stream)
             graph = torch.cuda.CUDAGraph()
@@ -74,5 +74,5 @@ class GraphedEncode:
             with torch.cuda.graph(graph, pool=self._pool):
                 result = model.encode(given)
         self._graphs[shape] = graph, given, result
-        if len(self._graphs) > MOST_GRAPHS:
+        if len(self._graphs) > MAX_GRAPHS:
             self._graphs.popitem(last=False)

@@ -7,25 +7,26 @@ list of them is ever held as a whole, unless ``whole`` asks for one pass over ea
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ssamba.audio import log_mel
-from ssamba.inference.embed import CrossFade, FeatureStream, Window, WindowCutter, encode_windows
-from ssamba.inference.embedding_writer import LEVELS, Spool, Times, check_output, write_output
+from ssamba.inference.embed import embed_segments, embedding_plan
 from ssamba.inference.file_stream import FileStream, Progress
 from ssamba.inference.model import Encoder
+from ssamba.inference.pooling import CLIP_POOLINGS, StreamPooling
+from ssamba.inference.windows import Segment, cut_recordings
+from ssamba.inference.writers import LEVELS, Spool, check_embedding_output, write_output
 from ssamba.utils.errors import ConfigError, DataError, SsambaError
 from ssamba.utils.suggest import nearest
 
 
 @dataclass
 class Report:
-    """What became of the files.
+    """Summary of an embedding run.
 
     ``written`` files gave ``rows`` rows of ``width`` values; ``failures`` holds (path, reason) of those that could not
     be read; ``audio_seconds`` is the audio that went through the model.
@@ -36,6 +37,24 @@ class Report:
     rows: int = 0
     audio_seconds: float = 0.0
     failures: list[tuple[str, str]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class EmbedOptions:
+    """What to write of each recording. Raises ``ConfigError`` for a name that is none of its kind.
+
+    ``level`` is clip (one row per file), frame (one per patch column) or patch (one per patch). ``whole`` reads long
+    recordings in one pass. ``pooling``, of ``CLIP_POOLINGS``, makes the row of a clip.
+    """
+
+    level: str = "clip"
+    whole: bool = False
+    pooling: str = "mean"
+
+    def __post_init__(self) -> None:
+        for name, value, known in (("level", self.level, LEVELS), ("pooling", self.pooling, tuple(CLIP_POOLINGS))):
+            if value not in known:
+                raise ConfigError(f"{name} '{value}': choose one of {', '.join(known)}{nearest(value, list(known))}")
 
 
 def embed_files(
@@ -50,90 +69,69 @@ def embed_files(
 ) -> Report:
     """Embed audio files and write the result to ``out`` (.npz or .parquet; docs/embedding.md has the layouts).
 
-    ``level`` is clip (one row per file), frame (one per patch column) or patch (one per patch). ``batch`` is
-    windows per pass (None: what suits the device), ``threads`` decode. Files that cannot be read are left out and
-    reported. Rows equal ``model.embed`` of each whole recording but for rounding.
+    ``level`` and ``whole`` are those of ``EmbedOptions``. ``batch`` is windows per pass (None: what suits the device),
+    ``threads`` decode. Files that cannot be read are left out and reported. Rows equal ``model.embed`` of each whole
+    recording but for rounding.
 
     Raises ``ConfigError`` for a bad level, batch or output name, ``DataError`` when no file can be read, and
     ``SsambaError`` when the output cannot be written; then nothing is left behind.
     """
-    if level not in LEVELS:
-        raise ConfigError(f"level '{level}': choose one of {', '.join(LEVELS)}{nearest(level, list(LEVELS))}")
+    return write_embeddings(files, model, out, EmbedOptions(level, whole), batch, threads, progress)
+
+
+def write_embeddings(
+    files: Sequence[str],
+    model: Encoder,
+    out: Path,
+    options: EmbedOptions,
+    batch: int | None = None,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Report:
+    """``embed_files`` with all of its options in one value."""
     if batch is not None and batch < 1:
         raise ConfigError(f"batch is {batch}: give a whole number above 0")
-    check_output(out)
+    check_embedding_output(out)
     if not files:
         raise DataError("no audio files given")
-    spool = Spool(out, model.config.width, model.config.grid[0] if level == "patch" else 1)
+    config = model.config
+    rows, width = _Rows(options), config.width
+    if options.level == "clip":
+        width = CLIP_POOLINGS[options.pooling].values(config)
+    spool = Spool(out, width, config.grid[0] if options.level == "patch" else 1)
     try:
-        with FileStream(files, threads, progress) as stream:
-            run = _Run(stream, model, spool, level, whole)
-            run.encode(batch)
-        return run.write()
+        with FileStream(files, threads, progress, config.sample_rate) as stream:
+            plan = embedding_plan(config, options.whole)
+            segments = cut_recordings(model, stream.recordings(), plan, stream.failed)
+            for segment, columns_FTd in embed_segments(model, segments, batch, stream.failed):
+                spool.append(segment.recording, rows.take(segment, columns_FTd).float().cpu().numpy())
+        readable = stream.readable_files()
+        write_output(spool, readable, [stream.files[i] for i in readable], options.level, config)
+        written = spool.rows_of(readable)
+        return Report(width, len(readable), written, stream.audio_seconds, stream.failures)
     except torch.OutOfMemoryError:
-        mend = "shorter recordings, or no --whole" if whole else "a smaller --batch"
-        raise SsambaError(f"the device's memory does not suffice: give {mend}") from None
+        fix = "shorter recordings, or no --whole" if options.whole else "a smaller --batch"
+        raise SsambaError(f"the device's memory does not suffice: give {fix}") from None
     finally:
         spool.close()
 
 
-class _Run:
-    """One call of ``embed_files``: the files, the open cross-fades and what is known so far."""
+class _Rows:
+    """Rows of the output from the columns of the files, at the level of the options."""
 
-    def __init__(self, stream: FileStream, model: Encoder, spool: Spool, level: str, whole: bool) -> None:
-        self.stream, self.model, self.spool, self.level, self.whole = stream, model, spool, level, whole
-        self._clip_sums: dict[int, tuple[Tensor, int]] = {}
+    def __init__(self, options: EmbedOptions) -> None:
+        self._options = options
+        self._open: dict[int, StreamPooling] = {}
 
-    def encode(self, batch: int | None) -> None:
-        """Run all files through the model into the spool."""
-        fades: dict[int, CrossFade] = {}
-        for window, tokens_FTd in encode_windows(self.model, self._windows(), batch):
-            i = window.recording
-            fade = fades.pop(i, None) or CrossFade(self.model.config)
-            if i in self.stream.failed:
-                continue
-            self._store(window, fade.add(window, tokens_FTd))
-            if not window.last:
-                fades[i] = fade
-
-    def _windows(self) -> Iterator[Window]:
-        """Windows of all files, one file after the other; those of a file that fails end early."""
-        config = self.model.config
-        for i, blocks in self.stream.recordings():
-            cutter = WindowCutter(config, i, self.whole)
-            features = FeatureStream(config, self.model.device)
-            for block in blocks:
-                yield from cutter.feed(features.feed(block))
-            if i not in self.stream.failed:
-                yield from cutter.feed(features.finish())
-                yield cutter.finish()
-
-    def _store(self, window: Window, columns_FTd: Tensor) -> None:
-        """Spool the final columns (F, n, d) of a file at the wanted level."""
-        i = window.recording
-        if self.level == "patch":
-            rows = columns_FTd.transpose(0, 1).flatten(0, 1)
-        elif self.level == "frame":
-            rows = columns_FTd.mean(dim=0)
-        else:
-            total, count = self._clip_sums.pop(i, (torch.zeros(()), 0))
-            # Double precision: hours have hundreds of thousands of columns.
-            total = total.to(columns_FTd.device) + columns_FTd.double().mean(dim=0).sum(dim=0)
-            count += columns_FTd.shape[1]
-            if not window.last:
-                self._clip_sums[i] = total, count
-                return
-            rows = (total / count)[None]
-        self.spool.append(i, rows.float().cpu().numpy())
-
-    def write(self) -> Report:
-        """Write the output from the spool. Raises ``DataError`` when no file could be read."""
-        stream, config = self.stream, self.model.config
-        good = stream.good()
-        times = Times(
-            log_mel.seconds_of_frame((config.patch_time - 1) / 2),
-            config.stride_time * log_mel.FRAME_SHIFT / log_mel.SAMPLE_RATE,
-        )
-        write_output(self.spool, good, [stream.files[i] for i in good], self.level, times)
-        rows = self.spool.rows_of(good)
-        return Report(config.width, len(good), rows, stream.audio_seconds, stream.failures)
+    def take(self, segment: Segment, columns_FTd: Tensor) -> Tensor:
+        """The rows (n, values) that the next columns (F, n, d) of a file give."""
+        if self._options.level == "patch":
+            return columns_FTd.transpose(0, 1).flatten(0, 1)
+        if self._options.level == "frame":
+            return columns_FTd.mean(dim=0)
+        pooling = self._open.pop(segment.recording, None) or CLIP_POOLINGS[self._options.pooling]()
+        pooling.add(columns_FTd)
+        if segment.last:
+            return pooling.result()[None]
+        self._open[segment.recording] = pooling
+        return columns_FTd.new_empty(0, 0)

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from ssamba import ops
-from ssamba.audio import log_mel
-from ssamba.audio.decode import SAMPLE_RATE, Waveform, audio_info, stream_audio
+from ssamba.audio.decode import Waveform, audio_info, stream_audio
+from ssamba.audio.front_end import PUBLISHED
 from ssamba.data.manifest import read_source
 from ssamba.inference.model import Encoder
 from ssamba.models import patches
@@ -44,13 +44,13 @@ def list_files(arguments: Sequence[str]) -> tuple[list[str], int]:
 
 
 @contextlib.contextmanager
-def quick_start(files: Sequence[str], model: Encoder) -> Iterator[None]:
+def prefer_reference_if_short(files: Sequence[str], model: Encoder) -> Iterator[None]:
     """For a process that makes one pass over these files and ends: see ``ops.short_work``."""
     tokens = ops.SHORT + 1
     if len(files) == 1:
-        with contextlib.suppress(AudioError):  # told where the file is read
-            samples = int(audio_info(files[0]).seconds * SAMPLE_RATE)
-            frames = log_mel.frame_count(samples)
+        with contextlib.suppress(AudioError):  # reported where the file is read
+            front_end = model.config.front_end
+            frames = front_end.frame_count(int(audio_info(files[0]).seconds * front_end.sample_rate))
             tokens = model.config.grid[0] * patches.columns(frames, model.config)
     with ops.short_work(model.device, tokens):
         yield
@@ -65,10 +65,10 @@ class _Opened(NamedTuple):
     seconds: float
 
 
-def _open(path: str) -> _Opened:
-    rest = stream_audio(path, BLOCK_SECONDS)
+def _open(path: str, sample_rate: int) -> _Opened:
+    rest = stream_audio(path, BLOCK_SECONDS, sample_rate)
     first, second = next(rest), next(rest, None)
-    seconds = len(first) / SAMPLE_RATE if second is None else audio_info(path).seconds
+    seconds = len(first) / sample_rate if second is None else audio_info(path).seconds
     return _Opened(first, second, rest, seconds)
 
 
@@ -76,13 +76,20 @@ class FileStream:
     """Blocks of many files, one file after the other. A context manager: its threads end with the block.
 
     Attributes:
+        sample_rate: of the blocks, Hz: the model's.
         failed: numbers of the files that could not be read, perhaps after some blocks.
         failures: (path, reason) of these.
         audio_seconds: audio that came through.
     """
 
-    def __init__(self, files: Sequence[str], threads: int | None = None, progress: Progress | None = None) -> None:
-        self.files = list(files)
+    def __init__(
+        self,
+        files: Sequence[str],
+        threads: int | None = None,
+        progress: Progress | None = None,
+        sample_rate: int = PUBLISHED.sample_rate,
+    ) -> None:
+        self.files, self.sample_rate = list(files), sample_rate
         self.failed: set[int] = set()
         self.failures: list[tuple[str, str]] = []
         self.audio_seconds = 0.0
@@ -103,7 +110,7 @@ class FileStream:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def recordings(self) -> Iterator[tuple[int, Iterator[Tensor]]]:
-        """Pairs of a file's number and its blocks, (samples,) at 16 kHz; use the blocks up before the next pair.
+        """Pairs of a file's number and its blocks (samples,) at ``sample_rate``; use these up before the next pair.
 
         Blocks of a file that cannot be read end early, and its number is in ``failed`` from then on.
         """
@@ -111,7 +118,7 @@ class FileStream:
         todo = iter(self.files)
         for i in range(len(self.files)):
             while len(waiting) <= self._ahead and (path := next(todo, None)) is not None:
-                waiting.append(self._pool.submit(_open, path))
+                waiting.append(self._pool.submit(_open, path, self.sample_rate))
             yield i, self._blocks(i, waiting.popleft())
 
     def _blocks(self, file: int, future: Future[_Opened]) -> Iterator[Tensor]:
@@ -120,7 +127,7 @@ class FileStream:
             opened = future.result()
             for block in self._decoded(opened):
                 yield torch.from_numpy(block)
-                seconds += len(block) / SAMPLE_RATE
+                seconds += len(block) / self.sample_rate
                 self._tell(file, seconds, opened.seconds)
         except AudioError as error:
             self.failed.add(file)
@@ -147,16 +154,16 @@ class FileStream:
         note = f"{file}/{len(self.files)} files, {audio / 3600:.2f} h of audio, {rate:,.0f} x real time"
         self._progress(self._bytes_done + within, sum(self._bytes), note)
 
-    def good(self) -> list[int]:
+    def readable_files(self) -> list[int]:
         """Numbers of the files that were read. Raises ``DataError`` when there are none."""
-        good = [i for i in range(len(self.files)) if i not in self.failed]
-        if not good:
+        readable = [i for i in range(len(self.files)) if i not in self.failed]
+        if not readable:
             path, reason = self.failures[0]
             more = (
                 f" (none of the {len(self.files)} files can be read, this is the first)" if len(self.files) > 1 else ""
             )
             raise DataError(f"{path}: {reason}{more}")
-        return good
+        return readable
 
 
 def _size(path: str) -> int:

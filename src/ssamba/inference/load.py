@@ -7,7 +7,7 @@ import dataclasses
 import torch
 
 from ssamba.inference.model import KINDS, Encoder
-from ssamba.models.pretrained.load import Source, read_source
+from ssamba.models.pretrained.load import ModelSource, read_model_source
 from ssamba.models.pretrained.model_dir import build_as
 from ssamba.models.pretrained.weights import DEFAULT
 from ssamba.utils.device import pick_device, pick_dtype
@@ -15,7 +15,7 @@ from ssamba.utils.errors import CheckpointError
 
 
 def load(
-    source: Source | None = None,
+    source: ModelSource | None = None,
     device: str | torch.device = "auto",
     heads: bool = False,
     stride: int | None = None,
@@ -36,7 +36,7 @@ def load(
     """
     chosen = pick_device(device)
     kind = pick_dtype(dtype, chosen)
-    description, tensors = read_source(source, attention_heads)
+    description, tensors = read_model_source(source, attention_heads)
     if heads and not description.heads:
         name = DEFAULT if source is None else source
         raise CheckpointError(f"{name}: has no pretraining heads: load it without heads=True")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,14 +9,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from ssamba.audio.front_end import PUBLISHED
+from ssamba.audio.log_mel import LOW_FREQUENCY, mel
 from ssamba.inference.reconstruct import Reconstruction, reconstruct
 
 if TYPE_CHECKING:
     from ssamba.inference.model import Encoder
     from ssamba.inference.predict import Prediction
-from ssamba.utils.plots import _figure, _short, require_matplotlib
+from ssamba.utils.plots import figure_file, require_matplotlib, short_name
 
-HERTZ_TICKS = (100, 500, 1000, 2000, 4000, 8000)
+HERTZ_TICKS = (100, 500, 1000, 2000, 4000, 8000, 16000, 32000)
 
 
 def reconstruction_picture(
@@ -29,27 +30,27 @@ def reconstruction_picture(
     seed: int = 0,
     start: float = 0.0,
 ) -> Reconstruction:
-    """Hide patches of a recording, let the model draw them, and show all three spectrograms; see ``reconstruct``."""
+    """Mask patches of a recording, let the model predict them, and draw all three spectrograms; see ``reconstruct``."""
     require_matplotlib(out)
-    drawn = reconstruct(model, path, mask, mask_kind, seed, start)
-    three_spectrograms(drawn, out)
-    return drawn
+    found = reconstruct(model, path, mask, mask_kind, seed, start)
+    three_spectrograms(found, out)
+    return found
 
 
-def three_spectrograms(drawn: Reconstruction, out: Path) -> None:
+def three_spectrograms(found: Reconstruction, out: Path) -> None:
     """Original, masked and reconstructed log-mel, one under the other, on one colour scale."""
     import matplotlib
 
-    low, high = np.percentile(drawn.original, [1, 99.8])
+    low, high = np.percentile(found.original, [1, 99.8])
     colours = matplotlib.colormaps["magma"].with_extremes(bad="#c8c8c8")
-    end = drawn.start + len(drawn.original) / 100
+    end = found.start + found.front_end.seconds_between(len(found.original))
     panels = (
-        ("original", drawn.original),
-        ("masked: grey is hidden from the model", np.ma.masked_array(drawn.original, drawn.hidden)),
-        ("reconstructed: hidden patches drawn by the model", drawn.drawn),
+        ("original", found.original),
+        ("masked: grey is hidden from the model", np.ma.masked_array(found.original, found.masked)),
+        ("reconstructed: hidden patches drawn by the model", found.predicted),
     )
-    with _figure(out, 9, 8) as figure:
-        figure.suptitle(f"{_short(drawn.name)}: {drawn.mask} of {drawn.patches} patches hidden", fontsize=13)
+    with figure_file(out, 9, 8) as figure:
+        figure.suptitle(f"{short_name(found.name)}: {found.mask} of {found.patches} patches hidden", fontsize=13)
         axes = figure.subplots(3, 1, sharex=True)
         for panel, (title, values) in zip(axes, panels, strict=True):
             image = panel.imshow(
@@ -60,33 +61,34 @@ def three_spectrograms(drawn: Reconstruction, out: Path) -> None:
                 cmap=colours,
                 vmin=low,
                 vmax=max(high, low + 1e-3),
-                extent=(drawn.start, end, 0, drawn.original.shape[1]),
+                extent=(found.start, end, 0, found.original.shape[1]),
             )
             panel.set_title(title)
             panel.set_ylabel("Hz (mel scale)")
-            panel.set_yticks(*_hertz_ticks(drawn.original.shape[1]))
+            panel.set_yticks(*_hertz_ticks(found.original.shape[1], found.front_end.nyquist))
         axes[-1].set_xlabel("time (s)")
         figure.colorbar(image, ax=axes, label="log-mel energy (natural log)", fraction=0.04, pad=0.02)
 
 
-def _hertz_ticks(bins: int) -> tuple[list[float], list[str]]:
-    """Places of round frequencies on the axis of mel bins, from 20 Hz to 8 kHz."""
-
-    def mel(hertz: float) -> float:
-        return math.log1p(hertz / 700)
-
-    span = mel(8000) - mel(20)
-    places = [bins * (mel(hertz) - mel(20)) / span for hertz in HERTZ_TICKS]
-    return places, [str(hertz) for hertz in HERTZ_TICKS]
+def _hertz_ticks(bins: int, nyquist: float) -> tuple[list[float], list[str]]:
+    """Positions of round frequencies on the axis of mel bins, from 20 Hz to half the sample rate."""
+    low, high = float(mel(LOW_FREQUENCY)), float(mel(nyquist))
+    ticks = [hertz for hertz in HERTZ_TICKS if hertz <= nyquist]
+    return [bins * (float(mel(hertz)) - low) / (high - low) for hertz in ticks], [str(hertz) for hertz in ticks]
 
 
 def timeline(
-    prediction: Prediction, log_mel: npt.NDArray[np.float32], name: str | os.PathLike[str], out: Path, most: int = 8
+    prediction: Prediction,
+    log_mel: npt.NDArray[np.float32],
+    name: str | os.PathLike[str],
+    out: Path,
+    most: int = 8,
+    nyquist: float = PUBLISHED.nyquist,
 ) -> None:
     """A recording's spectrogram, and below it on the same axis the scores of its classes in time.
 
-    ``prediction`` has rows in time; ``log_mel`` (columns, mel_bins) covers all of the recording. At most ``most``
-    classes are shown, those that score highest anywhere, in the order in which they are at their best.
+    ``prediction`` has rows in time; ``log_mel`` (columns, mel_bins) covers all of the recording, up to ``nyquist`` Hz.
+    At most ``most`` classes are drawn, those that score highest anywhere, in the order in which they are at their best.
     """
     scores = prediction.scores.numpy()
     chosen = np.argsort(-scores.max(axis=0), kind="stable")[:most]
@@ -94,8 +96,8 @@ def timeline(
     edges = [*prediction.spans[:, 0].tolist(), prediction.seconds]
     low, high = np.percentile(log_mel, [1, 99.8])
     bins = log_mel.shape[1]
-    with _figure(out, 10, 4.4 + 0.32 * len(chosen)) as figure:
-        figure.suptitle(_short(os.path.basename(name)), fontsize=13)
+    with figure_file(out, 10, 4.4 + 0.32 * len(chosen)) as figure:
+        figure.suptitle(short_name(os.path.basename(name)), fontsize=13)
         heights = [2.6, 0.6 + 0.32 * len(chosen)]
         above, below = figure.subplots(2, 1, sharex=True, height_ratios=heights)
         extent = (0, prediction.seconds, 0, bins)
@@ -103,13 +105,13 @@ def timeline(
         image = above.imshow(log_mel.T, extent=extent, interpolation="nearest", **look)
         above.set_title("spectrogram")
         above.set_ylabel("Hz (mel scale)")
-        above.set_yticks(*_hertz_ticks(bins))
+        above.set_yticks(*_hertz_ticks(bins, nyquist))
         figure.colorbar(image, ax=above, label="log-mel energy", fraction=0.04, pad=0.02)
         # The first class on top, as one reads.
         mesh = below.pcolormesh(edges, np.arange(len(chosen) + 1), scores[:, chosen[::-1]].T, cmap="viridis")
         mesh.set_clim(0, 1)
-        below.set_title("what the model hears")
-        below.set_yticks(np.arange(len(chosen)) + 0.5, [_short(prediction.classes[c], 28) for c in chosen[::-1]])
+        below.set_title("class scores")
+        below.set_yticks(np.arange(len(chosen)) + 0.5, [short_name(prediction.classes[c], 28) for c in chosen[::-1]])
         below.tick_params(axis="y", length=0)
         below.set_xlabel("time (s)")
         below.set_xlim(0, prediction.seconds)

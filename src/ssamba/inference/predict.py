@@ -1,35 +1,31 @@
-"""Recordings of any length and rate -> what a fine-tuned model says of them, whole or in time.
+"""Recordings of any length and rate -> class scores of a fine-tuned model, whole or in time.
 
-A model with a classifier hears excerpts of up to its grid's length, each filled up with 0.0 before normalisation to
-``frames``, as in fine-tuning (REFERENCE.md, "Fine-tuning"). Which excerpts those are is the only difference between the
-ways to ask: ``_Overlapping`` windows, whose answers are averaged, or one ``_Centred`` excerpt for each stretch of
-time. Cutting and classifying work on a stream, so that recordings in memory and files of any length share them:
-``ExcerptCutter`` -> ``classify_excerpts`` -> ``Answers``.
+A model with a classifier reads segments of up to its grid's length, each padded with 0.0 before normalisation to
+``frames``, as in fine-tuning (docs/reference.md, "Fine-tuning"). What is asked for decides which segments those are:
+overlapping windows, whose scores are averaged, or one centred segment for each stretch of time.
+
+The way is that of embeddings (``ssamba.inference.embed``) up to the model: ``cut_recordings`` -> ``group_segments`` ->
+``run_passes``; then ``ScoreAverager`` joins a recording's scores.
 """
 
 from __future__ import annotations
 
 import math
-from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ssamba.audio import log_mel
-from ssamba.inference.embed import TOKENS_AT_ONCE, waveform_features
-from ssamba.models.classifier import Classification, seconds_of_columns
+from ssamba.inference.batches import by_recording, group_segments, run_passes
+from ssamba.inference.windows import CentredWindows, Length, Plan, Segment, cut_recordings, frame_windows
+from ssamba.models.classifier import Classification
 from ssamba.utils.errors import ConfigError
 
 if TYPE_CHECKING:
     from ssamba.inference.model import Encoder
-    from ssamba.models.config import Config
-
-FRAMES_PER_SECOND = log_mel.SAMPLE_RATE // log_mel.FRAME_SHIFT
-LEAST_WINDOW = log_mel.FRAME_LENGTH / log_mel.SAMPLE_RATE
 
 
 @dataclass(frozen=True)
@@ -54,33 +50,34 @@ class Prediction:
 
 
 @dataclass(frozen=True)
-class Question:
-    """What to ask: ``every`` seconds a row (None: one for the recording), of ``window`` s (None: the grid's length).
+class PredictOptions:
+    """What is asked for: ``every`` seconds a row (None: one for the recording), of ``window`` s (None: the grid's).
 
-    Made by ``ask``, which checks it against the model.
+    Made by ``check_options``, which checks it against the model.
     """
 
     every: float | None = None
     window: float | None = None
 
 
-def ask(model: Encoder, every: float | None = None, window: float | None = None) -> Question:
-    """A question that this model can answer.
+def check_options(model: Encoder, every: float | None = None, window: float | None = None) -> PredictOptions:
+    """Options that fit this model.
 
     Raises ``ConfigError`` for a model without classifier, for times out of range, and for a model that labels each
     second, when asked for other times than those.
     """
     task = classifier_task(model)
-    longest = log_mel.samples_of_frames(model.config.frames) / log_mel.SAMPLE_RATE
-    if every is not None and not LEAST_WINDOW <= every < math.inf:
-        raise ConfigError(f"every is {every:g} s: give {LEAST_WINDOW:g} or more")
+    front_end = model.config.front_end
+    least, longest = front_end.frame_seconds, front_end.seconds_of_frames(model.config.frames)
+    if every is not None and not least <= every < math.inf:
+        raise ConfigError(f"every is {every:g} s: give {least:g} or more")
     if window is not None and every is None:
         raise ConfigError("a window's length goes with scores in time: give every as well")
     if task.per_second and (window is not None or every not in (None, 1.0)):
         raise ConfigError("this model answers for each second: give every 1 and no window")
-    if window is not None and not LEAST_WINDOW <= window <= longest:
-        raise ConfigError(f"window is {window:g} s: give {LEAST_WINDOW:g} to {longest:g}, the model's own length")
-    return Question(every, window)
+    if window is not None and not least <= window <= longest:
+        raise ConfigError(f"window is {window:g} s: give {least:g} to {longest:g}, the model's own length")
+    return PredictOptions(every, window)
 
 
 def classifier_task(model: Encoder) -> Classification:
@@ -90,151 +87,39 @@ def classifier_task(model: Encoder) -> Classification:
     return model.classifier.task
 
 
-class Span(NamedTuple):
-    """Frames [first, stop) of a recording, and the row (or first second) of the answer that they give."""
-
-    first: int
-    stop: int
-    row: int
-
-
-class _Plan(Protocol):
-    """Which excerpts of a recording are heard."""
-
-    def span(self, i: int, n: int, final: bool) -> Span | None:
-        """The i-th excerpt when n frames have come, None while it is unknown; ``final``: None when there is none."""
-
-
-class _Overlapping:
-    """Windows of the grid's length that overlap by half, the last one ending with the recording.
-
-    ``step``: frames between which a window may begin, 100 for a model that labels seconds.
-    """
-
-    def __init__(self, config: Config, step: int) -> None:
-        self._frames, self._step = config.frames, step
-        self._window = max(1, config.frames // step)
-        self._hop = max(1, self._window // 2)
-
-    def span(self, i: int, n: int, final: bool) -> Span | None:
-        last = max(0, -(-n // self._step) - self._window)
-        if n <= self._frames:
-            last = 0
-        start = min(i * self._hop, last)
-        first = start * self._step
-        waits = i * self._hop >= last or n < first + self._frames
-        if (waits and not final) or (i > 0 and (i - 1) * self._hop >= last):
-            return None
-        return Span(first, min(n, first + self._frames), start)
-
-
-class _Centred:
-    """Row i lasts from i * every to (i + 1) * every seconds; its window has the same centre.
-
-    At the recording's ends the window is moved inwards: a whole one is what the model was trained on.
-    """
-
-    def __init__(self, every: float, window: float | None, config: Config) -> None:
-        self._every = every * FRAMES_PER_SECOND
-        self._frames = config.frames if window is None else max(1, round(window * FRAMES_PER_SECOND))
-
-    def span(self, i: int, n: int, final: bool) -> Span | None:
-        begin, end = i * self._every, (i + 1) * self._every
-        if final and i > 0 and begin >= n - 1e-6:
-            return None
-        if end >= n and not final:  # perhaps the last row, and then shorter
-            return None
-        first = max(0, round((begin + min(end, n) - self._frames) / 2))
-        if first + self._frames > n and not final:
-            return None
-        first = max(0, min(first, n - self._frames))
-        return Span(first, min(first + self._frames, n), i)
-
-
-def _plan(model: Encoder, question: Question) -> _Plan:
+def prediction_plan(model: Encoder, options: PredictOptions) -> Plan:
+    """Which segments the model reads; a segment's position is the row of scores, or the first second, that it gives."""
+    config = model.config
     if classifier_task(model).per_second:
-        return _Overlapping(model.config, FRAMES_PER_SECOND)
-    if question.every is None:
-        return _Overlapping(model.config, 1)
-    return _Centred(question.every, question.window, model.config)
+        return frame_windows(config, config.front_end.frames_per_second)
+    if options.every is None:
+        return frame_windows(config)
+    return CentredWindows(config, options.every, options.window)
 
 
-@dataclass(frozen=True)
-class Excerpt:
-    """What the model hears at once: which recording, the row of the answer, normalised log-mel (frames, mel_bins)."""
+def predict_segments(
+    model: Encoder,
+    segments: Iterable[Segment],
+    options: PredictOptions,
+    batch: int | None = None,
+    top: int | None = None,
+    failed: Collection[int] = (),
+) -> Iterator[tuple[int, Prediction]]:
+    """Pairs of a recording's number and its prediction, in their order, from segments of ``prediction_plan``.
 
-    recording: int
-    row: int
-    features: Tensor
-    last: bool
-
-
-class ExcerptCutter:
-    """Cuts one recording's normalised features, fed in pieces of any size, into excerpts; holds little more than two.
-
-    Attributes:
-        frames: how many have come.
+    ``batch`` is segments in a pass (None: as many as the device takes well). Recordings without a last segment have no
+    prediction, nor those in ``failed``.
     """
 
-    def __init__(self, model: Encoder, question: Question, recording: int = 0) -> None:
-        self._plan = _plan(model, question)
-        self._recording = recording
-        self._held: list[Tensor] = []
-        self._base = 0  # number of the first frame held
-        self._done = 0  # excerpts
-        self.frames = 0
+    def scores(features: Tensor) -> Tensor:
+        return probabilities(model.infer_classes(features).float(), classifier_task(model)).cpu()
 
-    def feed(self, features: Tensor) -> Iterator[Excerpt]:
-        """Take the next (frames, mel_bins); gives the excerpts that are complete and not the recording's last."""
-        self._held.append(features)
-        self.frames += features.shape[0]
-        while (span := self._plan.span(self._done, self.frames, final=False)) is not None:
-            yield self._cut(span, last=False)
-
-    def finish(self) -> Iterator[Excerpt]:
-        """The excerpts that are left, at least one."""
-        span = self._plan.span(self._done, self.frames, final=True)
-        while span is not None:
-            following = self._plan.span(self._done + 1, self.frames, final=True)
-            yield self._cut(span, last=following is None)
-            span = following
-
-    def _cut(self, span: Span, last: bool) -> Excerpt:
-        if len(self._held) > 1:
-            self._held = [torch.cat(self._held)]
-        # Excerpts begin one behind the other: nothing before this one is needed again.
-        self._held = [self._held[0][span.first - self._base :]]
-        self._base = span.first
-        self._done += 1
-        return Excerpt(self._recording, span.row, self._held[0][: span.stop - span.first], last)
-
-
-def classify_excerpts(
-    model: Encoder, excerpts: Iterable[Excerpt], batch: int | None = None
-) -> Iterator[tuple[Excerpt, Tensor]]:
-    """Probabilities of each excerpt, in their order, on the CPU: (classes,), or (seconds, classes), float32.
-
-    Excerpts of all recordings share full passes of ``batch`` (None: as many as the device takes well).
-    """
-    rows, columns = model.config.grid
-    limit = TOKENS_AT_ONCE.get(model.device.type, TOKENS_AT_ONCE["cpu"])
-    size = batch or max(1, limit // (model.prefix_tokens + rows * columns))
-    waiting: deque[Excerpt] = deque()
-    for excerpt in excerpts:
-        waiting.append(excerpt)
-        if len(waiting) == size:
-            yield from _classify(model, waiting)
-            waiting.clear()
-    if waiting:
-        yield from _classify(model, waiting)
-
-
-def _classify(model: Encoder, excerpts: Iterable[Excerpt]) -> Iterator[tuple[Excerpt, Tensor]]:
-    excerpts, config = list(excerpts), model.config
-    silence = log_mel.normalise(torch.zeros(()), config.mean, config.std).item()
-    padded = [F.pad(e.features, (0, 0, 0, config.frames - e.features.shape[0]), value=silence) for e in excerpts]
-    logits = model.infer_classes(torch.stack(padded)).float()
-    return zip(excerpts, probabilities(logits, classifier_task(model)).cpu(), strict=True)
+    # All segments are equally wide: none waits for others, however large the batch.
+    passes = run_passes(group_segments(model, segments, batch, passes_waiting=math.inf), scores)
+    for segment, found, averager in by_recording(passes, lambda: ScoreAverager(model, options), failed):
+        averager.add(segment, found)
+        if segment.end is not None:
+            yield segment.recording, averager.result(segment.end, top)
 
 
 def probabilities(logits: Tensor, task: Classification) -> Tensor:
@@ -242,29 +127,30 @@ def probabilities(logits: Tensor, task: Classification) -> Tensor:
     return logits.sigmoid() if task.sigmoid else logits.softmax(dim=-1)
 
 
-class Answers:
-    """Gathers what the model says of one recording's excerpts."""
+class ScoreAverager:
+    """Joins the scores of one recording's segments."""
 
-    def __init__(self, model: Encoder, question: Question) -> None:
-        self._task, self._question = classifier_task(model), question
-        self._whole_seconds = max(1, model.config.frames // FRAMES_PER_SECOND)
-        self._seconds = int(seconds_of_columns(model.config.grid[1], model.config)[-1]) + 1
+    def __init__(self, model: Encoder, options: PredictOptions) -> None:
+        self._task, self._options = classifier_task(model), options
+        self._front_end = model.config.front_end
+        self._whole_seconds = max(1, int(model.config.frames // self._front_end.frames_per_second))
         self._parts: list[tuple[int, Tensor]] = []
 
-    def add(self, excerpt: Excerpt, scores: Tensor) -> None:
-        """Take the next excerpt's scores."""
+    def add(self, segment: Segment, scores: Tensor) -> None:
+        """Take the next segment's scores, (classes,) or (seconds, classes)."""
         if self._task.per_second:
-            # The grid's last second may be heard in part only: a later window hears it better.
-            self._parts.append((excerpt.row, scores if excerpt.last else scores[: self._whole_seconds]))
+            # Of the grid's last second the segment may hold a part only: a later window has all of it.
+            self._parts.append((segment.position, scores if segment.last else scores[: self._whole_seconds]))
         else:
-            self._parts.append((excerpt.row if self._question.every else 0, scores[None]))
+            self._parts.append((segment.position if self._options.every else 0, scores[None]))
 
-    def result(self, frames: int, seconds: float, top: int | None = None) -> Prediction:
+    def result(self, length: Length, top: int | None = None) -> Prediction:
         """The recording's prediction, now that its length is known."""
-        every = 1.0 if self._task.per_second else self._question.every
+        frames, seconds = length
+        every = 1.0 if self._task.per_second else self._options.every
         rows = 1 if every is None else max(row + len(scores) for row, scores in self._parts)
         if self._task.per_second:
-            rows = min(rows, max(1, -(-frames // FRAMES_PER_SECOND)))
+            rows = min(rows, max(1, math.ceil(frames / self._front_end.frames_per_second)))
         total = torch.zeros(rows, len(self._task.classes), dtype=torch.float64)
         count = torch.zeros(rows, 1, dtype=torch.float64)
         for row, scores in self._parts:
@@ -272,7 +158,7 @@ class Answers:
             total[here] += scores[: here.stop - row]
             count[here] += 1
         mean = total / count
-        if self._question.every is None:
+        if self._options.every is None:
             return Prediction(
                 self._task.classes,
                 mean.mean(dim=0, keepdim=True).float(),
@@ -280,7 +166,7 @@ class Answers:
                 seconds,
                 top,
             )
-        begin = torch.arange(rows, dtype=torch.float64) * self._question.every
+        begin = torch.arange(rows, dtype=torch.float64) * self._options.every
         end = torch.cat([begin[1:], torch.tensor([seconds], dtype=torch.float64)])
         return Prediction(self._task.classes, mean.float(), torch.stack([begin, end], dim=1), seconds, top)
 
@@ -297,25 +183,14 @@ def predict_audio(
     """Classify recordings in memory: one ``Prediction`` for each.
 
     ``audio`` is (samples,), (batch, samples) or a list of different lengths, numpy or torch, at ``sample_rate``. A
-    recording that fits the model's grid is heard in one pass; a longer one in windows that overlap by half, whose
+    recording that fits the model's grid goes through in one pass; a longer one in windows that overlap by half, whose
     probabilities are averaged. With ``every`` seconds there is a row of scores for each such stretch, from a window
     (of ``window`` s, else of the grid's length) with the same centre; a model that labels each second gives its own
-    answers. ``top``: how many classes ``Prediction.ranked`` names. Raises ``AudioError`` for audio that cannot be
-    used, ``ConfigError`` as ``ask``.
+    scores. ``top``: how many classes ``Prediction.ranked`` names. Raises ``AudioError`` for audio that cannot be
+    used, ``ConfigError`` as ``check_options``.
     """
-    question = ask(model, every, window)
-    waveforms = log_mel.to_waveforms(audio, sample_rate)
-    answers = [Answers(model, question) for _ in waveforms]
-    cutters = [ExcerptCutter(model, question, i) for i in range(len(waveforms))]
-
-    def excerpts() -> Iterator[Excerpt]:
-        for cutter, waveform in zip(cutters, waveforms, strict=True):
-            yield from cutter.feed(waveform_features(waveform, model))
-            yield from cutter.finish()
-
-    for excerpt, scores in classify_excerpts(model, excerpts()):
-        answers[excerpt.recording].add(excerpt, scores)
-    return [
-        answer.result(cutter.frames, len(waveform) / log_mel.SAMPLE_RATE, top)
-        for answer, cutter, waveform in zip(answers, cutters, waveforms, strict=True)
-    ]
+    options = check_options(model, every, window)
+    waveforms = log_mel.to_waveforms(audio, sample_rate, model.config.sample_rate)
+    blocks = enumerate([waveform] for waveform in waveforms)
+    segments = cut_recordings(model, blocks, prediction_plan(model, options))
+    return [prediction for _, prediction in predict_segments(model, segments, options, top=top)]

@@ -1,13 +1,13 @@
-"""Audio files of any number and length -> what a fine-tuned model says of each, in bounded memory.
+"""Audio files of any number and length -> class scores of a fine-tuned model for each, in bounded memory.
 
-Files stream through ``ssamba.inference.file_stream`` as for embedding; the excerpts of all files share full passes.
+Files stream through ``ssamba.inference.file_stream`` as for embedding; the segments of all files share full passes.
 Of a long recording only its scores are kept, until its last one is known.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,16 +16,16 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ssamba.audio import log_mel as frontend
-from ssamba.audio.decode import SAMPLE_RATE, audio_info, stream_audio
-from ssamba.inference.embed import FeatureStream
+from ssamba.audio.decode import audio_info, stream_audio
+from ssamba.audio.feature_stream import FeatureStream
 from ssamba.inference.file_stream import BLOCK_SECONDS, FileStream, Progress
 from ssamba.inference.load import load
 from ssamba.inference.model import Encoder
 from ssamba.inference.plots import timeline
-from ssamba.inference.predict import Answers, Excerpt, ExcerptCutter, Prediction, Question, ask, classify_excerpts
-from ssamba.inference.prediction_writer import PredictionWriter
-from ssamba.models.pretrained.load import Source
+from ssamba.inference.predict import PredictOptions, check_options, predict_segments, prediction_plan
+from ssamba.inference.windows import cut_recordings
+from ssamba.inference.writers import PredictionWriter
+from ssamba.models.pretrained.load import ModelSource
 from ssamba.utils.errors import CheckpointError, ConfigError, DataError, SsambaError
 from ssamba.utils.plots import require_matplotlib
 
@@ -35,7 +35,7 @@ PICTURE_COLUMNS = 1600
 
 @dataclass
 class PredictReport:
-    """What became of the files.
+    """Summary of a prediction run.
 
     ``written`` of them were classified; ``failures`` holds (path, reason) of those that could not be read; ``text`` is
     the table for the reader when there was no output file.
@@ -46,7 +46,7 @@ class PredictReport:
     text: str
 
 
-def load_classifier(source: Source, device: str | torch.device = "auto") -> Encoder:
+def load_classifier(source: ModelSource, device: str | torch.device = "auto") -> Encoder:
     """A fine-tuned model. Raises ``CheckpointError`` naming the source for one without a classifier, as ``load``."""
     model = load(source, device)
     if model.classifier is None:
@@ -72,81 +72,53 @@ def predict_files(
     it into the report's text, and draws the one file's timeline to ``picture`` (.png, with ``every``). Files that
     cannot be read are left out and reported.
 
-    Raises ``ConfigError`` for settings that do not fit (``ask``) or output names that cannot be, ``DataError`` when no
-    file can be read, ``SsambaError`` when the output cannot be written; then nothing is left behind.
+    Raises ``ConfigError`` for settings that do not fit (``check_options``) or output names that cannot be,
+    ``DataError`` when no file can be read, ``SsambaError`` when the output cannot be written; then nothing is left
+    behind.
     """
-    question = ask(model, every, window)
+    options = check_options(model, every, window)
     if batch is not None and batch < 1:
         raise ConfigError(f"batch is {batch}: give a whole number above 0")
     if not files:
         raise DataError("no audio files given")
     if picture is not None:
-        _check_picture(picture, files, question)
+        _check_picture(picture, files, options)
     try:
-        with FileStream(files, threads, progress) as stream, PredictionWriter(out, model, every is not None) as writer:
+        rate = model.config.sample_rate
+        with (
+            FileStream(files, threads, progress, rate) as stream,
+            PredictionWriter(out, model, every is not None) as writer,
+        ):
             written = 0
-            for file, prediction in predictions(stream, model, question, batch, top):
+            segments = cut_recordings(model, stream.recordings(), prediction_plan(model, options), stream.failed)
+            for file, prediction in predict_segments(model, segments, options, batch, top, stream.failed):
                 writer.add(stream.files[file], prediction)
                 written += 1
                 if picture is not None:
-                    timeline(prediction, spectrogram(stream.files[file], model), stream.files[file], picture)
-            stream.good()
+                    name, nyquist = stream.files[file], model.config.front_end.nyquist
+                    timeline(prediction, spectrogram(name, model), name, picture, nyquist=nyquist)
+            stream.readable_files()
     except torch.OutOfMemoryError:
         raise SsambaError("the device's memory does not suffice: give a smaller --batch") from None
     return PredictReport(written, stream.failures, writer.text)
 
 
-def _check_picture(picture: Path, files: Sequence[str], question: Question) -> None:
-    if question.every is None:
+def _check_picture(picture: Path, files: Sequence[str], options: PredictOptions) -> None:
+    if options.every is None:
         raise ConfigError(f"{picture}: a timeline shows scores in time: give --every SECONDS as well")
     if len(files) > 1:
         raise ConfigError(f"{picture}: a timeline shows one recording, and {len(files)} files are given: give one")
     require_matplotlib(picture)
 
 
-def predictions(
-    stream: FileStream, model: Encoder, question: Question, batch: int | None = None, top: int | None = None
-) -> Iterator[tuple[int, Prediction]]:
-    """Pairs of a file's number and its prediction, in the files' order, without those that cannot be read."""
-    lengths: dict[int, tuple[int, float]] = {}
-    open_answers: tuple[int, Answers] | None = None
-    for excerpt, scores in classify_excerpts(model, _excerpts(stream, model, question, lengths), batch):
-        i = excerpt.recording
-        if open_answers is None or open_answers[0] != i:
-            open_answers = i, Answers(model, question)
-        open_answers[1].add(excerpt, scores)
-        if excerpt.last:
-            yield i, open_answers[1].result(*lengths.pop(i), top)
-
-
-def _excerpts(
-    stream: FileStream, model: Encoder, question: Question, lengths: dict[int, tuple[int, float]]
-) -> Iterator[Excerpt]:
-    """Excerpts of all files, one file after the other; those of a file that fails end early.
-
-    ``lengths`` takes the frames and seconds of each file that was read.
-    """
-    for i, blocks in stream.recordings():
-        cutter = ExcerptCutter(model, question, i)
-        features = FeatureStream(model.config, model.device)
-        samples = 0
-        for block in blocks:
-            yield from cutter.feed(features.feed(block))
-            samples += len(block)
-        if i not in stream.failed:
-            yield from cutter.feed(features.finish())
-            lengths[i] = cutter.frames, samples / SAMPLE_RATE
-            yield from cutter.finish()
-
-
 def spectrogram(path: str | os.PathLike[str], model: Encoder) -> npt.NDArray[np.float32]:
     """Log-mel of a file, (columns, mel_bins), averaged over stretches of time to at most ``PICTURE_COLUMNS``."""
-    config = model.config
-    frames = max(1, frontend.frame_count(round(audio_info(path).seconds * SAMPLE_RATE)))
+    front_end = model.config.front_end
+    frames = max(1, front_end.frame_count(round(audio_info(path).seconds * front_end.sample_rate)))
     width = -(-frames // PICTURE_COLUMNS)
-    stream = FeatureStream(config, model.device)
+    stream = FeatureStream(front_end, model.device)
     columns: list[Tensor] = []
-    held = torch.empty(0, config.mel_bins)
+    held = torch.empty(0, front_end.mel_bins)
 
     def pooled(features: Tensor, final: bool = False) -> Tensor:
         features = torch.cat([held, features.cpu()])
@@ -154,8 +126,7 @@ def spectrogram(path: str | os.PathLike[str], model: Encoder) -> npt.NDArray[np.
         columns.extend(part.mean(dim=0) for part in features[:n].split(width) if len(part))
         return features[n:].clone()
 
-    for block in stream_audio(path, BLOCK_SECONDS):
+    for block in stream_audio(path, BLOCK_SECONDS, front_end.sample_rate):
         held = pooled(stream.feed(torch.from_numpy(block)))
     pooled(stream.finish(), final=True)
-    log_mel = torch.stack(columns) * (2 * config.std) + config.mean
-    return np.asarray(log_mel.numpy(), dtype=np.float32)
+    return np.asarray(front_end.denormalise(torch.stack(columns)).numpy(), dtype=np.float32)

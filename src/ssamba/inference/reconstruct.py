@@ -1,4 +1,4 @@
-"""What the generative head draws where patches of a recording are hidden: the numbers behind ``ssamba reconstruct``."""
+"""What the generative head predicts at masked patches of a recording: the numbers behind ``ssamba reconstruct``."""
 
 from __future__ import annotations
 
@@ -10,38 +10,40 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ssamba.audio import log_mel as frontend
 from ssamba.audio.decode import read_audio
+from ssamba.audio.front_end import PUBLISHED, FrontEnd
+from ssamba.audio.log_mel import filter_bank, fit_length
 from ssamba.inference.model import Encoder
 from ssamba.models import patches
 from ssamba.models.masking import cluster_masks, frame_masks
 from ssamba.utils.errors import ConfigError
 from ssamba.utils.suggest import nearest
 
-MASKED_SHARE = 400 / 512
-"""Share of the patches hidden by default: the reference's 400 of 512."""
+MASKED_FRACTION = 400 / 512
+"""Fraction of the patches that are masked by default: the reference's 400 of 512."""
 MASK_KINDS = {"cluster": cluster_masks, "frame": frame_masks}
 
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """An excerpt and what the model made of it, as log-mel in natural log units.
+    """An excerpt and its reconstruction, as log-mel in natural log units.
 
-    original and drawn: (frames, mel_bins) float32; hidden: the same shape, True where the model saw nothing. ``error``
-    is the mean squared error over hidden patches in the normalised units of the training loss; ``start`` is in seconds.
+    original and predicted: (frames, mel_bins) float32; masked: the same shape, True at masked patches. ``error``
+    is the mean squared error over masked patches in the normalised units of the training loss; ``start`` is in seconds.
     """
 
     name: str
     start: float
     original: npt.NDArray[np.float32]
-    hidden: npt.NDArray[np.bool_]
-    drawn: npt.NDArray[np.float32]
+    masked: npt.NDArray[np.bool_]
+    predicted: npt.NDArray[np.float32]
     mask: int
     patches: int
     error: float
+    front_end: FrontEnd = PUBLISHED
 
     def summary(self) -> str:
-        """One line: how many patches were hidden and how well they were drawn."""
+        """One line: how many patches were masked, and how well they were predicted."""
         return f"{self.mask} of {self.patches} patches hidden, mean squared error {self.error:.4f}"
 
 
@@ -53,7 +55,7 @@ def reconstruct(
     seed: int = 0,
     start: float = 0.0,
 ) -> Reconstruction:
-    """Hide ``mask`` patches (None: 400 of 512, in proportion) of the excerpt that begins at ``start`` s; draw them.
+    """Mask ``mask`` patches (None: 400 of 512, in proportion) of the excerpt from ``start`` s on, and predict them.
 
     The excerpt is as long as the model's grid, or what the file has from there. Raises ``AudioError`` for the file,
     ``ConfigError`` for a model without heads, an unknown mask kind, or more patches than there are.
@@ -61,32 +63,32 @@ def reconstruct(
     config = model.config
     if mask_kind not in MASK_KINDS:
         raise ConfigError(f"mask kind '{mask_kind}'{nearest(mask_kind, list(MASK_KINDS))}: give cluster or frame")
-    if (config.stride_frequency, config.stride_time) != (config.patch_frequency, config.patch_time):
+    if patches.patches_overlap(config):
         raise ConfigError("overlapping patches cannot be joined to one picture: load the model without a stride")
-    seconds = frontend.samples_of_frames(config.frames) / frontend.SAMPLE_RATE
-    waveform = torch.from_numpy(read_audio(path, start=start, seconds=seconds))
-    log_mel = frontend.log_mel(waveform, config.mel_bins)
+    front_end = config.front_end
+    seconds = front_end.seconds_of_frames(config.frames)
+    waveform = torch.from_numpy(read_audio(path, front_end.sample_rate, start, seconds))
+    log_mel = filter_bank(waveform, front_end)
     n_columns = min(patches.columns(log_mel.shape[0], config), config.grid[1])
-    fitted = frontend.fit_length(log_mel, patches.covered_frames(n_columns, config))
-    features = frontend.normalise(fitted, config.mean, config.std)[None]
+    features = front_end.normalise(fit_length(log_mel, patches.covered_frames(n_columns, config)))[None]
     rows = config.grid[0]
-    count = max(1, round(MASKED_SHARE * rows * n_columns)) if mask is None else mask
-    hidden = MASK_KINDS[mask_kind](1, (rows, n_columns), count, torch.Generator().manual_seed(seed))
-    drawn = model.reconstruct(features, hidden).cpu().float()
+    count = max(1, round(MASKED_FRACTION * rows * n_columns)) if mask is None else mask
+    masked = MASK_KINDS[mask_kind](1, (rows, n_columns), count, torch.Generator().manual_seed(seed))
+    predicted = model.reconstruct(features, masked).cpu().float()
 
-    flags = torch.zeros(1, rows * n_columns, config.patch_size).index_fill_(1, hidden[0], 1.0)
+    flags = torch.zeros(1, rows * n_columns, config.patch_size).index_fill_(1, masked[0], 1.0)
     where = patches.unpatchify(flags, config, n_columns)[0] > 0
     bins = where.shape[1]
-    error = (drawn[0] - features[0, :, :bins]).square()[where].mean().item()
-    shown = min(log_mel.shape[0], where.shape[0])  # without the padding of the last column
-    back = drawn[0] * (2 * config.std) + config.mean
+    error = (predicted[0] - features[0, :, :bins]).square()[where].mean().item()
+    length = min(log_mel.shape[0], where.shape[0])  # without the padding of the last column
     return Reconstruction(
         name=Path(path).name,
         start=start,
-        original=log_mel[:shown, :bins].numpy(),
-        hidden=where[:shown].numpy(),
-        drawn=back[:shown].numpy(),
+        original=log_mel[:length, :bins].numpy(),
+        masked=where[:length].numpy(),
+        predicted=front_end.denormalise(predicted[0])[:length].numpy(),
         mask=count,
         patches=rows * n_columns,
         error=error,
+        front_end=front_end,
     )

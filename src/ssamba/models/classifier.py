@@ -1,4 +1,4 @@
-"""What a fine-tuned model answers: its classes, how tokens are pooled, and the layer that gives their scores."""
+"""The classifier of a fine-tuned model: its classes, how tokens are pooled, and the layer that gives their logits."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from ssamba.audio import log_mel
 from ssamba.models.config import Config
+from ssamba.models.patches import column_times
 from ssamba.utils.errors import ConfigError
 
 POOLINGS = ("mean", "cls", "rows")
-_VARIANCE = 1e-6  # added under the root of a row's variance: one column has none, and the root no slope at 0
 LOSSES = ("auto", "ce", "bce")
-MOST_CLASSES = 1_000_000
+MAX_CLASSES = 1_000_000
+_VARIANCE = 1e-6  # added under the root of a row's variance: one column has none, and the root no gradient at 0
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,9 @@ class Classification:
     Attributes:
         classes: names in the order of the scores.
         multi_label: whether several classes may hold at once or exactly one.
-        pooling: ``mean`` of the patch tokens, or ``cls``, that of the tokens in front (REFERENCE.md, "Fine-tuning"), or
-            ``rows``: mean and deviation over time of each row of patches by itself, 2 x rows x width values, so that
-            low and high frequencies stay apart (not in the reference; as in ``ssamba probe``).
+        pooling: ``mean`` of the patch tokens, or ``cls``, that of the prefix tokens (docs/reference.md,
+            "Fine-tuning"), or ``rows``: mean and deviation over time of each row of patches by itself, 2 x rows x
+            width values, so that low and high frequencies stay apart (not in the reference; as in ``ssamba probe``).
         per_second: one answer for each second of the recording instead of one for all of it.
         recipe: name of the recipe that trained it.
         loss: what it was trained with, which decides how logits become scores: ``ce`` softmax, ``bce`` sigmoid,
@@ -45,7 +45,7 @@ class Classification:
     loss: str = "auto"
 
     def __post_init__(self) -> None:
-        if not 1 <= len(self.classes) <= MOST_CLASSES or not all(isinstance(c, str) for c in self.classes):
+        if not 1 <= len(self.classes) <= MAX_CLASSES or not all(isinstance(c, str) for c in self.classes):
             raise ConfigError("classes: give one name or more")
         if len(set(self.classes)) != len(self.classes):
             twice = next(c for c in self.classes if self.classes.count(c) > 1)
@@ -79,15 +79,8 @@ class Classification:
             raise ConfigError(f"{source}: 'classification' is damaged") from None
 
 
-def seconds_of_columns(n_columns: int, config: Config) -> Tensor:
-    """The second (from 0) in which the centre of each patch column lies, (n_columns,) int64."""
-    centre = log_mel.seconds_of_frame((config.patch_time - 1) / 2)
-    step = config.stride_time * log_mel.FRAME_SHIFT / log_mel.SAMPLE_RATE
-    return (centre + step * torch.arange(n_columns, dtype=torch.float64)).floor().long()
-
-
 class Classifier(nn.Module):
-    """LayerNorm and a linear layer on pooled tokens (REFERENCE.md, "Fine-tuning")."""
+    """LayerNorm and a linear layer on pooled tokens (docs/reference.md, "Fine-tuning")."""
 
     def __init__(self, config: Config, task: Classification) -> None:
         super().__init__()
@@ -105,27 +98,27 @@ class Classifier(nn.Module):
         self.linear.bias.zero_()
 
     def forward(self, tokens_BLd: Tensor, prefix: int, n_columns: int) -> Tensor:
-        """Tokens, ``prefix`` of them in front -> logits (B, classes), or (B, seconds, classes)."""
+        """Tokens, of which the first ``prefix`` are no patches -> logits (B, classes), or (B, seconds, classes)."""
         # Mixed precision would round the scores to 8 bits: equal ones could not be ranked any more.
         with torch.autocast(tokens_BLd.device.type, enabled=False):
-            return self.linear(self.normed(tokens_BLd, prefix, n_columns))
+            return self.linear(self.pool_and_norm(tokens_BLd, prefix, n_columns))
 
-    def normed(self, tokens_BLd: Tensor, prefix: int, n_columns: int) -> Tensor:
+    def pool_and_norm(self, tokens_BLd: Tensor, prefix: int, n_columns: int) -> Tensor:
         """What the linear layer reads: the pooled tokens after LayerNorm, (B, values) or (B, seconds, d)."""
         with torch.autocast(tokens_BLd.device.type, enabled=False):
             if self.task.pooling == "cls":
                 pooled = tokens_BLd[:, :prefix].mean(dim=1)
             elif self.task.pooling == "rows":
-                pooled = _row_statistics(tokens_BLd[:, prefix:], n_columns)
+                pooled = row_statistics(tokens_BLd[:, prefix:], n_columns)
             elif self.task.per_second:
-                pooled = self._second_means(tokens_BLd[:, prefix:], n_columns)
+                pooled = second_means(tokens_BLd[:, prefix:], n_columns, self._config)
             else:
                 pooled = tokens_BLd[:, prefix:].mean(dim=1)
             return self.norm(pooled.to(self.linear.weight.dtype))
 
     @torch.no_grad()
     def load_linear(self, mean: Tensor, scale: Tensor, weight: Tensor, bias: Tensor) -> None:
-        """Take the weights of a linear model that was fitted on :meth:`normed` of a new classifier.
+        """Take the weights of a linear model that was fitted on :meth:`pool_and_norm` of a new classifier.
 
         The linear model reads ``(x - mean) * scale`` (values,) and gives ``x @ weight + bias``, weight (values,
         classes), bias (classes,). LayerNorm's weight and bias, 1 and 0 in a new classifier, become the standardisation
@@ -136,18 +129,24 @@ class Classifier(nn.Module):
         self.linear.weight.copy_(weight.T)
         self.linear.bias.copy_(bias)
 
-    def _second_means(self, patches_BPd: Tensor, n_columns: int) -> Tensor:
-        """Mean over frequency, then over the columns whose centres lie in each second: (B, seconds, d)."""
-        columns_BTd = patches_BPd.unflatten(1, (-1, n_columns)).mean(dim=1)
-        share_ST = _second_shares(n_columns, self._config, columns_BTd.device)
-        return torch.einsum("st,btd->bsd", share_ST.to(columns_BTd.dtype), columns_BTd)
 
-
-def _row_statistics(patches_BPd: Tensor, n_columns: int) -> Tensor:
-    """Mean, then deviation, over the columns of each row: (B, 2 x rows x d) float32."""
+def row_statistics(patches_BPd: Tensor, n_columns: int) -> Tensor:
+    """Mean, then standard deviation, over the columns of each row: (B, 2 x rows x d) float32."""
     rows_BFTd = patches_BPd.unflatten(1, (-1, n_columns)).float()
     deviation_BFd = (rows_BFTd.var(dim=2, correction=0) + _VARIANCE).sqrt()
     return torch.cat([rows_BFTd.mean(dim=2), deviation_BFd], dim=1).flatten(1)
+
+
+def seconds_of_columns(n_columns: int, config: Config) -> Tensor:
+    """The second (from 0) in which the centre of each patch column lies, (n_columns,) int64."""
+    return column_times(torch.arange(n_columns), config).floor().long()
+
+
+def second_means(patches_BPd: Tensor, n_columns: int, config: Config) -> Tensor:
+    """Mean over frequency, then over the columns whose centres lie in each second: (B, seconds, d)."""
+    columns_BTd = patches_BPd.unflatten(1, (-1, n_columns)).mean(dim=1)
+    share_ST = _second_shares(n_columns, config, columns_BTd.device)
+    return torch.einsum("st,btd->bsd", share_ST.to(columns_BTd.dtype), columns_BTd)
 
 
 @lru_cache(maxsize=8)

@@ -1,4 +1,4 @@
-"""The dimensions of a model: a frozen, validated dataclass that is stored as ``config.json`` beside the weights."""
+"""The dimensions of a model: a frozen, validated dataclass that is stored as ``config.json`` next to the weights."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from ssamba.audio.constants import AUDIOSET_MEAN, AUDIOSET_STD, SAMPLE_RATE
+from ssamba.audio.front_end import PUBLISHED, FrontEnd
 from ssamba.utils.errors import ConfigError
 from ssamba.utils.suggest import nearest
 
@@ -18,23 +18,24 @@ HEAD_WIDTH = 64
 """Width of an attention head in the published sizes of SSAST."""
 DROP_PATH = {"ssamba": 0.1, "ssast": 0.0}
 FORMAT = 1
-OPEN = ("depth", "dt_rank", "attention_heads", "decoder_depth")
+FIELDS_WITH_DEFAULT = ("depth", "dt_rank", "attention_heads", "decoder_depth")
 """Whole numbers that may be 0: the published value, and no decoder."""
-LARGEST, DEEPEST = 1_000_000, 1000
-"""No value, and no depth, is larger: a damaged file must not ask for a model that never ends."""
+MAX_VALUE, MAX_DEPTH = 1_000_000, 1000
+"""Upper bounds of all values and of depths: a damaged file must not ask for an endless model."""
 
 
 @dataclass(frozen=True)
 class Config:
     """Everything that the weights depend on, and the front end that they were trained with.
 
-    Units: ``frames`` and the time sides are log-mel frames of 10 ms, the frequency sides are mel bins, ``drop_path`` is
-    the rate of the last block. ``state_size`` to ``residual_scale`` are SSAMBA's, ``attention_heads`` SSAST's. A
-    ``depth``, ``dt_rank`` or ``attention_heads`` of 0 and a ``drop_path`` of -1 stand for the published value.
-    ``residual_scale`` is the factor on the residual stream at the end of each pair: 2 in the reference, 1 for a stream
-    that only sums up. ``decoder_depth`` blocks fill in the hidden patches of pretraining, which the encoder then
-    does not read; with 0, the reference, it reads a learned token in their place. Raises ``ConfigError`` on values that
-    no model can have.
+    Units: ``frames`` and the time sides are log-mel frames of 10 ms, the frequency sides are mel bins, ``sample_rate``
+    is in Hz, ``drop_path`` is the rate of the last block. ``state_size`` to ``residual_scale`` are SSAMBA's,
+    ``attention_heads`` SSAST's. A ``depth``, ``dt_rank`` or ``attention_heads`` of 0 and a ``drop_path`` of -1 stand
+    for the published value. ``residual_scale`` is the factor on the residual stream at the end of each pair: 2 in the
+    reference, 1 for a stream that only sums up. ``decoder_depth`` blocks fill in the masked patches of pretraining,
+    which the encoder then does not read; with 0, the reference, it reads a learned token in their place.
+    ``sample_rate``, ``mel_bins``, ``mean`` and ``std`` make the ``front_end``. Raises ``ConfigError`` on values that no
+    model can have.
     """
 
     encoder: str = "ssamba"
@@ -54,10 +55,10 @@ class Config:
     attention_heads: int = 0
     decoder_depth: int = 0
     drop_path: float = -1.0
-    mel_bins: int = 128
-    sample_rate: int = SAMPLE_RATE
-    mean: float = AUDIOSET_MEAN
-    std: float = AUDIOSET_STD
+    mel_bins: int = PUBLISHED.mel_bins
+    sample_rate: int = PUBLISHED.sample_rate
+    mean: float = PUBLISHED.mean
+    std: float = PUBLISHED.std
 
     def __post_init__(self) -> None:
         if self.encoder not in ENCODERS:
@@ -83,10 +84,7 @@ class Config:
             )
         if not 0 <= self.drop_path < 1:
             raise ConfigError(f"drop_path is {self.drop_path}: give a rate from 0 to below 1")
-        if not self.std > 0:
-            raise ConfigError(f"std is {self.std}: give a positive number")
-        if self.sample_rate != SAMPLE_RATE:
-            raise ConfigError(f"sample_rate is {self.sample_rate}: the filter bank takes {SAMPLE_RATE} only")
+        _ = self.front_end  # refuses what no front end can have
 
     def _fill(self) -> None:
         """Put the published values where the fields leave them open."""
@@ -107,9 +105,9 @@ class Config:
         good = isinstance(value, int) if whole else isinstance(value, (int, float))
         if isinstance(value, bool) or not good:
             raise ConfigError(f"{name} is {value!r}: give a {'whole ' if whole else ''}number")
-        if whole and value < (0 if name in OPEN else 1):
+        if whole and value < (0 if name in FIELDS_WITH_DEFAULT else 1):
             raise ConfigError(f"{name} is {value}: give a positive number")
-        largest = DEEPEST if name.endswith("depth") else LARGEST
+        largest = MAX_DEPTH if name.endswith("depth") else MAX_VALUE
         if not -largest <= value <= largest:  # NaN too
             raise ConfigError(f"{name} is {value}: give a number of at most {largest}")
 
@@ -127,6 +125,11 @@ class Config:
     def base(cls, **changes: Any) -> Config:
         """Width 768: 98.3 M parameters with both pretraining heads (SSAST 87.2 M)."""
         return cls(width=WIDTHS["base"], **changes)
+
+    @property
+    def front_end(self) -> FrontEnd:
+        """From waveforms to the features that the model reads."""
+        return FrontEnd(self.sample_rate, self.mel_bins, mean=self.mean, std=self.std)
 
     @property
     def inner(self) -> int:
@@ -156,7 +159,7 @@ class Config:
         return dataclasses.replace(self, **changes)
 
     def decoder(self) -> Config:
-        """The chain of blocks of the pretraining decoder, as an encoder's dimensions."""
+        """The dimensions of the pretraining decoder, which is a chain of the encoder's blocks."""
         return self.replace(depth=self.decoder_depth, decoder_depth=0, drop_path=0.0)
 
     def to_dict(self) -> dict[str, Any]:

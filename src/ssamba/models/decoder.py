@@ -1,51 +1,37 @@
-"""The decoder of pretraining that leaves hidden patches out of the encoder, as in MAE (arXiv 2111.06377).
+"""The decoder of pretraining, whose encoder reads the visible patches alone, as in MAE (arXiv 2111.06377).
 
-The encoder reads the patches that are shown, in their order. Only the decoder, a short chain of blocks of the same
-kind, sees places: the encoder's tokens where patches were shown, one learned token where they were hidden. The heads
-read its tokens.
+The encoder reads the visible patches in their order. Only the decoder, a short chain of layers of the same kind, has a
+token at each place of the grid: the encoder's at visible patches, one learned token at masked ones. The heads read its
+tokens.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor, nn
 
-from ssamba.models import patches
-
-if TYPE_CHECKING:
-    from ssamba.models.encoder import Encoder
+from ssamba.models.token_chain import TokenChain, with_positions
 
 
-def shown_patches(mask_BM: Tensor, count: int) -> Tensor:
+def visible_patches(mask_BM: Tensor, count: int) -> Tensor:
     """The indices that a mask leaves, sorted: (B, M) of ``count`` patches -> (B, count - M)."""
-    hidden_BP = torch.zeros(len(mask_BM), count, dtype=torch.uint8, device=mask_BM.device)
-    hidden_BP = hidden_BP.scatter(1, mask_BM, 1)
-    # A stable sort puts the shown ones first without a size that depends on values.
-    return hidden_BP.argsort(dim=1, stable=True)[:, : count - mask_BM.shape[1]]
+    masked_BP = torch.zeros(len(mask_BM), count, dtype=torch.uint8, device=mask_BM.device)
+    masked_BP = masked_BP.scatter(1, mask_BM, 1)
+    # A stable sort puts the visible ones first without a size that depends on values.
+    return masked_BP.argsort(dim=1, stable=True)[:, : count - mask_BM.shape[1]]
 
 
 class Decoder(nn.Module):
-    """Tokens of the shown patches -> tokens of all patches.
+    """Tokens of the visible patches -> tokens of all patches. The token of masked patches is the encoder's."""
 
-    ``chain`` is an encoder that gives its positions, its tokens in front, its blocks and its norm. It has no patch
-    layer here, and no mask embedding: the token of hidden patches is the encoder's.
-    """
-
-    def __init__(self, chain: Encoder) -> None:
+    def __init__(self, chain: TokenChain) -> None:
         super().__init__()
         self.chain = chain
-        chain.register_module("patch_embed", None)
-        chain.register_parameter("mask_embedding", None)
 
-    def forward(self, tokens_BSd: Tensor, shown_BS: Tensor, mask_embedding_11d: Tensor, columns: int) -> Tensor:
-        """(B, S, d) at patch indices (B, S) -> (B, F*T, d) of a grid with ``columns`` patches along time."""
+    def forward(self, tokens_BVd: Tensor, visible_BV: Tensor, mask_embedding_11d: Tensor, columns: int) -> Tensor:
+        """(B, V, d) at patch indices (B, V) -> (B, F*T, d) of a grid with ``columns`` patches along time."""
         chain = self.chain
-        rows, cols = chain.config.grid
-        batch, _, d = tokens_BSd.shape
-        fill = mask_embedding_11d.to(tokens_BSd.dtype).expand(batch, rows * columns, d)
-        grid_BPd = fill.scatter(1, shown_BS[..., None].expand_as(tokens_BSd), tokens_BSd)
-        positions = patches.resize_positions(chain.positions, (rows, cols), (rows, columns))
-        front = [token.expand(batch, -1, -1) for token in chain.prefix()]
-        return chain.encode_tokens(torch.cat([*front, grid_BPd], dim=1) + positions)[:, chain.prefix_tokens :]
+        batch, _, d = tokens_BVd.shape
+        fill = mask_embedding_11d.to(tokens_BVd.dtype).expand(batch, chain.config.grid[0] * columns, d)
+        grid_BPd = fill.scatter(1, visible_BV[..., None].expand_as(tokens_BVd), tokens_BVd)
+        return chain.encode_tokens(with_positions(chain, grid_BPd, columns))[:, chain.prefix_tokens :]

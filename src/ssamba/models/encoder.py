@@ -1,13 +1,12 @@
 """What all encoders share: patches, positions, pretraining losses, reconstruction, embedding, classification.
 
-A kind of encoder adds its tokens in front, its chain of blocks and their initial weights; nothing outside
-``ssamba.models`` knows which kind it holds.
+A kind of encoder adds its chain of layers (``ssamba.models.token_chain``); nothing outside ``ssamba.models`` knows
+which kind it holds.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from typing import ClassVar, NamedTuple, Self
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Generator, Tensor, nn
@@ -15,32 +14,25 @@ from torch import Generator, Tensor, nn
 from ssamba.models import patches
 from ssamba.models.classifier import Classification, Classifier
 from ssamba.models.config import Config
-from ssamba.models.decoder import Decoder, shown_patches
+from ssamba.models.decoder import Decoder
 from ssamba.models.heads import PretrainingHeads
-from ssamba.models.losses import GENERATIVE_WEIGHT, OBJECTIVES, info_nce, reconstruction
+from ssamba.models.losses import OBJECTIVES
+from ssamba.models.masking import MaskedForward, MaskedPasses, masked_forward
+from ssamba.models.token_chain import TokenChain, with_positions
 from ssamba.utils.errors import ConfigError
 
-
-class Seen(NamedTuple):
-    """What a pass of pretraining made."""
-
-    encoded_BPd: Tensor
-    """The encoder's tokens of the patches that it read."""
-    masked_BMd: Tensor
-    """The tokens at the masked patches, which the heads read."""
+if TYPE_CHECKING:
+    from typing import Self
 
 
-class Encoder(nn.Module, ABC):
+class Encoder(TokenChain):
     """Log-mel patches -> tokens. ``heads=True`` adds the two pretraining heads, ``classification`` a classifier.
 
     A new model is initialised from ``generator``, or from seed 0 without one.
     """
 
-    prefix_tokens: ClassVar[int]
-    """Learned tokens in front of the patches."""
-    chain: ClassVar[str]
-    """Name of the list of modules that the tokens go through in turn."""
-    norm: nn.LayerNorm
+    _chain_class: ClassVar[type[TokenChain]]
+    """The chain of layers of this kind of encoder, which the decoder of pretraining consists of."""
 
     def __init__(
         self,
@@ -49,67 +41,35 @@ class Encoder(nn.Module, ABC):
         classification: Classification | None = None,
         generator: Generator | None = None,
     ) -> None:
-        super().__init__()
-        self.config = config
-        rows, cols = config.grid
-        d = config.width
-        self.patch_embed = nn.Conv2d(
-            1, d, (config.patch_frequency, config.patch_time), (config.stride_frequency, config.stride_time)
-        )
-        self.positions = nn.Parameter(torch.empty(1, self.prefix_tokens + rows * cols, d))
-        self.mask_embedding = nn.Parameter(torch.empty(1, 1, d))
-        self._make_layers()
+        super().__init__(config)
         self.heads = PretrainingHeads(config) if heads else None
         self.decoder: Decoder | None = None
         if heads and config.decoder_depth:
-            self.decoder = Decoder(type(self)(config.decoder(), generator=generator))
+            self.decoder = Decoder(self._chain_class(config.decoder()))
         self.classifier = None if classification is None else Classifier(config, classification)
         if not self.positions.is_meta:
+            if self.decoder is not None:
+                self.decoder.chain.reset_parameters(generator)
             self.reset_parameters(generator)
 
-    @abstractmethod
-    def _make_layers(self) -> None:
-        """Create the tokens in front, the blocks and the final norm."""
-
-    @abstractmethod
-    def _reset_layers(self, generator: Generator) -> None:
-        """Draw the weights that ``_make_layers`` made, but for the tokens in front and the norm."""
-
-    @abstractmethod
-    def prefix(self) -> list[nn.Parameter]:
-        """The tokens in front, each (1, 1, d)."""
-
-    @abstractmethod
-    def encode_tokens(
-        self, tokens: Tensor, keep: Tensor | None = None, layers: list[Tensor] | None = None, own: bool = False
-    ) -> Tensor:
-        """The chain of blocks and the final norm: (B, L, d) -> (B, L, d). ``keep`` comes from ``draw_keep``.
-
-        ``layers`` takes the tokens as they leave each step of the chain, the last ones after the final norm. ``own``:
-        the caller needs ``tokens`` no more, so they may be overwritten.
-        """
-
-    @abstractmethod
-    def draw_keep(self, batch: int, generator: Generator) -> Tensor | None:
-        """Stochastic depth for one pass, None when the rate is 0."""
+    def _make_inputs(self) -> None:
+        c = self.config
+        self.patch_embed = nn.Conv2d(1, c.width, (c.patch_frequency, c.patch_time), (c.stride_frequency, c.stride_time))
+        super()._make_inputs()
+        self.mask_embedding = nn.Parameter(torch.empty(1, 1, c.width))
 
     @torch.no_grad()
     def reset_parameters(self, generator: Generator | None = None) -> None:
-        """Draw all weights anew (REFERENCE.md, "Initialisation")."""
+        """Draw all weights anew (docs/reference.md, "Initialisation")."""
         generator = generator or torch.Generator().manual_seed(0)
-        bound = self.config.patch_size**-0.5
-        self.patch_embed.weight.uniform_(-bound, bound, generator=generator)
-        assert self.patch_embed.bias is not None
-        self.patch_embed.bias.uniform_(-bound, bound, generator=generator)
-        for token in self.prefix():
-            nn.init.trunc_normal_(token, std=0.02, generator=generator)
-        nn.init.trunc_normal_(self.positions, std=0.02, generator=generator)
-        nn.init.xavier_normal_(self.mask_embedding, generator=generator)
-        self._reset_layers(generator)
-        self.norm.reset_parameters()
+        super().reset_parameters(generator)
         for part in (self.heads, self.classifier):
             if part is not None:
                 part.reset_parameters(generator)
+
+    def _input_weights(self) -> tuple[Tensor, Tensor, Tensor]:
+        assert self.patch_embed.bias is not None
+        return self.patch_embed.weight, self.patch_embed.bias, self.mask_embedding
 
     @property
     def device(self) -> torch.device:
@@ -128,10 +88,7 @@ class Encoder(nn.Module, ABC):
             index = mask.to(tokens_BPd.device)[..., None].expand(-1, -1, tokens_BPd.shape[-1])
             fill = self.mask_embedding.to(tokens_BPd.dtype).expand(index.shape)
             tokens_BPd = tokens_BPd.scatter(1, index, fill)
-        rows, cols = self.config.grid
-        positions = patches.resize_positions(self.positions, (rows, cols), (rows, self._columns(features.shape[1])))
-        front = [token.expand(features.shape[0], -1, -1) for token in self.prefix()]
-        return torch.cat([*front, tokens_BPd], dim=1) + positions
+        return with_positions(self, tokens_BPd, self._columns(features.shape[1]))
 
     def _check(self, features: Tensor) -> None:
         c = self.config
@@ -147,7 +104,7 @@ class Encoder(nn.Module, ABC):
         Frames beyond the last full patch column are left out. A length other than the model's grid has its positions
         cut or interpolated as for fine-tuning. Raises ``ConfigError`` for other shapes.
         """
-        return self.encode_tokens(self.embed_patches(features.to(self.device)), own=True)
+        return self._run_layers(self.embed_patches(features.to(self.device)), None, inplace=True)[0]
 
     forward = encode
 
@@ -157,19 +114,12 @@ class Encoder(nn.Module, ABC):
         Each (B, prefix + F*T, d). All but the last are the residual stream as it is, without a norm; the last is what
         ``encode`` gives.
         """
-        layers: list[Tensor] = []
-        self.encode_tokens(self.embed_patches(features.to(self.device)), layers=layers)
-        return layers
-
-    @property
-    @abstractmethod
-    def n_layers(self) -> int:
-        """How many ``encode_layers`` gives."""
+        return self._run_layers(self.embed_patches(features.to(self.device)), None, collect=True)[1]
 
     def layer_of(self, name: str) -> int:
         """Where a parameter of that name acts, in the order of ``encode_layers``.
 
-        0 for what comes before the first step of the chain (patches, tokens in front, positions), ``n_layers`` for the
+        0 for what comes before the first step of the chain (patches, prefix tokens, positions), ``n_layers`` for the
         last step and what follows it (final norm, classifier).
         """
         first, _, rest = name.partition(".")
@@ -184,61 +134,24 @@ class Encoder(nn.Module, ABC):
         mask_b: Tensor | None = None,
         objective: str = "joint",
         keep: tuple[Tensor | None, Tensor | None] = (None, None),
-        seen: list[Seen] | None = None,
+        seen: list[MaskedForward] | None = None,
     ) -> dict[str, Tensor]:
         """Pretraining losses of masked patches, from features (B, frames, mel_bins).
 
         ``mask_a`` (B, M) hides patches for the discriminative head, ``mask_b`` for the generative one, each in its own
         pass; without ``mask_b`` one pass with ``mask_a`` serves both heads. Returns scalars: ``loss`` (nce + 10 mse for
         the joint objective), ``nce`` and ``accuracy``, ``mse``, as far as the objective has them. ``keep`` holds the
-        stochastic depth of the two passes. ``seen`` takes what each pass made, for a loss of the caller's own.
+        stochastic depth of the two passes. ``seen`` is extended by what each pass gave, for a loss of the caller's
+        own; ``masked_losses`` returns it.
         """
-        if self.heads is None:
-            raise ConfigError("this model has no pretraining heads: load it with heads=True")
-        if objective not in OBJECTIVES:
-            raise ConfigError(f"objective '{objective}': choose one of {', '.join(OBJECTIVES)}")
-        features = features.to(self.device)
-        raw = patches.patchify(features, self.config)
-        out: dict[str, Tensor] = {}
-        hidden: Tensor | None = None
-        if objective != "generative":
-            hidden = self._masked_tokens(features, mask_a, keep[0], seen)
-            out["nce"], out["accuracy"] = info_nce(self.heads.discriminative(hidden), gather_patches(raw, mask_a))
-        if objective != "discriminative":
-            if mask_b is None:
-                mask_b = mask_a
-            else:
-                hidden = None
-            if hidden is None:
-                hidden = self._masked_tokens(features, mask_b, keep[1], seen)
-            out["mse"] = reconstruction(self.heads.generative(hidden), gather_patches(raw, mask_b))
-        parts = [out[k] * w for k, w in (("nce", 1.0), ("mse", GENERATIVE_WEIGHT)) if k in out]
-        out["loss"] = parts[0] + parts[1] if len(parts) == 2 else parts[0] if "nce" in out else out["mse"]
-        return out
-
-    def _masked_tokens(
-        self, features: Tensor, mask: Tensor, keep: Tensor | None, seen: list[Seen] | None = None
-    ) -> Tensor:
-        """The masked patches' tokens (B, M, d): the encoder's, or the decoder's where there is one."""
-        if self.decoder is None:
-            encoded_BPd = self.encode_tokens(self.embed_patches(features, mask), keep)[:, self.prefix_tokens :]
-            masked_BMd = gather_patches(encoded_BPd, mask)
-        else:
-            columns = self._columns(features.shape[1])
-            shown_BS = shown_patches(mask.to(features.device), self.config.grid[0] * columns)
-            all_BLd = self.embed_patches(features)
-            front, patches_BPd = all_BLd[:, : self.prefix_tokens], all_BLd[:, self.prefix_tokens :]
-            tokens_BLd = torch.cat([front, gather_patches(patches_BPd, shown_BS)], dim=1)
-            encoded_BPd = self.encode_tokens(tokens_BLd, keep)[:, self.prefix_tokens :]
-            grid_BPd = self.decoder(encoded_BPd, shown_BS, self.mask_embedding, columns)
-            masked_BMd = gather_patches(grid_BPd, mask)
+        losses, passes = masked_losses(self, features, mask_a, mask_b, objective, keep)
         if seen is not None:
-            seen.append(Seen(encoded_BPd, masked_BMd))
-        return masked_BMd
+            seen.extend(passes)
+        return losses
 
     def _columns(self, frames: int) -> int:
         """Patches along time of so many frames."""
-        return (frames - self.config.patch_time) // self.config.stride_time + 1
+        return patches.full_columns(frames, self.config)
 
     def classify(self, features: Tensor, keep: Tensor | None = None) -> Tensor:
         """Logits (B, classes), or (B, seconds, classes) of a model that labels each second, from normalised log-mel.
@@ -254,7 +167,7 @@ class Encoder(nn.Module, ABC):
         Raises ``ConfigError`` without a classifier.
         """
         tokens_BLd = self.encode_tokens(self.embed_patches(features.to(self.device)))
-        return self._classifier().normed(tokens_BLd, self.prefix_tokens, self._columns(features.shape[1]))
+        return self._classifier().pool_and_norm(tokens_BLd, self.prefix_tokens, self._columns(features.shape[1]))
 
     def _logits(self, tokens_BLd: Tensor, frames: int) -> Tensor:
         """The classifier's logits (B, classes) from the tokens (B, L, d) of features with ``frames`` frames."""
@@ -267,20 +180,19 @@ class Encoder(nn.Module, ABC):
 
     @torch.no_grad()
     def reconstruct(self, features: Tensor, mask: Tensor) -> Tensor:
-        """Features with the masked patches replaced by the generative head's drawing: (B, frames, mel_bins).
+        """Features with the masked patches replaced by what the generative head predicts: (B, frames, mel_bins).
 
         Frames and bins beyond the last full patch are left out. Raises ``ConfigError`` without heads, and for patches
         that overlap.
         """
-        if self.heads is None:
-            raise ConfigError("this model has no pretraining heads: load it with heads=True")
-        if not self.config.tiles:
+        heads = pretraining_heads(self)
+        if patches.patches_overlap(self.config):
             raise ConfigError("patches of this model do not tile the features: load it without another stride")
         features = features.to(self.device)
         raw = patches.patchify(features, self.config)
-        drawn = self.heads.generative(self._masked_tokens(features, mask, None)).to(raw.dtype)
-        index = mask.to(raw.device)[..., None].expand_as(drawn)
-        return patches.unpatchify(raw.scatter(1, index, drawn), self.config, self._columns(features.shape[1]))
+        predicted = heads.generative(masked_forward(self, features, mask).masked_BMd).to(raw.dtype)
+        index = mask.to(raw.device)[..., None].expand_as(predicted)
+        return patches.unpatchify(raw.scatter(1, index, predicted), self.config, self._columns(features.shape[1]))
 
     def with_grid(self, stride: int | None = None, frames: int | None = None, longer: str = "interpolate") -> Self:
         """The same weights on another patch grid, positions resized as for fine-tuning.
@@ -304,7 +216,25 @@ class Encoder(nn.Module, ABC):
         return other.train(self.training)
 
 
-def gather_patches(values_BPx: Tensor, mask_BM: Tensor) -> Tensor:
-    """Rows of (B, P, x) at patch indices (B, M) -> (B, M, x)."""
-    index = mask_BM.to(values_BPx.device)[..., None].expand(-1, -1, values_BPx.shape[-1])
-    return values_BPx.gather(1, index)
+def pretraining_heads(model: Encoder) -> PretrainingHeads:
+    """The model's pretraining heads. Raises ``ConfigError`` without them."""
+    if model.heads is None:
+        raise ConfigError("this model has no pretraining heads: load it with heads=True")
+    return model.heads
+
+
+def masked_losses(
+    model: Encoder,
+    features: Tensor,
+    mask_a: Tensor,
+    mask_b: Tensor | None = None,
+    objective: str = "joint",
+    keep: tuple[Tensor | None, Tensor | None] = (None, None),
+) -> tuple[dict[str, Tensor], tuple[MaskedForward, ...]]:
+    """The losses of ``Encoder.losses``, and what each pass gave. Raises ``ConfigError`` as it does."""
+    heads = pretraining_heads(model)
+    if objective not in OBJECTIVES:
+        raise ConfigError(f"objective '{objective}': choose one of {', '.join(OBJECTIVES)}")
+    passes = MaskedPasses(model, features, mask_a, mask_b, keep)
+    losses = OBJECTIVES[objective].losses(heads, passes)
+    return losses, tuple(passes.made)

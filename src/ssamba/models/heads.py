@@ -1,4 +1,4 @@
-"""The two pretraining heads: one names the masked patch (discriminative), one draws it (generative)."""
+"""The two pretraining heads: contrastive (``discriminative``, InfoNCE) and reconstruction (``generative``, MSE)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ssamba.models.config import Config
 
 
 class PretrainingHeads(nn.Module):
-    """Two perceptrons d -> d -> patch values (REFERENCE.md, "Pretraining")."""
+    """Two MLPs d -> d -> patch values (docs/reference.md, "Pretraining")."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()

@@ -1,15 +1,21 @@
-"""Objectives of pretraining and fine-tuning: tensors in, scalars out.
+"""Losses of pretraining and fine-tuning (tensors in, scalars out), and the table of pretraining objectives.
 
-Pretraining's are SSAST's (arXiv 2110.09784, section 3; REFERENCE.md, "Pretraining" and "Fine-tuning").
+Pretraining's are SSAST's (arXiv 2110.09784, section 3; docs/reference.md, "Pretraining" and "Fine-tuning"). A new
+objective is a class with the members of ``Objective``, in a module of its own, and a row in ``OBJECTIVES``.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-OBJECTIVES = ("joint", "discriminative", "generative")
+from ssamba.models.heads import PretrainingHeads
+from ssamba.models.masking import MaskedPasses
+
 GENERATIVE_WEIGHT = 10.0
 """Weight of the mean squared error in the joint loss."""
 
@@ -31,11 +37,11 @@ def info_nce(prediction_BMp: Tensor, target_BMp: Tensor) -> tuple[Tensor, Tensor
 
 
 def reconstruction(prediction_BMp: Tensor, target_BMp: Tensor) -> Tensor:
-    """Mean squared error between drawn and raw patches."""
+    """Mean squared error between predicted and raw patches."""
     return F.mse_loss(prediction_BMp.float(), target_BMp.float())
 
 
-def classification(logits: Tensor, targets: Tensor, kind: str = "ce", smoothing: float = 0.0) -> Tensor:
+def classification_loss(logits: Tensor, targets: Tensor, kind: str = "ce", smoothing: float = 0.0) -> Tensor:
     """Softmax (``ce``) or sigmoid (``bce``) cross entropy of logits (B, classes) with class vectors (B, classes).
 
     Logits (B, seconds, classes) go with class numbers (B, seconds): softmax, averaged over the seconds that have a
@@ -53,3 +59,82 @@ def classification(logits: Tensor, targets: Tensor, kind: str = "ce", smoothing:
     if kind == "bce":
         return F.binary_cross_entropy_with_logits(logits, targets)
     return F.cross_entropy(logits, targets, label_smoothing=smoothing)
+
+
+class Objective(Protocol):
+    """What the pretraining heads are trained for."""
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of the scalars that ``losses`` gives, in the order of a log, ``loss`` first."""
+
+    @property
+    def uses_two_masks(self) -> bool:
+        """Whether there may be a second pass with a mask of its own."""
+
+    def losses(self, heads: PretrainingHeads, passes: MaskedPasses) -> dict[str, Tensor]:
+        """Scalars by name; ``loss`` is what is minimised. Passes are run as they are asked for."""
+
+    def score(self, metrics: Mapping[str, float]) -> float:
+        """How good a model with these validation metrics is: the more, the better."""
+
+
+class Joint:
+    """InfoNCE of one pass and 10 times the mean squared error of another, or of the same without a second mask."""
+
+    metrics = ("loss", "nce", "accuracy", "mse")
+    uses_two_masks = True
+
+    def losses(self, heads: PretrainingHeads, passes: MaskedPasses) -> dict[str, Tensor]:
+        """See ``Objective``."""
+        tokens, raw = passes.first()
+        nce, accuracy = info_nce(heads.discriminative(tokens), raw)
+        tokens, raw = passes.second()
+        mse = reconstruction(heads.generative(tokens), raw)
+        return {"nce": nce, "accuracy": accuracy, "mse": mse, "loss": nce + GENERATIVE_WEIGHT * mse}
+
+    def score(self, metrics: Mapping[str, float]) -> float:
+        """The accuracy of the discriminative head."""
+        return metrics["accuracy"]
+
+
+class Discriminative:
+    """InfoNCE alone: which raw patch of the clip belongs at which masked place."""
+
+    metrics = ("loss", "nce", "accuracy")
+    uses_two_masks = False
+
+    def losses(self, heads: PretrainingHeads, passes: MaskedPasses) -> dict[str, Tensor]:
+        """See ``Objective``."""
+        tokens, raw = passes.first()
+        nce, accuracy = info_nce(heads.discriminative(tokens), raw)
+        return {"nce": nce, "accuracy": accuracy, "loss": nce}
+
+    def score(self, metrics: Mapping[str, float]) -> float:
+        """The accuracy of the discriminative head."""
+        return metrics["accuracy"]
+
+
+class Generative:
+    """The mean squared error of reconstruction alone."""
+
+    metrics = ("loss", "mse")
+    uses_two_masks = False
+
+    def losses(self, heads: PretrainingHeads, passes: MaskedPasses) -> dict[str, Tensor]:
+        """See ``Objective``."""
+        tokens, raw = passes.second()
+        mse = reconstruction(heads.generative(tokens), raw)
+        return {"mse": mse, "loss": mse}
+
+    def score(self, metrics: Mapping[str, float]) -> float:
+        """The less error, the better."""
+        return -metrics["loss"]
+
+
+OBJECTIVES: Mapping[str, Objective] = {
+    "joint": Joint(),
+    "discriminative": Discriminative(),
+    "generative": Generative(),
+}
+"""The objectives of pretraining by name."""

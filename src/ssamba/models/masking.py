@@ -1,22 +1,28 @@
-"""Which patches to hide in pretraining: cluster masks over the grid, and frame masks, from an explicit generator."""
+"""Masked patches in pretraining: which ones (cluster masks over the grid, and frame masks), and passes over them."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Generator, Tensor
 
+from ssamba.models import patches
+from ssamba.models.decoder import visible_patches
+from ssamba.models.patches import gather_patches
 from ssamba.utils.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ssamba.models.encoder import Encoder
 
 CLUSTER_SIDES = (3, 4, 5)
 """Side of the masked squares, drawn per clip (SSAST, arXiv 2110.09784, section 3.2)."""
 
 
 def _check_count(count: int, grid: tuple[int, int]) -> None:
-    patches = grid[0] * grid[1]
-    if not 0 < count < patches:
-        raise ConfigError(
-            f"mask of {count} patches: the grid {grid[0]} x {grid[1]} has {patches}, mask 1 to {patches - 1}"
-        )
+    size = grid[0] * grid[1]
+    if not 0 < count < size:
+        raise ConfigError(f"mask of {count} patches: the grid {grid[0]} x {grid[1]} has {size}, mask 1 to {size - 1}")
 
 
 def cluster_masks(
@@ -26,15 +32,15 @@ def cluster_masks(
 
     Per clip a side C from {3, 4, 5} is drawn, then C x C squares fall at random places until more than ``count``
     patches are covered, and ``count`` of the covered ones stay, chosen at random. Squares may hang over the edges, so
-    that every patch is equally likely. With ``reference_quirks`` the reference is followed (REFERENCE.md,
+    that every patch is equally likely. With ``reference_quirks`` the reference is followed (docs/reference.md,
     "Pretraining"): squares start at a flat index and run on into the next row, patch 0 is never masked, and the
     surplus is taken from the highest indices. Raises ``ConfigError`` for a count that the grid cannot give.
     """
     _check_count(count, grid)
-    patches = grid[0] * grid[1]
+    size = grid[0] * grid[1]
     sides = torch.randint(CLUSTER_SIDES[0], CLUSTER_SIDES[-1] + 1, (batch,), generator=generator)
-    order = torch.full((batch, patches), torch.iinfo(torch.int64).max)
-    squares, needed = 0, count + 1 if count + 1 < patches else count
+    order = torch.full((batch, size), torch.iinfo(torch.int64).max)
+    squares, needed = 0, count + 1 if count + 1 < size else count
     while True:
         cells, inside = _drop_squares(batch, grid, sides, generator, reference_quirks)
         round_of = torch.arange(squares, squares + cells.shape[1])[None, :, None].expand_as(cells)
@@ -45,9 +51,9 @@ def cluster_masks(
         if int(last.max()) < squares:
             break
     covered = order <= last[:, None]
-    keys = torch.arange(patches).expand(batch, -1).double()
+    keys = torch.arange(size).expand(batch, -1).double()
     if not reference_quirks:
-        keys = torch.rand(batch, patches, generator=generator, dtype=torch.float64)
+        keys = torch.rand(batch, size, generator=generator, dtype=torch.float64)
     chosen = keys.masked_fill(~covered, float("inf")).argsort(dim=1)[:, :count]
     return chosen.sort(dim=1).values
 
@@ -82,3 +88,72 @@ def frame_masks(batch: int, grid: tuple[int, int], count: int, generator: Genera
     _check_count(count, grid)
     keys = torch.rand(batch, grid[0] * grid[1], generator=generator)
     return keys.argsort(dim=1)[:, :count].sort(dim=1).values
+
+
+class MaskedForward(NamedTuple):
+    """What one masked pass gives."""
+
+    encoded_BPd: Tensor
+    """The encoder's tokens of the patches that it read: all of them, or with a decoder the visible ones."""
+    masked_BMd: Tensor
+    """The tokens at the masked patches, which the heads read."""
+
+
+def masked_forward(model: Encoder, features: Tensor, mask: Tensor, keep: Tensor | None = None) -> MaskedForward:
+    """A pass over features (B, frames, mel_bins) whose patches at ``mask`` (B, M) are masked.
+
+    The tokens at these patches are the encoder's, or the decoder's where there is one. ``keep`` is the pass's
+    stochastic depth, as ``draw_keep`` gives it.
+    """
+    prefix = model.prefix_tokens
+    if model.decoder is None:
+        encoded_BPd = model.encode_tokens(model.embed_patches(features, mask), keep)[:, prefix:]
+        return MaskedForward(encoded_BPd, gather_patches(encoded_BPd, mask))
+    columns = patches.full_columns(features.shape[1], model.config)
+    visible_BV = visible_patches(mask.to(features.device), model.config.grid[0] * columns)
+    all_BLd = model.embed_patches(features)
+    front, patches_BPd = all_BLd[:, :prefix], all_BLd[:, prefix:]
+    tokens_BLd = torch.cat([front, gather_patches(patches_BPd, visible_BV)], dim=1)
+    encoded_BPd = model.encode_tokens(tokens_BLd, keep)[:, prefix:]
+    grid_BPd = model.decoder(encoded_BPd, visible_BV, model.mask_embedding, columns)
+    return MaskedForward(encoded_BPd, gather_patches(grid_BPd, mask))
+
+
+class MaskedPasses:
+    """The masked passes of one batch, run when an objective first asks for them.
+
+    ``mask_a`` and ``mask_b`` (B, M) are the masks of two passes, ``keep`` their stochastic depth. Without ``mask_b``
+    there is one pass with ``mask_a``.
+
+    Attributes:
+        made: what the passes gave that were run so far, in their order.
+    """
+
+    def __init__(
+        self,
+        model: Encoder,
+        features: Tensor,
+        mask_a: Tensor,
+        mask_b: Tensor | None = None,
+        keep: tuple[Tensor | None, Tensor | None] = (None, None),
+    ) -> None:
+        self.model, self.made = model, list[MaskedForward]()
+        self._features = features.to(model.device)
+        self._raw_BPv = patches.patchify(self._features, model.config)
+        self._mask_a, self._mask_b, self._keep = mask_a, mask_b, keep
+
+    def first(self) -> tuple[Tensor, Tensor]:
+        """Tokens (B, M, d) and raw values (B, M, values) of the patches at ``mask_a``, from a pass of its own."""
+        return self._run(self._mask_a, self._keep[0])
+
+    def second(self) -> tuple[Tensor, Tensor]:
+        """The same at ``mask_b``; without one the patches at ``mask_a``, from the first pass where it was run."""
+        if self._mask_b is not None:
+            return self._run(self._mask_b, self._keep[1])
+        if self.made:
+            return self.made[0].masked_BMd, gather_patches(self._raw_BPv, self._mask_a)
+        return self._run(self._mask_a, self._keep[1])
+
+    def _run(self, mask: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor]:
+        self.made.append(masked_forward(self.model, self._features, mask, keep))
+        return self.made[-1].masked_BMd, gather_patches(self._raw_BPv, mask)

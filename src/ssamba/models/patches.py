@@ -1,6 +1,6 @@
 """The patch grid: cutting log-mel features into patches, the order of tokens, and positions for another grid.
 
-Tokens are frequency-major: index = f * T + t, time runs fastest (REFERENCE.md, "Encoder").
+Tokens are frequency-major: index = f * T + t, time runs fastest (docs/reference.md, "Encoder").
 """
 
 from __future__ import annotations
@@ -23,6 +23,23 @@ def covered_frames(n_columns: int, config: Config) -> int:
     return (n_columns - 1) * config.stride_time + config.patch_time
 
 
+def full_columns(frames: int, config: Config) -> int:
+    """Patch columns that ``frames`` log-mel frames fill."""
+    return (frames - config.patch_time) // config.stride_time + 1
+
+
+def column_times(columns: Tensor, config: Config) -> Tensor:
+    """Seconds at the centre of patch columns (from 0), float64 of the same shape."""
+    first = config.front_end.seconds_of_frame((config.patch_time - 1) / 2)
+    step = config.front_end.seconds_between(config.stride_time)
+    return first + step * columns.double()
+
+
+def patches_overlap(config: Config) -> bool:
+    """Whether patches do not lie side by side: they overlap, or leave gaps."""
+    return (config.stride_frequency, config.stride_time) != (config.patch_frequency, config.patch_time)
+
+
 def patchify(features: Tensor, config: Config) -> Tensor:
     """Raw patches: (B, frames, mel_bins) -> (B, F*T, patch_frequency*patch_time), frequency-major in and among patches.
 
@@ -41,6 +58,12 @@ def unpatchify(patches: Tensor, config: Config, n_columns: int) -> Tensor:
     return tiles.permute(0, 2, 4, 1, 3).reshape(batch, n_columns * config.patch_time, rows * config.patch_frequency)
 
 
+def gather_patches(values_BPx: Tensor, mask_BM: Tensor) -> Tensor:
+    """Rows of (B, P, x) at patch indices (B, M) -> (B, M, x)."""
+    index = mask_BM.to(values_BPx.device)[..., None].expand(-1, -1, values_BPx.shape[-1])
+    return values_BPx.gather(1, index)
+
+
 LONGER = ("interpolate", "repeat", "average")
 """What a longer time is given: positions interpolated, the same ones over and over, or their mean at every time."""
 
@@ -48,12 +71,12 @@ LONGER = ("interpolate", "repeat", "average")
 def resize_positions(
     positions: Tensor, old: tuple[int, int], new: tuple[int, int], longer: str = "interpolate"
 ) -> Tensor:
-    """Position embedding (1, prefix + F*T, d) for another (frequency, time) grid; positions in front are kept.
+    """Position embedding (1, prefix + F*T, d) for another (frequency, time) grid; those of prefix tokens are kept.
 
     A shorter side is cut from the centre, a longer one interpolated (bilinear, align_corners False): first time, then
-    frequency, as for fine-tuning in SSAST (arXiv 2110.09784; REFERENCE.md, "Fine-tuning"). ``longer`` (of ``LONGER``)
-    names what a longer time is given instead: a few positions stretched over much more time are far from those that the
-    encoder was trained with.
+    frequency, as for fine-tuning in SSAST (arXiv 2110.09784; docs/reference.md, "Fine-tuning"). ``longer`` (of
+    ``LONGER``) names what a longer time is given instead: a few positions stretched over much more time are far from
+    those that the encoder was trained with.
     """
     traced = not isinstance(new[1], int)  # by torch.export: no decision may depend on the length
     if not traced and old == new:

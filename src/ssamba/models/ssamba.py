@@ -1,4 +1,8 @@
-"""The SSAMBA encoder: a CLS token in front, a chain of block pairs, the final norm."""
+"""The SSAMBA encoder: a CLS token in front, a chain of block pairs, the final norm.
+
+``MIXERS`` names what mixes the tokens in a pair. Another mixer is a subclass of ``BlockPair``, a row here, and its
+operators in ``ssamba.ops``.
+"""
 
 from __future__ import annotations
 
@@ -7,20 +11,28 @@ from typing import ClassVar
 import torch
 from torch import Generator, Tensor, nn
 
-from ssamba.models.bimamba import BLOCKS, NORM_EPS, BlockPair, Passed, add_to_stream
+from ssamba.models.bimamba import MambaPair
+from ssamba.models.block_pair import BLOCKS, NORM_EPS, BlockPair, InferencePlan, ResidualState, add_to_stream
 from ssamba.models.encoder import Encoder
+from ssamba.models.token_chain import TokenChain
+
+MIXERS: dict[str, type[BlockPair]] = {"ssamba": MambaPair}
+"""The pair of blocks of each value of ``Config.encoder`` that is a chain of pairs."""
 
 
-class SSAMBA(Encoder):
-    """Bidirectional Mamba on log-mel patches (arXiv 2405.11831)."""
+class SSAMBAChain(TokenChain):
+    """A CLS token, pairs of bidirectional Mamba blocks, the final norm."""
 
     prefix_tokens: ClassVar[int] = 1
     chain: ClassVar[str] = "pairs"
+    plan: InferencePlan
+    """How inference spends memory and time: the defaults in a new model. Not part of its state."""
 
     def _make_layers(self) -> None:
         d = self.config.width
+        self.plan = InferencePlan()
         self.cls_token = nn.Parameter(torch.empty(1, 1, d))
-        self.pairs = nn.ModuleList(BlockPair(self.config) for _ in range(self.config.depth // BLOCKS))
+        self.pairs = nn.ModuleList(MIXERS[self.config.encoder](self.config) for _ in range(self.config.depth // BLOCKS))
         self.norm = nn.LayerNorm(d, eps=NORM_EPS)
 
     def _reset_layers(self, generator: Generator) -> None:
@@ -29,7 +41,7 @@ class SSAMBA(Encoder):
             pair.reset_parameters(generator)
 
     def prefix(self) -> list[nn.Parameter]:
-        """The tokens in front, each (1, 1, d)."""
+        """The CLS token, (1, 1, d)."""
         return [self.cls_token]
 
     @property
@@ -37,34 +49,33 @@ class SSAMBA(Encoder):
         """Pairs of blocks."""
         return len(self.pairs)
 
-    def encode_tokens(
-        self, tokens: Tensor, keep: Tensor | None = None, layers: list[Tensor] | None = None, own: bool = False
-    ) -> Tensor:
-        """The chain of blocks and the final norm: (B, L, d) -> (B, L, d). ``keep`` comes from ``draw_keep``.
-
-        ``layers`` takes the tokens as they leave each pair, the last ones after the final norm. ``own``: the stream may
-        lie over ``tokens``.
-        """
-        keep = None if keep is None else keep.to(tokens.device, non_blocking=True)
-        passed, scale = Passed(tokens), self.config.residual_scale
+    def _run_layers(
+        self, tokens: Tensor, keep: Tensor | None, inplace: bool = False, collect: bool = False
+    ) -> tuple[Tensor, list[Tensor]]:
+        """See ``TokenChain``; with ``collect`` the tokens as they leave each pair."""
+        layers: list[Tensor] = []
+        drop_scale = None if keep is None else keep.to(tokens.device, non_blocking=True)
+        state, scale = ResidualState(tokens), self.config.residual_scale
         del tokens  # in inference the first pair may then free them
         for i, pair in enumerate(self.pairs):
-            if layers is not None and passed.stream_BLd is not None:
-                stream = passed.stream_BLd
-                layers.append(stream.clone() if passed.joined else scale * stream + passed.x_BLd)
-            # From the second pair on both are the chain's own, and in inference nothing else needs them.
-            reuse = (own or i > 0) and not torch.is_grad_enabled()
-            join = keep is None and i + 1 < len(self.pairs)  # the final norm reads the last sum before it is rounded
-            passed = pair(passed, None if keep is None else keep[BLOCKS * i : BLOCKS * (i + 1)], reuse, join)
-        x, residual, _ = passed
+            if collect and state.stream_BLd is not None:
+                stream = state.stream_BLd
+                layers.append(stream.clone() if state.normed else scale * stream + state.x_BLd)
+            # From the second pair on both tensors were made here, and in inference nothing else needs them.
+            overwrite = (inplace or i > 0) and not torch.is_grad_enabled()
+            # The final norm reads the last sum before it is rounded.
+            fuse_next_norm = drop_scale is None and i + 1 < len(self.pairs)
+            of_pair = None if drop_scale is None else drop_scale[BLOCKS * i : BLOCKS * (i + 1)]
+            state = pair(state, of_pair, overwrite, fuse_next_norm, self.plan)
+        x, residual, _ = state
         weight, bias = self.norm.weight, self.norm.bias
-        x, residual = add_to_stream(x, residual, None if keep is None else keep[-1], weight, bias, scale)
-        del residual, passed
+        x, residual = add_to_stream(x, residual, None if drop_scale is None else drop_scale[-1], weight, bias, scale)
+        del residual, state
         # The final norm acts twice, with the same weights: official checkpoints were trained so.
         tokens = add_to_stream(x, None, None, weight, bias)[0]
-        if layers is not None:
+        if collect:
             layers.append(tokens)
-        return tokens
+        return tokens, layers
 
     def draw_keep(self, batch: int, generator: Generator) -> Tensor | None:
         """Stochastic depth for one pass: (depth + 1, batch) factors, 0 or 1 / (1 - rate), None when the rate is 0.
@@ -77,3 +88,9 @@ class SSAMBA(Encoder):
         kept = 1 - torch.cat([rates.new_zeros(1), rates])[:, None]
         draw = torch.rand(self.config.depth + 1, batch, generator=generator)
         return (draw < kept) / kept
+
+
+class SSAMBA(SSAMBAChain, Encoder):
+    """Bidirectional Mamba on log-mel patches (arXiv 2405.11831)."""
+
+    _chain_class = SSAMBAChain

@@ -1,7 +1,8 @@
 """The SSAST encoder (arXiv 2110.09784): a distilled ViT on log-mel patches, SSAMBA's peer.
 
-Two tokens in front (CLS and distillation), blocks of attention and perceptron, a final norm; key forms and norms are
-those of REFERENCE.md, "Official checkpoints". Shape letters: B clips, L tokens, d width, H heads, D width of a head.
+Two prefix tokens (CLS and distillation), blocks of attention and MLP, a final norm; key forms and norms are
+those of docs/reference.md, "Official checkpoints". Shape letters: B clips, L tokens, d width, H heads, D width of a
+head.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ from torch import Generator, Tensor, nn
 
 from ssamba.models.config import Config
 from ssamba.models.encoder import Encoder
+from ssamba.models.token_chain import TokenChain
 
-NORM_EPS = 1e-6
+BLOCK_NORM_EPS = 1e-6
 BRANCHES = 2
-"""Additions to the residual stream in one block: attention, perceptron."""
+"""Additions to the residual stream in one block: attention, MLP."""
 
 
 class Attention(nn.Module):
@@ -44,14 +46,14 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm attention and a perceptron with GELU, four times as wide, each added to the residual stream."""
+    """Pre-norm attention and an MLP with GELU, four times as wide, each added to the residual stream."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
         d = config.width
-        self.norm1 = nn.LayerNorm(d, eps=NORM_EPS)
+        self.norm1 = nn.LayerNorm(d, eps=BLOCK_NORM_EPS)
         self.attn = Attention(config)
-        self.norm2 = nn.LayerNorm(d, eps=NORM_EPS)
+        self.norm2 = nn.LayerNorm(d, eps=BLOCK_NORM_EPS)
         self.fc1 = nn.Linear(d, 4 * d)
         self.fc2 = nn.Linear(4 * d, d)
 
@@ -72,8 +74,8 @@ class Block(nn.Module):
         return x_BLd + (added if keep_2B is None else added * keep_2B[1].to(added.dtype)[:, None, None])
 
 
-class SSAST(Encoder):
-    """A transformer on log-mel patches, with fused attention."""
+class SSASTChain(TokenChain):
+    """Prefix tokens CLS and distillation, transformer blocks, the final norm."""
 
     prefix_tokens: ClassVar[int] = 2
     chain: ClassVar[str] = "blocks"
@@ -83,7 +85,7 @@ class SSAST(Encoder):
         self.cls_token = nn.Parameter(torch.empty(1, 1, d))
         self.distillation_token = nn.Parameter(torch.empty(1, 1, d))
         self.blocks = nn.ModuleList(Block(self.config) for _ in range(self.config.depth))
-        self.norm = nn.LayerNorm(d, eps=NORM_EPS)
+        self.norm = nn.LayerNorm(d, eps=BLOCK_NORM_EPS)
 
     def _reset_layers(self, generator: Generator) -> None:
         for block in self.blocks:
@@ -91,37 +93,28 @@ class SSAST(Encoder):
             block.reset_parameters(generator)
 
     def prefix(self) -> list[nn.Parameter]:
-        """The tokens in front, each (1, 1, d)."""
+        """The prefix tokens, each (1, 1, d)."""
         return [self.cls_token, self.distillation_token]
-
-    def write_out_attention(self, on: bool = True) -> None:
-        """Form attention's weights in memory (quadratic), for comparisons; the results are the same."""
-        for block in self.blocks:
-            assert isinstance(block, Block)
-            block.attn.written_out = on
 
     @property
     def n_layers(self) -> int:
         """Blocks."""
         return len(self.blocks)
 
-    def encode_tokens(
-        self, tokens: Tensor, keep: Tensor | None = None, layers: list[Tensor] | None = None, own: bool = False
-    ) -> Tensor:
-        """The blocks and the final norm: (B, L, d) -> (B, L, d). ``keep`` comes from ``draw_keep``.
-
-        ``layers`` takes the tokens as they leave each block, the last ones after the final norm. ``own`` is of no use
-        here: each block makes new ones.
-        """
+    def _run_layers(
+        self, tokens: Tensor, keep: Tensor | None, inplace: bool = False, collect: bool = False
+    ) -> tuple[Tensor, list[Tensor]]:
+        """See ``TokenChain``; ``inplace`` changes nothing here, since each block makes new tokens."""
+        layers: list[Tensor] = []
         keep = None if keep is None else keep.to(tokens.device, non_blocking=True)
         for i, block in enumerate(self.blocks):
-            if layers is not None and i > 0:
+            if collect and i > 0:
                 layers.append(tokens)
             tokens = block(tokens, None if keep is None else keep[BRANCHES * i : BRANCHES * (i + 1)])
         tokens = self.norm(tokens)
-        if layers is not None:
+        if collect:
             layers.append(tokens)
-        return tokens
+        return tokens, layers
 
     def draw_keep(self, batch: int, generator: Generator) -> Tensor | None:
         """Stochastic depth for one pass: (2 depth, batch) factors, 0 or 1 / (1 - rate), None when the rate is 0.
@@ -134,3 +127,15 @@ class SSAST(Encoder):
         kept = 1 - rates[:, None]
         draw = torch.rand(len(rates), batch, generator=generator)
         return (draw < kept) / kept
+
+
+class SSAST(SSASTChain, Encoder):
+    """A transformer on log-mel patches, with fused attention."""
+
+    _chain_class = SSASTChain
+
+    def write_out_attention(self, on: bool = True) -> None:
+        """Form attention's weights in memory (quadratic), for comparisons; the results are the same."""
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            block.attn.written_out = on

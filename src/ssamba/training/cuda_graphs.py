@@ -10,13 +10,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-Tensors = Sequence[Tensor | None]
-WARM_UP = 2
+from ssamba.training.tensors import TensorGroup
+
+CAPTURE_WARM_UPS = 2
 
 
 class _Captured(NamedTuple):
     graph: torch.cuda.CUDAGraph
-    given: list[Tensor | None]
+    inputs: list[Tensor | None]
     metrics: dict[str, Tensor]
     gradients: list[tuple[nn.Parameter, Tensor | None]]
 
@@ -28,7 +29,7 @@ class Gradients:
     that a resumed run does exactly what an unbroken one does. What cannot be captured runs as it is, with a warning.
 
     Args:
-        losses: named scalars of tensors on the device; everything random comes in as a tensor.
+        losses: named scalars of a group of tensors on the device; everything random comes in as a tensor.
         parameters: what gets gradients.
         autocast: entered around ``losses``.
         graphs: False never captures.
@@ -36,66 +37,67 @@ class Gradients:
 
     def __init__(
         self,
-        losses: Callable[[Tensors], dict[str, Tensor]],
+        losses: Callable[[Any], dict[str, Tensor]],
         parameters: Sequence[nn.Parameter],
         autocast: AbstractContextManager[Any],
         graphs: bool = True,
     ) -> None:
         self._losses, self._parameters, self._autocast = losses, list(parameters), autocast
-        self._graphs = graphs and bool(parameters) and parameters[0].is_cuda
+        self.uses_graphs = graphs and bool(parameters) and parameters[0].is_cuda
         self._captured: dict[tuple[Any, ...], _Captured] = {}
 
-    def __call__(self, inputs: Tensors, first: bool = True, share: float = 1.0) -> dict[str, Tensor]:
+    def __call__(self, inputs: TensorGroup, first: bool = True, scale: float = 1.0) -> dict[str, Tensor]:
         """The scalars, without gradient; they hold until the next call.
 
-        ``share`` is a factor on the gradients. ``first=False`` adds to those that are there: for steps of several
+        ``scale`` is a factor on the gradients. ``first=False`` adds to those that are there: for steps of several
         batches, which are not captured.
         """
-        if not self._graphs:
-            return self._eager(inputs, first, share)
-        form = tuple(None if x is None else (tuple(x.shape), x.dtype) for x in inputs)
+        if not self.uses_graphs:
+            return self._eager(inputs, first, scale)
+        tensors = inputs.tensors()
+        form = tuple(None if x is None else (tuple(x.shape), x.dtype) for x in tensors)
         if form not in self._captured:
             try:
                 self._captured[form] = self._capture(inputs)
             except RuntimeError as error:
                 warnings.warn(f"training without CUDA graphs, which is slower: {error}", stacklevel=2)
-                self._graphs = False
-                return self._eager(inputs, first, share)
+                self.uses_graphs = False
+                return self._eager(inputs, first, scale)
         captured = self._captured[form]
-        for place, value in zip(captured.given, inputs, strict=True):
-            if place is not None and value is not None:
-                place.copy_(value, non_blocking=True)
+        for static, value in zip(captured.inputs, tensors, strict=True):
+            if static is not None and value is not None:
+                static.copy_(value, non_blocking=True)
         captured.graph.replay()
         for parameter, gradient in captured.gradients:
             parameter.grad = gradient
-        if share != 1:
-            torch._foreach_mul_([g for _, g in captured.gradients if g is not None], share)
+        if scale != 1:
+            torch._foreach_mul_([g for _, g in captured.gradients if g is not None], scale)
         return captured.metrics
 
-    def _eager(self, inputs: Tensors, first: bool = True, share: float = 1.0) -> dict[str, Tensor]:
+    def _eager(self, inputs: TensorGroup, first: bool = True, scale: float = 1.0) -> dict[str, Tensor]:
         if first:
             self._clear()
         with self._autocast:
             metrics = self._losses(inputs)
-        (metrics["loss"] * share if share != 1 else metrics["loss"]).backward()
+        (metrics["loss"] * scale if scale != 1 else metrics["loss"]).backward()
         return {k: v.detach() for k, v in metrics.items()}
 
     def _clear(self) -> None:
         for parameter in self._parameters:
             parameter.grad = None
 
-    def _capture(self, inputs: Tensors) -> _Captured:
-        given = [None if x is None else x.clone() for x in inputs]
+    def _capture(self, inputs: TensorGroup) -> _Captured:
+        static = inputs.map(Tensor.clone)
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):  # lazy set-up (handles, compiled kernels) must not fall into the capture
-            for _ in range(WARM_UP):
-                self._eager(given)
+            for _ in range(CAPTURE_WARM_UPS):
+                self._eager(static)
         torch.cuda.current_stream().wait_stream(stream)
         self._clear()
         torch.cuda.empty_cache()
         graph = torch.cuda.CUDAGraph()
-        # Other threads pin memory for the next steps meanwhile, which is no business of this capture.
+        # Other threads may pin memory for the next steps during capture.
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            metrics = self._eager(given)
-        return _Captured(graph, given, metrics, [(p, p.grad) for p in self._parameters])
+            metrics = self._eager(static)
+        return _Captured(graph, static.tensors(), metrics, [(p, p.grad) for p in self._parameters])

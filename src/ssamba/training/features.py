@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from ssamba.audio import log_mel
+from ssamba.audio.log_mel import filter_bank, fit_length
+from ssamba.data.manifest import Source
+from ssamba.data.scan import SkipList
+from ssamba.data.statistics import compute_statistics
 from ssamba.models.config import Config
+from ssamba.utils.progress import Bar
 
-
-def crop_seconds(frames: int) -> float:
-    """Seconds of audio that give exactly ``frames`` log-mel frames."""
-    return log_mel.samples_of_frames(frames) / log_mel.SAMPLE_RATE
+STATISTICS_CLIPS = 1000
+"""Most clips that log-mel statistics are measured on."""
 
 
 def batch_features(waveforms: Tensor, lengths: Tensor, config: Config) -> Tensor:
@@ -22,8 +26,27 @@ def batch_features(waveforms: Tensor, lengths: Tensor, config: Config) -> Tensor
     inside = torch.arange(waveforms.shape[1], device=waveforms.device) < lengths[:, None]
     mean = (waveforms * inside).sum(dim=1) / lengths
     waveforms = (waveforms - mean[:, None]) * inside
-    log_mels = log_mel.fit_length(log_mel.log_mel(waveforms, config.mel_bins), config.frames)
-    shift, length = log_mel.FRAME_SHIFT, log_mel.FRAME_LENGTH
-    real = torch.where(lengths < length, 0, 1 + (lengths - length) // shift)
+    front_end = config.front_end
+    log_mels = fit_length(filter_bank(waveforms, front_end), config.frames)
+    length = front_end.frame_length
+    real = torch.where(lengths < length, 0, 1 + (lengths - length) // front_end.hop)
     filled = torch.arange(config.frames, device=log_mels.device) < real[:, None]
-    return log_mel.normalise(log_mels * filled[..., None], config.mean, config.std)
+    return front_end.normalise(log_mels * filled[..., None])
+
+
+def measure_statistics(sources: Sequence[Source], config: Config, seed: int, threads: int, skip: SkipList) -> Config:
+    """The model's config with log-mel mean and standard deviation measured on (at most 1000 of) the sources' clips.
+
+    ``threads`` decode at a time. Raises ``DataError`` as ``data.statistics.compute_statistics``.
+    """
+    with Bar("measuring log-mel statistics") as bar:
+        found = compute_statistics(
+            sources,
+            config.front_end,
+            max_clips=STATISTICS_CLIPS,
+            threads=threads,
+            seed=seed,
+            skip=skip,
+            progress=bar.update,
+        )
+    return config.replace(mean=found.mean, std=found.std)

@@ -16,17 +16,17 @@ from typing import IO, Any
 from ssamba.utils.errors import ConfigError, SsambaError
 
 EXIT_LOST = 75
-"""A process ends with this code when another one has gone: the fault is not its own."""
-LIFELINE = "SSAMBA_LIFELINE"
+"""A process ends with this code when another one has gone: it is not the one to report."""
+LAUNCHER_PIPE = "SSAMBA_LAUNCHER_PIPE"
 """Variable with the descriptor of a pipe whose other end the launcher holds."""
 GRACE_SECONDS = 10.0
-LOOK_SECONDS = 0.05
+POLL_SECONDS = 0.05
 
 
 def launch(words: Sequence[str], count: int) -> int:
     """Run ``ssamba`` with these words, but ``--devices``, in ``count`` processes, and return their exit code.
 
-    The first process has the terminal. Of the others one is heard only when it alone knows what went wrong. Raises
+    The first process has the terminal. The errors of another are shown only when the first has none of its own. Raises
     ``SsambaError`` when a process was killed.
     """
     if "WORLD_SIZE" in os.environ:
@@ -40,16 +40,16 @@ def launch(words: Sequence[str], count: int) -> int:
         errors: list[IO[bytes]] = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(count)]
         processes = []
         for rank in range(count):
-            places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
-            meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, LIFELINE: here}
+            ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
+            rendezvous = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, LAUNCHER_PIPE: here}
             streams: dict[str, Any] = {} if rank == 0 else {"stdout": subprocess.DEVNULL, "stderr": errors[rank]}
-            environment = {**os.environ, **{k: str(v) for k, v in {**places, **meeting}.items()}}
+            environment = {**os.environ, **{k: str(v) for k, v in {**ranks, **rendezvous}.items()}}
             command = [sys.executable, "-m", "ssamba", *words]
             processes.append(subprocess.Popen(command, env=environment, pass_fds=(here,), **streams))
         os.close(here)
         try:
-            with _passed_on(processes):
-                return _wait(processes, errors)
+            with _signals_forwarded(processes):
+                return _wait_for_all(processes, errors)
         finally:
             for process in processes:
                 if process.poll() is None:
@@ -67,15 +67,15 @@ def _without_devices(words: Sequence[str]) -> list[str]:
 
 
 @contextlib.contextmanager
-def _passed_on(processes: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
-    """SIGTERM and Ctrl-C are for the processes, which save their state."""
+def _signals_forwarded(processes: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
+    """SIGTERM and Ctrl-C go to the processes, which save their state."""
 
-    def pass_on(number: int, _: Any) -> None:
+    def forward(number: int, _: Any) -> None:
         for process in processes:
             with contextlib.suppress(OSError):
                 process.send_signal(number)
 
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
@@ -83,8 +83,8 @@ def _passed_on(processes: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _wait(processes: Sequence[subprocess.Popen[bytes]], errors: Sequence[IO[bytes]]) -> int:
-    """The exit code: that of the process whose fault it was, where they end badly."""
+def _wait_for_all(processes: Sequence[subprocess.Popen[bytes]], errors: Sequence[IO[bytes]]) -> int:
+    """The exit code: 0, or that of the process that failed first."""
     failed: list[int] = []
     deadline = None
     while any(process.poll() is None for process in processes):
@@ -93,12 +93,12 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]], errors: Sequence[IO[byte
             deadline = time.monotonic() + GRACE_SECONDS
         if deadline is not None and time.monotonic() > deadline:
             break
-        time.sleep(LOOK_SECONDS)
+        time.sleep(POLL_SECONDS)
     codes = [process.poll() for process in processes]
-    guilty = sorted((i for i, code in enumerate(codes) if code not in (0, None, EXIT_LOST)), key=_order(failed))
-    if not guilty:
+    failed_ranks = sorted((i for i, code in enumerate(codes) if code not in (0, None, EXIT_LOST)), key=_order(failed))
+    if not failed_ranks:
         return 0 if not any(codes) else EXIT_LOST
-    rank, code = guilty[0], codes[guilty[0]]
+    rank, code = failed_ranks[0], codes[failed_ranks[0]]
     assert code is not None
     if code < 0:
         why = " (too little memory?)" if code == -signal.SIGKILL else ""
@@ -106,7 +106,7 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]], errors: Sequence[IO[byte
             f"process {rank} of {len(codes)} was ended by signal {-code}{why}; the same command goes on from the last "
             "saved state"
         )
-    if codes[0] in (0, None, EXIT_LOST):  # the first process has not told anything
+    if codes[0] in (0, None, EXIT_LOST):  # the first process has reported nothing
         errors[rank].seek(0)
         sys.stderr.write(errors[rank].read().decode(errors="replace"))
     return code

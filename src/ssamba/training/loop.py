@@ -18,72 +18,21 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ssamba.models.encoder import Encoder
-from ssamba.models.pretrained.model_dir import save_model
+from ssamba.models.pretrained.model_dir import SUMMARY_FILE, save_model
 from ssamba.training.cuda_graphs import Gradients
-from ssamba.training.distributed import Ranks
 from ssamba.training.log import RunLog
-from ssamba.training.run_state import load_state, optimizer_tensors, restore_optimizer, save_state
+from ssamba.training.optim import optimizer_tensors, restore_optimizer
+from ssamba.training.run_state import load_state, save_state
 from ssamba.training.schedule import Schedule
+from ssamba.training.task import AnyTask
 from ssamba.utils.atomic_write import write_text
 from ssamba.utils.errors import ConfigError, SsambaError
-
-SUMMARY_FILE = "state.json"
-
-
-class Task(Protocol):
-    """What the loop needs to know of a task."""
-
-    model: Encoder
-    metrics: tuple[str, ...]
-    """Names of the scalars that ``losses`` gives, ``loss`` among them."""
-    validation_metrics: tuple[str, ...]
-    """Names of the scalars that ``validate`` gives."""
-    total_steps: int
-    steps_per_epoch: int
-    batch_size: int
-    """Clips in a step, all its batches together."""
-
-    def batches(self, start: int) -> Iterator[Any]:
-        """Batches from number ``start`` on, the same whatever came before; a step takes ``accumulate`` of them."""
-
-    def inputs(self, number: int, batch: Any) -> Sequence[Tensor | None]:
-        """What the losses of the batch of that number need, on the model's device. Nothing here has a gradient."""
-
-    def losses(self, inputs: Sequence[Tensor | None]) -> dict[str, Tensor]:
-        """Scalars of the inputs; ``loss`` carries the gradient. May be captured: depends on the tensors alone."""
-
-    def validate(self, step: int) -> dict[str, float]:
-        """Scalars on held-out data after ``step`` steps."""
-
-    def score(self, step: int, metrics: dict[str, float]) -> float:
-        """How good a validation is; higher is better."""
-
-    def tie_break(self, step: int, metrics: dict[str, float]) -> float:
-        """What decides between validations of equal score; higher is better."""
-        return 0.0
-
-    def companions(self) -> dict[str, nn.Module]:
-        """Modules that train or are kept beside the model: saved with the state, not with the model."""
-        return {}
-
-    def share(self, number: int) -> float:
-        """The share of the batch of that number that this process has: 1 in a run of one process."""
-        return 1.0
-
-    def stepped(self, step: int) -> None:
-        """Called when ``step`` steps are through, after the weights changed."""
-        return None
-
-    def weights(self) -> dict[str, Tensor]:
-        """The weights that a validation judges, and that the run's model gets."""
-        return self.model.state_dict()
 
 
 @dataclass(frozen=True)
@@ -121,16 +70,15 @@ class Loop:
 
     def __init__(
         self,
-        task: Task,
+        task: AnyTask,
         folder: Path,
         optimizer: torch.optim.Optimizer,
         schedule: Schedule,
         settings: LoopSettings,
         autocast: AbstractContextManager[Any],
-        ranks: Ranks | None = None,
     ) -> None:
         self.task, self.folder, self.optimizer, self.schedule = task, folder, optimizer, schedule
-        self.settings, self.autocast, self.ranks = settings, autocast, ranks or Ranks()
+        self.settings, self.autocast, self.dist = settings, autocast, task.dist
         self.step = 0
         self.best: dict[str, float] | None = None
         self.sums: dict[str, Tensor] = {}
@@ -159,17 +107,17 @@ class Loop:
             self.averaged = values["averaged"]
             self.chosen = {k[8:]: v.to(device) for k, v in tensors.items() if k.startswith("average.")}
         device = self.task.model.device
-        # Each process adds up what it sees itself; what was seen before is the first one's.
-        sums = {k: v if self.ranks.main else 0.0 for k, v in values["sums"].items()}
+        # Each process sums its rows' values; the sums from before are with the first one.
+        sums = {k: v if self.dist.main else 0.0 for k, v in values["sums"].items()}
         self.sums = {k: torch.tensor(v, dtype=torch.float64, device=device) for k, v in sums.items()}
 
     def _modules(self) -> dict[str, nn.Module]:
         """What the state holds, by the prefix of its tensors."""
-        others = {f"beside.{name}.": module for name, module in self.task.companions().items()}
+        others = {f"beside.{name}.": module for name, module in self.task.auxiliary_modules().items()}
         return {"model.": self.task.model, **others}
 
     def _named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """What is trained: the model's parameters by their own names, others by those of the state."""
+        """What is trained: the model's parameters by their names in the model, others by those in the state."""
         for prefix, module in self._modules().items():
             for name, parameter in module.named_parameters("" if module is self.task.model else prefix[:-1]):
                 if parameter.requires_grad:
@@ -179,8 +127,8 @@ class Loop:
         """Write the state, and the model where a validation chose another or none has chosen one yet."""
         model = self.task.model
         self._refuse_nan(*self.sums.values(), *model.parameters())
-        sums = self.ranks.total(self.sums)
-        if not self.ranks.main:
+        sums = self.dist.all_reduce_sum(self.sums)
+        if not self.dist.main:
             return
         tensors = {p + k: v for p, module in self._modules().items() for k, v in module.state_dict().items()}
         tensors |= optimizer_tensors(self.optimizer, self._named_parameters())
@@ -213,8 +161,8 @@ class Loop:
 
     def run(self) -> None:
         """Train to the last step. Raises ``Interrupted`` after saving when asked to stop, ``SsambaError`` on NaN."""
-        self.ranks.begin()
-        first = self.ranks.told_by_main({"step": self.step} if self.ranks.main else None, ["step"])["step"]
+        self.dist.begin()
+        first = self.dist.broadcast_from_main({"step": self.step} if self.dist.main else None, ["step"])["step"]
         if first != self.step:
             raise SsambaError(
                 f"{self.folder}: another run is still writing its state there; start again when it has ended"
@@ -223,7 +171,7 @@ class Loop:
             return
         columns = ["step", "epoch", "lr", *self.task.metrics, *(f"val_{m}" for m in self.task.validation_metrics)]
         columns += ["clips_per_second", "seconds"]
-        log = RunLog(self.folder, columns, self.step) if self.ranks.main else None
+        log = RunLog(self.folder, columns, self.step) if self.dist.main else None
         handlers = {s: signal.signal(s, self._ask_to_stop) for s in _signals()}
         try:
             self._steps(log)
@@ -240,9 +188,9 @@ class Loop:
         total, settings = self.task.total_steps, self.settings
         saved = logged = started = time.monotonic()
         self.task.model.train()
-        with _bar(settings, total, self.step, self.ranks.main) as bar:
+        with _bar(settings, total, self.step, self.dist.main) as bar:
             for batches in _grouped(self.task.batches(self.step * settings.accumulate), settings.accumulate):
-                self._one_step(batches)
+                self.one_step(batches)
                 last = self.step == total
                 validating = self.step % settings.validate_every == 0 or last
                 if validating or self.step % settings.log_every == 0:
@@ -251,14 +199,15 @@ class Loop:
                     if validating:
                         row |= {f"val_{k}": v for k, v in self._validate().items()}
                     self.latest |= row
-                    bar.set_postfix_str(_postfix(self.latest, settings.columns is not None), refresh=False)
+                    bar.set_postfix_str(self._postfix(settings.columns is not None), refresh=False)
                     now = logged = time.monotonic()
                     if log is not None:
                         log.write(row | {"clips_per_second": round(rate, 2), "seconds": round(now - started, 2)})
                 bar.update()
                 due = validating and settings.save_at_validation
                 late = time.monotonic() - saved >= 60 * settings.save_minutes
-                stop, late = self.ranks.any(self.stop, late)  # a signal may come meanwhile: the next step sees it
+                # A signal that comes during this call is seen after the next step.
+                stop, late = self.dist.all_reduce_any(self.stop, late)
                 if due or last or stop or late:
                     self.save()
                     saved = time.monotonic()
@@ -267,29 +216,30 @@ class Loop:
                 if last:
                     return
 
-    def _one_step(self, batches: Sequence[Any]) -> None:
+    def one_step(self, batches: Sequence[Any]) -> None:
+        """Take one step with ``accumulate`` batches."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule.rate(self.step) * group.get("rate_factor", 1.0)
         for i, batch in enumerate(batches):
             number = self.step * len(batches) + i
-            share = self.task.share(number) / len(batches)
-            if not share:  # fewer rows than processes
+            fraction = self.task.batch_fraction(number) / len(batches)
+            if not fraction:  # fewer rows than processes
                 if i == 0:
                     self.optimizer.zero_grad(set_to_none=True)
                 continue
             inputs = self.task.inputs(number, batch)
             # Sums stay on the device: reading a number every step would make the host wait for it.
-            for key, value in self.gradients(inputs, first=i == 0, share=share).items():
-                value = value.double() * share
+            for key, value in self.gradients(inputs, first=i == 0, scale=fraction).items():
+                value = value.double() * fraction
                 self.sums[key] = self.sums[key] + value if key in self.sums else value
         for key in self.task.metrics:
             self.sums.setdefault(key, torch.zeros((), dtype=torch.float64, device=self.task.model.device))
-        self.ranks.add_up([p for _, p in self._named_parameters()])
+        self.dist.all_reduce_grads([p for _, p in self._named_parameters()])
         if self.settings.clip_norm:
             torch.nn.utils.clip_grad_norm_([p for _, p in self._named_parameters()], self.settings.clip_norm)
         self.optimizer.step()
         self.step += 1
-        self.task.stepped(self.step)
+        self.task.after_step(self.step)
         self.summed += 1
 
     def _averages(self) -> dict[str, float]:
@@ -299,10 +249,15 @@ class Loop:
             "lr": self.schedule.rate(self.step - 1),
             "steps": self.summed,
         }
-        row |= {k: float(v) / self.summed for k, v in self.ranks.total(self.sums).items()}
+        row |= {k: float(v) / self.summed for k, v in self.dist.all_reduce_sum(self.sums).items()}
         self._refuse_nan(*self.sums.values())
         self.sums, self.summed = {}, 0
         return row
+
+    def _postfix(self, narrow: bool) -> str:
+        """The latest of the numbers that the task wants in the progress bar."""
+        digits = 3 if narrow else 4
+        return ", ".join(f"{k} {self.latest[k]:.{digits}g}" for k in self.task.progress if k in self.latest)
 
     def _refuse_nan(self, *values: Tensor) -> None:
         """Stop before a broken model is logged or saved: the folder keeps the last good state."""
@@ -317,10 +272,10 @@ class Loop:
         model = self.task.model
         model.eval()
         found = None
-        if self.ranks.main:
+        if self.dist.main:
             with torch.no_grad(), self.autocast:
                 found = self.task.validate(self.step)
-        metrics = self.ranks.told_by_main(found, self.task.validation_metrics)
+        metrics = self.dist.broadcast_from_main(found, self.task.validation_metrics)
         model.train()
         score = self.task.score(self.step, metrics)
         tie = self.task.tie_break(self.step, metrics)
@@ -376,7 +331,7 @@ def _grouped(batches: Iterator[Any], size: int) -> Iterator[list[Any]]:
 NARROW_BAR = "{desc}: {percentage:3.0f}% {n_fmt}/{total_fmt} steps [{elapsed}<{remaining}{postfix}]"
 
 
-def _bar(settings: LoopSettings, total: int, done: int, shown: bool) -> tqdm[Any]:
+def _bar(settings: LoopSettings, total: int, done: int, visible: bool) -> tqdm[Any]:
     slow = 0.2 if sys.stderr.isatty() else 30
     narrow = settings.columns is not None
     return tqdm(
@@ -388,13 +343,5 @@ def _bar(settings: LoopSettings, total: int, done: int, shown: bool) -> tqdm[Any
         ncols=settings.columns,
         dynamic_ncols=not narrow,
         bar_format=NARROW_BAR if narrow else None,
-        disable=not shown,
+        disable=not visible,
     )
-
-
-def _postfix(row: dict[str, float], narrow: bool = False) -> str:
-    if narrow:
-        metric = "val_accuracy" if "val_accuracy" in row else "val_mAP"
-        return ", ".join(f"{k} {row[k]:.3g}" for k in ("loss", metric) if k in row)
-    shown = ("loss", "nce", "accuracy", "mse", "val_accuracy", "val_mAP", "lr")
-    return ", ".join(f"{k} {row[k]:.4g}" for k in shown if k in row)

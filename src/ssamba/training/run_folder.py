@@ -1,4 +1,4 @@
-"""The record of what a run was told, and the refusal to go on with it as another run."""
+"""The record of a run's recipe and data, and the refusal to go on with it as another run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RECIPE_FILE, SKIPPED_FILE = "recipe.yaml", "skipped.csv"
 
 
 def skipped_file(out: Path, rank: int = 0) -> Path:
-    """Where a process lists the files that it could not read: the first one in ``skipped.csv``, others beside it."""
+    """Where a process lists files that it could not read: the first in ``skipped.csv``, others in ``skipped-N.csv``."""
     return out / SKIPPED_FILE if rank == 0 else out / f"skipped-{rank}.csv"
 
 

@@ -6,50 +6,22 @@ One file, renamed into place, so a run killed at any moment finds either the pre
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from ssamba.utils.atomic_write import beside
+from ssamba.utils.atomic_write import atomic_write
 from ssamba.utils.errors import CheckpointError
 
 STATE_FILE = "state.safetensors"
 
 
-Named = Iterable[tuple[str, nn.Parameter]]
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer, named: Named) -> dict[str, Tensor]:
-    """AdamW's moments by parameter name: ``optimizer.<moment>.<parameter>``."""
-    out: dict[str, Tensor] = {}
-    for name, parameter in named:
-        for moment, value in optimizer.state.get(parameter, {}).items():
-            out[f"optimizer.{moment}.{name}"] = torch.as_tensor(value)
-    return out
-
-
-def restore_optimizer(optimizer: torch.optim.Optimizer, named: Named, tensors: dict[str, Tensor]) -> None:
-    """The reverse of ``optimizer_tensors``, on the parameters' own devices."""
-    for name, parameter in named:
-        moments = {}
-        for key, value in tensors.items():
-            if key.startswith("optimizer.") and key.endswith(f".{name}") and key.split(".", 2)[2] == name:
-                moment = key.split(".", 2)[1]
-                # The step counter of a non-fused optimiser stays on the CPU.
-                fused = bool(optimizer.defaults.get("fused"))
-                moments[moment] = value if moment == "step" and not fused else value.to(parameter.device)
-        if moments:
-            optimizer.state[parameter] = moments
-
-
 def save_state(folder: Path, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
     """Write the state whole or not at all. Raises ``SsambaError`` when it cannot be written."""
-    with beside(folder / STATE_FILE) as temporary:
+    with atomic_write(folder / STATE_FILE) as temporary:
         try:
             plain = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
             save_file(plain, temporary, metadata={"state": json.dumps(values)})

@@ -6,26 +6,6 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
-from torch import nn
-
-from ssamba.models.encoder import Encoder
-
-
-def parameter_groups(model: Encoder, head_lr: float, layer_decay: float) -> list[dict[str, Any]]:
-    """What an optimiser takes: the classifier, then the encoder's trained parameters, with a ``rate_factor`` each.
-
-    The classifier's is ``head_lr``. A parameter of layer i (``Encoder.layer_of``) of n has ``layer_decay**(n - i)``, as
-    in fine-tuning BEiT (arXiv 2106.08254) and MAE; 1 makes one group of them all.
-    """
-    assert model.classifier is not None
-    groups: list[dict[str, Any]] = [{"params": list(model.classifier.parameters()), "rate_factor": head_lr}]
-    layers: dict[float, list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad and not name.startswith("classifier."):
-            factor = layer_decay ** (model.n_layers - model.layer_of(name))
-            layers.setdefault(factor, []).append(parameter)
-    return groups + [{"params": layers[factor], "rate_factor": factor} for factor in sorted(layers)]
-
 
 class Schedule(Protocol):
     """What the loop needs to know of a learning rate; its state is what validation's scores changed in it."""
@@ -50,7 +30,7 @@ def _warm(step: int, warmup_steps: int, every: int) -> float:
 
 @dataclass
 class PlateauSchedule:
-    """Warm-up from 0 to ``peak`` (REFERENCE.md, "Pretraining"), then ``peak`` times ``decay`` for each plateau.
+    """Warm-up from 0 to ``peak`` (docs/reference.md, "Pretraining"), then ``peak`` times ``decay`` for each plateau.
 
     A plateau is ``patience`` validations in a row without a better score. The object is its own state: ``to_dict`` and
     ``load`` make a resumed run go on with the same rate.
@@ -125,7 +105,7 @@ class CosineSchedule(_Fixed):
 class EpochSchedule(_Fixed):
     """Warm-up, then ``peak`` times ``decay`` once ``start`` epochs are through, and again after every ``every`` more.
 
-    This is fine-tuning's (REFERENCE.md, "Fine-tuning"): with start 6, every 1, the seventh epoch is the first at a
+    This is fine-tuning's (docs/reference.md, "Fine-tuning"): with start 6, every 1, the seventh epoch is the first at a
     lower rate. It depends on the step alone.
     """
 

@@ -1,4 +1,4 @@
-"""Writing so that nothing is lost or half-written: beside the target first, then renamed over it."""
+"""Writing files so that nothing is lost or half-written: to a temporary name first, then renamed over the target."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import contextlib
 import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ssamba.utils.errors import SsambaError
+from ssamba.utils.errors import ConfigError, SsambaError
+from ssamba.utils.suggest import nearest
 
 
 def explain(error: OSError, path: Path) -> SsambaError:
@@ -17,6 +18,15 @@ def explain(error: OSError, path: Path) -> SsambaError:
     return SsambaError(
         f"{path}: cannot be written ({error.strerror or error}); choose another place or free some space"
     )
+
+
+def check_output_name(out: Path, suffixes: Sequence[str]) -> None:
+    """Refuse a folder, and a name that ends in none of ``suffixes``, before hours of work. Raises ``ConfigError``."""
+    if out.is_dir():
+        raise ConfigError(f"{out}: is a folder; give a file name that ends in {' or '.join(suffixes)}")
+    if out.suffix not in suffixes:
+        hint = nearest(out.suffix, list(suffixes)) or ", give one of " + ", ".join(suffixes)
+        raise ConfigError(f"{out}: unknown ending '{out.suffix}'{hint}")
 
 
 def make_folder(path: Path) -> Path:
@@ -29,10 +39,11 @@ def make_folder(path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def beside(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path, mode: int | None = None) -> Iterator[Path]:
     """A temporary path in the same folder; when the block ends well it is flushed to disk and renamed to ``path``.
 
     When the block fails, ``path`` stays as it was. ``OSError`` (full disk, no permission) becomes ``SsambaError``.
+    ``mode``: its permissions, by default those of any new file.
     """
     make_folder(path.parent)
     # The suffix stays last: some writers choose their format by it.
@@ -42,7 +53,7 @@ def beside(path: Path) -> Iterator[Path]:
         with open(temporary, "rb+") as handle:
             os.fsync(handle.fileno())
         # Some writers create private files; a result gets the permissions of any new file.
-        os.chmod(temporary, 0o666 & ~_umask())
+        os.chmod(temporary, 0o666 & ~_umask() if mode is None else mode)
         os.replace(temporary, path)
     except OSError as error:
         raise explain(error, path) from None
@@ -59,12 +70,12 @@ def clear_leftovers(folder: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all."""
-    with beside(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def _umask() -> int:
-    """The process's mask for new files; the system can only tell it by setting it."""
+    """The process's umask, which can only be read by setting it."""
     mask = os.umask(0o077)
     os.umask(mask)
     return mask

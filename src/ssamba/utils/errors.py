@@ -1,6 +1,6 @@
-"""Problems that the user can mend, each told in one line.
+"""User-facing errors: one line each, with the fix.
 
-Everything derived from :class:`SsambaError` carries a message that names the file, the offending value and the mend.
+Everything derived from :class:`SsambaError` carries a message that names the file, the offending value and the fix.
 The command line prints ``str(error)`` and exits with code 2; a traceback is kept for what is our own mistake.
 """
 
@@ -10,7 +10,7 @@ import os
 
 
 class SsambaError(Exception):
-    """A problem with what the user gave: one clear line that says what is wrong and how to mend it."""
+    """A problem with what the user gave: one clear line that says what is wrong and how to fix it."""
 
 
 class AudioError(SsambaError):

@@ -1,4 +1,4 @@
-"""Pictures as PNG: spectrograms masked and drawn, training curves, maps of embeddings. Needs ``ssamba[plot]``."""
+"""Figures as PNG: training curves, scores by layer, confusion, maps of embeddings, speed. Needs ``ssamba[plot]``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ssamba.utils.atomic_write import beside
+from ssamba.utils.atomic_write import atomic_write
 from ssamba.utils.errors import ConfigError, DataError, SsambaError
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#B8A800")
-"""Okabe and Ito's colours, told apart by colour-blind readers (yellow darkened for thin marks on white)."""
+"""Okabe and Ito's colours, which colour-blind readers can tell apart (yellow darkened for thin marks on white)."""
 MARKERS = "os^Dv<>P*X"
 STYLE: Any = {
     "font.size": 11,
@@ -48,7 +48,7 @@ def require_matplotlib(out: Path) -> None:
 
 
 @contextlib.contextmanager
-def _figure(out: Path, width: float, height: float) -> Iterator[Figure]:
+def figure_file(out: Path, width: float, height: float) -> Iterator[Figure]:
     """A figure that is written to ``out`` when the block ends well. No window and no global state are touched."""
     require_matplotlib(out)
     import matplotlib
@@ -59,7 +59,7 @@ def _figure(out: Path, width: float, height: float) -> Iterator[Figure]:
         figure = NewFigure(figsize=(width, height), dpi=DPI, layout="constrained")
         FigureCanvasAgg(figure)
         yield figure
-        with beside(out) as temporary:
+        with atomic_write(out) as temporary:
             figure.savefig(temporary, format="png")
 
 
@@ -72,10 +72,10 @@ def loss_curves(log_rows: Sequence[Mapping[str, Any]], out: Path) -> None:
     if not log_rows:
         raise DataError(f"{out}: the log has no rows yet; train some steps first")
     wanted = (("loss", "loss"), ("accuracy", "accuracy (share of patches named)"), ("lr", "learning rate"))
-    shown = [(key, label) for key, label in wanted if len(_series(log_rows, key)[0])]
-    with _figure(out, 8, 1.2 + 2.3 * len(shown)) as figure:
-        axes = figure.subplots(len(shown), 1, sharex=True, squeeze=False)[:, 0]
-        for panel, (key, label) in zip(axes, shown, strict=True):
+    present = [(key, label) for key, label in wanted if len(_series(log_rows, key)[0])]
+    with figure_file(out, 8, 1.2 + 2.3 * len(present)) as figure:
+        axes = figure.subplots(len(present), 1, sharex=True, squeeze=False)[:, 0]
+        for panel, (key, label) in zip(axes, present, strict=True):
             _draw_series(panel, log_rows, key)
             panel.set_ylabel(label.split(" (")[0])
             panel.set_title(label)
@@ -123,7 +123,7 @@ def layer_curves(
 ) -> None:
     """Scores (from 0 to 1, shown in per cent) against the layer: a line for each of ``series``, which holds (layer,
     score) pairs, and a dashed level for what has no layers."""
-    with _figure(out, 8.5, 5.4) as figure:
+    with figure_file(out, 8.5, 5.4) as figure:
         panel = figure.subplots()
         for number, (name, points) in enumerate(series.items()):
             layers, values = zip(*points, strict=True)
@@ -148,7 +148,7 @@ def confusion_picture(counts: npt.ArrayLike, classes: Sequence[str], out: Path, 
     shares = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
     count = len(table)
     side = min(14.0, 3.2 + 0.36 * count)
-    with _figure(out, side + 1.4, side) as figure:
+    with figure_file(out, side + 1.4, side) as figure:
         panel = figure.subplots()
         image = panel.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
         figure.suptitle(title, fontsize=11)
@@ -156,7 +156,7 @@ def confusion_picture(counts: npt.ArrayLike, classes: Sequence[str], out: Path, 
         panel.set_ylabel("true class")
         if count <= 60:
             size = 10 if count <= 20 else 7
-            names = [_short(name, 28) for name in classes]
+            names = [short_name(name, 28) for name in classes]
             panel.set_xticks(range(count), names, rotation=90, fontsize=size)
             panel.set_yticks(range(count), names, fontsize=size)
         for true, predicted in zip(*np.nonzero(table), strict=True) if count <= 20 else ():
@@ -176,7 +176,7 @@ def embedding_map(points: npt.ArrayLike, labels: Sequence[str], out: Path, title
         raise DataError(f"{out}: points of shape {table.shape} with {len(labels)} labels, give (N, 2) with N labels")
     # "class 10" after "class 9"
     names = sorted(set(labels), key=lambda name: [int(t) if t.isdigit() else t for t in re.split(r"(\d+)", name)])
-    with _figure(out, 8.5, 6.5) as figure:
+    with figure_file(out, 8.5, 6.5) as figure:
         panel = figure.subplots()
         for number, name in enumerate(names):
             chosen = np.array([label == name for label in labels])
@@ -189,7 +189,7 @@ def embedding_map(points: npt.ArrayLike, labels: Sequence[str], out: Path, title
                 edgecolor="white",
                 linewidth=0.5,
                 alpha=0.9,
-                label=_short(name),
+                label=short_name(name),
             )
         panel.set_title(title or f"{len(table)} recordings, {len(names)} classes")
         panel.set_xticks([])
@@ -210,7 +210,7 @@ class BenchLine:
 
 def bench_picture(lines: Mapping[str, Sequence[BenchLine]], out: Path, title: str, label: str) -> None:
     """One panel for each size: a value against the number of tokens, both logarithmic, a cross where a model failed."""
-    with _figure(out, max(7.5, 1 + 4.2 * len(lines)), 4.6) as figure:
+    with figure_file(out, max(7.5, 1 + 4.2 * len(lines)), 4.6) as figure:
         panels = figure.subplots(1, max(len(lines), 1), squeeze=False)[0]
         drawn: dict[str, Any] = {}
         for panel, (size, models) in zip(panels, lines.items(), strict=True):
@@ -234,7 +234,7 @@ def bench_picture(lines: Mapping[str, Sequence[BenchLine]], out: Path, title: st
         figure.legend(drawn.values(), drawn.keys(), loc="outside lower center", ncols=3)
 
 
-def _short(name: str, longest: int = 48) -> str:
+def short_name(name: str, longest: int = 48) -> str:
     """A name that fits into a title; the dollar sign would start a formula."""
     name = name if len(name) <= longest else name[: longest - 12] + "…" + name[-11:]
     return name.encode("utf-8", "replace").decode().replace("$", r"\$")

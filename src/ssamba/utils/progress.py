@@ -11,13 +11,13 @@ from types import TracebackType
 from tqdm import tqdm
 
 QUIET_SECONDS = 30.0
-"""Without a terminal nothing is shown before this time, and then one state each such interval."""
+"""Without a terminal nothing is printed before this time, and then one line each such interval."""
 
 
 class Bar:
     """A context manager whose ``update`` fits every ``progress(done, total)`` of the package.
 
-    ``note`` is shown behind the bar; the bar itself shows the share, the time taken and the time left.
+    ``note`` stands behind the bar, which gives the fraction done, the time taken and the time left.
     """
 
     def __init__(self, label: str) -> None:
@@ -58,7 +58,7 @@ class Bar:
 
 
 @contextlib.contextmanager
-def shown(label: str) -> Iterator[Callable[[float, float, str], None]]:
+def progress_bar(label: str) -> Iterator[Callable[[float, float, str], None]]:
     """A bar for one stage of some work; the block gets its ``update``."""
     with Bar(label) as bar:
         yield bar.update

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterable
 
 
-def nearest(word: str, known: list[str]) -> str:
-    """``", did you mean 'x'?"`` for the closest of the known words, or an empty string."""
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f", did you mean '{close[0]}'?" if close else ""
+def nearest(word: str, known: Iterable[str]) -> str:
+    """``", did you mean 'x'?"`` for the closest of the known words, whatever their case, or an empty string."""
+    folded = {name.lower(): name for name in known}
+    close = difflib.get_close_matches(word.lower(), folded, n=1, cutoff=0.5)
+    return f", did you mean '{folded[close[0]]}'?" if close else ""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import ssamba
 from ssamba.inference.model import SSAMBA
-from ssamba.models.pretrained.load import read_source
+from ssamba.models.pretrained.load import read_model_source
 from ssamba.models.pretrained.model_dir import save_model
 from ssamba.models.pretrained.official import from_official
 from ssamba.utils.device import pick_device
@@ -48,13 +48,13 @@ def test_directory(folder: Path, small_model: SSAMBA) -> None:
 
 
 def test_extras_of_official_files_are_kept_aside(official_path: Path, tmp_path: Path) -> None:
-    _, tensors = read_source(official_path)
+    _, tensors = read_model_source(official_path)
     extras = {k: v for k, v in tensors.items() if k.startswith("extras.")}
     assert set(extras) == {"extras.v.head.weight", "extras.v.head.bias", "extras.p_input_fdim", "extras.p_input_tdim"}
     model = ssamba.load(official_path, device="cpu", heads=True)
     save_model(tmp_path, model, {k.removeprefix("extras."): v for k, v in extras.items()})
     assert same(ssamba.load(tmp_path, device="cpu", heads=True), model.state_dict())
-    _, again = read_source(tmp_path)
+    _, again = read_model_source(tmp_path)
     assert all(torch.equal(again[k], v) for k, v in tensors.items())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -141,11 +142,14 @@ def test_config_of_another_kind(folder: Path, changes: dict[str, Any], error: ty
 
 def test_a_full_disk_leaves_the_old_weights(folder: Path, small_model: SSAMBA, monkeypatch: pytest.MonkeyPatch) -> None:
     before = (folder / "model.safetensors").read_bytes()
+    plain = os.replace
 
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
+    def full(source: Path, target: Path) -> None:
+        if target.suffix == ".safetensors":
+            raise OSError(28, "No space left on device")
+        plain(source, target)
 
-    monkeypatch.setattr("ssamba.models.pretrained.model_dir.save_file", full)
+    monkeypatch.setattr(os, "replace", full)
     with pytest.raises(SsambaError, match=r"model\.safetensors: cannot be written \(No space left on device\)"):
         save_model(folder, small_model)
     assert (folder / "model.safetensors").read_bytes() == before

@@ -30,7 +30,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Do it, and return the exit code."""
-    from ssamba.evaluation.speed import Settings, as_markdown, measure_all, write_report
+    from ssamba.evaluation.speed import Settings, measure_all, speed_table, write_report
     from ssamba.utils.device import pick_device, pick_dtype
     from ssamba.utils.plots import require_matplotlib
     from ssamba.utils.progress import Bar
@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
             results.append(result)
             write_report(arguments.out, results, settings, pictures=False)
     paths = write_report(arguments.out, results, settings)
-    print(as_markdown(results, settings), end="")
+    print(speed_table(results, settings), end="")
     print(f"\nwritten: {', '.join(map(str, paths))}")
     return EXIT_SOME_UNREADABLE if any(r.status == "wrong output" for r in results) else EXIT_DONE
 

@@ -47,22 +47,21 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.out is None and out.exists():
         raise UsageError(f"{out}: exists already; name another file with --out, or this one to replace it")
 
-    from ssamba.inference.embed_files import embed_files
-    from ssamba.inference.embedding_writer import check_output
-    from ssamba.inference.file_stream import list_files, quick_start
+    from ssamba.inference.embed_files import EmbedOptions, write_embeddings
+    from ssamba.inference.file_stream import list_files, prefer_reference_if_short
     from ssamba.inference.load import load
+    from ssamba.inference.writers import check_embedding_output
     from ssamba.utils.progress import Bar
 
-    check_output(out)
+    check_embedding_output(out)
     files, again = list_files(arguments.files)
     model: Encoder = load(arguments.model, arguments.device, stride=arguments.stride, frames=arguments.frames)
-    with quick_start(files, model), Bar("embedding") as bar:
-        report = embed_files(
+    with prefer_reference_if_short(files, model), Bar("embedding") as bar:
+        report = write_embeddings(
             files,
             model,
             out,
-            level=arguments.level,
-            whole=arguments.whole,
+            EmbedOptions(level=arguments.level, whole=arguments.whole),
             batch=arguments.batch,
             threads=arguments.threads,
             progress=bar.update,

@@ -24,7 +24,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         dest="input",
         default="waveform",
         choices=("waveform", "features"),
-        help="what the graph reads: samples at 16 kHz, or normalised log-mel (default waveform)",
+        help="what the graph reads: samples at the model's rate, or normalised log-mel (default waveform)",
     )
     parser.add_argument(
         "--weights",

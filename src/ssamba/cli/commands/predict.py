@@ -39,9 +39,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Do it, and return the exit code."""
-    from ssamba.inference.file_stream import list_files, quick_start
+    from ssamba.inference.file_stream import list_files, prefer_reference_if_short
     from ssamba.inference.predict_files import load_classifier, predict_files
-    from ssamba.inference.prediction_writer import check_output
+    from ssamba.inference.writers import PREDICTION_SUFFIXES
+    from ssamba.utils.atomic_write import check_output_name
     from ssamba.utils.progress import Bar
 
     if arguments.model is None:
@@ -50,11 +51,12 @@ def run(arguments: argparse.Namespace) -> int:
             "none; make one with ssamba finetune"
         )
     if arguments.out is not None:
-        check_output(arguments.out)
+        check_output_name(arguments.out, PREDICTION_SUFFIXES)
     files, _ = list_files(arguments.files)
     model = load_classifier(arguments.model, arguments.device)
-    start = quick_start(files if arguments.every is None else (), model)  # scores in time take many passes
-    with start, Bar("classifying") as bar:
+    # Scores in time take many passes.
+    short = prefer_reference_if_short(files if arguments.every is None else (), model)
+    with short, Bar("classifying") as bar:
         report = predict_files(
             files,
             model,

@@ -28,16 +28,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Do it, and return the exit code."""
-    from ssamba.evaluation.probe.probe import as_markdown, layout_of, probe
+    from ssamba.evaluation.probe.probe import layout_of, probe, probe_table
     from ssamba.inference.load import load
     from ssamba.models.pretrained.weights import DEFAULT
-    from ssamba.utils.progress import shown
+    from ssamba.utils.progress import progress_bar
 
     layout = layout_of(arguments.recipe)
     model = load(arguments.model, arguments.device)
     source = arguments.model or DEFAULT
-    result = probe(layout, arguments.data, model, arguments.layer, arguments.out, source, shown, arguments.c)
-    print(as_markdown(result))
+    result = probe(layout, arguments.data, model, arguments.layer, arguments.out, source, progress_bar, arguments.c)
+    print(probe_table(result))
     return EXIT_DONE
 
 

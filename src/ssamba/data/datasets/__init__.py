@@ -13,7 +13,6 @@ from typing import Any
 
 from ssamba.data.datasets.arabic_speech_commands import read_arabic_speech_commands
 from ssamba.data.datasets.audioset import read_audioset_2m, read_audioset_20k
-from ssamba.data.datasets.common import nearest
 from ssamba.data.datasets.custom import read_custom
 from ssamba.data.datasets.esc import read_esc10, read_esc50
 from ssamba.data.datasets.iemocap import read_iemocap
@@ -22,6 +21,7 @@ from ssamba.data.datasets.urbansound8k import read_dasl, read_urbansound8k
 from ssamba.data.datasets.voxceleb1 import read_voxceleb1
 from ssamba.data.examples import LabelledData
 from ssamba.utils.errors import DataError
+from ssamba.utils.suggest import nearest
 
 __all__ = ["LAYOUTS", "read_layout"]
 
@@ -48,7 +48,7 @@ def read_layout(name: str, root: Path, **options: Any) -> LabelledData:
     Args:
         name: one of :data:`LAYOUTS`.
         root: the folder that the data set was unpacked in (for "custom" also a table).
-        options: the reader's own, such as ``seed``.
+        options: those of the reader, such as ``seed``.
 
     Raises:
         DataError: an unknown name or option (the nearest is named), or what the reader finds wrong.

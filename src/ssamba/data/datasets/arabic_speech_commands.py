@@ -1,7 +1,7 @@
 """Arabic Speech Commands: 40 spoken words of 1 s by 30 speakers, split by speaker.
 
 Source: Ghandoura, Hjabo and Al Dakkak, 2021, and the repository abdulkaderghandoura/arabic-speech-commands-dataset: one
-folder for each word below ``dataset/``, and beside it ``train.csv``, ``valid.csv`` (on Kaggle ``val.csv``) and
+folder for each word below ``dataset/``, and next to it ``train.csv``, ``valid.csv`` (on Kaggle ``val.csv``) and
 ``test.csv`` with the columns file and class. A single ``meta.csv`` (filename, split, target, category) is read too.
 """
 

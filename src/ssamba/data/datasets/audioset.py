@@ -26,9 +26,9 @@ from ssamba.utils.errors import DataError
 
 __all__ = ["read_audioset_2m", "read_audioset_20k"]
 
-CLASSES = 527
-LEAST_SHARE = 0.01
-"""With fewer of a list's clips there, the folder or the names are taken to be wrong."""
+PUBLISHED_CLASSES = 527
+MIN_SHARE = 0.01
+"""If a smaller share of a list's clips is found, the folder or the file names are taken to be wrong."""
 
 _CLASSES = "class_labels_indices.csv"
 _BALANCED, _UNBALANCED = "balanced_train_segments.csv", "unbalanced_train_segments.csv"
@@ -63,7 +63,9 @@ def _read(layout: str, root: Path, training: tuple[str, ...]) -> LabelledData:
     require_folder(root, _CLASSES, *training, _EVALUATION)
     mids, classes = _read_classes(root / _CLASSES)
     files = _index(root)
-    notes = [] if len(classes) == CLASSES else [f"{len(classes)} classes; the published set has {CLASSES}"]
+    notes = []
+    if len(classes) != PUBLISHED_CLASSES:
+        notes.append(f"{len(classes)} classes; the published set has {PUBLISHED_CLASSES}")
     lists = {name: _read_segments(root / name, mids, files, root, notes) for name in (*training, _EVALUATION)}
     train = tuple(example for name in training for example in lists[name])
     fold = Fold("official", train, (), tuple(lists[_EVALUATION]))
@@ -128,7 +130,7 @@ def _read_segments(
     if not total:
         raise DataError(f"{path}: lists no clip; download it again")
     missing = total - len(examples)
-    if len(examples) < LEAST_SHARE * total:
+    if len(examples) < MIN_SHARE * total:
         raise DataError(
             f"{path}: {missing:,} of {total:,} clips are not below {root}, the first is {first_missing}; "
             "name the files YTID.wav, YTID_START.wav or YTID_START_END.wav"

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from ssamba.data.examples import Example, Fold, LabelledData, Part
 from ssamba.data.manifest import nearest_file
 from ssamba.utils.errors import DataError
+from ssamba.utils.suggest import nearest
 
 __all__ = [
     "Table",
@@ -24,7 +25,6 @@ __all__ = [
     "cross_validation",
     "file_example",
     "missing_file",
-    "nearest",
     "read_lines",
     "read_table",
     "require_folder",
@@ -72,7 +72,7 @@ def require_folder(root: Path, expected: str, *others: str) -> Path:
 
 
 def missing_file(path: Path, known: Sequence[str] = ()) -> DataError:
-    """The error for a published file that is not there; a file of another ``known`` name is not proposed instead."""
+    """The error for a published file that is not there; files of other ``known`` names are not suggested."""
     others = {Path(name).name for name in known}
     entries = list(path.parent.iterdir()) if path.parent.is_dir() else []
     names = [e.name for e in entries if e.name not in others and e.suffix == path.suffix]
@@ -126,13 +126,6 @@ def read_lines(path: Path) -> list[str]:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
-def nearest(name: str, names: Iterable[str]) -> str:
-    """ "; did you mean X?" with the nearest of some names, or nothing."""
-    folded = {known.lower(): known for known in names}
-    near = difflib.get_close_matches(name.lower(), folded, n=1, cutoff=0.6)
-    return f"; did you mean {folded[near[0]]}?" if near else ""
-
-
 def class_number(label: str, numbers: Mapping[str, int], where: str) -> int:
     """The number of a class. Raises ``DataError``, beginning with ``where``, for a label outside the list."""
     try:
@@ -149,8 +142,8 @@ def file_example(path: Path, key: str, labels: Iterable[int]) -> Example:
     return Example(key.replace("\\", "/").removeprefix("./"), (Part(str(path)),), tuple(sorted(set(labels))))
 
 
-def check_present(listing: Path, examples: Iterable[Example], mend: str) -> None:
-    """Refuse a listing that names audio files which are not there. Each folder is listed once, not each file asked for.
+def check_present(listing: Path, examples: Iterable[Example], fix: str) -> None:
+    """Refuse a listing that names audio files which are not there. Each folder is listed once.
 
     Raises:
         DataError: with their number and the first.
@@ -169,7 +162,7 @@ def check_present(listing: Path, examples: Iterable[Example], mend: str) -> None
     if missing:
         first = next(iter(missing))
         raise DataError(
-            f"{listing}: {len(missing)} of {len(total)} audio files are missing, the first is {first}; {mend}"
+            f"{listing}: {len(missing)} of {len(total)} audio files are missing, the first is {first}; {fix}"
         )
 
 

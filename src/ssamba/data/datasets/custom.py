@@ -1,4 +1,4 @@
-"""Your own set: a table of files and labels, or one folder for each class."""
+"""A user's data set: a table of files and labels, or one folder for each class."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from ssamba.data.datasets.common import (
     check_present,
     cross_validation,
     file_example,
-    nearest,
     read_table,
     require_folder,
 )
@@ -23,6 +22,7 @@ from ssamba.data.datasets.splits import SPLITS, split_name, stratified_folds, st
 from ssamba.data.examples import Example, Fold, LabelledData
 from ssamba.data.manifest import LABEL_COLUMNS, PATH_COLUMNS, nearest_file, read_source
 from ssamba.utils.errors import DataError
+from ssamba.utils.suggest import nearest
 
 __all__ = ["read_custom"]
 

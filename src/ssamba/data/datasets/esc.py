@@ -1,7 +1,7 @@
 """ESC-50 and ESC-10: environmental sounds of 5 s in five folds.
 
 Source: K. J. Piczak, "ESC: Dataset for Environmental Sound Classification", 2015, and the repository
-karolpiczak/ESC-50: ``meta/esc50.csv`` (filename, fold, target, category, esc10, src_file, take) beside ``audio/``.
+karolpiczak/ESC-50: ``meta/esc50.csv`` (filename, fold, target, category, esc10, src_file, take) next to ``audio/``.
 ESC-10 is the rows with esc10 True. Each fold is the test set once and the other four are trained on; there is no
 validation set.
 """
@@ -26,7 +26,7 @@ from ssamba.utils.errors import DataError
 
 __all__ = ["read_esc10", "read_esc50"]
 
-FOLDS = range(1, 6)
+_FOLDS = range(1, 6)
 
 
 def read_esc50(root: Path) -> LabelledData:
@@ -66,10 +66,10 @@ def _read(layout: str, table: Table, audio: Path, classes: int) -> LabelledData:
         fold, target = _whole(table, line, row, "fold"), _whole(table, line, row, "target")
         path = audio / row["filename"]
         by_fold.setdefault(fold, []).append(file_example(path, row["filename"], (numbers[target],)))
-    check_folds(by_fold, FOLDS, table.path)
+    check_folds(by_fold, _FOLDS, table.path)
     examples = [example for fold in by_fold.values() for example in fold]
     check_present(table.path, examples, "download the data set again")
-    folds = cross_validation({str(fold): by_fold[fold] for fold in FOLDS})
+    folds = cross_validation({str(fold): by_fold[fold] for fold in _FOLDS})
     notes = size_note(len(examples), 40 * classes)
     return check_data(LabelledData(layout, tuple(names.values()), False, folds, notes), table.path)
 

@@ -15,7 +15,6 @@ from ssamba.data.datasets.common import (
     check_data,
     check_present,
     file_example,
-    nearest,
     read_lines,
     require_folder,
     size_note,
@@ -23,10 +22,11 @@ from ssamba.data.datasets.common import (
 from ssamba.data.datasets.splits import stratified_split
 from ssamba.data.examples import Example, Fold, LabelledData
 from ssamba.utils.errors import DataError
+from ssamba.utils.suggest import nearest
 
-__all__ = ["CLASSES", "read_iemocap"]
+__all__ = ["EMOTIONS", "read_iemocap"]
 
-CLASSES = ("neutral", "happy", "angry", "sad")
+EMOTIONS = ("neutral", "happy", "angry", "sad")
 _LABELS = {"neu": 0, "hap": 1, "exc": 1, "ang": 2, "sad": 3}
 _OTHERS = {"fru", "sur", "fea", "dis", "oth", "xxx"}
 _SESSIONS = tuple(f"Session{number}" for number in range(1, 6))
@@ -37,7 +37,7 @@ def read_iemocap(root: Path, seed: int = 0, validation: float = 0.2) -> Labelled
     """IEMOCAP in five folds, each tested on one session.
 
     Of the other four sessions a share is held out for validation, class by class; SUPERB holds out 20 % at random, by a
-    list of its own.
+    separate list.
 
     Args:
         root: IEMOCAP_full_release.
@@ -63,7 +63,7 @@ def read_iemocap(root: Path, seed: int = 0, validation: float = 0.2) -> Labelled
     notes = size_note(sum(map(len, sessions.values())), 5531)
     if validation:
         notes += (f"validation: {validation:.0%} of the training sessions' clips, by class (seed {seed})",)
-    return check_data(LabelledData("iemocap", CLASSES, False, folds, notes), root)
+    return check_data(LabelledData("iemocap", EMOTIONS, False, folds, notes), root)
 
 
 def _fold(sessions: dict[str, list[Example]], name: str, seed: int, validation: float) -> Fold:

@@ -79,11 +79,11 @@ def _check_words(root: Path, words: Sequence[str]) -> None:
     folders = {entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith((".", _NOISE))}
     missing = [word for word in words if word not in folders]
     if missing:
-        mend = "unpack the archive again"
+        fix = "unpack the archive again"
         if folders == set(WORDS_V1):  # all that is missing came with version 0.02
-            mend = "version 0.01 has just these: use speech-commands-v1"
+            fix = "version 0.01 has just these: use speech-commands-v1"
         raise DataError(
-            f"{root / missing[0]}: no such folder ({len(missing)} of {len(words)} words are missing); {mend}"
+            f"{root / missing[0]}: no such folder ({len(missing)} of {len(words)} words are missing); {fix}"
         )
     odd = sorted(folders - set(words))
     if odd:

@@ -6,9 +6,9 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 
-from ssamba.data.datasets.common import nearest
 from ssamba.data.examples import Example
 from ssamba.utils.errors import DataError
+from ssamba.utils.suggest import nearest
 
 __all__ = ["SPLITS", "split_name", "stratified_folds", "stratified_split"]
 
@@ -52,7 +52,7 @@ def stratified_split(
     hash of (seed, key), so that it is the same everywhere and files added later move few others.
 
     Args:
-        examples: with keys of their own.
+        examples: with unique keys.
         seed: another seed, another choice.
         shares: of validation and test.
 

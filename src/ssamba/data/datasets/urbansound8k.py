@@ -2,7 +2,7 @@
 
 Source: Salamon, Jacoby and Bello, "A Dataset and Taxonomy for Urban Sound Research", 2014, and the archive's README:
 ``metadata/UrbanSound8K.csv`` (slice_file_name, fsID, start, end, salience, fold, classID, class) and
-``audio/fold1`` to ``audio/fold10``. DASL: REFERENCE.md, "Fine-tuning".
+``audio/fold1`` to ``audio/fold10``. DASL: docs/reference.md, "Fine-tuning".
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from ssamba.data.datasets.common import (
 )
 from ssamba.data.examples import SILENCE, Example, LabelledData, Part
 from ssamba.data.manifest import Clip
-from ssamba.data.samplers.pretraining import generator
+from ssamba.data.samplers.pretraining import numpy_generator
 from ssamba.data.scan import SkipList, scan_clips
 from ssamba.utils.errors import DataError
 
-__all__ = ["CLASSES", "SCENE_SECONDS", "ClipSeconds", "join_scenes", "read_dasl", "read_urbansound8k"]
+__all__ = ["SCENE_SECONDS", "SOUND_CLASSES", "ClipSeconds", "join_scenes", "read_dasl", "read_urbansound8k"]
 
-CLASSES = (
+SOUND_CLASSES = (
     "air_conditioner", "car_horn", "children_playing", "dog_bark", "drilling", "engine_idling", "gun_shot",
     "jackhammer", "siren", "street_music",
 )  # fmt: skip
 """By classID."""
-FOLDS = range(1, 11)
+_FOLDS = range(1, 11)
 SCENE_SECONDS = 60
 _TABLE = "metadata/UrbanSound8K.csv"
 _SCENES = 20  # purpose of the draw that shuffles a fold's clips
@@ -57,7 +57,7 @@ def read_urbansound8k(root: Path) -> LabelledData:
     """
     by_fold, path = _read_folds(root)
     notes = size_note(sum(map(len, by_fold.values())), 8732)
-    return check_data(LabelledData("urbansound8k", CLASSES, False, cross_validation(by_fold), notes), path)
+    return check_data(LabelledData("urbansound8k", SOUND_CLASSES, False, cross_validation(by_fold), notes), path)
 
 
 def read_dasl(root: Path, seed: int = 0) -> LabelledData:
@@ -83,17 +83,17 @@ def read_dasl(root: Path, seed: int = 0) -> LabelledData:
         # Whole seconds from whole numbers: no rounding makes 4.0 s five.
         lengths = [-(-clip.frames // clip.rate) for clip in clips if clip.frames and clip.rate]
         sounds = [ClipSeconds(c.path, n, labels[c.path]) for c, n in zip(clips, lengths, strict=True)]
-        order = generator(seed, _SCENES, int(name)).permutation(len(sounds))
+        order = numpy_generator(seed, _SCENES, int(name)).permutation(len(sounds))
         scenes[name] = join_scenes([sounds[number] for number in order], f"fold{name}")
     notes = tuple(f"left out: {file}: {reason}" for file, reason in skip.reasons.items())
-    return check_data(LabelledData("dasl", CLASSES, False, cross_validation(scenes), notes), path)
+    return check_data(LabelledData("dasl", SOUND_CLASSES, False, cross_validation(scenes), notes), path)
 
 
 def join_scenes(clips: Sequence[ClipSeconds], name: str, length: int = SCENE_SECONDS) -> list[Example]:
     """Join clips to scenes of `length` seconds; a clip that a scene's end cuts goes on in the next.
 
     Args:
-        clips: in the order to be heard.
+        clips: in their order.
         name: of the scenes' keys, ``name/scene000`` and so on.
         length: of a scene, whole seconds.
 
@@ -104,14 +104,14 @@ def join_scenes(clips: Sequence[ClipSeconds], name: str, length: int = SCENE_SEC
     parts: list[list[Part]] = [[] for _ in range(-(-len(seconds) // length))]
     at = 0
     for clip in clips:
-        heard = 0
-        while heard < clip.seconds:
-            scene, place = divmod(at + heard, length)
-            count = min(clip.seconds - heard, length - place)
+        consumed = 0
+        while consumed < clip.seconds:
+            scene, second = divmod(at + consumed, length)
+            count = min(clip.seconds - consumed, length - second)
             # The last stretch runs to the file's end; one that the scene's end cuts has a stated length.
-            stated = None if heard + count == clip.seconds else float(count)
-            parts[scene].append(Part(clip.path, float(heard), stated, float(place)))
-            heard += count
+            stated = None if consumed + count == clip.seconds else float(count)
+            parts[scene].append(Part(clip.path, float(consumed), stated, float(second)))
+            consumed += count
         at += clip.seconds
     scenes = []
     for number, heard_parts in enumerate(parts):
@@ -124,7 +124,7 @@ def join_scenes(clips: Sequence[ClipSeconds], name: str, length: int = SCENE_SEC
 def _read_folds(root: Path) -> tuple[dict[str, list[Example]], Path]:
     require_folder(root, _TABLE)
     table = read_table(root / _TABLE, ("slice_file_name", "fold", "classID", "class"))
-    numbers = {name: number for number, name in enumerate(CLASSES)}
+    numbers = {name: number for number, name in enumerate(SOUND_CLASSES)}
     by_fold: dict[int, list[Example]] = {}
     for line, row in table.rows:
         where = f"{table.path}: line {line}"
@@ -135,6 +135,6 @@ def _read_folds(root: Path) -> tuple[dict[str, list[Example]], Path]:
             raise DataError(f"{where}: fold must be a whole number, not {row['fold']!r}")
         key = f"fold{row['fold']}/{row['slice_file_name']}"
         by_fold.setdefault(int(row["fold"]), []).append(file_example(root / "audio" / key, key, (label,)))
-    check_folds(by_fold, FOLDS, table.path)
+    check_folds(by_fold, _FOLDS, table.path)
     check_present(table.path, [e for fold in by_fold.values() for e in fold], "unpack the archive again")
-    return {str(fold): by_fold[fold] for fold in FOLDS}, table.path
+    return {str(fold): by_fold[fold] for fold in _FOLDS}, table.path

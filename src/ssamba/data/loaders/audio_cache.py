@@ -13,10 +13,11 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ssamba.audio.decode import SAMPLE_RATE, Waveform, check_length, read_audio
+from ssamba.audio.decode import Waveform, check_length, read_audio
+from ssamba.audio.front_end import PUBLISHED
 from ssamba.data.manifest import Clip
 
-__all__ = ["AudioCache", "CacheReader", "Place", "SharedBlock"]
+__all__ = ["AudioCache", "CacheReader", "CacheSlot", "SharedBlock"]
 
 
 class SharedBlock:
@@ -55,10 +56,10 @@ def _new_file(size: int) -> int:
     return fd
 
 
-class Place(NamedTuple):
+class CacheSlot(NamedTuple):
     """Where a clip lies in the cache: ``room`` samples from ``first`` on.
 
-    ``length`` samples are there at ``peak`` / 32767 a unit; -1 says that nobody has decoded the clip yet.
+    ``length`` samples are there at ``peak`` / 32767 a unit; -1 while the clip has not been decoded.
     """
 
     first: int
@@ -68,37 +69,44 @@ class Place(NamedTuple):
 
 
 class CacheReader:
-    """``read(path, start, seconds)`` as of :func:`read_audio`, through a cache; each process has its own.
+    """``read(path, start, seconds)`` as of :func:`read_audio`, through a cache; one for each process.
 
     Args:
         samples: (N,) int16, the cache; None where there is none.
-        places: of the clips that are or shall be in it.
+        slots: of the clips that are or will be in it.
         exact: of clips outside the cache, as in :func:`read_audio`.
+        sample_rate: of the cache and of what is returned, Hz.
 
     Attributes:
-        stored: path -> place of what it has decoded into the cache.
+        stored: path -> slot of what it has decoded into the cache.
     """
 
-    def __init__(self, samples: npt.NDArray[np.int16] | None, places: Mapping[str, Place], exact: bool = True) -> None:
-        self.samples, self.places, self.exact = samples, places, exact
-        self.stored: dict[str, Place] = {}
+    def __init__(
+        self,
+        samples: npt.NDArray[np.int16] | None,
+        slots: Mapping[str, CacheSlot],
+        exact: bool = True,
+        sample_rate: int = PUBLISHED.sample_rate,
+    ) -> None:
+        self.samples, self.slots, self.exact, self.sample_rate = samples, slots, exact, sample_rate
+        self.stored: dict[str, CacheSlot] = {}
 
     def __call__(self, path: str, start: float = 0.0, seconds: float | None = None) -> Waveform:
         """Raises ``AudioError``: the file cannot be decoded, as a whole where it belongs into the cache."""
-        place = self.places.get(path)
-        if place is None or self.samples is None:
-            return read_audio(path, start=start, seconds=seconds, exact=self.exact)
-        place = self.stored.get(path, place)
-        if place.length >= 0:
-            clip, peak = self.samples[place.first : place.first + place.length], place.peak
+        slot = self.slots.get(path)
+        if slot is None or self.samples is None:
+            return read_audio(path, self.sample_rate, start, seconds, self.exact)
+        slot = self.stored.get(path, slot)
+        if slot.length >= 0:
+            clip, peak = self.samples[slot.first : slot.first + slot.length], slot.peak
         else:
-            clip, peak = _quantised(read_audio(path))
-            if len(clip) <= place.room:  # a header that promised less does not push others aside
-                self.samples[place.first : place.first + len(clip)] = clip
-                self.stored[path] = place._replace(length=len(clip), peak=peak)
-        first = round(start * SAMPLE_RATE)
-        crop = clip[first:] if seconds is None else clip[first : first + round(seconds * SAMPLE_RATE)]
-        check_length(len(crop), path)
+            clip, peak = _quantised(read_audio(path, self.sample_rate))
+            if len(clip) <= slot.room:  # a header that promised less does not push others aside
+                self.samples[slot.first : slot.first + len(clip)] = clip
+                self.stored[path] = slot._replace(length=len(clip), peak=peak)
+        first = round(start * self.sample_rate)
+        crop = clip[first:] if seconds is None else clip[first : first + round(seconds * self.sample_rate)]
+        check_length(len(crop), path, self.sample_rate)
         return crop.astype(np.float32) * np.float32(peak / 32767)
 
 
@@ -111,55 +119,57 @@ class AudioCache:
     """Decoded clips kept in memory, up to a budget, so that a small set is decoded once and not every epoch.
 
     Kept as int16 scaled by the clip's peak: half the size of float32, -98 dB from it. The clips that fit are chosen
-    beforehand, in the given order, and each has its place, so that a crop's samples never depend on who came first.
-    Two processes that decode the same clip at once write the same samples to the same place.
+    beforehand, in the given order, and each has its slot, so that a crop's samples never depend on which came first.
+    Two processes that decode the same clip at once write the same samples to the same slot.
 
     Args:
         clips: candidates with known lengths, most useful first.
-        budget_bytes: most memory for samples; a second takes 32,000 bytes.
+        budget_bytes: most memory for samples; a second takes 2 bytes for each sample, 32,000 at 16 kHz.
+        sample_rate: of the samples, Hz.
     """
 
-    def __init__(self, clips: Sequence[Clip], budget_bytes: int) -> None:
-        self._places: dict[str, Place] = {}
+    def __init__(self, clips: Sequence[Clip], budget_bytes: int, sample_rate: int = PUBLISHED.sample_rate) -> None:
+        self.sample_rate = sample_rate
+        self._slots: dict[str, CacheSlot] = {}
         self._decoding: dict[str, Future[None]] = {}
         self._lock = threading.Lock()
         total = 0
         for clip in clips:
-            room = int((clip.seconds or 0.0) * SAMPLE_RATE) + 1
-            if clip.seconds and clip.path not in self._places and 2 * (total + room) <= budget_bytes:
-                self._places[clip.path] = Place(total, room, -1, 0.0)
+            room = int((clip.seconds or 0.0) * sample_rate) + 1
+            if clip.seconds and clip.path not in self._slots and 2 * (total + room) <= budget_bytes:
+                self._slots[clip.path] = CacheSlot(total, room, -1, 0.0)
                 total += room
         self.bytes = 2 * total
         self.block = SharedBlock(self.bytes)
         self._samples = self.block.array(np.int16, (total,))
 
     def __contains__(self, path: str) -> bool:
-        return path in self._places
+        return path in self._slots
 
-    def place(self, path: str) -> Place | None:
-        """Where a clip is or shall be, None for those outside the cache."""
-        return self._places.get(path)
+    def slot(self, path: str) -> CacheSlot | None:
+        """Where a clip is or will be, None for those outside the cache."""
+        return self._slots.get(path)
 
-    def note(self, places: Mapping[str, Place]) -> None:
-        """Take over what another process has decoded into the block."""
-        self._places.update(places)
+    def note(self, slots: Mapping[str, CacheSlot]) -> None:
+        """Record what another process has decoded into the block."""
+        self._slots.update(slots)
 
     def read(self, path: str, start: float = 0.0, seconds: float | None = None, exact: bool = True) -> Waveform:
-        """As ``read_audio(path, start=start, seconds=seconds)``, from memory where the clip was chosen for it.
+        """As ``read_audio(path, sample_rate, start, seconds)``, from memory where the clip was chosen for it.
 
         Raises:
             AudioError: the file cannot be decoded as a whole.
         """
-        reader = CacheReader(self._samples, self._places, exact)  # type: ignore[arg-type]
-        place = self._places.get(path)
-        if place is None or place.length >= 0:
+        reader = CacheReader(self._samples, self._slots, exact, self.sample_rate)  # type: ignore[arg-type]
+        slot = self._slots.get(path)
+        if slot is None or slot.length >= 0:
             return reader(path, start, seconds)
         with self._lock:
             future = self._decoding.get(path)
-            mine = future is None
+            first = future is None
             if future is None:
                 future = self._decoding[path] = Future()
-        if not mine:  # another thread is at it: wait, and read what it has stored
+        if not first:  # another thread decodes it: wait, and read what it has stored
             future.result()
             return reader(path, start, seconds)
         try:

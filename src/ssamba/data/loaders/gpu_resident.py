@@ -1,6 +1,6 @@
 """A whole data set kept on the model's device, decoded once: for sets that fit, no step waits for audio.
 
-The samples are int16 scaled by each clip's peak, as in :class:`ssamba.data.loaders.workers.AudioCache`, and crops
+The samples are int16 scaled by each clip's peak, as in :class:`ssamba.data.loaders.audio_cache.AudioCache`, and crops
 are cut out where they lie. A step then costs the host a few numbers for each clip.
 """
 
@@ -15,27 +15,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssamba.audio.decode import SAMPLE_RATE, check_length, read_audio
-from ssamba.data.loaders.workers import MOST_ATTEMPTS, decode_ahead
+from ssamba.audio.decode import check_length, read_audio
+from ssamba.audio.front_end import PUBLISHED
+from ssamba.data.loaders.workers import MAX_ATTEMPTS, decode_ahead
 from ssamba.data.manifest import Clip
 from ssamba.data.samplers.pretraining import PretrainPlan, rows_of
 from ssamba.data.scan import SkipList
 from ssamba.utils.errors import AudioError, DataError
 
-__all__ = ["Places", "ResidentAudio", "ResidentLoader", "resident_bytes"]
+__all__ = ["CropOffsets", "ResidentAudio", "ResidentLoader", "resident_bytes"]
 
 FULL_SCALE = 32767
 CLIPS_AT_ONCE = 16
 
 
-def resident_bytes(clips: Sequence[Clip]) -> int:
-    """What the clips, with known lengths, would take on the device."""
+def resident_bytes(clips: Sequence[Clip], sample_rate: int = PUBLISHED.sample_rate) -> int:
+    """What the clips, with known lengths, would take on the device at that rate."""
     seconds = {clip.path: clip.seconds or 0.0 for clip in clips}
-    return sum(2 * (int(s * SAMPLE_RATE) + 1) for s in seconds.values())
+    return sum(2 * (int(s * sample_rate) + 1) for s in seconds.values())
 
 
-class Places(NamedTuple):
-    """Where a step's crops lie: first sample (B,), samples (B,) int64, value of a full scale (B,) float32."""
+class CropOffsets(NamedTuple):
+    """Where a step's crops are: first sample (B,), samples (B,) int64, value of a full scale (B,) float32."""
 
     step: int
     first: Tensor
@@ -44,21 +45,26 @@ class Places(NamedTuple):
 
 
 class ResidentAudio:
-    """Decodes every clip, with all cores, and keeps it on ``device``.
+    """Decodes every clip at ``sample_rate``, with all cores, and keeps it on ``device``.
 
     Clips that cannot be read are remembered with their reason and left out. ``progress(done, total, note)`` is called
     as clips are decoded; the unit is clips.
     """
 
     def __init__(
-        self, clips: Sequence[Clip], device: torch.device, progress: Callable[[float, float, str], None] | None = None
+        self,
+        clips: Sequence[Clip],
+        device: torch.device,
+        progress: Callable[[float, float, str], None] | None = None,
+        sample_rate: int = PUBLISHED.sample_rate,
     ) -> None:
+        self.sample_rate = sample_rate
         paths = list(dict.fromkeys(clip.path for clip in clips))
         blocks = [paths[i : i + CLIPS_AT_ONCE] for i in range(0, len(paths), CLIPS_AT_ONCE)]
         self.failed: dict[str, str] = {}
         self._clips: dict[str, tuple[int, int, float]] = {}
         parts, end = [], 0
-        decoded = decode_ahead(range(len(blocks)), lambda i: blocks[i], _decode, os.cpu_count() or 1, 8)
+        decoded = decode_ahead(range(len(blocks)), lambda i: blocks[i], self._decode, os.cpu_count() or 1, 8)
         for number, results in decoded:
             for path, result in zip(blocks[number], results, strict=True):
                 if isinstance(result, str):
@@ -70,21 +76,30 @@ class ResidentAudio:
                 end += len(samples)
             if progress is not None:
                 done = min(len(paths), (number + 1) * CLIPS_AT_ONCE)
-                progress(done, len(paths), f"{done}/{len(paths)} recordings, {end / SAMPLE_RATE / 3600:.2f} hours")
+                progress(done, len(paths), f"{done}/{len(paths)} recordings, {end / sample_rate / 3600:.2f} hours")
         self.samples = torch.cat(parts).to(device) if parts else torch.zeros(0, dtype=torch.int16, device=device)
 
-    def place(self, path: str, start: float, seconds: float) -> tuple[int, int, float]:
+    def _decode(self, path: str) -> tuple[np.ndarray, float] | str:
+        """A clip as int16 and its peak, or why not."""
+        try:
+            samples = read_audio(path, self.sample_rate)
+        except AudioError as error:
+            return error.reason
+        peak = float(np.abs(samples).max()) or 1.0
+        return np.round(samples * np.float32(FULL_SCALE / peak)).astype(np.int16), peak
+
+    def locate(self, path: str, start: float, seconds: float) -> tuple[int, int, float]:
         """First sample, number of samples and scale of a crop. Raises ``AudioError`` for what cannot be read."""
         if path not in self._clips:
             raise AudioError(path, self.failed.get(path, "was not among the clips"))
         begin, total, scale = self._clips[path]
-        first = min(round(start * SAMPLE_RATE), total)
-        length = min(round(seconds * SAMPLE_RATE), total - first)
-        check_length(length, path)
+        first = min(round(start * self.sample_rate), total)
+        length = min(round(seconds * self.sample_rate), total - first)
+        check_length(length, path, self.sample_rate)
         return begin + first, length, scale
 
     def cut(self, first: Tensor, lengths: Tensor, scale: Tensor, samples: int, repeat: bool = False) -> Tensor:
-        """Crops (B, samples) float32 on the device, from its own ``first``, ``lengths`` and ``scale`` (B,).
+        """Crops (B, samples) float32 on the device, from the ``first``, ``lengths`` and ``scale`` (B,).
 
         Behind a shorter clip come zeros, or with ``repeat`` the clip again.
         """
@@ -95,9 +110,9 @@ class ResidentAudio:
 
 
 class ResidentLoader:
-    """As ``loaders.pretraining.CropLoader``, but gives each step's :class:`Places` in a :class:`ResidentAudio`.
+    """As ``loaders.pretraining.CropLoader``, but gives each step's :class:`CropOffsets` in a :class:`ResidentAudio`.
 
-    The crops, and what stands in for unreadable files, are the same.
+    The crops, and the replacements of unreadable files, are the same.
     """
 
     def __init__(
@@ -113,37 +128,27 @@ class ResidentLoader:
         self.start_step, self.stop_step, self.part = start_step, stop_step, part
         self._clips = len({clip.path for clip in plan.clips})
 
-    def __iter__(self) -> Iterator[Places]:
+    def __iter__(self) -> Iterator[CropOffsets]:
         steps = count(self.start_step) if self.stop_step is None else range(self.start_step, self.stop_step)
         for step in steps:
             first, rows = step * self.plan.batch_size, rows_of(self.plan.batch_size, self.part)
-            found = [self._place(position) for position in (first + row for row in rows)]
+            found = [self._locate(position) for position in (first + row for row in rows)]
             self.skip.check(final=self.skip.tried >= self._clips)
             begins, lengths, scales = zip(*found, strict=True)
             scale = np.asarray(scales, np.float32)
-            yield Places(step, torch.tensor(begins), torch.tensor(lengths), torch.from_numpy(scale))
+            yield CropOffsets(step, torch.tensor(begins), torch.tensor(lengths), torch.from_numpy(scale))
 
-    def _place(self, position: int) -> tuple[int, int, float]:
+    def _locate(self, position: int) -> tuple[int, int, float]:
         first: tuple[str, str] | None = None
-        for attempt in range(MOST_ATTEMPTS + 1):
+        for attempt in range(MAX_ATTEMPTS + 1):
             spec = self.plan.crop(position, attempt)
             try:
-                place = self.audio.place(spec.path, spec.start, spec.seconds)
+                crop = self.audio.locate(spec.path, spec.start, spec.seconds)
             except AudioError as error:
                 first = first or (spec.path, error.reason)
                 self.skip.record(spec.path, error.reason)
                 continue
             self.skip.succeeded((spec.path,))
-            return place
+            return crop
         assert first is not None
-        raise DataError(f"{first[0]}: {first[1]}; {MOST_ATTEMPTS} other clips of the same source cannot be read either")
-
-
-def _decode(path: str) -> tuple[np.ndarray, float] | str:
-    """A clip as int16 and its peak, or why not."""
-    try:
-        samples = read_audio(path)
-    except AudioError as error:
-        return error.reason
-    peak = float(np.abs(samples).max()) or 1.0
-    return np.round(samples * np.float32(FULL_SCALE / peak)).astype(np.int16), peak
+        raise DataError(f"{first[0]}: {first[1]}; {MAX_ATTEMPTS} other clips of the same source cannot be read either")

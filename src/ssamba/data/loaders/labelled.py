@@ -15,11 +15,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ssamba.audio.decode import SAMPLE_RATE, Waveform
+from ssamba.audio.decode import Waveform
 from ssamba.data.examples import SILENCE, Example
-from ssamba.data.loaders.decode_worker import Request, Window
+from ssamba.data.loaders.audio_cache import AudioCache
+from ssamba.data.loaders.decode_worker import Request, WindowRequest
 from ssamba.data.loaders.read_example import class_vector, mix, read_window
-from ssamba.data.loaders.workers import MOST_ATTEMPTS, AudioCache, Elsewhere, decode_ahead, pad_rows
+from ssamba.data.loaders.workers import MAX_ATTEMPTS, ProcessJobs, check_loader, decode_ahead, pad_rows
 from ssamba.data.manifest import Clip
 from ssamba.data.samplers.labelled import EpochPlan, EvaluationPlan, Row
 from ssamba.data.samplers.pretraining import rows_of
@@ -34,7 +35,7 @@ class LabelledBatch(NamedTuple):
 
     Attributes:
         step: the plan's step.
-        waveforms: (B, S) float32 at 16 kHz; S is the longest row's length, shorter rows end in zeros.
+        waveforms: (B, S) float32 at the plan's rate; S is the longest row's length, shorter rows end in zeros.
         lengths: (B,) int64, the samples of each row that are audio.
         targets: (B, classes) float32, of a mixture the mixed vector; for scenes (B, seconds) int64, the class of each
             second or ``SILENCE``.
@@ -61,11 +62,11 @@ class _Loaded(NamedTuple):
 class LabelledLoader:
     """Iterates over a plan's batches from `start_step` on, in order, decoding ahead.
 
-    A file that cannot be read is noted in `skip`. In training another example, the same in every run, takes its place;
-    in evaluation its rows are left out, and a batch of which nothing is left is not yielded.
+    A file that cannot be read is noted in `skip`. In training another example, the same in every run, replaces it; in
+    evaluation its rows are left out, and a batch of which nothing is left is not yielded.
 
     Args:
-        plan: what to show when.
+        plan: the rows of each step, and the rate to decode them at.
         classes: number of classes.
         workers: decoding threads, or processes where there are many (docs/data.md); 0 decodes in the caller's thread.
             No effect on the batches.
@@ -73,12 +74,12 @@ class LabelledLoader:
         stop_step: step to end before; None is the plan's end, which in training never comes.
         prefetch: batches decoded ahead, at most.
         skip: where unreadable files are counted; None keeps a list in memory.
-        cache_bytes: budget of an :class:`ssamba.data.loaders.workers.AudioCache` over the plan's files, whose headers
+        cache_bytes: budget of an :class:`AudioCache` over the plan's files, whose headers
             are read for it; 0 for none.
         part: (k, n) gives the k-th of n blocks of each batch's rows, for a run in n processes. A block may be empty.
 
     Raises (while iterating):
-        DataError: too many unreadable files (see :class:`ssamba.data.scan.SkipList`), or no readable stand-in.
+        DataError: too many unreadable files (see :class:`ssamba.data.scan.SkipList`), or no readable replacement.
     """
 
     def __init__(
@@ -93,10 +94,9 @@ class LabelledLoader:
         cache_bytes: int = 0,
         part: tuple[int, int] = (0, 1),
     ) -> None:
-        if workers < 0 or start_step < 0 or prefetch < 1 or classes < 1:
-            raise ValueError(
-                f"workers={workers}, start_step={start_step} must be >= 0; prefetch={prefetch}, classes={classes} >= 1"
-            )
+        check_loader(workers, start_step, prefetch)
+        if classes < 1:
+            raise ValueError(f"classes={classes} must be >= 1")
         self.plan, self.classes, self.workers, self.prefetch = plan, classes, workers, prefetch
         self.start_step, self.part = start_step, part
         self.stop_step = plan.steps if stop_step is None else stop_step
@@ -104,12 +104,13 @@ class LabelledLoader:
         self._files = list(dict.fromkeys(part.path for example in plan.examples for part in example.parts))
         self.cache: AudioCache | None = None
         if cache_bytes:
-            self.cache = AudioCache(scan_clips([Clip(path) for path in self._files], self.skip), cache_bytes)
+            clips = scan_clips([Clip(path) for path in self._files], self.skip)
+            self.cache = AudioCache(clips, cache_bytes, plan.sample_rate)
 
     def __iter__(self) -> Iterator[LabelledBatch]:
         steps = count(self.start_step) if self.stop_step is None else range(self.start_step, self.stop_step)
-        elsewhere = self._elsewhere()
-        for step, loaded in decode_ahead(steps, self._jobs, self._load, self.workers, self.prefetch, elsewhere):
+        processes = self._processes()
+        for step, loaded in decode_ahead(steps, self._jobs, self._load, self.workers, self.prefetch, processes):
             batch = self._collect(step, loaded)
             if len(batch.keys) or isinstance(self.plan, EpochPlan):
                 yield batch
@@ -128,9 +129,9 @@ class LabelledLoader:
             return _Loaded(None, (), example, [], failures)
         partner = None
         if row.partner is not None:
-            other, place = self._read(step, number, row, True, failures)
+            other, index = self._read(step, number, row, True, failures)
             if other is not None:
-                waveform, partner = mix(waveform, other, row.share), place
+                waveform, partner = mix(waveform, other, row.share), index
         return self._loaded(waveform, example, partner, row.share, failures)
 
     def _loaded(
@@ -145,56 +146,57 @@ class LabelledLoader:
         target = class_vector(first.labels, self.classes)
         if partner is not None:
             second = self.plan.examples[partner]
-            own = np.float32(share)
-            target = own * target + (1 - own) * class_vector(second.labels, self.classes)
+            weight = np.float32(share)
+            target = weight * target + (1 - weight) * class_vector(second.labels, self.classes)
             paths += [part.path for part in second.parts]
         return _Loaded(waveform, target, example, paths, failures)
 
-    def _elsewhere(self) -> Elsewhere[tuple[int, int, Row], _Loaded] | None:
+    def _processes(self) -> ProcessJobs[tuple[int, int, Row], _Loaded] | None:
         """How processes decode; without a limit on the clips' length there is no room to plan for them."""
         if self.plan.max_seconds is None:
             return None
-        samples = round(self.plan.max_seconds * SAMPLE_RATE)
-        return Elsewhere(self._request, self._take, self.plan.batch_size, samples, self.cache)
+        rate = self.plan.sample_rate
+        samples = round(self.plan.max_seconds * rate)
+        return ProcessJobs(self._encode_request, self._finish, self.plan.batch_size, samples, rate, self.cache)
 
-    def _request(self, job: tuple[int, int, Row]) -> Request:
-        """What a process is asked: the row's own examples. Stand-ins, being rare, are left to `_load`."""
+    def _encode_request(self, job: tuple[int, int, Row]) -> Request:
+        """The request for the row's examples. Replacements, being rare, are left to `_load`."""
         row, seconds = job[2], self.plan.max_seconds
-        windows = [Window(self.plan.examples[row.example], row.place, row.start, seconds)]
+        windows = [WindowRequest(self.plan.examples[row.example], row.position, row.start, seconds)]
         if row.partner is not None:
-            windows.append(Window(self.plan.examples[row.partner], row.partner_place, row.start, seconds))
-        places = {}
+            windows.append(WindowRequest(self.plan.examples[row.partner], row.partner_position, row.start, seconds))
+        slots = {}
         if self.cache is not None:
             parts = (part for window in windows for part in window.example.parts)
-            places = {p.path: place for p in parts if (place := self.cache.place(p.path)) is not None}
-        return Request(tuple(windows), row.share, places)
+            slots = {p.path: slot for p in parts if (slot := self.cache.slot(p.path)) is not None}
+        return Request(tuple(windows), row.share, slots)
 
-    def _take(self, job: tuple[int, int, Row], waveform: Waveform) -> _Loaded:
+    def _finish(self, job: tuple[int, int, Row], waveform: Waveform) -> _Loaded:
         row = job[2]
         return self._loaded(waveform, row.example, row.partner, row.share, [])
 
     def _read(
         self, step: int, number: int, row: Row, partner: bool, failures: list[tuple[str, str]]
     ) -> tuple[Waveform | None, int]:
-        """The row's example (or its partner), or the first readable stand-in; in evaluation None."""
+        """The row's example (or its partner), or the first readable replacement; in evaluation None."""
         example = row.partner if partner and row.partner is not None else row.example
-        place = row.partner_place if partner else row.place
-        for attempt in range(MOST_ATTEMPTS + 1):
+        position = row.partner_position if partner else row.position
+        for attempt in range(MAX_ATTEMPTS + 1):
             if attempt:
                 if not isinstance(self.plan, EpochPlan):
                     return None, example
-                example = self.plan.stand_in(step, number, partner, attempt)
+                example = self.plan.replacement(step, number, partner, attempt)
             try:
-                return self._window(self.plan.examples[example], place, row.start), example
+                return self._window(self.plan.examples[example], position, row.start), example
             except AudioError as error:
                 path = error.path or self.plan.examples[example].key
                 failures.append((path, error.reason))
         path, reason = failures[0]
-        raise DataError(f"{path}: {reason}; {MOST_ATTEMPTS} other examples cannot be read either")
+        raise DataError(f"{path}: {reason}; {MAX_ATTEMPTS} other examples cannot be read either")
 
-    def _window(self, example: Example, place: float, start: float | None) -> Waveform:
+    def _window(self, example: Example, position: float, start: float | None) -> Waveform:
         read = None if self.cache is None else self.cache.read
-        return read_window(example, place, start, self.plan.max_seconds, read)
+        return read_window(example, position, start, self.plan.max_seconds, read, self.plan.sample_rate)
 
     def _collect(self, step: int, loaded: Sequence[_Loaded]) -> LabelledBatch:
         """Pad the rows to one tensor. Failures are recorded here, in the batches' order, not in the threads'."""

@@ -7,17 +7,17 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 _END = object()
 
 
-def prepare_ahead(items: Iterable[Item], prepare: Callable[[Item], Result], depth: int = 2) -> Iterator[Result]:
-    """Yield ``prepare(item)`` for each item, in order, up to ``depth`` of them worked out ahead by one thread.
+def prepare_ahead(items: Iterable[_Item], prepare: Callable[[_Item], _Result], depth: int = 2) -> Iterator[_Result]:
+    """Yield ``prepare(item)`` for each item, in order, up to ``depth`` of them computed ahead by one thread.
 
-    Iterating over ``items`` happens in that thread, too. An exception of either is raised here, at its place. When the
-    caller stops early, the thread ends after the item that it is at.
+    Iterating over ``items`` happens in that thread, too. An exception of either is raised here, in order. When the
+    caller stops early, the thread ends after its current item.
     """
     results: queue.Queue[object] = queue.Queue(maxsize=depth)
     stop = threading.Event()

@@ -13,10 +13,12 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from ssamba.audio.decode import SAMPLE_RATE, Waveform, read_audio
+from ssamba.audio.decode import Waveform, read_audio
+from ssamba.audio.front_end import PUBLISHED
 from ssamba.data.examples import Example, Part
-from ssamba.data.loaders.decode_worker import Request, Window
-from ssamba.data.loaders.workers import MOST_ATTEMPTS, AudioCache, Elsewhere, decode_ahead, pad_rows
+from ssamba.data.loaders.audio_cache import AudioCache
+from ssamba.data.loaders.decode_worker import Request, WindowRequest
+from ssamba.data.loaders.workers import MAX_ATTEMPTS, ProcessJobs, check_loader, decode_ahead, pad_rows
 from ssamba.data.samplers.pretraining import CropSpec, PretrainPlan, rows_of
 from ssamba.data.scan import SkipList
 from ssamba.utils.errors import AudioError, DataError
@@ -32,7 +34,7 @@ class Batch(NamedTuple):
 
     Attributes:
         step: the plan's step.
-        waveforms: (B, samples) float32 at 16 kHz; samples is the plan's longest crop, shorter ones end in zeros.
+        waveforms: (B, samples) float32 at the plan's rate; samples is its longest crop, shorter ones end in zeros.
         lengths: (B,) int64, the samples of each row that are audio.
     """
 
@@ -50,10 +52,10 @@ class _Loaded(NamedTuple):
 class CropLoader:
     """Iterates over a plan's batches from `start_step` on, in order, decoding ahead.
 
-    A file that cannot be read is replaced by the plan's stand-in crop, the same in every run, and noted in `skip`.
+    A file that cannot be read is replaced by another crop of the plan, the same in every run, and noted in `skip`.
 
     Args:
-        plan: what to show when.
+        plan: the crops of each step, and the rate to decode them at.
         workers: decoding threads, or processes where there are many (docs/data.md); 0 decodes in the caller's thread.
             No effect on the batches.
         start_step: first step; a resumed run passes the step that it would have taken next.
@@ -64,7 +66,7 @@ class CropLoader:
         part: (k, n) gives the k-th of n blocks of each batch's rows, for a run in n processes.
 
     Raises (while iterating):
-        DataError: too many unreadable files (see :class:`SkipList`), or a crop without any readable stand-in.
+        DataError: too many unreadable files (see :class:`SkipList`), or a crop without any readable replacement.
     """
 
     def __init__(
@@ -78,23 +80,29 @@ class CropLoader:
         cache_bytes: int = 0,
         part: tuple[int, int] = (0, 1),
     ) -> None:
-        if workers < 0 or start_step < 0 or prefetch < 1:
-            raise ValueError(f"workers={workers}, start_step={start_step} must be >= 0 and prefetch={prefetch} >= 1")
+        check_loader(workers, start_step, prefetch)
         self.plan, self.workers, self.start_step, self.stop_step = plan, workers, start_step, stop_step
         self.prefetch, self.part = prefetch, part
         self.skip = SkipList() if skip is None else skip
-        self.cache = AudioCache(plan.clips, cache_bytes) if cache_bytes else None
+        self.cache = AudioCache(plan.clips, cache_bytes, plan.sample_rate) if cache_bytes else None
         self._clips = len({clip.path for clip in plan.clips})
 
     def __iter__(self) -> Iterator[Batch]:
         steps = count(self.start_step) if self.stop_step is None else range(self.start_step, self.stop_step)
-        elsewhere = Elsewhere(self._request, self._take, self.plan.batch_size, self._samples, self.cache)
-        for step, loaded in decode_ahead(steps, self._jobs, self._load, self.workers, self.prefetch, elsewhere):
+        processes = ProcessJobs(
+            self._encode_request,
+            self._finish,
+            self.plan.batch_size,
+            self._samples,
+            self.plan.sample_rate,
+            self.cache,
+        )
+        for step, loaded in decode_ahead(steps, self._jobs, self._load, self.workers, self.prefetch, processes):
             yield self._collect(step, loaded)
 
     @property
     def _samples(self) -> int:
-        return round(self.plan.read_seconds * SAMPLE_RATE)
+        return round(self.plan.read_seconds * self.plan.sample_rate)
 
     def _jobs(self, step: int) -> list[_Job]:
         """Positions and their crops."""
@@ -103,10 +111,10 @@ class CropLoader:
         return [(position, self.plan.crop(position)) for position in positions]
 
     def _load(self, job: _Job) -> _Loaded:
-        """A crop, or its first readable stand-in."""
+        """A crop, or its first readable replacement."""
         position, spec = job
         failures: list[tuple[str, str]] = []
-        for attempt in range(MOST_ATTEMPTS + 1):
+        for attempt in range(MAX_ATTEMPTS + 1):
             if attempt:
                 spec = self.plan.crop(position, attempt)
             try:
@@ -114,20 +122,21 @@ class CropLoader:
             except AudioError as error:
                 failures.append((spec.path, error.reason))
         path, reason = failures[0]
-        raise DataError(f"{path}: {reason}; {MOST_ATTEMPTS} other clips of the same source cannot be read either")
+        raise DataError(f"{path}: {reason}; {MAX_ATTEMPTS} other clips of the same source cannot be read either")
 
     def _read(self, spec: CropSpec) -> Waveform:
-        read = read_audio if self.cache is None else self.cache.read
-        return read(spec.path, start=spec.start, seconds=spec.seconds, exact=False)
+        if self.cache is not None:
+            return self.cache.read(spec.path, spec.start, spec.seconds, exact=False)
+        return read_audio(spec.path, self.plan.sample_rate, spec.start, spec.seconds, exact=False)
 
-    def _request(self, job: _Job) -> Request:
-        """What a process is asked: the crop itself. Stand-ins, being rare, are left to `_load`."""
+    def _encode_request(self, job: _Job) -> Request:
+        """The request for the crop itself. Replacements, being rare, are left to `_load`."""
         spec = job[1]
-        place = None if self.cache is None else self.cache.place(spec.path)
-        window = Window(Example(spec.path, (Part(spec.path),)), 0.0, spec.start, spec.seconds)
-        return Request((window,), places={} if place is None else {spec.path: place}, exact=False)
+        slot = None if self.cache is None else self.cache.slot(spec.path)
+        window = WindowRequest(Example(spec.path, (Part(spec.path),)), 0.0, spec.start, spec.seconds)
+        return Request((window,), slots={} if slot is None else {spec.path: slot}, exact=False)
 
-    def _take(self, job: _Job, waveform: Waveform) -> _Loaded:
+    def _finish(self, job: _Job, waveform: Waveform) -> _Loaded:
         return _Loaded(waveform, job[1].path, [])
 
     def _collect(self, step: int, loaded: list[_Loaded]) -> Batch:
@@ -140,10 +149,16 @@ class CropLoader:
         return Batch(step, *pad_rows([crop.waveform for crop in loaded], self._samples))
 
 
-def load_crops(specs: Sequence[CropSpec], skip: SkipList | None = None, threads: int = 2) -> tuple[Tensor, Tensor]:
+def load_crops(
+    specs: Sequence[CropSpec],
+    skip: SkipList | None = None,
+    threads: int = 2,
+    sample_rate: int = PUBLISHED.sample_rate,
+) -> tuple[Tensor, Tensor]:
     """Decode fixed crops, such as those of validation: (waveforms (N, samples) float32, lengths (N,) int64).
 
-    Unreadable files are left out (N counts the others) and noted in `skip`. All crops must have the same `seconds`.
+    The waveforms are at ``sample_rate``. Unreadable files are left out (N counts the others) and noted in `skip`. All
+    crops must have the same `seconds`.
 
     Raises:
         DataError: too many unreadable files, or none readable.
@@ -151,7 +166,7 @@ def load_crops(specs: Sequence[CropSpec], skip: SkipList | None = None, threads:
 
     def load(spec: CropSpec) -> Waveform | AudioError:
         try:
-            return read_audio(spec.path, start=spec.start, seconds=spec.seconds)
+            return read_audio(spec.path, sample_rate, spec.start, spec.seconds)
         except AudioError as error:
             return error
 
@@ -167,4 +182,4 @@ def load_crops(specs: Sequence[CropSpec], skip: SkipList | None = None, threads:
     skip.check(final=True)
     if not waveforms:
         raise DataError("no readable crops were given")
-    return pad_rows(waveforms, round(specs[0].seconds * SAMPLE_RATE))
+    return pad_rows(waveforms, round(specs[0].seconds * sample_rate))

@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import numpy.typing as npt
 
-from ssamba.audio.decode import FRAME_SECONDS, SAMPLE_RATE, Waveform, read_audio
+from ssamba.audio.constants import FRAME_SECONDS
+from ssamba.audio.decode import Waveform, read_audio
+from ssamba.audio.front_end import PUBLISHED
 from ssamba.data.examples import Example, Part
 from ssamba.data.scan import cached_info
 from ssamba.utils.errors import AudioError
@@ -15,9 +17,9 @@ from ssamba.utils.errors import AudioError
 __all__ = ["ReadPart", "class_vector", "example_seconds", "mix", "read_example", "read_window"]
 
 ReadPart = Callable[[str, float, float | None], Waveform]
-"""(path, start, seconds or None) -> (samples,) at 16 kHz, as :func:`ssamba.audio.decode.read_audio` gives them."""
+"""(path, start, seconds or None) -> (samples,) at one rate, as :func:`ssamba.audio.decode.read_audio` gives them."""
 
-_SHORTEST = FRAME_SECONDS + 0.001
+_MIN_SECONDS = FRAME_SECONDS + 0.001
 
 
 def example_seconds(example: Example) -> float:
@@ -32,7 +34,11 @@ def example_seconds(example: Example) -> float:
 
 
 def read_example(
-    example: Example, start: float = 0.0, seconds: float | None = None, read: ReadPart | None = None
+    example: Example,
+    start: float = 0.0,
+    seconds: float | None = None,
+    read: ReadPart | None = None,
+    sample_rate: int = PUBLISHED.sample_rate,
 ) -> Waveform:
     """The waveform of an example, or a window of it.
 
@@ -43,43 +49,49 @@ def read_example(
         example: what to read.
         start: the window's first second.
         seconds: its length; None reads to the end. A window that runs past the end is cut there.
-        read: another way to decode a stretch of a file, such as a cache's.
+        read: another way to decode a stretch of a file, such as a cache's, at the same rate.
+        sample_rate: of the waveform, Hz.
 
     Returns:
-        (samples,) float32 at 16 kHz.
+        (samples,) float32 at ``sample_rate``.
 
     Raises:
         AudioError: a file cannot be read; nothing of the example lies in the window.
     """
-    read = _decode if read is None else read
+    read = _decoder(sample_rate) if read is None else read
     if len(example.parts) == 1 and example.per_second is None and example.parts[0].at == 0.0:
         return _read_single(example.parts[0], start, seconds, read)
     end = example_seconds(example) if seconds is None else min(start + seconds, example_seconds(example))
     if not end > start:
         raise AudioError(example.key, f"the window starts at {start:g} s but the example ends at {end:g} s")
-    waveform = np.zeros(round((end - start) * SAMPLE_RATE), np.float32)
+    waveform = np.zeros(round((end - start) * sample_rate), np.float32)
     for part in example.parts:
-        _add_part(waveform, part, start, end, read)
+        _add_part(waveform, part, start, end, read, sample_rate)
     return waveform
 
 
 def read_window(
-    example: Example, place: float, start: float | None, seconds: float | None, read: ReadPart | None = None
+    example: Example,
+    position: float,
+    start: float | None,
+    seconds: float | None,
+    read: ReadPart | None = None,
+    sample_rate: int = PUBLISHED.sample_rate,
 ) -> Waveform:
-    """A window of at most `seconds`, from `start` on, or without one at `place` (0 to 1) of what the example leaves.
+    """A window of at most `seconds`, from `start` on, or without one at `position` (0 to 1) of where it fits.
 
     Returns (samples,) float32. Raises ``AudioError`` as :func:`read_example`.
     """
     if start is None:
         start = 0.0
-        if place and seconds is not None:
+        if position and seconds is not None:
             room = max(0.0, example_seconds(example) - seconds)
-            start = int(place * room * SAMPLE_RATE) / SAMPLE_RATE
-    return read_example(example, start, seconds, read)
+            start = int(position * room * sample_rate) / sample_rate
+    return read_example(example, start, seconds, read, sample_rate)
 
 
 def mix(first: Waveform, second: Waveform, share: float) -> Waveform:
-    """Mixup of two waveforms as the reference does it (REFERENCE.md, "Fine-tuning").
+    """Mixup of two waveforms as the reference does it (docs/reference.md, "Fine-tuning").
 
     Each loses its mean, the second is cut or padded with zeros to the first's length, they are added with the weights
     `share` and 1 - `share`, and the sum loses its mean.
@@ -105,8 +117,8 @@ def class_vector(labels: Iterable[int], classes: int) -> npt.NDArray[np.float32]
     return vector
 
 
-def _decode(path: str, start: float, seconds: float | None) -> Waveform:
-    return read_audio(path, start=start, seconds=seconds)
+def _decoder(sample_rate: int) -> ReadPart:
+    return lambda path, start, seconds: read_audio(path, sample_rate, start, seconds)
 
 
 def _part_seconds(part: Part) -> float:
@@ -122,15 +134,15 @@ def _read_single(part: Part, start: float, seconds: float | None, read: ReadPart
     return read(part.path, part.start + start, min(wanted) if wanted else None)
 
 
-def _add_part(waveform: Waveform, part: Part, start: float, end: float, read: ReadPart) -> None:
-    """Put what a part has in the window [start, end) at its place; a part may run on behind its last second."""
+def _add_part(waveform: Waveform, part: Part, start: float, end: float, read: ReadPart, sample_rate: int) -> None:
+    """Add what a part has in the window [start, end) where it belongs; a part may run on behind its last second."""
     skipped = max(0.0, start - part.at)
     limit = end - part.at if part.seconds is None else min(part.seconds, end - part.at)
     begin = part.start + skipped
-    # What is left of a file behind a cut may be too short to decode by itself: it is heard as silence.
-    if limit - skipped < _SHORTEST or (begin and cached_info(part.path).seconds - begin < _SHORTEST):
+    # What is left of a file behind a cut may be too short to decode by itself: it becomes silence.
+    if limit - skipped < _MIN_SECONDS or (begin and cached_info(part.path).seconds - begin < _MIN_SECONDS):
         return
     audio = read(part.path, begin, limit - skipped)
-    first = round((part.at + skipped - start) * SAMPLE_RATE)
+    first = round((part.at + skipped - start) * sample_rate)
     room = waveform[first : first + len(audio)]
     room += audio[: len(room)]

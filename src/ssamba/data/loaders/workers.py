@@ -1,7 +1,7 @@
 """What every loader needs: decoding ahead in threads or processes, and rows padded to one tensor.
 
-Threads serve a few cores: soundfile and soxr release the interpreter lock while they work. On many cores, and beside a
-training loop that is busy in Python, threads wait for that lock at each of a clip's calls, and processes take over
+Threads serve a few cores: soundfile and soxr release the interpreter lock while they work. On many cores, and next to
+a training loop that is busy in Python, threads wait for that lock at each of a clip's calls, and processes take over
 (docs/data.md has the numbers).
 """
 
@@ -20,26 +20,40 @@ from torch import Tensor
 from ssamba.audio.decode import Waveform
 from ssamba.data.loaders.audio_cache import AudioCache
 from ssamba.data.loaders.decode_worker import Request
-from ssamba.data.loaders.process_pool import DecodingProcesses, available
+from ssamba.data.loaders.process_pool import DecodingProcesses, processes_available
 
-__all__ = ["MOST_ATTEMPTS", "AudioCache", "Elsewhere", "available_cores", "choose_workers", "decode_ahead", "pad_rows"]
+__all__ = [
+    "MAX_ATTEMPTS",
+    "ProcessJobs",
+    "available_cores",
+    "check_loader",
+    "choose_workers",
+    "decode_ahead",
+    "pad_rows",
+]
 
-MOST_ATTEMPTS = 16
-"""Stand-ins tried for one unreadable row; at the 5 % limit all of them fail once in 10**21."""
-MOST_WORKERS = 16
-PROCESSES_FROM = 4
-"""Workers from which on they are processes."""
-ROWS_EACH = 32
-"""Rows that a process must find to do to be worth its start."""
+MAX_ATTEMPTS = 16
+"""Replacements tried for one unreadable row; at the 5 % limit all of them fail once in 10**21."""
+MAX_WORKERS = 16
+MIN_PROCESSES = 4
+"""So many workers, or more, are processes; fewer are threads."""
+MIN_ROWS_PER_PROCESS = 32
+"""Rows that a process must have to decode to be worth starting."""
 
-Job = TypeVar("Job")
-Result = TypeVar("Result")
+_Job = TypeVar("_Job")
+_Result = TypeVar("_Result")
 
 
 def available_cores() -> int:
     """Processor cores that this process may use."""
     able = getattr(os, "sched_getaffinity", None)
     return len(able(0)) if able is not None else os.cpu_count() or 1
+
+
+def check_loader(workers: int, start_step: int, prefetch: int) -> None:
+    """Check the arguments that all loaders have. Raises ``ValueError``."""
+    if workers < 0 or start_step < 0 or prefetch < 1:
+        raise ValueError(f"workers={workers}, start_step={start_step} must be >= 0 and prefetch={prefetch} >= 1")
 
 
 def choose_workers(setting: int) -> int:
@@ -49,36 +63,38 @@ def choose_workers(setting: int) -> int:
     """
     if setting:
         return setting
-    return max(2, min(MOST_WORKERS, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    return max(2, min(MAX_WORKERS, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
-class Elsewhere(NamedTuple, Generic[Job, Result]):
-    """How processes do a loader's jobs.
+class ProcessJobs(NamedTuple, Generic[_Job, _Result]):
+    """How decoding processes do a loader's jobs.
 
     Attributes:
-        request: what to ask a process for a job; None leaves the job to the caller's own ``run``.
-        take: makes the job's result of the waveform, which is valid until the step has been used.
+        encode_request: a job's request to a process; None leaves the job to the caller's ``run``.
+        finish: makes the job's result of the waveform, which is valid until the step has been used.
         rows: most jobs of a step.
         samples: longest waveform.
+        sample_rate: of the waveforms, Hz.
         cache: that the requests refer to.
     """
 
-    request: Callable[[Job], Request | None]
-    take: Callable[[Job, Waveform], Result]
+    encode_request: Callable[[_Job], Request | None]
+    finish: Callable[[_Job, Waveform], _Result]
     rows: int
     samples: int
+    sample_rate: int
     cache: AudioCache | None
 
 
 def decode_ahead(
     steps: Iterable[int],
-    jobs: Callable[[int], Iterable[Job]],
-    run: Callable[[Job], Result],
+    jobs: Callable[[int], Iterable[_Job]],
+    run: Callable[[_Job], _Result],
     workers: int,
     prefetch: int,
-    elsewhere: Elsewhere[Job, Result] | None = None,
-) -> Iterator[tuple[int, list[Result]]]:
-    """Yield (step, [run(job) for job in jobs(step)]) in the steps' order, worked out ahead by threads or processes.
+    processes: ProcessJobs[_Job, _Result] | None = None,
+) -> Iterator[tuple[int, list[_Result]]]:
+    """Yield (step, [run(job) for job in jobs(step)]) in the steps' order, computed ahead by threads or processes.
 
     The results do not depend on the workers as long as ``run`` depends on its job alone. An exception of ``run`` is
     raised here, at its step.
@@ -88,8 +104,8 @@ def decode_ahead(
         jobs: what there is to do for a step.
         run: does one job, in any thread.
         workers: threads or processes; 0 works in the caller's, without looking ahead.
-        prefetch: steps worked on ahead, at most.
-        elsewhere: how processes do the same as ``run``; None keeps to threads. What they cannot do, ``run`` does in the
+        prefetch: steps computed ahead, at most.
+        processes: how processes do the same as ``run``; None keeps to threads. What they cannot do, ``run`` does in the
             caller's thread.
 
     Raises:
@@ -98,26 +114,26 @@ def decode_ahead(
     if workers == 0:
         for step in steps:
             yield step, [run(job) for job in jobs(step)]
-    elif elsewhere is not None and _worth_processes(steps, elsewhere.rows, workers):
-        yield from _in_processes(steps, jobs, run, workers, prefetch, elsewhere)
+    elif processes is not None and _worth_processes(steps, processes.rows, workers):
+        yield from _in_processes(steps, jobs, run, workers, prefetch, processes)
     else:
         yield from _in_threads(steps, jobs, run, workers, prefetch)
 
 
 def _worth_processes(steps: Iterable[int], rows: int, workers: int) -> bool:
-    enough = len(steps) * rows >= ROWS_EACH * workers if isinstance(steps, range) else True
-    return available() and workers >= PROCESSES_FROM and enough
+    enough = len(steps) * rows >= MIN_ROWS_PER_PROCESS * workers if isinstance(steps, range) else True
+    return processes_available() and workers >= MIN_PROCESSES and enough
 
 
 def _in_threads(
     steps: Iterable[int],
-    jobs: Callable[[int], Iterable[Job]],
-    run: Callable[[Job], Result],
+    jobs: Callable[[int], Iterable[_Job]],
+    run: Callable[[_Job], _Result],
     workers: int,
     prefetch: int,
-) -> Iterator[tuple[int, list[Result]]]:
+) -> Iterator[tuple[int, list[_Result]]]:
     pool = ThreadPoolExecutor(max_workers=workers, thread_name_prefix="ssamba-decode")
-    waiting: deque[tuple[int, list[Future[Result]]]] = deque()
+    waiting: deque[tuple[int, list[Future[_Result]]]] = deque()
     try:
         for step in steps:
             waiting.append((step, [pool.submit(run, job) for job in jobs(step)]))
@@ -132,21 +148,21 @@ def _in_threads(
 
 def _in_processes(
     steps: Iterable[int],
-    jobs: Callable[[int], Iterable[Job]],
-    run: Callable[[Job], Result],
+    jobs: Callable[[int], Iterable[_Job]],
+    run: Callable[[_Job], _Result],
     workers: int,
     prefetch: int,
-    elsewhere: Elsewhere[Job, Result],
-) -> Iterator[tuple[int, list[Result]]]:
-    slots = (prefetch + 1) * elsewhere.rows
-    with DecodingProcesses(min(workers, slots), slots, elsewhere.samples, elsewhere.cache) as pool:
-        waiting: deque[tuple[int, list[tuple[Job, int | None]]]] = deque()
+    processes: ProcessJobs[_Job, _Result],
+) -> Iterator[tuple[int, list[_Result]]]:
+    rows = (prefetch + 1) * processes.rows
+    with DecodingProcesses(min(workers, rows), rows, processes.samples, processes.sample_rate, processes.cache) as pool:
+        waiting: deque[tuple[int, list[tuple[_Job, int | None]]]] = deque()
 
-        def result(job: Job, ticket: int | None) -> Result:
+        def result(job: _Job, ticket: int | None) -> _Result:
             waveform = None if ticket is None else pool.result(ticket)
-            return run(job) if waveform is None else elsewhere.take(job, waveform)
+            return run(job) if waveform is None else processes.finish(job, waveform)
 
-        def oldest() -> Iterator[tuple[int, list[Result]]]:
+        def oldest() -> Iterator[tuple[int, list[_Result]]]:
             step, asked = waiting.popleft()
             yield step, [result(job, ticket) for job, ticket in asked]
             for _, ticket in asked:
@@ -154,7 +170,7 @@ def _in_processes(
                     pool.release(ticket)
 
         for step in steps:
-            requests = [(job, elsewhere.request(job)) for job in jobs(step)]
+            requests = [(job, processes.encode_request(job)) for job in jobs(step)]
             waiting.append((step, [(job, None if r is None else pool.submit(r)) for job, r in requests]))
             if len(waiting) > prefetch:
                 yield from oldest()

@@ -1,4 +1,4 @@
-"""Which labelled example is shown when: training epochs and evaluation windows, as pure functions of seed and step.
+"""Labelled examples of each step: training epochs and evaluation windows, as pure functions of seed and step.
 
 As in :mod:`ssamba.data.samplers.pretraining` nothing has state: ``plan.rows(step)`` gives the same rows in a
 fresh process.
@@ -16,20 +16,20 @@ from math import ceil
 import numpy as np
 import numpy.typing as npt
 
-from ssamba.audio.decode import SAMPLE_RATE
+from ssamba.audio.front_end import PUBLISHED
 from ssamba.data.examples import Example
 from ssamba.data.loaders.read_example import example_seconds
-from ssamba.data.samplers.pretraining import generator
-from ssamba.data.scan import Progress, SkipList
+from ssamba.data.samplers.pretraining import numpy_generator
+from ssamba.data.scan import CountProgress, SkipList
 from ssamba.utils.errors import AudioError, DataError
 
 __all__ = ["MIXUP_BETA", "EpochPlan", "EvaluationPlan", "Row", "balanced_weights"]
 
 MIXUP_BETA = 10.0
-"""Both parameters of the Beta distribution that mixup's share is drawn from (REFERENCE.md, "Fine-tuning")."""
+"""Both parameters of the Beta distribution that mixup's share is drawn from (docs/reference.md, "Fine-tuning")."""
 
 # Purposes of a draw; those below 10 are the pretraining plan's.
-_SHUFFLE, _BALANCE, _MIXUP, _PLACE, _REPLACE = range(10, 15)
+_SHUFFLE, _BALANCE, _MIXUP, _POSITION, _REPLACE = range(10, 15)
 
 
 @dataclass(frozen=True)
@@ -40,15 +40,15 @@ class Row:
         example: index of the example.
         partner: index of the example mixed in, or None.
         share: of the example in the mixture (lambda); the partner has the rest.
-        place, partner_place: where a window begins in a longer clip: 0 at its start, 1 as late as fits.
-        start: the window's first second where it is known beforehand (evaluation); None leaves it to ``place``.
+        position, partner_position: where a window begins in a longer clip: 0 at its start, 1 as late as fits.
+        start: the window's first second if fixed (evaluation); None derives it from ``position``.
     """
 
     example: int
     partner: int | None = None
     share: float = 1.0
-    place: float = 0.0
-    partner_place: float = 0.0
+    position: float = 0.0
+    partner_position: float = 0.0
     start: float | None = None
 
 
@@ -76,12 +76,13 @@ class EpochPlan:
         examples: the training examples.
         batch_size: rows of a batch.
         seed: any whole number >= 0.
-        epoch_examples: rows of an epoch; None is the number of examples. Without `balanced`, all examples are shown
-            before one is repeated, over several epochs if need be.
+        epoch_examples: rows of an epoch; None is the number of examples. Without `balanced`, all examples are
+            taken before one is repeated, over several epochs if need be.
         balanced: draw by the rarity of labels instead of shuffling.
         mixup: probability that a row gets a partner, drawn uniformly, and a share from Beta(10, 10).
         max_seconds: longer examples are cut to a window of this length; None keeps them whole.
         random_crop: the window lies anywhere in the example, new each time; otherwise it is the start.
+        sample_rate: at which the examples are decoded, Hz.
 
     Raises:
         DataError: no examples.
@@ -98,6 +99,7 @@ class EpochPlan:
         mixup: float = 0.0,
         max_seconds: float | None = None,
         random_crop: bool = False,
+        sample_rate: int = PUBLISHED.sample_rate,
     ) -> None:
         if not examples:
             raise DataError("no examples to train on")
@@ -111,7 +113,7 @@ class EpochPlan:
             raise ValueError("scenes are neither balanced, mixed nor cropped at random")
         self.examples = tuple(examples)
         self.batch_size, self.seed, self.balanced, self.mixup = batch_size, seed, balanced, mixup
-        self.max_seconds, self.random_crop = max_seconds, random_crop
+        self.max_seconds, self.random_crop, self.sample_rate = max_seconds, random_crop, sample_rate
         self.epoch_examples = len(examples) if epoch_examples is None else epoch_examples
         self._heap = np.cumsum(balanced_weights(examples)) if balanced else np.zeros(0)
         if balanced and not self._heap[-1] > 0:
@@ -133,9 +135,11 @@ class EpochPlan:
         """Short hash of everything that the batches depend on: plans with the same one give the same batches."""
         settings = (self.batch_size, self.seed, self.epoch_examples, self.balanced, self.mixup, self.max_seconds)
         digest = hashlib.blake2b(repr((*settings, self.random_crop)).encode(), digest_size=8)
+        if self.sample_rate != PUBLISHED.sample_rate:
+            digest.update(repr(("sample_rate", self.sample_rate)).encode())
         for example in self.examples:
-            places = [(part.start, part.seconds, part.at) for part in example.parts]
-            line = repr((example.key, example.labels, example.per_second, places))
+            parts = [(part.start, part.seconds, part.at) for part in example.parts]
+            line = repr((example.key, example.labels, example.per_second, parts))
             digest.update(line.encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
 
@@ -149,34 +153,34 @@ class EpochPlan:
         epoch, index = divmod(step, self.steps_per_epoch)
         order = self._order(epoch)
         first = index * self.batch_size
-        positions = range(first, min(first + self.batch_size, self.epoch_examples))
-        return [self._row(int(order[position]), epoch, position) for position in positions]
+        indices = range(first, min(first + self.batch_size, self.epoch_examples))
+        return [self._row(int(order[i]), epoch, i) for i in indices]
 
-    def stand_in(self, step: int, row: int, partner: bool, attempt: int) -> int:
-        """The example that takes an unreadable one's place: drawn uniformly from (seed, step, row, which, attempt)."""
-        return int(generator(self.seed, _REPLACE, step, row, partner, attempt).integers(len(self.examples)))
+    def replacement(self, step: int, row: int, partner: bool, attempt: int) -> int:
+        """The example that replaces an unreadable one: drawn uniformly from (seed, step, row, which, attempt)."""
+        return int(numpy_generator(self.seed, _REPLACE, step, row, partner, attempt).integers(len(self.examples)))
 
-    def _row(self, example: int, epoch: int, position: int) -> Row:
-        partner, share, places = None, 1.0, np.zeros(2)
+    def _row(self, example: int, epoch: int, index: int) -> Row:
+        partner, share, positions = None, 1.0, np.zeros(2)
         if self.mixup:
-            draw = generator(self.seed, _MIXUP, epoch, position)
+            draw = numpy_generator(self.seed, _MIXUP, epoch, index)
             if draw.random() < self.mixup:
                 partner, share = int(draw.integers(len(self.examples))), float(draw.beta(MIXUP_BETA, MIXUP_BETA))
         if self.random_crop:
-            places = generator(self.seed, _PLACE, epoch, position).random(2)
-        return Row(example, partner, share, float(places[0]), float(places[1]))
+            positions = numpy_generator(self.seed, _POSITION, epoch, index).random(2)
+        return Row(example, partner, share, float(positions[0]), float(positions[1]))
 
     def _make_order(self, epoch: int) -> npt.NDArray[np.int64]:
         """Example at each position of an epoch, (epoch_examples,)."""
         if self.balanced:
-            draws = generator(self.seed, _BALANCE, epoch).random(self.epoch_examples) * self._heap[-1]
+            draws = numpy_generator(self.seed, _BALANCE, epoch).random(self.epoch_examples) * self._heap[-1]
             return np.minimum(np.searchsorted(self._heap, draws, side="right"), len(self.examples) - 1)
         size, first, count = len(self.examples), epoch * self.epoch_examples, self.epoch_examples
         parts = []
         while count:
             cycle, begin = divmod(first, size)
             taken = min(count, size - begin)
-            parts.append(generator(self.seed, _SHUFFLE, cycle).permutation(size)[begin : begin + taken])
+            parts.append(numpy_generator(self.seed, _SHUFFLE, cycle).permutation(size)[begin : begin + taken])
             first, count = first + taken, count - taken
         return np.concatenate(parts)
 
@@ -191,9 +195,10 @@ class EvaluationPlan:
             ceil(length / max_seconds) windows spread evenly from the start to the end, whose scores are to be averaged
             by the batch's ``examples``.
         windows: see above. Reads all headers at once.
-        skip: where files whose headers cannot be read are noted; their examples are left out.
+        skip: records files whose headers cannot be read; their examples are left out.
         threads: header readers at a time.
         progress: called as progress(done, total) while headers are read.
+        sample_rate: at which the examples are decoded, Hz.
 
     Raises:
         DataError: no examples, none readable, or more unreadable than `skip` allows.
@@ -208,7 +213,8 @@ class EvaluationPlan:
         windows: bool = False,
         skip: SkipList | None = None,
         threads: int = 4,
-        progress: Progress | None = None,
+        progress: CountProgress | None = None,
+        sample_rate: int = PUBLISHED.sample_rate,
     ) -> None:
         if not examples:
             raise DataError("no examples to evaluate")
@@ -218,12 +224,11 @@ class EvaluationPlan:
         if windows and examples[0].per_second is not None:
             raise ValueError("scenes are evaluated whole, not in windows")
         self.examples = tuple(examples)
-        self.batch_size, self.max_seconds = batch_size, max_seconds
+        self.batch_size, self.max_seconds, self.sample_rate = batch_size, max_seconds, sample_rate
         self._rows = [Row(index) for index in range(len(examples))]
         if windows and max_seconds is not None:
-            self._rows = _window_rows(
-                self.examples, max_seconds, SkipList() if skip is None else skip, threads, progress
-            )
+            skip = SkipList() if skip is None else skip
+            self._rows = _window_rows(self.examples, max_seconds, sample_rate, skip, threads, progress)
 
     @property
     def steps(self) -> int:
@@ -245,7 +250,12 @@ def _check_window(examples: Sequence[Example], max_seconds: float | None) -> Non
 
 
 def _window_rows(
-    examples: Sequence[Example], window: float, skip: SkipList, threads: int, progress: Progress | None
+    examples: Sequence[Example],
+    window: float,
+    sample_rate: int,
+    skip: SkipList,
+    threads: int,
+    progress: CountProgress | None,
 ) -> list[Row]:
     def length(example: Example) -> float | AudioError:
         try:
@@ -260,7 +270,7 @@ def _window_rows(
                 skip.record(seconds.path or examples[index].key, seconds.reason)
             else:
                 skip.succeeded(part.path for part in examples[index].parts)
-                rows += [Row(index, start=start) for start in _window_starts(seconds, window)]
+                rows += [Row(index, start=start) for start in _window_starts(seconds, window, sample_rate)]
             if progress is not None and (index % 64 == 63 or index + 1 == len(examples)):
                 progress(index + 1, len(examples))
     skip.check(final=True)
@@ -269,9 +279,9 @@ def _window_rows(
     return rows
 
 
-def _window_starts(seconds: float, window: float) -> list[float]:
-    """First seconds of the windows, on the grid of 16 kHz samples; a rest under 5 % of a window adds none."""
+def _window_starts(seconds: float, window: float, sample_rate: int) -> list[float]:
+    """First seconds of the windows, on the grid of samples; a rest under 5 % of a window adds none."""
     count = max(1, ceil(seconds / window - 0.05))
     last = max(0.0, seconds - window)
     starts = [0.0] if count == 1 else np.linspace(0.0, last, count).tolist()
-    return [int(start * SAMPLE_RATE) / SAMPLE_RATE for start in starts]
+    return [int(start * sample_rate) / sample_rate for start in starts]

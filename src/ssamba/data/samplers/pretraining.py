@@ -1,4 +1,4 @@
-"""Which crop is shown when: pretraining batches as a pure function of (seed, step), and held-out files.
+"""Crops of each pretraining step, as a pure function of (seed, step), and held-out files.
 
 Nothing here has state that training must save. ``plan.batch(step)`` gives the same crops in a fresh process, so a run
 that was killed goes on with exactly the batches that it would have seen.
@@ -19,11 +19,11 @@ from typing import Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ssamba.audio.decode import SAMPLE_RATE
+from ssamba.audio.front_end import PUBLISHED
 from ssamba.data.manifest import Clip, Source
 from ssamba.utils.errors import DataError
 
-__all__ = ["CropSpec", "PretrainPlan", "centre_crops", "generator", "rows_of", "split_validation"]
+__all__ = ["CropSpec", "PretrainPlan", "centre_crops", "numpy_generator", "rows_of", "split_validation"]
 
 # Purposes of a draw: streams with different ones are independent.
 _ORDER, _SHUFFLE, _START, _REPLACE, _VIEW, _SPEED = range(6)
@@ -51,7 +51,7 @@ class PretrainPlan:
     """The order of crops in pretraining.
 
     A clip longer than `crop_seconds` gives ceil(length / crop_seconds) crops to an epoch, each drawn at random inside
-    its own share of the file, so that an epoch covers the file evenly; a shorter clip gives itself once. Crops of all
+    its share of the file, so that an epoch covers the file evenly; a shorter clip gives itself once. Crops of all
     epochs form one endless sequence that batches cut into equal pieces: no batch is short and no crop is dropped.
 
     With weights, an epoch has as many crops as without, and source i gives weight_i / sum(weights) of them. Each source
@@ -63,11 +63,12 @@ class PretrainPlan:
         seed: any whole number >= 0.
         crop_seconds: length of a crop.
         crops_per_clip: "length" as described above, or a number of crops for every clip longer than a crop.
-        views: crops that are shown for each one described above, which follow one another: itself, then others of the
+        views: crops that are taken for each one described above, which follow one another: itself, then others of the
             same clip that begin up to `view_shift` seconds before or after it. An epoch has `views` times as many.
         view_shift: seconds.
-        speed: crops are to be played up to so many times as fast or slow, each with a factor of its own from
+        speed: crops are played up to this factor faster or slower, each with its factor from
             :meth:`speeds`, and are as long as that takes.
+        sample_rate: crops begin and end on its samples, Hz.
 
     Raises:
         DataError: no clips, or a clip without a length.
@@ -85,6 +86,7 @@ class PretrainPlan:
         views: int = 1,
         view_shift: float = 1.0,
         speed: float = 1.0,
+        sample_rate: int = PUBLISHED.sample_rate,
     ) -> None:
         if not speed >= 1:
             raise ValueError(f"speed={speed} must be 1 or more")
@@ -106,7 +108,7 @@ class PretrainPlan:
             crop_seconds,
             crops_per_clip,
         )
-        self.views, self.view_shift, self.speed = views, view_shift, speed
+        self.views, self.view_shift, self.speed, self.sample_rate = views, view_shift, speed, sample_rate
         self._lengths = [_lengths(source) for source in self.sources]
         counts = [self._crop_counts(lengths) for lengths in self._lengths]
         # Item j of a source belongs to the clip whose stretch [offsets[c], offsets[c + 1]) holds j.
@@ -148,6 +150,8 @@ class PretrainPlan:
             digest.update(repr((self.views, self.view_shift)).encode())
         if self.speed > 1:
             digest.update(repr(self.speed).encode())
+        if self.sample_rate != PUBLISHED.sample_rate:
+            digest.update(repr(("sample_rate", self.sample_rate)).encode())
         for source, lengths in zip(self.sources, self._lengths, strict=True):
             for clip in source.clips:
                 digest.update(clip.key.encode("utf-8", "surrogateescape") + b"\0")
@@ -164,7 +168,7 @@ class PretrainPlan:
 
         Args:
             position: from 0.
-            attempt: 0 for the crop itself; n > 0 for the n-th stand-in, used when the file turns out unreadable: a
+            attempt: 0 for the crop itself; n > 0 for the n-th replacement, used when the file turns out unreadable: a
                 crop of the same source, drawn from (seed, position, n).
         """
         seconds = self._seconds(position)
@@ -173,7 +177,7 @@ class PretrainPlan:
         order = self._epoch(epoch)
         source, item = int(order.source[index]), int(order.item[index])
         if attempt:
-            item = int(generator(self.seed, _REPLACE, position, attempt).integers(self._items[source]))
+            item = int(numpy_generator(self.seed, _REPLACE, position, attempt).integers(self._items[source]))
         clip = int(np.searchsorted(self._offsets[source], item, side="right")) - 1
         part = item - int(self._offsets[source][clip])
         parts = int(self._offsets[source][clip + 1] - self._offsets[source][clip])
@@ -181,24 +185,26 @@ class PretrainPlan:
         return CropSpec(self.sources[source].clips[clip].path, start, seconds)
 
     def _start(self, length: float, part: int, parts: int, position: int, view: int, attempt: int) -> float:
-        """Start of crop `part` of `parts`, on the grid of 16 kHz samples, so that the crop lies inside the clip.
+        """Start of crop `part` of `parts`, on the grid of samples, so that the crop lies inside the clip.
 
         A further view of it is drawn around where the first one begins.
         """
-        last = max(0, int((length - self._seconds(position * self.views)) * SAMPLE_RATE))
+        last = max(0, int((length - self._seconds(position * self.views)) * self.sample_rate))
         low, high = part * last // parts, (part + 1) * last // parts
-        first = int(generator(self.seed, _START, position, attempt).integers(low, high + 1)) if last else 0
+        first = int(numpy_generator(self.seed, _START, position, attempt).integers(low, high + 1)) if last else 0
         if view:
-            most = round(self.view_shift * SAMPLE_RATE)
-            last = max(0, int((length - self._seconds(position * self.views + view)) * SAMPLE_RATE))
+            most = round(self.view_shift * self.sample_rate)
+            last = max(0, int((length - self._seconds(position * self.views + view)) * self.sample_rate))
             high = min(last, first + most)
             low = min(max(0, first - most), high)
-            first = int(generator(self.seed, _VIEW, position, view, attempt).integers(low, high + 1)) if high else 0
-        return first / SAMPLE_RATE
+            first = (
+                int(numpy_generator(self.seed, _VIEW, position, view, attempt).integers(low, high + 1)) if high else 0
+            )
+        return first / self.sample_rate
 
     def _draw_speeds(self, step: int) -> npt.NDArray[np.float32]:
         """How many times as fast each crop of a step is to be played: (B,), log-uniform from 1 / speed to speed."""
-        draws = generator(self.seed, _SPEED, step).random(self.batch_size)
+        draws = numpy_generator(self.seed, _SPEED, step).random(self.batch_size)
         return (self.speed ** (2 * draws - 1)).astype(np.float32)
 
     def _seconds(self, position: int) -> float:
@@ -210,7 +216,7 @@ class PretrainPlan:
 
     def _needed(self, speed: float) -> float:
         """Seconds that give `crop_seconds` at a speed, and a sample more: no rounding may leave a crop short."""
-        return (ceil(speed * round(self.crop_seconds * SAMPLE_RATE)) + 1) / SAMPLE_RATE
+        return (ceil(speed * round(self.crop_seconds * self.sample_rate)) + 1) / self.sample_rate
 
     def _crop_counts(self, lengths: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
         if self.crops_per_clip == "length":
@@ -220,7 +226,7 @@ class PretrainPlan:
 
     def _make_epoch(self, epoch: int) -> _Epoch:
         source = np.repeat(np.arange(len(self.sources)), self._draws)
-        generator(self.seed, _ORDER, epoch).shuffle(source)
+        numpy_generator(self.seed, _ORDER, epoch).shuffle(source)
         item = np.empty(len(source), np.int64)
         for number, draws in enumerate(self._draws):
             item[source == number] = self._source_items(number, epoch * draws, draws)
@@ -233,20 +239,22 @@ class PretrainPlan:
         while count:
             cycle, begin = divmod(first, size)
             taken = min(count, size - begin)
-            permutation = generator(self.seed, _SHUFFLE, source, cycle).permutation(size)
+            permutation = numpy_generator(self.seed, _SHUFFLE, source, cycle).permutation(size)
             parts.append(permutation[begin : begin + taken])
             first, count = first + taken, count - taken
         return np.concatenate(parts)
 
 
-def centre_crops(clips: Sequence[Clip], crop_seconds: float) -> list[CropSpec]:
+def centre_crops(
+    clips: Sequence[Clip], crop_seconds: float, sample_rate: int = PUBLISHED.sample_rate
+) -> list[CropSpec]:
     """One fixed crop from the middle of each clip, for validation: (path, start, seconds) in the clips' order.
 
     Raises:
         DataError: a clip without a length.
     """
     lengths = _lengths(Source("validation", tuple(clips)))
-    starts = [max(0, int((length - crop_seconds) / 2 * SAMPLE_RATE)) / SAMPLE_RATE for length in lengths]
+    starts = [max(0, int((length - crop_seconds) / 2 * sample_rate)) / sample_rate for length in lengths]
     return [CropSpec(clip.path, start, crop_seconds) for clip, start in zip(clips, starts, strict=True)]
 
 
@@ -294,7 +302,7 @@ def split_validation(
     return training, list(validation.values())
 
 
-def generator(seed: int, *key: int) -> np.random.Generator:
+def numpy_generator(seed: int, *key: int) -> np.random.Generator:
     """A fresh generator for one draw: the same for the same (seed, key), independent of all others (Philox)."""
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(seed, spawn_key=key)))
 
@@ -315,7 +323,7 @@ def _lengths(source: Source) -> npt.NDArray[np.float64]:
 
 
 def _shares(items: list[int], weights: list[float | None]) -> list[int]:
-    """Crops that each source gives to an epoch: its own number, or its share of the sum (largest remainders, >= 1)."""
+    """Crops that each source gives to an epoch: all of them, or its share of the sum (largest remainders, >= 1)."""
     given = [weight for weight in weights if weight is not None]
     if not given:
         return items

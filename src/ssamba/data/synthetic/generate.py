@@ -10,14 +10,13 @@ import numpy as np
 import numpy.typing as npt
 import soundfile
 
-from ssamba.data.scan import Progress
-from ssamba.data.synthetic.sounds import CLASSES, Array, Rng, coloured_noise, log_uniform
+from ssamba.data.scan import CountProgress
+from ssamba.data.synthetic.sounds import RATE, SOUND_MAKERS, Rng, Samples, coloured_noise, log_uniform
 from ssamba.utils.errors import DataError
 
 __all__ = ["CLASS_NAMES", "make_synthetic", "synthesise"]
 
-RATE = 16000
-CLASS_NAMES = tuple(CLASSES)
+CLASS_NAMES = tuple(SOUND_MAKERS)
 _TEST_EVERY = 4  # every fourth clip of a class is for testing
 
 
@@ -27,7 +26,7 @@ def make_synthetic(
     seconds: float = 2.0,
     seed: int = 0,
     format: str = "flac",
-    progress: Progress | None = None,
+    progress: CountProgress | None = None,
 ) -> Path:
     """Write `clips` sounds of 18 classes in turn, 16 kHz 16-bit mono, and ``labels.csv`` (path, label, split).
 
@@ -79,7 +78,7 @@ def synthesise(label: str, seconds: float, seed: int = 0, number: int = 0) -> np
     samples = round(seconds * RATE)
     active = int(samples * rng.uniform(0.5, 1.0))
     begin = int(rng.integers(0, samples - active + 1))
-    sound = CLASSES[label](rng, np.arange(active) / RATE)
+    sound = SOUND_MAKERS[label](rng, np.arange(active) / RATE)
     sound = sound / (np.sqrt(np.mean(sound**2)) + 1e-9) * _fades(active)
     dry = np.zeros(samples)
     dry[begin : begin + active] = sound
@@ -91,19 +90,19 @@ def synthesise(label: str, seconds: float, seed: int = 0, number: int = 0) -> np
     return np.round(mixed / np.abs(mixed).max() * peak * 32767).astype(np.int16)
 
 
-def _fades(samples: int) -> Array:
+def _fades(samples: int) -> Samples:
     """10 ms in and out: no class is given away by a click at its edges."""
     ramp = np.minimum(1.0, np.arange(1, samples + 1) / (0.01 * RATE))
     return np.asarray(ramp * ramp[::-1])
 
 
-def _tilt(audio: Array, slope: float) -> Array:
+def _tilt(audio: Samples, slope: float) -> Samples:
     """Turn the spectrum around 1 kHz by `slope` dB per octave."""
     frequency = np.maximum(np.fft.rfftfreq(len(audio), 1 / RATE), 50.0)
     return np.fft.irfft(np.fft.rfft(audio) * (frequency / 1000) ** (slope / 6.02), len(audio))
 
 
-def _room(rng: Rng, audio: Array) -> Array:
+def _room(rng: Rng, audio: Samples) -> Samples:
     """Add the reverberation of a random room: noise that decays, from dry to as loud as the direct sound."""
     length = int(rng.uniform(0.1, 0.5) * RATE)
     tail = rng.standard_normal(length) * 10 ** (-3 * np.arange(length) / length)
@@ -114,16 +113,16 @@ def _room(rng: Rng, audio: Array) -> Array:
 
 
 def _write_audio(path: Path, audio: npt.NDArray[np.int16], format: str) -> None:
-    beside = path.with_name(f".{path.name}.part")
-    soundfile.write(beside, audio, RATE, format=format.upper(), subtype="PCM_16")
-    os.replace(beside, path)
+    temporary = path.with_name(f".{path.name}.part")
+    soundfile.write(temporary, audio, RATE, format=format.upper(), subtype="PCM_16")
+    os.replace(temporary, path)
 
 
 def _write_labels(path: Path, rows: list[tuple[str, str, str]]) -> Path:
-    beside = path.with_name(f".{path.name}.part")
-    with open(beside, "w", encoding="utf-8", newline="") as file:
+    temporary = path.with_name(f".{path.name}.part")
+    with open(temporary, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("path", "label", "split"))
         writer.writerows(rows)
-    os.replace(beside, path)
+    os.replace(temporary, path)
     return path

@@ -1,1 +1,1 @@
-"""What a frozen encoder knows: simple classifiers on its features, beside plain log-mel statistics."""
+"""Linear and nearest-neighbour probes of a frozen encoder's features, next to log-mel statistics."""

@@ -1,4 +1,4 @@
-"""Features kept on disk between probes, under names that change with whatever the features depend on."""
+"""Features kept on disk between probes, under names that depend on everything that the features depend on."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ssamba.audio.front_end import PUBLISHED
 from ssamba.data.examples import Example
-from ssamba.evaluation.probe.features import LOG_MEL, Progress, Wanted, extract, layer_name, rows_name
+from ssamba.evaluation.probe.features import LOG_MEL, Wanted, extract, layer_name, rows_name
+from ssamba.inference.file_stream import Progress
 from ssamba.inference.model import Encoder
 from ssamba.models.pretrained.model_dir import load_tensors, save_tensors
 from ssamba.utils.errors import AudioError, CheckpointError
 
-FORMAT = 2
-"""Raised when features are worked out in another way, so that older ones are no longer read."""
+FEATURES_FORMAT = 2
+"""Increased when features are computed in another way, so that older ones are no longer read."""
 
 
 def model_key(model: Encoder) -> str:
@@ -32,7 +34,7 @@ def model_key(model: Encoder) -> str:
 
 
 def data_key(layout: str, examples: Sequence[Example]) -> str:
-    """A hash of which audio is heard: keys, stretches, and each file's size and time of change.
+    """A hash of which audio is read: keys, stretches, and each file's size and time of change.
 
     Raises ``AudioError`` for a file that is not there.
     """
@@ -60,28 +62,30 @@ def cached_features(
 
     One layer alone comes with its rows; for many of them that would be much to keep.
 
-    What is missing there, was damaged or belongs to another model or data set is worked out and written. Without a
+    What is missing there, was damaged or belongs to another model or data set is computed and written. Without a
     folder nothing is kept. Raises ``AudioError``, and ``SsambaError`` when the folder cannot be written.
     """
     data = data_key(layout, examples)
-    plain = None if folder is None else _path(folder, "log-mel", data)
-    own = None if folder is None else _path(folder, "layers", data, model_key(model), *map(str, layers))
+    front_end = model.config.front_end
+    bands = () if front_end.same_bands(PUBLISHED) else (front_end.description,)
+    plain = None if folder is None else _path(folder, "log-mel", data, *bands)
+    layer_file = None if folder is None else _path(folder, "layers", data, model_key(model), *map(str, layers))
     rows = len(layers) == 1 and model.config.grid[0] > 1
     names = [name(layer) for layer in layers for name in ((layer_name, rows_name) if rows else (layer_name,))]
-    found = _read(plain, [LOG_MEL], len(examples)) | _read(own, names, len(examples))
-    missing = Wanted(None if names[0] in found else model, tuple(layers), LOG_MEL not in found, rows)
+    found = _read(plain, [LOG_MEL], len(examples)) | _read(layer_file, names, len(examples))
+    missing = Wanted(None if names[0] in found else model, tuple(layers), LOG_MEL not in found, rows, front_end)
     if missing.model is None and not missing.log_mel:
         return found, True
     made = extract(examples, missing, progress)
     if plain is not None and missing.log_mel:
         save_tensors(plain, {LOG_MEL: made[LOG_MEL]})
-    if own is not None and missing.model is not None:
-        save_tensors(own, {name: made[name] for name in names})
+    if layer_file is not None and missing.model is not None:
+        save_tensors(layer_file, {name: made[name] for name in names})
     return found | made, False
 
 
 def _path(folder: Path, kind: str, *key: str) -> Path:
-    digest = hashlib.blake2b(" ".join([str(FORMAT), kind, *key]).encode(), digest_size=8).hexdigest()
+    digest = hashlib.blake2b(" ".join([str(FEATURES_FORMAT), kind, *key]).encode(), digest_size=8).hexdigest()
     return folder / f"{kind}-{digest}.safetensors"
 
 

@@ -14,31 +14,32 @@ import yaml
 from torch import Tensor
 
 from ssamba.data.datasets import LAYOUTS, read_layout
-from ssamba.evaluation.logistic_regression import STRENGTHS
+from ssamba.evaluation.logistic_regression import C_VALUES
 from ssamba.evaluation.probe.cache import cached_features
-from ssamba.evaluation.probe.features import LOG_MEL, Progress, choose_layers, layer_name, rows_name
+from ssamba.evaluation.probe.features import LOG_MEL, choose_layers, layer_name, rows_name
 from ssamba.evaluation.probe.protocol import Division, Score, all_examples, divisions, evaluate, methods, target_matrix
 from ssamba.evaluation.probe.scoring import metric_of
+from ssamba.inference.file_stream import Progress
 from ssamba.inference.model import Encoder
 from ssamba.utils.atomic_write import make_folder, write_text
 from ssamba.utils.errors import ConfigError
 from ssamba.utils.plots import layer_curves, require_matplotlib
 from ssamba.utils.suggest import nearest
 
-RESULTS_FILE, PICTURE_FILE = "results.json", "layers.png"
-MEAN, BOTH, ROWS = "mean", "mean and deviation", "mean and deviation of each row"
+PROBE_FILE, PICTURE_FILE = "results.json", "layers.png"
+MEAN, MEAN_STD, ROW_MEAN_STD = "mean", "mean and deviation", "mean and deviation of each row"
 
 
-Shown = Callable[[str], AbstractContextManager[Progress]]
-"""Called with a stage's label; the block gets what it calls as progress(done, total, note)."""
+ProgressBars = Callable[[str], AbstractContextManager[Progress]]
+"""Factory of progress bars: ``progress_bar(label)`` yields a callback progress(done, total, note)."""
 
 
-def _unseen(label: str) -> AbstractContextManager[Progress]:
+def _no_bar(label: str) -> AbstractContextManager[Progress]:
     return nullcontext(lambda done, total, note: None)
 
 
 @dataclass(frozen=True)
-class Row:
+class ScoreRow:
     """One kind of features: the layer (None for log-mel), how it is pooled, values, and each method's score."""
 
     layer: int | None
@@ -48,7 +49,7 @@ class Row:
 
     @property
     def name(self) -> str:
-        """As the table shows it."""
+        """As in the table."""
         return f"{'log-mel' if self.layer is None else f'layer {self.layer}'}, {self.pooling}"
 
 
@@ -62,7 +63,7 @@ class ProbeResult:
     examples: int
     classes: int
     folds: tuple[str, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[ScoreRow, ...]
     from_cache: bool
     notes: tuple[str, ...] = ()
 
@@ -97,21 +98,22 @@ def probe(
     layer: str = "last",
     out: Path | None = None,
     source: str = "",
-    shown: Shown | None = None,
-    strengths: Sequence[float] | None = None,
+    progress_bar: ProgressBars | None = None,
+    c_values: Sequence[float] | None = None,
 ) -> ProbeResult:
-    """Score a frozen model's features on a labelled data set, beside log-mel statistics.
+    """Score a frozen model's features on a labelled data set, next to log-mel statistics.
 
     ``name`` is a layout or a recipe file, ``root`` the data set's folder, ``layer`` a number from 1, ``last`` or
     ``all``. Into ``out`` go the features, for the next time, results.json and, for several layers, layers.png.
-    ``source`` is the model's name in the report; ``shown(label)`` opens what shows the progress of a stage.
-    ``strengths`` are the values of C that the regression may choose from, None for the usual ones.
+    ``source`` is the model's name in the report; ``progress_bar(label)`` opens
+    the progress bar of a stage.
+    ``c_values`` are the values of C that the regression may choose from, None for the usual ones.
 
     Raises ``DataError``, ``AudioError``, ``ConfigError``, and ``SsambaError`` when ``out`` cannot be written.
     """
-    strengths = sorted(STRENGTHS if strengths is None else strengths)
-    if not strengths or not all(0 < c < math.inf for c in strengths):
-        raise ConfigError(f"C {', '.join(f'{c:g}' for c in strengths)}: give numbers above 0")
+    c_values = sorted(C_VALUES if c_values is None else c_values)
+    if not c_values or not all(0 < c < math.inf for c in c_values):
+        raise ConfigError(f"C {', '.join(f'{c:g}' for c in c_values)}: give numbers above 0")
     layers = choose_layers(layer, model)
     data = read_layout(layout_of(name), root)
     examples = all_examples(data)
@@ -121,11 +123,11 @@ def probe(
         make_folder(out)
         if len(layers) > 1:
             require_matplotlib(out / PICTURE_FILE)
-    shown = shown or _unseen
-    with shown("features") as progress:
+    progress_bar = progress_bar or _no_bar
+    with progress_bar("features") as progress:
         found, cached = cached_features(out, data.layout, examples, model, layers, progress)
-    with shown("scoring") as progress:
-        rows = _score_all(found, layers, targets, parts, data.multi_label, strengths, progress)
+    with progress_bar("scoring") as progress:
+        rows = _score_all(found, layers, targets, parts, data.multi_label, c_values, progress)
     result = ProbeResult(
         data.layout,
         source,
@@ -138,7 +140,7 @@ def probe(
         data.notes,
     )
     if out is not None:
-        write_text(out / RESULTS_FILE, json.dumps(as_dict(result), indent=2, ensure_ascii=False) + "\n")
+        write_text(out / PROBE_FILE, json.dumps(as_dict(result), indent=2, ensure_ascii=False) + "\n")
         if len(layers) > 1:
             draw(result, out / PICTURE_FILE)
     return result
@@ -150,19 +152,19 @@ def _score_all(
     targets: Tensor,
     parts: list[Division],
     multi_label: bool,
-    strengths: Sequence[float],
+    c_values: Sequence[float],
     progress: Progress,
-) -> list[Row]:
-    kinds: list[tuple[int | None, str, Tensor]] = [(None, BOTH, found[LOG_MEL])]
+) -> list[ScoreRow]:
+    kinds: list[tuple[int | None, str, Tensor]] = [(None, MEAN_STD, found[LOG_MEL])]
     for number in layers:
         both = found[layer_name(number)]
-        kinds += [(number, MEAN, both[:, : both.shape[1] // 2]), (number, BOTH, both)]
+        kinds += [(number, MEAN, both[:, : both.shape[1] // 2]), (number, MEAN_STD, both)]
         if (rows := found.get(rows_name(number))) is not None:
-            kinds.append((number, ROWS, rows))
-    scored: list[Row] = []
+            kinds.append((number, ROW_MEAN_STD, rows))
+    scored: list[ScoreRow] = []
     for i, (layer, pooling, x) in enumerate(kinds):
-        scores = {m.name: evaluate(x, targets, parts, m, multi_label) for m in methods(multi_label, strengths)}
-        scored.append(Row(layer, pooling, x.shape[1], scores))
+        scores = {m.name: evaluate(x, targets, parts, m, multi_label) for m in methods(multi_label, c_values)}
+        scored.append(ScoreRow(layer, pooling, x.shape[1], scores))
         progress(i + 1, len(kinds), scored[-1].name)
     return scored
 
@@ -198,7 +200,7 @@ def as_dict(result: ProbeResult) -> dict[str, Any]:
     }
 
 
-def as_markdown(result: ProbeResult) -> str:
+def probe_table(result: ProbeResult) -> str:
     """The table, with a line above that says what was measured."""
     folds = f"mean and deviation over {len(result.folds)} folds" if len(result.folds) > 1 else "on the test split"
     names = list(result.rows[0].scores)
@@ -224,7 +226,7 @@ def draw(result: ProbeResult, out: Path) -> None:
     """Score against layer, with log-mel's as a level line, to ``out`` (.png)."""
     series = {}
     for name in result.rows[0].scores:
-        for pooling in (MEAN, BOTH):
+        for pooling in (MEAN, MEAN_STD):
             rows = [row for row in result.rows if row.layer is not None and row.pooling == pooling]
             series[f"{name}, {pooling}"] = [(float(row.layer or 0), row.scores[name].mean) for row in rows]
     levels = {f"log-mel, {name}": score.mean for name, score in result.rows[0].scores.items()}

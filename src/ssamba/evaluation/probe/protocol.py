@@ -1,4 +1,4 @@
-"""Who is fitted on whom: the data set's own division, with settings chosen away from the test set."""
+"""Cross-validation splits for the probe: the data set's division, with settings chosen without the test set."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ssamba.data.examples import INNER_PARTS, Example, LabelledData, fifths
-from ssamba.evaluation.logistic_regression import STRENGTHS, fit_linear
-from ssamba.evaluation.probe.knn_scores import NEIGHBOURS, neighbour_scores
+from ssamba.data.examples import INNER_PARTS, Example, LabelledData, inner_fold_index
+from ssamba.evaluation.knn import NEIGHBOURS, neighbour_scores
+from ssamba.evaluation.logistic_regression import C_VALUES, fit_linear
 from ssamba.evaluation.probe.scoring import metric_of
 from ssamba.utils.errors import DataError
 
@@ -69,7 +69,7 @@ def divisions(data: LabelledData, examples: Sequence[Example]) -> list[Division]
             held = [numbers(other.test) for other in data.folds if other is not fold]
             choose = [_hold_out(train, torch.isin(train, part)) for part in held]
         else:
-            inner = torch.tensor(fifths(fold.train))
+            inner = torch.tensor(inner_fold_index(fold.train))
             choose = [_hold_out(train, inner == part) for part in range(INNER_PARTS)]
         choose = [pair for pair in choose if all(map(len, pair))]
         out.append(Division(fold.name, torch.cat([train, validation]), test, tuple(choose)))
@@ -93,8 +93,8 @@ class Method:
     scores: Callable[[Tensor, Tensor, Tensor, Sequence[float]], list[Tensor]]
 
 
-def methods(multi_label: bool, strengths: Sequence[float] = STRENGTHS) -> tuple[Method, ...]:
-    """Logistic regression, with ``strengths`` as values of C to choose from, and nearest neighbours."""
+def methods(multi_label: bool, c_values: Sequence[float] = C_VALUES) -> tuple[Method, ...]:
+    """Logistic regression, with ``c_values`` as values of C to choose from, and nearest neighbours."""
 
     def linear(train: Tensor, targets: Tensor, test: Tensor, settings: Sequence[float]) -> list[Tensor]:
         return [model.scores(test) for model in fit_linear(train, targets, settings, multi_label)]
@@ -102,7 +102,7 @@ def methods(multi_label: bool, strengths: Sequence[float] = STRENGTHS) -> tuple[
     def nearest(train: Tensor, targets: Tensor, test: Tensor, settings: Sequence[float]) -> list[Tensor]:
         return neighbour_scores(train, targets, test, [int(k) for k in settings])
 
-    return (Method("linear", "C", tuple(strengths), linear), Method("nearest neighbours", "k", NEIGHBOURS, nearest))
+    return (Method("linear", "C", tuple(c_values), linear), Method("nearest neighbours", "k", NEIGHBOURS, nearest))
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def _choose(
     """The best setting of each division."""
     if len(method.settings) == 1:
         return [method.settings[0]] * len(parts)
-    # In cross-validation the fold held out and the one tested on may change places: one fit serves both.
+    # In cross-validation the fold held out and the one tested on may be exchanged: one fit serves both.
     jobs: dict[tuple[int, ...], list[tuple[int, Tensor]]] = {}
     for number, part in enumerate(parts):
         for train, held in part.choose:
@@ -153,6 +153,6 @@ def _choose(
         index = torch.tensor(numbers)
         held_out = torch.cat([held for _, held in uses])
         for i, scores in enumerate(method.scores(x[index], targets[index], x[held_out], method.settings)):
-            for (number, held), own in zip(uses, scores.split([len(h) for _, h in uses]), strict=True):
-                totals[number][i] += metric(own, targets[held])
+            for (number, held), part in zip(uses, scores.split([len(h) for _, h in uses]), strict=True):
+                totals[number][i] += metric(part, targets[held])
     return [method.settings[t.index(max(t))] for t in totals]

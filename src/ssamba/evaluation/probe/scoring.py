@@ -1,4 +1,4 @@
-"""How answers are scored."""
+"""Metrics of the probe."""
 
 from __future__ import annotations
 

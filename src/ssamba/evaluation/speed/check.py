@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssamba.inference.model import Encoder
-from ssamba.models.bimamba import BlockPair
+from ssamba.models.bimamba import MambaPair
 from ssamba.models.ssamba import SSAMBA
 from ssamba.models.ssast import SSAST, Attention, Block
 from ssamba.ops.mamba import naive
 
-CHUNK, QUERIES = 512, 512
+SCAN_CHUNK, QUERIES = 512, 512
 
 
 @torch.no_grad()
@@ -47,16 +47,16 @@ def _attention(attention: Attention, x_BLd: Tensor) -> Tensor:
 
 
 def _ssamba(model: SSAMBA, tokens: Tensor) -> Tensor:
-    """The chain as the reference describes it: every block with its own residual, summed after each pair."""
+    """The chain as the reference describes it: every block with a residual stream, summed after each pair."""
     x, residual = tokens, torch.zeros_like(tokens)
     for pair in model.pairs:
-        assert isinstance(pair, BlockPair)
+        assert isinstance(pair, MambaPair)
         joined = residual + x
         x, residual = _mixers(pair, joined), 2 * joined
     return model.norm(model.norm(residual + x))
 
 
-def _mixers(pair: BlockPair, joined: Tensor) -> Tensor:
+def _mixers(pair: MambaPair, joined: Tensor) -> Tensor:
     total = torch.zeros_like(joined)
     for k in range(pair.norm_weight_Kd.shape[0]):
         normal = F.layer_norm(joined, joined.shape[-1:], pair.norm_weight_Kd[k], pair.norm_bias_Kd[k], 1e-5)
@@ -68,7 +68,7 @@ def _mixers(pair: BlockPair, joined: Tensor) -> Tensor:
     return total
 
 
-def _one_direction(pair: BlockPair, r: int, k: int, x_BLE: Tensor) -> Tensor:
+def _one_direction(pair: MambaPair, r: int, k: int, x_BLE: Tensor) -> Tensor:
     """Convolution, projections and scan of one direction of one block, the scan by chunks of time."""
     weight, bias = pair.conv_weight_RKEW[r, k], pair.conv_bias_RKE[r, k]
     x_BLE = x_BLE if r == 0 else x_BLE.flip(1)
@@ -79,8 +79,8 @@ def _one_direction(pair: BlockPair, r: int, k: int, x_BLE: Tensor) -> Tensor:
     A_EN = -torch.exp(pair.A_log_RKEN[r, k])
     h_BEN = torch.zeros(x_BLE.shape[0], *A_EN.shape, device=x_BLE.device)
     parts = []
-    for start in range(0, x_BLE.shape[1], CHUNK):
-        cut = slice(start, start + CHUNK)
+    for start in range(0, x_BLE.shape[1], SCAN_CHUNK):
+        cut = slice(start, start + SCAN_CHUNK)
         decay = torch.exp(delta_BLE[:, cut, :, None] * A_EN)
         drive = (delta_BLE[:, cut] * u_BLE[:, cut])[..., None] * B_BLN[:, cut, None]
         states_BTEN = _unroll(decay, drive, h_BEN)

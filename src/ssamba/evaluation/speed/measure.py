@@ -1,7 +1,7 @@
 """Time and peak memory of one encoder at one length, after its output has been checked; out of memory is a result.
 
 On a GPU a pass is timed as a CUDA graph, for both kinds of encoder alike, and its memory is what the allocator held at
-most beyond weights and input. On a CPU each case runs in a process of its own, whose peak of resident memory is read
+most beyond weights and input. On a CPU each case runs in a separate process, whose peak of resident memory is read
 from the operating system, with a limit on what it may take.
 """
 
@@ -24,15 +24,18 @@ from torch import Tensor
 
 from ssamba.evaluation.speed.check import expected_tokens, relative_error
 from ssamba.inference.model import KINDS, SSAMBA, SSAST, Encoder
-from ssamba.models.bimamba import BlockPair
+from ssamba.models.bimamba import MambaPair
 from ssamba.models.config import WIDTHS, Config
 from ssamba.utils.errors import ConfigError
 
 MODELS = ("ssamba", "ssast", "ssast-written-out")
 """The last is SSAST with the attention matrix in memory: what the paper compares with."""
-ROWS = 8
-"""Patches along frequency: 128 mel bins, 16 x 16 patches."""
-TOKENS = {"cuda": (512, 1024, 2048, 4096, 8192, 16384, 22016, 32768, 49152, 75008), "cpu": (512, 1024, 2048, 4096)}
+FREQUENCY_ROWS = Config().grid[0]
+"""Patches along frequency of the models that are measured."""
+DEFAULT_TOKENS = {
+    "cuda": (512, 1024, 2048, 4096, 8192, 16384, 22016, 32768, 49152, 75008),
+    "cpu": (512, 1024, 2048, 4096),
+}
 BATCH = {"cuda": 4, "cpu": 1}
 SIZES = {"cuda": ("tiny", "small", "base"), "cpu": ("tiny",)}
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 4e-2, torch.float16: 1e-2}
@@ -45,7 +48,7 @@ OUT_SCALE, STATE_SCALE = 100.0, 4.0
 
 @dataclass(frozen=True)
 class Case:
-    """One point of the figures: ``tokens`` patches, without the tokens in front."""
+    """One point of the figures: ``tokens`` patches, without the prefix tokens."""
 
     size: str
     model: str
@@ -89,12 +92,12 @@ class Settings:
         full = replace(
             self,
             sizes=self.sizes or SIZES[kind],
-            tokens=tuple(sorted(self.tokens or TOKENS[kind])),
+            tokens=tuple(sorted(self.tokens or DEFAULT_TOKENS[kind])),
             batch=self.batch or BATCH[kind],
         )
         for tokens in full.tokens:
-            if tokens < ROWS or tokens % ROWS:
-                raise ConfigError(f"tokens: {tokens}, give multiples of {ROWS} (patches along frequency)")
+            if tokens < FREQUENCY_ROWS or tokens % FREQUENCY_ROWS:
+                raise ConfigError(f"tokens: {tokens}, give multiples of {FREQUENCY_ROWS} (patches along frequency)")
         for name, known in (("sizes", WIDTHS), ("models", MODELS)):
             for value in getattr(full, name):
                 if value not in known:
@@ -142,8 +145,8 @@ def _guarded(case: Case, settings: Settings) -> Result:
 
 
 def make_model(case: Case, settings: Settings) -> tuple[Encoder, Tensor]:
-    """The case's encoder with random weights in float32, and random features (B, frames, 128) on the device."""
-    frames = case.tokens // ROWS * 16
+    """The case's encoder with random weights in float32, and random features (B, frames, mel_bins) on the device."""
+    frames = case.tokens // FREQUENCY_ROWS * Config().patch_time
     config = Config(encoder=case.model.split("-")[0], width=WIDTHS[case.size], frames=frames)
     model = KINDS[config.encoder](config, generator=torch.Generator().manual_seed(1)).to(settings.device).eval()
     if isinstance(model, SSAMBA):
@@ -156,14 +159,14 @@ def make_model(case: Case, settings: Settings) -> tuple[Encoder, Tensor]:
 
 @torch.no_grad()
 def _weigh_alike(model: SSAMBA) -> None:
-    """Let every pair count in the output: fresh ones hardly do beside a residual stream that doubles at each pair.
+    """Let every pair contribute to the output: new ones hardly do, since the residual stream doubles at each pair.
 
     Otherwise a wrong mixer would pass the check.
     """
     for i, pair in enumerate(model.pairs):
-        assert isinstance(pair, BlockPair)
+        assert isinstance(pair, MambaPair)
         pair.out_proj_dKE.mul_(OUT_SCALE * 2**i)
-        pair.x_proj_RKPE.mul_(STATE_SCALE)  # and the states beside the skip
+        pair.x_proj_RKPE.mul_(STATE_SCALE)  # and the states, relative to the skip
         pair.D_RKE.div_(STATE_SCALE)
 
 

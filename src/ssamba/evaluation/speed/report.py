@@ -17,7 +17,7 @@ from ssamba.utils.atomic_write import make_folder, write_text
 from ssamba.utils.plots import BenchLine, bench_picture
 
 NAMES = {"ssamba": "SSAMBA", "ssast": "SSAST, fused attention", "ssast-written-out": "SSAST, attention written out"}
-CSV_FILE, TABLE_FILE, TIME_FILE, MEMORY_FILE = "bench.csv", "bench.md", "time.png", "memory.png"
+CSV_FILE, SPEED_TABLE_FILE, TIME_FILE, MEMORY_FILE = "bench.csv", "bench.md", "time.png", "memory.png"
 PAPER_TOKENS = 22016
 """The length at which the paper states its percentages."""
 
@@ -26,8 +26,8 @@ def write_report(folder: Path, results: Sequence[Result], settings: Settings, pi
     """Write bench.csv, bench.md and, with ``pictures``, time.png and memory.png; returns their paths."""
     make_folder(folder)
     write_text(folder / CSV_FILE, _csv(results, settings))
-    write_text(folder / TABLE_FILE, as_markdown(results, settings))
-    written = [folder / CSV_FILE, folder / TABLE_FILE]
+    write_text(folder / SPEED_TABLE_FILE, speed_table(results, settings))
+    written = [folder / CSV_FILE, folder / SPEED_TABLE_FILE]
     if pictures:
         title = f"Inference, batch {settings.filled().batch}, {_dtype(settings)}, {device_name(settings.device)}"
         for name, value, label in (
@@ -82,7 +82,7 @@ def _lines(results: Sequence[Result], value: str) -> dict[str, list[BenchLine]]:
     return found
 
 
-def as_markdown(results: Sequence[Result], settings: Settings) -> str:
+def speed_table(results: Sequence[Result], settings: Settings) -> str:
     """Tables of all sizes, with what the comparison at 22,016 tokens (or the longest) and the crossover say."""
     full = settings.filled()
     lines = [

@@ -15,7 +15,7 @@ from onnx import GraphProto
 
 from ssamba.inference.onnx.graph import Graph, Shape, Value
 from ssamba.inference.onnx.weights import Weights
-from ssamba.models.bimamba import BLOCKS, NORM_EPS
+from ssamba.models.block_pair import BLOCKS, NORM_EPS
 from ssamba.models.config import Config
 from ssamba.models.encoder import Encoder
 

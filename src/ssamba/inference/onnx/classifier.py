@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from onnx import TensorProto
 
-from ssamba.audio import log_mel
 from ssamba.inference.onnx.encoder import Tokens
 from ssamba.inference.onnx.graph import Graph, Value
 from ssamba.inference.onnx.weights import Weights
@@ -62,8 +61,8 @@ def _second_means(graph: Graph, grid_BFTd: Value, columns: Value, config: Config
     # In float64, as ``seconds_of_columns``: a centre on a border falls on the same side.
     n = graph("Squeeze", columns, graph.integers(0))
     index = graph("Cast", graph("Range", graph.integer(0), n, graph.integer(1)), to=TensorProto.DOUBLE)
-    first = graph.double(log_mel.seconds_of_frame((config.patch_time - 1) / 2))
-    step = graph.double(config.stride_time * log_mel.FRAME_SHIFT / log_mel.SAMPLE_RATE)
+    first = graph.double(config.front_end.seconds_of_frame((config.patch_time - 1) / 2))
+    step = graph.double(config.front_end.seconds_between(config.stride_time))
     second_T = graph("Cast", graph("Add", first, graph("Mul", step, index)), to=TensorProto.INT64)
     count = graph("Add", graph("ReduceMax", second_T, keepdims=0), graph.integer(1))
     seconds_S1 = graph("Unsqueeze", graph("Range", graph.integer(0), count, graph.integer(1)), graph.integers(1))

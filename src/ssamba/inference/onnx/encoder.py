@@ -10,7 +10,10 @@ from ssamba.inference.onnx import bimamba, transformer
 from ssamba.inference.onnx.graph import Graph, Value
 from ssamba.inference.onnx.weights import Weights
 from ssamba.models.encoder import Encoder
-from ssamba.models.ssamba import SSAMBA
+from ssamba.utils.errors import ConfigError
+
+CHAINS = {"ssamba": bimamba.add_chain, "ssast": transformer.add_chain}
+"""The blocks and the final norm of each value of ``Config.encoder``."""
 
 
 @dataclass(frozen=True)
@@ -24,10 +27,11 @@ class Tokens:
 
 def add_encoder(graph: Graph, model: Encoder, weights: Weights, features: Value) -> Tokens:
     """Normalised log-mel (B, frames, mel_bins) -> tokens (B, prefix + F*T, d), as ``Encoder.encode``."""
+    if model.config.encoder not in CHAINS:
+        raise ConfigError(f"encoder {model.config.encoder}: has no ONNX form; export one of {', '.join(CHAINS)}")
     batch = graph("Shape", features, start=0, end=1)
     tokens_BLd, columns = _patches(graph, model, weights, features, batch)
-    chain = bimamba if isinstance(model, SSAMBA) else transformer
-    tokens_BLd = chain.add_chain(graph, model, weights, tokens_BLd, batch)
+    tokens_BLd = CHAINS[model.config.encoder](graph, model, weights, tokens_BLd, batch)
     graph.scope = ""
     return Tokens(tokens_BLd, batch, columns)
 

@@ -14,12 +14,11 @@ import torch
 from torch import Tensor
 
 from ssamba.audio import log_mel
-from ssamba.data.synthetic.generate import CLASS_NAMES, synthesise
 from ssamba.inference.load import load
 from ssamba.models import encoder
-from ssamba.models.pretrained.load import Source
+from ssamba.models.pretrained.load import ModelSource
 from ssamba.models.pretrained.weights import DEFAULT
-from ssamba.utils.atomic_write import beside
+from ssamba.utils.atomic_write import atomic_write
 from ssamba.utils.errors import ConfigError, SsambaError
 from ssamba.utils.suggest import nearest
 
@@ -53,7 +52,7 @@ class OnnxFile:
 
 
 def export_onnx(
-    model: encoder.Encoder | Source | None,
+    model: encoder.Encoder | ModelSource | None,
     path: str | os.PathLike[str],
     output: str = "tokens",
     input: str = "waveform",
@@ -67,7 +66,7 @@ def export_onnx(
         output: ``tokens`` (batch, prefix + rows x columns, width), as ``encode``; ``clip`` (batch, width), the mean of
             the patch tokens, as ``embed(..., whole=True).clip``; ``logits`` (batch, classes), or (batch, seconds,
             classes) of a model that labels each second, before softmax or sigmoid.
-        input: ``waveform`` (batch, samples) float32 at 16 kHz, at least 400 samples, or ``features`` (batch, frames,
+        input: ``waveform`` (batch, samples) float32 at the model's rate, 25 ms or more, or ``features`` (batch, frames,
             mel_bins), normalised log-mel as of ``ssamba.features``. From a waveform the last patch column is padded as
             ``embed`` does; for logits the padding goes up to the model's length, as ``predict`` does.
         weights: ``fp32``, ``fp16`` or ``int8``: how they are stored. All are computed with in float32.
@@ -93,7 +92,7 @@ def export_onnx(
     proto = build(model, output, input, weights)
     errors = {} if weights == "fp32" else rounding_errors(model, weights)
     data = proto.SerializeToString()
-    with beside(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_bytes(data)
     return OnnxFile(path, len(data), count_nodes(proto), errors)
 
@@ -171,14 +170,17 @@ def rounding_errors(model: encoder.Encoder, weights: str) -> dict[str, float]:
     from ssamba.inference.onnx.weights import rounded
 
     config = model.config
-    logs = log_mel.log_mel(log_mel.to_waveform(made_up_sound())[None], config.mel_bins)
-    features = log_mel.normalise(log_mel.fit_length(logs, config.frames), config.mean, config.std)
+    waveform = log_mel.to_waveform(made_up_sound(), model_rate=config.sample_rate)
+    logs = log_mel.fit_length(log_mel.filter_bank(waveform[None], config.front_end), config.frames)
+    features = config.front_end.normalise(logs)
     wanted, found = (_outputs(rounded(model, kind), features) for kind in ("fp32", weights))
     return {name: float((found[name] - wanted[name]).norm() / wanted[name].norm()) for name in wanted}
 
 
 def made_up_sound() -> np.ndarray:
     """A few made-up sounds one after the other, 10 s at 16 kHz, int16: the same always."""
+    from ssamba.data.synthetic.generate import CLASS_NAMES, synthesise
+
     classes = CLASS_NAMES[:: len(CLASS_NAMES) // TEST_SOUNDS][:TEST_SOUNDS]
     return np.concatenate([synthesise(name, TEST_SECONDS / TEST_SOUNDS) for name in classes])
 

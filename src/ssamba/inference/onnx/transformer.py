@@ -7,7 +7,7 @@ import math
 from ssamba.inference.onnx.graph import Graph, Value
 from ssamba.inference.onnx.weights import Weights
 from ssamba.models.encoder import Encoder
-from ssamba.models.ssast import NORM_EPS
+from ssamba.models.ssast import BLOCK_NORM_EPS
 
 
 def add_chain(graph: Graph, model: Encoder, weights: Weights, tokens_BLd: Value, batch: Value) -> Value:
@@ -17,7 +17,7 @@ def add_chain(graph: Graph, model: Encoder, weights: Weights, tokens_BLd: Value,
 
     def norm(x_Td: Value, name: str) -> Value:
         scale, shift = weights.add(graph, f"{name}.weight"), weights.add(graph, f"{name}.bias")
-        return graph("LayerNormalization", x_Td, scale, shift, axis=-1, epsilon=NORM_EPS)
+        return graph("LayerNormalization", x_Td, scale, shift, axis=-1, epsilon=BLOCK_NORM_EPS)
 
     def linear(x_Tx: Value, name: str) -> Value:
         return graph.linear(x_Tx, weights.add(graph, f"{name}.weight"), weights.add(graph, f"{name}.bias"))

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from ssamba.audio import log_mel
-from ssamba.audio.constants import SAMPLE_RATE
+from ssamba.audio.front_end import FrontEnd
 from ssamba.models.config import Config
 from ssamba.models.encoder import Encoder
-from ssamba.models.pretrained.load import Source, locate, read_source
+from ssamba.models.pretrained.load import ModelSource, locate, read_model_source
 from ssamba.models.pretrained.model_dir import EXTRAS, WEIGHTS_FILE, build, read_model, save_config, save_tensors
 from ssamba.models.pretrained.official import PREFIX, doubling, from_official, to_official
-from ssamba.utils.atomic_write import beside, explain, make_folder
+from ssamba.utils.atomic_write import atomic_write, explain, make_folder
 from ssamba.utils.errors import CheckpointError, ConfigError, SsambaError
 
 FILES = (".pth", ".pt", ".safetensors")
@@ -32,7 +32,9 @@ UNSTORED = ("mean", "std", "drop_path")
 """Values of the configuration that an official file has no place for; readers assume the reference's."""
 
 
-def convert(source: Source | None, dest: Path, half: bool = False, attention_heads: int | None = None) -> list[str]:
+def convert(
+    source: ModelSource | None, dest: Path, half: bool = False, attention_heads: int | None = None
+) -> list[str]:
     """Convert an official `.pth` to a new model directory, or a directory to a new official `.pth`.
 
     With ``half`` either becomes a new model directory in fp16. ``attention_heads`` is for an official SSAST of another
@@ -58,8 +60,8 @@ def convert(source: Source | None, dest: Path, half: bool = False, attention_hea
     return _to_directory(source, dest, attention_heads)
 
 
-def _to_directory(source: Source | None, dest: Path, attention_heads: int | None) -> list[str]:
-    description, tensors = read_source(source, attention_heads)
+def _to_directory(source: ModelSource | None, dest: Path, attention_heads: int | None) -> list[str]:
+    description, tensors = read_model_source(source, attention_heads)
     heads = description.heads
     with _new_directory(dest) as folder:
         save_config(folder, description)
@@ -67,9 +69,9 @@ def _to_directory(source: Source | None, dest: Path, attention_heads: int | None
     return [f"{dest}: {len(tensors)} tensors {'with' if heads else 'without'} pretraining heads"]
 
 
-def _to_half(source: Source | None, dest: Path, attention_heads: int | None) -> list[str]:
+def _to_half(source: ModelSource | None, dest: Path, attention_heads: int | None) -> list[str]:
     """Everything that the model uses in fp16: its encoder, its pretraining heads or its classifier."""
-    description, tensors = read_source(source, attention_heads)
+    description, tensors = read_model_source(source, attention_heads)
     used = {k: v for k, v in tensors.items() if not k.startswith(EXTRAS)}
     halved = {k: v.to(HALF) for k, v in used.items()}
     lost = [k for k, v in halved.items() if not torch.isfinite(v).all()]
@@ -89,15 +91,17 @@ def _to_half(source: Source | None, dest: Path, attention_heads: int | None) -> 
 def _clip_embedding(model: Encoder) -> Tensor:
     """Mean patch token (1, d) of the test sound, cut to the model's grid."""
     config = model.config
-    features = log_mel.features(_test_sound(), mean=config.mean, std=config.std)[:, : config.frames]
+    front_end = config.front_end
+    log_mels = log_mel.filter_bank(_test_sound(front_end), front_end)[: config.frames]
+    features = front_end.normalise(log_mels)[None]
     return model.encode(features)[:, model.prefix_tokens :].mean(dim=1)
 
 
-def _test_sound() -> Tensor:
-    """Ten seconds at 16 kHz: a tone that rises through the whole band, in noise."""
-    t = torch.arange(10 * SAMPLE_RATE) / SAMPLE_RATE
+def _test_sound(front_end: FrontEnd) -> Tensor:
+    """Ten seconds: a tone that rises through the whole band, in noise."""
+    t = torch.arange(10 * front_end.sample_rate) / front_end.sample_rate
     noise = torch.randn(t.shape, generator=torch.Generator().manual_seed(0))
-    return 0.2 * torch.sin(2 * torch.pi * 400 * t.square()) + 0.02 * noise
+    return 0.2 * torch.sin(2 * torch.pi * (front_end.nyquist / 20) * t.square()) + 0.02 * noise
 
 
 @contextlib.contextmanager
@@ -147,7 +151,7 @@ def _to_file(path: Path, dest: Path) -> list[str]:
     if set(lost) - set(UNSTORED):
         names = ", ".join(sorted(set(lost) - set(UNSTORED)))
         raise CheckpointError(f"{path}: the official form has no place for this model's {names}; no file was written")
-    with beside(dest) as temporary:
+    with atomic_write(dest) as temporary:
         try:
             torch.save(state, temporary)
         except RuntimeError as error:  # how torch's archive writer reports a full disk

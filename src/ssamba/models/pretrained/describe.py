@@ -6,27 +6,28 @@ import json
 import math
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
-from ssamba.audio import log_mel
+from ssamba.audio.front_end import PUBLISHED
 from ssamba.data.manifest import read_sources
-from ssamba.data.scan import Progress, SkipList
+from ssamba.data.scan import CountProgress, SkipList
 from ssamba.data.statistics import compute_statistics
 from ssamba.models.config import ENCODERS, WIDTHS
 from ssamba.models.patches import covered_frames
-from ssamba.models.pretrained.load import Source, locate, read_source
-from ssamba.models.pretrained.model_dir import EXTRAS, WEIGHTS_FILE, Description, read_config
-from ssamba.utils.errors import CheckpointError
+from ssamba.models.pretrained.load import ModelSource, locate, read_model_source
+from ssamba.models.pretrained.model_dir import (
+    EXTRAS,
+    RESULTS_FILE,
+    SUMMARY_FILE,
+    WEIGHTS_FILE,
+    Description,
+    read_config,
+    read_shapes,
+)
 from ssamba.utils.json_file import read_json
 
-STATE_FILE = "state.json"
-RESULTS_FILE = "results.json"
 
-
-def describe(source: Source | None = None) -> dict[str, Any]:
+def describe(source: ModelSource | None = None) -> dict[str, Any]:
     """Sizes, front end and, for a run, its training state or what it reached.
 
     Of a directory only headers are read, not the weights. ``source`` as for
@@ -35,30 +36,19 @@ def describe(source: Source | None = None) -> dict[str, Any]:
     path = locate(source)
     if path.is_dir():
         description = read_config(path)
-        shapes = _header(path / WEIGHTS_FILE)
-        kind = "run" if (path / STATE_FILE).exists() else "model directory"
+        shapes = read_shapes(path / WEIGHTS_FILE)
+        kind = "run" if (path / SUMMARY_FILE).exists() else "model directory"
         kind = "fine-tuned run" if (path / RESULTS_FILE).exists() else kind
     else:
-        description, tensors = read_source(source)
+        description, tensors = read_model_source(source)
         shapes = {k: tuple(v.shape) for k, v in tensors.items()}
         kind = "official checkpoint"
     facts: dict[str, Any] = {"source": str(path), "kind": kind, **_model_facts(description, shapes)}
     if kind == "run":
-        facts["training"] = read_json(path / STATE_FILE)
+        facts["training"] = read_json(path / SUMMARY_FILE)
     if kind == "fine-tuned run":
         facts["results"] = read_json(path / RESULTS_FILE)
     return facts
-
-
-def _header(path: Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a safetensors file."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 (no mapping)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: is missing") from None
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: is damaged or no safetensors file ({error})") from None
 
 
 def _model_facts(description: Description, shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
@@ -83,7 +73,7 @@ def _model_facts(description: Description, shapes: dict[str, tuple[int, ...]]) -
         "heads": description.heads,
         "classification": None if task is None else task.to_dict(),
         "grid": {"frequency": rows, "time": columns, "patches": rows * columns},
-        "seconds": log_mel.samples_of_frames(covered_frames(columns, config)) / log_mel.SAMPLE_RATE,
+        "seconds": config.front_end.seconds_of_frames(covered_frames(columns, config)),
         "config": config.to_dict(),
     }
 
@@ -163,7 +153,7 @@ def _number(value: Any) -> str:
 
 
 def data_statistics(
-    data: Sequence[str], progress: Progress | None = None
+    data: Sequence[str], progress: CountProgress | None = None
 ) -> tuple[dict[str, Any], list[tuple[str, str]]]:
     """Log-mel mean and deviation over whole files, and (path, reason) of those that cannot be read.
 
@@ -171,7 +161,7 @@ def data_statistics(
     """
     skip = SkipList()
     measured = compute_statistics(
-        read_sources(data), log_mel.log_mel, threads=min(8, os.cpu_count() or 1), skip=skip, progress=progress
+        read_sources(data), PUBLISHED, threads=min(8, os.cpu_count() or 1), skip=skip, progress=progress
     )
     facts = {"mean": measured.mean, "std": measured.std, "files": measured.clips, "frames": measured.frames}
     return facts, list(skip.reasons.items())
@@ -179,5 +169,5 @@ def data_statistics(
 
 def statistics_line(facts: dict[str, Any]) -> str:
     """One line: mean, deviation, and over how much they were measured."""
-    hours = facts["frames"] / 100 / 3600
+    hours = facts["frames"] / PUBLISHED.frames_per_second / 3600
     return f"mean {facts['mean']:.7g} std {facts['std']:.7g} ({facts['files']} files, {hours:.2f} h)"

@@ -17,7 +17,7 @@ from ssamba.models.pretrained.weights import DEFAULT, SHIPPED, shipped_folder
 from ssamba.utils.errors import CheckpointError, ConfigError
 from ssamba.utils.suggest import nearest
 
-Source = str | os.PathLike[str]
+ModelSource = str | os.PathLike[str]
 SHAPE = ("encoder", "size", "width", "depth", "directions", "residual_scale")
 LONGEST_NAME = 60
 """Nothing longer is compared with the names of models."""
@@ -28,7 +28,7 @@ def model_names() -> list[str]:
     return [*SHIPPED, *hub.OFFICIAL]
 
 
-def locate(source: Source | None = None) -> Path:
+def locate(source: ModelSource | None = None) -> Path:
     """Where a model lies: a path as it is, a name's folder or (downloaded) file, and for None the shipped default.
 
     Raises ``ConfigError`` for a name that a directory here has too, ``CheckpointError`` for what is neither name nor
@@ -54,8 +54,8 @@ def _instead(name: str) -> str:
     return f"{near or ', and no model of that name.'} Models are named {', '.join(model_names())}"
 
 
-def read_source(
-    source: Source | None = None, attention_heads: int | None = None
+def read_model_source(
+    source: ModelSource | None = None, attention_heads: int | None = None
 ) -> tuple[Description, dict[str, Tensor]]:
     """Description and tensors of a model's name, of a run or model directory or of an official `.pth`.
 
@@ -85,17 +85,17 @@ def _read_official(path: Path, attention_heads: int | None) -> tuple[Description
     return Description(config, any(k.startswith("heads.") for k in tensors)), tensors | extras
 
 
-def check_shape(source: Source | None, given: Mapping[str, Any]) -> None:
+def check_shape(source: ModelSource | None, given: Mapping[str, Any]) -> None:
     """Refuse values of an encoder's shape that a user gave beside a source of another: the source's would be taken.
 
     ``given`` may hold what ``SHAPE`` names, as recipes do; 0 says nothing. Without a source all may be given. Raises
-    ``ConfigError``, and as ``read_source``.
+    ``ConfigError``, and as ``read_model_source``.
     """
     wanted = {name: given[name] for name in SHAPE if given.get(name)}
     if source is None or not wanted:
         return
     path = locate(source)
-    config = (read_config(path) if path.is_dir() else read_source(source)[0]).config
+    config = (read_config(path) if path.is_dir() else read_model_source(source)[0]).config
     sizes = {width: size for size, width in WIDTHS.items()}
     for name, value in wanted.items():
         own = sizes.get(config.width, f"width {config.width}") if name == "size" else getattr(config, name)

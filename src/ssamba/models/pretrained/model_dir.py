@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -16,32 +17,47 @@ from ssamba.models.classifier import Classification
 from ssamba.models.config import ENCODERS, FORMAT, Config
 from ssamba.models.encoder import Encoder
 from ssamba.models.registry import KINDS, Kind, make_encoder
-from ssamba.utils.atomic_write import beside, write_text
+from ssamba.utils.atomic_write import atomic_write, write_text
 from ssamba.utils.errors import CheckpointError
 from ssamba.utils.json_file import read_json
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+SUMMARY_FILE, RESULTS_FILE = "state.json", "results.json"
+"""What a pretraining run and a finished fine-tuning run have beside these."""
 EXTRAS = "extras."
 """Prefix of tensors that an official file carried and the model does not use; kept for converting back."""
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     """Write a safetensors file whole or not at all. Raises ``SsambaError`` when it cannot be written."""
-    with beside(path) as temporary:
+    with atomic_write(path) as temporary:
         try:
             save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary)
         except SafetensorError as error:  # how the library reports a full disk or a refused write
             raise OSError(str(error)) from None
 
 
-def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file. Raises ``CheckpointError``."""
+@contextlib.contextmanager
+def _checkpoint_errors(path: Path) -> Iterator[None]:
+    """Faults of a safetensors file as ``CheckpointError``."""
     try:
-        return load_file(path)
+        yield
     except FileNotFoundError:
         raise CheckpointError(f"{path}: is missing") from None
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: is damaged or no safetensors file ({error})") from None
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file. Raises ``CheckpointError``."""
+    with _checkpoint_errors(path):
+        return load_file(path)
+
+
+def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes in a safetensors file, of which only the header is read. Raises ``CheckpointError``."""
+    with _checkpoint_errors(path), safe_open(path, framework="pt") as file:
+        return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 (no mapping)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Official checkpoints (`torch.save` of a state dict): strict, in both directions. Here SSAMBA's; SSAST's beside it.
 
-Key forms are those of REFERENCE.md, "Official checkpoints". The reference keeps one set of weights per block and scan
-direction; here the two blocks of a pair and both directions are stacked. In an odd block, which the reference runs on
-the reversed sequence, the unsuffixed weights scan right to left and the ``_b`` weights left to right.
+Key forms are those of docs/reference.md, "Official checkpoints". The reference keeps one set of weights per block and
+scan direction; here the two blocks of a pair and both directions are stacked. In an odd block, which the reference
+runs on the reversed sequence, the unsuffixed weights scan right to left and the ``_b`` weights left to right.
 """
 
 from __future__ import annotations
@@ -14,21 +14,27 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ssamba.models.bimamba import BLOCKS
+from ssamba.models.block_pair import BLOCKS
 from ssamba.models.config import Config
-from ssamba.models.pretrained.official_keys import HEADS, PATCHES, compare, grid_values, renamed, stacked_depth
-from ssamba.models.pretrained.official_ssast import KNOWN_EXTRAS as SSAST_EXTRAS
-from ssamba.models.pretrained.official_ssast import MARK, from_ssast, to_ssast
+from ssamba.models.pretrained.official_keys import (
+    HEADS,
+    PATCHES,
+    grid_values,
+    renamed,
+    require_same_keys,
+    stacked_depth,
+)
+from ssamba.models.pretrained.official_ssast import SSAST_EXTRAS, SSAST_MARK, from_ssast, to_ssast
 from ssamba.models.ssamba import SSAMBA
 from ssamba.utils.errors import CheckpointError, ConfigError
 
 PREFIX = "module."
 DIRECTIONS = 2
-KNOWN_EXTRAS = ("v.head.weight", "v.head.bias", "p_input_fdim", "p_input_tdim")
+SSAMBA_EXTRAS = ("v.head.weight", "v.head.bias", "p_input_fdim", "p_input_tdim")
 """Keys that official files carry and the model does not use."""
-EXTRAS_OF = {"ssamba": KNOWN_EXTRAS, "ssast": SSAST_EXTRAS}
+EXTRAS_OF = {"ssamba": SSAMBA_EXTRAS, "ssast": SSAST_EXTRAS}
 
-PLAIN = PATCHES | HEADS | {"v.norm_f.weight": "norm.weight", "v.norm_f.bias": "norm.bias"}
+SSAMBA_NAMES = PATCHES | HEADS | {"v.norm_f.weight": "norm.weight", "v.norm_f.bias": "norm.bias"}
 
 PER_DIRECTION = {
     "conv1d{}.weight": "conv_weight_RKEW",
@@ -53,14 +59,14 @@ def from_official(
     ``CheckpointError`` naming ``source`` and every key that is missing, unexpected or of a shape that does not fit.
     """
     state = {k.removeprefix(PREFIX): v for k, v in state.items()}
-    if MARK in state:
+    if SSAST_MARK in state:
         return from_ssast(state, source, attention_heads)
     config = _config_from_shapes(state, source)
     heads = any(k.startswith(("cpredlayer", "gpredlayer")) for k in state)
     with torch.device("meta"):
         model = SSAMBA(config, heads=heads)
     expected = {k: v.shape for k, v in to_official(model.state_dict(), prefix="").items()}
-    compare(expected, state, KNOWN_EXTRAS, "SSAMBA", source)
+    require_same_keys(expected, state, SSAMBA_EXTRAS, "SSAMBA", source)
     return config, _stack(state, config)
 
 
@@ -97,7 +103,7 @@ def _suffix(block: int, direction: int) -> str:
 
 
 def _stack(state: dict[str, Tensor], config: Config) -> dict[str, Tensor]:
-    out = renamed(state, PLAIN)
+    out = renamed(state, SSAMBA_NAMES)
     inner = config.inner
     for pair in range(config.depth // BLOCKS):
         blocks = [f"v.layers.{BLOCKS * pair + k}." for k in range(BLOCKS)]
@@ -124,12 +130,12 @@ def _stack(state: dict[str, Tensor], config: Config) -> dict[str, Tensor]:
 def to_official(state: dict[str, Tensor], prefix: str = PREFIX) -> dict[str, Tensor]:
     """State dict (or gradients under the same names) of either encoder -> official keys, as ``from_official`` reads.
 
-    The unused extras (``KNOWN_EXTRAS``) are not part of a model: whoever writes a file adds them.
+    The unused extras (``SSAMBA_EXTRAS``) are not part of a model: whoever writes a file adds them.
     """
     if any(key.startswith("blocks.") for key in state):
         return to_ssast(state, prefix)
     out: dict[str, Tensor] = {}
-    back = {ours: theirs for theirs, ours in PLAIN.items()}
+    back = {ours: theirs for theirs, ours in SSAMBA_NAMES.items()}
     for key, tensor in state.items():
         if key in back:
             out[prefix + back[key]] = tensor

@@ -75,7 +75,7 @@ def stacked_depth(state: Iterable[str], pattern: str, source: str) -> int:
     return len(numbers)
 
 
-def compare(
+def require_same_keys(
     expected: Mapping[str, tuple[int, ...]], state: dict[str, Tensor], extras: Iterable[str], model: str, source: str
 ) -> None:
     """Raise ``CheckpointError`` naming keys that are missing, unexpected (but for extras) or of another shape."""

@@ -1,4 +1,4 @@
-"""Official SSAST checkpoints: strict, in both directions (REFERENCE.md, "Official checkpoints").
+"""Official SSAST checkpoints: strict, in both directions (docs/reference.md, "Official checkpoints").
 
 The files name no number of attention heads; the published sizes have one for each 64 values of width.
 """
@@ -10,12 +10,19 @@ import re
 from torch import Tensor
 
 from ssamba.models.config import HEAD_WIDTH, Config
-from ssamba.models.pretrained.official_keys import HEADS, PATCHES, compare, grid_values, renamed, stacked_depth
+from ssamba.models.pretrained.official_keys import (
+    HEADS,
+    PATCHES,
+    grid_values,
+    renamed,
+    require_same_keys,
+    stacked_depth,
+)
 from ssamba.utils.errors import CheckpointError, ConfigError
 
-MARK = "v.blocks.0.attn.qkv.weight"
+SSAST_MARK = "v.blocks.0.attn.qkv.weight"
 """A key by which an SSAST file is known."""
-KNOWN_EXTRAS = (
+SSAST_EXTRAS = (
     "v.head.weight",
     "v.head.bias",
     "v.head_dist.weight",
@@ -24,10 +31,10 @@ KNOWN_EXTRAS = (
     "p_input_tdim",
 )
 PREFIX_TOKENS = 2
-PLAIN = (
+SSAST_NAMES = (
     PATCHES | HEADS | {"v.dist_token": "distillation_token", "v.norm.weight": "norm.weight", "v.norm.bias": "norm.bias"}
 )
-BLOCK = {
+BLOCK_NAMES = {
     f"{theirs}.{kind}": f"{ours}.{kind}"
     for theirs, ours in (
         ("norm1", "norm1"),
@@ -43,8 +50,8 @@ BLOCK = {
 
 def _names(depth: int) -> dict[str, str]:
     """Official name -> ours, of a model of ``depth`` blocks."""
-    blocks = {f"v.blocks.{i}.{a}": f"blocks.{i}.{b}" for i in range(depth) for a, b in BLOCK.items()}
-    return PLAIN | blocks
+    blocks = {f"v.blocks.{i}.{a}": f"blocks.{i}.{b}" for i in range(depth) for a, b in BLOCK_NAMES.items()}
+    return SSAST_NAMES | blocks
 
 
 def from_ssast(
@@ -71,7 +78,7 @@ def from_ssast(
         raise CheckpointError(f"{source}: {error}") from None
     names = _names(depth)
     shapes = _shapes(config, state)
-    compare(shapes, state, KNOWN_EXTRAS, "SSAST", source)
+    require_same_keys(shapes, state, SSAST_EXTRAS, "SSAST", source)
     return config, renamed(state, names)
 
 

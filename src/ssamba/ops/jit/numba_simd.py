@@ -363,8 +363,8 @@ def softplus(x):  # type: ignore[no-untyped-def]
 
 
 @inline
-def softplus_and_slope(x):  # type: ignore[no-untyped-def]
+def softplus_and_derivative(x):  # type: ignore[no-untyped-def]
     """Softplus and its derivative, the sigmoid, from one exponential."""
     e = exp(at_most(x, splat(_ZERO) - x))
-    slope = _where_negative(x, e, splat(_ONE)) / (splat(_ONE) + e)
-    return at_least(x, splat(_ZERO)) + _log1p(e), slope
+    derivative = _where_negative(x, e, splat(_ONE)) / (splat(_ONE) + e)
+    return at_least(x, splat(_ZERO)) + _log1p(e), derivative

@@ -1,148 +1,157 @@
-"""CUDA C++ compiled at run time by the NVRTC library that torch's CUDA wheels carry, and launched through the driver.
+"""CUDA C++ compiled at run time by the NVRTC library that torch's CUDA wheels carry.
 
-No compiler, no headers and no private torch API: two shared libraries through ctypes.
+No compiler, no CUDA headers and no private torch API: two shared libraries through ctypes. What was compiled once is
+kept in memory and on disk (``cubin_cache``); ``cuda_driver`` loads and launches it.
 """
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import functools
+import hashlib
 import os
 import sys
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
+
+from ssamba.ops.jit import cubin_cache
+from ssamba.ops.jit.cuda_driver import Kernel, TensorMap, Unavailable, driver, make_tensor_map_2d, on, open_library
+
+__all__ = [
+    "Kernel", "TensorMap", "Unavailable", "Unit", "available", "compile_for", "compile_unit", "cubin", "kernel",
+    "make_tensor_map_2d", "multiplies_bfloat16", "on", "version",
+]  # fmt: skip
+
+_OPTIONS = ("--std=c++17", "--use_fast_math")
+
+compilations = 0
+"""How many times this process has compiled a unit: what neither memory nor the disk had."""
+
+_counting = threading.Lock()
+_requests: list[tuple[Unit, str, tuple[str, ...], int]] | None = None
+"""What ``kernel`` was asked for, while ``compile_for`` collects it."""
 
 
-class Unavailable(RuntimeError):
-    """NVRTC or the driver cannot be loaded, or does not know this GPU."""
+@dataclass(frozen=True, eq=False)
+class Unit:
+    """A translation unit: one ``.cu`` file and every header that it may include. Compared by identity."""
 
-
-def _open(names: list[str], folders: list[Path]) -> ctypes.CDLL:
-    for name in [*names, *(str(f / n) for f in folders for n in names if (f / n).exists())]:
-        try:
-            return ctypes.CDLL(name)
-        except OSError:
-            continue
-    raise Unavailable(f"none of {', '.join(names)} could be loaded")
-
-
-@functools.cache
-def _driver() -> ctypes.CDLL:
-    return _open(["nvcuda.dll"] if sys.platform == "win32" else ["libcuda.so.1"], [])
+    path: Path
+    """The file; compiler messages name it."""
+    source: str
+    """Its text."""
+    headers: tuple[tuple[str, str], ...] = ()
+    """Name, as in ``#include "name"``, and text of each header."""
 
 
 @functools.cache
 def _compiler() -> ctypes.CDLL:
-    major = (torch.version.cuda or "0").split(".")[0]
+    """NVRTC of torch's CUDA version. A torch without CUDA takes what the package nvidia-cuda-nvrtc brought."""
     site = Path(torch.__file__).resolve().parent.parent
-    folders = [site / "nvidia" / f"cu{major}" / "lib", site / "nvidia" / "cuda_nvrtc" / "lib", site / "torch" / "lib"]
+    if torch.version.cuda is None:
+        majors = sorted((p.name[2:] for p in (site / "nvidia").glob("cu*") if p.name[2:].isdigit()), key=int)
+    else:
+        majors = [torch.version.cuda.split(".")[0]]
+    folders = [site / "nvidia" / f"cu{major}" / "lib" for major in majors]
+    folders += [site / "nvidia" / "cuda_nvrtc" / "lib", site / "torch" / "lib"]
     if sys.platform == "win32":
-        return _open([p.name for f in folders[2:] for p in f.glob("nvrtc64_*_0.dll")], folders)
-    return _open([f"libnvrtc.so.{major}"], folders)
+        return open_library([p.name for p in folders[-1].glob("nvrtc64_*_0.dll")], folders)
+    return open_library([f"libnvrtc.so.{major}" for major in majors], folders)
 
 
-def _check(code: int, what: str) -> None:
-    if code:
-        text = ctypes.c_char_p()
-        _driver().cuGetErrorString(code, ctypes.byref(text))
-        raise RuntimeError(f"{what} failed: {(text.value or b'unknown error').decode()} ({code})")
+def version() -> str:
+    """NVRTC's version, as ``13.0``. Raises :class:`Unavailable` where it cannot be loaded."""
+    major, minor = ctypes.c_int(), ctypes.c_int()
+    if _compiler().nvrtcVersion(ctypes.byref(major), ctypes.byref(minor)):
+        raise RuntimeError("nvrtcVersion failed")
+    return f"{major.value}.{minor.value}"
 
 
-def compile_source(source: str, options: tuple[str, ...]) -> bytes:
-    """The cubin of ``source``. Raises RuntimeError with the compiler's log."""
-    lib = _compiler()
-    program = ctypes.c_void_p()
-    if lib.nvrtcCreateProgram(ctypes.byref(program), source.encode(), b"ssamba.cu", 0, None, None):
-        raise RuntimeError("nvrtcCreateProgram failed")
+def _architecture(capability: tuple[int, int]) -> str:
+    # Hopper has instructions that no GPU after it has: "a" is for those.
+    return f"sm_{capability[0]}{capability[1]}" + "a" * (capability == (9, 0))
+
+
+def _text(unit: Unit, defines: tuple[str, ...]) -> str:
+    """The source with its macros: as options they would also reach NVRTC's own header, which uses short names, too."""
+    lines = "".join(f"#define {d.replace('=', ' ', 1)}\n" for d in defines)
+    return f'{lines}#line 1 "{unit.path.as_posix()}"\n{unit.source}'
+
+
+def compile_unit(unit: Unit, defines: tuple[str, ...], capability: tuple[int, int]) -> bytes:
+    """The cubin of ``unit`` for a compute capability, compiled now.
+
+    ``defines``: macros as ``NAME=VALUE``. Raises RuntimeError with the compiler's log, which names file and line.
+    """
+    global compilations
+    lib, program = _compiler(), ctypes.c_void_p()
+    count = len(unit.headers)
+    names = (ctypes.c_char_p * count)(*(name.encode() for name, _ in unit.headers))
+    texts = (ctypes.c_char_p * count)(*(text.encode() for _, text in unit.headers))
+    source, path = _text(unit, defines).encode(), unit.path.as_posix().encode()
+    if lib.nvrtcCreateProgram(ctypes.byref(program), source, path, count, texts, names):
+        raise RuntimeError(f"{unit.path}: nvrtcCreateProgram failed")
+    with _counting:
+        compilations += 1
     try:
+        options = (f"--gpu-architecture={_architecture(capability)}", *_OPTIONS)
         raw = (ctypes.c_char_p * len(options))(*(o.encode() for o in options))
+        size = ctypes.c_size_t()
         if lib.nvrtcCompileProgram(program, len(options), raw):
-            size = ctypes.c_size_t()
             lib.nvrtcGetProgramLogSize(program, ctypes.byref(size))
             log = ctypes.create_string_buffer(size.value)
             lib.nvrtcGetProgramLog(program, log)
-            raise RuntimeError(
-                f"NVRTC refused a kernel (options {options}):\n{log.value.decode(errors='replace')[:4000]}"
-            )
-        size = ctypes.c_size_t()
+            lines = log.value.decode(errors="replace")[:4000]
+            raise RuntimeError(f"{unit.path}: NVRTC refused {' '.join(defines)} ({' '.join(options)}):\n{lines}")
         lib.nvrtcGetCUBINSize(program, ctypes.byref(size))
-        cubin = ctypes.create_string_buffer(size.value)
-        lib.nvrtcGetCUBIN(program, cubin)
-        return cubin.raw
+        result = ctypes.create_string_buffer(size.value)
+        lib.nvrtcGetCUBIN(program, result)
+        return result.raw
     finally:
         lib.nvrtcDestroyProgram(ctypes.byref(program))
 
 
-class Kernel:
-    """One function of one module, loaded on one device."""
-
-    def __init__(self, cubin: bytes, name: str) -> None:
-        self._module, self._function = ctypes.c_void_p(), ctypes.c_void_p()
-        self._shared = 0
-        driver = _driver()
-        _check(driver.cuModuleLoadData(ctypes.byref(self._module), cubin), "cuModuleLoadData")
-        found = driver.cuModuleGetFunction(ctypes.byref(self._function), self._module, name.encode())
-        _check(found, f"cuModuleGetFunction({name})")
-
-    def __call__(self, grid: tuple[int, int, int], threads: int, args: ctypes.Structure, shared: int = 0) -> None:
-        """Launches on torch's current stream; ``args`` is the kernel's only parameter, passed by value.
-
-        ``shared`` is the kernel's dynamic shared memory in bytes.
-        """
-        if shared > self._shared:
-            _check(
-                _driver().cuFuncSetAttribute(self._function, 8, shared), f"asking for {shared} bytes of shared memory"
-            )
-            self._shared = shared
-        params = (ctypes.c_void_p * 1)(ctypes.addressof(args))
-        stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
-        launched = _driver().cuLaunchKernel(self._function, *grid, threads, 1, 1, shared, stream, params, None)
-        _check(launched, "cuLaunchKernel")
+def _key(unit: Unit, defines: tuple[str, ...], capability: tuple[int, int]) -> str:
+    """The sha256 of all that decides the cubin: source, headers, macros, options, architecture, NVRTC's version."""
+    parts = [unit.source, *(part for header in unit.headers for part in header), *defines, *_OPTIONS]
+    parts += [str(len(unit.headers)), str(len(defines)), _architecture(capability), version()]
+    digest = hashlib.sha256()
+    for part in parts:
+        data = part.encode()
+        digest.update(len(data).to_bytes(8, "little") + data)
+    return digest.hexdigest()
 
 
-BoxMap = ctypes.c_uint64 * 16
-"""``CUtensorMap``, in a structure whose own place is a multiple of 64."""
+@functools.cache
+def cubin(unit: Unit, defines: tuple[str, ...], capability: tuple[int, int]) -> bytes:
+    """The cubin of ``unit`` from memory, from disk, or compiled and stored. As :func:`compile_unit` else."""
+    key = _key(unit, defines, capability)
+    found = cubin_cache.load(key)
+    if found is None:
+        found = compile_unit(unit, defines, capability)
+        cubin_cache.store(key, found)
+    return found
 
 
-def box_map(matrix: Tensor, height: int, width: int) -> ctypes.Array[ctypes.c_uint64]:
-    """What a bulk copy of boxes of a contiguous bfloat16 matrix needs to know.
+@functools.cache
+def _loaded(unit: Unit, name: str, defines: tuple[str, ...], device: int) -> Kernel:
+    return Kernel(cubin(unit, defines, torch.cuda.get_device_capability(device)), name)
 
-    A row of a box becomes ``width`` values in shared memory, at most 128 bytes, swizzled by that; beyond the matrix are
-    zeros.
+
+def kernel(unit: Unit, name: str, defines: tuple[str, ...], device: int) -> Callable[..., None]:
+    """The function ``name`` of ``unit``, compiled once for each set of ``defines``, loaded once for each device.
+
+    ``device`` must be the current one. It is called as ``Kernel`` is.
     """
-    rows, columns = matrix.shape
-    memory = ctypes.create_string_buffer(128 + 64)
-    address = (ctypes.addressof(memory) + 63) // 64 * 64
-    sizes, box = (ctypes.c_uint64 * 2)(columns, rows), (ctypes.c_uint32 * 2)(width, height)
-    stride, steps = (ctypes.c_uint64 * 1)(2 * columns), (ctypes.c_uint32 * 2)(1, 1)
-    bfloat16, plain, by_128, to_256 = 9, 0, 3, 3  # type, interleaving, swizzling, bytes to fetch into the cache
-    made = _driver().cuTensorMapEncodeTiled(
-        ctypes.c_void_p(address), bfloat16, 2, ctypes.c_void_p(matrix.data_ptr()), sizes, stride, box, steps,
-        plain, by_128, to_256, 0,
-    )  # fmt: skip
-    _check(made, f"describing a matrix of {rows} x {columns}")
-    return BoxMap.from_buffer_copy(ctypes.string_at(address, 128))
-
-
-@functools.cache
-def kernel(source: str, name: str, defines: tuple[str, ...], device: int) -> Kernel:
-    """Compiled once for each set of ``defines``, loaded once for each device. ``device`` must be the current one."""
-    return Kernel(_cubin(source, defines, torch.cuda.get_device_capability(device)), name)
-
-
-@functools.cache
-def _cubin(source: str, defines: tuple[str, ...], capability: tuple[int, int]) -> bytes:
-    # Hopper has instructions that no GPU after it has: "a" is for those.
-    arch = f"--gpu-architecture=sm_{capability[0]}{capability[1]}" + "a" * (capability == (9, 0))
-    # In the text rather than as options: NVRTC's own header comes first and knows nothing of our short names.
-    lines = "".join(f"#define {d.replace('=', ' ', 1)}\n" for d in defines)
-    return compile_source(lines + source, (arch, "--std=c++17", "--use_fast_math"))
+    if _requests is not None:
+        _requests.append((unit, name, defines, device))
+        return lambda *_: None
+    return _loaded(unit, name, defines, device)
 
 
 def compile_for(*calls: Callable[[], object]) -> list[list[str]]:
@@ -150,29 +159,19 @@ def compile_for(*calls: Callable[[], object]) -> list[list[str]]:
 
     The calls run with kernels that do nothing, so their results mean nothing.
     """
-    global kernel
-    wanted: list[list[tuple[str, str, tuple[str, ...], int]]] = []
-
-    def note(*what: Any) -> Callable[..., None]:
-        wanted[-1].append(what)
-        return lambda *_: None
-
-    real, kernel = kernel, note  # type: ignore[assignment]
+    global _requests
+    wanted = []
     try:
         for call in calls:
-            wanted.append([])
+            _requests = []
             call()
+            wanted.append(_requests)
     finally:
-        kernel = real
-    once = {(source, defines, torch.cuda.get_device_capability(d)) for w in wanted for source, _, defines, d in w}
+        _requests = None
+    once = {(unit, defines, torch.cuda.get_device_capability(d)) for w in wanted for unit, _, defines, d in w}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(lambda one: _cubin(*one), once))
+        list(pool.map(lambda one: cubin(*one), once))
     return [[" ".join((name, *defines)) for _, name, defines, _ in w] for w in wanted]
-
-
-def on(x: Tensor) -> Any:
-    """The device of ``x`` as the current one."""
-    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
 
 
 @functools.cache
@@ -181,7 +180,7 @@ def available(device: int) -> bool:
     if torch.version.cuda is None:
         return False
     try:
-        _driver()
+        driver()
         count = ctypes.c_int()
         lib = _compiler()
         lib.nvrtcGetNumSupportedArchs(ctypes.byref(count))
@@ -194,5 +193,5 @@ def available(device: int) -> bool:
 
 
 def multiplies_bfloat16(device: int) -> bool:
-    """Whether it can, and the device has the matrix products of ``nvrtc_primitives`` (compute capability 8.0)."""
+    """Whether NVRTC can compile for it, and the device has the instructions of ptx_sm80.cuh (capability 8.0)."""
     return available(device) and torch.cuda.get_device_capability(device)[0] >= 8

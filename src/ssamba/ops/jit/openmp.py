@@ -23,7 +23,7 @@ os.register_at_fork(after_in_child=_after_fork)
 
 
 @lru_cache(maxsize=1)
-def _openmp_parallel() -> Any | None:
+def openmp_parallel() -> Any | None:
     """libgomp's ``GOMP_parallel`` as torch itself has loaded it, or None (macOS, Windows, other OpenMP libraries)."""
     try:
         library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
@@ -50,7 +50,7 @@ def run(kernel: Any, table: int, threads: int) -> None:
     if threads == 1:
         kernel.call(table)
         return
-    parallel = _openmp_parallel()
+    parallel = openmp_parallel()
     if parallel is not None:
         parallel(kernel.address, table, threads, 0)
         return

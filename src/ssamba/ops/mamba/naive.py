@@ -1,17 +1,27 @@
-"""The plain torch form of every operator: slow, short, and the truth that the fast forms are tested against.
+"""The plain torch form of the mixer's operators: slow, short, and the truth that the fast forms are tested against.
 
-Shape legend, used in the whole package:
+Shape letters of the whole package. A tensor's suffix lists its axes in order: ``x_BLKE`` is (B, L, K, E).
 
 ====  ==========================================================================
-B     batch
-L     tokens (time steps of the scan)
+B     batch: clips
+L     tokens of a clip (time steps of the scan)
 R     directions of the scan: 0 runs left to right, 1 runs right to left
 K     blocks that read the same input (2 in a reference pair)
 E     inner channels of one block (2 x width)
 N     states of one channel (16)
 W     taps of the depthwise convolution (4)
-P     outputs of the input-dependent projection: rank + 2 N
+P     outputs of the input-dependent projection: r + 2 N
+r     rank of dt
+d     width of the model
+h     the two inputs of a mixer that one product makes: 0 is x, 1 is the gate z
+T     tokens of all clips in one axis: B L
+X     channels of all blocks in one axis: K E
+G     pairs of direction and block in one axis: R K, at ``rk = r K + k``
 ====  ==========================================================================
+
+In kernels a *lane* is one of the threads of a GPU's warp, or one of the numbers of a CPU's vector register; a *tile* is
+what one step of a program works on. ``A``, ``B``, ``C``, ``D`` and ``dt`` as names (not as suffixes) are the state
+space model's, as in Mamba (arXiv 2312.00752).
 
 Everything is computed in float32, or in float64 when the input is float64; the result has the input's dtype.
 """
@@ -22,6 +32,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ssamba.ops.mamba.params import MixerParams
+
 
 def _compute_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
@@ -31,20 +43,20 @@ def conv_silu(x_BLKE: Tensor, weight_RKEW: Tensor, bias_RKE: Tensor) -> Tensor:
     """Depthwise causal convolution and SiLU, once for each direction.
 
     Direction 0 reads positions ``t-W+1 .. t``, direction 1 (anti-causal) ``t .. t+W-1`` with the taps mirrored, which
-    is what the causal convolution does on the reversed sequence (REFERENCE.md, "Encoder"). Returns ``u_BLRKE``.
+    is what the causal convolution does on the reversed sequence (docs/reference.md, "Encoder"). Returns ``u_BLRKE``.
     """
     dtype = _compute_dtype(x_BLKE)
     batch, length, blocks, channels = x_BLKE.shape
     directions, width = weight_RKEW.shape[0], weight_RKEW.shape[-1]
-    x_BDL = x_BLKE.to(dtype).permute(0, 2, 3, 1).reshape(batch, blocks * channels, length)
+    x_BXL = x_BLKE.to(dtype).permute(0, 2, 3, 1).reshape(batch, blocks * channels, length)
     outputs = []
     for r in range(directions):
-        weight_D1W = weight_RKEW[r].to(dtype).reshape(blocks * channels, 1, width)
-        bias_D = bias_RKE[r].to(dtype).reshape(blocks * channels)
+        weight_X1W = weight_RKEW[r].to(dtype).reshape(blocks * channels, 1, width)
+        bias_X = bias_RKE[r].to(dtype).reshape(blocks * channels)
         pad = (width - 1, 0) if r == 0 else (0, width - 1)
-        taps = weight_D1W if r == 0 else weight_D1W.flip(-1)
-        u_BDL = F.silu(F.conv1d(F.pad(x_BDL, pad), taps, bias_D, groups=blocks * channels))
-        outputs.append(u_BDL.reshape(batch, blocks, channels, length).permute(0, 3, 1, 2))
+        taps = weight_X1W if r == 0 else weight_X1W.flip(-1)
+        u_BXL = F.silu(F.conv1d(F.pad(x_BXL, pad), taps, bias_X, groups=blocks * channels))
+        outputs.append(u_BXL.reshape(batch, blocks, channels, length).permute(0, 3, 1, 2))
     return torch.stack(outputs, dim=2).to(x_BLKE.dtype)
 
 
@@ -89,35 +101,25 @@ def selective_scan(
     return out.to(u_BLRKE.dtype)
 
 
-def bimamba_inner(
-    x_BLKE: Tensor,
-    z_BLKE: Tensor | None,
-    conv_weight_RKEW: Tensor,
-    conv_bias_RKE: Tensor,
-    x_proj_RKPE: Tensor,
-    dt_proj_RKEr: Tensor,
-    dt_bias_RKE: Tensor,
-    A_log_RKEN: Tensor,
-    D_RKE: Tensor,
-) -> Tensor:
+def bimamba_inner(x_BLKE: Tensor, z_BLKE: Tensor | None, params: MixerParams) -> Tensor:
     """Everything of the bidirectional mixer between its input and its output projection. Returns ``y_BLKE``.
 
     convolution + SiLU, the input-dependent projection to (dt, B, C), dt's low-rank expansion, both scans, skip, mean of
-    the directions and gate (Vision Mamba, arXiv 2401.09417, algorithm 1; REFERENCE.md, "Encoder"). Without ``z`` there
-    is no gate.
+    the directions and gate (Vision Mamba, arXiv 2401.09417, algorithm 1; docs/reference.md, "Encoder"). Without ``z``
+    there is no gate.
     """
-    rank, states = dt_proj_RKEr.shape[-1], A_log_RKEN.shape[-1]
-    u_BLRKE = conv_silu(x_BLKE, conv_weight_RKEW, conv_bias_RKE)
-    p_BLRKP = torch.einsum("blrke,rkpe->blrkp", u_BLRKE, x_proj_RKPE)
-    dt_BLRKr, B_BLRKN, C_BLRKN = p_BLRKP.split([rank, states, states], dim=-1)
-    dt_BLRKE = torch.einsum("blrkp,rkep->blrke", dt_BLRKr, dt_proj_RKEr.to(dt_BLRKr.dtype))
-    A_RKEN = -torch.exp(A_log_RKEN.to(_compute_dtype(A_log_RKEN)))
-    return selective_scan(u_BLRKE, dt_BLRKE, A_RKEN, B_BLRKN, C_BLRKN, D_RKE, dt_bias_RKE, z_BLKE)
+    u_BLRKE = conv_silu(x_BLKE, params.conv_weight_RKEW, params.conv_bias_RKE)
+    p_BLRKP = torch.einsum("blrke,rkpe->blrkp", u_BLRKE, params.x_proj_RKPE)
+    dt_BLRKr, B_BLRKN, C_BLRKN = p_BLRKP.split([params.rank, params.states, params.states], dim=-1)
+    dt_BLRKE = torch.einsum("blrkp,rkep->blrke", dt_BLRKr, params.dt_proj_RKEr.to(dt_BLRKr.dtype))
+    A_RKEN = -torch.exp(params.A_log_RKEN.to(_compute_dtype(params.A_log_RKEN)))
+    return selective_scan(u_BLRKE, dt_BLRKE, A_RKEN, B_BLRKN, C_BLRKN, params.D_RKE, params.dt_bias_RKE, z_BLKE)
 
 
-def runs_ungated(like: Tensor, A_log_RKEN: Tensor) -> bool:
-    """Whether there is a form without a gate: here always."""
-    return True
+def bimamba_inner_packed(xz_BLhKE: Tensor, params: MixerParams) -> Tensor:
+    """``bimamba_inner`` of the two inputs in one tensor."""
+    x_BLKE, z_BLKE = xz_BLhKE.unbind(2)
+    return bimamba_inner(x_BLKE, z_BLKE, params)
 
 
 def fold_norm(in_proj_hKEd: Tensor, norm_weight_Kd: Tensor, norm_bias_Kd: Tensor) -> tuple[Tensor, Tensor]:
@@ -126,20 +128,9 @@ def fold_norm(in_proj_hKEd: Tensor, norm_weight_Kd: Tensor, norm_bias_Kd: Tensor
 
 
 def ready_weights(
-    in_proj_hKEd: Tensor,
-    norm_weight_Kd: Tensor,
-    norm_bias_Kd: Tensor,
-    out_proj_dKE: Tensor,
-    conv_weight_RKEW: Tensor,
-    conv_bias_RKE: Tensor,
-    x_proj_RKPE: Tensor,
-    dt_proj_RKEr: Tensor,
-    dt_bias_RKE: Tensor,
-    A_log_RKEN: Tensor,
-    D_RKE: Tensor,
-    *,
+    in_proj_hKEd: Tensor, norm_weight_Kd: Tensor, norm_bias_Kd: Tensor, out_proj_dKE: Tensor, params: MixerParams,
     dtype: torch.dtype,
-) -> tuple[Tensor, ...]:
+) -> tuple[Tensor, Tensor, Tensor, MixerParams]:  # fmt: skip
     """A pair's weights as ``bimamba_ungated`` and ``gated_output_`` read them in inference with products in ``dtype``.
 
     What ``fold_norm`` makes, then ``out_proj`` and the mixer's parameters. Those of products are in ``dtype``, the rest
@@ -147,30 +138,22 @@ def ready_weights(
     """
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     folded = fold_norm(in_proj_hKEd.to(wide), norm_weight_Kd.to(wide), norm_bias_Kd.to(wide))
-    products = (w.to(dtype) for w in (*folded, out_proj_dKE))
-    conv = conv_weight_RKEW.to(wide), conv_bias_RKE.to(wide)
-    rest = (w.to(wide) for w in (dt_proj_RKEr, dt_bias_RKE, A_log_RKEN, D_RKE))
-    return *products, *conv, x_proj_RKPE.to(dtype), *rest
+    weight, bias, out_proj = (w.to(dtype) for w in (*folded, out_proj_dKE))
+    return weight, bias, out_proj, params.to(wide)._replace(x_proj_RKPE=params.x_proj_RKPE.to(dtype))
 
 
-def bimamba_ungated(x_BLKE: Tensor, work: Tensor, *parameters: Tensor) -> Tensor | None:
-    """``bimamba_inner`` without its gate. ``work``: memory that the caller no longer needs, and this form neither."""
-    return bimamba_inner(x_BLKE, None, *parameters)
+def bimamba_ungated(x_BLKE: Tensor, work: Tensor, params: MixerParams) -> Tensor:
+    """``bimamba_inner`` without its gate. ``work`` is memory for the fast forms: this one does not touch it."""
+    return bimamba_inner(x_BLKE, None, params)
 
 
 def gated_output_(
-    y_TX: Tensor,
-    stream_Td: Tensor,
-    weight_Xd: Tensor,
-    bias_X: Tensor,
-    out_proj_dX: Tensor,
-    out_Td: Tensor,
-    eps: float,
-    residual_scale: float | None = None,
-) -> None:
-    """``out = (y silu(z)) out_proj^T`` with ``z = LayerNorm(stream) weight^T + bias``, which it makes. Overwrites y.
+    y_TX: Tensor, stream_Td: Tensor, weight_Xd: Tensor, bias_X: Tensor, out_proj_dX: Tensor, out_Td: Tensor,
+    eps: float, residual_scale: float | None = None,
+) -> None:  # fmt: skip
+    """``out = (y silu(z)) out_proj^T`` with ``z = LayerNorm(stream) weight^T + bias``, made here. Overwrites y.
 
-    With a ``residual_scale`` that joins the stream, and out is what the next step reads:
+    With a ``residual_scale`` the product joins the stream, and out is what the next step reads:
     ``stream = residual_scale stream + (y silu(z)) out_proj^T``, then ``out = LayerNorm(stream)``.
     """
     z_TX = F.linear(F.layer_norm(stream_Td, stream_Td.shape[-1:], eps=eps), weight_Xd, bias_X)
@@ -180,26 +163,3 @@ def gated_output_(
         stream_Td.copy_(torch.add(product_Td.to(stream_Td.dtype), stream_Td, alpha=residual_scale))
         product_Td = F.layer_norm(stream_Td, stream_Td.shape[-1:], eps=eps)
     out_Td.copy_(product_Td)
-
-
-def add_layer_norm(
-    x_BLd: Tensor,
-    residual_BLd: Tensor | None = None,
-    weight_d: Tensor | None = None,
-    bias_d: Tensor | None = None,
-    *,
-    eps: float = 1e-5,
-    residual_scale: float = 1.0,
-    x_scale_B: Tensor | None = None,
-    out_dtype: torch.dtype | None = None,
-) -> tuple[Tensor, Tensor]:
-    """``stream = residual_scale residual + x_scale x``; returns ``(LayerNorm(stream) weight + bias, stream)``.
-
-    The stream has the residual's dtype (x's without one), the norm ``out_dtype`` (x's where it is None).
-    """
-    out_dtype = out_dtype or x_BLd.dtype
-    x_BLd = x_BLd if x_scale_B is None else x_BLd * x_scale_B.to(x_BLd.dtype)[:, None, None]
-    if residual_BLd is not None:
-        x_BLd = torch.add(x_BLd.to(residual_BLd.dtype), residual_BLd, alpha=residual_scale)
-    normal_BLd = F.layer_norm(x_BLd, x_BLd.shape[-1:], weight_d, bias_d, eps)
-    return normal_BLd.to(out_dtype), x_BLd

@@ -1,6 +1,6 @@
 """Changes to training features: drawn for each clip beforehand, applied to a batch at once where the features are.
 
-Features are normalised log-mel (B, frames, mel_bins) on any device (REFERENCE.md, "Fine-tuning").
+Features are normalised log-mel (B, frames, mel_bins) on any device (docs/reference.md, "Fine-tuning").
 """
 
 from __future__ import annotations
@@ -12,18 +12,16 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from ssamba.audio.constants import SAMPLE_RATE
-
-MOST_NOISE, MOST_ROLL = 0.1, 10
+MAX_NOISE, MAX_ROLL = 0.1, 10
 """Largest height of the noise, and frames by which a clip is rolled at most."""
 
 
-def draw_masks(batch: int, generator: Generator) -> Tensor:
+def sample_masks(batch: int, generator: Generator) -> Tensor:
     """What ``mask_stretches`` needs for so many clips: uniform draws (axis, width and place, clip)."""
     return torch.rand(2, 2, batch, generator=generator)
 
 
-def draw_noise(batch: int, generator: Generator) -> Tensor:
+def sample_noise_and_roll(batch: int, generator: Generator) -> Tensor:
     """What ``noise_and_roll`` needs for so many clips: uniform draws (height and roll, clip)."""
     return torch.rand(2, batch, generator=generator)
 
@@ -63,20 +61,20 @@ def noise_and_roll(
     frames, bins = features.shape[1:]
     whole = (batch or len(features), frames, bins)
     values = torch.rand(whole, generator=noise, device=features.device, dtype=features.dtype)[rows]
-    features = features + values * (MOST_NOISE * draws[0])[:, None, None]
-    shift = (draws[1] * (2 * MOST_ROLL + 1)).long().clamp_max(2 * MOST_ROLL) - MOST_ROLL
+    features = features + values * (MAX_NOISE * draws[0])[:, None, None]
+    shift = (draws[1] * (2 * MAX_ROLL + 1)).long().clamp_max(2 * MAX_ROLL) - MAX_ROLL
     source_BT = (torch.arange(frames, device=features.device) - shift[:, None]) % frames
     return features.gather(1, source_BT[:, :, None].expand(-1, -1, bins))
 
 
 RESPONSE_KNOTS = 6
-WEAKEST_MIX_DB = 20.0
+MAX_MIX_DB = 20.0
 
 
-def draw_mixing(batch: int, share: float, generator: Generator) -> tuple[Tensor, Tensor]:
+def sample_mixing(batch: int, share: float, generator: Generator) -> tuple[Tensor, Tensor]:
     """What ``mix_waveforms`` needs: the clip to mix into each (B,), and its level (B,), 0 where none is."""
     other = torch.randperm(batch, generator=generator)
-    level = 10 ** (-WEAKEST_MIX_DB / 20 * torch.rand(batch, generator=generator))
+    level = 10 ** (-MAX_MIX_DB / 20 * torch.rand(batch, generator=generator))
     return other, level * (torch.rand(batch, generator=generator) < share)
 
 
@@ -91,7 +89,9 @@ def mix_waveforms(waveforms: Tensor, lengths: Tensor, other: Tensor, level: Tens
     return mixed, torch.where(level > 0, torch.maximum(lengths, lengths[other]), lengths)
 
 
-def draw_response(batch: int, gain_db: float, response_db: float, bins: int, generator: Generator) -> Tensor:
+def sample_frequency_response(
+    batch: int, gain_db: float, response_db: float, bins: int, generator: Generator
+) -> Tensor:
     """A gain uniform in -gain_db to gain_db and a smooth random frequency response: (B, bins) natural-log power.
 
     The response goes in straight lines between a few values drawn from a normal distribution of ``response_db``.
@@ -102,8 +102,8 @@ def draw_response(batch: int, gain_db: float, response_db: float, bins: int, gen
     return (curve + gain) * (math.log(10) / 10)
 
 
-def respond(features: Tensor, response: Tensor, std: float) -> Tensor:
-    """Normalised features (B, frames, bins), of standard deviation ``std``, as ``draw_response`` says (B, bins)."""
+def apply_frequency_response(features: Tensor, response: Tensor, std: float) -> Tensor:
+    """Normalised features (B, frames, bins) of standard deviation ``std``, changed by a response (B, bins)."""
     return features + response[:, None] / (2 * std)
 
 
@@ -111,7 +111,7 @@ OVERSAMPLING, FRACTION_BITS = 4, 20
 ROOMS = 256
 
 
-def draw_speed(batch: int, most: float, generator: Generator) -> Tensor:
+def sample_speeds(batch: int, most: float, generator: Generator) -> Tensor:
     """What ``change_speed`` needs: a factor for each clip (B,), log-uniform from 1 / most to most."""
     return most ** (2 * torch.rand(batch, generator=generator) - 1)
 
@@ -140,28 +140,28 @@ def change_speed(waveforms: Tensor, lengths: Tensor, speed: Tensor, samples: int
     return torch.lerp(low, high, fraction) * inside, lengths
 
 
-def draw_rooms(batch: int, share: float, generator: Generator) -> Tensor:
+def sample_rooms(batch: int, share: float, sample_rate: int, generator: Generator) -> Tensor:
     """What ``reverberate`` needs, for each clip (3, B): a noise's number, decay in samples, and the tail's level.
 
     Times in which the sound falls by 60 dB are log-uniform from 0.1 to 1 s, levels of the tail uniform from 20 dB below
     the direct sound to its own; ``share`` of the clips have a tail, the others the level 0.
     """
     noise, time, level, chosen = torch.rand(4, batch, generator=generator)
-    decay = SAMPLE_RATE * 10 ** (time - 1) / math.log(1000)
+    decay = sample_rate * 10 ** (time - 1) / math.log(1000)
     return torch.stack([(noise * ROOMS).floor(), decay, 10 ** (level - 1) * (chosen < share)])
 
 
-def draw_noises(generator: Generator) -> Tensor:
-    """The tails of all rooms before they decay: white noise (ROOMS, samples)."""
-    return torch.randn(ROOMS, SAMPLE_RATE, generator=generator)
+def make_noise_bank(generator: Generator, sample_rate: int) -> Tensor:
+    """The tails of all rooms before they decay: a second of white noise each (ROOMS, samples)."""
+    return torch.randn(ROOMS, sample_rate, generator=generator)
 
 
 def reverberate(waveforms: Tensor, lengths: Tensor, rooms: Tensor, noises: Tensor) -> tuple[Tensor, Tensor]:
     """Each waveform (B, samples) with the tail of a room: white noise that decays exponentially (Polack's model).
 
-    Returns waveforms and lengths: a clip's tail may be heard behind its end, until 60 dB are gone. The loudness of
+    Returns waveforms and lengths: a clip's tail goes on behind its end, until 60 dB are gone. The loudness of
     direct sound and tail together is that of the waveform, as far as its spectrum is flat. ``noises`` is
-    ``draw_noises``', on the waveforms' device.
+    ``make_noise_bank``', on the waveforms' device.
     """
     number, decay, level = rooms
     here = torch.arange(noises.shape[1], device=waveforms.device)
@@ -169,10 +169,10 @@ def reverberate(waveforms: Tensor, lengths: Tensor, rooms: Tensor, noises: Tenso
     tail = tail * (level / tail.norm(dim=1))[:, None]
     size = _fast_size(waveforms.shape[1] + noises.shape[1])
     response = 1 + torch.fft.rfft(tail, size)
-    heard = torch.fft.irfft(torch.fft.rfft(waveforms, size) * response, size)[:, : waveforms.shape[1]]
+    reverberated = torch.fft.irfft(torch.fft.rfft(waveforms, size) * response, size)[:, : waveforms.shape[1]]
     sounding = (lengths + decay * math.log(1000) * (level > 0)).long().clamp_max(waveforms.shape[1])
-    heard = heard * (torch.arange(waveforms.shape[1], device=waveforms.device) < sounding[:, None])
-    return heard / (1 + level.square()).sqrt()[:, None], sounding
+    reverberated = reverberated * (torch.arange(waveforms.shape[1], device=waveforms.device) < sounding[:, None])
+    return reverberated / (1 + level.square()).sqrt()[:, None], sounding
 
 
 @lru_cache(maxsize=64)

@@ -1,4 +1,4 @@
-"""Asking a model about every example of a set once, and how well it answers."""
+"""Run a classifier over a set and compute its metrics."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ssamba.audio.front_end import FrontEnd
 from ssamba.data.examples import Example
 from ssamba.data.loaders.labelled import LabelledBatch, LabelledLoader
 from ssamba.data.loaders.workers import AudioCache, choose_workers
@@ -20,17 +21,17 @@ from ssamba.models import losses
 from ssamba.models.config import Config
 from ssamba.models.encoder import Encoder
 from ssamba.models.pretrained.model_dir import load_tensors, save_tensors
-from ssamba.training.features import batch_features, crop_seconds
+from ssamba.training.features import batch_features
 from ssamba.training.finetune.recipe import FinetuneRecipe
 
 FEATURE_BYTES = 4 << 30
 """Features of a set are kept on the model's device between evaluations when they are no larger."""
-LEAST_BATCH = 16
+MIN_BATCH = 16
 
 
 @dataclass(frozen=True)
-class Answers:
-    """What a model said of a set, on the CPU.
+class ClassifierOutputs:
+    """A classifier's outputs for a set, on the CPU.
 
     Attributes:
         logits: (N, classes), or (N, seconds, classes), float32; for windows, those of their mean probability.
@@ -47,7 +48,7 @@ class Answers:
         save_tensors(path, {"logits": self.logits, "targets": self.targets, "examples": self.examples})
 
     @classmethod
-    def load(cls, path: Path) -> Answers:
+    def load(cls, path: Path) -> ClassifierOutputs:
         """The reverse of ``save``. Raises ``CheckpointError``."""
         tensors = load_tensors(path)
         return cls(tensors["logits"], tensors["targets"], tensors["examples"])
@@ -66,7 +67,7 @@ class Answers:
     def summary(self, kind: str, multi_label: bool) -> dict[str, float]:
         """``loss``, ``mAP``, ``AUC`` and ``d_prime``, and with one label a row ``accuracy``."""
         scores, truth = self.rows(kind)
-        out = {"loss": float(losses.classification(self.logits, self.targets, kind))}
+        out = {"loss": float(losses.classification_loss(self.logits, self.targets, kind))}
         if not multi_label:
             out["accuracy"] = metrics.accuracy(scores, truth)
         out["mAP"] = metrics.mean(metrics.average_precision(scores, truth))
@@ -75,36 +76,25 @@ class Answers:
         return out
 
 
-def longest_seconds(recipe: FinetuneRecipe, scenes: bool) -> float:
-    """Seconds of a clip that the model hears at once; of scenes whole ones, since they have a label each."""
-    if scenes:
-        return float(math.floor(crop_seconds(recipe.frames)))
-    return recipe.window or crop_seconds(recipe.frames)
+def longest_seconds(recipe: FinetuneRecipe, front_end: FrontEnd, scenes: bool) -> float:
+    """Seconds of a clip that the model reads at once; of scenes whole ones, since they have a label each."""
+    seconds = front_end.seconds_of_frames(recipe.frames)
+    return float(math.floor(seconds)) if scenes else recipe.window or seconds
 
 
 class Evaluation:
-    """A set of examples to be judged again and again: features are made once where they fit into memory."""
+    """A set of examples to ask models about: features are made once where they are kept.
 
-    def __init__(
-        self,
-        examples: Sequence[Example],
-        recipe: FinetuneRecipe,
-        config: Config,
-        classes: int,
-        device: torch.device,
-        cache: AudioCache | None,
-        skip: SkipList,
-        again: bool = True,
-    ) -> None:
-        seconds = longest_seconds(recipe, examples[0].per_second is not None)
-        batch = recipe.eval_batch or max(recipe.batch, LEAST_BATCH)
-        workers = choose_workers(recipe.workers)
-        self.plan = EvaluationPlan(examples, batch, seconds, bool(recipe.window), skip, workers)
-        self.loader = LabelledLoader(self.plan, classes, workers, skip=skip)
-        self.loader.cache = cache
-        self.config, self.device, self._kind = config, device, recipe.loss
-        self._keep = self.plan.steps * batch * config.frames * config.mel_bins * 4 <= _feature_bytes(recipe)
-        self._keep = self._keep and again
+    Args:
+        loader: its batches, in the examples' order.
+        config: of the models, which decides the features.
+        device: where the models are.
+        loss: that the models are trained with: ``ce`` or ``bce``.
+        keep: features stay on the device between evaluations.
+    """
+
+    def __init__(self, loader: LabelledLoader, config: Config, device: torch.device, loss: str, keep: bool) -> None:
+        self.loader, self.config, self.device, self.loss, self.keep = loader, config, device, loss, keep
         self._kept: list[tuple[Tensor, LabelledBatch]] = []
 
     def _batches(self) -> Iterator[tuple[Tensor, LabelledBatch]]:
@@ -116,7 +106,7 @@ class Evaluation:
             with torch.autocast(self.device.type, enabled=False):
                 features = batch_features(batch.waveforms.to(self.device), batch.lengths.to(self.device), self.config)
             pair = (features, batch._replace(waveforms=batch.waveforms[:0]))
-            if self._keep:
+            if self.keep:
                 made.append(pair)
             yield pair
         self._kept = made
@@ -134,8 +124,8 @@ class Evaluation:
         return torch.cat(values).cpu(), torch.cat(examples)
 
     @torch.no_grad()
-    def answers(self, model: Encoder) -> Answers:
-        """The model's answers, in the examples' order. The caller chooses evaluation mode and precision."""
+    def outputs(self, model: Encoder) -> ClassifierOutputs:
+        """The model's logits and the targets, in the examples' order. The caller chooses mode and precision."""
         logits, batches = [], []
         for features, batch in self._batches():
             logits.append(model.classify(features).float())  # read below, all at once
@@ -143,7 +133,31 @@ class Evaluation:
         examples = torch.cat([b.examples for b in batches])
         width = max(b.targets.shape[1] for b in batches)
         targets = torch.cat([_widened(b.targets, width) for b in batches])
-        return _by_example(torch.cat(logits).cpu(), targets, examples, self._kind)
+        return _by_example(torch.cat(logits).cpu(), targets, examples, self.loss)
+
+
+def make_evaluation(
+    examples: Sequence[Example],
+    recipe: FinetuneRecipe,
+    model: Encoder,
+    cache: AudioCache | None,
+    skip: SkipList,
+    again: bool = True,
+) -> Evaluation:
+    """A set of examples for models like ``model``. With windows all headers are read here.
+
+    ``again``: it is asked more than once, so features are kept where they fit. Raises ``DataError`` as
+    ``EvaluationPlan``.
+    """
+    assert model.classifier is not None
+    seconds = longest_seconds(recipe, model.config.front_end, examples[0].per_second is not None)
+    batch = recipe.eval_batch or max(recipe.batch, MIN_BATCH)
+    workers = choose_workers(recipe.workers)
+    plan = EvaluationPlan(examples, batch, seconds, bool(recipe.window), skip, workers)
+    loader = LabelledLoader(plan, len(model.classifier.task.classes), workers, skip=skip)
+    loader.cache = cache
+    keep = plan.steps * batch * model.config.frames * model.config.mel_bins * 4 <= _feature_bytes(recipe)
+    return Evaluation(loader, model.config, model.device, recipe.loss, keep and again)
 
 
 def _feature_bytes(recipe: FinetuneRecipe) -> float:
@@ -156,12 +170,12 @@ def _widened(targets: Tensor, width: int) -> Tensor:
     return torch.nn.functional.pad(targets, (0, width - targets.shape[1]), value=-1)
 
 
-def _by_example(logits: Tensor, targets: Tensor, examples: Tensor, kind: str) -> Answers:
+def _by_example(logits: Tensor, targets: Tensor, examples: Tensor, kind: str) -> ClassifierOutputs:
     """Windows of one example become one row: logits of the mean of their probabilities."""
     known, place, count = examples.unique(return_inverse=True, return_counts=True)
     if len(known) == len(examples):
-        return Answers(logits, targets, examples)
+        return ClassifierOutputs(logits, targets, examples)
     scores = logits.double().sigmoid() if kind == "bce" else logits.double().softmax(dim=1)
     mean = torch.zeros(len(known), logits.shape[1], dtype=torch.float64).index_add_(0, place, scores) / count[:, None]
     first = torch.full((len(known),), len(examples)).scatter_reduce_(0, place, torch.arange(len(place)), "amin")
-    return Answers((mean.logit(1e-12) if kind == "bce" else mean.log()).float(), targets[first], known)
+    return ClassifierOutputs((mean.logit(1e-12) if kind == "bce" else mean.log()).float(), targets[first], known)

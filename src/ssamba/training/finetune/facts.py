@@ -1,7 +1,8 @@
-"""Fills in what a recipe leaves open: from facts about data, model and machine, or from the run that is there."""
+"""Fill in what a recipe leaves open: from facts about data, model and machine, or from the run that is there."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import os
 import time
@@ -15,19 +16,21 @@ from ssamba.data.datasets import read_layout
 from ssamba.data.examples import Example, LabelledData
 from ssamba.data.loaders.read_example import example_seconds
 from ssamba.models.encoder import Encoder
-from ssamba.models.pretrained.load import read_source
+from ssamba.models.pretrained.load import read_model_source
 from ssamba.training.finetune import auto
 from ssamba.training.finetune.recipe import FinetuneRecipe
+from ssamba.training.loop import precision
 from ssamba.training.run_folder import RECIPE_FILE
 from ssamba.utils.errors import AudioError
 
-MOST_LENGTHS = 2000
-"""Clips whose lengths are looked at."""
+MAX_LENGTHS = 2000
+"""Most clips whose lengths are read."""
+
 Say = Callable[[str], None]
 
 
 def read_data(recipe: FinetuneRecipe, root: Path) -> tuple[FinetuneRecipe, LabelledData]:
-    """The labelled set, cross-validated where the recipe leaves the folds open and the set is small and undivided."""
+    """The labelled set, cross-validated where the recipe leaves the folds open and the set is small without splits."""
     if recipe.layout != "custom":
         return recipe, read_layout(recipe.layout, root)
     data = read_layout("custom", root, folds=recipe.folds)
@@ -58,16 +61,16 @@ def fill_open(
     recipe: FinetuneRecipe, data: LabelledData, source: str | None, device: torch.device
 ) -> tuple[FinetuneRecipe, auto.Facts]:
     """The recipe with numbers for all that it leaves open, and the facts that they follow from."""
-    facts = gather(recipe, data, source, device)
+    facts = gather_facts(recipe, data, source, device)
     given = {k: v for k, v in recipe.to_dict().items() if k not in recipe.open}
     values = auto.choose_values(facts, given)
     chosen = {name: values[name] for name in recipe.open if name in values}
     return dataclasses.replace(recipe, **chosen, auto=""), facts
 
 
-def gather(recipe: FinetuneRecipe, data: LabelledData, source: str | None, device: torch.device) -> auto.Facts:
-    """The facts of a run. Headers of at most 2000 clips are read. Raises as ``read_source`` for a bad source."""
-    config = recipe.config() if source is None else read_source(source)[0].config
+def gather_facts(recipe: FinetuneRecipe, data: LabelledData, source: str | None, device: torch.device) -> auto.Facts:
+    """The facts of a run; reads the headers of at most 2000 clips. Raises as ``read_model_source`` for a bad source."""
+    config = recipe.config() if source is None else read_model_source(source)[0].config
     fold = data.folds[0]
     examples = [*fold.train, *fold.validation, *fold.test]
     return auto.Facts(
@@ -89,9 +92,9 @@ def gather(recipe: FinetuneRecipe, data: LabelledData, source: str | None, devic
 
 
 def _lengths(examples: list[Example]) -> tuple[float, ...]:
-    """Seconds of evenly chosen clips, unreadable ones left out: training tells of those."""
+    """Seconds of evenly chosen clips. Unreadable ones are left out here and reported in training."""
     found = []
-    for example in examples[:: -(-len(examples) // MOST_LENGTHS)]:
+    for example in examples[:: -(-len(examples) // MAX_LENGTHS)]:
         try:
             found.append(example_seconds(example))
         except AudioError:
@@ -115,36 +118,30 @@ def free_memory(device: torch.device) -> float:
         return 4e9
 
 
-def tell(recipe: FinetuneRecipe, facts: auto.Facts, model: Encoder, device: torch.device, say: Say) -> None:
-    """Lines about what was chosen, and the memory and time to expect, the time from a real step on the device."""
+def report_choices(recipe: FinetuneRecipe, facts: auto.Facts, model: Encoder, device: torch.device, say: Say) -> None:
+    """Lines about what was chosen, and the memory and time to expect; the time is from a real step on the device."""
     values = recipe.to_dict()
     window = f" in windows of {recipe.window:g} s" if recipe.window else ""
     say(f"chosen for {facts.train} training clips: {recipe.frames} frames{window}, stride {recipe.stride},")
     say(f"  {recipe.epochs} epochs, steps of {recipe.batch * recipe.accumulate} clips in passes of {recipe.batch},")
     say(f"  lr {recipe.lr:g}, {recipe.pooling} pooling, {recipe.head_init} head, statistics: {recipe.statistics}")
-    one = step_seconds(recipe, model, device)
+    per_clip = step_seconds(recipe, model, device)
     memory = auto.expected_bytes(facts, values, sum(p.numel() for p in model.parameters()))
     where = "GPU and main memory" if facts.gpu else "memory"
-    total = _duration(auto.expected_seconds(facts, values, one))
+    total = _duration(auto.expected_seconds(facts, values, per_clip))
     say(f"expected: {memory / 1e9:.1f} GB of {where}, {total} (from a step taken now)")
 
 
 def _duration(seconds: float) -> str:
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 120
-        else f"{seconds / 60:.0f} min"
-        if seconds < 7200
-        else f"{seconds / 3600:.1f} h"
-    )
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def step_seconds(recipe: FinetuneRecipe, model: Encoder, device: torch.device) -> float:
-    """A clip's share of a real training pass: the second, after one to warm up. Leaves no gradient."""
-    from ssamba.training.loop import precision
-
+    """A clip's share of a real training pass of a copy of the model: the second, after one to warm up."""
     features = torch.zeros(recipe.batch, recipe.frames, model.config.mel_bins, device=device)
-    model = model.to(device)
+    model = copy.deepcopy(model).to(device)
     taken = 0.0
     for _ in range(2):
         _wait(device)
@@ -154,7 +151,6 @@ def step_seconds(recipe: FinetuneRecipe, model: Encoder, device: torch.device) -
         loss.backward()
         _wait(device)
         taken = time.perf_counter() - begin
-    model.zero_grad(set_to_none=True)
     return taken / recipe.batch
 
 

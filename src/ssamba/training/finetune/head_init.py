@@ -1,50 +1,47 @@
 """The classifier's first weights: a logistic regression on the encoder's features of the training clips.
 
-Linear probing, then fine-tuning (arXiv 2202.10054): with random weights the first steps turn good features to suit a
-classifier that knows nothing.
+Linear probing, then fine-tuning (arXiv 2202.10054): with random weights the first steps distort good features to suit
+an untrained classifier.
 """
 
 from __future__ import annotations
 
 import torch
 
-from ssamba.data.examples import Fold, LabelledData, fifths
+from ssamba.data.examples import Fold, LabelledData, inner_fold_index
 from ssamba.data.loaders.workers import AudioCache
 from ssamba.data.scan import SkipList
-from ssamba.evaluation.logistic_regression import SMALL, fit_chosen
+from ssamba.evaluation.logistic_regression import SINGLE_THREAD_MAX, fit_cross_validated
 from ssamba.models.encoder import Encoder
-from ssamba.training.finetune.evaluate import Evaluation
+from ssamba.training.finetune.evaluate import make_evaluation
 from ssamba.training.finetune.recipe import FinetuneRecipe
 
 
 def init_by_probe(
     model: Encoder, fold: Fold, data: LabelledData, recipe: FinetuneRecipe, cache: AudioCache | None, skip: SkipList
 ) -> None:
-    """Let a new classifier answer what the regression on a fold's training clips answers.
+    """Give a new classifier the weights of the regression on a fold's training clips.
 
-    Their features are the classifier's own: unchanged clips (windows, where the recipe has some), pooled and normed in
-    evaluation mode. Labels are smoothed as in training: one fitted to whole labels is sure of every training clip, and
-    the first steps would bend the encoder to make it doubt. Nothing is drawn, so the same model and clips give the same
-    weights. The caller chooses precision.
+    Its features are what the classifier reads: clips without augmentation (windows, where the recipe has some), pooled
+    and normed in evaluation mode. Labels are smoothed as in training: one fitted to unsmoothed labels is certain of
+    every training clip, and the first steps would distort the encoder to lower that certainty. Nothing is random: the
+    same model and clips give the same weights. The caller chooses precision.
     """
     assert model.classifier is not None
     training = model.training
     classes = len(model.classifier.task.classes)
-    found = Evaluation(fold.train, recipe, model.config, classes, model.device, cache, skip, again=False).values(
-        model.eval()
-    )
+    values, examples = make_evaluation(fold.train, recipe, model, cache, skip, again=False).values(model.eval())
     model.train(training)
-    values, examples = found
     labels = torch.tensor([example.labels[0] for example in fold.train])[examples]
     # Thousands of clips are a minute's work for one core; a small problem gains nothing on a GPU.
-    large = model.device.type == "cuda" and values.numel() * classes >= SMALL
-    here = [x.to(model.device) if large else x for x in (values, labels, _parts(fold, data)[examples])]
-    fitted = fit_chosen(here[0], here[1], here[2], classes, recipe.label_smoothing)
+    large = model.device.type == "cuda" and values.numel() * classes >= SINGLE_THREAD_MAX
+    here = [x.to(model.device) if large else x for x in (values, labels, _held_out_groups(fold, data)[examples])]
+    fitted = fit_cross_validated(here[0], here[1], here[2], classes, recipe.label_smoothing)
     standardise = fitted.standardise
     model.classifier.load_linear(standardise.mean, standardise.scale, fitted.weight, fitted.bias)
 
 
-def _parts(fold: Fold, data: LabelledData) -> torch.Tensor:
+def _held_out_groups(fold: Fold, data: LabelledData) -> torch.Tensor:
     """Which training clips are held out together when the regression's strength is chosen; -1 never.
 
     The folds of a cross-validation, so that what the publishers kept together stays together; else fifths by file.
@@ -53,4 +50,4 @@ def _parts(fold: Fold, data: LabelledData) -> torch.Tensor:
     folds = {example.key: number for number, other in enumerate(others) for example in other.test}
     if all(example.key in folds for example in fold.train):
         return torch.tensor([folds[example.key] for example in fold.train])
-    return torch.tensor(fifths(fold.train))
+    return torch.tensor(inner_fold_index(fold.train))

@@ -4,27 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ssamba.audio import log_mel
+from ssamba.audio.front_end import PUBLISHED
 from ssamba.data.examples import Example, LabelledData
 from ssamba.data.loaders.workers import choose_workers
 from ssamba.data.manifest import Clip, Source
 from ssamba.data.scan import SkipList
-from ssamba.data.statistics import compute_statistics
 from ssamba.models.classifier import Classification, Classifier
 from ssamba.models.config import Config
 from ssamba.models.encoder import Encoder
-from ssamba.models.pretrained.load import read_source
+from ssamba.models.pretrained.load import read_model_source
 from ssamba.models.pretrained.model_dir import Description, build
 from ssamba.models.registry import make_encoder
+from ssamba.training.features import measure_statistics
 from ssamba.training.finetune.recipe import FinetuneRecipe
-from ssamba.training.seeds import generator
+from ssamba.training.seeds import torch_generator
 from ssamba.utils.errors import ConfigError
-from ssamba.utils.progress import Bar
-
-STATISTICS_CLIPS = 1000
 
 
-def classification(recipe: FinetuneRecipe, data: LabelledData) -> Classification:
+def make_classification(recipe: FinetuneRecipe, data: LabelledData) -> Classification:
     """What the model shall answer. Raises ``ConfigError`` for a pooling that does not fit."""
     scenes = data.folds[0].train[0].per_second is not None
     return Classification(data.classes, data.multi_label, recipe.pooling, scenes, recipe.name, recipe.loss)
@@ -40,11 +37,12 @@ def new_model(recipe: FinetuneRecipe, task: Classification, source: str | None) 
         if recipe.statistics == "source":
             raise ConfigError("statistics: source, but there is none to take them from; give recipe or measure")
         config = recipe.config()
-        model = make_encoder(config, classification=task, generator=generator(recipe.seed, "weights"))
+        model = make_encoder(config, classification=task, generator=torch_generator(recipe.seed, "weights"))
     else:
-        description, tensors = read_source(source)
+        description, tensors = read_model_source(source)
         config = description.config
         _check_patches(config, recipe, source)
+        _check_front_end(config, recipe, source)
         if recipe.drop_path != -1:
             config = config.replace(drop_path=recipe.drop_path)
         model = build(Description(config), tensors).with_grid(recipe.stride, recipe.frames, recipe.positions)
@@ -52,7 +50,7 @@ def new_model(recipe: FinetuneRecipe, task: Classification, source: str | None) 
             model.config = model.config.replace(mean=recipe.mean, std=recipe.std)
         model.classifier = Classifier(model.config, task)
     assert model.classifier is not None
-    model.classifier.reset_parameters(generator(recipe.seed, "classifier"))
+    model.classifier.reset_parameters(torch_generator(recipe.seed, "classifier"))
     return model
 
 
@@ -66,17 +64,26 @@ def _check_patches(config: Config, recipe: FinetuneRecipe, source: str) -> None:
         )
 
 
-def measure(examples: Sequence[Example], config: Config, recipe: FinetuneRecipe, skip: SkipList) -> tuple[float, float]:
-    """Log-mel mean and standard deviation of the examples' files (at most 1000 of them)."""
-    paths = dict.fromkeys(part.path for example in examples for part in example.parts)
-    with Bar("measuring log-mel statistics") as bar:
-        found = compute_statistics(
-            [Source("training", tuple(Clip(path) for path in paths))],
-            lambda x: log_mel.log_mel(x, config.mel_bins),
-            max_clips=STATISTICS_CLIPS,
-            threads=choose_workers(recipe.workers),
-            seed=recipe.seed,
-            skip=skip,
-            progress=bar.update,
+def _check_front_end(config: Config, recipe: FinetuneRecipe, source: str) -> None:
+    """Refuse what the recipe says of the published front end alone, for a source with another one."""
+    front_end = config.front_end
+    if recipe.statistics == "recipe" and not front_end.same_bands(PUBLISHED):
+        raise ConfigError(
+            f"{source}: reads {front_end.description}, the recipe's mean and std are those of {PUBLISHED.description}; "
+            "give --statistics source or --statistics measure"
         )
-    return found.mean, found.std
+    if recipe.freq_mask > front_end.mel_bins:
+        raise ConfigError(
+            f"freq_mask: {recipe.freq_mask}, {source} has {front_end.mel_bins} mel bins; give --freq-mask "
+            f"{front_end.mel_bins} or less"
+        )
+    needed = front_end.frame_count(round(recipe.window * front_end.sample_rate))
+    if recipe.window and not 1 <= needed <= recipe.frames:
+        raise ConfigError(f"window: {recipe.window} s are {needed} frames, frames is {recipe.frames}; give less")
+
+
+def measured_config(examples: Sequence[Example], config: Config, recipe: FinetuneRecipe, skip: SkipList) -> Config:
+    """The model's config with the log-mel mean and standard deviation of the examples' files."""
+    paths = dict.fromkeys(part.path for example in examples for part in example.parts)
+    source = Source("training", tuple(Clip(path) for path in paths))
+    return measure_statistics([source], config, recipe.seed, choose_workers(recipe.workers), skip)

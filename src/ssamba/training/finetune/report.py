@@ -17,14 +17,15 @@ import numpy as np
 from ssamba.data.examples import LabelledData
 from ssamba.evaluation import metrics
 from ssamba.models.config import Config
-from ssamba.training.finetune.evaluate import Answers
+from ssamba.models.pretrained.model_dir import RESULTS_FILE
+from ssamba.training.finetune.evaluate import ClassifierOutputs
 from ssamba.training.finetune.recipe import FinetuneRecipe
 from ssamba.utils.atomic_write import write_text
 from ssamba.utils.json_file import read_json
 
-RESULTS_FILE, TABLE_FILE, CLASSES_FILE = "results.json", "results.md", "classes.csv"
+TABLE_FILE, CLASSES_FILE = "results.md", "classes.csv"
 PREDICTIONS_FILE, CONFUSION_FILE = "predictions.csv", "confusion.png"
-CHOICES = {
+CHOICE_TEXTS = {
     "folds": "one epoch for all folds, the best by the average of their test scores",
     "validation": "the best epoch on validation clips",
     "last": "the last epoch",
@@ -46,7 +47,7 @@ class FoldResult:
 
 @dataclass(frozen=True)
 class Results:
-    """All folds of a run, with the settled recipe, where the weights came from, the data and the model's dimensions."""
+    """All folds of a run, with the resolved recipe, the weights' source, the data and the model's dimensions."""
 
     recipe: FinetuneRecipe
     source: str | None
@@ -60,7 +61,7 @@ class Results:
         table = {name: np.array([fold.metrics[name] for fold in self.folds]) for name in names}
         many = len(self.folds) > 1
         recipe = self.recipe
-        chosen = CHOICES[recipe.choose]
+        chosen = CHOICE_TEXTS[recipe.choose]
         if recipe.choose == "average":
             chosen += f" {recipe.average_from} to {recipe.average_to}"
         return {
@@ -102,18 +103,18 @@ def read_results(out: Path) -> dict[str, Any]:
     return read_json(out / RESULTS_FILE)
 
 
-def write_results(out: Path, results: Results, answers: Sequence[Answers]) -> dict[str, Any]:
+def write_results(out: Path, results: Results, outputs: Sequence[ClassifierOutputs]) -> dict[str, Any]:
     """Write all reports into ``out``, results.json last: it says that the run is finished."""
-    rows = [a.rows(results.recipe.loss) for a in answers]
+    rows = [a.rows(results.recipe.loss) for a in outputs]
     scores = np.concatenate([s for s, _ in rows])
     truth = np.concatenate([t for _, t in rows])
     multi_label = results.data.multi_label
     counts = None if multi_label else metrics.confusion(scores, truth)
     write_text(out / CLASSES_FILE, _class_table(results.data.classes, scores, truth, counts))
-    if not multi_label and answers[0].logits.dim() == 2:
-        write_text(out / PREDICTIONS_FILE, _predictions(results, answers))
+    if not multi_label and outputs[0].logits.dim() == 2:
+        write_text(out / PREDICTIONS_FILE, _predictions(results, outputs))
     values = results.to_dict()
-    if counts is not None and answers[0].logits.dim() == 2:  # seconds of one scene are no independent trials
+    if counts is not None and outputs[0].logits.dim() == 2:  # seconds of one scene are no independent trials
         values["counted"] = {"right": int(counts.trace()), "clips": int(counts.sum())}
     if counts is not None and importlib.util.find_spec("matplotlib") is not None:
         from ssamba.utils.plots import confusion_picture
@@ -134,10 +135,10 @@ def _class_table(classes: Sequence[str], scores: metrics.Array, truth: metrics.A
     return _csv(list(columns), zip(*columns.values(), strict=True))
 
 
-def _predictions(results: Results, answers: Sequence[Answers]) -> str:
+def _predictions(results: Results, outputs: Sequence[ClassifierOutputs]) -> str:
     """Each test clip with its class, what was predicted and the score of that."""
     names, rows = results.data.classes, []
-    for fold, answer in zip(results.data.folds, answers, strict=True):
+    for fold, answer in zip(results.data.folds, outputs, strict=True):
         scores, truth = answer.rows(results.recipe.loss)
         for number, score, target in zip(answer.examples.tolist(), scores, truth, strict=True):
             best = int(score.argmax())

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
+import copy
 import json
 import shutil
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,12 @@ from ssamba.data.examples import Fold, LabelledData
 from ssamba.data.loaders.workers import AudioCache
 from ssamba.data.manifest import Clip
 from ssamba.data.scan import SkipList, scan_clips
+from ssamba.models.config import Config
 from ssamba.models.encoder import Encoder
 from ssamba.models.pretrained.model_dir import (
     CONFIG_FILE,
+    RESULTS_FILE,
+    SUMMARY_FILE,
     WEIGHTS_FILE,
     build,
     describe_model,
@@ -27,28 +29,30 @@ from ssamba.models.pretrained.model_dir import (
     save_config,
 )
 from ssamba.models.registry import make_encoder
-from ssamba.training.distributed import Ranks, joined
-from ssamba.training.finetune.evaluate import Answers
-from ssamba.training.finetune.facts import fill_open, read_data, stored_values, tell
+from ssamba.training.distributed import DistContext, distributed_context
+from ssamba.training.finetune.evaluate import ClassifierOutputs, make_evaluation
+from ssamba.training.finetune.facts import Say, fill_open, read_data, report_choices, stored_values
 from ssamba.training.finetune.head_init import init_by_probe
-from ssamba.training.finetune.model import classification, measure, new_model
+from ssamba.training.finetune.model import make_classification, measured_config, new_model
 from ssamba.training.finetune.recipe import FinetuneRecipe
-from ssamba.training.finetune.report import RESULTS_FILE, FoldResult, Results, read_results, write_results
-from ssamba.training.finetune.task import ANSWERS_FILE, EPOCHS_FOLDER, FinetuneTask, epoch_file
+from ssamba.training.finetune.report import FoldResult, Results, read_results, write_results
+from ssamba.training.finetune.resolve import fingerprint, resolve_auto
+from ssamba.training.finetune.task import EPOCHS_FOLDER, FinetuneTask, FoldData, Scores, epoch_file, prepare_fold
 from ssamba.training.log import read_log
-from ssamba.training.loop import SUMMARY_FILE, Loop, LoopSettings, precision
+from ssamba.training.loop import Loop, LoopSettings, precision
+from ssamba.training.optim import make_optimizer, parameter_groups
 from ssamba.training.run_folder import RECIPE_FILE, check_same_data, check_same_recipe, skipped_file, write_recipe
 from ssamba.training.run_state import STATE_FILE
-from ssamba.training.schedule import EpochSchedule, parameter_groups
-from ssamba.utils.atomic_write import beside, clear_leftovers, make_folder
+from ssamba.training.schedule import EpochSchedule
+from ssamba.utils.atomic_write import atomic_write, clear_leftovers, make_folder
 from ssamba.utils.errors import ConfigError
 from ssamba.utils.progress import Bar
 
-MAY_CHANGE = ("workers", "save_minutes")
+FINETUNE_MAY_CHANGE = ("workers", "save_minutes")
 """Values that a resumed run may be given anew: they do not change its results."""
-SECOND_BYTES = 32_000
+OUTPUTS_FILE = "answers.safetensors"
+SAMPLE_BYTES = 2
 COLUMNS = 80
-Say = Callable[[str], None]
 
 
 def finetune(
@@ -66,118 +70,70 @@ def finetune(
     (config.json, model.safetensors), results.json, results.md, classes.csv, predictions.csv and confusion.png
     (docs/finetuning.md). Returns what results.json holds; of several processes that torchrun or ``--devices`` has
     started only the first does, the others return nothing. ``say`` gets lines for the user. Raises ``SsambaError`` for
-    what the user can mend, ``Interrupted`` after Ctrl-C.
+    what the user can put right, ``Interrupted`` after Ctrl-C.
     """
-    with joined(device) as (ranks, chosen):
-        return _finetune(recipe, data, out, source, chosen, ranks, say)
-
-
-def _finetune(
-    recipe: FinetuneRecipe, data: Path, out: Path, source: str | None, chosen: torch.device, ranks: Ranks, say: Say
-) -> dict[str, Any]:
-    recipe, labelled = read_data(stored_values(recipe, out), data)
-    for note in labelled.notes if ranks.main else ():
-        say(note)
-    open_values = recipe.open
-    facts = None
-    if open_values:
-        recipe, facts = fill_open(recipe, labelled, source, chosen)
-    settled = settle(recipe, labelled)
-    # Refuse what does not fit before anything is made.
-    model = new_model(settled, classification(settled, labelled), source)
-    if ranks.main:
-        _enter(out, recipe, source, data, fingerprint(labelled))
-        if facts is not None:
-            tell(settled, facts, model, chosen, say)
-    del model
-    ranks.wait()
-    if facts is not None and not ranks.main:  # another process may find other memory free: the first one's values hold
-        recipe = stored_values(dataclasses.replace(recipe, auto=" ".join(open_values)), out)
-        settled = settle(recipe, labelled)
-    if (out / RESULTS_FILE).exists():
-        if ranks.main:
-            _clear_states(out, labelled)
+    with distributed_context(device) as (dist, chosen):
+        setup = prepare_run(recipe, data, out, source, chosen, dist, say)
+        folds = len(setup.data.folds)
+        if not (out / RESULTS_FILE).exists():
+            run = FoldRuns(setup, out, chosen, dist)
+            for number in range(folds):
+                run.train_fold(number)
+            if dist.main:
+                results = run.results(source)
+                _keep_model(run.folder(folds - 1), out)
+                write_results(out, results, run.outputs())
+        if not dist.main:
+            return {}
+        _clear_states(out, folds)
         return read_results(out)
-    run = _Run(settled, labelled, out, source, chosen, ranks)
-    for number in range(len(labelled.folds)):
-        run.train_fold(number)
-    if not ranks.main:
-        return {}
-    results = run.results()
-    _keep_model(run.folder(len(labelled.folds) - 1), out)
-    values = write_results(out, results, run.answers(results))
-    _clear_states(out, labelled)
-    return values
 
 
-def settle(recipe: FinetuneRecipe, data: LabelledData) -> FinetuneRecipe:
-    """The recipe with every "auto" decided by the data. Raises ``ConfigError`` for what does not fit the data."""
-    changes: dict[str, Any] = {}
-    if recipe.loss == "auto":
-        changes["loss"] = "bce" if data.multi_label else "ce"
-    if recipe.metric == "auto":
-        changes["metric"] = "mAP" if data.multi_label else "accuracy"
-    if recipe.choose == "auto":
-        held_out = all(fold.validation for fold in data.folds)
-        changes["choose"] = "validation" if held_out else "folds" if len(data.folds) > 1 else "last"
-    recipe = dataclasses.replace(recipe, **changes)
-    if data.multi_label and (recipe.loss != "bce" or recipe.metric != "mAP"):
-        raise ConfigError(
-            f"{_several_labels(data)}, and the recipe {recipe.name} (loss {recipe.loss}, metric {recipe.metric}) takes "
-            "one a clip; give --loss bce --metric mAP, or each clip one label"
-        )
-    _check_loss(recipe, data)
-    for fold in data.folds:
-        if recipe.choose == "validation" and not fold.validation:
-            raise ConfigError(f"choose: validation, but {data.layout} has no validation clips; give folds or last")
-    if data.folds[0].train[0].per_second is not None:
-        wrong = [n for n in ("mixup", "balanced", "window") if getattr(recipe, n)]
-        wrong += ["speed"] if recipe.speed > 1 else []
-        wrong += ["loss"] if recipe.loss != "ce" else []
-        if wrong:
-            raise ConfigError(f"{wrong[0]}: {getattr(recipe, wrong[0])}, not possible with a label each second")
-    return recipe
+@dataclass(frozen=True)
+class FinetuneSetup:
+    """A run before its first fold: a recipe without open values, the labelled set, the model that folds begin with."""
+
+    recipe: FinetuneRecipe
+    data: LabelledData
+    model: Encoder
 
 
-def _check_loss(recipe: FinetuneRecipe, data: LabelledData) -> None:
-    """Refuse what goes with softmax and one label a clip alone. Raises ``ConfigError``."""
-    if recipe.label_smoothing and recipe.loss != "ce":
-        raise ConfigError(f"label_smoothing: {recipe.label_smoothing}, not possible with loss {recipe.loss}; give 0")
-    if recipe.head_init != "probe":
-        return
-    if recipe.loss != "ce":
-        raise ConfigError(f"head_init: probe, not possible with loss {recipe.loss}; give --head-init random")
-    if data.folds[0].train[0].per_second is not None:
-        raise ConfigError("head_init: probe, not possible with a label each second; give --head-init random")
+def prepare_run(
+    recipe: FinetuneRecipe,
+    root: Path,
+    out: Path,
+    source: str | None,
+    device: torch.device,
+    dist: DistContext,
+    say: Say,
+) -> FinetuneSetup:
+    """Read the set, decide what the recipe leaves open, build the model, and enter the run directory.
 
-
-def _several_labels(data: LabelledData) -> str:
-    """What makes a set multi-label: its first clip with another number of labels than one, else the set itself."""
-    for example in (e for fold in data.folds for part in (fold.train, fold.validation, fold.test) for e in part):
-        if len(example.labels) != 1:
-            names = ", ".join(data.classes[label] for label in example.labels) or "none"
-            return f"{example.parts[0].path}: has {len(example.labels)} labels ({names})"
-    return f"{data.layout}: a clip may have several labels"
-
-
-def fingerprint(data: LabelledData) -> str:
-    """A short hash of classes, clips, labels and folds, whatever folder they lie in."""
-    digest = hashlib.blake2b(repr((data.classes, data.multi_label)).encode("utf-8", "surrogateescape"), digest_size=8)
-    for fold in data.folds:
-        for part in (fold.train, fold.validation, fold.test):
-            for example in part:
-                places = [(p.start, p.seconds, p.at) for p in example.parts]
-                line = repr((fold.name, example.key, example.labels, example.per_second, places))
-                digest.update(line.encode("utf-8", "surrogateescape"))
-            digest.update(b"|")
-    return digest.hexdigest()
+    Everything that may not fit is refused before anything is written.
+    """
+    given, data = read_data(stored_values(recipe, out), root)
+    for note in data.notes if dist.main else ():
+        say(note)
+    filled, facts = fill_open(given, data, source, device) if given.open else (given, None)
+    resolved = resolve_auto(filled, data)
+    model = new_model(resolved, make_classification(resolved, data), source)
+    if dist.main:
+        _enter(out, filled, source, root, fingerprint(data))
+        if facts is not None:
+            report_choices(resolved, facts, model, device, say)
+    dist.barrier()
+    if facts is not None and not dist.main:
+        # Another process may find other memory free: the first one's values hold.
+        resolved = resolve_auto(stored_values(given, out), data)
+        model = new_model(resolved, make_classification(resolved, data), source)
+    return FinetuneSetup(resolved, data, model)
 
 
 def _enter(out: Path, recipe: FinetuneRecipe, source: str | None, data: Path, digest: str) -> None:
     """Make the run directory, or see that the run in it is this one."""
     clear_leftovers(make_folder(out))
     if (out / RECIPE_FILE).exists():
-        check_same_recipe(out, recipe, source, MAY_CHANGE)
+        check_same_recipe(out, recipe, source, FINETUNE_MAY_CHANGE)
         check_same_data(out, digest)
     elif (out / CONFIG_FILE).exists():
         raise ConfigError(f"{out}: holds a model that is no fine-tuning run; choose another --out")
@@ -185,80 +141,64 @@ def _enter(out: Path, recipe: FinetuneRecipe, source: str | None, data: Path, di
         write_recipe(out, recipe.to_dict(), source, [str(data)], digest)
 
 
-class _Run:
-    """The folds of one run, in order."""
+class FoldRuns:
+    """The folds of one run, each in a folder of its own."""
 
-    def __init__(
-        self,
-        recipe: FinetuneRecipe,
-        data: LabelledData,
-        out: Path,
-        source: str | None,
-        device: torch.device,
-        ranks: Ranks,
-    ) -> None:
-        self.ranks = ranks
-        self.recipe, self.data, self.out, self.source, self.device = recipe, data, out, source, device
-        self.skip = SkipList(skipped_file(out, ranks.rank))
+    def __init__(self, setup: FinetuneSetup, out: Path, device: torch.device, dist: DistContext) -> None:
+        self.recipe, self.data, self.initial = setup.recipe, setup.data, setup.model
+        self.out, self.device, self.dist = out, device, dist
+        self.skip = SkipList(skipped_file(out, dist.rank))
         self._cache: AudioCache | None = None
 
     def folder(self, number: int) -> Path:
-        """A fold's own run directory."""
+        """A fold's run directory."""
         return self.out / f"fold-{number + 1}"
 
     def train_fold(self, number: int) -> None:
-        """Train a fold to its end, unless that is done."""
+        """Train a fold to its end, unless that is done, and keep its model's outputs for the test clips."""
         folder, fold = self.folder(number), self.data.folds[number]
-        self.ranks.wait()  # until the first process has finished the fold before
+        self.dist.barrier()  # until the first process has finished the fold before
         finished = _summary(folder).get("finished", False)
-        if finished and (self.recipe.choose == "folds" or (folder / ANSWERS_FILE).exists()):
+        if finished and (self.recipe.choose == "folds" or (folder / OUTPUTS_FILE).exists()):
             return
         resuming = (folder / STATE_FILE).exists()
-        self.ranks.wait()  # nobody writes before all have looked
-        if self.ranks.main:
+        self.dist.barrier()  # nobody writes before all have looked
+        if self.dist.main:
             clear_leftovers(make_folder(folder))
         model = self._model(folder, fold, resuming)
-        if self.recipe.head_init == "probe" and not resuming:  # a saved state has the classifier already
-            with precision(self.recipe.precision, self.device):
-                init_by_probe(model, fold, self.data, self.recipe, self._audio(), self.skip)
+        data = prepare_fold(self.recipe, model, fold, self._audio(model.config), self.skip)
         earlier = [self._scores(n) for n in range(number)] if self.recipe.choose == "folds" else []
-        task = FinetuneTask(self.recipe, model, fold, folder, self._audio(), self.skip, earlier, self.ranks)
-        label = f"fold {number + 1} of {len(self.data.folds)}" if len(self.data.folds) > 1 else ""
-        loop = self._loop(task, folder, label)
+        loop = self._loop(FinetuneTask(self.recipe, model, data, folder, earlier, self.dist), number)
         loop.run()
-        if self.recipe.choose != "folds" and self.ranks.main:
-            final = build(*read_model(folder)).to(self.device).eval()
+        if self.recipe.choose != "folds" and self.dist.main:
             with loop.autocast:
-                task.test(final).save(folder / ANSWERS_FILE)
+                self._test(folder, data).save(folder / OUTPUTS_FILE)
 
     def _model(self, folder: Path, fold: Fold, resuming: bool) -> Encoder:
-        """The fold's model, new or of the form that its saved state has."""
-        task = classification(self.recipe, self.data)
+        """The fold's model on the device, new or of the form that its saved state has."""
+        recipe = self.recipe
         if resuming:
+            task = make_classification(recipe, self.data)
             model = make_encoder(read_config(folder).config, classification=task)
         else:
-            model = new_model(self.recipe, task, self.source)
-            if self.recipe.statistics == "measure":
-                mean, std = measure(fold.train, model.config, self.recipe, self.skip)
-                model.config = model.config.replace(mean=mean, std=std)
-            if self.ranks.main:
+            model = copy.deepcopy(self.initial)
+            if recipe.statistics == "measure":
+                model.config = measured_config(fold.train, model.config, recipe, self.skip)
+            if self.dist.main:
                 save_config(folder, describe_model(model))
-        if self.recipe.freeze:
+        if recipe.freeze:
             model.requires_grad_(False)
             assert model.classifier is not None
             model.classifier.requires_grad_(True)
-        return model.to(self.device)
+        model = model.to(self.device)
+        if recipe.head_init == "probe" and not resuming:  # a saved state has the classifier already
+            with precision(recipe.precision, self.device):
+                init_by_probe(model, fold, self.data, recipe, self._audio(model.config), self.skip)
+        return model
 
-    def _loop(self, task: FinetuneTask, folder: Path, label: str) -> Loop:
-        recipe = self.recipe
-        optimizer = torch.optim.Adam(
-            parameter_groups(task.model, recipe.head_lr, recipe.layer_decay),
-            lr=recipe.lr,
-            betas=(recipe.beta1, recipe.beta2),
-            weight_decay=recipe.weight_decay,
-            fused=self.device.type == "cuda",
-        )
-        every = task.steps_per_epoch
+    def _loop(self, task: FinetuneTask, number: int) -> Loop:
+        recipe, every, folds = self.recipe, task.steps_per_epoch, len(self.data.folds)
+        groups = parameter_groups(task.model, recipe.head_lr, recipe.layer_decay)
         schedule = EpochSchedule(
             recipe.lr,
             recipe.warmup_steps,
@@ -277,52 +217,62 @@ class _Run:
             accumulate=recipe.accumulate,
             save_at_validation=False,
             average=average,
-            label=label,
+            label=f"fold {number + 1} of {folds}" if folds > 1 else "",
             columns=COLUMNS,
         )
-        return Loop(task, folder, optimizer, schedule, settings, precision(recipe.precision, self.device), self.ranks)
+        optimizer = make_optimizer(recipe.optimizer, groups, recipe, self.device)
+        autocast = precision(recipe.precision, self.device)
+        return Loop(task, self.folder(number), optimizer, schedule, settings, autocast)
 
-    def _audio(self) -> AudioCache | None:
+    def _test(self, folder: Path, data: FoldData) -> ClassifierOutputs:
+        """The outputs of a fold's model, as it is stored, for its test clips."""
+        model = build(*read_model(folder)).to(self.device).eval()
+        if not data.fold.validation:  # the test clips are those that were validated on
+            return data.validation.outputs(model)
+        return make_evaluation(data.fold.test, self.recipe, model, data.cache, data.skip).outputs(model)
+
+    def _audio(self, config: Config) -> AudioCache | None:
         """Decoded audio, shared by all folds and evaluations. Files beyond the budget are not even looked at."""
         budget = round(self.recipe.cache_gb * 1e9)
         if self._cache is None and budget:
             examples = (e for f in self.data.folds for part in (f.train, f.validation, f.test) for e in part)
             paths = list(dict.fromkeys(part.path for example in examples for part in example.parts))
             with Bar("reading lengths") as bar:
-                clips = [Clip(path) for path in paths[: max(1, budget // SECOND_BYTES)]]
-                self._cache = AudioCache(scan_clips(clips, self.skip, progress=bar.update), budget)
+                clips = [Clip(path) for path in paths[: max(1, budget // (SAMPLE_BYTES * config.sample_rate))]]
+                scanned = scan_clips(clips, self.skip, progress=bar.update)
+            self._cache = AudioCache(scanned, budget, config.sample_rate)
         return self._cache
 
-    def _scores(self, number: int) -> dict[int, tuple[float, float]]:
+    def _scores(self, number: int) -> Scores:
         """A finished fold's score and loss after each epoch, from its log."""
         column = f"val_{self.recipe.metric}"
         rows = [row for row in read_log(self.folder(number)) if row[column]]
         return {round(float(row["epoch"])): (float(row[column]), float(row["val_loss"])) for row in rows}
 
     def _epoch(self, number: int) -> int | None:
-        """The epoch whose model speaks for a fold; None for averaged weights."""
+        """The epoch that is reported of a fold; None for averaged weights."""
         if self.recipe.choose == "average":
             return None
         # With one choice for all folds, the last fold's best epoch is it: its scores are averages over all of them.
-        place = len(self.data.folds) - 1 if self.recipe.choose == "folds" else number
-        state = _summary(self.folder(place))
+        chooser = len(self.data.folds) - 1 if self.recipe.choose == "folds" else number
+        state = _summary(self.folder(chooser))
         return round(state["best"]["step"] * state["epochs_done"] / state["step"])
 
-    def results(self) -> Results:
-        """What came out of all folds."""
+    def results(self, source: str | None) -> Results:
+        """What came out of all folds, which began with ``source``."""
         folds = []
         for number, fold in enumerate(self.data.folds):
             folder, epoch = self.folder(number), self._epoch(number)
             if self.recipe.choose == "folds" and epoch is not None:
-                _copy(epoch_file(folder, epoch), folder / ANSWERS_FILE)
-            found = Answers.load(folder / ANSWERS_FILE).summary(self.recipe.loss, self.data.multi_label)
+                _copy(epoch_file(folder, epoch), folder / OUTPUTS_FILE)
+            found = ClassifierOutputs.load(folder / OUTPUTS_FILE).summary(self.recipe.loss, self.data.multi_label)
             sizes = (len(fold.train), len(fold.validation), len(fold.test))
             folds.append(FoldResult(fold.name, *sizes, epoch, found))
-        return Results(self.recipe, self.source, self.data, tuple(folds), read_config(self.folder(0)).config)
+        return Results(self.recipe, source, self.data, tuple(folds), read_config(self.folder(0)).config)
 
-    def answers(self, results: Results) -> list[Answers]:
-        """The answers of all folds, at the chosen epochs."""
-        return [Answers.load(self.folder(number) / ANSWERS_FILE) for number in range(len(results.folds))]
+    def outputs(self) -> list[ClassifierOutputs]:
+        """The outputs of all folds for their test clips, at the epochs of :meth:`results`."""
+        return [ClassifierOutputs.load(self.folder(n) / OUTPUTS_FILE) for n in range(len(self.data.folds))]
 
 
 def _summary(folder: Path) -> dict[str, Any]:
@@ -334,7 +284,7 @@ def _summary(folder: Path) -> dict[str, Any]:
 
 
 def _copy(source: Path, target: Path) -> None:
-    with beside(target) as temporary:
+    with atomic_write(target) as temporary:
         shutil.copyfile(source, temporary)
 
 
@@ -344,9 +294,9 @@ def _keep_model(folder: Path, out: Path) -> None:
         _copy(folder / name, out / name)
 
 
-def _clear_states(out: Path, data: LabelledData) -> None:
+def _clear_states(out: Path, folds: int) -> None:
     """Remove what only a run that goes on needs."""
-    for number in range(len(data.folds)):
+    for number in range(folds):
         folder = out / f"fold-{number + 1}"
         (folder / STATE_FILE).unlink(missing_ok=True)
         shutil.rmtree(folder / EPOCHS_FOLDER, ignore_errors=True)

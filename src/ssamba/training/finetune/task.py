@@ -1,17 +1,15 @@
-"""Fine-tuning on one fold as the training loop sees it: batches, augmentation, losses, judging, choosing."""
+"""Fine-tuning on one fold as the training loop sees it: batches, augmentation, loss, validation, the best epoch."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ssamba.audio import log_mel
-from ssamba.audio.constants import SAMPLE_RATE
-from ssamba.data.examples import Example, Fold
+from ssamba.audio.front_end import FrontEnd
+from ssamba.data.examples import Fold
 from ssamba.data.loaders.labelled import LabelledBatch, LabelledLoader
 from ssamba.data.loaders.prefetch import prepare_ahead
 from ssamba.data.loaders.workers import AudioCache, choose_workers
@@ -19,37 +17,55 @@ from ssamba.data.samplers.labelled import EpochPlan
 from ssamba.data.scan import SkipList
 from ssamba.models import losses
 from ssamba.models.encoder import Encoder
-from ssamba.training.augment.transforms import (
-    change_speed,
-    draw_masks,
-    draw_noise,
-    draw_noises,
-    draw_response,
-    draw_rooms,
-    draw_speed,
-    mask_stretches,
-    noise_and_roll,
-    respond,
-    reverberate,
-)
-from ssamba.training.distributed import Ranks
+from ssamba.training.augment.pipeline import Augment, Draws
+from ssamba.training.distributed import DistContext
 from ssamba.training.features import batch_features
-from ssamba.training.finetune.evaluate import Answers, Evaluation, longest_seconds
+from ssamba.training.finetune.evaluate import Evaluation, longest_seconds, make_evaluation
 from ssamba.training.finetune.recipe import FinetuneRecipe
-from ssamba.training.loop import Task
-from ssamba.training.pretrain.teacher_targets import AveragedModel
-from ssamba.training.seeds import generator
+from ssamba.training.seeds import torch_generator
+from ssamba.training.task import Task
+from ssamba.training.tensors import TensorGroup
 
 BATCHES_AHEAD = 3
-ANSWERS_FILE, EPOCHS_FOLDER = "answers.safetensors", "answers"
+EPOCHS_FOLDER = "answers"
+Scores = Mapping[int, tuple[float, float]]
+"""Score and loss of a finished fold by epoch."""
 
 
 def epoch_file(folder: Path, epoch: int) -> Path:
-    """Where a fold keeps its answers to the test clips after an epoch, until one epoch is chosen."""
+    """Where a fold keeps its outputs for the test clips after an epoch, until one epoch is chosen."""
     return folder / EPOCHS_FOLDER / f"epoch-{epoch:04d}.safetensors"
 
 
-def training_plan(recipe: FinetuneRecipe, fold: Fold) -> EpochPlan:
+@dataclass(frozen=True)
+class FoldData:
+    """What a fold is trained and validated on.
+
+    Attributes:
+        fold: its examples.
+        plan: the order of its training clips.
+        validation: the examples that choose an epoch.
+        cache: of decoded audio.
+        skip: where unreadable files are noted.
+    """
+
+    fold: Fold
+    plan: EpochPlan
+    validation: Evaluation
+    cache: AudioCache | None
+    skip: SkipList
+
+
+def prepare_fold(
+    recipe: FinetuneRecipe, model: Encoder, fold: Fold, cache: AudioCache | None, skip: SkipList
+) -> FoldData:
+    """The data of a fold for models like ``model``."""
+    held_out = fold.test if recipe.choose == "folds" else fold.validation or fold.test
+    validation = make_evaluation(held_out, recipe, model, cache, skip)
+    return FoldData(fold, training_plan(recipe, model.config.front_end, fold), validation, cache, skip)
+
+
+def training_plan(recipe: FinetuneRecipe, front_end: FrontEnd, fold: Fold) -> EpochPlan:
     """The order of a fold's training clips. With accumulation an epoch is cut or filled up to whole steps."""
     scenes = fold.train[0].per_second is not None
     step = recipe.batch * recipe.accumulate
@@ -61,183 +77,130 @@ def training_plan(recipe: FinetuneRecipe, fold: Fold) -> EpochPlan:
         epoch_examples=whole,
         balanced=recipe.balanced,
         mixup=recipe.mixup,
-        max_seconds=recipe.speed * longest_seconds(recipe, scenes),  # what the highest speed needs
+        max_seconds=recipe.speed * longest_seconds(recipe, front_end, scenes),  # what the highest speed needs
         random_crop=recipe.window > 0,
+        sample_rate=front_end.sample_rate,
     )
 
 
-class Inputs(NamedTuple):
-    """One batch's audio, labels and draws: as in ``LabelledBatch``, and for masks, for noise and roll, for depth.
-
-    ``response``, ``speed`` and ``rooms`` are those of ``training.augment``.
-    """
+@dataclass
+class FinetuneBatch(TensorGroup):
+    """One batch: audio and targets as in ``LabelledBatch``, stochastic depth, draws of augmentation."""
 
     waveforms: Tensor
     lengths: Tensor
     targets: Tensor
-    masks: Tensor | None
-    rolls: Tensor | None
     keep: Tensor | None
-    response: Tensor | None
-    speed: Tensor | None
-    rooms: Tensor | None
+    draws: Draws
 
 
-class FinetuneTask(Task):
-    """One fold. ``recipe`` has no value left at "auto"; ``earlier`` are score and loss by epoch of the folds before."""
+@dataclass
+class FinetuneInputs(TensorGroup):
+    """What the loss takes: features (B, frames, mel_bins), targets, stochastic depth."""
 
-    metrics: tuple[str, ...] = ("loss",)
+    features: Tensor
+    targets: Tensor
+    keep: Tensor | None = None
+
+
+class FinetuneTask(Task[FinetuneBatch, FinetuneInputs]):
+    """Training a classifier on one fold.
+
+    Args:
+        recipe: without any value left at "auto".
+        model: an encoder with a classifier, on its device.
+        data: the fold's.
+        folder: the fold's run directory.
+        earlier: scores of the folds before, where all folds share the choice of an epoch.
+        dist: this process among those of the run.
+    """
+
+    metrics = ("loss",)
 
     def __init__(
         self,
         recipe: FinetuneRecipe,
         model: Encoder,
-        fold: Fold,
+        data: FoldData,
         folder: Path,
-        cache: AudioCache | None,
-        skip: SkipList,
-        earlier: Sequence[Mapping[int, tuple[float, float]]] = (),
-        ranks: Ranks | None = None,
+        earlier: Sequence[Scores] = (),
+        dist: DistContext | None = None,
     ) -> None:
-        self.ranks = ranks or Ranks()
+        super().__init__(model, recipe.ema, dist)
         assert model.classifier is not None
-        self.recipe, self.model, self.folder, self.earlier = recipe, model, folder, earlier
-        self.cache, self.skip, self.fold = cache, skip, fold
-        self.averaged = AveragedModel(model, recipe.ema) if recipe.ema else None
-        self.answer = model.classifier.task
-        shown = ("mAP", "AUC") if self.answer.multi_label else ("accuracy", "mAP")
-        self.validation_metrics: tuple[str, ...] = ("loss", *shown)
-        self.plan = training_plan(recipe, fold)
+        self.recipe, self.data, self.folder, self.earlier = recipe, data, folder, earlier
+        self.classification = model.classifier.task
+        several = self.classification.multi_label
+        self.validation_metrics = ("loss", "mAP", "AUC") if several else ("loss", "accuracy", "mAP")
+        self.progress = ("loss", f"val_{self.validation_metrics[1]}")
         self.batch_size = recipe.batch * recipe.accumulate
-        self.steps_per_epoch = self.plan.steps_per_epoch // recipe.accumulate
+        self.steps_per_epoch = data.plan.steps_per_epoch // recipe.accumulate
         self.total_steps = recipe.epochs * self.steps_per_epoch
-        held_out = fold.test if recipe.choose == "folds" else fold.validation or fold.test
-        self.judged = self.judge(held_out)
-        self.noises = draw_noises(generator(recipe.seed, "rooms' noises")).to(model.device) if recipe.reverb else None
-        self.fill = float(log_mel.normalise(torch.zeros(()), model.config.mean, model.config.std))
+        seconds = longest_seconds(recipe, model.config.front_end, scenes=False)
+        read, samples = (round(x * model.config.sample_rate) for x in (recipe.speed * seconds, seconds))
+        self.augment = Augment(recipe, recipe.seed, model.config, model.device, samples, read)
 
-    def judge(self, examples: Sequence[Example]) -> Evaluation:
-        """A set to ask the model about."""
-        classes = len(self.answer.classes)
-        return Evaluation(examples, self.recipe, self.model.config, classes, self.model.device, self.cache, self.skip)
+    def clips_in_batch(self, number: int) -> int:
+        """The last batch of an epoch may have fewer."""
+        return self.data.plan.size(number)
 
-    def batches(self, start: int) -> Iterator[Inputs]:
-        """The batches' inputs, decoded and drawn ahead."""
+    def batches(self, start: int) -> Iterator[FinetuneBatch]:
+        """The batches, decoded and drawn ahead."""
         loader = LabelledLoader(
-            self.plan,
-            len(self.answer.classes),
+            self.data.plan,
+            len(self.classification.classes),
             choose_workers(self.recipe.workers),
             start,
             self.total_steps * self.recipe.accumulate,
-            skip=self.skip,
-            part=(self.ranks.rank, self.ranks.world),
+            skip=self.data.skip,
+            part=(self.dist.rank, self.dist.world),
         )
-        loader.cache = self.cache
+        loader.cache = self.data.cache
         return prepare_ahead(loader, self._prepare, BATCHES_AHEAD)
 
-    def _prepare(self, batch: LabelledBatch) -> Inputs:
-        """A batch with its draws, which depend on (seed, number of the batch) alone.
-
-        They are drawn for the whole batch, of which this process takes its rows.
-        """
-        recipe, clips = self.recipe, self.plan.size(batch.step)
-        rows = self.ranks.rows(clips)
-        masks = rolls = keep = response = speed = rooms = None
-        if recipe.freq_mask or recipe.time_mask:
-            masks = draw_masks(clips, generator(recipe.seed, "masks", batch.step))[..., rows].contiguous()
-        if recipe.noise:
-            rolls = draw_noise(clips, generator(recipe.seed, "roll", batch.step))[:, rows].contiguous()
-        if not recipe.freeze:
-            keep = self.model.draw_keep(clips, generator(recipe.seed, "stochastic depth", batch.step))
+    def _prepare(self, batch: LabelledBatch) -> FinetuneBatch:
+        """A batch with its draws, which are made for the whole batch; this process takes its rows."""
+        clips = self.clips_in_batch(batch.step)
+        rows = self.dist.rows(clips)
+        keep = None
+        if not self.recipe.freeze:
+            keep = self.model.draw_keep(clips, torch_generator(self.recipe.seed, "stochastic depth", batch.step))
             keep = None if keep is None else keep[:, rows].contiguous()
-        if recipe.gain_db or recipe.response_db:
-            source, bins = generator(recipe.seed, "response", batch.step), self.model.config.mel_bins
-            response = draw_response(clips, recipe.gain_db, recipe.response_db, bins, source)[rows]
-        if recipe.speed > 1:
-            speed = draw_speed(clips, recipe.speed, generator(recipe.seed, "speed", batch.step))[rows]
-        if recipe.reverb:
-            rooms = draw_rooms(clips, recipe.reverb, generator(recipe.seed, "rooms", batch.step))[:, rows].contiguous()
-        inputs = Inputs(batch.waveforms, batch.lengths, batch.targets, masks, rolls, keep, response, speed, rooms)
-        if self.model.device.type != "cuda":
-            return inputs
-        # From pinned memory the copies to the GPU run beside its work, and nobody waits for them.
-        return Inputs(*(x if x is None else x.pin_memory() for x in inputs))  # type: ignore[arg-type]
+        draws = self.augment.draws(batch.step, clips, rows)
+        return self.pinned(FinetuneBatch(batch.waveforms, batch.lengths, batch.targets, keep, draws))
 
-    def inputs(self, number: int, batch: Inputs) -> list[Tensor | None]:
+    def inputs(self, number: int, batch: FinetuneBatch) -> FinetuneInputs:
         """Features made and augmented on the model's device, targets, stochastic depth."""
-        device = self.model.device
-        here = Inputs(*(x if x is None else x.to(device, non_blocking=True) for x in batch))  # type: ignore[arg-type]
-        waveforms, lengths = here.waveforms, here.lengths
-        if here.speed is not None:
-            # Equal widths for every batch and process: the transform that changes speeds is as long as its input.
-            seconds = longest_seconds(self.recipe, scenes=False)
-            width, samples = (round(x * SAMPLE_RATE) for x in (self.recipe.speed * seconds, seconds))
-            waveforms = nn.functional.pad(waveforms, (0, width - waveforms.shape[1]))
-            waveforms, lengths = change_speed(waveforms, lengths, here.speed, samples)
-        if here.rooms is not None and self.noises is not None:
-            waveforms, lengths = reverberate(waveforms, lengths, here.rooms, self.noises)
-        features = self.augmented(number, batch_features(waveforms, lengths, self.model.config), here)
-        return [features, here.targets, here.keep]
+        here, clips = batch.to(self.model.device), self.clips_in_batch(number)
+        waveforms, lengths = self.augment.apply_speed(here.waveforms, here.lengths, here.draws)
+        waveforms, lengths = self.augment.apply_to_waveforms(waveforms, lengths, here.draws)
+        features = batch_features(waveforms, lengths, self.model.config)
+        features = self.augment.apply_to_features(features, here.draws, number, clips, self.dist.rows(clips))
+        return FinetuneInputs(features, here.targets, here.keep)
 
-    def companions(self) -> dict[str, nn.Module]:
-        """The averaged model."""
-        return {} if self.averaged is None else {"averaged": self.averaged}
-
-    def stepped(self, step: int) -> None:
-        """The averaged weights follow."""
-        if self.averaged is not None:
-            self.averaged.follow(self.model, step)
-
-    @property
-    def kept(self) -> Encoder:
-        """The model that is judged and kept: the averaged one, where there is one."""
-        return self.model if self.averaged is None else self.averaged.model
-
-    def weights(self) -> dict[str, Tensor]:
-        """The kept model's."""
-        return self.kept.state_dict()
-
-    def share(self, number: int) -> float:
-        """The share of a batch that this process works on."""
-        return self.ranks.share(self.plan.size(number))
-
-    def losses(self, inputs: Sequence[Tensor | None]) -> dict[str, Tensor]:
+    def losses(self, inputs: FinetuneInputs) -> dict[str, Tensor]:
         """The loss of one batch."""
-        features, targets, keep = inputs
-        assert features is not None
-        assert targets is not None
-        logits = self.model.classify(features, keep)
-        return {"loss": losses.classification(logits, targets, self.recipe.loss, self.recipe.label_smoothing)}
-
-    def augmented(self, number: int, features: Tensor, draws: Inputs) -> Tensor:
-        """Features of a batch, of another loudness and colour, masked, with noise and rolled, as the recipe says."""
-        recipe = self.recipe
-        if draws.response is not None:
-            features = respond(features, draws.response, self.model.config.std)
-        if draws.masks is not None:
-            features = mask_stretches(features, draws.masks, recipe.freq_mask, recipe.time_mask, self.fill)
-        if draws.rolls is not None:
-            noise, clips = generator(recipe.seed, "noise", number, features.device), self.plan.size(number)
-            features = noise_and_roll(features, draws.rolls, noise, clips, self.ranks.rows(clips))
-        return features
+        logits = self.model.classify(inputs.features, inputs.keep)
+        smoothing = self.recipe.label_smoothing
+        return {"loss": losses.classification_loss(logits, inputs.targets, self.recipe.loss, smoothing)}
 
     def validate(self, step: int) -> dict[str, float]:
-        """Metrics on the held-out clips; where all folds share the choice, the answers are kept for it."""
-        answers = self.judged.answers(self.kept)
+        """Metrics on the held-out clips; where all folds share the choice, the outputs are kept for it."""
+        outputs = self.data.validation.outputs(self.eval_model)
         if self.recipe.choose == "folds":
-            answers.save(epoch_file(self.folder, step // self.steps_per_epoch))
-        found = answers.summary(self.recipe.loss, self.answer.multi_label)
+            outputs.save(epoch_file(self.folder, step // self.steps_per_epoch))
+        found = outputs.summary(self.recipe.loss, self.classification.multi_label)
         return {name: found[name] for name in self.validation_metrics}
 
     def score(self, step: int, metrics: dict[str, float]) -> float:
         """The recipe's metric, for ``folds`` averaged with that of earlier folds; later is better for ``last``."""
         if self.recipe.choose in ("last", "average"):
             return float(step)
-        own = metrics[self.recipe.metric]
+        value = metrics[self.recipe.metric]
         if self.recipe.choose == "validation":
-            return own
+            return value
         epoch = step // self.steps_per_epoch
-        return sum([*(scores[epoch][0] for scores in self.earlier), own]) / (len(self.earlier) + 1)
+        return sum([*(scores[epoch][0] for scores in self.earlier), value]) / (len(self.earlier) + 1)
 
     def tie_break(self, step: int, metrics: dict[str, float]) -> float:
         """Of epochs with equal scores the one with the lower loss is better; averaged over folds as the score is."""
@@ -246,8 +209,3 @@ class FinetuneTask(Task):
         earlier = self.earlier if self.recipe.choose == "folds" else ()
         epoch = step // self.steps_per_epoch
         return -sum([*(scores[epoch][1] for scores in earlier), metrics["loss"]]) / (len(earlier) + 1)
-
-    def test(self, model: Encoder) -> Answers:
-        """The answers of the run's model to the test clips."""
-        same = self.recipe.choose == "folds" or not self.fold.validation
-        return (self.judged if same else self.judge(self.fold.test)).answers(model)

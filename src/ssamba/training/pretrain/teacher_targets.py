@@ -1,50 +1,33 @@
-"""Predicting an averaged model's tokens: an objective beside the published ones.
+"""Predicting an averaged model's tokens: objectives that are added to the published ones.
 
-A copy of the encoder whose weights are a running mean of the trained ones (the teacher) sees the whole clip. The
-trained encoder (the student) sees the masked one. It predicts, at masked patches, the teacher's tokens averaged over
-layers, as in data2vec (arXiv 2202.03555) and M2D (arXiv 2210.14648), and the clip's mean token, as in EAT
+A copy of the encoder whose weights are a running mean of the trained ones (the teacher, ``training.ema``) sees the
+whole clip. The trained encoder (the student) sees the masked one. It predicts, at masked patches, the teacher's tokens
+averaged over layers, as in data2vec (arXiv 2202.03555) and M2D (arXiv 2210.14648), and the clip's mean token, as in EAT
 (arXiv 2401.03497), or that of another view: another crop of the same recording, as in COLA (arXiv 2010.10915) and
 BYOL-A (arXiv 2204.07402).
 """
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from ssamba.models.encoder import Encoder, Seen, gather_patches
+from ssamba.models.encoder import Encoder
+from ssamba.models.masking import MaskedForward
+from ssamba.models.patches import gather_patches
+from ssamba.training.pretrain.recipe import PretrainRecipe
 
 EPS = 1e-5
 TEMPERATURE = 0.1
 
 
-class AveragedModel(nn.Module):
-    """A copy of an encoder whose weights follow the trained ones: mean <- decay * mean + (1 - decay) * weights.
-
-    Early on, when a long mean would still be mostly the initial weights, the decay is (1 + step) / (10 + step).
-    """
-
-    def __init__(self, model: Encoder, decay: float) -> None:
-        super().__init__()
-        self.model = copy.deepcopy(model).requires_grad_(False).eval()
-        self.decay = decay
-
-    def train(self, mode: bool = True) -> AveragedModel:
-        """Stays in evaluation: a target has no stochastic depth."""
-        return super().train(False)
-
-    @torch.no_grad()
-    def follow(self, model: Encoder, step: int) -> None:
-        """Take in the weights after ``step`` steps."""
-        decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(list(self.model.parameters()), [p.detach() for p in model.parameters()], 1 - decay)
-
-
 class LatentHeads(nn.Module):
-    """Perceptrons from the student's tokens (B, M, d) and mean token (B, d) to the teacher's."""
+    """MLPs from the student's tokens (B, M, d) and mean token (B, d) to the teacher's."""
 
     def __init__(self, width: int, generator: Generator) -> None:
         super().__init__()
@@ -58,61 +41,110 @@ class LatentHeads(nn.Module):
                     layer.bias.zero_()
 
 
-@torch.no_grad()
-def targets(teacher: Encoder, features: Tensor, layers: int = 0) -> tuple[Tensor, Tensor]:
-    """What the student shall predict: tokens (B, P, d), mean token of each clip (B, d).
+class Targets(NamedTuple):
+    """What the student shall predict of C clips: tokens (C, P, d), and the mean token of each clip (C, d)."""
 
-    The mean of the last ``layers`` layers (0: all). Before that each layer's tokens are normalised: each value over the
-    clip's tokens, so that no target is the same everywhere; for the clip each token over its values. The clips' targets
-    are standardised over the batch, for the same reason.
+    tokens_CPd: Tensor
+    clip_Cd: Tensor
+
+
+@torch.no_grad()
+def teacher_targets(teacher: Encoder, features: Tensor, layers: int = 0) -> Targets:
+    """The teacher's targets for features (C, frames, mel_bins): the mean of its last ``layers`` layers (0: all).
+
+    Before that each layer's tokens are normalised: each value over the clip's tokens, so that no target is the same
+    everywhere; for the clip each token over its values. The clips' targets are standardised over the batch, for the
+    same reason.
     """
     hidden = teacher.encode_layers(features)[-layers:]
-    tokens_BPd = clip_Bd = torch.zeros((), device=features.device)
+    tokens_CPd = clip_Cd = torch.zeros((), device=features.device)
     for layer in hidden:
-        patches_BPd = layer[:, teacher.prefix_tokens :].float()
-        variance, mean = torch.var_mean(patches_BPd, dim=1, keepdim=True, correction=0)
-        tokens_BPd = tokens_BPd + (patches_BPd - mean) * (variance + EPS).rsqrt() / len(hidden)
-        clip_Bd = clip_Bd + F.layer_norm(patches_BPd, patches_BPd.shape[-1:]).mean(dim=1) / len(hidden)
-    variance, mean = torch.var_mean(clip_Bd, dim=0, keepdim=True, correction=0)
-    return tokens_BPd, (clip_Bd - mean) * (variance + EPS).rsqrt()
+        patches_CPd = layer[:, teacher.prefix_tokens :].float()
+        variance, mean = torch.var_mean(patches_CPd, dim=1, keepdim=True, correction=0)
+        tokens_CPd = tokens_CPd + (patches_CPd - mean) * (variance + EPS).rsqrt() / len(hidden)
+        clip_Cd = clip_Cd + F.layer_norm(patches_CPd, patches_CPd.shape[-1:]).mean(dim=1) / len(hidden)
+    variance, mean = torch.var_mean(clip_Cd, dim=0, keepdim=True, correction=0)
+    return Targets(tokens_CPd, (clip_Cd - mean) * (variance + EPS).rsqrt())
 
 
-def latent_losses(
-    heads: LatentHeads,
-    seen: Seen,
-    mask_BM: Tensor,
-    wanted: tuple[Tensor, Tensor],
-    views: int = 1,
-    contrast: bool = False,
-) -> dict[str, Tensor]:
-    """What the student's tokens have to do with the ``targets`` of C clips; it saw each B / C times, one after another.
+@dataclass(frozen=True)
+class Predictions:
+    """The student's predictions of C clips, each seen B / C times one after another, with what they are compared to.
 
-    ``latent`` and ``latent_clip`` are mean squared errors of the masked tokens and of the clips' mean tokens,
-    ``contrast``, where it is asked for, that of :func:`clip_contrast`. With ``views`` crops of each recording, which
-    follow one another, the clip's target is that of the recording's next view.
+    Attributes:
+        masked_BMd: of the masked patches' tokens, ``masked_targets_BMd`` the teacher's.
+        clip_Bd: of the mean tokens, ``clip_targets_Cd`` the teacher's.
+        target_B: which of the C clips each row predicts: its own, or the next view of its recording.
+        views: crops of each recording, which follow one another.
     """
-    tokens_CPd, clip_Cd = wanted
-    each = len(mask_BM) // len(clip_Cd)
-    tokens_BPd = tokens_CPd.repeat_interleave(each, dim=0) if each > 1 else tokens_CPd
-    token = heads.token(seen.masked_BMd).float()
-    clip = heads.clip(seen.encoded_BPd.mean(dim=1)).float()
-    own = torch.arange(len(clip), device=clip.device) // each
-    other = own - own % views + (own + 1) % views
-    found = {
-        "latent": F.mse_loss(token, gather_patches(tokens_BPd, mask_BM)),
-        "latent_clip": F.mse_loss(clip, clip_Cd[other]),
-    }
-    if contrast:
-        found["contrast"] = clip_contrast(clip, clip_Cd, other, views)
-    return found
+
+    masked_BMd: Tensor
+    masked_targets_BMd: Tensor
+    clip_Bd: Tensor
+    clip_targets_Cd: Tensor
+    target_B: Tensor
+    views: int
 
 
-def clip_contrast(clip_Bd: Tensor, wanted_Cd: Tensor, other: Tensor, views: int = 1) -> Tensor:
+def predict(heads: LatentHeads, seen: MaskedForward, mask_BM: Tensor, targets: Targets, views: int = 1) -> Predictions:
+    """What the student predicts from a masked pass. With ``views`` a clip's target is that of the next view."""
+    each = len(mask_BM) // len(targets.clip_Cd)
+    tokens_BPd = targets.tokens_CPd.repeat_interleave(each, dim=0) if each > 1 else targets.tokens_CPd
+    masked_BMd = heads.token(seen.masked_BMd).float()
+    clip_Bd = heads.clip(seen.encoded_BPd.mean(dim=1)).float()
+    clip_B = torch.arange(len(clip_Bd), device=clip_Bd.device) // each
+    next_view_B = clip_B - clip_B % views + (clip_B + 1) % views
+    masked_targets_BMd = gather_patches(tokens_BPd, mask_BM)
+    return Predictions(masked_BMd, masked_targets_BMd, clip_Bd, targets.clip_Cd, next_view_B, views)
+
+
+def token_error(predictions: Predictions) -> Tensor:
+    """Mean squared error of the masked patches' tokens."""
+    return F.mse_loss(predictions.masked_BMd, predictions.masked_targets_BMd)
+
+
+def clip_error(predictions: Predictions) -> Tensor:
+    """Mean squared error of the clips' mean tokens."""
+    return F.mse_loss(predictions.clip_Bd, predictions.clip_targets_Cd[predictions.target_B])
+
+
+def clip_contrast(predictions: Predictions) -> Tensor:
     """InfoNCE: which of C clips is the one that was predicted, by cosine over a temperature of 0.1.
 
-    Row i predicts the clip ``other[i]``. The further ``views`` of its recording, which lie beside it, do not count.
+    The further views of the target's recording, which are its neighbours in the batch, do not count.
     """
-    logits_BC = F.normalize(clip_Bd, dim=1) @ F.normalize(wanted_Cd, dim=1).T / TEMPERATURE
-    clips = torch.arange(len(wanted_Cd), device=other.device)
-    same = (clips // views == (other // views)[:, None]) & (clips != other[:, None])
-    return F.cross_entropy(logits_BC.masked_fill(same, float("-inf")), other)
+    clip_Bd, targets_Cd, target_B = predictions.clip_Bd, predictions.clip_targets_Cd, predictions.target_B
+    logits_BC = F.normalize(clip_Bd, dim=1) @ F.normalize(targets_Cd, dim=1).T / TEMPERATURE
+    clips = torch.arange(len(targets_Cd), device=target_B.device)
+    views = predictions.views
+    same = (clips // views == (target_B // views)[:, None]) & (clips != target_B[:, None])
+    return F.cross_entropy(logits_BC.masked_fill(same, float("-inf")), target_B)
+
+
+class TeacherLoss(NamedTuple):
+    """One additional loss.
+
+    Attributes:
+        name: its column in the log, and the recipe's value that is its weight.
+        loss: the scalar.
+        only_if_weighted: not computed with weight 0; the others are logged wherever there is a teacher.
+    """
+
+    name: str
+    loss: Callable[[Predictions], Tensor]
+    only_if_weighted: bool = False
+
+
+TEACHER_LOSSES = (
+    TeacherLoss("latent", token_error),
+    TeacherLoss("latent_clip", clip_error),
+    TeacherLoss("contrast", clip_contrast, only_if_weighted=True),  # older runs' logs have no column for it
+)
+"""Each additional loss; its name stands in ``recipe.TEACHER_WEIGHTS`` too."""
+
+
+def active_losses(recipe: PretrainRecipe) -> Sequence[TeacherLoss]:
+    """The additional losses of a run, in the order in which they are added."""
+    if not recipe.needs_teacher:
+        return ()
+    return [loss for loss in TEACHER_LOSSES if getattr(recipe, loss.name) > 0 or not loss.only_if_weighted]

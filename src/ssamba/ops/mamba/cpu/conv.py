@@ -60,8 +60,8 @@ def _forward_rows(table, b, k, start, stop):  # type: ignore[no-untyped-def]
     row, stride, u_stride = 4 * channels, _get(table, Field.X_L), _get(table, Field.U_L)
     x = _at(table, Field.X, b, 0, k)
     for r in range(_get(table, Field.R_FROM), _get(table, Field.R_TO)):
-        lane = r * _get(table, Field.BLOCKS) + k
-        weight, bias = _get(table, Field.WEIGHT) + lane * width * row, _get(table, Field.BIAS) + lane * row
+        rk = r * _get(table, Field.BLOCKS) + k
+        weight, bias = _get(table, Field.WEIGHT) + rk * width * row, _get(table, Field.BIAS) + rk * row
         u = _at(table, Field.U, b, r, k)
         for t in range(start, stop):
             reach, side = (t, -stride) if r == 0 else (length - 1 - t, stride)
@@ -82,8 +82,8 @@ def conv_forward(version: int) -> Callable[[int], None]:
         parts = (length + CHUNK - 1) // CHUNK
         task = fetch_add(table + 8 * Field.NEXT, 1)
         while task < _get(table, Field.TASKS):
-            lane, start = task // parts, task % parts * CHUNK
-            _forward_rows(table, lane // blocks, lane % blocks, start, min(start + CHUNK, length))
+            clip_block, start = task // parts, task % parts * CHUNK
+            _forward_rows(table, clip_block // blocks, clip_block % blocks, start, min(start + CHUNK, length))
             task = fetch_add(table + 8 * Field.NEXT, 1)
 
     return conv_forward
@@ -97,8 +97,8 @@ def _before_silu(table, b, r, k, first, channels, start, rows, to):  # type: ign
     stride, u_stride = _get(table, Field.X_L), _get(table, Field.U_L)
     x = _at(table, Field.X, b, 0, k) + first * 4
     du = _at(table, Field.U, b, r, k) + first * 4
-    lane = r * _get(table, Field.BLOCKS) + k
-    weight = _get(table, Field.WEIGHT) + lane * width * row + first * 4
+    rk = r * _get(table, Field.BLOCKS) + k
+    weight = _get(table, Field.WEIGHT) + rk * width * row + first * 4
     for i in range(rows):
         t = start + i
         reach, side = (t, -stride) if r == 0 else (length - 1 - t, stride)
@@ -106,12 +106,12 @@ def _before_silu(table, b, r, k, first, channels, start, rows, to):  # type: ign
             lanes = channels - v
             value = splat(ZERO)
             if t >= 0 and t < length:
-                bias = load_part(_get(table, Field.BIAS) + lane * row + (first + v) * 4, lanes)
+                bias = load_part(_get(table, Field.BIAS) + rk * row + (first + v) * 4, lanes)
                 here = x + t * stride + v * 4
                 y = _convolve(here, side, weight + v * 4, row, width, bias, reach, lanes)
                 s = sigmoid(y)
-                slope = s * fma(y, splat(ONE) - s, splat(ONE))
-                value = slope * load_part(du + t * u_stride + v * 4, lanes)
+                derivative = s * fma(y, splat(ONE) - s, splat(ONE))
+                value = derivative * load_part(du + t * u_stride + v * 4, lanes)
             store(to + i * ROW + v * 4, value)
 
 
@@ -180,14 +180,14 @@ def _backward_block(table, b, k, first, channels, scratch):  # type: ignore[no-u
             _gather_weight(table, b, 1, k, first, channels, start, steps, g1, sums + (width + 1) * ROW)
         _gather_input(table, b, k, first, channels, start, steps, scratch, g1)
     for r in range(directions):
-        lane = (b * directions + r) * _get(table, Field.BLOCKS) + k
+        index = (b * directions + r) * _get(table, Field.BLOCKS) + k
         here = sums + r * (width + 1) * ROW
         for v in range(0, channels, LANES):
             lanes, column = channels - v, (first + v) * 4
             for j in range(width):
-                to = _get(table, Field.DWEIGHT) + (lane * width + j) * row + column
+                to = _get(table, Field.DWEIGHT) + (index * width + j) * row + column
                 store_part(to, load(here + j * ROW + v * 4), lanes)
-            store_part(_get(table, Field.DBIAS) + lane * row + column, load(here + width * ROW + v * 4), lanes)
+            store_part(_get(table, Field.DBIAS) + index * row + column, load(here + width * ROW + v * 4), lanes)
 
 
 def conv_backward(version: int) -> Callable[[int], None]:
@@ -202,8 +202,8 @@ def conv_backward(version: int) -> Callable[[int], None]:
         while task < _get(table, Field.TASKS):
             channels = _get(table, Field.CHANNELS)
             parts = (channels + BLOCK - 1) // BLOCK
-            lane, first = task // parts, task % parts * BLOCK
-            b, k = lane // _get(table, Field.BLOCKS), lane % _get(table, Field.BLOCKS)
+            clip_block, first = task // parts, task % parts * BLOCK
+            b, k = clip_block // _get(table, Field.BLOCKS), clip_block % _get(table, Field.BLOCKS)
             _backward_block(table, b, k, first, min(BLOCK, channels - first), scratch)
             task = fetch_add(table + 8 * Field.NEXT, 1)
 

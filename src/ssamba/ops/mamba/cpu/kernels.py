@@ -6,7 +6,7 @@ import ctypes
 import hashlib
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,26 @@ _log = logging.getLogger(__name__)
 _lock = threading.Lock()
 
 
+def sources() -> list[Path]:
+    """The files that decide what the machine code does: the kernels, their helpers, and how they are launched."""
+    ops = Path(__file__).parents[2]
+    return sorted([*(ops / "mamba" / "cpu").glob("*.py"), ops / "jit" / "numba_simd.py", ops / "jit" / "openmp.py"])
+
+
+def digest(paths: Iterable[Path]) -> int:
+    """A number of 56 bits that changes with the contents of ``paths``.
+
+    It is part of Numba's cache key: Numba's own looks at one file only and would miss a changed helper.
+    """
+    found = hashlib.sha256()
+    for path in paths:
+        found.update(path.read_bytes())
+    return int.from_bytes(found.digest()[:7], "big")
+
+
 @lru_cache(maxsize=1)
 def _version() -> int:
-    """Digest of every kernel source: Numba's own cache looks at one file only and would miss a changed helper."""
-    digest = hashlib.sha256()
-    ops = Path(__file__).parents[2]
-    for path in sorted([*(ops / "mamba" / "cpu").glob("*.py"), *(ops / "jit").glob("numba_*.py")]):
-        digest.update(path.read_bytes())
-    return int.from_bytes(digest.digest()[:7], "big")
+    return digest(sources())
 
 
 class Kernel:
@@ -47,6 +59,11 @@ def _entry_points() -> dict[str, Callable[[int], Callable[[int], None]]]:
     }
 
 
+def compile_kernel(name: str) -> Kernel:
+    """A new instance of the kernel, from Numba's cache where that holds it. Raises ImportError without Numba."""
+    return Kernel(_compile(name))
+
+
 def _compile(name: str) -> Any:
     from numba import cfunc, types
 
@@ -68,11 +85,11 @@ def loaded() -> bool:
 
 
 def kernel(name: str) -> Kernel:
-    """The compiled kernel: Raises ImportError where Numba cannot be imported."""
+    """The kernel, compiled at first use. Raises ImportError where Numba cannot be imported."""
     found = _compiled.get(name)
     if found is None:
         with _lock:
             found = _compiled.get(name)
             if found is None:
-                found = _compiled[name] = Kernel(_compile(name))
+                found = _compiled[name] = compile_kernel(name)
     return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,6 +12,22 @@ from ssamba.ops.jit import openmp
 from ssamba.ops.mamba.cpu import layout
 from ssamba.ops.mamba.cpu.kernels import kernel
 from ssamba.ops.mamba.cpu.layout import ConvField, ScanField
+
+
+class ScanInputs(NamedTuple):
+    """What a scan reads, float32 in the kernels (shapes: ``naive.selective_scan``)."""
+
+    u: Tensor
+    dt: Tensor
+    A: Tensor
+    B: Tensor
+    C: Tensor
+    D: Tensor
+    dt_bias: Tensor
+
+    def with_dense_parameters(self) -> ScanInputs:
+        """A, D and the bias contiguous: the kernels give only the others strides."""
+        return self._replace(A=self.A.contiguous(), D=self.D.contiguous(), dt_bias=self.dt_bias.contiguous())
 
 
 def _place(table: list[int], field: int, x: Tensor, dims: tuple[int, int, int, int]) -> None:
@@ -23,8 +39,8 @@ def _place(table: list[int], field: int, x: Tensor, dims: tuple[int, int, int, i
     table[field : field + 5] = [x.data_ptr(), *strides]
 
 
-_LANE = (0, 1, 2, 3)  # (B, L, R, K, ...)
-_GATE = (0, 1, -1, 2)  # (B, L, K, E)
+_BY_DIRECTION = (0, 1, 2, 3)  # (B, L, R, K, ...)
+_BY_BLOCK = (0, 1, -1, 2)  # (B, L, K, E)
 
 
 def _run(name: str, table: list[int], scratch_bytes: int, tasks: int) -> None:
@@ -57,8 +73,8 @@ def _conv_table(x: Tensor, weight_RKWE: Tensor, bias: Tensor, u: Tensor) -> list
     table[ConvField.LENGTH], table[ConvField.BLOCKS], table[ConvField.CHANNELS] = x.shape[1:]
     table[ConvField.DIRECTIONS], table[ConvField.WIDTH] = weight_RKWE.shape[0], weight_RKWE.shape[2]
     table[ConvField.WEIGHT], table[ConvField.BIAS] = weight_RKWE.data_ptr(), bias.data_ptr()
-    _place(table, ConvField.X, x, _GATE)
-    _place(table, ConvField.U, u, _LANE)
+    _place(table, ConvField.X, x, _BY_BLOCK)
+    _place(table, ConvField.U, u, _BY_DIRECTION)
     return table
 
 
@@ -90,7 +106,7 @@ def conv_backward(du: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[
     dbias = x.new_empty((batch, directions, blocks, channels))
     table = _conv_table(x, weight, bias, du)
     table[ConvField.DWEIGHT], table[ConvField.DBIAS] = dweight.data_ptr(), dbias.data_ptr()
-    _place(table, ConvField.DX, dx, _GATE)
+    _place(table, ConvField.DX, dx, _BY_BLOCK)
     _run("conv_backward", table, layout.conv_scratch_bytes(width, directions), batch * blocks * _parts(channels))
     return dx, dweight.sum(0).transpose(2, 3).contiguous(), dbias.sum(0)
 
@@ -106,7 +122,7 @@ def states_shape(u: Tensor, A: Tensor) -> tuple[int, ...]:
     return batch * blocks * _parts(channels), directions, chunks, states, layout.BLOCK
 
 
-def _scan_table(inputs: Sequence[Tensor], z: Tensor | None, y: Tensor, states: Tensor | None) -> list[int]:
+def _scan_table(inputs: ScanInputs, z: Tensor | None, y: Tensor, states: Tensor | None) -> list[int]:
     u, dt, A, B, C, D, dt_bias = inputs
     table = [0] * ScanField.SIZE
     table[ScanField.LENGTH : ScanField.CHANNELS + 1] = u.shape[1], A.shape[0], *u.shape[3:]
@@ -115,41 +131,35 @@ def _scan_table(inputs: Sequence[Tensor], z: Tensor | None, y: Tensor, states: T
     table[ScanField.A], table[ScanField.D], table[ScanField.BIAS] = A.data_ptr(), D.data_ptr(), dt_bias.data_ptr()
     table[ScanField.CHECKPOINTS] = 0 if states is None else states.data_ptr()
     for field, x in ((ScanField.U, u), (ScanField.DT, dt), (ScanField.B, B), (ScanField.C, C)):
-        _place(table, field, x, _LANE)
-    _place(table, ScanField.Y, y, _GATE)
+        _place(table, field, x, _BY_DIRECTION)
+    _place(table, ScanField.Y, y, _BY_BLOCK)
     if z is not None:
-        _place(table, ScanField.Z, z, _GATE)
+        _place(table, ScanField.Z, z, _BY_BLOCK)
     return table
 
 
-def _dense(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """(u, dt, A, B, C, D, dt_bias) with the parameters contiguous."""
-    u, dt, A, B, C, D, dt_bias = inputs
-    return u, dt, A.contiguous(), B, C, D.contiguous(), dt_bias.contiguous()
-
-
-def scan_forward(inputs: Sequence[Tensor], z: Tensor | None, y: Tensor, states: Tensor | None) -> None:
-    """From (u, dt, A, B, C, D, dt_bias) fills ``y_BLKE`` and, unless None, the states for the backward pass."""
-    inputs = _dense(inputs)
+def scan_forward(inputs: ScanInputs, z: Tensor | None, y: Tensor, states: Tensor | None) -> None:
+    """Fills ``y_BLKE`` and, unless None, the states for the backward pass."""
+    inputs = inputs.with_dense_parameters()
     _run_forward(inputs, _scan_table(inputs, z, y, states))
 
 
-def scan_part(inputs: Sequence[Tensor], z: Tensor, y: Tensor, direction: int, carry: Tensor) -> None:
+def scan_part(inputs: ScanInputs, z: Tensor, y: Tensor, direction: int, carry: Tensor) -> None:
     """One direction over one part of the sequence. The scan starts from ``carry`` (see ``carry_shape``) and updates it.
 
     ``u``, ``dt``, ``B`` and ``C`` hold this direction only, the parameters all. Direction 1 of two must run over a part
     after direction 0, whose result it finds in ``y``.
     """
-    inputs = _dense(inputs)
+    inputs = inputs.with_dense_parameters()
     table = _scan_table(inputs, z, y, None)
     table[ScanField.R_FROM], table[ScanField.R_TO] = direction, direction + 1
     table[ScanField.CARRY] = carry.data_ptr()
     _run_forward(inputs, table)
 
 
-def _run_forward(inputs: Sequence[Tensor], table: list[int]) -> None:
-    batch, _, _, blocks, channels = inputs[0].shape
-    scratch = layout.scan_scratch_bytes(inputs[2].shape[-1])
+def _run_forward(inputs: ScanInputs, table: list[int]) -> None:
+    batch, _, _, blocks, channels = inputs.u.shape
+    scratch = layout.scan_scratch_bytes(inputs.A.shape[-1])
     _run("scan_forward", table, scratch, batch * blocks * _parts(channels))
 
 
@@ -158,10 +168,10 @@ def carry_shape(batch: int, blocks: int, channels: int, states: int) -> tuple[in
     return batch * blocks * _parts(channels), layout.padded_states(states), layout.BLOCK
 
 
-def scan_backward(dy: Tensor, inputs: Sequence[Tensor], z: Tensor | None, states: Tensor) -> tuple[Tensor, ...]:
+def scan_backward(dy: Tensor, inputs: ScanInputs, z: Tensor | None, states: Tensor) -> tuple[Tensor, ...]:
     """Gradients in the order of the inputs, then z's (empty without z). Shares of clips and blocks add in order."""
-    inputs = _dense(inputs)
-    u, n = inputs[0], inputs[2].shape[-1]
+    inputs = inputs.with_dense_parameters()
+    u, n = inputs.u, inputs.A.shape[-1]
     batch, length, directions, blocks, channels = u.shape
     parts = _parts(channels)
     table = _scan_table(inputs, z, dy, states)
@@ -171,11 +181,11 @@ def scan_backward(dy: Tensor, inputs: Sequence[Tensor], z: Tensor | None, states
     dA = u.new_empty((batch, directions, blocks, n, channels))
     dD, dbias = (u.new_empty((batch, directions, blocks, channels)) for _ in range(2))
     for field, x in ((ScanField.DU, du), (ScanField.DDT, ddt)):
-        _place(table, field, x, _LANE)
+        _place(table, field, x, _BY_DIRECTION)
     for field, x in ((ScanField.DB, dB), (ScanField.DC, dC)):
         _place(table, field, x[0], (2, 3, 0, 1))
     if z is not None:
-        _place(table, ScanField.DZ, dz, _GATE)
+        _place(table, ScanField.DZ, dz, _BY_BLOCK)
     table[ScanField.PART] = 4 * dB.stride(0)
     table[ScanField.DA], table[ScanField.DD], table[ScanField.DBIAS] = dA.data_ptr(), dD.data_ptr(), dbias.data_ptr()
     _run("scan_backward", table, layout.scan_scratch_bytes(n), batch * blocks * parts)

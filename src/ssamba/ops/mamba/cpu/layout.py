@@ -46,7 +46,7 @@ class ScanField(IntEnum):
 class Plane(IntEnum):
     """Offsets in the scratch area, in planes; the parts that depend on N follow at ``END``."""
 
-    DELTA, DRIVE, OUT, SLOPE, INPUT, GRADIENT, TO_DRIVE, TO_DELTA = range(8)
+    DELTA, DRIVE, OUT, DERIVATIVE, INPUT, GRADIENT, TO_DRIVE, TO_DELTA = range(8)
     END = 8
 
 

@@ -1,8 +1,8 @@
 """``bimamba_inner`` without a gradient: the same kernels over parts of the input, through buffers that stay small.
 
-Only the scan needs all steps in order. Everything before it is made for ``TOKENS`` tokens at a time, in a work area
-that each thread keeps for its next part and its next call: beyond the result, memory does not grow with the length.
-Fresh memory would cost more than the work on it, since the system clears each page at its first touch.
+Only the scan needs all steps in order. Everything before it is made for ``PART_TOKENS`` tokens at a time, in a work
+area that each thread keeps for its next part and its next call: beyond the result, memory does not grow with the
+length. Fresh memory would cost more than the work on it, since the system clears each page at its first touch.
 """
 
 from __future__ import annotations
@@ -15,13 +15,16 @@ import torch
 from torch import Tensor
 
 from ssamba.ops.mamba.cpu import launch
+from ssamba.ops.mamba.cpu.launch import ScanInputs
+from ssamba.ops.mamba.params import MixerParams
 
-TOKENS = 1024  # per part: enough that starting the kernels costs little, and a part stays in the level-3 cache
-_kept = threading.local()
+PART_TOKENS = 1024
+"""Tokens of a part: enough that starting the kernels costs little, and a part stays in the level-3 cache."""
+_of_thread = threading.local()
 
 
 class Weights(NamedTuple):
-    """Parameters in float32, as the kernels and the matrix products read them. Shapes: ``reference``'s legend."""
+    """Parameters in float32, as the kernels and the matrix products read them. Shapes: ``naive``'s legend."""
 
     conv_RKWE: Tensor
     conv_bias_RKE: Tensor
@@ -31,49 +34,67 @@ class Weights(NamedTuple):
     A_RKEN: Tensor
     D_RKE: Tensor
 
+    @classmethod
+    def of(cls, params: MixerParams) -> Weights:
+        """The same parameters, converted."""
+        return cls(
+            launch.taps_first(params.conv_weight_RKEW.float()),
+            params.conv_bias_RKE.float().contiguous(),
+            params.x_proj_RKPE.float().transpose(2, 3),
+            params.dt_proj_RKEr.float().transpose(2, 3),
+            params.dt_bias_RKE.float().contiguous(),
+            -torch.exp(params.A_log_RKEN.float()).contiguous(),
+            params.D_RKE.float().contiguous(),
+        )
+
+
+def release_work_area() -> None:
+    """Frees the memory that this thread keeps between calls."""
+    _of_thread.area = None
+
 
 def _work_area(shapes: list[tuple[int, ...]]) -> list[Tensor]:
     """Contiguous float32 tensors of those shapes, uninitialised, in this thread's work area, which grows as needed."""
     sizes = [-(-math.prod(shape) // 16) * 16 for shape in shapes]
-    area = getattr(_kept, "area", None)
+    area = getattr(_of_thread, "area", None)
     if area is None or area.numel() < sum(sizes):
         with torch.inference_mode(False):  # made in inference mode, it could not be written to outside of it
-            area = _kept.area = torch.empty(sum(sizes), dtype=torch.float32)
+            area = _of_thread.area = torch.empty(sum(sizes), dtype=torch.float32)
     places = area[: sum(sizes)].split(sizes)
     return [place[: math.prod(shape)].view(shape) for place, shape in zip(places, shapes, strict=True)]
 
 
-def _scan_inputs(x_BLKE: Tensor, w: Weights, r_from: int, r_to: int, cut: tuple[int, int] = (0, 0)) -> list[Tensor]:
+def _scan_inputs(x_BLKE: Tensor, w: Weights, r_from: int, r_to: int, cut: tuple[int, int] = (0, 0)) -> ScanInputs:
     """What the scan of directions r_from to r_to - 1 reads; ``cut``: rows at x's ends that only the taps need.
 
     u, dt, B and C live in the work area: the next call overwrites them.
     """
     batch, length, blocks, channels = x_BLKE.shape
     rank, outputs = w.dt_proj_RKrE.shape[2], w.x_proj_RKEP.shape[3]
-    lanes, tokens = (r_to - r_from) * blocks, batch * length
-    u_GTE, dt_GTE, p_GTP = _work_area([(lanes, tokens, n) for n in (channels, channels, outputs)])
+    matrices, tokens = (r_to - r_from) * blocks, batch * length
+    u_GTE, dt_GTE, p_GTP = _work_area([(matrices, tokens, n) for n in (channels, channels, outputs)])
 
-    def by_lane(x_GTX: Tensor) -> Tensor:
-        return x_GTX.view(r_to - r_from, blocks, batch, length, x_GTX.shape[2]).permute(2, 3, 0, 1, 4)
+    def by_token(x_GTn: Tensor) -> Tensor:
+        return x_GTn.view(r_to - r_from, blocks, batch, length, x_GTn.shape[2]).permute(2, 3, 0, 1, 4)
 
-    launch.conv_forward(x_BLKE, w.conv_RKWE, w.conv_bias_RKE, by_lane(u_GTE), (r_from, r_to))
+    launch.conv_forward(x_BLKE, w.conv_RKWE, w.conv_bias_RKE, by_token(u_GTE), (r_from, r_to))
     torch.bmm(u_GTE, w.x_proj_RKEP[r_from:r_to].flatten(0, 1), out=p_GTP)
     torch.bmm(p_GTP[..., :rank], w.dt_proj_RKrE[r_from:r_to].flatten(0, 1), out=dt_GTE)
-    p_BLRKP, kept = by_lane(p_GTP), slice(cut[0], length - cut[1])
+    p_BLRKP, kept = by_token(p_GTP), slice(cut[0], length - cut[1])
     _, B, C = p_BLRKP.split([rank, w.A_RKEN.shape[3], w.A_RKEN.shape[3]], dim=-1)
-    u, dt, B, C = (x[:, kept] for x in (by_lane(u_GTE), by_lane(dt_GTE), B, C))
-    return [u, dt, w.A_RKEN, B, C, w.D_RKE, w.dt_bias_RKE]
+    u, dt, B, C = (x[:, kept] for x in (by_token(u_GTE), by_token(dt_GTE), B, C))
+    return ScanInputs(u, dt, w.A_RKEN, B, C, w.D_RKE, w.dt_bias_RKE)
 
 
-def bimamba(x_BLKE: Tensor, z_BLKE: Tensor, weights: Weights) -> Tensor:
-    """Returns ``y_BLKE`` in x's dtype."""
+def bimamba(x_BLKE: Tensor, z_BLKE: Tensor, weights: Weights, part_tokens: int = PART_TOKENS) -> Tensor:
+    """Returns ``y_BLKE`` in x's dtype, made in parts of ``part_tokens`` tokens."""
     batch, length, blocks, channels = x_BLKE.shape
     y_BLKE = torch.empty((batch, length, blocks, channels), dtype=torch.float32)
-    if length > TOKENS:
+    if length > part_tokens:
         for b in range(batch):
-            _long(x_BLKE[b : b + 1], z_BLKE[b : b + 1], y_BLKE[b : b + 1], weights)
+            _long(x_BLKE[b : b + 1], z_BLKE[b : b + 1], y_BLKE[b : b + 1], weights, part_tokens)
         return y_BLKE.to(x_BLKE.dtype)
-    directions, clips = weights.A_RKEN.shape[0], max(1, TOKENS // max(1, length))
+    directions, clips = weights.A_RKEN.shape[0], max(1, part_tokens // max(1, length))
     for b in range(0, batch, clips):
         part = slice(b, b + clips)
         inputs = _scan_inputs(launch.rows(x_BLKE[part]), weights, 0, directions)
@@ -81,16 +102,16 @@ def bimamba(x_BLKE: Tensor, z_BLKE: Tensor, weights: Weights) -> Tensor:
     return y_BLKE.to(x_BLKE.dtype)
 
 
-def _long(x_1LKE: Tensor, z_1LKE: Tensor, y_1LKE: Tensor, weights: Weights) -> None:
+def _long(x_1LKE: Tensor, z_1LKE: Tensor, y_1LKE: Tensor, weights: Weights, part_tokens: int) -> None:
     """One long clip: direction 0 over the parts from the left, then direction 1 from the right, states carried over."""
     length, blocks, channels = x_1LKE.shape[1:]
     directions, halo = weights.A_RKEN.shape[0], weights.conv_RKWE.shape[2] - 1
     carry_shape = launch.carry_shape(1, blocks, channels, weights.A_RKEN.shape[-1])
-    starts = list(range(0, length, TOKENS))
+    starts = list(range(0, length, part_tokens))
     for r in range(directions):
         carry = torch.zeros(carry_shape, dtype=torch.float32)
         for start in starts if r == 0 else reversed(starts):
-            stop = min(start + TOKENS, length)
+            stop = min(start + part_tokens, length)
             # the taps reach back in the direction of the scan, out of the part
             cut = (min(halo, start), 0) if r == 0 else (0, min(halo, length - stop))
             x = launch.rows(x_1LKE[:, start - cut[0] : stop + cut[1]])

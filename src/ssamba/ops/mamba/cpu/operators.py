@@ -1,7 +1,7 @@
 """The fast CPU form of ``conv_silu`` and ``selective_scan``, registered as torch operators with their gradients.
 
 ``ssamba::conv_silu`` and ``ssamba::selective_scan`` (and ``*_backward``) are ordinary torch operators: autograd,
-torch.compile and torch.export see them. Importing this module does not import Numba. Shapes: ``reference``'s legend.
+torch.compile and torch.export see them. Importing this module does not import Numba. Shapes: ``naive``'s legend.
 Inputs of lower precision are computed in float32; results and gradients come back in their input's dtype.
 """
 
@@ -13,28 +13,23 @@ import torch
 from torch import Tensor
 
 from ssamba.ops.mamba.cpu import launch, mixer_inference
-from ssamba.ops.mamba.cpu.launch import rows
+from ssamba.ops.mamba.cpu.launch import ScanInputs, rows
+from ssamba.ops.mamba.params import SCHEMA, MixerParams
 
+_SCAN = ", ".join(f"Tensor {name}" for name in ScanInputs._fields)
 _library = torch.library.Library("ssamba", "DEF")
 _library.define("conv_silu(Tensor x, Tensor weight, Tensor bias) -> Tensor")
 _library.define("conv_silu_backward(Tensor du, Tensor x, Tensor weight, Tensor bias) -> (Tensor, Tensor, Tensor)")
+_library.define(f"selective_scan({_SCAN}, Tensor? z, bool keep_states) -> (Tensor, Tensor)")
 _library.define(
-    "selective_scan(Tensor u, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor D, Tensor dt_bias, Tensor? z, "
-    "bool keep_states) -> (Tensor, Tensor)"
+    f"selective_scan_backward(Tensor dy, {_SCAN}, Tensor? z, Tensor states) -> ({', '.join(['Tensor'] * 8)})"
 )
-_library.define(
-    "selective_scan_backward(Tensor dy, Tensor u, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor D, Tensor dt_bias, "
-    "Tensor? z, Tensor states) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
-)
-_library.define(
-    "bimamba_inference(Tensor x, Tensor z, Tensor conv_weight, Tensor conv_bias, Tensor x_proj, Tensor dt_proj, "
-    "Tensor dt_bias, Tensor A_log, Tensor D) -> Tensor"
-)
+_library.define(f"bimamba_inference(Tensor x, Tensor z, {SCHEMA}) -> Tensor")
 
 
-def _empty_lanes(like: Tensor, batch: int, length: int, lanes: tuple[int, int], last: int) -> Tensor:
-    """An empty (B, L, R, K, last) that lies in memory as (R, K, B, L, last): one matrix for each lane."""
-    shape = (*lanes, batch, length, last)
+def _empty_by_direction(like: Tensor, batch: int, length: int, pairs: tuple[int, int], last: int) -> Tensor:
+    """An empty (B, L, R, K, last) that lies in memory as (R, K, B, L, last): a matrix of each direction and block."""
+    shape = (*pairs, batch, length, last)
     return torch.empty(shape, dtype=like.dtype, device=like.device).permute(2, 3, 0, 1, 4)
 
 
@@ -42,7 +37,7 @@ def _empty_lanes(like: Tensor, batch: int, length: int, lanes: tuple[int, int], 
 
 
 def _conv_silu_empty(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return _empty_lanes(x, x.shape[0], x.shape[1], (weight.shape[0], x.shape[2]), x.shape[3])
+    return _empty_by_direction(x, x.shape[0], x.shape[1], (weight.shape[0], x.shape[2]), x.shape[3])
 
 
 def _conv_silu_cpu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -79,73 +74,34 @@ def _scan_empty(u: Tensor, A: Tensor, keep_states: bool) -> tuple[Tensor, Tensor
     return y, torch.empty(shape, dtype=torch.float32, device=u.device)
 
 
-def _scan_fake(
-    u: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor,
-    dt_bias: Tensor,
-    z: Tensor | None,
-    keep_states: bool,
-) -> tuple[Tensor, Tensor]:
-    return _scan_empty(u, A, keep_states)
+def _scan_fake(*arguments: Any) -> tuple[Tensor, Tensor]:
+    *tensors, _z, keep_states = arguments
+    inputs = ScanInputs(*tensors)
+    return _scan_empty(inputs.u, inputs.A, keep_states)
 
 
-def _scan_cpu(
-    u: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor,
-    dt_bias: Tensor,
-    z: Tensor | None,
-    keep_states: bool,
-) -> tuple[Tensor, Tensor]:
-    inputs = [rows(x) for x in (u, dt, A, B, C, D, dt_bias)]
-    y, states = _scan_empty(inputs[0], A, keep_states)
+def _scan_cpu(*arguments: Any) -> tuple[Tensor, Tensor]:
+    *tensors, z, keep_states = arguments
+    inputs = ScanInputs(*(rows(x) for x in tensors))
+    y, states = _scan_empty(inputs.u, inputs.A, keep_states)
     launch.scan_forward(inputs, None if z is None else rows(z), y, states if keep_states else None)
-    return y.to(u.dtype), states
+    return y.to(tensors[0].dtype), states
 
 
-def _scan_backward_fake(
-    dy: Tensor,
-    u: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor,
-    dt_bias: Tensor,
-    z: Tensor | None,
-    states: Tensor,
-) -> tuple[Tensor, ...]:
-    lanes = (u.shape[2], u.shape[3])
-    du, ddt, dB, dC = (_empty_lanes(x, x.shape[0], x.shape[1], lanes, x.shape[-1]) for x in (u, dt, B, C))
-    return du, ddt, A.new_empty(A.shape), dB, dC, D.new_empty(D.shape), dt_bias.new_empty(dt_bias.shape), _like_z(z, u)
+def _scan_backward_fake(dy: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    *tensors, z, _states = arguments
+    u, dt, A, B, C, D, dt_bias = tensors
+    pairs = (u.shape[2], u.shape[3])
+    du, ddt, dB, dC = (_empty_by_direction(x, x.shape[0], x.shape[1], pairs, x.shape[-1]) for x in (u, dt, B, C))
+    dz = u.new_empty(0) if z is None else z.new_empty(z.shape)
+    return du, ddt, A.new_empty(A.shape), dB, dC, D.new_empty(D.shape), dt_bias.new_empty(dt_bias.shape), dz
 
 
-def _like_z(z: Tensor | None, u: Tensor) -> Tensor:
-    return u.new_empty(0) if z is None else z.new_empty(z.shape)
-
-
-def _scan_backward_cpu(
-    dy: Tensor,
-    u: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor,
-    dt_bias: Tensor,
-    z: Tensor | None,
-    states: Tensor,
-) -> tuple[Tensor, ...]:
-    inputs = [rows(x) for x in (u, dt, A, B, C, D, dt_bias)]
+def _scan_backward_cpu(dy: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    *tensors, z, states = arguments
+    inputs = ScanInputs(*(rows(x) for x in tensors))
     gradients = launch.scan_backward(rows(dy), inputs, None if z is None else rows(z), states)
-    like = (u, dt, A, B, C, D, dt_bias, u if z is None else z)
+    like = (*tensors, tensors[0] if z is None else z)
     return tuple(gradient.to(x.dtype) for gradient, x in zip(gradients, like, strict=True))
 
 
@@ -171,27 +127,8 @@ def _bimamba_inference_fake(x: Tensor, z: Tensor, *parameters: Tensor) -> Tensor
     return torch.empty(x.shape, dtype=x.dtype, device=x.device)
 
 
-def _bimamba_inference_cpu(
-    x: Tensor,
-    z: Tensor,
-    conv_weight: Tensor,
-    conv_bias: Tensor,
-    x_proj: Tensor,
-    dt_proj: Tensor,
-    dt_bias: Tensor,
-    A_log: Tensor,
-    D: Tensor,
-) -> Tensor:
-    weights = mixer_inference.Weights(
-        launch.taps_first(conv_weight.float()),
-        conv_bias.float().contiguous(),
-        x_proj.float().transpose(2, 3),
-        dt_proj.float().transpose(2, 3),
-        dt_bias.float().contiguous(),
-        -torch.exp(A_log.float()).contiguous(),
-        D.float().contiguous(),
-    )
-    return mixer_inference.bimamba(x, z, weights)
+def _bimamba_inference_cpu(x: Tensor, z: Tensor, *parameters: Tensor) -> Tensor:
+    return mixer_inference.bimamba(x, z, mixer_inference.Weights.of(MixerParams(*parameters)))
 
 
 def _register() -> None:
@@ -221,22 +158,13 @@ _register()
 
 
 def conv_silu(x_BLKE: Tensor, weight_RKEW: Tensor, bias_RKE: Tensor) -> Tensor:
-    """``reference.conv_silu``. The result lies in memory as (R, K, B, L, E), ready for one matrix product per lane."""
+    """``naive.conv_silu``. The result lies in memory as (R, K, B, L, E), ready for matrix products."""
     return torch.ops.ssamba.conv_silu(x_BLKE, weight_RKEW, bias_RKE)
 
 
-def selective_scan(
-    u_BLRKE: Tensor,
-    dt_BLRKE: Tensor,
-    A_RKEN: Tensor,
-    B_BLRKN: Tensor,
-    C_BLRKN: Tensor,
-    D_RKE: Tensor,
-    dt_bias_RKE: Tensor,
-    z_BLKE: Tensor | None = None,
-) -> Tensor:
-    """``reference.selective_scan``. States are kept for the gradient (L / 32 of them) only where one is wanted."""
-    inputs = (u_BLRKE, dt_BLRKE, A_RKEN, B_BLRKN, C_BLRKN, D_RKE, dt_bias_RKE, z_BLKE)
+def selective_scan(*inputs: Tensor | None) -> Tensor:
+    """``naive.selective_scan``. States are kept for the gradient (L / 32 of them) only where one is wanted."""
+    inputs = inputs if len(inputs) > len(ScanInputs._fields) else (*inputs, None)
     return torch.ops.ssamba.selective_scan(*inputs, _wants_gradient(*inputs))[0]
 
 
@@ -244,35 +172,29 @@ def _wants_gradient(*inputs: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
 
 
-def bimamba_inner(
-    x_BLKE: Tensor,
-    z_BLKE: Tensor,
-    conv_weight_RKEW: Tensor,
-    conv_bias_RKE: Tensor,
-    x_proj_RKPE: Tensor,
-    dt_proj_RKEr: Tensor,
-    dt_bias_RKE: Tensor,
-    A_log_RKEN: Tensor,
-    D_RKE: Tensor,
-) -> Tensor:
-    """``reference.bimamba_inner``: the two operators and, between them, two matrix products for each lane.
+def bimamba_inner(x_BLKE: Tensor, z_BLKE: Tensor, params: MixerParams) -> Tensor:
+    """``naive.bimamba_inner``: the two operators and, between them, two matrix products for each direction and block.
 
     Where no gradient is wanted, one operator runs the same kernels part by part, in memory that does not grow with L.
     """
-    parameters = (conv_weight_RKEW, conv_bias_RKE, x_proj_RKPE, dt_proj_RKEr, dt_bias_RKE, A_log_RKEN, D_RKE)
-    if not _wants_gradient(x_BLKE, z_BLKE, *parameters):
-        return torch.ops.ssamba.bimamba_inference(x_BLKE, z_BLKE, *parameters)
-    directions, blocks, channels, rank = dt_proj_RKEr.shape
+    if not _wants_gradient(x_BLKE, z_BLKE, *params):
+        return torch.ops.ssamba.bimamba_inference(x_BLKE, z_BLKE, *params)
+    directions, blocks, channels, rank = params.dt_proj_RKEr.shape
     batch, length = x_BLKE.shape[:2]
-    states = A_log_RKEN.shape[-1]
-    u_BLRKE = conv_silu(x_BLKE, conv_weight_RKEW, conv_bias_RKE)
+    u_BLRKE = conv_silu(x_BLKE, params.conv_weight_RKEW, params.conv_bias_RKE)
     u_GTE = u_BLRKE.permute(2, 3, 0, 1, 4).reshape(directions * blocks, batch * length, channels)
-    p_GTP = torch.bmm(u_GTE, x_proj_RKPE.flatten(0, 1).transpose(1, 2).to(u_GTE.dtype))
-    low_GTr, B_GTN, C_GTN = p_GTP.split([rank, states, states], dim=-1)
-    dt_GTE = torch.bmm(low_GTr, dt_proj_RKEr.flatten(0, 1).transpose(1, 2).to(p_GTP.dtype))
+    p_GTP = torch.bmm(u_GTE, params.x_proj_RKPE.flatten(0, 1).transpose(1, 2).to(u_GTE.dtype))
+    low_GTr, B_GTN, C_GTN = p_GTP.split([rank, params.states, params.states], dim=-1)
+    dt_GTE = torch.bmm(low_GTr, params.dt_proj_RKEr.flatten(0, 1).transpose(1, 2).to(p_GTP.dtype))
     dt_BLRKE, B_BLRKN, C_BLRKN = (
         x.unflatten(1, (batch, length)).unflatten(0, (directions, blocks)).permute(2, 3, 0, 1, 4)
         for x in (dt_GTE, B_GTN, C_GTN)
     )
-    A_RKEN = -torch.exp(A_log_RKEN.float())
-    return selective_scan(u_BLRKE, dt_BLRKE, A_RKEN, B_BLRKN, C_BLRKN, D_RKE, dt_bias_RKE, z_BLKE)
+    A_RKEN = -torch.exp(params.A_log_RKEN.float())
+    return selective_scan(u_BLRKE, dt_BLRKE, A_RKEN, B_BLRKN, C_BLRKN, params.D_RKE, params.dt_bias_RKE, z_BLKE)
+
+
+def bimamba_inner_packed(xz_BLhKE: Tensor, params: MixerParams) -> Tensor:
+    """``bimamba_inner`` of the two inputs in one tensor."""
+    x_BLKE, z_BLKE = xz_BLhKE.unbind(2)
+    return bimamba_inner(x_BLKE, z_BLKE, params)

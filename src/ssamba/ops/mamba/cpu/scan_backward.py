@@ -1,4 +1,4 @@
-"""The backward scan kernel. See ``_scan_common`` for the plan.
+"""The backward scan kernel. See ``scan_common`` for the plan.
 
 With ``g[t]`` the gradient of ``h[t]`` and ``a[t] = exp(delta[t] A)``, each chunk is replayed from its kept state and
 then walked back: ``g[t] = C dy + a[t+1] g[t+1]``, ``dA += delta a h[t-1] g``, ``ddelta += A a h[t-1] g + u B g``,
@@ -20,7 +20,7 @@ from ssamba.ops.jit.numba_simd import (
     load_scalar,
     sigmoid,
     silu,
-    softplus_and_slope,
+    softplus_and_derivative,
     splat,
     store,
     store_part,
@@ -38,22 +38,27 @@ from ssamba.ops.mamba.cpu.scan_common import (
     get,
     groups_up,
     origin,
-    pace,
     rates_at,
     rows_at,
     shares_at,
+    task_place,
+    time_stride,
 )
 
 
 @inline
 def _prepare(table, b, r, k, first, channels, start, steps, scratch):  # type: ignore[no-untyped-def]
-    """The planes of a chunk: delta, its slope, u, delta u, D u, y's gradient before gate and mean; two zeroed sums."""
-    u_pace, dt_pace, y_pace = pace(table, Field.U, r), pace(table, Field.DT, r), pace(table, Field.Y, r)
-    z_pace = pace(table, Field.Z, r)
-    u = origin(table, Field.U, b, r, k) + first * 4 + start * u_pace
-    dt = origin(table, Field.DT, b, r, k) + first * 4 + start * dt_pace
-    dy = origin(table, Field.Y, b, r, k) + first * 4 + start * y_pace
-    z = origin(table, Field.Z, b, r, k) + first * 4 + start * z_pace
+    """The planes of a chunk: delta, its derivative, u, delta u, D u, y's gradient before gate and mean; two zeros."""
+    u_stride, dt_stride, y_stride = (
+        time_stride(table, Field.U, r),
+        time_stride(table, Field.DT, r),
+        time_stride(table, Field.Y, r),
+    )
+    z_stride = time_stride(table, Field.Z, r)
+    u = origin(table, Field.U, b, r, k) + first * 4 + start * u_stride
+    dt = origin(table, Field.DT, b, r, k) + first * 4 + start * dt_stride
+    dy = origin(table, Field.Y, b, r, k) + first * 4 + start * y_stride
+    z = origin(table, Field.Z, b, r, k) + first * 4 + start * z_stride
     row = ((r * get(table, Field.BLOCKS) + k) * get(table, Field.CHANNELS) + first) * 4
     share = splat(HALF) if get(table, Field.DIRECTIONS) == 2 else splat(ONE)
     gated = get(table, Field.Z) != 0
@@ -62,15 +67,15 @@ def _prepare(table, b, r, k, first, channels, start, steps, scratch):  # type: i
         skip = load_part(get(table, Field.D) + row + v * 4, lanes)
         bias = load_part(get(table, Field.BIAS) + row + v * 4, lanes)
         for t in range(steps):
-            x = load_part(u + t * u_pace + v * 4, lanes)
-            raw = load_part(dt + t * dt_pace + v * 4, lanes) + bias
-            delta, slope = softplus_and_slope(raw)
-            gradient = load_part(dy + t * y_pace + v * 4, lanes) * share
+            x = load_part(u + t * u_stride + v * 4, lanes)
+            raw = load_part(dt + t * dt_stride + v * 4, lanes) + bias
+            delta, derivative = softplus_and_derivative(raw)
+            gradient = load_part(dy + t * y_stride + v * 4, lanes) * share
             if gated:
-                gradient = gradient * silu(load_part(z + t * z_pace + v * 4, lanes))
+                gradient = gradient * silu(load_part(z + t * z_stride + v * 4, lanes))
             here = scratch + v // LANES * COLUMN + t * VECTOR
             store(here + Plane.DELTA * PLANE, delta)
-            store(here + Plane.SLOPE * PLANE, slope)
+            store(here + Plane.DERIVATIVE * PLANE, derivative)
             store(here + Plane.INPUT * PLANE, x)
             store(here + Plane.DRIVE * PLANE, delta * x)
             store(here + Plane.OUT * PLANE, skip * x)
@@ -171,9 +176,9 @@ def _store_group(to, x0, x1, x2, x3, x4, x5, x6, x7):  # type: ignore[no-untyped
 @inline
 def _finish(table, b, r, k, first, channels, start, steps, scratch):  # type: ignore[no-untyped-def]
     """Writes a chunk of du and ddt and adds to the sums for D and the bias, which lie just behind the planes."""
-    du_pace, ddt_pace = pace(table, Field.DU, r), pace(table, Field.DDT, r)
-    du = origin(table, Field.DU, b, r, k) + first * 4 + start * du_pace
-    ddt = origin(table, Field.DDT, b, r, k) + first * 4 + start * ddt_pace
+    du_stride, ddt_stride = time_stride(table, Field.DU, r), time_stride(table, Field.DDT, r)
+    du = origin(table, Field.DU, b, r, k) + first * 4 + start * du_stride
+    ddt = origin(table, Field.DDT, b, r, k) + first * 4 + start * ddt_stride
     row = ((r * get(table, Field.BLOCKS) + k) * get(table, Field.CHANNELS) + first) * 4
     for v in range(0, channels, LANES):
         lanes = channels - v
@@ -185,9 +190,9 @@ def _finish(table, b, r, k, first, channels, start, steps, scratch):  # type: ig
             x, gradient = load(here + Plane.INPUT * PLANE), load(here + Plane.GRADIENT * PLANE)
             to_drive = load(here + Plane.TO_DRIVE * PLANE)
             to_delta = fma(to_drive, x, load(here + Plane.TO_DELTA * PLANE) * splat(LN2))
-            to_raw = to_delta * load(here + Plane.SLOPE * PLANE)
-            store_part(du + t * du_pace + v * 4, fma(to_drive, load(here), skip * gradient), lanes)
-            store_part(ddt + t * ddt_pace + v * 4, to_raw, lanes)
+            to_raw = to_delta * load(here + Plane.DERIVATIVE * PLANE)
+            store_part(du + t * du_stride + v * 4, fma(to_drive, load(here), skip * gradient), lanes)
+            store_part(ddt + t * ddt_stride + v * 4, to_raw, lanes)
             skip_sum, bias_sum = fma(x, gradient, skip_sum), bias_sum + to_raw
         store(sums, skip_sum)
         store(sums + ROW, bias_sum)
@@ -196,30 +201,34 @@ def _finish(table, b, r, k, first, channels, start, steps, scratch):  # type: ig
 @inline
 def _finish_gate(table, b, r, k, first, channels, start, steps, scratch):  # type: ignore[no-untyped-def]
     """dz = dy mean(y) silu'(z); direction 0 of two leaves its y in dz for direction 1."""
-    dz_pace, y_pace, z_pace = pace(table, Field.DZ, r), pace(table, Field.Y, r), pace(table, Field.Z, r)
-    dz = origin(table, Field.DZ, b, r, k) + first * 4 + start * dz_pace
-    dy = origin(table, Field.Y, b, r, k) + first * 4 + start * y_pace
-    z = origin(table, Field.Z, b, r, k) + first * 4 + start * z_pace
+    dz_stride, y_stride, z_stride = (
+        time_stride(table, Field.DZ, r),
+        time_stride(table, Field.Y, r),
+        time_stride(table, Field.Z, r),
+    )
+    dz = origin(table, Field.DZ, b, r, k) + first * 4 + start * dz_stride
+    dy = origin(table, Field.Y, b, r, k) + first * 4 + start * y_stride
+    z = origin(table, Field.Z, b, r, k) + first * 4 + start * z_stride
     last = r == get(table, Field.DIRECTIONS) - 1
     for t in range(steps):
         for v in range(0, channels, LANES):
             lanes = channels - v
             value = load(scratch + Plane.OUT * PLANE + v // LANES * COLUMN + t * VECTOR)
-            here = dz + t * dz_pace + v * 4
+            here = dz + t * dz_stride + v * 4
             if r == 1:
                 value = (value + load_part(here, lanes)) * splat(HALF)
             if last:
-                gate = load_part(z + t * z_pace + v * 4, lanes)
+                gate = load_part(z + t * z_stride + v * 4, lanes)
                 s = sigmoid(gate)
-                slope = s * fma(gate, splat(ONE) - s, splat(ONE))
-                value = value * slope * load_part(dy + t * y_pace + v * 4, lanes)
+                derivative = s * fma(gate, splat(ONE) - s, splat(ONE))
+                value = value * derivative * load_part(dy + t * y_stride + v * 4, lanes)
             store_part(here, value, lanes)
 
 
 @inline
 def _finish_rows(table, field, b, r, k, part, start, steps, shares, n):  # type: ignore[no-untyped-def]
     """Sums a chunk of dB or dC over the lanes and writes it as this channel block's share."""
-    stride = pace(table, field, r)
+    stride = time_stride(table, field, r)
     to = origin(table, field, b, r, k) + part * get(table, Field.PART) + start * stride
     for t in range(steps):
         for i in range(0, get(table, Field.STATES), LANES):
@@ -232,14 +241,14 @@ def _finish_rows(table, field, b, r, k, part, start, steps, shares, n):  # type:
 def _finish_block(table, b, r, k, first, channels, scratch, da):  # type: ignore[no-untyped-def]
     """Writes one clip's dA as [state][channel], dD and the bias's gradient."""
     states, width = get(table, Field.STATES), get(table, Field.CHANNELS)
-    lane = (b * get(table, Field.DIRECTIONS) + r) * get(table, Field.BLOCKS) + k
+    index = (b * get(table, Field.DIRECTIONS) + r) * get(table, Field.BLOCKS) + k
     for v in range(0, channels, LANES):
         lanes = channels - v
         sums = scratch + Plane.END * PLANE + v * 4
-        store_part(get(table, Field.DD) + (lane * width + first + v) * 4, load(sums), lanes)
-        store_part(get(table, Field.DBIAS) + (lane * width + first + v) * 4, load(sums + ROW), lanes)
+        store_part(get(table, Field.DD) + (index * width + first + v) * 4, load(sums), lanes)
+        store_part(get(table, Field.DBIAS) + (index * width + first + v) * 4, load(sums + ROW), lanes)
         for i in range(states):
-            to = get(table, Field.DA) + ((lane * states + i) * width + first + v) * 4
+            to = get(table, Field.DA) + ((index * states + i) * width + first + v) * 4
             store_part(to, load(da + i * ROW + v * 4), lanes)
 
 
@@ -250,41 +259,34 @@ def _clear_shares(shares, count):  # type: ignore[no-untyped-def]
 
 
 @inline
-def _walk_chunk(table, r, b, k, part, kept, start, steps, n, scratch):  # type: ignore[no-untyped-def]
+def _walk_chunk(table, r, b, k, first, channels, kept, start, steps, n, scratch):  # type: ignore[no-untyped-def]
     """One chunk, replayed and walked back."""
-    first, states = part * BLOCK, get(table, Field.STATES)
-    channels = min(BLOCK, get(table, Field.CHANNELS) - first)
     rates = rates_at(scratch)
     g, da = rates + 2 * n * ROW, rates + 3 * n * ROW
     b_rows, db = rows_at(scratch, n), shares_at(scratch, n)
     c_rows, dc = b_rows + CHUNK * n * 4, db + CHUNK * n * VECTOR
     past = dc + CHUNK * n * VECTOR + SKEW
-    b_pace, c_pace = pace(table, Field.B, r), pace(table, Field.C, r)
-    fill_rows(origin(table, Field.B, b, r, k) + start * b_pace, b_pace, steps, states, n, b_rows)
-    fill_rows(origin(table, Field.C, b, r, k) + start * c_pace, c_pace, steps, states, n, c_rows)
+    fill_rows(table, Field.B, b, r, k, start, steps, n, b_rows)
+    fill_rows(table, Field.C, b, r, k, start, steps, n, c_rows)
     _prepare(table, b, r, k, first, channels, start, steps, scratch)
     _clear_shares(db, 2 * CHUNK * n)
     for i in range(0, n, GROUP):
         for v in range((channels + LANES - 1) // LANES):
-            at, row, lane, column = i * ROW + v * VECTOR, i * 4, i * COLUMN, scratch + v * COLUMN
-            _replay(kept + at, rates + at, column, b_rows + row, c_rows + row, dc + lane, past, n, steps)
-            _retreat(g + at, da + at, rates + at, column, b_rows + row, c_rows + row, db + lane, past, n, steps)
+            at, row, share, column = i * ROW + v * VECTOR, i * 4, i * COLUMN, scratch + v * COLUMN
+            _replay(kept + at, rates + at, column, b_rows + row, c_rows + row, dc + share, past, n, steps)
+            _retreat(g + at, da + at, rates + at, column, b_rows + row, c_rows + row, db + share, past, n, steps)
     _finish(table, b, r, k, first, channels, start, steps, scratch)
     if get(table, Field.DZ) != 0:
         _finish_gate(table, b, r, k, first, channels, start, steps, scratch)
-    _finish_rows(table, Field.DB, b, r, k, part, start, steps, db, n)
-    _finish_rows(table, Field.DC, b, r, k, part, start, steps, dc, n)
+    _finish_rows(table, Field.DB, b, r, k, first // BLOCK, start, steps, db, n)
+    _finish_rows(table, Field.DC, b, r, k, first // BLOCK, start, steps, dc, n)
 
 
 @inline
 def _scan_block(table, scratch, task):  # type: ignore[no-untyped-def]
     """Both directions of one task."""
-    width, n = get(table, Field.CHANNELS), groups_up(get(table, Field.STATES))
-    parts = (width + BLOCK - 1) // BLOCK
-    lane, part = task // parts, task % parts
-    b, k = lane // get(table, Field.BLOCKS), lane % get(table, Field.BLOCKS)
-    first = part * BLOCK
-    channels = min(BLOCK, width - first)
+    b, k, first, channels = task_place(table, task)
+    n = groups_up(get(table, Field.STATES))
     length, directions = get(table, Field.LENGTH), get(table, Field.DIRECTIONS)
     chunks = (length + CHUNK - 1) // CHUNK
     rates = rates_at(scratch)
@@ -296,7 +298,7 @@ def _scan_block(table, scratch, task):  # type: ignore[no-untyped-def]
             chunk = chunks - 1 - back
             start = chunk * CHUNK
             kept = get(table, Field.CHECKPOINTS) + ((task * directions + r) * chunks + chunk) * n * ROW
-            _walk_chunk(table, r, b, k, part, kept, start, min(CHUNK, length - start), n, scratch)
+            _walk_chunk(table, r, b, k, first, channels, kept, start, min(CHUNK, length - start), n, scratch)
         _finish_block(table, b, r, k, first, channels, scratch, rates + 3 * n * ROW)
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import numpy as np
 
 from ssamba.ops.jit.numba_simd import LOG2E, inline, load_int, load_part, load_scalar, splat, store, store_scalar
-from ssamba.ops.mamba.cpu.layout import CHUNK, GROUP, LANES, PLANE, ROW, VECTOR, Plane
+from ssamba.ops.mamba.cpu.layout import BLOCK, CHUNK, GROUP, LANES, PLANE, ROW, VECTOR, Plane
 from ssamba.ops.mamba.cpu.layout import ScanField as Field
 
 ZERO, ONE, HALF = np.float32(0.0), np.float32(1.0), np.float32(0.5)
@@ -60,7 +60,7 @@ def origin(table, field, b, r, k):  # type: ignore[no-untyped-def]
 
 
 @inline
-def pace(table, field, r):  # type: ignore[no-untyped-def]
+def time_stride(table, field, r):  # type: ignore[no-untyped-def]
     """Bytes from one step of the scan to the next."""
     return get(table, field + 2) if r == 0 else -get(table, field + 2)
 
@@ -85,8 +85,19 @@ def fill_rates(table, r, k, first, channels, n, to):  # type: ignore[no-untyped-
 
 
 @inline
-def fill_rows(source, stride, steps, states, n, to):  # type: ignore[no-untyped-def]
-    """A chunk of B or C as [step][state]. A vector may overrun its row: the next row, written later, mends it."""
+def task_place(table, task):  # type: ignore[no-untyped-def]
+    """A task's clip, block of the pair, first channel and number of channels."""
+    width, blocks = get(table, Field.CHANNELS), get(table, Field.BLOCKS)
+    parts = (width + BLOCK - 1) // BLOCK
+    clip_block, first = task // parts, task % parts * BLOCK
+    return clip_block // blocks, clip_block % blocks, first, min(BLOCK, width - first)
+
+
+@inline
+def fill_rows(table, field, b, r, k, start, steps, n, to):  # type: ignore[no-untyped-def]
+    """A chunk of B or C as [step][state]. A vector may overrun its row: the next row, written later, corrects that."""
+    states, stride = get(table, Field.STATES), time_stride(table, field, r)
+    source = origin(table, field, b, r, k) + start * stride
     for t in range(steps):
         for i in range(0, n, LANES):
             value = splat(ZERO)

@@ -1,4 +1,4 @@
-"""The forward scan kernel. See ``_scan_common`` for the plan."""
+"""The forward scan kernel. See ``scan_common`` for the plan."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ssamba.ops.jit.numba_simd import (
     store,
     store_part,
 )
-from ssamba.ops.mamba.cpu.layout import BLOCK, CHUNK, COLUMN, GROUP, LANES, PLANE, ROW, VECTOR, Plane
+from ssamba.ops.mamba.cpu.layout import CHUNK, COLUMN, GROUP, LANES, PLANE, ROW, VECTOR, Plane
 from ssamba.ops.mamba.cpu.layout import ScanField as Field
 from ssamba.ops.mamba.cpu.scan_common import (
     HALF,
@@ -28,26 +28,27 @@ from ssamba.ops.mamba.cpu.scan_common import (
     get,
     groups_up,
     origin,
-    pace,
     rates_at,
     rows_at,
+    task_place,
+    time_stride,
 )
 
 
 @inline
 def _prepare(table, b, r, k, first, channels, start, steps, scratch):  # type: ignore[no-untyped-def]
     """delta = softplus(dt + bias), drive = delta u and out = D u of a chunk."""
-    u_pace, dt_pace = pace(table, Field.U, r), pace(table, Field.DT, r)
-    u = origin(table, Field.U, b, r, k) + first * 4 + start * u_pace
-    dt = origin(table, Field.DT, b, r, k) + first * 4 + start * dt_pace
+    u_stride, dt_stride = time_stride(table, Field.U, r), time_stride(table, Field.DT, r)
+    u = origin(table, Field.U, b, r, k) + first * 4 + start * u_stride
+    dt = origin(table, Field.DT, b, r, k) + first * 4 + start * dt_stride
     row = ((r * get(table, Field.BLOCKS) + k) * get(table, Field.CHANNELS) + first) * 4
     for v in range(0, channels, LANES):
         lanes = channels - v
         skip = load_part(get(table, Field.D) + row + v * 4, lanes)
         bias = load_part(get(table, Field.BIAS) + row + v * 4, lanes)
         for t in range(steps):
-            x = load_part(u + t * u_pace + v * 4, lanes)
-            delta = softplus(load_part(dt + t * dt_pace + v * 4, lanes) + bias)
+            x = load_part(u + t * u_stride + v * 4, lanes)
+            delta = softplus(load_part(dt + t * dt_stride + v * 4, lanes) + bias)
             here = scratch + v // LANES * COLUMN + t * VECTOR
             store(here + Plane.DELTA * PLANE, delta)
             store(here + Plane.DRIVE * PLANE, delta * x)
@@ -93,19 +94,19 @@ def _advance(h, rate, step, b, c, n, steps):  # type: ignore[no-untyped-def]
 def _finish(table, b, r, k, first, channels, start, steps, scratch):  # type: ignore[no-untyped-def]
     """Writes a chunk of y: direction 0 of two leaves its own y there, the last one takes the mean and gates it."""
     last = r == get(table, Field.DIRECTIONS) - 1
-    y_pace, z_pace = pace(table, Field.Y, r), pace(table, Field.Z, r)
-    y = origin(table, Field.Y, b, r, k) + first * 4 + start * y_pace
+    y_stride, z_stride = time_stride(table, Field.Y, r), time_stride(table, Field.Z, r)
+    y = origin(table, Field.Y, b, r, k) + first * 4 + start * y_stride
     gated = last and get(table, Field.Z) != 0
-    z = origin(table, Field.Z, b, r, k) + first * 4 + start * z_pace
+    z = origin(table, Field.Z, b, r, k) + first * 4 + start * z_stride
     for t in range(steps):
         for v in range(0, channels, LANES):
             lanes = channels - v
             value = load(scratch + Plane.OUT * PLANE + v // LANES * COLUMN + t * VECTOR)
-            here = y + t * y_pace + v * 4
+            here = y + t * y_stride + v * 4
             if r == 1:
                 value = (value + load_part(here, lanes)) * splat(HALF)
             if gated:
-                value = value * silu(load_part(z + t * z_pace + v * 4, lanes))
+                value = value * silu(load_part(z + t * z_stride + v * 4, lanes))
             store_part(here, value, lanes)
 
 
@@ -118,11 +119,8 @@ def _copy_states(h, to, n):  # type: ignore[no-untyped-def]
 @inline
 def _scan_block(table, scratch, task):  # type: ignore[no-untyped-def]
     """Both directions of one task."""
-    channels_all, states = get(table, Field.CHANNELS), get(table, Field.STATES)
-    parts = (channels_all + BLOCK - 1) // BLOCK
-    lane, first = task // parts, task % parts * BLOCK
-    b, k = lane // get(table, Field.BLOCKS), lane % get(table, Field.BLOCKS)
-    channels, n = min(BLOCK, channels_all - first), groups_up(states)
+    b, k, first, channels = task_place(table, task)
+    n = groups_up(get(table, Field.STATES))
     length, directions = get(table, Field.LENGTH), get(table, Field.DIRECTIONS)
     chunks = (length + CHUNK - 1) // CHUNK
     rates = rates_at(scratch)
@@ -141,9 +139,8 @@ def _scan_block(table, scratch, task):  # type: ignore[no-untyped-def]
             steps = min(CHUNK, length - start)
             if kept != 0:
                 _copy_states(h, kept + ((task * directions + r) * chunks + chunk) * n * ROW, n)
-            b_pace, c_pace = pace(table, Field.B, r), pace(table, Field.C, r)
-            fill_rows(origin(table, Field.B, b, r, k) + start * b_pace, b_pace, steps, states, n, b_rows)
-            fill_rows(origin(table, Field.C, b, r, k) + start * c_pace, c_pace, steps, states, n, c_rows)
+            fill_rows(table, Field.B, b, r, k, start, steps, n, b_rows)
+            fill_rows(table, Field.C, b, r, k, start, steps, n, c_rows)
             _prepare(table, b, r, k, first, channels, start, steps, scratch)
             for v in range((channels + LANES - 1) // LANES):
                 for i in range(0, n, GROUP):

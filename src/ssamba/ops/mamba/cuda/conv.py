@@ -1,158 +1,16 @@
-"""Backward of the convolution and its SiLU in CUDA C++: one pass over x and the gradient of u, both directions at once.
-
-A thread owns ``V`` channels and marches over a part of the time. Around its step it holds x from ``W - 1`` before to
-``W - 1`` after, for both convolutions, and the sums that become dx, to which each step's gradients are scattered. The
-taps' gradients stay in registers until the part ends. u is written on the way: the projection's gradient needs it.
-"""
+"""Backward of the convolution and its SiLU, launched: kernels/conv_backward.cu."""
 
 from __future__ import annotations
-
-import ctypes
 
 import torch
 from torch import Tensor
 
 from ssamba.ops.jit import nvrtc
-from ssamba.ops.mamba.cuda.kernels.common import COMMON, KINDS
+from ssamba.ops.mamba.cuda.kernel_args import CONV_BACKWARD_ARGS
+from ssamba.ops.mamba.cuda.sources import DTYPE_CODES, defines, unit
 
 _THREADS = 64
 _ENOUGH_THREADS = 128 * 1024  # four waves would be too many partial sums, one would have a long tail
-
-CONV_BACKWARD = r"""
-struct ConvArgs {
-  const T *x, *du;
-  T *u, *dx;
-  const float *conv_w, *conv_b;
-  float *part;  // [time part, B, R, K, W + 1, E], the bias last
-  long long xb, xt, xk, dxb, dxt, dxk;
-  int B, L, K, E, steps;
-};
-#define REACH (W - 1)
-struct __align__(V * sizeof(T)) Vec { T v[V]; };
-
-struct March {
-  float x[2 * REACH + STEPS][V], dx[2 * REACH + STEPS][V];
-  float tap[DIRS][W][V], bias[DIRS][V], dtap[DIRS][W][V], dbias[DIRS][V];
-};
-
-// Steps t0 to t0 + STEPS - 1, all of them inside the part and the sequence if FULL. x[i] and dx[i] are of position
-// t0 - REACH + i; ``from`` points at x of t0 + REACH, ``du`` at t0, ``to`` at dx of t0 - REACH.
-template <bool FULL>
-__device__ __forceinline__ void advance(const ConvArgs &a, March &m, const T *from, const T *du, T *u, T *to, int t0,
-                                        int start, int end) {
-  Vec x[STEPS], d[DIRS][STEPS];
-  long long lanes = (long long)a.K * a.B * a.L * a.E;  // from one direction to the next
-#pragma unroll
-  for (int j = 0; j < STEPS; ++j) {
-    bool in = FULL || (t0 + j >= 0 && t0 + j < a.L), ahead = FULL || (t0 + j + REACH >= 0 && t0 + j + REACH < a.L);
-    x[j] = ahead ? *(const Vec *)(from + j * a.xt) : Vec{};
-#pragma unroll
-    for (int r = 0; r < DIRS; ++r) d[r][j] = in ? *(const Vec *)(du + r * lanes + (long long)j * a.E) : Vec{};
-  }
-#pragma unroll
-  for (int j = 0; j < STEPS; ++j) {
-    bool mine = FULL || (t0 + j >= start && t0 + j < end);
-#pragma unroll
-    for (int v = 0; v < V; ++v) {
-      m.x[2 * REACH + j][v] = load(x[j].v[v]);
-      m.dx[2 * REACH + j][v] = 0.0f;
-    }
-#pragma unroll
-    for (int r = 0; r < DIRS; ++r) {
-      Vec out;
-#pragma unroll
-      for (int v = 0; v < V; ++v) {
-        float s = m.bias[r][v];
-#pragma unroll
-        for (int i = 0; i < W; ++i) s += m.tap[r][W - 1 - i][v] * m.x[j + REACH + (r ? i : -i)][v];
-        float sig = sigmoid(s), us = s * sig, g = load(d[r][j].v[v]) * (sig + us * (1.0f - sig)), own = mine ? g : 0.0f;
-        out.v[v] = pack(us);
-        m.dbias[r][v] += own;
-#pragma unroll
-        for (int i = 0; i < W; ++i) {
-          int at = j + REACH + (r ? i : -i);
-          m.dtap[r][W - 1 - i][v] += own * m.x[at][v];
-          m.dx[at][v] += m.tap[r][W - 1 - i][v] * g;
-        }
-      }
-      if (mine) *(Vec *)(u + r * lanes + (long long)j * a.E) = out;
-    }
-    if (FULL || (t0 + j - REACH >= start && t0 + j - REACH < end)) {
-      Vec out;
-#pragma unroll
-      for (int v = 0; v < V; ++v) out.v[v] = pack(m.dx[j][v]);
-      *(Vec *)(to + j * a.dxt) = out;
-    }
-  }
-#pragma unroll
-  for (int i = 0; i < 2 * REACH; ++i) {
-#pragma unroll
-    for (int v = 0; v < V; ++v) {
-      m.x[i][v] = m.x[STEPS + i][v];
-      m.dx[i][v] = m.dx[STEPS + i][v];
-    }
-  }
-}
-
-extern "C" __global__ void __launch_bounds__(THREADS) conv_backward(const ConvArgs a) {
-  int e = (blockIdx.x * THREADS + threadIdx.x) * V, b = blockIdx.z / a.K, k = blockIdx.z % a.K;
-  if (e >= a.E) return;
-  int start = blockIdx.y * a.steps, end = min(start + a.steps, a.L), t0 = start - REACH;
-  March m;
-#pragma unroll
-  for (int v = 0; v < V; ++v) {
-#pragma unroll
-    for (int r = 0; r < DIRS; ++r) {
-      long long ch = (long long)(r * a.K + k) * a.E + e + v;
-      m.bias[r][v] = a.conv_b[ch];
-      m.dbias[r][v] = 0.0f;
-#pragma unroll
-      for (int i = 0; i < W; ++i) {
-        m.tap[r][i][v] = a.conv_w[ch * W + i];
-        m.dtap[r][i][v] = 0.0f;
-      }
-    }
-#pragma unroll
-    for (int i = 0; i < 2 * REACH; ++i) {
-      int t = t0 - REACH + i;
-      m.x[i][v] = t >= 0 && t < a.L ? load(a.x[b * a.xb + k * a.xk + t * a.xt + e + v]) : 0.0f;
-      m.dx[i][v] = 0.0f;
-    }
-  }
-  const T *from = a.x + b * a.xb + k * a.xk + e + (t0 + REACH) * a.xt;
-  long long row = (((long long)k * a.B + b) * a.L + t0) * a.E + e;
-  const T *du = a.du + row;
-  T *u = a.u + row, *to = a.dx + b * a.dxb + k * a.dxk + e + (t0 - REACH) * a.dxt;
-#pragma unroll 1
-  for (; t0 < end + REACH; t0 += STEPS) {
-    if (t0 - REACH >= start && t0 + STEPS <= end && t0 + STEPS + REACH <= a.L)
-      advance<true>(a, m, from, du, u, to, t0, start, end);
-    else
-      advance<false>(a, m, from, du, u, to, t0, start, end);
-    from += STEPS * a.xt; to += STEPS * a.dxt; du += (long long)STEPS * a.E; u += (long long)STEPS * a.E;
-  }
-#pragma unroll
-  for (int r = 0; r < DIRS; ++r) {
-    float *part = a.part + ((((long long)blockIdx.y * a.B + b) * DIRS + r) * a.K + k) * (W + 1) * a.E + e;
-#pragma unroll
-    for (int v = 0; v < V; ++v) {
-#pragma unroll
-      for (int i = 0; i < W; ++i) part[(long long)i * a.E + v] = m.dtap[r][i][v];
-      part[(long long)W * a.E + v] = m.dbias[r][v];
-    }
-  }
-}
-"""
-
-
-class _Args(ctypes.Structure):
-    """``struct ConvArgs`` of the source, field for field."""
-
-    _fields_ = (
-        [(n, ctypes.c_void_p) for n in ("x", "du", "u", "dx", "conv_w", "conv_b", "part")]
-        + [(n, ctypes.c_longlong) for n in ("xb", "xt", "xk", "dxb", "dxt", "dxk")]
-        + [(n, ctypes.c_int) for n in ("B", "L", "K", "E", "steps")]
-    )
 
 
 def _pairs(*tensors: Tensor) -> bool:
@@ -176,15 +34,16 @@ def backward(
     parts = -(-length // steps)
     part = torch.empty(parts, batch, directions, blocks, taps + 1, width, device=u.device, dtype=torch.float32)
     weight, bias = weight_RKEW.float(), bias_RKE.float()
-    args = _Args(*(t.data_ptr() for t in (x_BLKE, du_GBLE, u, dx_BLKE, weight, bias, part)))
+    args = CONV_BACKWARD_ARGS.ctype(*(t.data_ptr() for t in (x_BLKE, du_GBLE, u, dx_BLKE, weight, bias, part)))
     for axis, stride, dstride in zip("btk", x_BLKE.stride(), dx_BLKE.stride(), strict=False):
         setattr(args, f"x{axis}", stride)
         setattr(args, f"dx{axis}", dstride)
     args.B, args.L, args.K, args.E, args.steps = batch, length, blocks, width, steps
-    values = {"DTYPE": KINDS[x_BLKE.dtype], "W": taps, "DIRS": directions, "V": each, "STEPS": 4, "THREADS": _THREADS}
-    defines = tuple(f"{name}={value}" for name, value in values.items())
+    macros = defines(
+        DTYPE=DTYPE_CODES[x_BLKE.dtype], W=taps, DIRS=directions, V=each, STEPS=4, THREADS=_THREADS
+    )  # fmt: skip
     with nvrtc.on(x_BLKE):
-        run = nvrtc.kernel(COMMON + CONV_BACKWARD, "conv_backward", defines, x_BLKE.device.index or 0)
+        run = nvrtc.kernel(unit("conv_backward.cu"), "conv_backward", macros, x_BLKE.device.index or 0)
         run((-(-width // (each * _THREADS)), parts, batch * blocks), _THREADS, args)
     total = part.sum((0, 1))
     return u, total[:, :, :taps].transpose(-1, -2).contiguous(), total[:, :, taps].contiguous()

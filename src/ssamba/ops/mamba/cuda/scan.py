@@ -1,26 +1,23 @@
-"""The scan in CUDA C++ (source in ``nvrtc_source``): forward, and backward from x, z and the projection p alone."""
+"""The scan in CUDA C++: forward, and backward from x, z and the projection p alone."""
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ssamba.ops import environment
 from ssamba.ops.jit import nvrtc
+from ssamba.ops.jit.limits import SHARED_LIMIT, dynamic_limit
 from ssamba.ops.mamba.cuda import scan_mma
-from ssamba.ops.mamba.cuda.kernels.common import COMMON
-from ssamba.ops.mamba.cuda.kernels.scan_backward import BACKWARD
-from ssamba.ops.mamba.cuda.kernels.scan_backward_lanes import LANES_BACKWARD
-from ssamba.ops.mamba.cuda.kernels.scan_forward import FORWARD, TILES
-from ssamba.ops.mamba.cuda.kernels.scan_states import STATES
-from ssamba.ops.mamba.cuda.scan_shape import SHARED_LIMIT, Shape, arguments, dynamic_limit
+from ssamba.ops.mamba.cuda.scan_shape import Shape, arguments
+from ssamba.ops.mamba.cuda.sources import unit
 
 
 def usable(x_BLKE: Tensor, a_log_RKEN: Tensor, taps: int, outputs: int) -> bool:
     """Whether this form can run here; ``SSAMBA_GPU_SCAN=triton`` in the environment forbids it."""
-    if not x_BLKE.is_cuda or os.environ.get("SSAMBA_GPU_SCAN") == "triton" or x_BLKE.numel() == 0:
+    if not x_BLKE.is_cuda or environment.gpu_scan() == "triton" or x_BLKE.numel() == 0:
         return False
     shape = Shape(x_BLKE, a_log_RKEN, taps, outputs)
     if shape.batch * shape.blocks >= 65536 or taps > 8 or shape.forward_shared() > SHARED_LIMIT:
@@ -54,7 +51,7 @@ def _forward(shape: Shape, tensors: dict[str, Tensor]) -> None:
                 LPC=per_channel, SPT=shape.padded // per_channel, WARPS=4, TT=32, PHASE=phase,
                 BATCH=min(max(8, 4 * per_channel), 32), MIN_BLOCKS=3 if per_channel == 1 else 4,
             )  # fmt: skip
-            run = nvrtc.kernel(COMMON + TILES + FORWARD, "scan_forward", defines, x.device.index or 0)
+            run = nvrtc.kernel(unit("scan_forward.cu"), "scan_forward", defines, x.device.index or 0)
             run(shape.grid(128 // per_channel), 128, args)
 
 
@@ -62,13 +59,13 @@ def _states(shape: Shape, tensors: dict[str, Tensor]) -> Tensor:
     """``_GB.EN``, the state before every ``shape.saved()`` steps, its last dimension padded."""
     x, per_channel, steps = tensors["x"], shape.lanes_per_channel(), shape.saved()
     count = -(-shape.length // steps)
-    states = x.new_empty(shape.lanes, shape.batch, count, shape.width, shape.padded)
+    states = x.new_empty(shape.dir_blocks, shape.batch, count, shape.width, shape.padded)
     defines = shape.defines(
         LPC=per_channel, SPT=shape.padded // per_channel, WARPS=4, TT=32, CKPT=steps,
         BATCH=min(max(8, 2 * per_channel), steps), MIN_BLOCKS=3 if per_channel == 1 else 4,
     )  # fmt: skip
     with nvrtc.on(x):
-        run = nvrtc.kernel(COMMON + TILES + STATES, "scan_states", defines, x.device.index or 0)
+        run = nvrtc.kernel(unit("scan_states.cu"), "scan_states", defines, x.device.index or 0)
         run(shape.grid(128 // per_channel), 128, arguments(shape, count, tensors | {"ckpt": states}))
     return states
 
@@ -84,11 +81,11 @@ def _parameters(
 def forward(x: Tensor, z: Tensor | None, p_GBLP: Tensor, *parameters: Tensor) -> Tensor:
     """``y_BLKE``. ``parameters``: conv weight and bias, dt_proj, dt_bias, A_log, D.
 
-    Without ``z`` there is no gate; then ``nvrtc_fragments_launch`` must serve.
+    Without ``z`` there is no gate; then ``scan_mma.usable`` must hold.
     """
     shape = Shape(x, parameters[4], parameters[0].shape[-1], p_GBLP.shape[-1])
     y = x.new_empty(shape.batch, shape.length, shape.blocks, shape.width)
-    state = x.new_empty(shape.lanes, shape.batch, shape.width, shape.states, dtype=torch.float32)
+    state = x.new_empty(shape.dir_blocks, shape.batch, shape.width, shape.states, dtype=torch.float32)
     tensors = {"x": x, "p": p_GBLP, "y": y, "state": state, **_parameters(*parameters)}
     if z is None:
         scan_mma.forward(shape, tensors)
@@ -110,13 +107,13 @@ def backward(
         while warps > 1 and shape.backward_sizes(warps)[1] > dynamic_limit(x.device.index or 0):
             warps //= 2
     sizes, shared = shape.backward_sizes(warps)
-    lanes, batch, length, width, states = shape.lanes, shape.batch, shape.length, shape.width, shape.states
+    dir_blocks, batch, length, width, states = shape.dir_blocks, shape.batch, shape.length, shape.width, shape.states
     grid = shape.grid(warps * 32 // per_channel)
     wide: dict[str, Any] = {"device": x.device, "dtype": torch.float32}
     tensors = {"x": x, "z": z, "p": p_GBLP, "dy": dy, "y": y, "dz": dz, **_parameters(*parameters)}
     tensors["ckpt"] = _states(shape, tensors)
-    du, ddt = x.new_empty(lanes, batch, length, width), x.new_empty(lanes, batch, length, width)
-    dbc = x.new_empty(grid[0], lanes, batch, length, 2 * states)
+    du, ddt = x.new_empty(dir_blocks, batch, length, width), x.new_empty(dir_blocks, batch, length, width)
+    dbc = x.new_empty(grid[0], dir_blocks, batch, length, 2 * states)
     da = torch.empty(batch, shape.directions, shape.blocks, width, states, **wide)
     dvec = torch.empty(batch, shape.directions, shape.blocks, 2, width, **wide)
     tensors |= {"du": du, "ddt": ddt, "dbc": dbc, "da": da, "dvec": dvec}
@@ -125,7 +122,7 @@ def backward(
             LPC=per_channel, SPT=shape.padded // per_channel, WARPS=warps, TT=shape.tile(),
             MIN_BLOCKS=3 if fast else 2, **sizes,
         )  # fmt: skip
-        source = COMMON + TILES + (LANES_BACKWARD if fast else BACKWARD)
+        source = unit("scan_backward_lanes.cu" if fast else "scan_backward.cu")
         run = nvrtc.kernel(source, "scan_backward", defines, x.device.index or 0)
         run(grid, warps * 32, arguments(shape, tensors["ckpt"].shape[2], tensors), shared)
     return du, ddt, dbc.sum(0), da.sum(0), dvec.sum(0).permute(2, 0, 1, 3)

@@ -1,59 +1,43 @@
-"""Sizes of one call of the CUDA C++ scan, how they are cut over threads, and the argument its kernels take."""
+"""Sizes of one call of the CUDA C++ scan, how they are distributed over threads, and the argument of its kernels."""
 
 from __future__ import annotations
 
 import ctypes
-import os
+from typing import Any
 
-import torch
 from torch import Tensor
 
-from ssamba.ops.mamba.cuda.kernels.common import KINDS
+from ssamba.ops import environment
+from ssamba.ops.mamba.cuda.kernel_args import SCAN_ARGS
+from ssamba.ops.mamba.cuda.sources import DTYPE_CODES, defines
 
-SHARED_LIMIT = 48 * 1024  # bytes that a block has without asking
-_ENOUGH_WARPS = 1400  # a good two for each scheduler of 132 multiprocessors
-_POINTERS = (
-    *("x", "z", "p", "dy", "y", "dz", "du", "ddt", "dbc", "conv_w", "conv_b", "dt_proj", "dt_bias", "a_log", "skip"),
-    *("state", "ckpt", "da", "dvec"),
-)
-_STRIDES = ["xb", "xt", "xk", "zb", "zt", "zk", "dzb", "dzt", "dzk"]
-_SIZES = ["B", "L", "K", "E", "R", "count"]
-
-
-class Args(ctypes.Structure):
-    """``struct Args`` of the source, field for field."""
-
-    _fields_ = (
-        [(n, ctypes.c_void_p) for n in _POINTERS]
-        + [(n, ctypes.c_longlong) for n in _STRIDES]
-        + [(n, ctypes.c_int) for n in _SIZES]
-    )
+_ENOUGH_WARPS = 1400  # more than two for each scheduler of 132 multiprocessors
 
 
 class Shape:
-    """Sizes of a call and how they are cut: states of a thread, channels of a block, steps of a tile."""
+    """Sizes of a call and their distribution: states of a thread, channels of a block, steps of a tile."""
 
     def __init__(self, x_BLKE: Tensor, a_log_RKEN: Tensor, taps: int, outputs: int) -> None:
         self.batch, self.length, self.blocks, self.width = x_BLKE.shape
         self.directions, self.states = a_log_RKEN.shape[0], a_log_RKEN.shape[-1]
         self.taps, self.outputs, self.rank = taps, outputs, outputs - 2 * self.states
         self.padded = 1 << (self.states - 1).bit_length()
-        self.lanes = self.directions * self.blocks
-        self.kind = KINDS[x_BLKE.dtype]
+        self.dir_blocks = self.directions * self.blocks
+        self.kind = DTYPE_CODES[x_BLKE.dtype]
 
     def lanes_per_channel(self) -> int:
         """Lanes that share a channel's states: few cost fewer instructions, many give more warps to fill the chip."""
         lanes = max(1, self.padded // 16)
-        forced = int(os.environ.get("SSAMBA_LPC", "0"))  # for measurements
-        if lanes <= forced <= min(32, self.padded):
+        forced = environment.lanes_per_channel()
+        if forced is not None and lanes <= forced <= min(32, self.padded):
             return forced
-        channels = self.lanes * self.batch * self.width
+        channels = self.dir_blocks * self.batch * self.width
         while lanes < min(8, self.padded) and channels * lanes / 32 < _ENOUGH_WARPS:
             lanes *= 2
         return lanes
 
     def lane_is_channel(self) -> bool:
-        """Whether ``nvrtc_backward_lanes`` serves."""
+        """Whether kernels/scan_backward_lanes.cu takes this shape."""
         return self.kind != 0 and self.padded == 16 and self.lanes_per_channel() == 1
 
     def tile(self) -> int:
@@ -66,11 +50,9 @@ class Shape:
 
     def defines(self, **more: int) -> tuple[str, ...]:
         """The macros that every form of the scan reads, and ``more``."""
-        values = {
-            "DTYPE": self.kind, "N": self.states, "NP": self.padded, "P": self.outputs, "RANK": self.rank, "W":
-            self.taps,
-        }  # fmt: skip
-        return tuple(f"{name}={value}" for name, value in (values | more).items())
+        return defines(
+            DTYPE=self.kind, N=self.states, NP=self.padded, P=self.outputs, RANK=self.rank, W=self.taps, **more
+        )
 
     def _low(self) -> tuple[int, int, bool]:
         """Rank rounded up to products of 16, the row of low-rank dt in bytes, and whether tensor cores expand it."""
@@ -103,19 +85,13 @@ class Shape:
         return sizes, low + 16 * tile * self.padded + warps * own
 
     def grid(self, channels: int) -> tuple[int, int, int]:
-        """Blocks of ``channels`` channels, clips and blocks of the pair, directions."""
+        """The grid: tiles of ``channels`` channels, clips times mixers, directions."""
         return -(-self.width // channels), self.batch * self.blocks, self.directions
 
 
-def dynamic_limit(device: int) -> int:
-    """Shared memory that one block may ask for, in bytes."""
-    found = getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", 0)
-    return int(found) or SHARED_LIMIT
-
-
-def arguments(shape: Shape, count: int, tensors: dict[str, Tensor]) -> Args:
+def arguments(shape: Shape, count: int, tensors: dict[str, Tensor]) -> ctypes.Structure:
     """The kernels' argument: ``count``, and the addresses and strides of ``tensors`` by their names in it."""
-    args = Args()
+    args: Any = SCAN_ARGS.ctype()
     for name, tensor in tensors.items():
         setattr(args, name, tensor.data_ptr())
     for name in ("x", "z", "dz"):

@@ -41,12 +41,12 @@ def _conv_silu(
     ok = (t < length)[:, None] & col_ok[None, :]
     x_ptr += b * stride_b + k * stride_k
     for r in tl.static_range(R):
-        lane = (r * K + k).to(tl.int64)
+        rk = (r * K + k).to(tl.int64)
         v = _preactivation(
-            x_ptr, w_ptr + lane * width * W, b_ptr + lane * width, t, length, stride_t, col, col_ok, width, r == 1, W
+            x_ptr, w_ptr + rk * width * W, b_ptr + rk * width, t, length, stride_t, col, col_ok, width, r == 1, W
         )
         u = v * _sigmoid(v)
-        at = ((lane * batch + b) * length + t[:, None]) * width + col[None, :]
+        at = ((rk * batch + b) * length + t[:, None]) * width + col[None, :]
         tl.store(u_ptr + at, u.to(u_ptr.dtype.element_ty), mask=ok)
 
 
@@ -77,12 +77,12 @@ def _conv_proj(
         proj = tl.load(proj_ptr + k * P * width + w_at, mask=w_ok, other=0.0).to(dtype)
         acc0 = tl.dot(u, proj, acc0, input_precision=PREC)
         if R == 2:
-            lane = K + k
+            rk = K + k
             v = _preactivation(
-                x_ptr, w_ptr + lane * width * W, b_ptr + lane * width, t, length, stride_t, col, col_ok, width, True, W
+                x_ptr, w_ptr + rk * width * W, b_ptr + rk * width, t, length, stride_t, col, col_ok, width, True, W
             )
             u = tl.where(col_ok[None, :], v * _sigmoid(v), 0.0).to(dtype)
-            proj = tl.load(proj_ptr + lane * P * width + w_at, mask=w_ok, other=0.0).to(dtype)
+            proj = tl.load(proj_ptr + rk * P * width + w_at, mask=w_ok, other=0.0).to(dtype)
             acc1 = tl.dot(u, proj, acc1, input_precision=PREC)
     ok = (t < length)[:, None] & (out < P)[None, :]
     at = ((k.to(tl.int64) * batch + b) * length + t[:, None]) * P + out[None, :]
@@ -106,12 +106,12 @@ def _activation_backward(
     ok = (t < length)[:, None] & col_ok[None, :]
     x_ptr += b * stride_b + k * stride_k
     for r in tl.static_range(R):
-        lane = (r * K + k).to(tl.int64)
+        rk = (r * K + k).to(tl.int64)
         v = _preactivation(
-            x_ptr, w_ptr + lane * width * W, b_ptr + lane * width, t, length, stride_t, col, col_ok, width, r == 1, W
+            x_ptr, w_ptr + rk * width * W, b_ptr + rk * width, t, length, stride_t, col, col_ok, width, r == 1, W
         )
         sig = _sigmoid(v)
-        at = ((lane * batch + b) * length + t[:, None]) * width + col[None, :]
+        at = ((rk * batch + b) * length + t[:, None]) * width + col[None, :]
         du = tl.load(du_ptr + at, mask=ok, other=0.0).to(tl.float32)
         g = du * sig * (1.0 + v * (1.0 - sig))
         tl.store(du_ptr + at, g.to(du_ptr.dtype.element_ty), mask=ok)
@@ -251,7 +251,7 @@ def _tiles(width: int) -> tuple[int, int]:
 
 
 def conv_silu(x_BLKE: Tensor, weight_RKEW: Tensor, bias_RKE: Tensor) -> Tensor:
-    """``u_GBLE`` for all lanes; ``x`` may be strided in all but its last dimension."""
+    """``u_GBLE`` for all directions and blocks; ``x`` may be strided in all but its last dimension."""
     batch, length, blocks, width = x_BLKE.shape
     directions, taps = weight_RKEW.shape[0], weight_RKEW.shape[-1]
     u = x_BLKE.new_empty(directions * blocks, batch, length, width)

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ssamba.ops.mamba.cuda.scan_shape import dynamic_limit
+from ssamba.ops.jit.limits import dynamic_limit
 
 _WIDEST = 192  # of the stream: with more, registers spill, and pieces are as fast
 _TOKENS, _CHANNELS = 64, 32  # of a program, at a time: two programs share a multiprocessor
@@ -111,15 +111,9 @@ def usable(y_TX: Tensor, stream_Td: Tensor) -> bool:
 
 
 def gated_output(
-    y_TX: Tensor,
-    stream_Td: Tensor,
-    weight_Xd: Tensor,
-    bias_X: Tensor,
-    out_proj_dX: Tensor,
-    out_Td: Tensor,
-    eps: float,
+    y_TX: Tensor, stream_Td: Tensor, weight_Xd: Tensor, bias_X: Tensor, out_proj_dX: Tensor, out_Td: Tensor, eps: float,
     residual_scale: float | None = None,
-) -> None:
+) -> None:  # fmt: skip
     """``out = (y silu(LayerNorm(stream) weight^T + bias)) out_proj^T``, all contiguous.
 
     With a ``residual_scale``, ``stream = residual_scale stream + that`` and ``out = LayerNorm(stream)``, both from the

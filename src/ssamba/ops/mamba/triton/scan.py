@@ -2,8 +2,8 @@
 """The selective scan in both directions with skip, mean and gate: the portable form (one program, a few channels).
 
 The two directions meet in the middle: in phase 1 each scans its first half and writes its raw output; in phase 2 each
-goes on over the other's half, adds what it finds there, halves, gates and writes the result. So all lanes run at once
-and no lane waits for, or races with, another inside a launch.
+goes on over the other's half, adds what it finds there, halves, gates and writes the result. So all directions and
+blocks run at once and none waits for, or races with, another inside a launch.
 
 States are carried over the phases in ``state_BGEN``. Saved states: ``ckpt`` holds the state at the start of each tile
 of ``TILE`` steps; tiles are counted from the start of each phase (``tiles``), which is where the backward cuts them
@@ -25,7 +25,7 @@ TILE = 16
 
 
 def tiles(length: int, directions: int, tile: int = TILE) -> int:
-    """Tiles that one lane's ``length`` steps are cut into, over both phases (the same number for both directions)."""
+    """Tiles that ``length`` steps are cut into, over both phases (the same number for both directions)."""
     if directions == 1:
         return -(-length // tile)
     half = (length + 1) // 2
@@ -66,19 +66,19 @@ def _forward(
     b = (tl.program_id(1) // K).to(tl.int64)
     k = tl.program_id(1) % K
     r = tl.program_id(2)
-    lane = (r * K + k).to(tl.int64)
+    rk = (r * K + k).to(tl.int64)
     col_ok = col < width
     n_ok = n < N
     en_ok = n_ok[:, None] & col_ok[None, :]
     en = col[None, :] * N + n[:, None]
-    a2 = -1.4426950408889634 * tl.exp(tl.load(a_log_ptr + lane * width * N + en, mask=en_ok, other=0.0).to(tl.float32))
-    skip = tl.load(d_ptr + lane * width + col, mask=col_ok, other=0.0).to(tl.float32)
-    bias = tl.load(bias_ptr + lane * width + col, mask=col_ok, other=0.0).to(tl.float32)
-    row0 = (lane * batch + b) * length
+    a2 = -1.4426950408889634 * tl.exp(tl.load(a_log_ptr + rk * width * N + en, mask=en_ok, other=0.0).to(tl.float32))
+    skip = tl.load(d_ptr + rk * width + col, mask=col_ok, other=0.0).to(tl.float32)
+    bias = tl.load(bias_ptr + rk * width + col, mask=col_ok, other=0.0).to(tl.float32)
+    row0 = (rk * batch + b) * length
     z_ptr += b * stride_b + k * stride_k + col
     dz_ptr += b * dstride_b + k * dstride_k + col
-    state_ptr += (lane * batch + b) * width * N
-    ckpt_ptr += (lane * batch + b) * count * width * N
+    state_ptr += (rk * batch + b) * width * N
+    ckpt_ptr += (rk * batch + b) * count * width * N
     h = tl.zeros((NP, BE), tl.float32)
     if PHASE == 2:
         h = tl.load(state_ptr + en, mask=en_ok, other=0.0)
@@ -130,19 +130,19 @@ def _backward(
     b = (tl.program_id(1) // K).to(tl.int64)
     k = tl.program_id(1) % K
     r = tl.program_id(2)
-    lane = (r * K + k).to(tl.int64)
+    rk = (r * K + k).to(tl.int64)
     col_ok = col < width
     n_ok = n < N
     en_ok = n_ok[:, None] & col_ok[None, :]
     en = col[None, :] * N + n[:, None]
-    a_log = tl.load(a_log_ptr + lane * width * N + en, mask=en_ok, other=0.0).to(tl.float32)
+    a_log = tl.load(a_log_ptr + rk * width * N + en, mask=en_ok, other=0.0).to(tl.float32)
     a = -tl.exp(a_log)
     a2 = a * 1.4426950408889634
-    skip = tl.load(d_ptr + lane * width + col, mask=col_ok, other=0.0).to(tl.float32)
-    bias = tl.load(bias_ptr + lane * width + col, mask=col_ok, other=0.0).to(tl.float32)
-    row0 = (lane * batch + b) * length
+    skip = tl.load(d_ptr + rk * width + col, mask=col_ok, other=0.0).to(tl.float32)
+    bias = tl.load(bias_ptr + rk * width + col, mask=col_ok, other=0.0).to(tl.float32)
+    row0 = (rk * batch + b) * length
     z_ptr += b * stride_b + k * stride_k + col
-    ckpt_ptr += (lane * batch + b) * count * width * N
+    ckpt_ptr += (rk * batch + b) * count * width * N
     program = (tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)).to(tl.int64) * tl.num_programs(0)
     hist_ptr += (program + tl.program_id(0)) * TILE * NP * BE + n[:, None] * BE + tl.arange(0, BE)[None, :]
     dbc_row0 = tl.program_id(0).to(tl.int64) * tl.num_programs(1) * tl.num_programs(2) * length + row0
@@ -200,10 +200,10 @@ def _backward(
             tl.store(dbc_ptr + (dbc_row0 + t) * (2 * N) + n, db.to(dbc_ptr.dtype.element_ty), mask=n_ok)
             tl.store(dbc_ptr + (dbc_row0 + t) * (2 * N) + N + n, dc.to(dbc_ptr.dtype.element_ty), mask=n_ok)
         tl.debug_barrier()
-    lane_of_batch = b * (R * K) + lane
-    tl.store(da_ptr + lane_of_batch * width * N + en, da * a, mask=en_ok)
-    tl.store(dvec_ptr + lane_of_batch * 2 * width + col, dskip, mask=col_ok)
-    tl.store(dvec_ptr + lane_of_batch * 2 * width + width + col, dbias, mask=col_ok)
+    clip_rk = b * (R * K) + rk
+    tl.store(da_ptr + clip_rk * width * N + en, da * a, mask=en_ok)
+    tl.store(dvec_ptr + clip_rk * 2 * width + col, dskip, mask=col_ok)
+    tl.store(dvec_ptr + clip_rk * 2 * width + width + col, dbias, mask=col_ok)
 
 
 def _channels(width: int, states: int, programs: int) -> int:
@@ -226,17 +226,17 @@ def forward(
     dz_BLKE: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """``y_BLKE``; with ``dy`` also the saved states, and ``dz`` is written."""
-    lanes, batch, length, width = u_GBLE.shape
+    pairs, batch, length, width = u_GBLE.shape
     directions, blocks, _, states = a_log_RKEN.shape
     y = u_GBLE.new_empty(batch, length, blocks, width)
     if not u_GBLE.numel():
         return y, None
     grad = dy_BLKE is not None
     count = tiles(length, directions)
-    kept = torch.empty(lanes, batch, width, states, device=y.device, dtype=torch.float32)
-    ckpt = torch.empty(lanes, batch, count, width, states, device=y.device, dtype=torch.float32) if grad else kept
+    kept = torch.empty(pairs, batch, width, states, device=y.device, dtype=torch.float32)
+    ckpt = torch.empty(pairs, batch, count, width, states, device=y.device, dtype=torch.float32) if grad else kept
     padded = triton.next_power_of_2(states)
-    be = _channels(width, padded, lanes * batch)
+    be = _channels(width, padded, pairs * batch)
     gate = z_BLKE if z_BLKE is not None else y
     dgate = dz_BLKE if dz_BLKE is not None else gate
     for phase in (0,) if directions == 1 else (1, 2):
@@ -262,16 +262,16 @@ def backward(
     dy_BLKE: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """``du_GBLE``, ``ddt_GBLE`` (of the raw dt), ``dBC_GBL2N``, ``dA_log_RKEN``, (dD, ddt_bias) ``_2RKE``."""
-    lanes, batch, length, width = u_GBLE.shape
+    pairs, batch, length, width = u_GBLE.shape
     directions, blocks, _, states = a_log_RKEN.shape
     count = tiles(length, directions)
     padded = triton.next_power_of_2(states)
-    be = _channels(width, padded, lanes * batch)
+    be = _channels(width, padded, pairs * batch)
     parts = triton.cdiv(width, be)
     du, ddt = torch.empty_like(u_GBLE), torch.empty_like(u_GBLE)
     wide: dict[str, Any] = {"device": du.device, "dtype": torch.float32}
-    hist = torch.empty(parts * lanes * batch, TILE, padded, be, **wide)
-    dbc = torch.empty(parts, lanes, batch, length, 2 * states, **wide)
+    hist = torch.empty(parts * pairs * batch, TILE, padded, be, **wide)
+    dbc = torch.empty(parts, pairs, batch, length, 2 * states, **wide)
     da = torch.empty(batch, directions, blocks, width, states, **wide)
     dvec = torch.empty(batch, directions, blocks, 2, width, **wide)
     gate = z_BLKE if z_BLKE is not None else dy_BLKE

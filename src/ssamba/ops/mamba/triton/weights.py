@@ -1,5 +1,5 @@
 # mypy: disable-error-code="no-untyped-def"
-"""What a pair in inference makes of its weights, in one launch: beside short inputs launches count."""
+"""A pair's weights for inference, folded and converted in one launch: with short inputs each launch counts."""
 
 from __future__ import annotations
 

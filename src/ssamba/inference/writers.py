@@ -1,0 +1,324 @@
+"""Results on disk, whole or not at all.
+
+Embeddings: rows are spooled while the model runs, then written as one .npz or .parquet in the files' order.
+Predictions: JSON or CSV, file after file, or a table for a reader.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import json
+import os
+import tempfile
+import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, TextIO
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ssamba.inference.model import Encoder
+from ssamba.inference.predict import Prediction, classifier_task
+from ssamba.models.config import Config
+from ssamba.models.patches import column_times
+from ssamba.utils.atomic_write import atomic_write, check_output_name, explain
+from ssamba.utils.errors import SsambaError
+
+LEVELS = ("clip", "frame", "patch")
+EMBEDDING_SUFFIXES = (".npz", ".parquet")
+PREDICTION_SUFFIXES = (".json", ".csv")
+DIGITS = 6
+"""Decimal places of a score in a file."""
+CHUNK_BYTES = 64 << 20
+"""Embeddings held at a time while the output is written; also the size of a Parquet row group."""
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass
+class Chunk:
+    """Rows on their way to the output: index of the file, patch column, frequency row, embedding (rows, d)."""
+
+    file: npt.NDArray[np.int64]
+    column: npt.NDArray[np.int64]
+    row: npt.NDArray[np.int64]
+    embedding: Floats
+
+
+def check_embedding_output(out: Path) -> None:
+    """Refuse an output that could not be written, before hours of work. Raises ``ConfigError``, ``SsambaError``."""
+    check_output_name(out, EMBEDDING_SUFFIXES)
+    if out.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
+        raise SsambaError(f'{out}: writing .parquet needs pyarrow: pip install "ssamba[parquet]", or give a .npz')
+    _spool_file(out).close()
+
+
+def _spool_file(out: Path) -> BinaryIO:
+    """An anonymous temporary file on the output's disk; the system removes it however the program ends."""
+    folder = out.absolute().parent
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    try:
+        # Unbuffered, so that a full disk is met at the write and not again when the file is closed.
+        return tempfile.TemporaryFile(dir=folder, buffering=0)
+    except OSError as error:
+        raise explain(error, out) from None
+
+
+class Spool:
+    """Rows (n, d) of many files in the order in which they come, kept on disk beside the output.
+
+    ``rows_per_column`` is 1 for clips and frames, and the number of frequency rows for patches, whose rows come time
+    after time, each from low to high frequency.
+    """
+
+    def __init__(self, out: Path, width: int, rows_per_column: int = 1) -> None:
+        self.out, self.width, self.rows_per_column = out, width, rows_per_column
+        self._file = _spool_file(out)
+        self._segments: dict[int, list[tuple[int, int]]] = {}
+        self._rows = 0
+
+    def append(self, file: int, rows: Floats) -> None:
+        """Add the next rows of one file. Raises ``SsambaError`` when the disk is full."""
+        if not len(rows):
+            return
+        data = np.ascontiguousarray(rows, dtype="<f4").data.cast("B")
+        try:
+            while data:
+                data = data[self._file.write(data) :]
+        except OSError as error:
+            raise explain(error, self.out) from None
+        self._segments.setdefault(file, []).append((self._rows, len(rows)))
+        self._rows += len(rows)
+
+    def rows_of(self, files: Sequence[int]) -> int:
+        """Rows that these files have together."""
+        return sum(n for file in files for _, n in self._segments.get(file, ()))
+
+    def chunks(self, files: Sequence[int], embeddings: bool = True) -> Iterator[Chunk]:
+        """The rows of ``files`` in that order, in chunks that may run over the border of two files.
+
+        ``Chunk.file`` counts within ``files``. Without ``embeddings`` nothing is read and that part stays empty.
+        """
+        limit = max(1, CHUNK_BYTES // (4 * self.width))
+        parts: list[Chunk] = []
+        held = 0
+        for index, file in enumerate(files):
+            number = 0  # of the row within its file
+            for first, count in self._segments.get(file, ()):
+                for begin in range(0, count, limit):
+                    n = min(limit, count - begin)
+                    if held and held + n > limit:
+                        yield _join(parts)
+                        parts, held = [], 0
+                    column, row = np.divmod(np.arange(number, number + n), self.rows_per_column)
+                    data = self._read(first + begin, n) if embeddings else np.empty((0, self.width), np.float32)
+                    parts.append(Chunk(np.full(n, index), column, row, data))
+                    held, number = held + n, number + n
+        if parts:
+            yield _join(parts)
+
+    def _read(self, first: int, count: int) -> Floats:
+        self._file.seek(first * self.width * 4)
+        out = np.empty((count, self.width), dtype="<f4")
+        view = out.data.cast("B")
+        while view:
+            data = self._file.read(len(view))
+            if not data:
+                raise OSError(f"the temporary file beside {self.out} came to an early end")
+            view[: len(data)] = data
+            view = view[len(data) :]
+        return out
+
+    def close(self) -> None:
+        """Give the disk space back."""
+        self._file.close()
+
+
+def _join(parts: list[Chunk]) -> Chunk:
+    if len(parts) == 1:
+        return parts[0]
+    return Chunk(
+        np.concatenate([p.file for p in parts]),
+        np.concatenate([p.column for p in parts]),
+        np.concatenate([p.row for p in parts]),
+        np.concatenate([p.embedding for p in parts]),
+    )
+
+
+def write_output(spool: Spool, files: Sequence[int], paths: Sequence[str], level: str, config: Config) -> None:
+    """Write the rows of ``files`` (named by ``paths``) to ``spool.out``, all or nothing. Raises ``SsambaError``.
+
+    ``config``, the model's, tells the times of patch columns.
+    """
+    write = _write_npz if spool.out.suffix == ".npz" else _write_parquet
+    with atomic_write(spool.out) as temporary:
+        write(temporary, spool, files, paths, level, config)
+
+
+def _times(chunk: Chunk, config: Config) -> npt.NDArray[np.float64]:
+    """Seconds at the centre of each row's patch column."""
+    return np.asarray(column_times(torch.from_numpy(chunk.column), config).numpy(), dtype=np.float64)
+
+
+def _write_npz(
+    path: Path, spool: Spool, files: Sequence[int], paths: Sequence[str], level: str, config: Config
+) -> None:
+    n_rows = spool.rows_of(files)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+
+        def add(name: str, dtype: str, shape: tuple[int, ...], parts: Iterator[np.ndarray]) -> None:
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                header = {"descr": dtype, "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(file, header)
+                for part in parts:
+                    file.write(np.ascontiguousarray(part, dtype=dtype).reshape(-1).view(np.uint8).data)
+
+        names = np.array(list(paths), dtype=np.str_)
+        add("paths", names.dtype.str, names.shape, iter([names]))
+        add("embedding", "<f4", (n_rows, spool.width), (c.embedding for c in spool.chunks(files)))
+        if level != "clip":
+            add("file", "<i8", (n_rows,), (c.file for c in spool.chunks(files, embeddings=False)))
+            add("time", "<f8", (n_rows,), (_times(c, config) for c in spool.chunks(files, embeddings=False)))
+        if level == "patch":
+            add("row", "<i8", (n_rows,), (c.row for c in spool.chunks(files, embeddings=False)))
+
+
+def _write_parquet(
+    path: Path, spool: Spool, files: Sequence[int], paths: Sequence[str], level: str, config: Config
+) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    # A file name may hold bytes that are no UTF-8; Parquet's strings may not.
+    names = pa.array([p.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for p in paths], pa.string())
+    fields = [("path", pa.string())]
+    fields += [("time", pa.float64())] if level != "clip" else []
+    fields += [("row", pa.int32())] if level == "patch" else []
+    schema = pa.schema([*fields, ("embedding", pa.list_(pa.float32(), spool.width))])
+    with pq.ParquetWriter(path, schema) as writer:
+        for chunk in spool.chunks(files):
+            columns = {
+                "path": names.take(pa.array(chunk.file)),
+                "time": pa.array(_times(chunk, config)),
+                "row": pa.array(chunk.row.astype(np.int32)),
+                "embedding": pa.FixedSizeListArray.from_arrays(pa.array(chunk.embedding.reshape(-1)), spool.width),
+            }
+            writer.write_batch(pa.record_batch([columns[name] for name in schema.names], schema=schema))
+
+
+class PredictionWriter:
+    """Writes predictions to ``out`` as they come; the file appears when the block ends well, or not at all.
+
+    Without ``out`` they are gathered in ``text``. ``in_time``: rows of time instead of one row for each recording.
+    """
+
+    def __init__(self, out: Path | None, model: Encoder, in_time: bool) -> None:
+        if out is not None:
+            check_output_name(out, PREDICTION_SUFFIXES)
+        self._out, self._in_time = out, in_time
+        task = classifier_task(model)
+        self._head = {
+            "classes": list(task.classes),
+            "multi_label": task.multi_label,
+            "recipe": task.recipe,
+        }
+        self._lines: list[str] = []
+        self._count = 0
+        self._stack = ExitStack()
+        self._file: TextIO | None = None
+
+    @property
+    def text(self) -> str:
+        """The table so far, without an output file."""
+        return "\n".join(self._lines)
+
+    def __enter__(self) -> PredictionWriter:
+        if self._out is not None:
+            temporary = self._stack.enter_context(atomic_write(self._out))
+            try:
+                self._file = self._stack.enter_context(open(temporary, "w", encoding="utf-8", newline=""))
+            except OSError as error:
+                self._stack.close()
+                raise explain(error, self._out) from None
+            self._stack.push(self._end)
+            self._begin()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.__exit__(kind, error, trace)
+
+    def _end(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if kind is None and self._file is not None and self._as_json:
+            self._file.write("\n]}\n")
+
+    @property
+    def _as_json(self) -> bool:
+        return self._out is not None and self._out.suffix == ".json"
+
+    def _begin(self) -> None:
+        assert self._file is not None
+        if self._as_json:
+            self._file.write(json.dumps(self._head, ensure_ascii=False)[:-1] + ', "files": [')
+        else:
+            times = ["start", "end"] if self._in_time else []
+            csv.writer(self._file).writerow(["path", *times, "rank", "class", "score"])
+
+    def add(self, path: str, prediction: Prediction) -> None:
+        """Take the next recording's prediction."""
+        if self._file is None:
+            self._lines += _table(path, prediction, self._in_time)
+            return
+        # A file name may hold bytes that are no UTF-8.
+        path = os.fsencode(path).decode("utf-8", "replace")
+        if self._as_json:
+            entry = json.dumps(self._entry(path, prediction), ensure_ascii=False)
+            self._file.write((",\n" if self._count else "\n") + entry)
+        else:
+            self._write_rows(path, prediction)
+        self._count += 1
+
+    def _entry(self, path: str, prediction: Prediction) -> dict[str, Any]:
+        def scores(row: int) -> list[dict[str, Any]]:
+            return [{"class": name, "score": round(score, DIGITS)} for name, score in prediction.ranked(row)]
+
+        entry: dict[str, Any] = {"path": path, "seconds": round(prediction.seconds, DIGITS)}
+        if not self._in_time:
+            return entry | {"scores": scores(0)}
+        spans = prediction.spans.tolist()
+        rows = [
+            {"start": round(start, DIGITS), "end": round(end, DIGITS), "scores": scores(i)}
+            for i, (start, end) in enumerate(spans)
+        ]
+        return entry | {"rows": rows}
+
+    def _write_rows(self, path: str, prediction: Prediction) -> None:
+        assert self._file is not None
+        writer = csv.writer(self._file)
+        for row, (start, end) in enumerate(prediction.spans.tolist()):
+            times = [f"{round(start, DIGITS):g}", f"{round(end, DIGITS):.10g}"] if self._in_time else []
+            for rank, (name, score) in enumerate(prediction.ranked(row), start=1):
+                writer.writerow([path, *times, rank, name, f"{score:.{DIGITS}f}"])
+
+
+def _table(path: str, prediction: Prediction, in_time: bool) -> list[str]:
+    lines = [f"{path} ({prediction.seconds:.2f} s)"]
+    if not in_time:
+        ranked = prediction.ranked()
+        width = max(len(name) for name, _ in ranked)
+        lines += [f"  {name:{width}}  {100 * score:5.1f} %" for name, score in ranked]
+        return lines
+    spans = prediction.spans.tolist()
+    width = len(f"{spans[-1][1]:.2f}")
+    for row, (start, end) in enumerate(spans):
+        named = ", ".join(f"{name} {100 * score:.1f} %" for name, score in prediction.ranked(row))
+        lines.append(f"  {start:{width}.2f} - {end:{width}.2f} s  {named}")
+    return lines

@@ -1,0 +1,260 @@
+"""Two parallel blocks that read the same input: norm, projections and residual stream around any mixer.
+
+The reference runs an even block on the sequence and an odd block on the reversed sequence and adds the results. Both
+read the same input, and reversing the sequence around a block equals exchanging its directions. So a pair is one wide
+step: one input product, four scans at once, one output product, no flip (docs/reference.md, "Encoder").
+Shape letters: ``ssamba.ops.mamba.naive``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor, nn
+
+from ssamba import ops
+from ssamba.models.config import Config
+from ssamba.ops.mamba.naive import fold_norm
+
+NORM_EPS = 1e-5
+BLOCKS = 2
+
+
+class InferencePlan(NamedTuple):
+    """How inference spends memory and time; the results differ by rounding alone. Counts are tokens of all clips.
+
+    The defaults are measurements on one GPU (dev/KERNEL-NOTES.md).
+    """
+
+    part_tokens: int = 32768
+    """Larger inputs go through each pair in parts of at least this many tokens, enough to fill a GPU."""
+    defer_gate_min_tokens: int = 16384
+    """From here on the scan runs without its gate where it can, and z is made after it: that takes a third less memory
+    and, up to ``narrow_width``, where gate and output are one pass, no more time."""
+    defer_gate_min_tokens_wide: int = 65536
+    """The same for wider models, which gain in long batches only."""
+    narrow_width: int = 192
+    """Width up to which gate and output are one pass."""
+    defer_gate_part_tokens: int = 65536
+    """Tokens of a part with a deferred gate: all channels of that many keep a GPU busy."""
+
+    def defers_gate(self, tokens: int, width: int) -> bool:
+        """Whether a pass over ``tokens`` tokens should make z after the scan."""
+        least = self.defer_gate_min_tokens if width <= self.narrow_width else self.defer_gate_min_tokens_wide
+        return tokens >= least
+
+
+class ResidualState(NamedTuple):
+    """What goes from pair to pair, (B, L, d) each."""
+
+    x_BLd: Tensor
+    """At first the tokens, then a pair's output, which is yet to be added to the stream; the stream's LayerNorm where
+    ``normed``."""
+    stream_BLd: Tensor | None = None
+    """The residual stream, None at first. Until x is added to it, its factor (``residual_scale``) is left out, too."""
+    normed: bool = False
+    """Whether the next pair's beginning is already done: x has been added to the stream, and that is normalised."""
+
+
+class PairWeights(NamedTuple):
+    """A pair's weights as inference with a deferred gate reads them."""
+
+    in_proj_hKEd: Tensor
+    """The input product with the LayerNorm's scale folded in."""
+    in_bias_hKE: Tensor
+    """The LayerNorm's shift, as that product's bias."""
+    out_proj_dKE: Tensor
+    mixer: tuple[Tensor, ...]
+    """What ``BlockPair.mix_without_gate`` takes."""
+
+
+class BlockPair(nn.Module, ABC):
+    """Two blocks stacked, and their common step. A subclass is a mixer: its parameters and what it makes of x and z.
+
+    State-dict keys are the names of the attributes, without a prefix for the mixer.
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        d, e = config.width, config.inner
+        self.depth = config.depth
+        self.residual_scale = config.residual_scale
+        self.norm_weight_Kd = empty_parameter(BLOCKS, d)
+        self.norm_bias_Kd = empty_parameter(BLOCKS, d)
+        self.in_proj_hKEd = empty_parameter(2, BLOCKS, e, d)
+        self._make_mixer(config)
+        self.out_proj_dKE = empty_parameter(d, BLOCKS, e)
+
+    # ---- what a mixer defines
+
+    @abstractmethod
+    def _make_mixer(self, config: Config) -> None:
+        """Create the mixer's parameters."""
+
+    @abstractmethod
+    def reset_parameters(self, generator: Generator | None = None) -> None:
+        """Draw all weights of the pair, in the order that keeps a seed's model the same."""
+
+    @abstractmethod
+    def mix(self, xz_BLhKE: Tensor) -> Tensor:
+        """From the mixer's input and its gate to ``y_BLKE``, the gate applied."""
+
+    def supports_deferred_gate(self, like: Tensor) -> bool:
+        """Whether ``mix_without_gate`` is likely to take products of ``like``."""
+        return False
+
+    def inference_weights(self, dtype: torch.dtype) -> PairWeights:
+        """The weights for ``mix_without_gate``, those of products in ``dtype``."""
+        raise NotImplementedError(f"{type(self).__name__} has no form without a gate")
+
+    def mix_without_gate(self, x_BLKE: Tensor, work: Tensor, weights: tuple[Tensor, ...]) -> Tensor | None:
+        """``y_BLKE`` before the gate, in inference; ``work`` may be overwritten. None where it does not take these."""
+        return None
+
+    # ---- the step
+
+    def forward(
+        self,
+        state: ResidualState,
+        drop_scale_KB: Tensor | None = None,
+        inplace: bool = False,
+        fuse_next_norm: bool = False,
+        plan: InferencePlan | None = None,
+    ) -> ResidualState:
+        """One step: the blocks' summed output and the residual stream that it is yet to be added to.
+
+        Each block adds x to its own copy of the residual, and the two are added after the pair: the stream doubles.
+        That factor is left to whoever adds to the stream next, so the stream comes in and goes out undoubled.
+        With a ``residual_scale`` of 1 the two are averaged instead.
+        ``drop_scale_KB`` scales x per block and clip as it is added (stochastic depth); None leaves it whole.
+        ``inplace`` lets the step write its results over x and the residual, in inference.
+        ``fuse_next_norm`` allows it to do what the next pair begins with, where that costs it little.
+        ``plan``: how inference spends memory and time, ``InferencePlan()`` where it is None.
+        """
+        x_BLd, residual_BLd, normed = state
+        if drop_scale_KB is not None and residual_BLd is not None:
+            assert not normed, "x must not be added to the stream before each block has scaled it"
+            xz_BLhKE, stream_BLd = self._input_with_drop_path(x_BLd, residual_BLd, drop_scale_KB)
+            return ResidualState(self._mix_and_project(xz_BLhKE), stream_BLd)
+        if normed:
+            assert residual_BLd is not None
+            normal_BLd, stream_BLd = x_BLd, residual_BLd
+        else:
+            normal_BLd, stream_BLd = add_to_stream(x_BLd, residual_BLd, scale=self.residual_scale, inplace=inplace)
+        if not torch.is_grad_enabled():
+            plan = InferencePlan() if plan is None else plan
+            batch, length, width = x_BLd.shape
+            may_write = inplace or stream_BLd is not x_BLd  # the stream is not the caller's tokens
+            fuse = fuse_next_norm and may_write and stream_BLd.is_contiguous()
+            if plan.defers_gate(batch * length, width) and self._step_with_deferred_gate(
+                normal_BLd, stream_BLd, fuse, plan.defer_gate_part_tokens
+            ):
+                return ResidualState(normal_BLd, stream_BLd, fuse)
+            parts = min(batch, batch * length // plan.part_tokens)
+            if parts > 1:
+                self._step_by_parts(normal_BLd, parts)
+                return ResidualState(normal_BLd, stream_BLd)
+        xz_BLhKE = self._input(normal_BLd, *self._folded_input())
+        del normal_BLd  # not needed by the mixer, which is where memory peaks
+        return ResidualState(self._mix_and_project(xz_BLhKE), stream_BLd)
+
+    def _step_by_parts(self, normal_BLd: Tensor, parts: int) -> None:
+        """The step for some clips at a time, the result over the input: the mixer's memory is that of one part."""
+        weight, bias = self._folded_input()
+        for clips_BLd in normal_BLd.tensor_split(parts):
+            clips_BLd.copy_(self._mix_and_project(self._input(clips_BLd, weight, bias)))
+
+    def _step_with_deferred_gate(
+        self, normal_BLd: Tensor, stream_BLd: Tensor, fuse_next_norm: bool, part_tokens: int
+    ) -> bool:
+        """The step with z made after the scan, part by part, the result over the input.
+
+        False, and nothing done, if it cannot. The scan's projection takes the input's place meanwhile, so the norm is
+        computed again from the stream.
+        With ``fuse_next_norm`` the stream becomes what the next pair adds up to, and its norm takes the output's place.
+        """
+        if not self.supports_deferred_gate(normal_BLd):
+            return False
+        parts = max(1, normal_BLd.shape[0] * normal_BLd.shape[1] // part_tokens)
+        parts = min(parts, normal_BLd.shape[0])
+        weights = self.inference_weights(normal_BLd.dtype)
+        scale = self.residual_scale if fuse_next_norm else None
+        clips = zip(normal_BLd.tensor_split(parts), stream_BLd.tensor_split(parts), strict=True)
+        return all(self._deferred_gate(normal, stream, weights, scale) for normal, stream in clips)
+
+    def _deferred_gate(
+        self, normal_BLd: Tensor, stream_BLd: Tensor, weights: PairWeights, residual_scale: float | None
+    ) -> bool:
+        """``_step_with_deferred_gate`` of some clips."""
+        (weight_x, weight_z), (bias_x, bias_z) = (t.flatten(1, 2) for t in weights[:2])
+        x_BLKE = F.linear(normal_BLd, weight_x, bias_x).unflatten(-1, (BLOCKS, -1))
+        y_BLKE = self.mix_without_gate(x_BLKE, normal_BLd, weights.mixer)
+        del x_BLKE
+        if y_BLKE is None:
+            return False
+        y_TX, stream_Td, out_Td = y_BLKE.flatten(2).flatten(0, 1), stream_BLd.flatten(0, 1), normal_BLd.flatten(0, 1)
+        out_proj_dX = weights.out_proj_dKE.flatten(1)
+        ops.gated_output_(y_TX, stream_Td, weight_z, bias_z, out_proj_dX, out_Td, NORM_EPS, residual_scale)
+        return True
+
+    def _input(self, normal_BLd: Tensor, weight_hKEd: Tensor, bias_hKE: Tensor) -> Tensor:
+        return F.linear(normal_BLd, weight_hKEd.flatten(0, 2), bias_hKE.flatten()).unflatten(-1, weight_hKEd.shape[:3])
+
+    def _folded_input(self) -> tuple[Tensor, Tensor]:
+        """Input product with each block's LayerNorm scale and shift folded in: the normalised input is shared."""
+        return fold_norm(self.in_proj_hKEd, self.norm_weight_Kd, self.norm_bias_Kd)
+
+    def _input_with_drop_path(
+        self, x_BLd: Tensor, residual_BLd: Tensor, drop_scale_KB: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The input product when each block has its own stochastic depth, so its own residual."""
+        weight_hKEd, bias_hKE = self._folded_input()
+        scale = self.residual_scale
+        added = (add_to_stream(x_BLd, residual_BLd, scale_B, scale=scale) for scale_B in drop_scale_KB)
+        normal, streams = zip(*added, strict=True)
+        # One product for each block, whose results stay where they are: the mixer takes x and z with any strides.
+        normal_KTd = torch.stack(normal).flatten(1, 2)
+        weight_KdX = weight_hKEd.permute(1, 3, 0, 2).flatten(2)
+        bias_K1X = bias_hKE.transpose(0, 1).flatten(1)[:, None]
+        xz_KTX = torch.baddbmm(bias_K1X, normal_KTd, weight_KdX)
+        xz_KBLhE = xz_KTX.view(BLOCKS, *x_BLd.shape[:2], 2, -1)
+        return xz_KBLhE.permute(1, 2, 3, 0, 4), sum(streams) / BLOCKS
+
+    def _mix_and_project(self, xz_BLhKE: Tensor) -> Tensor:
+        y_BLKE = self.mix(xz_BLhKE)
+        del xz_BLhKE
+        return F.linear(y_BLKE.flatten(2), self.out_proj_dKE.flatten(1))
+
+
+def empty_parameter(*shape: int) -> nn.Parameter:
+    """A parameter without values: ``reset_parameters`` or a checkpoint fills it."""
+    return nn.Parameter(torch.empty(*shape))
+
+
+def add_to_stream(
+    x_BLd: Tensor,
+    residual_BLd: Tensor | None,
+    drop_scale_B: Tensor | None = None,
+    weight_d: Tensor | None = None,
+    bias_d: Tensor | None = None,
+    scale: float = BLOCKS,
+    inplace: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """``stream = scale residual + drop_scale x`` (2: the pair before doubles) and LayerNorm(stream), in reverse order.
+
+    Without affine weights the norm has the dtype that the matrix product after it wants. ``inplace`` allows the stream
+    to take the residual's place (without one, x's) and the norm x's, where that saves memory.
+    """
+    mixed = torch.is_autocast_enabled(x_BLd.device.type) and weight_d is None
+    dtype = (
+        torch.get_autocast_dtype(x_BLd.device.type)
+        if mixed
+        else (x_BLd if residual_BLd is None else residual_BLd).dtype
+    )
+    return ops.add_layer_norm(
+        x_BLd, residual_BLd, weight_d, bias_d, eps=NORM_EPS, residual_scale=scale, x_scale_B=drop_scale_B,
+        out_dtype=dtype, reuse=inplace,
+    )  # fmt: skip

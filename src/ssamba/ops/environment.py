@@ -1,0 +1,94 @@
+"""Every environment variable that the operators read, each by one function, at the time of the call.
+
+==================  =====================================  ===========================================================
+Name                Values (default)                       Meaning
+==================  =====================================  ===========================================================
+SSAMBA_BACKEND      auto, or the name of a form (auto)     which form of the operators runs: :func:`backend`
+SSAMBA_CACHE_DIR    a folder (the user's cache folder)     where compiled CUDA kernels are kept: :func:`cache_dir`
+SSAMBA_GPU_SCAN     nvrtc, triton (nvrtc)                  which form of the scan runs on a GPU: :func:`gpu_scan`
+SSAMBA_LPC          1, 2, 4, 8, 16, 32 (by size)           lanes that share a channel: :func:`lanes_per_channel`
+SSAMBA_CUT          name=integer,... (by size)             tiling of the tensor-core forward scan: :func:`scan_tiling`
+SSAMBA_PROJ         warps,blocks (by size)                 launch of the fused projection: :func:`projection_launch`
+TRITON_INTERPRET    0, 1 (0)                               Triton's own, for tests: :func:`interprets_triton`
+==================  =====================================  ===========================================================
+
+The first two are for users. The others exist for measurements and tests: a value that a kernel cannot take is refused
+by the compiler, not here.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+
+def backend() -> str:
+    """``SSAMBA_BACKEND``: the form of the operators, ``auto`` by default.
+
+    The name is returned as given; the dispatcher knows which ones exist.
+    """
+    return os.environ.get("SSAMBA_BACKEND", "auto")
+
+
+def cache_dir() -> Path:
+    """``SSAMBA_CACHE_DIR``: the folder of compiled kernels; it need not exist.
+
+    By default ``ssamba/kernels`` in the user's cache folder: ``$XDG_CACHE_HOME`` or ``~/.cache``, on macOS
+    ``~/Library/Caches``, on Windows ``%LOCALAPPDATA%``. Raises RuntimeError when the home folder is unknown.
+    """
+    given = os.environ.get("SSAMBA_CACHE_DIR")
+    if given:
+        return Path(given).expanduser().absolute()
+    if sys.platform == "win32":
+        local = os.environ.get("LOCALAPPDATA")
+        user = Path(local) if local else Path.home() / "AppData" / "Local"
+    elif sys.platform == "darwin":
+        user = Path.home() / "Library" / "Caches"
+    else:
+        user = Path(os.environ.get("XDG_CACHE_HOME", ""))
+        if not user.is_absolute():  # unset, or a relative path, which the XDG specification says to ignore
+            user = Path.home() / ".cache"
+    return user / "ssamba" / "kernels"
+
+
+def gpu_scan() -> str:
+    """``SSAMBA_GPU_SCAN``: ``triton`` forbids the CUDA C++ kernels, so the portable ones run; default ``nvrtc``."""
+    return os.environ.get("SSAMBA_GPU_SCAN") or "nvrtc"
+
+
+def lanes_per_channel() -> int | None:
+    """``SSAMBA_LPC``: lanes of a warp that share a channel's states; None, the default, leaves it to the size.
+
+    Any value, also one that is out of range, rules out the tensor-core forward scan. Raises ValueError unless it is
+    an integer.
+    """
+    given = os.environ.get("SSAMBA_LPC")
+    return int(given) if given else None
+
+
+def scan_tiling() -> dict[str, int]:
+    """``SSAMBA_CUT``: values in place of the chosen tiling of the tensor-core forward scan, by default none.
+
+    ``warps=8,stages=4`` gives ``{"warps": 8, "stages": 4}``; the names are ``split``, ``warps``, ``stages``,
+    ``blocks`` and ``chunks`` (``ScanTiling`` explains them). Raises ValueError when it cannot be parsed.
+    """
+    pairs = (part.split("=") for part in os.environ.get("SSAMBA_CUT", "").split(",") if part)
+    return {name.strip(): int(value) for name, value in pairs}
+
+
+def projection_launch() -> tuple[int, int] | None:
+    """``SSAMBA_PROJ``: warps of a block and blocks of a multiprocessor of the fused convolution and projection.
+
+    None, the default, leaves both to the size. Raises ValueError unless it is two integers (``8,2``).
+    """
+    given = os.environ.get("SSAMBA_PROJ")
+    if not given:
+        return None
+    warps, blocks = map(int, given.split(","))
+    return warps, blocks
+
+
+def interprets_triton() -> bool:
+    """``TRITON_INTERPRET``: whether Triton's kernels run in its interpreter, on the CPU; by default they do not."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"

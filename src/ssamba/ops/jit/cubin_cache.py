@@ -1,0 +1,111 @@
+"""Compiled kernels kept on disk, one file each in the folder of ``environment.cache_dir``.
+
+A file is a magic line, the sha256 of key and cubin, and the cubin. Code from the cache runs on the user's GPU, so only
+files and folders count that belong to the user and that nobody else may write. The cache never makes a call fail: a
+damaged file is as none, a folder that cannot be used costs the compilation of each process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import stat
+import warnings
+from pathlib import Path
+
+from ssamba.ops import environment
+from ssamba.utils.atomic_write import atomic_write
+from ssamba.utils.errors import SsambaError
+
+_MAGIC = b"ssamba cubin 1\n"
+_log = logging.getLogger(__name__)
+_unusable: set[Path] = set()
+"""Folders that this process has given up on, after one message for each."""
+
+
+class _Untrusted(Exception):
+    """Another user may have written it."""
+
+
+def load(key: str) -> bytes | None:
+    """The cubin stored under ``key``, a sha256 in hexadecimal; None when there is none that can be trusted."""
+    folder = _folder()
+    if folder is None:
+        return None
+    try:
+        _check_owner(os.stat(folder), folder)
+        content = _read(folder / f"{key}.cubin")
+    except FileNotFoundError:
+        return None
+    except _Untrusted as error:
+        _refuse(folder, error)
+        return None
+    except OSError as error:
+        _give_up(folder, error)
+        return None
+    head = len(_MAGIC) + hashlib.sha256().digest_size
+    if not content.startswith(_MAGIC) or content[len(_MAGIC) : head] != _digest(key, content[head:]):
+        _log.debug("%s: damaged, so it is compiled again", folder / f"{key}.cubin")
+        return None
+    return content[head:]
+
+
+def store(key: str, cubin: bytes) -> None:
+    """Keeps ``cubin`` under ``key`` for later processes, whole or not at all."""
+    folder = _folder()
+    if folder is None:
+        return
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _check_owner(os.stat(folder), folder)
+        with atomic_write(folder / f"{key}.cubin", mode=0o600) as temporary:
+            temporary.write_bytes(_MAGIC + _digest(key, cubin) + cubin)
+    except _Untrusted as error:
+        _refuse(folder, error)
+    except (OSError, SsambaError) as error:
+        _give_up(folder, error)
+
+
+def _folder() -> Path | None:
+    """The folder to use, or None when this process has given it up or the home folder is unknown."""
+    try:
+        folder = environment.cache_dir()
+    except RuntimeError:
+        return None
+    return None if folder in _unusable else folder
+
+
+def _read(path: Path) -> bytes:
+    # A link would be followed to a file that the check of this folder says nothing about.
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0))
+    with open(descriptor, "rb") as file:
+        _check_owner(os.fstat(descriptor), path)
+        return file.read()
+
+
+def _check_owner(status: os.stat_result, path: Path) -> None:
+    """Raises ``_Untrusted`` when others may write there. Windows has access lists in place of owner and mode."""
+    if not hasattr(os, "getuid"):
+        return
+    if status.st_uid != os.getuid():
+        raise _Untrusted(f"{path} belongs to another user")
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise _Untrusted(f"{path} can be written by others (mode {stat.S_IMODE(status.st_mode):o})")
+
+
+def _digest(key: str, cubin: bytes) -> bytes:
+    return hashlib.sha256(key.encode() + cubin).digest()
+
+
+def _refuse(folder: Path, error: _Untrusted) -> None:
+    if folder not in _unusable:
+        _unusable.add(folder)
+        advice = "take the permission away (chmod go-w), or name another folder in SSAMBA_CACHE_DIR"
+        warnings.warn(f"{error}: compiled kernels are not cached; {advice}", RuntimeWarning, stacklevel=3)
+
+
+def _give_up(folder: Path, error: Exception) -> None:
+    if folder not in _unusable:
+        _unusable.add(folder)
+        _log.debug("%s: compiled kernels are not cached: %s", folder, error)

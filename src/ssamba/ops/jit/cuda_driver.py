@@ -1,0 +1,98 @@
+"""The CUDA driver through ctypes: loading cubins, launching their kernels, and tensor maps for bulk copies."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Unavailable(RuntimeError):
+    """NVRTC or the driver cannot be loaded, or does not know this GPU."""
+
+
+def open_library(names: list[str], folders: list[Path]) -> ctypes.CDLL:
+    """The first shared library of these names that loads, by the system's search and then from ``folders``.
+
+    Raises :class:`Unavailable` when none does.
+    """
+    for name in [*names, *(str(f / n) for f in folders for n in names if (f / n).exists())]:
+        try:
+            return ctypes.CDLL(name)
+        except OSError:
+            continue
+    raise Unavailable(f"none of {', '.join(names)} could be loaded")
+
+
+@functools.cache
+def driver() -> ctypes.CDLL:
+    """The driver's library. Raises :class:`Unavailable` where there is none."""
+    return open_library(["nvcuda.dll"] if sys.platform == "win32" else ["libcuda.so.1"], [])
+
+
+def _check(code: int, what: str) -> None:
+    if code:
+        text = ctypes.c_char_p()
+        driver().cuGetErrorString(code, ctypes.byref(text))
+        raise RuntimeError(f"{what} failed: {(text.value or b'unknown error').decode()} ({code})")
+
+
+class Kernel:
+    """One kernel function of one cubin, loaded on the current device."""
+
+    def __init__(self, cubin: bytes, name: str) -> None:
+        self._module, self._function = ctypes.c_void_p(), ctypes.c_void_p()
+        self._shared = 0
+        _check(driver().cuModuleLoadData(ctypes.byref(self._module), cubin), "cuModuleLoadData")
+        found = driver().cuModuleGetFunction(ctypes.byref(self._function), self._module, name.encode())
+        _check(found, f"cuModuleGetFunction({name})")
+
+    def __call__(self, grid: tuple[int, int, int], threads: int, args: ctypes.Structure, shared: int = 0) -> None:
+        """Launches on torch's current stream; ``args`` is the kernel's only parameter, passed by value.
+
+        ``shared`` is the kernel's dynamic shared memory in bytes. Raises RuntimeError when the launch fails.
+        """
+        if shared > self._shared:
+            max_dynamic_shared_size_bytes = 8  # of CUfunction_attribute
+            code = driver().cuFuncSetAttribute(self._function, max_dynamic_shared_size_bytes, shared)
+            _check(code, f"asking for {shared} bytes of shared memory")
+            self._shared = shared
+        params = (ctypes.c_void_p * 1)(ctypes.addressof(args))
+        stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
+        launched = driver().cuLaunchKernel(self._function, *grid, threads, 1, 1, shared, stream, params, None)
+        _check(launched, "cuLaunchKernel")
+
+
+TensorMap = ctypes.c_uint64 * 16
+"""``CUtensorMap``: 128 bytes. As a kernel's parameter it lies at a multiple of 64 bytes (ssamba/tensor_map.cuh)."""
+
+
+def make_tensor_map_2d(matrix: Tensor, height: int, width: int) -> ctypes.Array[ctypes.c_uint64]:
+    """The tensor map for bulk copies of ``height x width`` boxes of a contiguous bfloat16 matrix.
+
+    In shared memory a row of a box is ``width`` values, at most 128 bytes, with the 128-byte swizzle; elements beyond
+    the matrix are read as zeros. Raises RuntimeError when the driver refuses the sizes or the address.
+    """
+    rows, columns = matrix.shape
+    memory = ctypes.create_string_buffer(128 + 64)
+    address = (ctypes.addressof(memory) + 63) // 64 * 64
+    sizes, box = (ctypes.c_uint64 * 2)(columns, rows), (ctypes.c_uint32 * 2)(width, height)
+    stride, steps = (ctypes.c_uint64 * 1)(2 * columns), (ctypes.c_uint32 * 2)(1, 1)
+    bfloat16, no_interleave, swizzle_128b, l2_promotion_256b = 9, 0, 3, 3
+    made = driver().cuTensorMapEncodeTiled(
+        ctypes.c_void_p(address), bfloat16, 2, ctypes.c_void_p(matrix.data_ptr()), sizes, stride, box, steps,
+        no_interleave, swizzle_128b, l2_promotion_256b, 0,
+    )  # fmt: skip
+    _check(made, f"describing a matrix of {rows} x {columns}")
+    return TensorMap.from_buffer_copy(ctypes.string_at(address, 128))
+
+
+def on(x: Tensor) -> Any:
+    """A context in which the device of ``x`` is the current one."""
+    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()

@@ -1,0 +1,251 @@
+// Around the recurrence of scan_forward_mma.cu: copies to shared memory, the elementwise part, and the output.
+//
+// The elementwise part of eight steps (convolution, SiLU, delta) is cut into parts 0 to 7, which the main loop runs
+// between the steps of the recurrence of the eight steps before, so that their latencies overlap.
+//
+// Given: W taps, P = RANK + 32 outputs of the projection, WARPS of a block, STAGES of the pipeline, PHASE, SPLIT,
+// CHUNKED and GATE (scan_forward_mma.cu).
+#pragma once
+
+#include "ssamba/fast_math.cuh"
+#include "ssamba/ptx_sm80.cuh"
+#include "ssamba/scan_args.cuh"
+
+#if STAGES < 3
+#error "the current batch, the next one, whose elementwise part is computed ahead, and one being copied need 3 stages"
+#endif
+#define GATED (GATE && (PHASE == 0 || PHASE == 2))
+#define KT ((RANK + 15) / 16)    // products of 16 values of the low-rank dt
+#define STEPS 16                 // steps of a batch
+#define HALO 4                   // steps before it that the convolution reads
+#define THREADS (WARPS * 32)
+#define GROUPS (WARPS / SPLIT)   // groups of 16 channels of a block
+#define CB (16 * GROUPS)         // channels of a block
+#define XR (CB + 8)              // a row of x in shared memory, padded so that ldmatrix meets no bank conflicts
+#define LR (KT * 16 + 8)         // a row of the low-rank dt, likewise
+#define SLOTS 136                // rows of 8 states of B or C: that of step t is 8 t + 7, the others are zeros
+#define PC (P / 4)               // copies of a row of p
+#define DR (STEPS + 4)           // a row of delta, padded
+#define NJ (2 / SPLIT)           // tiles of 8 states of a warp
+
+// A batch of 16 steps.
+struct __align__(16) Stage {
+  T x[(HALO + STEPS) * XR];
+#if GATED
+  T z[STEPS * XR];
+#endif
+#if PHASE == 2
+  T other[STEPS * XR];  // output of the other direction
+#endif
+  T low[STEPS * LR];
+  T bc[4][SLOTS * 8];  // B of states 0-7 and 8-15, then C
+};
+// Offsets of these arrays in values.
+#define Z_AT ((HALO + STEPS) * XR)
+#define OTHER_AT (Z_AT + (GATED ? STEPS * XR : 0))
+#define LOW_AT (OTHER_AT + (PHASE == 2 ? STEPS * XR : 0))
+#define BC_AT (LOW_AT + STEPS * LR)
+static_assert(sizeof(Stage) == 2 * (BC_AT + 4 * SLOTS * 8), "offsets of the arrays of a stage");
+// What the warps of one group of 16 channels share.
+struct __align__(16) GroupShared {
+  float delta[SPLIT][16 * DR];  // with SPLIT 2, of this batch and of the next, as the others
+#if SPLIT == 2
+  uint2 drive[2][2][32];
+  float4 sum[2][2][32];
+#endif
+};
+
+// A thread's share of the copies of a batch: source pointers, their distances between batches, and destinations.
+#define ROWS_AT_ONCE (16 * SPLIT)  // rows of channels that all threads copy, 16 bytes each
+#define PROUNDS ((STEPS * PC + THREADS - 1) / THREADS)
+struct BatchCopies {
+  const T *x, *z, *y, *p;
+  int x_step, z_step, y_step, p_step;  // by one step, then (after start) by 16
+  int row, to, end, p_from[PROUNDS], p_to[PROUNDS], p_row[PROUNDS];
+
+  // Before: the pointers are at the first step, at the first channel of the block.
+  __device__ __forceinline__ void start(int thread, int channels, int hi) {
+    int part = thread % (CB / 8) * 8;
+    row = thread / (CB / 8);
+    to = row * XR + part;
+    end = part < channels ? hi : 0;
+    x += (row - HALO) * x_step + part; z += row * z_step + part; y += row * y_step + part;
+#pragma unroll
+    for (int i = 0; i < PROUNDS; ++i) {
+      int n = thread + i * THREADS, j = n % PC * 4, m = j - RANK;
+      p_row[i] = n < STEPS * PC ? n / PC : 1 << 30;
+      p_from[i] = n / PC * p_step + j;
+      p_to[i] = j < RANK ? LOW_AT + n / PC * LR + j
+                         : BC_AT + (m / 8 * SLOTS + 8 * (n / PC) + 7) * 8 + m % 8;
+    }
+    x_step *= STEPS; z_step *= STEPS; y_step *= STEPS; p_step *= STEPS;
+  }
+  // Copies steps s0 to s0 + 15, zeros for those beyond the sequence, and moves on by 16.
+  __device__ __forceinline__ void copy(SmemAddr stage, int s0, int hi) {
+    SmemAddr at = smem_offset(stage, to);
+    if (row < HALO + STEPS) cp_async<16>(at, x, (unsigned)(s0 + row - HALO) < (unsigned)end);
+    x += x_step;
+    if (ROWS_AT_ONCE < HALO + STEPS && row < HALO)
+      cp_async<16>(smem_offset(at, STEPS * XR), x, (unsigned)(s0 + row + STEPS - HALO) < (unsigned)end);
+    if (ROWS_AT_ONCE == STEPS || row < STEPS) {
+#if GATED
+      cp_async<16>(smem_offset(at, Z_AT), z, (unsigned)(s0 + row) < (unsigned)end);
+      z += z_step;
+#endif
+#if PHASE == 2
+      cp_async<16>(smem_offset(at, OTHER_AT), y, (unsigned)(s0 + row) < (unsigned)end);
+      y += y_step;
+#endif
+    }
+#pragma unroll
+    for (int i = 0; i < PROUNDS; ++i)
+      if (p_row[i] < STEPS)
+        cp_async<8>(smem_offset(stage, p_to[i]), p + p_from[i], (unsigned)(s0 + p_row[i]) < (unsigned)hi);
+    p += p_step;
+  }
+};
+
+// Parameters of a lane's two channels; taps and bias of the convolution are halved for silu2_of_halves.
+struct ChannelParams {
+  float tap[2][W], conv_b[2], dt_b[2], skip[2];
+  unsigned dt[KT][4];  // dt_proj as the matrix a of a product
+};
+
+__device__ __forceinline__ void load_channel_params(ChannelParams &c, const ScanArgs &a, long long ch, int q) {
+#pragma unroll
+  for (int i = 0; i < 2; ++i, ch += 8) {
+    float4 four;
+    if (W == 4) four = *(const float4 *)(a.conv_w + ch * W);
+#pragma unroll
+    for (int j = 0; j < W; ++j) c.tap[i][j] = 0.5f * (W == 4 ? (&four.x)[j] : a.conv_w[ch * W + j]);
+    c.conv_b[i] = 0.5f * a.conv_b[ch]; c.dt_b[i] = a.dt_bias[ch]; c.skip[i] = a.skip[ch];
+#pragma unroll
+    for (int k = 0; k < KT * 2; ++k) {
+      int r = k * 8 + q * 2;
+      float2 two = r < RANK ? *(const float2 *)(a.dt_proj + ch * RANK + r) : make_float2(0.0f, 0.0f);
+      c.dt[k / 2][k % 2 * 2 + i] = pack2(two.x, two.y);
+    }
+  }
+}
+
+// A lane's row addresses for ldmatrix, of the first 8 steps or its warp's half: before, here and low in the batch whose
+// elementwise part is computed, z and b in the batch of the recurrence.
+struct FragmentAddrs {
+  SmemAddr before, here, low;
+  SmemAddr z, b;
+
+  __device__ __forceinline__ void init(SmemAddr stage, int lane, int group, int half) {
+    int row = lane % 8 + half * 8, matrix = lane / 8, columns = row * XR + group * 16 + matrix % 2 * 8;
+    before = smem_offset(stage, matrix / 2 * 2 * XR + columns);
+    here = smem_offset(stage, HALO * XR + columns);
+#if PHASE == 2
+    if (matrix >= 2) here = smem_offset(stage, OTHER_AT + columns);
+#endif
+#if GATED
+    z = smem_offset(stage, Z_AT + columns);
+#endif
+    low = smem_offset(stage, LOW_AT + row * LR + matrix % 2 * 8);
+    int slot = 7 + lane % 8;
+    b = smem_offset(stage, BC_AT + (SPLIT == 1 ? matrix % 2 * SLOTS + slot + matrix / 2 * 7
+                                                 : half * SLOTS + slot + matrix * 7) * 8);
+  }
+  // Move on by so many values.
+  __device__ __forceinline__ void advance_elementwise(int values) {
+    before = smem_offset(before, values); here = smem_offset(here, values); low = smem_offset(low, values);
+  }
+  __device__ __forceinline__ void advance_recurrence(int values) {
+    z = smem_offset(z, values); b = smem_offset(b, values);
+  }
+};
+
+// 8 steps of a warp's channels; [2 i + j] is channel g + 8 i, step 2 q + j.
+struct StepBlock {
+  unsigned drive[2];  // delta u
+  float sum[4];       // the output, at first without the part that comes from the states
+};
+
+// The elementwise part of 8 steps. Part 5 writes delta to shared memory: a barrier must follow before it is read.
+struct Elementwise {
+  unsigned before[4], here[4];
+  float dt[4], v[4], d[4];
+
+  template <int PART>
+  __device__ __forceinline__ void part(const ChannelParams &c, const FragmentAddrs &at, int block, float *delta_at,
+                                       StepBlock &to) {
+    if constexpr (PART == 0) read(c, at, block);
+    if constexpr (PART == 1 || PART == 2) convolve<PART - 1>(c);
+    if constexpr (PART == 3 || PART == 4) {
+      constexpr int i = 2 * PART - 6;
+      d[i] = softplus_poly(dt[i]); d[i + 1] = softplus_poly(dt[i + 1]);
+    }
+    if constexpr (PART == 5) {
+      *(float2 *)(delta_at + block * 8) = make_float2(d[0], d[1]);
+      *(float2 *)(delta_at + 8 * DR + block * 8) = make_float2(d[2], d[3]);
+      silu2_of_halves(v[0], v[1]);
+    }
+    if constexpr (PART == 6) silu2_of_halves(v[2], v[3]);
+    if constexpr (PART == 7)
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        to.drive[i] = pack2(d[2 * i] * v[2 * i], d[2 * i + 1] * v[2 * i + 1]);
+        float lo = PHASE == 2 ? low_half(here[2 + i]) : 0.0f, hi = PHASE == 2 ? high_half(here[2 + i]) : 0.0f;
+        to.sum[2 * i] = lo + c.skip[i] * v[2 * i]; to.sum[2 * i + 1] = hi + c.skip[i] * v[2 * i + 1];
+      }
+  }
+  template <int PART = 0>
+  __device__ __forceinline__ void all(const ChannelParams &c, const FragmentAddrs &at, int block, float *delta_at,
+                                      StepBlock &to) {
+    part<PART>(c, at, block, delta_at, to);
+    if constexpr (PART < 7) all<PART + 1>(c, at, block, delta_at, to);
+  }
+
+  __device__ __forceinline__ void read(const ChannelParams &c, const FragmentAddrs &at, int block) {
+    ldmatrix_x4_trans(before, smem_offset(at.before, block * 8 * XR));
+#if PHASE == 2
+    ldmatrix_x4_trans(here, smem_offset(at.here, block * 8 * XR));
+#else
+    ldmatrix_x2_trans(here, smem_offset(at.here, block * 8 * XR));
+#endif
+    dt[0] = dt[1] = c.dt_b[0]; dt[2] = dt[3] = c.dt_b[1];
+#pragma unroll
+    for (int k = 0; k < KT; ++k) {
+      unsigned low[2];
+      ldmatrix_x2(low, smem_offset(at.low, block * 8 * LR + k * 16));
+      mma_m16n8k16(dt, c.dt[k][0], c.dt[k][1], c.dt[k][2], c.dt[k][3], low[0], low[1]);
+    }
+  }
+  template <int i> __device__ __forceinline__ void convolve(const ChannelParams &c) {
+    float x[6] = {low_half(before[i]), high_half(before[i]), low_half(before[2 + i]), high_half(before[2 + i]),
+                  low_half(here[i]), high_half(here[i])};
+    v[2 * i] = v[2 * i + 1] = c.conv_b[i];
+#pragma unroll
+    for (int j = 0; j < 2; ++j)
+#pragma unroll
+      for (int d = 0; d < W; ++d) v[2 * i + j] += c.tap[i][W - 1 - d] * x[4 + j - d];
+  }
+};
+
+// The factors of the outputs of 8 steps: the gate, and 1/2 for the mean of two directions.
+__device__ __forceinline__ void load_gate(const FragmentAddrs &at, int block, float *gate) {
+  constexpr float SHARE = PHASE == 2 ? 0.5f : 1.0f;
+#if GATED
+  unsigned z[2];
+  ldmatrix_x2_trans(z, smem_offset(at.z, block * 8 * XR));
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    gate[2 * i] = gate_input(low_half(z[i])); gate[2 * i + 1] = gate_input(high_half(z[i]));
+    silu2(gate[2 * i], gate[2 * i + 1], SHARE);
+  }
+#else
+  gate[0] = gate[1] = gate[2] = gate[3] = SHARE;
+#endif
+}
+
+// Stores the outputs of 8 steps. to: this lane's first channel pair at step g of them.
+__device__ __forceinline__ void store_outputs(const float *sum, const float *gate, T *to, bool on) {
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    unsigned row = movmatrix_trans(pack2(sum[2 * i] * gate[2 * i], sum[2 * i + 1] * gate[2 * i + 1]));
+    if (on) *(unsigned *)(to + 8 * i) = row;
+  }
+}

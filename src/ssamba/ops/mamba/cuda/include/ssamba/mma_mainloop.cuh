@@ -1,0 +1,237 @@
+// The main loop of scan_forward_mma.cu: a warp's recurrence over its steps.
+//
+// Between the steps of the recurrence run the elementwise part of the next eight steps (with SPLIT 2: of the warp's
+// half of the next batch), the gate of the current ones, and the output of those before. So nothing waits for memory,
+// a product or a special function alone.
+#pragma once
+
+#include "ssamba/mma_elementwise.cuh"
+
+// ADDS: delta u B is computed by a product of its own, and added by the FMA that decays the states. From step to step
+// this is a shorter chain than a product that accumulates in the states, but it has a product's latency before it,
+// which only many warps hide.
+#define ADDS (SPLIT == 1 && !CHUNKED)
+#define STAGE ((int)sizeof(Stage) / 2)  // values of a stage
+
+// The state of a warp's main loop.
+struct WarpState {
+  ChannelParams c;
+  FragmentAddrs at;
+  BatchCopies copies;
+  SmemAddr stages;
+  GroupShared *group_shared;
+  float h[NJ * 4], a2[NJ * 4];  // states, and log2 of their decay for each unit of delta
+  float total[2];               // PHASE 3: sums of delta
+  float *delta, *delta_at;      // where this lane reads delta, and where it writes it
+  T *y;                         // outputs of the eight steps (with SPLIT 2: of the batch) before the current ones
+  int y_step, begin, lo, hi, lane, half, g;  // begin: of the first batch, which may lie before the first step lo
+  int now, free;                             // offsets of the current stage and of the next one to fill, in values
+  bool on;                                   // whether the channels exist
+
+  __device__ __forceinline__ static int next_stage(int stage) {
+    return stage == (STAGES - 1) * STAGE ? 0 : stage + STAGE;
+  }
+  // Moves the elementwise part on to the next batch; returns by how many values, for the recurrence to follow.
+  __device__ __forceinline__ int advance_stage() {
+    int on = next_stage(now) - now;
+    at.advance_elementwise(on);
+    now += on;
+    return on;
+  }
+  // Waits for the next batch, and starts the copies of the one that takes the place of the batch before this.
+  __device__ __forceinline__ void next_batch(int s0) {
+    cp_async_wait<STAGES - 3>();
+    __syncthreads();
+    if (s0 + (STAGES - 1) * STEPS < hi) copies.copy(smem_offset(stages, free), s0 + (STAGES - 1) * STEPS, hi);
+    cp_async_commit();
+    free = next_stage(free);
+  }
+  __device__ __forceinline__ void load_first_batches() {
+#pragma unroll
+    for (int i = 0; i < STAGES - 1; ++i) {
+      copies.copy(smem_offset(stages, i * STAGE), begin + i * STEPS, hi);
+      cp_async_commit();
+    }
+    now = 0; free = (STAGES - 1) * STAGE;
+    cp_async_wait<STAGES - 2>();
+    __syncthreads();
+  }
+  // The elementwise part of the first 8 steps of the first batch, or of the warp's half of it.
+  __device__ __forceinline__ void prepare(StepBlock &to) {
+    Elementwise work;
+    work.all(c, at, 0, delta_at, to);
+  }
+};
+
+// What runs between the steps of the recurrence: the elementwise part of the next steps, the gate of the current ones,
+// and the output of those before. STEP: 0 to 7 or, with SPLIT 2, to 15.
+struct Interleaved {
+  const ChannelParams &c;
+  const FragmentAddrs &at;
+  int block, block_now;
+  float *delta_at, *gate;
+  StepBlock &to;
+  const float *sum;
+  T *y;
+  bool on;
+  Elementwise work;
+
+  template <int STEP> __device__ __forceinline__ void after_step() {
+    if constexpr (STEP % SPLIT == SPLIT - 1) work.part<STEP / SPLIT>(c, at, block, delta_at, to);
+    if constexpr (SPLIT == 1 && STEP == 5) __syncwarp();  // part 5 has written delta
+    if constexpr (PHASE != 3 && STEP == SPLIT) store_outputs(sum, gate, y, on);
+    if constexpr (PHASE != 3 && STEP == 6 * SPLIT) load_gate(at, block_now, gate);
+  }
+};
+
+// delta of four steps of this lane's channels g and g + 8.
+__device__ __forceinline__ void read_deltas(float (*d)[4], const float *delta) {
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    float4 four = *(const float4 *)(delta + i * 8 * DR);
+    d[i][0] = four.x; d[i][1] = four.y; d[i][2] = four.z; d[i][3] = four.w;
+  }
+}
+
+// B and C of the current steps, as fragments.
+struct BcFragments {
+  unsigned b[4], c[4];
+};
+
+// Steps STEP to the end of its eight, with `between` after each. d: delta of the first four steps; delta: where that of
+// all is; later: where that of the four steps after them is.
+template <int STEP, class Work>
+__device__ __forceinline__ void advance(WarpState &w, SmemAddr b_rows, float (*d)[4], const float *delta,
+                                        const float *later, StepBlock &eight, Work &between, BcFragments &bc) {
+  constexpr int EACH = 2 * SPLIT, t = STEP % 8, AT = t % EACH * NJ;  // EACH: steps whose B one ldmatrix loads
+  float *h = w.h;
+  if constexpr (PHASE == 3 && t % 4 == 0)
+#pragma unroll
+    for (int i = 0; i < 2; ++i) w.total[i] += (d[i][0] + d[i][1]) + (d[i][2] + d[i][3]);
+#if !ADDS
+#pragma unroll
+  for (int i = 0; i < NJ * 4; ++i) h[i] *= ex2(d[i / 2 % 2][t % 4] * w.a2[i]);
+  if constexpr (t == 3) read_deltas(d, delta + 4);
+#endif
+  if constexpr (t % EACH == 0) {
+    ldmatrix_x4_trans(bc.b, smem_offset(b_rows, 7 * t * 8));
+    if constexpr (PHASE != 3) ldmatrix_x4(bc.c, smem_offset(b_rows, 2 * SLOTS * 8 + 7 * t * 8));
+  }
+#if !ADDS
+#pragma unroll
+  for (int j = 0; j < NJ; ++j) mma_m16n8k8(h + 4 * j, eight.drive[0], eight.drive[1], bc.b[AT + j]);
+#else
+  float into[NJ * 4];
+#pragma unroll
+  for (int j = 0; j < NJ; ++j) mma_m16n8k8_zero(into + 4 * j, eight.drive[0], eight.drive[1], bc.b[AT + j]);
+#pragma unroll
+  for (int i = 0; i < NJ * 4; ++i) h[i] = h[i] * ex2(d[i / 2 % 2][t % 4] * w.a2[i]) + into[i];
+  if constexpr (t == 3) read_deltas(d, delta + 4);
+#endif
+#if PHASE != 3 && SPLIT == 1
+  mma_m16n8k16(eight.sum, pack2(h[0], h[1]), pack2(h[2], h[3]), pack2(h[4], h[5]), pack2(h[6], h[7]), bc.c[AT],
+           bc.c[AT + 1]);
+#elif PHASE != 3
+  mma_m16n8k8(eight.sum, pack2(h[0], h[1]), pack2(h[2], h[3]), bc.c[AT]);
+#endif
+  between.template after_step<STEP>();
+  if constexpr (t < 7)
+    advance<STEP + 1>(w, b_rows, d, delta, later, eight, between, bc);
+  else if (later)
+    read_deltas(d, later);
+}
+
+#if SPLIT == 1
+// Block BLOCK of 8 steps of the batch at s0, and the elementwise part of the block after it.
+template <int BLOCK>
+__device__ __forceinline__ void run_block(WarpState &w, int s0, StepBlock *eight, float (*d)[4], float *gate) {
+  constexpr int OTHER = BLOCK ^ 1;
+  int on = 0;
+  if (BLOCK == 1) {
+    w.next_batch(s0);
+    on = w.advance_stage();
+  }
+  int before = s0 + 8 * BLOCK - 8 + w.g;
+  bool write = w.on && (unsigned)(before - w.lo) < (unsigned)(w.hi - w.lo);
+  Interleaved between = {w.c, w.at, OTHER, BLOCK, w.delta_at, gate, eight[OTHER], eight[OTHER].sum, w.y, write};
+  BcFragments bc;
+  advance<0>(w, smem_offset(w.at.b, BLOCK * 512), d, w.delta + 8 * BLOCK, w.delta + 8 * OTHER, eight[BLOCK], between,
+             bc);
+  if (BLOCK == 1) w.at.advance_recurrence(on);
+  w.y += 8 * w.y_step;
+}
+
+__device__ __forceinline__ void run_mainloop(WarpState &w) {
+  StepBlock eight[2] = {};
+  float d[2][4], gate[4] = {};
+  w.load_first_batches();
+  w.prepare(eight[0]);
+  __syncwarp();
+  read_deltas(d, w.delta);
+#pragma unroll 1
+  for (int s0 = w.begin; s0 < w.hi; s0 += STEPS) {
+    run_block<0>(w, s0, eight, d, gate);
+    run_block<1>(w, s0, eight, d, gate);
+  }
+#if PHASE != 3
+  int last = w.begin + (w.hi - 1 - w.begin) / STEPS * STEPS + 8 + w.g;
+  store_outputs(eight[1].sum, gate, w.y, w.on && (unsigned)(last - w.lo) < (unsigned)(w.hi - w.lo));
+#endif
+}
+#else
+// Adds the other warp's share of the sums over states of this warp's half of a batch.
+__device__ __forceinline__ void add_other_half(const WarpState &w, float *sum, int parity) {
+  float4 more = w.group_shared->sum[parity][w.half ^ 1][w.lane];
+  sum[0] += more.x; sum[1] += more.y; sum[2] += more.z; sum[3] += more.w;
+}
+
+__device__ __forceinline__ void run_mainloop(WarpState &w) {
+  StepBlock mine;  // this warp's half of a batch
+  float d[2][4], gate[4] = {}, sum[4] = {};  // sum: this warp's share of the output of its half of the batch before
+  int place = w.half * 8 + w.g, parity = 0;
+  w.load_first_batches();
+  w.prepare(mine);
+  w.group_shared->drive[0][w.half][w.lane] = make_uint2(mine.drive[0], mine.drive[1]);
+#pragma unroll 1
+  for (int s0 = w.begin; s0 < w.hi; s0 += STEPS) {
+    w.next_batch(s0);
+    int before = s0 - STEPS + place, next_parity = parity ^ 1;
+    bool write = w.on && s0 > w.begin && (unsigned)(before - w.lo) < (unsigned)(w.hi - w.lo);
+    if (PHASE != 3 && s0 > w.begin) add_other_half(w, sum, next_parity);
+    StepBlock eight[2];
+#pragma unroll
+    for (int n = 0; n < 2; ++n) {
+      uint2 drive = w.group_shared->drive[parity][n][w.lane];
+      eight[n].drive[0] = drive.x; eight[n].drive[1] = drive.y;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) eight[n].sum[i] = 0.0f;
+    }
+    float begin[4] = {mine.sum[0], mine.sum[1], mine.sum[2], mine.sum[3]};
+    const float *delta = w.delta + parity * 16 * DR;
+    read_deltas(d, delta);
+    int on = w.advance_stage();
+    Interleaved between = {w.c, w.at, 0, 0, w.delta_at + next_parity * 16 * DR, gate, mine, sum, w.y, write};
+    BcFragments bc;
+    advance<0>(w, w.at.b, d, delta, delta + 8, eight[0], between, bc);
+    advance<8>(w, smem_offset(w.at.b, 512), d, delta + 8, nullptr, eight[1], between, bc);
+    w.at.advance_recurrence(on);
+    w.y += STEPS * w.y_step;
+    w.group_shared->drive[next_parity][w.half][w.lane] = make_uint2(mine.drive[0], mine.drive[1]);
+#if PHASE != 3
+    float theirs[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      sum[i] = begin[i] + (w.half ? eight[1].sum[i] : eight[0].sum[i]);
+      theirs[i] = w.half ? eight[0].sum[i] : eight[1].sum[i];
+    }
+    w.group_shared->sum[parity][w.half][w.lane] = make_float4(theirs[0], theirs[1], theirs[2], theirs[3]);
+#endif
+    parity = next_parity;
+  }
+  if (PHASE == 3 || w.lo >= w.hi) return;
+  __syncthreads();
+  add_other_half(w, sum, parity ^ 1);
+  int last = w.begin + (w.hi - 1 - w.begin) / STEPS * STEPS + place;
+  store_outputs(sum, gate, w.y, w.on && (unsigned)(last - w.lo) < (unsigned)(w.hi - w.lo));
+}
+#endif

@@ -1,0 +1,65 @@
+// PTX of compute capability 8.0 and above, bfloat16 only: ldmatrix, mma, cp.async. Named after the instructions.
+#pragma once
+
+#include "ssamba/ptx.cuh"
+
+// threadIdx.x behind a shuffle: the compiler reads the special register again inside loops, at some 25 cycles each; it
+// keeps the result of a shuffle in a register.
+__device__ __forceinline__ int thread_index() { return __shfl_sync(0xffffffffu, threadIdx.x, threadIdx.x % 32); }
+
+// An address in shared memory in 32 bits: a constant offset becomes part of the instruction that uses it.
+typedef unsigned SmemAddr;
+__device__ __forceinline__ SmemAddr smem_addr(const T *at) { return (unsigned)__cvta_generic_to_shared(at); }
+__device__ __forceinline__ SmemAddr smem_offset(SmemAddr addr, int values) { return addr + 2 * values; }
+
+// 8 x 8 matrices of 16-bit values: lane l gives the address of row l % 8 of matrix l / 8.
+__device__ __forceinline__ void ldmatrix_x4(unsigned *m, SmemAddr row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(m[0]), "=r"(m[1]), "=r"(m[2]), "=r"(m[3]) : "r"(row));
+}
+__device__ __forceinline__ void ldmatrix_x4_trans(unsigned *m, SmemAddr row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(m[0]), "=r"(m[1]), "=r"(m[2]), "=r"(m[3]) : "r"(row));
+}
+__device__ __forceinline__ void ldmatrix_x2_trans(unsigned *m, SmemAddr row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0,%1}, [%2];"
+               : "=r"(m[0]), "=r"(m[1]) : "r"(row));
+}
+__device__ __forceinline__ void ldmatrix_x2(unsigned *m, SmemAddr row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0,%1}, [%2];"
+               : "=r"(m[0]), "=r"(m[1]) : "r"(row));
+}
+// One 8 x 8 matrix over the registers of a warp, transposed.
+__device__ __forceinline__ unsigned movmatrix_trans(unsigned m) {
+  unsigned r; asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(r) : "r"(m)); return r;
+}
+
+__device__ __forceinline__ float tanh_approx(float v) {
+  float r; asm("tanh.approx.f32 %0, %1;" : "=f"(r) : "f"(v)); return r;
+}
+
+// d (16 x 8) += a (16 x 8) b (8 x 8).
+__device__ __forceinline__ void mma_m16n8k8(float *d, unsigned a0, unsigned a1, unsigned b0) {
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "r"(a0), "r"(a1), "r"(b0));
+}
+// d = a b.
+__device__ __forceinline__ void mma_m16n8k8_zero(float *d, unsigned a0, unsigned a1, unsigned b0) {
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%7,%7,%7,%7};"
+      : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3]) : "r"(a0), "r"(a1), "r"(b0), "f"(0.0f));
+}
+
+// Copies BYTES (8 or 16) to shared memory asynchronously; zeros unless `wanted`.
+template <int BYTES> __device__ __forceinline__ void cp_async(SmemAddr to, const T *from, bool wanted) {
+  if constexpr (BYTES == 16)
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(wanted ? 16 : 0)
+                 : "memory");
+  else
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(to), "l"(from), "r"(wanted ? 8 : 0)
+                 : "memory");
+}
+__device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// Waits until at most LEFT groups are under way.
+template <int LEFT> __device__ __forceinline__ void cp_async_wait() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
+}

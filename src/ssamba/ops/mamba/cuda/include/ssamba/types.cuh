@@ -1,0 +1,18 @@
+// Element types, chosen by macros.
+#pragma once
+
+// DTYPE: the type of activations. T holds the bits of a bfloat16 (1) or float16 (2) value.
+#if DTYPE == 0
+typedef float T;
+#else
+typedef unsigned short T;
+#endif
+
+// WIDE (of the gated output alone): whether the residual stream is float32 where activations are bfloat16.
+#ifdef WIDE
+#if WIDE
+typedef float Stream;
+#else
+typedef T Stream;
+#endif
+#endif

@@ -1,0 +1,78 @@
+"""The arguments of the kernels: one list of fields each, from which come the C struct and its ctypes twin.
+
+A kernel takes one struct by value. ``HEADERS`` are the structs as headers in memory, beside those in ``include``.
+Letters of sizes: B clips, L tokens, K mixers side by side (2 in a pair), E channels, R directions. ``xb``, ``xt``,
+``xk``: strides of x in elements, from clip to clip, token to token, mixer to mixer; likewise z, dz and dx.
+"""
+
+from __future__ import annotations
+
+from ssamba.ops.jit.c_struct import c_struct
+from ssamba.ops.jit.cuda_driver import TensorMap
+
+SCAN_ARGS = c_struct(
+    "ScanArgs",
+    [
+        ("const T *", "x z p dy"),
+        ("T *", "y dz du ddt dbc"),
+        ("const float *", "conv_w conv_b dt_proj dt_bias a_log skip"),
+        ("float *", "state"),
+        ("T *", "ckpt"),
+        ("float *", "da dvec"),
+        ("long long", "xb xt xk zb zt zk dzb dzt dzk"),
+        ("int", "B L K E R count"),
+    ],
+    ["ssamba/types.cuh"],
+)
+"""Of the scan, forward and backward. ``count``: chunks of each half of the time, or saved states."""
+
+CONV_BACKWARD_ARGS = c_struct(
+    "ConvBackwardArgs",
+    [
+        ("const T *", "x du"),
+        ("T *", "u dx"),
+        ("const float *", "conv_w conv_b"),
+        ("float *", "part"),
+        ("long long", "xb xt xk dxb dxt dxk"),
+        ("int", "B L K E steps"),
+    ],
+    ["ssamba/types.cuh"],
+)
+"""``part``: partial sums [time part, B, R, K, W + 1, E], the bias last; ``steps``: tokens of a time part."""
+
+CONV_PROJECTION_ARGS = c_struct(
+    "ConvProjectionArgs",
+    [
+        ("const T *", "x w"),
+        ("const float *", "conv_w conv_b"),
+        ("T *", "p"),
+        ("long long", "xb xt xk"),
+        ("int", "B L K E clip"),
+    ],
+    ["ssamba/types.cuh"],
+)
+"""``w``: the projection [R, K, P, E]; B sequences of L tokens, each made of clips of ``clip`` tokens."""
+
+GATED_OUTPUT_ARGS = c_struct(
+    "GatedOutputArgs",
+    [
+        ("TensorMap", "y stream_map wz wo"),
+        ("const T *", "bz"),
+        ("Stream *", "stream"),
+        ("T *", "out"),
+        ("long long", "rows"),
+        ("float", "eps scale"),
+    ],
+    ["ssamba/types.cuh", "ssamba/tensor_map.cuh"],
+    {"TensorMap": TensorMap},
+    alignment=64,
+)
+"""Tensor maps of y [rows, X] and the residual stream [rows, D], by boxes of 128 x 64; of z's weights [X, D], by
+32 x 64; of the output's [D, X], by D / 2 x 64."""
+
+HEADERS = (
+    ("ssamba/scan_args.cuh", SCAN_ARGS.header),
+    ("ssamba/conv_backward_args.cuh", CONV_BACKWARD_ARGS.header),
+    ("ssamba/conv_projection_args.cuh", CONV_PROJECTION_ARGS.header),
+    ("ssamba/gated_output_args.cuh", GATED_OUTPUT_ARGS.header),
+)

@@ -1,1 +1,0 @@
-"""CUDA C++ of the mixer."""

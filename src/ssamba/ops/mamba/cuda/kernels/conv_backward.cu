@@ -1,0 +1,129 @@
+// Backward of the causal convolution and its SiLU: one pass over x and the gradient of u, both directions at once.
+//
+// A thread processes V channels over one part of the time. Around its step it holds x from W - 1 tokens before to W - 1
+// after, for both convolutions, and the sums that become dx, to which it scatters the gradient of each step. The taps'
+// gradients stay in registers until the part ends. u is written on the way: the projection's gradient needs it.
+//
+// Given: W taps, DIRS directions, V channels of a thread, STEPS of an iteration, THREADS of a block.
+
+#include "ssamba/common.cuh"
+#include "ssamba/conv_backward_args.cuh"
+
+#define REACH (W - 1)
+
+struct __align__(V * sizeof(T)) Vec { T v[V]; };
+
+// What a thread holds around its step. x[i] and dx[i] are of token t0 - REACH + i.
+struct Window {
+  float x[2 * REACH + STEPS][V], dx[2 * REACH + STEPS][V];
+  float tap[DIRS][W][V], bias[DIRS][V], dtap[DIRS][W][V], dbias[DIRS][V];
+};
+
+// Steps t0 to t0 + STEPS - 1. FULL: all of them and their neighbours are inside the part and the sequence. `from`
+// points at x of token t0 + REACH, `du` and `u` at t0, `to` at dx of t0 - REACH.
+template <bool FULL>
+__device__ __forceinline__ void advance(const ConvBackwardArgs &a, Window &m, const T *from, const T *du, T *u,
+                                        T *to, int t0, int start, int end) {
+  Vec x[STEPS], d[DIRS][STEPS];
+  long long direction_step = (long long)a.K * a.B * a.L * a.E;
+#pragma unroll
+  for (int j = 0; j < STEPS; ++j) {
+    bool in = FULL || (t0 + j >= 0 && t0 + j < a.L), ahead = FULL || (t0 + j + REACH >= 0 && t0 + j + REACH < a.L);
+    x[j] = ahead ? *(const Vec *)(from + j * a.xt) : Vec{};
+#pragma unroll
+    for (int r = 0; r < DIRS; ++r) d[r][j] = in ? *(const Vec *)(du + r * direction_step + (long long)j * a.E) : Vec{};
+  }
+#pragma unroll
+  for (int j = 0; j < STEPS; ++j) {
+    bool in_part = FULL || (t0 + j >= start && t0 + j < end);
+#pragma unroll
+    for (int v = 0; v < V; ++v) {
+      m.x[2 * REACH + j][v] = load(x[j].v[v]);
+      m.dx[2 * REACH + j][v] = 0.0f;
+    }
+#pragma unroll
+    for (int r = 0; r < DIRS; ++r) {
+      Vec out;
+#pragma unroll
+      for (int v = 0; v < V; ++v) {
+        float s = m.bias[r][v];
+#pragma unroll
+        for (int i = 0; i < W; ++i) s += m.tap[r][W - 1 - i][v] * m.x[j + REACH + (r ? i : -i)][v];
+        float sig = sigmoid(s), us = s * sig, g = load(d[r][j].v[v]) * (sig + us * (1.0f - sig));
+        float g_part = in_part ? g : 0.0f;
+        out.v[v] = pack(us);
+        m.dbias[r][v] += g_part;
+#pragma unroll
+        for (int i = 0; i < W; ++i) {
+          int at = j + REACH + (r ? i : -i);
+          m.dtap[r][W - 1 - i][v] += g_part * m.x[at][v];
+          m.dx[at][v] += m.tap[r][W - 1 - i][v] * g;
+        }
+      }
+      if (in_part) *(Vec *)(u + r * direction_step + (long long)j * a.E) = out;
+    }
+    if (FULL || (t0 + j - REACH >= start && t0 + j - REACH < end)) {
+      Vec out;
+#pragma unroll
+      for (int v = 0; v < V; ++v) out.v[v] = pack(m.dx[j][v]);
+      *(Vec *)(to + j * a.dxt) = out;
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < 2 * REACH; ++i) {
+#pragma unroll
+    for (int v = 0; v < V; ++v) {
+      m.x[i][v] = m.x[STEPS + i][v];
+      m.dx[i][v] = m.dx[STEPS + i][v];
+    }
+  }
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS) conv_backward(const ConvBackwardArgs a) {
+  int e = (blockIdx.x * THREADS + threadIdx.x) * V, b = blockIdx.z / a.K, k = blockIdx.z % a.K;
+  if (e >= a.E) return;
+  int start = blockIdx.y * a.steps, end = min(start + a.steps, a.L), t0 = start - REACH;
+  Window m;
+#pragma unroll
+  for (int v = 0; v < V; ++v) {
+#pragma unroll
+    for (int r = 0; r < DIRS; ++r) {
+      long long ch = (long long)(r * a.K + k) * a.E + e + v;
+      m.bias[r][v] = a.conv_b[ch];
+      m.dbias[r][v] = 0.0f;
+#pragma unroll
+      for (int i = 0; i < W; ++i) {
+        m.tap[r][i][v] = a.conv_w[ch * W + i];
+        m.dtap[r][i][v] = 0.0f;
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < 2 * REACH; ++i) {
+      int t = t0 - REACH + i;
+      m.x[i][v] = t >= 0 && t < a.L ? load(a.x[b * a.xb + k * a.xk + t * a.xt + e + v]) : 0.0f;
+      m.dx[i][v] = 0.0f;
+    }
+  }
+  const T *from = a.x + b * a.xb + k * a.xk + e + (t0 + REACH) * a.xt;
+  long long row = (((long long)k * a.B + b) * a.L + t0) * a.E + e;
+  const T *du = a.du + row;
+  T *u = a.u + row, *to = a.dx + b * a.dxb + k * a.dxk + e + (t0 - REACH) * a.dxt;
+#pragma unroll 1
+  for (; t0 < end + REACH; t0 += STEPS) {
+    if (t0 - REACH >= start && t0 + STEPS <= end && t0 + STEPS + REACH <= a.L)
+      advance<true>(a, m, from, du, u, to, t0, start, end);
+    else
+      advance<false>(a, m, from, du, u, to, t0, start, end);
+    from += STEPS * a.xt; to += STEPS * a.dxt; du += (long long)STEPS * a.E; u += (long long)STEPS * a.E;
+  }
+#pragma unroll
+  for (int r = 0; r < DIRS; ++r) {
+    float *part = a.part + ((((long long)blockIdx.y * a.B + b) * DIRS + r) * a.K + k) * (W + 1) * a.E + e;
+#pragma unroll
+    for (int v = 0; v < V; ++v) {
+#pragma unroll
+      for (int i = 0; i < W; ++i) part[(long long)i * a.E + v] = m.dtap[r][i][v];
+      part[(long long)W * a.E + v] = m.dbias[r][v];
+    }
+  }
+}

@@ -1,0 +1,220 @@
+// Causal convolution, SiLU and the projection to (dt, B, C) in one pass over x, both directions at once.
+//
+// A warp processes ROWS = 32 tokens of one direction, whichever clips they belong to. x, the projection's weights and
+// the taps come through shared memory, EC = 64 channels at a time, the next ones while these are used. ldmatrix reads
+// x at each of the taps' distances as the matrix a of a product, so the result of the convolution, computed in
+// float32, is that matrix once SiLU is applied and it is rounded to bfloat16. Reads of shared memory bound this
+// kernel, so weights and taps are read once for a warp's two products of 16 tokens.
+//
+// Given: P outputs, DIRS directions, WARPS of a block, MIN_BLOCKS of a multiprocessor.
+
+#include "ssamba/conv_projection_args.cuh"
+#include "ssamba/fast_math.cuh"
+#include "ssamba/ptx_sm80.cuh"
+
+#define W 4
+#define REACH (W - 1)
+#define ROWS 32                        // tokens of a warp: HALVES products of 16
+#define HALVES (ROWS / 16)
+#define TOKENS (ROWS * WARPS / DIRS)
+#define EC 64                          // channels at a time
+#define XR (EC + 8)                    // a row in shared memory, padded against bank conflicts
+#define NT ((P + 15) / 16 * 2)         // tiles of 8 outputs, an even number
+#define THREADS (32 * WARPS)
+
+struct __align__(16) Stage {
+  T x[(TOKENS + 2 * REACH) * XR], w[DIRS][NT * 8 * XR];
+  float tap[DIRS][EC * W], bias[DIRS][EC];
+};
+
+// A thread's share of the copies of EC channels: 8 channels of every AT_ONCE-th row of x and w, and a channel's taps
+// and bias, which go through registers to be halved (silu2_of_halves).
+#define EACH (EC / 8)
+#define AT_ONCE (THREADS / EACH)
+#define X_ROUNDS ((TOKENS + 2 * REACH + AT_ONCE - 1) / AT_ONCE)
+#define W_ROUNDS ((P + AT_ONCE - 1) / AT_ONCE)
+#define TAP_ROUNDS ((DIRS * EC + THREADS - 1) / THREADS)
+struct StageCopies {
+  const T *x, *w;
+  const float *tap[TAP_ROUNDS], *bias[TAP_ROUNDS];
+  long long x_step, w_step, w_direction_step;  // in values: AT_ONCE rows further, and to the other direction
+  int row, part, left;               // left: channels from here on
+  unsigned there;                    // bit i: row i * AT_ONCE of x exists
+  float4 taps[TAP_ROUNDS];
+  float biases[TAP_ROUNDS];
+
+  __device__ __forceinline__ void start(const ConvProjectionArgs &a, const T *x_all, int k, int t0) {
+    row = threadIdx.x / EACH; part = threadIdx.x % EACH * 8; left = a.E; there = 0;
+#pragma unroll
+    for (int i = 0; i < X_ROUNDS; ++i) {
+      int r = row + i * AT_ONCE, t = t0 - REACH + r;
+      if (r < TOKENS + 2 * REACH && t >= 0 && t < a.L) there |= 1u << i;
+    }
+    x = x_all + (t0 - REACH + row) * a.xt + part;
+    w = a.w + ((long long)k * P + row) * a.E + part;
+    x_step = AT_ONCE * a.xt; w_step = (long long)AT_ONCE * a.E; w_direction_step = (long long)a.K * P * a.E;
+#pragma unroll
+    for (int i = 0; i < TAP_ROUNDS; ++i) {
+      int n = threadIdx.x + i * THREADS;
+      long long channel = (long long)(n / EC * a.K + k) * a.E + n % EC;
+      tap[i] = a.conv_w + channel * W; bias[i] = a.conv_b + channel;
+    }
+  }
+  __device__ __forceinline__ void copy(Stage &stage) {
+    bool in = part < left;
+    SmemAddr to = smem_addr(stage.x + row * XR + part);
+#pragma unroll
+    for (int i = 0; i < X_ROUNDS; ++i)
+      if ((i + 1) * AT_ONCE <= TOKENS + 2 * REACH || row < TOKENS + 2 * REACH - i * AT_ONCE)
+        cp_async<16>(smem_offset(to, i * AT_ONCE * XR), x + i * x_step, in && (there >> i & 1));
+#pragma unroll
+    for (int r = 0; r < DIRS; ++r) {
+      to = smem_addr(stage.w[r] + row * XR + part);
+#pragma unroll
+      for (int i = 0; i < W_ROUNDS; ++i)
+        if ((i + 1) * AT_ONCE <= P || row < P - i * AT_ONCE)
+          cp_async<16>(smem_offset(to, i * AT_ONCE * XR), w + r * w_direction_step + i * w_step, in);
+    }
+#pragma unroll
+    for (int i = 0; i < TAP_ROUNDS; ++i) {
+      int n = threadIdx.x + i * THREADS;
+      bool wanted = n < DIRS * EC && n % EC < left;
+      taps[i] = wanted ? *(const float4 *)tap[i] : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+      biases[i] = wanted ? *bias[i] : 0.0f;
+      tap[i] += EC * W; bias[i] += EC;
+    }
+    x += EC; w += EC; left -= EC;
+    cp_async_commit();
+  }
+  // Stores half of the taps and biases that the last copy loaded.
+  __device__ __forceinline__ void put(Stage &stage) const {
+#pragma unroll
+    for (int i = 0; i < TAP_ROUNDS; ++i) {
+      int n = threadIdx.x + i * THREADS;
+      if (n < DIRS * EC) {
+        float4 four = taps[i];
+        ((float4 *)stage.tap[0])[n] = make_float4(0.5f * four.x, 0.5f * four.y, 0.5f * four.z, 0.5f * four.w);
+        stage.bias[0][n] = 0.5f * biases[i];
+      }
+    }
+  }
+};
+
+// Bit W n + d: whether the clip of token n * 8 + g of this warp has a token d steps before it.
+__device__ __forceinline__ unsigned neighbours(int token, int clip, int g, int sign) {
+  unsigned found = 0;
+#pragma unroll
+  for (int n = 0; n < ROWS / 8; ++n) {
+    int at = (token + n * 8 + g) % clip;
+#pragma unroll
+    for (int d = 0; d < W; ++d)
+      if ((unsigned)(at - d * sign) < (unsigned)clip) found |= 1u << (W * n + d);
+  }
+  return found;
+}
+
+// Loads x of 16 channels at each of the taps' distances; zeros where the clip has no such token.
+__device__ __forceinline__ void load_neighbours(unsigned (*near)[W][4], const SmemAddr *x_row, int tile, bool within,
+                                                unsigned there) {
+#pragma unroll
+  for (int n = 0; n < HALVES * W; ++n)
+    ldmatrix_x4(near[n / W][n % W], smem_offset(x_row[n % W], n / W * 16 * XR + tile));
+  if (!within)
+#pragma unroll
+    for (int n = 0; n < HALVES * W * 4; ++n) {  // near[h][d][i]
+      int h = n / (W * 4), d = n / 4 % W, i = n % 4;
+      if (!(there >> (W * (2 * h + i % 2) + d) & 1)) near[h][d][i] = 0;
+    }
+}
+
+// sum += u w^T of 16 channels. w_row: this lane's row of w.
+__device__ __forceinline__ void project(float (*sum)[NT][4], unsigned (*u)[4], SmemAddr w_row) {
+#pragma unroll
+  for (int j = 0; j < NT; j += 2) {
+    unsigned m[4];
+    ldmatrix_x4(m, smem_offset(w_row, j * 8 * XR));
+#pragma unroll
+    for (int h = 0; h < HALVES; ++h) {
+      mma_m16n8k16(sum[h][j], u[h][0], u[h][1], u[h][2], u[h][3], m[0], m[1]);
+      mma_m16n8k16(sum[h][j + 1], u[h][0], u[h][1], u[h][2], u[h][3], m[2], m[3]);
+    }
+  }
+}
+
+// Stores the sums of a warp's tokens, from token t0 + warp_row on.
+__device__ __forceinline__ void store(const ConvProjectionArgs &a, const float (*sum)[NT][4], int b, int k, int r,
+                                      int t0, int warp_row, int g, int q) {
+#pragma unroll
+  for (int n = 0; n < ROWS / 8; ++n) {
+    int t = t0 + warp_row + n * 8 + g;
+    if (t < a.L) {
+      T *to = a.p + (((long long)(r * a.K + k) * a.B + b) * a.L + t) * P + 2 * q;
+#pragma unroll
+      for (int j = 0; j < NT; ++j) {
+        const float *two = sum[n / 2][j] + n % 2 * 2;
+        if (j * 8 + 2 * q < P) *(unsigned *)(to + j * 8) = pack2(two[0], two[1]);
+      }
+    }
+  }
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) conv_proj(const ConvProjectionArgs a) {
+  SHARED_BYTES(raw);
+  Stage *stages = (Stage *)raw;
+  int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, q = lane % 4;
+  int r = warp % DIRS, sign = r ? -1 : 1;
+  int b = blockIdx.y / a.K, k = blockIdx.y % a.K, t0 = blockIdx.x * TOKENS, warp_row = warp / DIRS * ROWS;
+  const T *x = a.x + b * a.xb + k * a.xk;
+  constexpr int EMPTY = (NT * 8 - P) * XR / 8;  // padding rows of weights, which no copy fills, in units of 16 bytes
+  for (int i = threadIdx.x; i < 2 * DIRS * EMPTY; i += THREADS)
+    *((uint4 *)(stages[i / (DIRS * EMPTY)].w[i / EMPTY % DIRS] + P * XR) + i % EMPTY) = make_uint4(0, 0, 0, 0);
+  float sum[HALVES][NT][4];
+#pragma unroll
+  for (int i = 0; i < HALVES * NT * 4; ++i) sum[i / (NT * 4)][i / 4 % NT][i % 4] = 0.0f;
+  // This lane's row for ldmatrix: tokens 0-7, 8-15, then the same of the next 8 channels; outputs likewise.
+  int x_at = (warp_row + REACH + lane % 16) * XR + lane / 16 * 8;
+  int w_at = (lane / 16 * 8 + lane % 8) * XR + lane / 8 % 2 * 8;
+  int first = (t0 + warp_row) % a.clip;
+  bool within = first >= REACH && first + ROWS - 1 + REACH < a.clip;  // all tokens and neighbours are of one clip
+  unsigned there = neighbours(t0 + warp_row, a.clip, g, sign);
+  StageCopies copies;
+  copies.start(a, x, k, t0);
+  copies.copy(stages[0]);
+  int now = 0;
+#pragma unroll 1
+  for (int e0 = 0; e0 < a.E; e0 += EC, now ^= 1) {
+    copies.put(stages[now]);
+    cp_async_wait<0>();
+    __syncthreads();
+    if (e0 + EC < a.E) copies.copy(stages[now ^ 1]);
+    const Stage &stage = stages[now];
+    SmemAddr x_row[W], w_row = smem_addr(stage.w[0] + r * NT * 8 * XR + w_at);
+#pragma unroll
+    for (int d = 0; d < W; ++d) x_row[d] = smem_addr(stage.x + x_at - d * sign * XR);
+    const float *taps = stage.tap[0] + (r * EC + q * 2) * W, *biases = stage.bias[0] + r * EC + q * 2;
+#pragma unroll 1
+    for (int tile = 0; tile < EC && e0 + tile < a.E; tile += 16) {
+      unsigned near[HALVES][W][4], u[HALVES][4];
+      load_neighbours(near, x_row, tile, within, there);
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const float4 *tap = (const float4 *)(taps + (tile + half * 8) * W);
+        float4 m = tap[0], n = tap[1];
+        float2 bias = *(const float2 *)(biases + tile + half * 8);
+#pragma unroll
+        for (int h = 0; h < HALVES; ++h)
+#pragma unroll
+          for (int i = 2 * half; i < 2 * half + 2; ++i) {
+            unsigned(*x)[4] = near[h];
+            float v0 = bias.x + m.w * low_half(x[0][i]) + m.z * low_half(x[1][i]) + m.y * low_half(x[2][i]);
+            float v1 = bias.y + n.w * high_half(x[0][i]) + n.z * high_half(x[1][i]) + n.y * high_half(x[2][i]);
+            v0 += m.x * low_half(x[3][i]); v1 += n.x * high_half(x[3][i]);
+            silu2_of_halves(v0, v1);
+            u[h][i] = pack2(v0, v1);
+          }
+      }
+      project(sum, u, smem_offset(w_row, tile));
+    }
+  }
+  store(a, sum, b, k, r, t0, warp_row, g, q);
+}

@@ -1,0 +1,80 @@
+"""The mixer with the scan in CUDA C++, which makes u and dt on the way: neither is ever in memory.
+
+The same functions as ``ssamba.ops.mamba.triton.mixer``. The projection is CUDA C++ where that takes the shapes, else
+Triton's.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ssamba.ops import dispatch
+from ssamba.ops.mamba.cuda import conv, projection, scan, scan_mma
+from ssamba.ops.mamba.cuda.scan_shape import Shape
+from ssamba.ops.mamba.params import MixerParams
+
+
+def supports(x_BLKE: Tensor, params: MixerParams) -> str | None:
+    """Why the scan cannot run on these tensors, or None."""
+    if scan.usable(x_BLKE, params.A_log_RKEN, params.taps, params.outputs):
+        return None
+    return "the CUDA C++ scan takes neither this device nor sizes beyond its shared memory and offsets"
+
+
+def forward(x_BLKE: Tensor, z_BLKE: Tensor, params: MixerParams) -> tuple[Tensor, Tensor]:
+    """``y_BLKE`` and the projection ``p_GBLP``, which the backward starts from. ``params`` are contiguous."""
+    params = _small_in_float32(params)
+    weights = params.conv_weight_RKEW, params.conv_bias_RKE, params.x_proj_RKPE
+    p_GBLP = dispatch.kernels("conv_proj", x_BLKE, *weights).conv_proj(x_BLKE, *weights)
+    return scan.forward(x_BLKE, z_BLKE, p_GBLP, *_of_scan(params)), p_GBLP
+
+
+def supports_ungated(x_BLKE: Tensor, work: Tensor, params: MixerParams) -> bool:
+    """Whether ``forward_ungated`` takes these tensors: it needs the scan by matrix products of tensor cores."""
+    if supports(x_BLKE, params) is not None or not projection.usable(
+        x_BLKE, params.conv_weight_RKEW, params.x_proj_RKPE
+    ):
+        return False
+    shape = Shape(x_BLKE, params.A_log_RKEN, params.taps, params.outputs)
+    return scan_mma.usable(shape, {"x": x_BLKE, "p": work})
+
+
+def forward_ungated(x_BLKE: Tensor, work: Tensor, params: MixerParams) -> Tensor:
+    """``y_BLKE`` without a gate. The projection is written to ``work`` where it fits."""
+    params = _small_in_float32(params.contiguous())
+    directions, blocks, outputs = params.x_proj_RKPE.shape[:3]
+    sizes = (directions * blocks, *x_BLKE.shape[:2], outputs)
+    count = sizes[0] * sizes[1] * sizes[2] * sizes[3]
+    fits = work.dtype == x_BLKE.dtype and work.is_contiguous() and work.numel() >= count
+    out = work.view(-1)[:count].view(sizes) if fits else None
+    p_GBLP = projection.conv_proj(x_BLKE, params.conv_weight_RKEW, params.conv_bias_RKE, params.x_proj_RKPE, out)
+    return scan.forward(x_BLKE, None, p_GBLP, *_of_scan(params))
+
+
+def scan_backward(
+    dy_BLKE: Tensor,
+    x_BLKE: Tensor,
+    z_BLKE: Tensor,
+    y_BLKE: Tensor,
+    p_GBLP: Tensor,
+    params: MixerParams,
+    dz_BLKE: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """See ``ssamba.ops.mamba.triton.mixer.scan_backward``."""
+    return scan.backward(dy_BLKE, x_BLKE, z_BLKE, p_GBLP, y_BLKE, *_of_scan(params), dz=dz_BLKE)
+
+
+def conv_backward(x_BLKE: Tensor, params: MixerParams, du_GBLE: Tensor, dx_BLKE: Tensor) -> tuple[Tensor, ...]:
+    """See ``ssamba.ops.mamba.triton.mixer.conv_backward``."""
+    return conv.backward(x_BLKE, params.conv_weight_RKEW, params.conv_bias_RKE, du_GBLE, dx_BLKE)
+
+
+def _of_scan(params: MixerParams) -> tuple[Tensor, ...]:
+    """All but ``x_proj``, as ``scan`` takes them."""
+    return (*params[:2], *params[3:])
+
+
+def _small_in_float32(params: MixerParams) -> MixerParams:
+    """All but ``x_proj``, whose products are in x's dtype, in float32."""
+    first, second, *rest = scan.in_float32(*_of_scan(params))
+    return MixerParams(first, second, params.x_proj_RKPE, *rest)

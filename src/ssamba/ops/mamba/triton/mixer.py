@@ -1,0 +1,52 @@
+"""The mixer from the portable Triton kernels: u and dt lie in memory between the convolution and the scan.
+
+A backend's mixer is a module of these three functions (row "mixer" of ``dispatch.TABLE``); ``ssamba.ops.mamba.gpu``
+makes torch operators of them.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ssamba.ops.mamba.params import MixerParams
+from ssamba.ops.mamba.triton import conv, scan
+
+
+def forward(x_BLKE: Tensor, z_BLKE: Tensor, params: MixerParams) -> tuple[Tensor, Tensor]:
+    """``y_BLKE`` and the projection ``p_GBLP``, which the backward starts from. ``params`` are contiguous."""
+    p_GBLP = conv.conv_proj(x_BLKE, params.conv_weight_RKEW, params.conv_bias_RKE, params.x_proj_RKPE)
+    u_GBLE, dt_GBLE = _expand(x_BLKE, p_GBLP, params)
+    y_BLKE, _ = scan.forward(u_GBLE, dt_GBLE, p_GBLP, z_BLKE, params.A_log_RKEN, params.D_RKE, params.dt_bias_RKE)
+    return y_BLKE, p_GBLP
+
+
+def scan_backward(
+    dy_BLKE: Tensor,
+    x_BLKE: Tensor,
+    z_BLKE: Tensor,
+    y_BLKE: Tensor,
+    p_GBLP: Tensor,
+    params: MixerParams,
+    dz_BLKE: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Writes ``dz``; returns ``du_GBLE``, ``ddt_GBLE`` of the raw dt, ``dBC_GBL2N``, ``dA_log_RKEN`` and
+    (dD, ddt_bias) ``_2RKE``. ``y`` is what ``forward`` returned.
+    """
+    u_GBLE, dt_GBLE = _expand(x_BLKE, p_GBLP, params)
+    inputs = u_GBLE, dt_GBLE, p_GBLP, z_BLKE, params.A_log_RKEN, params.D_RKE, params.dt_bias_RKE
+    _, checkpoints = scan.forward(*inputs, dy_BLKE, dz_BLKE)
+    assert checkpoints is not None
+    return scan.backward(*inputs, checkpoints, dy_BLKE)
+
+
+def conv_backward(x_BLKE: Tensor, params: MixerParams, du_GBLE: Tensor, dx_BLKE: Tensor) -> tuple[Tensor, ...]:
+    """Writes ``dx``; returns ``u_GBLE`` and the gradients of the taps and the bias. ``du`` is used up."""
+    return conv.backward(x_BLKE, params.conv_weight_RKEW, params.conv_bias_RKE, du_GBLE, dx_BLKE)
+
+
+def _expand(x_BLKE: Tensor, p_GBLP: Tensor, params: MixerParams) -> tuple[Tensor, Tensor]:
+    """``u_GBLE`` and the raw ``dt_GBLE`` in memory, as the portable scan reads them."""
+    u_GBLE = conv.conv_silu(x_BLKE, params.conv_weight_RKEW, params.conv_bias_RKE)
+    dt_proj_GrE = params.dt_proj_RKEr.flatten(0, 1).to(x_BLKE.dtype).transpose(1, 2)
+    dt_GTE = p_GBLP.flatten(1, 2)[..., : params.rank] @ dt_proj_GrE
+    return u_GBLE, dt_GTE.view(u_GBLE.shape)

@@ -1,0 +1,1 @@
+"""Recipes: how their values are declared and checked, the groups that several kinds share, and the YAML files."""

@@ -1,0 +1,70 @@
+// Stands in for the package's ssamba/ptx_sm80.cuh: the same functions in plain C++, for bfloat16.
+#pragma once
+
+#include "ssamba/ptx.cuh"
+
+inline int thread_index() { return threadIdx.x; }
+
+typedef T *SmemAddr;  // here an address in shared memory is a pointer as any other
+inline SmemAddr smem_addr(const T *at) { return (T *)at; }
+inline SmemAddr smem_offset(SmemAddr addr, int values) { return addr + values; }
+
+inline void ldmatrix_x4(unsigned *m, SmemAddr row) { load_matrices<4, false>(m, row); }
+inline void ldmatrix_x4_trans(unsigned *m, SmemAddr row) { load_matrices<4, true>(m, row); }
+inline void ldmatrix_x2(unsigned *m, SmemAddr row) { load_matrices<2, false>(m, row); }
+inline void ldmatrix_x2_trans(unsigned *m, SmemAddr row) { load_matrices<2, true>(m, row); }
+
+// One 8 x 8 matrix over the lanes of a warp, transposed.
+inline unsigned movmatrix_trans(unsigned m) {
+  return exchange(m, [](const unsigned *all, int lane) {
+    unsigned pair[2];
+    for (int j = 0; j < 2; ++j) {
+      unsigned from = all[(lane % 4 * 2 + j) * 4 + lane / 8];
+      pair[j] = lane / 4 % 2 ? from >> 16 : from & 0xffff;
+    }
+    return pair[0] | pair[1] << 16;
+  });
+}
+
+inline float tanh_approx(float v) {  // to 11 bits, as the unit
+  int exponent;
+  float mantissa = frexpf(tanhf(v), &exponent);
+  return ldexpf(roundf(mantissa * 2048.0f) / 2048.0f, exponent);
+}
+
+inline void mma_m16n8k8(float *d, unsigned a0, unsigned a1, unsigned b0) { mma_m16n8k16(d, a0, a1, 0, 0, b0, 0); }
+inline void mma_m16n8k8_zero(float *d, unsigned a0, unsigned a1, unsigned b0) {
+  d[0] = d[1] = d[2] = d[3] = 0;
+  mma_m16n8k8(d, a0, a1, b0);
+}
+
+struct AsyncCopy {
+  T *to;
+  const T *from;  // null: zeros
+  int bytes;
+
+  void finish() const {
+    if (from) memcpy(to, from, bytes);
+    else memset(to, 0, bytes);
+  }
+};
+typedef std::vector<AsyncCopy> CopyGroup;
+static CopyGroup open_group[fibers::kMaxThreads];
+static std::vector<CopyGroup> committed[fibers::kMaxThreads];
+
+template <int BYTES> void cp_async(SmemAddr to, const T *from, bool wanted) {
+  AsyncCopy copy = {to, wanted ? from : nullptr, BYTES};
+  if (fibers::skewed < 3) copy.finish();
+  else open_group[fibers::current].push_back(copy);
+}
+inline void cp_async_commit() {
+  committed[fibers::current].push_back(open_group[fibers::current]);
+  open_group[fibers::current].clear();
+}
+template <int LEFT> void cp_async_wait() {
+  auto &groups = committed[fibers::current];
+  while ((int)groups.size() > LEFT) {
+    for (auto &copy : groups[0]) copy.finish();
+    groups.erase(groups.begin());
+  }
+}

@@ -1,0 +1,33 @@
+"""How the tensor-core forward scan is tiled."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ssamba.ops.mamba.cuda import scan_mma
+from ssamba.ops.mamba.cuda.scan_shape import Shape
+
+
+def shape(batch: int, length: int) -> Shape:
+    x = torch.empty(batch, length, 2, 384, device="meta", dtype=torch.bfloat16)
+    return Shape(x, torch.empty(2, 2, 384, 16, device="meta"), 4, 44)
+
+
+def test_few_channels_are_split_finer() -> None:
+    tilings = [scan_mma.choose_tiling(shape(batch, 4096)) for batch in (1, 4, 64)]
+    assert [tiling.chunks > 1 for tiling in tilings] == [True, False, False]
+    assert [tiling.state_split for tiling in tilings] == [1, 2, 1]
+    assert tilings[0].chunks == 8
+    assert [scan_mma.choose_tiling(shape(batch, 22016)).chunks for batch in (1, 2)] == [16, 8]
+
+
+def test_the_environment_chooses_another_tiling(monkeypatch: pytest.MonkeyPatch) -> None:
+    best = scan_mma.choose_tiling(shape(4, 4096))
+    monkeypatch.setenv("SSAMBA_CUT", "warps=1, stages=4")
+    assert scan_mma.choose_tiling(shape(4, 4096)) == best._replace(warps=1, stages=4)
+    monkeypatch.setenv("SSAMBA_CUT", "split=2,blocks=1")
+    assert scan_mma.choose_tiling(shape(4, 4096)) == best._replace(state_split=2, min_blocks_per_sm=1)
+    monkeypatch.setenv("SSAMBA_CUT", "width=1")
+    with pytest.raises(ValueError, match="width"):
+        scan_mma.choose_tiling(shape(4, 4096))

@@ -1,0 +1,217 @@
+"""The scripts beside the package (benchmarks, experiments, tools, dev) run: at their smallest, on sounds made here."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import layout_trees as trees
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from ssamba.inference.model import SSAMBA
+from ssamba.models.config import Config
+from ssamba.models.pretrained.model_dir import save_model
+
+ROOT = Path(__file__).parent.parent
+FOLDERS = ("benchmarks", "experiments", "tools", "dev")
+SCRIPTS = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
+NO_PROGRAM = {"debian_sources.py"}
+"""A table that another script reads."""
+ELSEWHERE = {"pipes.py", "forward_tilings.py"}
+"""Tested with the kernels that they time."""
+
+
+def run(script: str, *words: object, code: int = 0) -> str:
+    """Standard output of a script, which must end with ``code``."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"}
+    environment["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
+    command = [sys.executable, str(ROOT / script), *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=500, cwd=ROOT)
+    assert done.returncode == code, done.stderr[-3000:]
+    assert code or "Traceback" not in done.stderr
+    return done.stdout
+
+
+def noise(path: Path, seconds: float, seed: int, rate: int = 16000) -> Path:
+    """Noise under a chord that changes every 50 ms: no two seeds are alike, and neither are two seconds of one."""
+    rng = np.random.default_rng(seed)
+    time, values = np.arange(rate // 20) / rate, []
+    for _ in range(round(seconds * 20)):
+        chord = np.sin(2 * np.pi * rng.uniform(300, 3600, 4)[:, None] * time).sum(axis=0)
+        values.append(0.1 * chord + rng.normal(0, 0.01, len(time)))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, np.concatenate(values), rate)
+    return path
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model directory: width 16, two blocks, 32 frames."""
+    config = Config(width=16, depth=2, frames=32, state_size=4)
+    folder = tmp_path_factory.mktemp("model") / "small"
+    save_model(folder, SSAMBA(config, heads=True, generator=torch.Generator().manual_seed(0)))
+    return folder
+
+
+def test_no_script_is_forgotten() -> None:
+    """Each is named in this file, or its test is elsewhere."""
+    text = Path(__file__).read_text(encoding="utf-8")
+    assert len(SCRIPTS) > 10
+    assert not [path.name for path in SCRIPTS if path.name not in text]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: p.name)
+def test_help(script: Path) -> None:
+    if script.name in NO_PROGRAM:
+        pytest.skip("is no program")
+    assert "usage" in run(str(script.relative_to(ROOT)), "--help")
+
+
+def test_augmented_views(tmp_path: Path) -> None:
+    clips = [noise(tmp_path / f"{i}.wav", 1.5, i) for i in range(2)]
+    run("experiments/augmented_views.py", *clips, tmp_path / "out.png", "--frames", 64)
+    assert (tmp_path / "out.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_dev_probe(tmp_path: Path, model_folder: Path) -> None:
+    roots = trees.esc10(tmp_path / "esc10"), trees.arabic(tmp_path / "arabic")
+    lines = run("experiments/dev_probe.py", *roots, model_folder, "--device", "cpu").splitlines()
+    assert len(lines) == 2 + 4  # log-mel; mean, mean and deviation, rows of the last layer
+    assert all(0 <= float(cell) <= 100 for line in lines[2:] for cell in line.split("|")[3:5])
+
+
+SMALL = "--width 16 --depth 2 --frames 32 --stride 16 --epochs 1 --freq-mask 8 --time-mask 4 --head-init random"
+
+
+@pytest.mark.slow
+def test_downstream(tmp_path: Path, model_folder: Path) -> None:
+    root, out = trees.esc10(tmp_path / "esc10"), tmp_path / "out"
+    options = ["--esc10", root, "--jobs", 1, "--workers", 1, "--options", "--epochs 1 --frames 32 --device cpu"]
+    text = run("experiments/downstream.py", out, f"model={model_folder}@1.5", *options)
+    assert {row["task"] for row in json.loads((out / "summary.json").read_text())} == {"probe", "fine-tuned"}
+    assert "| model |" in text
+    assert (out / "minutes.png").exists()
+    again = run("experiments/downstream.py", out, f"model={model_folder}@1.5", *options)
+    assert not [line for line in again.splitlines() if line.startswith("ssamba ")]  # nothing is done twice
+
+
+@pytest.mark.slow
+def test_finetune_dev(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("plain:  # as it is\nlow: --lr 1e-5\n")
+    options = ["--esc10", trees.esc10(tmp_path / "esc10"), "--from", "none", "--jobs", 1]
+    more = f"--encoder ssamba --device cpu {SMALL}"
+    text = run("experiments/finetune_dev.py", tmp_path / "out", tmp_path / "list.txt", *options, "--options", more)
+    assert "2 of 2 jobs" in text
+    assert "| low | esc10 | 1 |" in (tmp_path / "out/summary.md").read_text()
+
+
+def test_linear_probe(tmp_path: Path, model_folder: Path) -> None:
+    rows = []
+    for i in range(12):
+        trees.write_clip(tmp_path / f"{i}.wav", i % 2, i, seconds=0.3)
+        rows.append((f"{i}.wav", 1 + i % 3, "ab"[i % 2]))
+    table = trees.write_table(tmp_path / "meta.csv", "filename,fold,category", rows)
+    lines = run("experiments/linear_probe.py", table, model_folder).splitlines()
+    assert [line.split("|")[2].strip() for line in lines[2:]] == ["256", "32", "32"]
+
+
+def test_minutes(tmp_path: Path) -> None:
+    run("experiments/minutes.py", "dev/RESULTS-LOG.md", tmp_path / "minutes.png")
+    assert (tmp_path / "minutes.png").stat().st_size > 10_000
+    run("experiments/minutes.py", "LICENSE", tmp_path / "none.png", code=1)
+
+
+def test_tiny_data(tmp_path: Path) -> None:
+    noise(tmp_path / "unlabelled/ufoai_music/a.wav", 0.3, 0)
+    noise(tmp_path / "unlabelled/kerstin/a.wav", 0.3, 1)
+    words = tmp_path / "arabic"
+    trees.write_table(noise(words / "w.wav", 0.3, 2).parent / "meta.csv", "filename,split", [("w.wav", "train")])
+    found = run("tools/corpus/tiny_data.py", tmp_path / "unlabelled", words, tmp_path / "lists")
+    assert found.split("\n") == ["speech: 1 files", "music: 1 files", "effects: 0 files", "words: 1 files", ""]
+    with open(tmp_path / "lists/music.csv", newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert (tmp_path / "lists" / row["path"]).samefile(tmp_path / "unlabelled/ufoai_music/a.wav")
+    run("tools/corpus/tiny_data.py", tmp_path / "nowhere", words, tmp_path / "lists", code=2)
+
+
+def test_overlap(tmp_path: Path) -> None:
+    clips = [noise(tmp_path / f"clips/{i}.wav", 2.0, i) for i in range(2)]
+    noise(tmp_path / "audio/other.wav", 4.0, 10)
+    words = (tmp_path / "clips", tmp_path / "audio", "--planted", 2, "--out", tmp_path / "overlap.csv")
+    assert "0 clips at 0.5 or more" in run("tools/corpus/overlap.py", *words)
+    copied, rate = soundfile.read(clips[1])
+    soundfile.write(tmp_path / "audio/copy.flac", copied * 0.3, rate)
+    assert "1 clips at 0.5 or more" in run("tools/corpus/overlap.py", *words, code=1)
+    with open(tmp_path / "overlap.csv", newline="") as file:
+        assert next(csv.DictReader(file))["file"] == "copy.flac"
+
+
+@pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="needs Debian's tools")
+def test_debian_audio(tmp_path: Path) -> None:
+    """A package made here goes through unpacking, the search for copies, and the tables."""
+    tree, sounds = tmp_path / "tree", "usr/share/games/7kaa/SOUND"
+    (tree / "DEBIAN").mkdir(parents=True)
+    control = "Package: 7kaa-data\nVersion: 1.0\nArchitecture: all\nMaintainer: a <a@b.c>\nDescription: d\n"
+    (tree / "DEBIAN/control").write_text(control)
+    for i in range(3):
+        noise(tree / sounds / f"{i}.wav", 2.0, i)
+    shutil.copy(tree / sounds / "0.wav", tree / sounds / "again.wav")
+    noise(tmp_path / "tests/known.wav", 2.0, 1)
+    (tmp_path / "debs").mkdir()
+    deb = tmp_path / "debs/7kaa-data_1.0_all.deb"
+    subprocess.run(["dpkg-deb", "--build", "--root-owner-group", tree, deb], check=True, capture_output=True)
+    words = (tmp_path / "out", "--debs", tmp_path / "debs", "--only", "7kaa", "--against", tmp_path / "tests")
+    assert "1 repeats, silent or short, 0 not decoded, 1 like a test" in run("tools/corpus/debian_audio.py", *words)
+    (joined,) = (tmp_path / "out/7kaa").glob("*.ogg")
+    assert soundfile.info(joined).duration == pytest.approx(4.0, abs=0.1)
+    assert "7kaa-data" in run("tools/corpus/debian_audio.py", tmp_path / "none", "--list")
+    run("tools/corpus/debian_audio.py", tmp_path / "out", "--only", "nothing", code=2)
+
+
+def test_decode(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for i in range(2):
+        soundfile.write(tmp_path / f"{i}.ogg", rng.normal(0, 0.1, 16000), 16000, format="OGG", subtype="OPUS")
+    words = ("--workers", 1, "--seconds", 0.01, "--files", 1, "--cache")
+    lines = run("benchmarks/decode.py", tmp_path, *words).splitlines()
+    assert [line.split("|")[1].strip() for line in lines[-2:]] == ["as they are", "FLAC"]
+
+
+@pytest.mark.slow
+def test_scan_cpu() -> None:
+    text = run("benchmarks/scan_cpu.py", "--repeats", 1, "--skip-long")
+    assert "| 512 |" in text
+
+
+def test_kernels_gpu() -> None:
+    words = ("tiny-infer-4x22016", "tiny-train-64x512")
+    assert run("benchmarks/kernels_gpu.py", "--dry-run", "--cases", *words).count(": runs") == 2
+
+
+def test_pretrain_speed(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for i in range(60):
+        soundfile.write(tmp_path / f"{i}.ogg", rng.normal(0, 0.1, 16000), 16000, format="OGG", subtype="OPUS")
+    words = ("--dry-run", "--sizes", "tiny", "--workers", 1, "--steps", 1, "--ways", "threads")
+    assert run("benchmarks/pretrain_speed.py", tmp_path, *words).count("| ssamba tiny |") == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("journey", ["embed", "python", "pretrain", "finetune"])
+def test_journeys(tmp_path: Path, journey: str) -> None:
+    """The counts of dev/journeys.py are not those of nothing, and go into a document."""
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- journeys -->\nold\n<!-- end of journeys -->\nafter\n")
+    row = run("dev/journeys.py", "--only", journey, "--write", page).splitlines()[2]
+    assert int(row.split("|")[2]) >= 15
+    assert row in page.read_text()
+    assert "old" not in page.read_text()
