@@ -22,7 +22,7 @@ import onnxruntime
 import torch
 
 import ssamba
-from ssamba.inference.onnx.export import WEIGHTS, build, count_nodes
+from ssamba.inference.onnx.export import WEIGHTS, build_onnx, count_nodes
 from ssamba.inference.onnx.weights import rounded
 
 SHAPES = ((1, 16), (1, 208), (4, 208), (1, 512), (1, 1024), (1, 2048), (1, 4096))
@@ -35,11 +35,12 @@ def main() -> None:
     parser.add_argument("source", nargs="?", help="what ssamba.load takes (default: tiny)")
     parser.add_argument("--weights", default="fp32", choices=WEIGHTS)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--frames", type=int, help="leave out longer rows")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     model = ssamba.load(arguments.source, device="cpu")
     start = time.perf_counter()
-    proto = build(model, "tokens", "features", arguments.weights)
+    proto = build_onnx(model, "tokens", "features", arguments.weights)
     built = time.perf_counter() - start
     model = rounded(model, arguments.weights)
     runtime = session(proto.SerializeToString())
@@ -47,6 +48,8 @@ def main() -> None:
     print(f"{count_nodes(proto)} nodes, {proto.ByteSize() / 1e6:.1f} MB, built in {built:.1f} s\n")
     print("| batch x tokens | torch | ONNX Runtime | ratio | largest difference |\n|---|---|---|---|---|")
     for batch, frames in SHAPES:
+        if arguments.frames is not None and frames > arguments.frames:
+            continue
         features = torch.randn(batch, frames, model.config.mel_bins, generator=torch.Generator().manual_seed(0))
         array = features.numpy()
         ours = lambda x=features: infer(model, x)  # noqa: E731

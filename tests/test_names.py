@@ -26,8 +26,6 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "SSAMBA": ("inference/model", "models/ssamba"),
     "SSAST": ("inference/model", "models/ssast"),
     "make_encoder": ("inference/model", "models/registry"),
-    # Pretraining and fine-tuning.
-    "STATISTICS_CLIPS": ("training/finetune/model", "training/pretrain/run"),
 }
 """Names that still stand in several modules, and in which."""
 

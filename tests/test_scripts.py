@@ -71,9 +71,27 @@ def test_no_script_is_forgotten() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: p.name)
 def test_help(script: Path) -> None:
-    if script.name in NO_PROGRAM:
-        pytest.skip("is no program")
+    if script.name in NO_PROGRAM | ELSEWHERE:
+        pytest.skip("has no help of its own")
     assert "usage" in run(str(script.relative_to(ROOT)), "--help")
+
+
+@pytest.mark.slow
+def test_onnx_cpu(model_folder: Path) -> None:
+    printed = run("benchmarks/onnx_cpu.py", model_folder, "--rounds", 1, "--frames", 208)
+    rows = [line.split(" | ") for line in printed.splitlines() if line[:3] in ("| 1", "| 4")]
+    assert [row[0] for row in rows] == ["| 1 x 9", "| 1 x 105", "| 4 x 105"]
+    assert all(float(row[-1].rstrip(" |")) < 1e-4 for row in rows)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    shutil.which("chromium") is None or not (ROOT / "tools/onnx_browser/node_modules").is_dir(),
+    reason="needs Chromium and onnxruntime-web, as tools/onnx_browser/README.md says",
+)
+def test_onnx_browser(model_folder: Path) -> None:
+    printed = run("tools/onnx_browser/check.py", model_folder)
+    assert sum(line.startswith(("| tokens-", "| clip-")) for line in printed.splitlines()) == 12
 
 
 def test_augmented_views(tmp_path: Path) -> None:

@@ -15,7 +15,14 @@ from torch import Tensor
 import ssamba
 from ssamba.audio import log_mel
 from ssamba.inference.model import Encoder, make_encoder
-from ssamba.inference.onnx.export import build, count_nodes, export_onnx, made_up_sound, rounding_errors, stored_bytes
+from ssamba.inference.onnx.export import (
+    build_onnx,
+    count_nodes,
+    export_onnx,
+    made_up_sound,
+    rounding_errors,
+    stored_bytes,
+)
 from ssamba.inference.onnx.front_end import add_front_end
 from ssamba.inference.onnx.graph import OPSET, Graph
 from ssamba.inference.onnx.weights import rounded
@@ -84,7 +91,7 @@ def sounds(batch: int, samples: int) -> Tensor:
 @torch.no_grad()
 def test_tokens_for_any_batch_and_length(name: str) -> None:
     model = model_of(**CONFIGS[name])
-    runtime = session(build(model, "tokens", "features"))
+    runtime = session(build_onnx(model, "tokens", "features"))
     columns = model.config.grid[1]
     for n in (1, 16, 17, columns - 1, columns, columns + 1, 2 * columns):
         for batch in (1, 3):
@@ -99,7 +106,7 @@ def test_time_steps_of_every_size() -> None:
     for name, parameter in model.named_parameters():
         if name.endswith("dt_bias_RKE"):
             parameter.copy_(torch.linspace(-40, 40, parameter.numel()).view_as(parameter))
-    runtime = session(build(model, "tokens", "features"))
+    runtime = session(build_onnx(model, "tokens", "features"))
     features = torch.randn(1, 640, 128)
     assert_close(run(runtime, features), model.encode(features), 2e-5)
 
@@ -108,7 +115,7 @@ def test_time_steps_of_every_size() -> None:
 @torch.no_grad()
 def test_what_pretraining_alone_needs_is_left_out(encoder: str) -> None:
     model = model_of(heads=True, decoder_depth=2, encoder=encoder)
-    proto = build(model, "tokens", "features")
+    proto = build_onnx(model, "tokens", "features")
     assert not [c.name for c in proto.graph.initializer if c.name.startswith(("heads", "decoder", "mask"))]
     features = torch.randn(2, 160, 128)
     assert_close(run(session(proto), features), model.encode(features))
@@ -118,7 +125,7 @@ def test_what_pretraining_alone_needs_is_left_out(encoder: str) -> None:
 def test_the_model_in_the_package() -> None:
     model = ssamba.load(device="cpu")
     start = time.perf_counter()
-    proto = build(model, "tokens", "features")
+    proto = build_onnx(model, "tokens", "features")
     assert time.perf_counter() - start < 5
     runtime = session(proto)
     for frames in (model.config.frames, 1024):
@@ -128,7 +135,7 @@ def test_the_model_in_the_package() -> None:
 
 @pytest.mark.parametrize("encoder", ["ssamba", "ssast"])
 def test_the_graph_is_standard_and_as_large_for_any_length(encoder: str) -> None:
-    protos = [build(model_of(encoder=encoder, frames=frames)) for frames in (160, 1600)]
+    protos = [build_onnx(model_of(encoder=encoder, frames=frames)) for frames in (160, 1600)]
     assert count_nodes(protos[0]) == count_nodes(protos[1]) < 250
     for proto in protos:
         assert [(o.domain, o.version) for o in proto.opset_import] == [("", OPSET)]
@@ -181,7 +188,7 @@ def test_a_recording_under_one_frame_is_an_error() -> None:
 @torch.no_grad()
 def test_from_the_waveform_as_embed(encoder: str) -> None:
     model = model_of(encoder=encoder)
-    tokens, clip = (session(build(model, output)) for output in ("tokens", "clip"))
+    tokens, clip = (session(build_onnx(model, output)) for output in ("tokens", "clip"))
     for samples in (400, 16000, 51360, 51600, 60000, 100000):
         audio = sounds(2, samples)
         wanted = model.embed(audio, whole=True)
@@ -203,7 +210,7 @@ TASKS = {
 @torch.no_grad()
 def test_logits(encoder: str, task: str) -> None:
     model = model_of(TASKS[task], encoder=encoder)
-    runtime = session(build(model, "logits", "features"))
+    runtime = session(build_onnx(model, "logits", "features"))
     for batch, columns in ((1, 1), (3, 6), (2, 7), (1, 19), (3, 20), (2, 41)):
         features = torch.randn(batch, 16 * columns, 128)
         assert_close(run(runtime, features), model.classify(features))
@@ -215,14 +222,14 @@ def test_seconds_of_columns_on_their_borders(patch: tuple[int, int]) -> None:
     values = {"patch_time": patch[0], "stride_time": patch[1], "stride_frequency": 64, "patch_frequency": 64}
     model = model_of(TASKS["per second"], **values)
     features = torch.randn(1, 1000, 128)
-    assert_close(run(session(build(model, "logits", "features")), features), model.classify(features))
+    assert_close(run(session(build_onnx(model, "logits", "features")), features), model.classify(features))
 
 
 @pytest.mark.parametrize("task", TASKS)
 @torch.no_grad()
 def test_scores_from_the_waveform_as_predict(task: str) -> None:
     model = model_of(TASKS[task])
-    runtime = session(build(model, "logits"))
+    runtime = session(build_onnx(model, "logits"))
     for samples in (400, 20000, 51440):
         audio = sounds(2, samples)
         scores = probabilities(run(runtime, audio), TASKS[task])
@@ -257,7 +264,7 @@ def test_rounded_weights(encoder: str, kind: str, tmp_path: Path) -> None:
 def test_printed_errors_are_those_of_the_file() -> None:
     model = model_of()
     features = log_mel.features(made_up_sound())[:, : model.config.frames]
-    found = run(session(build(model, "tokens", "features", "int8")), features)
+    found = run(session(build_onnx(model, "tokens", "features", "int8")), features)
     wanted = model.encode(features)
     assert rounding_errors(model, "int8")["tokens"] == pytest.approx(
         float((found - wanted).norm() / wanted.norm()), rel=0.01
@@ -271,7 +278,7 @@ def test_half_precision_models_are_exported_as_they_are(tmp_path: Path) -> None:
     halves.load_state_dict(model.state_dict())
     halves.bfloat16()
     wanted = rounded(halves, "fp32").encode(features).detach()
-    assert_close(run(session(build(halves, "tokens", "features")), features), wanted)
+    assert_close(run(session(build_onnx(halves, "tokens", "features")), features), wanted)
     assert next(halves.parameters()).dtype == torch.bfloat16
 
 

@@ -35,7 +35,7 @@ class _Direction:
     """D u, which joins the scan's output."""
 
 
-def add_chain(graph: Graph, model: Encoder, weights: Weights, tokens_BLd: Value, batch: Value) -> Value:
+def add_pairs(graph: Graph, model: Encoder, weights: Weights, tokens_BLd: Value, batch: Value) -> Value:
     """All pairs and the final norm: (B, L, d) -> (B, L, d)."""
     config = model.config
     stream_Td, y_Td = graph.reshape(graph("Transpose", tokens_BLd, perm=[1, 0, 2]), -1, config.width), None

@@ -12,7 +12,7 @@ from ssamba.inference.onnx.weights import Weights
 from ssamba.models.encoder import Encoder
 from ssamba.utils.errors import ConfigError
 
-CHAINS = {"ssamba": bimamba.add_chain, "ssast": transformer.add_chain}
+CHAINS = {"ssamba": bimamba.add_pairs, "ssast": transformer.add_blocks}
 """The blocks and the final norm of each value of ``Config.encoder``."""
 
 

@@ -89,7 +89,7 @@ def export_onnx(
         raise ConfigError(
             f"{path}: weights {weights} make more than 2 GB, which no ONNX file holds; take a smaller kind"
         )
-    proto = build(model, output, input, weights)
+    proto = build_onnx(model, output, input, weights)
     errors = {} if weights == "fp32" else rounding_errors(model, weights)
     data = proto.SerializeToString()
     with atomic_write(path) as temporary:
@@ -97,7 +97,9 @@ def export_onnx(
     return OnnxFile(path, len(data), count_nodes(proto), errors)
 
 
-def build(model: encoder.Encoder, output: str = "tokens", input: str = "waveform", weights: str = "fp32") -> ModelProto:
+def build_onnx(
+    model: encoder.Encoder, output: str = "tokens", input: str = "waveform", weights: str = "fp32"
+) -> ModelProto:
     """The graph of ``export_onnx``, checked, in memory."""
     from onnx import checker, helper
 

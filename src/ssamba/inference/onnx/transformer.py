@@ -10,7 +10,7 @@ from ssamba.models.encoder import Encoder
 from ssamba.models.ssast import BLOCK_NORM_EPS
 
 
-def add_chain(graph: Graph, model: Encoder, weights: Weights, tokens_BLd: Value, batch: Value) -> Value:
+def add_blocks(graph: Graph, model: Encoder, weights: Weights, tokens_BLd: Value, batch: Value) -> Value:
     """All blocks and the final norm: (B, L, d) -> (B, L, d)."""
     heads, d = model.config.attention_heads, model.config.width
     tokens_Td = graph.reshape(tokens_BLd, -1, d)
