@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssamba.ops import add_layer_norm, bimamba_inner_packed
+from ssamba.utils.graph_capture import captured
 
 WIDTHS = {"tiny": 192, "small": 384, "base": 768}
 CASES = (
@@ -112,19 +113,6 @@ def median_ms(run: Callable[[], object], repeats: int = 10) -> float:
     return statistics.median(times)
 
 
-def graphed(run: Callable[[], object]) -> Callable[[], object]:
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            run()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run()
-    return graph.replay
-
-
 def passes(model: nn.Module, x: Tensor, train: bool) -> Callable[[], object]:
     def infer() -> None:
         with torch.no_grad():
@@ -140,6 +128,17 @@ def passes(model: nn.Module, x: Tensor, train: bool) -> Callable[[], object]:
     return step if train else infer
 
 
+def on_gpu(
+    make: Callable[[], nn.Module], batch: int, length: int, width: int, train: bool
+) -> tuple[nn.Module, Callable[[], object]]:
+    """The model, in bf16 but for training, and its pass over random input."""
+    model = make().cuda()
+    if not train:
+        model = model.bfloat16()
+    x = torch.randn(batch, length, width, device="cuda", dtype=torch.float32 if train else torch.bfloat16)
+    return model, passes(model, x, train)
+
+
 def measure(
     make: Callable[[], nn.Module], batch: int, length: int, width: int, train: bool
 ) -> tuple[float, float, float]:
@@ -147,11 +146,7 @@ def measure(
     gc.collect()
     torch.cuda.empty_cache()
     torch.manual_seed(0)
-    model = make().cuda()
-    if not train:
-        model = model.bfloat16()
-    x = torch.randn(batch, length, width, device="cuda", dtype=torch.float32 if train else torch.bfloat16)
-    run = passes(model, x, train)
+    model, run = on_gpu(make, batch, length, width, train)
     run()
     torch.cuda.synchronize()
     for p in model.parameters():
@@ -162,16 +157,12 @@ def measure(
     torch.cuda.synchronize()
     memory = (torch.cuda.max_memory_allocated() - base) / 2**20
     eager = median_ms(run)
-    graph = median_ms(graphed(run))
+    graph = median_ms(captured(run, warm_ups=3))
     return eager, graph, memory
 
 
 def profile(make: Callable[[], nn.Module], batch: int, length: int, width: int, train: bool) -> None:
-    model = make().cuda()
-    if not train:
-        model = model.bfloat16()
-    x = torch.randn(batch, length, width, device="cuda", dtype=torch.float32 if train else torch.bfloat16)
-    run = passes(model, x, train)
+    _, run = on_gpu(make, batch, length, width, train)
     run()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as seen:
         run()

@@ -7,7 +7,8 @@ so that a classifier can learn it.
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -47,16 +48,19 @@ def write_table(path: Path, columns: str, rows: Iterable[Sequence[object]]) -> P
     return path
 
 
+def fold_takes(targets: int, per_fold: int) -> Iterator[tuple[int, int, int]]:
+    """(fold, target, take) of ``per_fold`` clips of each class in each of five folds."""
+    return itertools.product(range(1, 6), range(targets), range(per_fold))
+
+
 def esc50(folder: Path, per_fold: int = 1, seconds: float = 0.1) -> Path:
     """50 classes, `per_fold` clips of each in each of five folds."""
     rows = []
-    for fold in range(1, 6):
-        for target in range(50):
-            for take in range(per_fold):
-                name = f"{fold}-{1000 + target}{take}-A-{target}.wav"
-                write_clip(folder / "audio" / name, target, 10 * fold + take, seconds)
-                esc10 = target in ESC10_TARGETS
-                rows.append((name, fold, target, f"class_{target:02d}", esc10, 1000 + target, "A"))
+    for fold, target, take in fold_takes(50, per_fold):
+        name = f"{fold}-{1000 + target}{take}-A-{target}.wav"
+        write_clip(folder / "audio" / name, target, 10 * fold + take, seconds)
+        esc10 = target in ESC10_TARGETS
+        rows.append((name, fold, target, f"class_{target:02d}", esc10, 1000 + target, "A"))
     write_table(folder / "meta/esc50.csv", "filename,fold,target,category,esc10,src_file,take", rows)
     return folder
 
@@ -64,12 +68,10 @@ def esc50(folder: Path, per_fold: int = 1, seconds: float = 0.1) -> Path:
 def esc10(folder: Path, per_fold: int = 2, seconds: float = 0.2) -> Path:
     """The form with one ``meta.csv``: 10 classes in five folds."""
     rows = []
-    for fold in range(1, 6):
-        for target in range(10):
-            for take in range(per_fold):
-                name = f"audio/{fold}-{target}{take}-A-{target}.flac"
-                write_clip(folder / name, target, 10 * fold + take, seconds)
-                rows.append((name, fold, target, f"sound_{9 - target}", seconds))
+    for fold, target, take in fold_takes(10, per_fold):
+        name = f"audio/{fold}-{target}{take}-A-{target}.flac"
+        write_clip(folder / name, target, 10 * fold + take, seconds)
+        rows.append((name, fold, target, f"sound_{9 - target}", seconds))
     write_table(folder / "meta.csv", "filename,fold,target,category,seconds", rows)
     return folder
 

@@ -1,4 +1,4 @@
-"""Trees of every layout, made once, and copies of them that a test may damage."""
+"""Trees of every layout, made once, and copies of them that a test may damage; decoding that always takes processes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 from layout_cases import BUILDERS
+
+from ssamba.data.loaders import workers
 
 
 @pytest.fixture(scope="session")
@@ -24,6 +26,13 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         return roots[name]
 
     return build
+
+
+@pytest.fixture
+def always_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes for any number of workers and any amount of work."""
+    monkeypatch.setattr(workers, "MIN_PROCESSES", 1)
+    monkeypatch.setattr(workers, "MIN_ROWS_PER_PROCESS", 0)
 
 
 @pytest.fixture

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
-import soundfile
 import torch
+from noise_files import write_noise
 
 from ssamba.data.loaders.gpu_resident import ResidentAudio, ResidentLoader, resident_bytes
 from ssamba.data.loaders.pretraining import CropLoader
@@ -23,12 +22,7 @@ SAMPLES = 8000
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    rng = np.random.default_rng(0)
-    for number in range(20):
-        rate = (16000, 8000, 44100)[number % 3]
-        audio = 0.1 * rng.standard_normal(int(rate * (0.3 + 0.2 * (number % 7))))
-        soundfile.write(tmp_path / f"{number:02d}.{('wav', 'flac', 'ogg')[number % 3]}", audio, rate)
-    return tmp_path
+    return write_noise(tmp_path, 20)
 
 
 def plan_of(folder: Path) -> PretrainPlan:

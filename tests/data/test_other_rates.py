@@ -6,13 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile
 import torch
+from noise_files import Format, write_noise
 
 from ssamba.audio.decode import read_audio
 from ssamba.data.examples import Example, Part
 from ssamba.data.loaders import process_pool
-from ssamba.data.loaders import workers as decoding
 from ssamba.data.loaders.audio_cache import AudioCache
 from ssamba.data.loaders.gpu_resident import ResidentAudio, ResidentLoader, resident_bytes
 from ssamba.data.loaders.labelled import LabelledLoader
@@ -29,13 +28,8 @@ CROP = 0.25
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("rates")
-    rng = np.random.default_rng(0)
-    for number in range(16):
-        rate = (16_000, 32_000, 44_100, 48_000)[number % 4]
-        audio = 0.1 * rng.standard_normal(int(rate * (0.2 + 0.1 * (number % 5))))
-        soundfile.write(folder / f"{number:02d}.flac", audio, rate)
-    return folder
+    formats = [Format(rate, "flac") for rate in (16_000, 32_000, 44_100, 48_000)]
+    return write_noise(tmp_path_factory.mktemp("rates"), 16, formats, [0.2 + 0.1 * number for number in range(5)])
 
 
 def make_plan(folder: Path, rate: int, **options: float) -> PretrainPlan:
@@ -80,10 +74,9 @@ def test_threads_cache_and_resident_audio_agree(folder: Path, rate: int) -> None
 
 
 @pytest.mark.skipif(not process_pool.processes_available(), reason="processes decode on Linux alone")
+@pytest.mark.usefixtures("always_processes")
 @pytest.mark.parametrize("cache_bytes", [0, 10_000_000])
-def test_processes_decode_at_the_plans_rate(folder: Path, cache_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decoding, "MIN_PROCESSES", 1)
-    monkeypatch.setattr(decoding, "MIN_ROWS_PER_PROCESS", 0)
+def test_processes_decode_at_the_plans_rate(folder: Path, cache_bytes: int) -> None:
     plan = make_plan(folder, 32_000)
     alone = list(CropLoader(plan, 0, stop_step=8, cache_bytes=cache_bytes))
     assert_same(alone, list(CropLoader(plan, 2, stop_step=8, cache_bytes=cache_bytes)))

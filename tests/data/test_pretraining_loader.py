@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from noise_files import write_noise
 
 from ssamba.audio.decode import read_audio
 from ssamba.data.loaders.pretraining import Batch, CropLoader, load_crops
@@ -20,13 +21,7 @@ from ssamba.utils.errors import DataError
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("set")
-    rng = np.random.default_rng(0)
-    for number in range(24):
-        rate = (16000, 8000, 44100)[number % 3]
-        audio = 0.1 * rng.standard_normal(int(rate * (0.3 + 0.2 * (number % 7))))
-        soundfile.write(folder / f"{number:02d}.{('wav', 'flac', 'ogg')[number % 3]}", audio, rate)
-    return folder
+    return write_noise(tmp_path_factory.mktemp("set"), 24)
 
 
 def make_plan(folder: Path, seed: int = 0) -> PretrainPlan:

@@ -12,14 +12,12 @@ from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
-import soundfile
 import torch
+from noise_files import Format, write_noise
 
 from ssamba.data.examples import Example, Part
 from ssamba.data.loaders import process_pool
-from ssamba.data.loaders import workers as decoding
 from ssamba.data.loaders.audio_cache import AudioCache
 from ssamba.data.loaders.labelled import LabelledLoader
 from ssamba.data.loaders.pretraining import Batch, CropLoader
@@ -34,21 +32,8 @@ pytestmark = pytest.mark.skipif(not process_pool.processes_available(), reason="
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("set")
-    rng = np.random.default_rng(0)
-    for number in range(40):
-        rate = (16000, 8000, 44100, 48000)[number % 4]
-        audio = 0.1 * rng.standard_normal(int(rate * (0.3 + 0.4 * (number % 7))))
-        suffix, subtype = (("wav", None), ("flac", None), ("ogg", "VORBIS"), ("ogg", "OPUS"))[number % 4]
-        soundfile.write(folder / f"{number:02d}.{suffix}", audio, rate, subtype=subtype)
-    return folder
-
-
-@pytest.fixture
-def always(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Processes for any number of workers and any amount of work."""
-    monkeypatch.setattr(decoding, "MIN_PROCESSES", 1)
-    monkeypatch.setattr(decoding, "MIN_ROWS_PER_PROCESS", 0)
+    formats = (Format(16000, "wav"), Format(8000, "flac"), Format(44100, "ogg", "VORBIS"), Format(48000, "ogg", "OPUS"))
+    return write_noise(tmp_path_factory.mktemp("set"), 40, formats, [0.3 + 0.4 * number for number in range(7)])
 
 
 def make_plan(folder: Path) -> PretrainPlan:
@@ -66,7 +51,7 @@ def children() -> list[int]:
     return [int(n) for n in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
 
 
-@pytest.mark.usefixtures("always")
+@pytest.mark.usefixtures("always_processes")
 @pytest.mark.parametrize("cache_bytes", [0, 300_000, 20_000_000])
 def test_batches_are_those_of_the_caller(folder: Path, cache_bytes: int) -> None:
     alone = list(CropLoader(make_plan(folder), 0, stop_step=20, cache_bytes=cache_bytes))
@@ -85,7 +70,7 @@ def alone_paths(loader: CropLoader) -> list[str]:
     return [clip.path for clip in loader.plan.clips if clip.path in loader.cache]
 
 
-@pytest.mark.usefixtures("always")
+@pytest.mark.usefixtures("always_processes")
 def test_stand_ins_and_the_list_of_unreadable_files_are_the_same(folder: Path, tmp_path: Path) -> None:
     for path in folder.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
@@ -103,7 +88,7 @@ def test_stand_ins_and_the_list_of_unreadable_files_are_the_same(folder: Path, t
         list(CropLoader(plan, 2, stop_step=30, skip=SkipList(limit=0.01)))
 
 
-@pytest.mark.usefixtures("always")
+@pytest.mark.usefixtures("always_processes")
 @pytest.mark.parametrize("cache_bytes", [0, 20_000_000])
 def test_labelled_batches_are_those_of_the_caller(folder: Path, cache_bytes: int) -> None:
     files = [str(path) for path in sorted(folder.iterdir())]
@@ -129,7 +114,7 @@ def test_labelled_batches_are_those_of_the_caller(folder: Path, cache_bytes: int
                 assert torch.equal(getattr(one, name), getattr(other, name)), name
 
 
-@pytest.mark.usefixtures("always")
+@pytest.mark.usefixtures("always_processes")
 def test_stopping_early_ends_the_processes(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     before = children()
     for taken in (1, 5):
@@ -142,7 +127,7 @@ def test_stopping_early_ends_the_processes(folder: Path, capfd: pytest.CaptureFi
     assert capfd.readouterr().err == ""
 
 
-@pytest.mark.usefixtures("always")
+@pytest.mark.usefixtures("always_processes")
 def test_a_killed_process_is_one_clear_error(folder: Path) -> None:
     before = children()
     batches = iter(CropLoader(make_plan(folder), workers=2))

@@ -7,14 +7,16 @@ import dataclasses
 import re
 import types
 import typing
-from collections.abc import Iterable, Sequence
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
 
 from ssamba.utils.errors import SsambaError
 from ssamba.utils.suggest import nearest
 
 SOURCE_HELP = "run or model directory, official .pth, or the name of a model"
 SHIPPED_HELP = f"{SOURCE_HELP} (default: tiny, which comes with the package)"
+Number = TypeVar("Number", int, float)
 
 
 class UsageError(SsambaError):
@@ -116,8 +118,10 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
 
 
-def add_devices(parser: argparse.ArgumentParser) -> None:
-    """In how many processes."""
+def add_run(parser: argparse.ArgumentParser) -> None:
+    """Where a run's files go, where it trains and in how many processes."""
+    parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="run directory; an existing run goes on")
+    add_device(parser)
     parser.add_argument(
         "--devices", type=positive, metavar="N", help="share each batch out to N processes with a GPU each (default: 1)"
     )
@@ -148,10 +152,7 @@ def positive(text: str) -> int:
 
 def whole(text: str) -> int:
     """A whole number, for argparse."""
-    try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text}: give a whole number") from None
+    return _number(text, int, "a whole number")
 
 
 def seconds(text: str) -> float:
@@ -164,10 +165,14 @@ def seconds(text: str) -> float:
 
 def real(text: str) -> float:
     """A number, for argparse."""
+    return _number(text, float, "a number")
+
+
+def _number(text: str, kind: Callable[[str], Number], wanted: str) -> Number:
     try:
-        return float(text)
+        return kind(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text}: give a number") from None
+        raise argparse.ArgumentTypeError(f"{text}: give {wanted}") from None
 
 
 def _reader(base: type) -> Any:

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ssamba.utils.graph_capture import warm_up
+
 if TYPE_CHECKING:
     from ssamba.inference.model import Encoder
 
 MAX_GRAPHS = 8
 MAX_TOKENS = 65536
 """Larger passes keep the device busy without a graph, whose memory would stay taken."""
-PASSES_BEFORE_CAPTURE = 2
 
 
 class GraphedEncode:
@@ -63,12 +64,7 @@ class GraphedEncode:
         with torch.cuda.device(model.device):
             with torch.inference_mode(False):  # later calls write to it, in whatever mode they come
                 given = torch.zeros(shape, device=model.device)
-            stream = torch.cuda.Stream()
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):  # lazy set-up (handles, compiled kernels) must not fall into the capture
-                for _ in range(PASSES_BEFORE_CAPTURE):
-                    model.encode(given)
-            torch.cuda.current_stream().wait_stream(stream)
+            warm_up(lambda: model.encode(given))
             graph = torch.cuda.CUDAGraph()
             self._pool = self._pool or torch.cuda.graph_pool_handle()
             with torch.cuda.graph(graph, pool=self._pool):

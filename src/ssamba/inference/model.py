@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from ssamba.inference.cuda_graphs import GraphedEncode
 from ssamba.inference.embed import Embeddings, embed_audio
 from ssamba.inference.predict import Prediction, predict_audio
 from ssamba.models import encoder, ssamba, ssast
-from ssamba.models.classifier import Classification
-from ssamba.models.config import Config
+from ssamba.models.registry import make_as
 
 
 class Encoder(encoder.Encoder):
@@ -62,12 +62,5 @@ class SSAST(Encoder, ssast.SSAST):
 KINDS: dict[str, type[Encoder]] = {"ssamba": SSAMBA, "ssast": SSAST}
 """The public class of each kind of encoder."""
 
-
-def make_encoder(
-    config: Config,
-    heads: bool = False,
-    classification: Classification | None = None,
-    generator: Generator | None = None,
-) -> Encoder:
-    """A new model of the kind that ``config.encoder`` names, with random weights."""
-    return KINDS[config.encoder](config, heads, classification, generator)
+make_encoder = partial(make_as, KINDS)
+"""A new public model of the kind that ``config.encoder`` names, with random weights: see ``make_as``."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial
 from typing import TypeVar
 
 from torch import Generator
@@ -16,11 +18,16 @@ Kind = TypeVar("Kind", bound=Encoder)
 KINDS: dict[str, type[Encoder]] = {"ssamba": SSAMBA, "ssast": SSAST}
 
 
-def make_encoder(
+def make_as(
+    kinds: Mapping[str, type[Kind]],
     config: Config,
     heads: bool = False,
     classification: Classification | None = None,
     generator: Generator | None = None,
-) -> Encoder:
-    """A new encoder of the kind that ``config.encoder`` names."""
-    return KINDS[config.encoder](config, heads, classification, generator)
+) -> Kind:
+    """A new encoder, with random weights, of the class that ``kinds`` has for ``config.encoder``."""
+    return kinds[config.encoder](config, heads, classification, generator)
+
+
+make_encoder = partial(make_as, KINDS)
+"""``make_as`` for the networks alone."""

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ssamba.training.tensors import TensorGroup
-
-CAPTURE_WARM_UPS = 2
+from ssamba.utils.graph_capture import warm_up
 
 
 class _Captured(NamedTuple):
@@ -88,12 +87,7 @@ class Gradients:
 
     def _capture(self, inputs: TensorGroup) -> _Captured:
         static = inputs.map(Tensor.clone)
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):  # lazy set-up (handles, compiled kernels) must not fall into the capture
-            for _ in range(CAPTURE_WARM_UPS):
-                self._eager(static)
-        torch.cuda.current_stream().wait_stream(stream)
+        warm_up(lambda: self._eager(static))
         self._clear()
         torch.cuda.empty_cache()
         graph = torch.cuda.CUDAGraph()

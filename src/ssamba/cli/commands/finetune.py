@@ -8,13 +8,7 @@ import sys
 from pathlib import Path
 
 from ssamba.cli.commands.common import EXIT_DONE, Command, launch_processes
-from ssamba.cli.parser import (
-    SHIPPED_HELP,
-    add_dataclass,
-    add_device,
-    add_devices,
-    given,
-)
+from ssamba.cli.parser import SHIPPED_HELP, add_dataclass, add_run, given
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -29,9 +23,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--from", dest="source", metavar="SOURCE", default=DEFAULT, help=f"{SHIPPED_HELP}; none: random weights"
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="run directory; an existing run goes on")
-    add_device(parser)
-    add_devices(parser)
+    add_run(parser)
     values = parser.add_argument_group("values of the recipe", "Defaults hold where the recipe says nothing.")
     add_dataclass(values, FinetuneRecipe, exclude=NO_OPTIONS)
 

@@ -6,13 +6,7 @@ import argparse
 from pathlib import Path
 
 from ssamba.cli.commands.common import DATA_HELP, EXIT_DONE, Command, launch_processes
-from ssamba.cli.parser import (
-    SOURCE_HELP,
-    add_dataclass,
-    add_device,
-    add_devices,
-    given,
-)
+from ssamba.cli.parser import SOURCE_HELP, add_dataclass, add_run, given
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -21,13 +15,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
     parser.usage = "ssamba pretrain DATA [DATA ...] --out RUN [options]"
     parser.add_argument("data", nargs="+", metavar="DATA", help=f"{DATA_HELP}, with a share as PATH=0.7 if wanted")
-    parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="run directory; an existing run goes on")
     parser.add_argument(
         "--recipe", type=Path, metavar="FILE", help="YAML of the values below (default: the reference's)"
     )
     parser.add_argument("--from", dest="source", metavar="SOURCE", help=f"start from these weights: {SOURCE_HELP}")
-    add_device(parser)
-    add_devices(parser)
+    add_run(parser)
     add_dataclass(parser.add_argument_group("values of the recipe"), PretrainRecipe)
 
 

@@ -19,6 +19,7 @@ from ssamba.utils.suggest import nearest
 __all__ = [
     "Table",
     "check_data",
+    "check_fold_files",
     "check_folds",
     "check_present",
     "class_number",
@@ -188,6 +189,14 @@ def check_folds(found: Iterable[int], expected: Iterable[int], where: Path) -> N
         raise DataError(
             f"{where}: fold {odd[0]} is not one of 1 to {len(expected)} (it has {text}); correct or remove its rows"
         )
+
+
+def check_fold_files(
+    by_fold: Mapping[int, Sequence[Example]], expected: Iterable[int], listing: Path, fix: str
+) -> None:
+    """``check_folds`` of the folds and ``check_present`` of their examples, which ``listing`` names."""
+    check_folds(by_fold, expected, listing)
+    check_present(listing, [example for fold in by_fold.values() for example in fold], fix)
 
 
 def cross_validation(by_fold: Mapping[str, Sequence[Example]]) -> tuple[Fold, ...]:

@@ -13,8 +13,7 @@ from pathlib import Path
 from ssamba.data.datasets.common import (
     Table,
     check_data,
-    check_folds,
-    check_present,
+    check_fold_files,
     cross_validation,
     file_example,
     read_table,
@@ -66,11 +65,9 @@ def _read(layout: str, table: Table, audio: Path, classes: int) -> LabelledData:
         fold, target = _whole(table, line, row, "fold"), _whole(table, line, row, "target")
         path = audio / row["filename"]
         by_fold.setdefault(fold, []).append(file_example(path, row["filename"], (numbers[target],)))
-    check_folds(by_fold, _FOLDS, table.path)
-    examples = [example for fold in by_fold.values() for example in fold]
-    check_present(table.path, examples, "download the data set again")
+    check_fold_files(by_fold, _FOLDS, table.path, "download the data set again")
     folds = cross_validation({str(fold): by_fold[fold] for fold in _FOLDS})
-    notes = size_note(len(examples), 40 * classes)
+    notes = size_note(sum(map(len, by_fold.values())), 40 * classes)
     return check_data(LabelledData(layout, tuple(names.values()), False, folds, notes), table.path)
 
 

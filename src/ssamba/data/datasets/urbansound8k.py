@@ -13,8 +13,7 @@ from typing import NamedTuple
 
 from ssamba.data.datasets.common import (
     check_data,
-    check_folds,
-    check_present,
+    check_fold_files,
     class_number,
     cross_validation,
     file_example,
@@ -135,6 +134,5 @@ def _read_folds(root: Path) -> tuple[dict[str, list[Example]], Path]:
             raise DataError(f"{where}: fold must be a whole number, not {row['fold']!r}")
         key = f"fold{row['fold']}/{row['slice_file_name']}"
         by_fold.setdefault(int(row["fold"]), []).append(file_example(root / "audio" / key, key, (label,)))
-    check_folds(by_fold, _FOLDS, table.path)
-    check_present(table.path, [e for fold in by_fold.values() for e in fold], "unpack the archive again")
+    check_fold_files(by_fold, _FOLDS, table.path, "unpack the archive again")
     return {str(fold): by_fold[fold] for fold in _FOLDS}, table.path

@@ -27,6 +27,7 @@ from ssamba.inference.model import KINDS, SSAMBA, SSAST, Encoder
 from ssamba.models.bimamba import MambaPair
 from ssamba.models.config import WIDTHS, Config
 from ssamba.utils.errors import ConfigError
+from ssamba.utils.graph_capture import captured
 
 MODELS = ("ssamba", "ssast", "ssast-written-out")
 """The last is SSAST with the attention matrix in memory: what the paper compares with."""
@@ -199,7 +200,7 @@ def _time(model: Encoder, features: Tensor, settings: Settings) -> float:
     run: Callable[[], object] = lambda: model.encode(features)  # noqa: E731
     on_gpu = settings.device.type == "cuda"
     if on_gpu:
-        run = _graph(run)
+        run = captured(run, warm_ups=1)
     times: list[float] = []
     run()
     _sync(settings.device)
@@ -217,18 +218,6 @@ def _time(model: Encoder, features: Tensor, settings: Settings) -> float:
             run()
             times.append(1e3 * (time.perf_counter() - at))
     return statistics.median(times)
-
-
-def _graph(run: Callable[[], object]) -> Callable[[], object]:
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        run()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run()
-    return graph.replay
 
 
 def _sync(device: torch.device) -> None:

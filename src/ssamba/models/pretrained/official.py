@@ -16,17 +16,10 @@ from torch import Tensor
 
 from ssamba.models.block_pair import BLOCKS
 from ssamba.models.config import Config
-from ssamba.models.pretrained.official_keys import (
-    HEADS,
-    PATCHES,
-    grid_values,
-    renamed,
-    require_same_keys,
-    stacked_depth,
-)
+from ssamba.models.pretrained.official_keys import HEADS, PATCHES, make_config, renamed, require_same_keys
 from ssamba.models.pretrained.official_ssast import SSAST_EXTRAS, SSAST_MARK, from_ssast, to_ssast
 from ssamba.models.ssamba import SSAMBA
-from ssamba.utils.errors import CheckpointError, ConfigError
+from ssamba.utils.errors import CheckpointError
 
 PREFIX = "module."
 DIRECTIONS = 2
@@ -81,20 +74,17 @@ def _config_from_shapes(state: dict[str, Tensor], source: str) -> Config:
     if dims != (3, 4, 2, 2, 3) or 0 in (*patch.shape, *a_log.shape, *dt.shape, *conv.shape):
         raise CheckpointError(f"{source}: is not an SSAMBA checkpoint, shapes of {', '.join(keys)} do not fit")
     width = patch.shape[0]
-    depth = stacked_depth(state, r"v\.layers\.(\d{1,9})\.", source)
-    values = grid_values(state, 1, source)
-    try:
-        return Config(
-            width=width,
-            depth=depth,
-            **values,
-            state_size=a_log.shape[1],
-            expand=max(a_log.shape[0] // width, 1),
-            conv_width=conv.shape[-1],
-            dt_rank=dt.shape[1],
-        )
-    except ConfigError as error:
-        raise CheckpointError(f"{source}: {error}") from None
+    return make_config(
+        state,
+        1,
+        r"v\.layers\.(\d{1,9})\.",
+        source,
+        width=width,
+        state_size=a_log.shape[1],
+        expand=max(a_log.shape[0] // width, 1),
+        conv_width=conv.shape[-1],
+        dt_rank=dt.shape[1],
+    )
 
 
 def _suffix(block: int, direction: int) -> str:

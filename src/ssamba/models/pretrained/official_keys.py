@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ssamba.utils.errors import CheckpointError
+from ssamba.models.config import Config
+from ssamba.utils.errors import CheckpointError, ConfigError
 
 PATCHES = {
     "v.cls_token": "cls_token",
@@ -25,7 +26,20 @@ HEADS = {
 }
 
 
-def grid_values(state: dict[str, Tensor], prefix: int, source: str) -> dict[str, Any]:
+def make_config(state: dict[str, Tensor], prefix: int, blocks: str, source: str, **values: Any) -> Config:
+    """The configuration with these values, the depth of the keys that match ``blocks``, and the shapes' grid.
+
+    ``prefix`` positions stand before the grid's. Raises ``CheckpointError`` naming ``source`` for what cannot be.
+    """
+    depth = _stacked_depth(state, blocks, source)
+    grid = _grid_values(state, prefix, source)
+    try:
+        return Config(depth=depth, **grid, **values)
+    except ConfigError as error:
+        raise CheckpointError(f"{source}: {error}") from None
+
+
+def _grid_values(state: dict[str, Tensor], prefix: int, source: str) -> dict[str, Any]:
     """``Config`` values of patches that do not overlap, from the shapes of positions (``prefix`` in front) and patches.
 
     Raises ``CheckpointError`` when positions and patches fit no grid.
@@ -62,7 +76,7 @@ def _whole_number(state: dict[str, Tensor], key: str, default: int, source: str)
     return int(value)
 
 
-def stacked_depth(state: Iterable[str], pattern: str, source: str) -> int:
+def _stacked_depth(state: Iterable[str], pattern: str, source: str) -> int:
     """Number of blocks, whose numbers the pattern's group finds.
 
     There must be no gap, so that a stray number cannot ask for a model of a million blocks.

@@ -10,15 +10,8 @@ import re
 from torch import Tensor
 
 from ssamba.models.config import HEAD_WIDTH, Config
-from ssamba.models.pretrained.official_keys import (
-    HEADS,
-    PATCHES,
-    grid_values,
-    renamed,
-    require_same_keys,
-    stacked_depth,
-)
-from ssamba.utils.errors import CheckpointError, ConfigError
+from ssamba.models.pretrained.official_keys import HEADS, PATCHES, make_config, renamed, require_same_keys
+from ssamba.utils.errors import CheckpointError
 
 SSAST_MARK = "v.blocks.0.attn.qkv.weight"
 """A key by which an SSAST file is known."""
@@ -70,13 +63,9 @@ def from_ssast(
             f"{source}: SSAST of width {width}, and the file does not say its number of attention heads: give "
             "attention_heads, on the command line ssamba convert FILE DIR --attention-heads N"
         )
-    depth = stacked_depth(state, r"v\.blocks\.(\d{1,9})\.", source)
-    values = grid_values(state, PREFIX_TOKENS, source)
-    try:
-        config = Config(encoder="ssast", width=width, depth=depth, attention_heads=attention_heads or 0, **values)
-    except ConfigError as error:
-        raise CheckpointError(f"{source}: {error}") from None
-    names = _names(depth)
+    values = {"encoder": "ssast", "width": width, "attention_heads": attention_heads or 0}
+    config = make_config(state, PREFIX_TOKENS, r"v\.blocks\.(\d{1,9})\.", source, **values)
+    names = _names(config.depth)
     shapes = _shapes(config, state)
     require_same_keys(shapes, state, SSAST_EXTRAS, "SSAST", source)
     return config, renamed(state, names)
