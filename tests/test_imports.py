@@ -27,10 +27,14 @@ NEEDS = {
         "ssamba.ops.mamba.gpu", "ssamba.ops.mamba.triton", "ssamba.ops.layer_norm.gpu", "ssamba.ops.layer_norm.triton",
     ),
     "onnx": ("ssamba.inference.onnx",),
+    "transformers": ("ssamba.inference.hf.",),
 }  # fmt: skip
 """Optional packages, and the modules that cannot be imported without them."""
-OPTIONAL = ("matplotlib", "sklearn", "pyarrow", "triton", "onnx")
-HEAVY = ("numba", "llvmlite", "matplotlib", "tensorboardX", "sklearn", "pyarrow", "tqdm", "yaml", "onnx")
+OPTIONAL = ("matplotlib", "sklearn", "pyarrow", "triton", "onnx", "transformers", "huggingface_hub")
+HEAVY = (
+    *("numba", "llvmlite", "matplotlib", "tensorboardX", "sklearn", "pyarrow", "tqdm", "yaml", "onnx"),
+    "transformers",
+)
 MODULES_BEYOND_TORCH = 100
 """Modules that importing every public name loads beyond torch's: each costs milliseconds of every command."""
 

@@ -50,6 +50,7 @@ _HOMES = {
 _MODULES = {
     "embed_files": "inference.embed_files",
     "frontend": "audio.log_mel",
+    "hf": "inference.hf",
     "models": "models",
     "ops": "ops",
     "predict_files": "inference.predict_files",

@@ -167,7 +167,7 @@ def test_a_closed_pipe_is_no_mistake(tmp_path: Path) -> None:
 def test_convert_there_and_back(official_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder, back = tmp_path / "deep" / "model", tmp_path / "back.pth"
     assert run(capsys, "convert", official_path, folder)[0] == 0
-    assert sorted(p.name for p in folder.iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(p.name for p in folder.iterdir()) == ["config.json", "model.safetensors", "preprocessor_config.json"]
     assert [p.name for p in folder.parent.iterdir()] == ["model"]
     assert run(capsys, "convert", folder, back)[0] == 0
     old, new = read_pth(official_path), read_pth(back)

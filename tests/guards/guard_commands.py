@@ -19,6 +19,7 @@ COMMANDS = [
     "info",
     "convert",
     "export",
+    "push",
     "stats",
     "bench",
     "demo",

@@ -47,7 +47,7 @@ def change_tensors(folder: Path, **changes: Tensor | None) -> None:
 
 
 def test_round_trip(folder: Path, small_model: SSAMBA) -> None:
-    assert sorted(p.name for p in folder.iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(p.name for p in folder.iterdir()) == ["config.json", "model.safetensors", "preprocessor_config.json"]
     assert read_config(folder) == Description(small_model.config, heads=True)
     description, tensors = read_model(folder)
     assert description.config == small_model.config
@@ -153,7 +153,7 @@ def test_a_full_disk_leaves_the_old_weights(folder: Path, small_model: SSAMBA, m
     with pytest.raises(SsambaError, match=r"model\.safetensors: cannot be written \(No space left on device\)"):
         save_model(folder, small_model)
     assert (folder / "model.safetensors").read_bytes() == before
-    assert sorted(p.name for p in folder.iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(p.name for p in folder.iterdir()) == ["config.json", "model.safetensors", "preprocessor_config.json"]
 
 
 def test_views_and_gradients_can_be_saved(tmp_path: Path) -> None:

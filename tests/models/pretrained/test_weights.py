@@ -63,7 +63,8 @@ def test_half_precision_keeps_the_model(tmp_path: Path, small_model: SSAMBA) -> 
     extra = {"v.head.weight": torch.zeros(1000, 16)}
     save_model(tmp_path / "run", small_model, extra)
     lines = convert(tmp_path / "run", tmp_path / "half", half=True)
-    assert sorted(p.name for p in (tmp_path / "half").iterdir()) == ["config.json", "model.safetensors"]
+    files = sorted(p.name for p in (tmp_path / "half").iterdir())
+    assert files == ["config.json", "model.safetensors", "preprocessor_config.json"]
     description, tensors = read_model(tmp_path / "half")
     assert (description.config, description.heads) == (small_model.config, True)
     assert {v.dtype for v in tensors.values()} == {torch.float16}
@@ -205,13 +206,13 @@ def test_a_wheel_holds_the_weights(tmp_path: Path) -> None:
         shutil.copy(ROOT / name, tree)
     folder = tree / "src" / "ssamba" / "models" / "pretrained" / "weights" / "tiny"
     folder.mkdir(exist_ok=True)
-    for name in ("config.json", "model.safetensors"):
+    for name in ("config.json", "model.safetensors", "preprocessor_config.json"):
         (folder / name).write_text("stand-in")
     code = f"from setuptools import build_meta; print(build_meta.build_wheel({str(tmp_path)!r}))"
     done = subprocess.run([sys.executable, "-c", code], cwd=tree, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     names = zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist()
-    for name in ("__init__.py", "tiny/config.json", "tiny/model.safetensors"):
+    for name in ("__init__.py", "tiny/config.json", "tiny/model.safetensors", "tiny/preprocessor_config.json"):
         assert f"ssamba/models/pretrained/weights/{name}" in names
 
 

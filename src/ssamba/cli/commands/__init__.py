@@ -16,6 +16,7 @@ from ssamba.cli.commands import (
     predict,
     pretrain,
     probe,
+    push,
     reconstruct,
     stats,
 )
@@ -31,6 +32,7 @@ COMMANDS: dict[str, Command] = {
     "info": info.COMMAND,
     "convert": convert.COMMAND,
     "export": export.COMMAND,
+    "push": push.COMMAND,
     "stats": stats.COMMAND,
     "bench": bench.COMMAND,
     "demo": demo.COMMAND,

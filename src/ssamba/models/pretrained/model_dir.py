@@ -16,6 +16,7 @@ from torch import Tensor
 from ssamba.models.classifier import Classification
 from ssamba.models.config import ENCODERS, FORMAT, Config
 from ssamba.models.encoder import Encoder
+from ssamba.models.pretrained.transformers_files import config_keys, write_preprocessor
 from ssamba.models.registry import KINDS, Kind, make_encoder
 from ssamba.utils.atomic_write import atomic_write, write_text
 from ssamba.utils.errors import CheckpointError
@@ -70,12 +71,14 @@ class Description:
 
 
 def save_config(folder: Path, description: Description) -> None:
-    """Write ``config.json`` beside the weights."""
+    """Write ``config.json`` beside the weights, and the front end as transformers reads it."""
     config, task = description.config, description.classification
     plain = {k: v for k, v in config.to_dict().items() if k != "encoder"}
     values = {"format": FORMAT, "encoder": config.encoder, "heads": description.heads, "config": plain}
     if task is not None:
         values["classification"] = task.to_dict()
+    values |= config_keys(description.heads, task)
+    write_preprocessor(folder, config)
     write_text(folder / CONFIG_FILE, json.dumps(values, indent=2) + "\n")
 
 

@@ -28,6 +28,7 @@ from ssamba.models.pretrained.model_dir import (
     read_model,
     save_config,
 )
+from ssamba.models.pretrained.transformers_files import write_preprocessor
 from ssamba.models.registry import make_encoder
 from ssamba.training.distributed import DistContext, distributed_context
 from ssamba.training.finetune.evaluate import ClassifierOutputs, make_evaluation
@@ -292,6 +293,7 @@ def _keep_model(folder: Path, out: Path) -> None:
     """A fold's model becomes the run's."""
     for name in (WEIGHTS_FILE, CONFIG_FILE):
         _copy(folder / name, out / name)
+    write_preprocessor(out, read_config(out).config)
 
 
 def _clear_states(out: Path, folds: int) -> None:
