@@ -1,7 +1,4 @@
-"""Words that the package is to lose: each may stand in the source as often as listed, and no more.
-
-A reader looks for the field's terms (MLP, gradient, CLS token, visible patch); CONTRIBUTING.md lists them.
-"""
+"""Words that the package does without: the field's term stands for each (CONTRIBUTING.md, "Words")."""
 
 from __future__ import annotations
 
@@ -15,41 +12,48 @@ import ssamba
 ROOT = Path(ssamba.__file__).parent
 SUFFIXES = {".py", ".cu", ".cuh", ".yaml"}
 
-ALLOWED = {
-    r"(?i)\bperceptrons?\b": 5,
-    r"(?i)\bslopes?\b": 20,
-    r"(?i)\btokens? in front\b": 14,
-    r"(?i)\bmend(s|ed|ing)?\b": 13,
-    r"(?i)\bshown\b": 42,
-    r"(?i)\bheard\b": 27,
-    r"(?i)\bhears?\b": 10,
-    r"\b_?MOST_\w+": 32,
-    r"\b_?LEAST_\w+": 11,
-    r"(?i)\bguilty\b": 3,
-    r"\bbeside\(": 9,
-    r"(?i)\btold\b": 9,
-    r"\bjudged?\b": 12,
-    r"\bdraws? (patches|it|them)\b": 3,
-    r"\bof so many\b": 4,
-    r"\bPassed\b": 8,
-}
-"""Pattern -> lines of the source that may match it. Lower a number when words go; never raise one."""
+UNWANTED = (
+    r"(?i)\bperceptrons?\b",
+    r"(?i)\bslopes?\b",
+    r"(?i)\btokens? in front\b",
+    r"(?i)\bmend(s|ed|ing)?\b",
+    r"(?i)\bshown\b",
+    r"(?i)\bheard\b",
+    r"(?i)\bhears?\b",
+    r"\b_?MOST_\w+",
+    r"\b_?LEAST_\w+",
+    r"(?i)\bguilty\b",
+    r"\bbeside\b",
+    r"(?i)\btold\b",
+    r"\bjudged?\b",
+    r"\bdraws? (patches|it|them)\b",
+    r"\bof so many\b",
+    r"\bPassed\b",
+)
+"""Patterns that no line of the source may match."""
+
+FROZEN = {"training/loop.py": 'f"beside.{name}."'}
+"""File -> text that stays there: the prefix of keys in the state files of runs."""
 
 
 def lines(pattern: str) -> list[str]:
-    """``file:line: text`` of each line of the source that a pattern matches."""
+    """``file:line: text`` of each line of the source that a pattern matches, outside of ``FROZEN``."""
     found = []
     for path in sorted(p for p in ROOT.rglob("*") if p.suffix in SUFFIXES):
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        name = path.relative_to(ROOT).as_posix()
+        text = path.read_text(encoding="utf-8")
+        if name in FROZEN:
+            assert FROZEN[name] in text, f"{name} lacks {FROZEN[name]}: take it out of FROZEN"
+            text = text.replace(FROZEN[name], "")
+        for number, line in enumerate(text.splitlines(), start=1):
             if re.search(pattern, line):
-                found.append(f"{path.relative_to(ROOT)}:{number}: {line.strip()}")
+                found.append(f"{name}:{number}: {line.strip()}")
     return found
 
 
-@pytest.mark.parametrize("pattern", ALLOWED)
-def test_no_more_of_this_word(pattern: str) -> None:
-    found = lines(pattern)
-    assert len(found) <= ALLOWED[pattern], "\n".join(found)
+@pytest.mark.parametrize("pattern", UNWANTED)
+def test_the_source_does_without(pattern: str) -> None:
+    assert lines(pattern) == []
 
 
 def test_the_search_finds_words() -> None:

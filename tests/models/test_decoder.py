@@ -49,14 +49,14 @@ def test_the_encoder_reads_the_visible_patches_in_order_and_no_other(model: Enco
     front = tokens[:, : model.prefix_tokens]
     left = gather_patches(tokens[:, model.prefix_tokens :], visible_patches(mask, P))
     expected = model.encode_tokens(torch.cat([front, left], dim=1))[:, model.prefix_tokens :]
-    torch.testing.assert_close(seen[0].encoded_BPd, expected)
+    torch.testing.assert_close(seen[0].encoded_BQd, expected)
     assert seen[0].masked_BMd.shape == (3, 20, 32)
 
     hidden = torch.zeros(3, P, 1).scatter(1, mask[..., None], 1.0).expand(-1, -1, 256)
     other = x + patches.unpatchify(hidden, CONFIG, 4)
     again: list[MaskedForward] = []
     changed = model.losses(other, mask, seen=again)
-    torch.testing.assert_close(again[0].encoded_BPd, seen[0].encoded_BPd, rtol=0, atol=0)
+    torch.testing.assert_close(again[0].encoded_BQd, seen[0].encoded_BQd, rtol=0, atol=0)
     torch.testing.assert_close(again[0].masked_BMd, seen[0].masked_BMd, rtol=0, atol=0)
     assert changed["loss"] != model.losses(x, mask)["loss"]  # the targets did change
 
@@ -116,7 +116,7 @@ def test_without_a_decoder_nothing_changes() -> None:
     assert not any(name.startswith("decoder") for name in plain.state_dict())
     seen: list[MaskedForward] = []
     plain.losses(features(), masks(), seen=seen)
-    assert seen[0].encoded_BPd.shape == (3, P, 32)
+    assert seen[0].encoded_BQd.shape == (3, P, 32)
 
 
 def test_depths_that_no_decoder_can_have() -> None:

@@ -82,14 +82,14 @@ def test_targets_are_standardised_and_without_gradient(model: Encoder) -> None:
     (last,) = model.encode_layers(features(6))[-1:]
     patches = last[:, model.prefix_tokens :]
     expected = (patches - patches.mean(1, keepdim=True)) / (patches.var(1, keepdim=True, correction=0) + 1e-5).sqrt()
-    torch.testing.assert_close(teacher_targets(model, features(6), layers=1).tokens_CPd, expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(teacher_targets(model, features(6), layers=1).tokens_CQd, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_losses_fall_to_zero_at_the_targets(model: Encoder) -> None:
     mask = masking.cluster_masks(3, CONFIG.grid, 20, torch.Generator().manual_seed(1))
     heads = LatentHeads(32, torch.Generator().manual_seed(2))
     heads.token, heads.clip = torch.nn.Sequential(), torch.nn.Sequential()  # nothing between tokens and targets
-    tokens = teacher_targets(model.eval(), features()).tokens_CPd
+    tokens = teacher_targets(model.eval(), features()).tokens_CQd
     wanted = Targets(tokens, tokens.mean(dim=1))
     masked = gather_patches(tokens, mask)
     found = predict(heads, MaskedForward(tokens, masked), mask, wanted)

@@ -145,10 +145,10 @@ class References:
             coarse = _coarse(waveform)
             for part in likely.split(256):
                 seconds = (place[part] - HOP) * 0.02
-                heard = [
+                audible = [
                     _cut(coarse, round(s * COARSE_RATE) - REACH, COARSE_RATE + 2 * REACH) for s in seconds.tolist()
                 ]
-                scores = _best_shift(torch.stack(heard), self._waves[part])
+                scores = _best_shift(torch.stack(audible), self._waves[part])
                 for j, score, second in zip(part.tolist(), scores.tolist(), seconds.tolist(), strict=True):
                     if score > matches[self._owners[j]].score:
                         matches[self._owners[j]] = Match(score, float(best[j]), max(0.0, second))
@@ -171,12 +171,12 @@ def _cut(waveform: Tensor, start: int, length: int) -> Tensor:
     return F.pad(piece, (before, length - before - len(piece)))
 
 
-def _best_shift(heard: Tensor, waves: Tensor) -> Tensor:
+def _best_shift(audible: Tensor, waves: Tensor) -> Tensor:
     """Largest normalised correlation over the shifts: (n, COARSE_RATE + 2 REACH), (n, COARSE_RATE) -> (n,)."""
-    size = 9000  # at least what is heard, so that nothing that counts wraps around
-    product = torch.fft.rfft(heard, n=size) * torch.fft.rfft(waves, n=size).conj()
+    size = 9000  # at least what is audible, so that nothing that counts wraps around
+    product = torch.fft.rfft(audible, n=size) * torch.fft.rfft(waves, n=size).conj()
     correlation = torch.fft.irfft(product, n=size)[:, : 2 * REACH + 1].abs()
-    sums = F.pad(heard.double().square().cumsum(dim=1), (1, 0))
+    sums = F.pad(audible.double().square().cumsum(dim=1), (1, 0))
     energy = sums[:, COARSE_RATE:] - sums[:, : 2 * REACH + 1]
     return (correlation / energy.clamp_min(1e-9).sqrt()).amax(dim=1).float()
 
@@ -203,8 +203,8 @@ def planted(clips: list[Path], others: list[Path], count: int) -> Iterator[tuple
     for i in rng.choice(len(clips), min(count, len(clips)), replace=False):
         clip = read_audio(clips[i])
         # Test clips are often padded with silence: what someone else's copy shares is the sound.
-        heard = np.flatnonzero(np.abs(clip) > 0.02 * np.abs(clip).max())
-        clip = clip[heard[0] : heard[-1] + 1]
+        audible = np.flatnonzero(np.abs(clip) > 0.02 * np.abs(clip).max())
+        clip = clip[audible[0] : audible[-1] + 1]
         around = read_audio(others[rng.integers(len(others))], seconds=20)
         at = int(rng.integers(len(around) // 2))
         mixed = np.concatenate((around[:at] * 0.18, clip * 0.18, around[at:] * 0.18))

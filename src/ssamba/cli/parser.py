@@ -26,7 +26,7 @@ class UsageError(SsambaError):
 class Parser(argparse.ArgumentParser):
     """An ``ArgumentParser`` that raises ``UsageError`` instead of printing the usage, and names the nearest option.
 
-    ``read`` refuses unknown options before anything else, so that a mistyped one is not told as a missing one.
+    ``read`` refuses unknown options before anything else, so that a mistyped one is not reported as a missing one.
     """
 
     def __init__(self, **settings: Any) -> None:
@@ -68,8 +68,9 @@ class HelpFormatter(argparse.HelpFormatter):
         super().__init__(prog, max_help_position=32, **settings)
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        shown = action.default not in (None, argparse.SUPPRESS, False) and action.option_strings
-        return f"{action.help} (default %(default)s)" if shown and "default" not in (action.help or "") else action.help
+        text = action.help
+        has_default = action.default not in (None, argparse.SUPPRESS, False) and action.option_strings
+        return f"{text} (default %(default)s)" if has_default and "default" not in (text or "") else text
 
 
 def _nearest_bare(word: str, known: list[str]) -> str:
@@ -96,8 +97,8 @@ def add_dataclass(parser: argparse._ActionsContainer, kind: type, exclude: Itera
         base = _base_type(hints[field.name])
         text = str(field.metadata.get("help", "")).replace("%", "%%")
         settings: dict[str, Any] = {"dest": field.name, "default": argparse.SUPPRESS}
-        shown = _default(field)
-        settings["help"] = f"{text} (default {shown})".strip() if shown else text
+        default = _default(field)
+        settings["help"] = f"{text} (default {default})".strip() if default else text
         name = "--" + field.name.replace("_", "-")
         if base is bool:
             parser.add_argument(name, action=argparse.BooleanOptionalAction, **settings)

@@ -43,27 +43,27 @@ class Standardiser:
 
     @classmethod
     def of(cls, x: Tensor) -> Standardiser:
-        """From training features (N, d)."""
+        """From training features (B, d)."""
         x = x.double()
         deviation, mean = torch.std_mean(x, dim=0, correction=0)
         constant = deviation <= MIN_DEVIATION * mean.abs().clamp_min(1e-12)
         return cls(mean, torch.where(constant, 0.0, 1 / deviation))
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Features (N, d) -> (N, d) float64."""
+        """Features (B, d) -> (B, d) float64."""
         return (x.double() - self.mean) * self.scale
 
 
 @dataclass(frozen=True)
 class LinearModel:
-    """Scores of classes: standardised features (N, d) @ weight (d, classes) + bias (classes,)."""
+    """Scores of classes: standardised features (B, d) @ weight (d, classes) + bias (classes,)."""
 
     standardise: Standardiser
     weight: Tensor
     bias: Tensor
 
     def scores(self, x: Tensor) -> Tensor:
-        """Logits (N, classes) of features (N, d)."""
+        """Logits (B, classes) of features (B, d)."""
         return self.standardise(x) @ self.weight + self.bias
 
 
@@ -76,7 +76,7 @@ def fit_linear(
 ) -> list[LinearModel]:
     """Fit one model for each value of C, in the given order; ascending order is the quickest.
 
-    ``x`` (N, d) features; ``targets`` (N, classes), 1 where the class holds and else 0, or shares.
+    ``x`` (B, d) features; ``targets`` (B, classes), 1 where the class holds and else 0, or shares.
     """
     with _single_thread_if_small(x.numel() * targets.shape[1]):
         standardise = Standardiser.of(x)
@@ -103,7 +103,7 @@ def _single_thread_if_small(products: int) -> Iterator[None]:
 
 
 def _principal_axes(x: Tensor) -> tuple[Tensor, Tensor]:
-    """An orthonormal basis (d, r) of the features' principal axes, r = min(N, d), and the features in it (N, r)."""
+    """An orthonormal basis (d, r) of the features' principal axes, r = min(B, d), and the features in it (B, r)."""
     basis: Tensor | None = None
     if x.shape[0] < x.shape[1]:  # weights outside the span of the examples would only cost
         basis = torch.linalg.qr(x.T).Q
@@ -115,11 +115,11 @@ def _principal_axes(x: Tensor) -> tuple[Tensor, Tensor]:
 class _Problem:
     """The loss of one training set."""
 
-    def __init__(self, x_Nr: Tensor, targets_NC: Tensor, multi_label: bool) -> None:
-        self._x, self._targets, self._multi = x_Nr, targets_NC, multi_label
-        self._energy_r = x_Nr.square().mean(dim=0)
+    def __init__(self, x_Br: Tensor, targets_BO: Tensor, multi_label: bool) -> None:
+        self._x, self._targets, self._multi = x_Br, targets_BO, multi_label
+        self._energy_r = x_Br.square().mean(dim=0)
         # The derivative of a class's probability at the start, where all are equal.
-        share = 0.5 if multi_label else 1 / max(2, targets_NC.shape[1])
+        share = 0.5 if multi_label else 1 / max(2, targets_BO.shape[1])
         self._curvature = share * (1 - share)
 
     def first_bias(self) -> Tensor:
@@ -146,29 +146,29 @@ class _Problem:
         @torch.no_grad()
         def closure() -> float:
             v, b = scaled[:-1], scaled[-1]
-            loss, residual_NC = self._loss(x_scaled @ v + b)
+            loss, residual_BO = self._loss(x_scaled @ v + b)
             l2_grad = decay * scale_r1.square() * v
-            scaled.grad = torch.cat([x_scaled.T @ residual_NC + l2_grad, residual_NC.sum(dim=0)[None]])
+            scaled.grad = torch.cat([x_scaled.T @ residual_BO + l2_grad, residual_BO.sum(dim=0)[None]])
             return float(loss + 0.5 * (l2_grad * v).sum())
 
         optimiser.step(closure)
         with torch.no_grad():
             return scaled[:-1] * scale_r1, scaled[-1].clone()
 
-    def _loss(self, logits_NC: Tensor) -> tuple[Tensor, Tensor]:
+    def _loss(self, logits_BO: Tensor) -> tuple[Tensor, Tensor]:
         """Mean loss, and its gradient with respect to the logits."""
-        n = len(logits_NC)
+        n = len(logits_BO)
         if self._multi:
-            loss = F.binary_cross_entropy_with_logits(logits_NC, self._targets, reduction="sum") / n
-            return loss, (logits_NC.sigmoid() - self._targets) / n
-        log_shares = logits_NC.log_softmax(dim=1)
+            loss = F.binary_cross_entropy_with_logits(logits_BO, self._targets, reduction="sum") / n
+            return loss, (logits_BO.sigmoid() - self._targets) / n
+        log_shares = logits_BO.log_softmax(dim=1)
         return -(log_shares * self._targets).sum() / n, (log_shares.exp() - self._targets) / n
 
 
 def fit_cross_validated(x: Tensor, labels: Tensor, parts: Tensor, classes: int, smoothing: float = 0.0) -> LinearModel:
     """Fit on all examples, with the value of C that classifies most held-out examples correctly.
 
-    ``x`` (N, d) features; ``labels`` (N,) int64 class numbers; ``parts`` (N,) int64: the examples of each number from 0
+    ``x`` (B, d) features; ``labels`` (B,) int64 class numbers; ``parts`` (B,) int64: the examples of each number from 0
     on are held out in turn, those below 0 never. Of equally good values of C the smallest is taken. ``smoothing``
     is the share of each label that goes to all classes evenly (label smoothing).
     """

@@ -72,7 +72,7 @@ def _spool_file(out: Path) -> BinaryIO:
 
 
 class Spool:
-    """Rows (n, d) of many files in the order in which they come, kept on disk beside the output.
+    """Rows (n, d) of many files in the order in which they come, kept on disk next to the output.
 
     ``rows_per_column`` is 1 for clips and frames, and the number of frequency rows for patches, whose rows come time
     after time, each from low to high frequency.
@@ -131,7 +131,7 @@ class Spool:
         while view:
             data = self._file.read(len(view))
             if not data:
-                raise OSError(f"the temporary file beside {self.out} came to an early end")
+                raise OSError(f"the temporary file next to {self.out} came to an early end")
             view[: len(data)] = data
             view = view[len(data) :]
         return out

@@ -23,7 +23,7 @@ _VARIANCE = 1e-6  # added under the root of a row's variance: one column has non
 
 @dataclass(frozen=True)
 class Classification:
-    """The task of a classifier, stored in ``config.json`` beside its weights.
+    """The task of a classifier, stored in ``config.json`` with its weights.
 
     Attributes:
         classes: names in the order of the scores.
@@ -130,9 +130,9 @@ class Classifier(nn.Module):
         self.linear.bias.copy_(bias)
 
 
-def row_statistics(patches_BPd: Tensor, n_columns: int) -> Tensor:
+def row_statistics(patches_BQd: Tensor, n_columns: int) -> Tensor:
     """Mean, then standard deviation, over the columns of each row: (B, 2 x rows x d) float32."""
-    rows_BFTd = patches_BPd.unflatten(1, (-1, n_columns)).float()
+    rows_BFTd = patches_BQd.unflatten(1, (-1, n_columns)).float()
     deviation_BFd = (rows_BFTd.var(dim=2, correction=0) + _VARIANCE).sqrt()
     return torch.cat([rows_BFTd.mean(dim=2), deviation_BFd], dim=1).flatten(1)
 
@@ -142,9 +142,9 @@ def seconds_of_columns(n_columns: int, config: Config) -> Tensor:
     return column_times(torch.arange(n_columns), config).floor().long()
 
 
-def second_means(patches_BPd: Tensor, n_columns: int, config: Config) -> Tensor:
+def second_means(patches_BQd: Tensor, n_columns: int, config: Config) -> Tensor:
     """Mean over frequency, then over the columns whose centres lie in each second: (B, seconds, d)."""
-    columns_BTd = patches_BPd.unflatten(1, (-1, n_columns)).mean(dim=1)
+    columns_BTd = patches_BQd.unflatten(1, (-1, n_columns)).mean(dim=1)
     share_ST = _second_shares(n_columns, config, columns_BTd.device)
     return torch.einsum("st,btd->bsd", share_ST.to(columns_BTd.dtype), columns_BTd)
 

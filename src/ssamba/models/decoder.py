@@ -15,10 +15,10 @@ from ssamba.models.token_chain import TokenChain, with_positions
 
 def visible_patches(mask_BM: Tensor, count: int) -> Tensor:
     """The indices that a mask leaves, sorted: (B, M) of ``count`` patches -> (B, count - M)."""
-    masked_BP = torch.zeros(len(mask_BM), count, dtype=torch.uint8, device=mask_BM.device)
-    masked_BP = masked_BP.scatter(1, mask_BM, 1)
+    masked_BQ = torch.zeros(len(mask_BM), count, dtype=torch.uint8, device=mask_BM.device)
+    masked_BQ = masked_BQ.scatter(1, mask_BM, 1)
     # A stable sort puts the visible ones first without a size that depends on values.
-    return masked_BP.argsort(dim=1, stable=True)[:, : count - mask_BM.shape[1]]
+    return masked_BQ.argsort(dim=1, stable=True)[:, : count - mask_BM.shape[1]]
 
 
 class Decoder(nn.Module):
@@ -33,5 +33,5 @@ class Decoder(nn.Module):
         chain = self.chain
         batch, _, d = tokens_BVd.shape
         fill = mask_embedding_11d.to(tokens_BVd.dtype).expand(batch, chain.config.grid[0] * columns, d)
-        grid_BPd = fill.scatter(1, visible_BV[..., None].expand_as(tokens_BVd), tokens_BVd)
-        return chain.encode_tokens(with_positions(chain, grid_BPd, columns))[:, chain.prefix_tokens :]
+        grid_BQd = fill.scatter(1, visible_BV[..., None].expand_as(tokens_BVd), tokens_BVd)
+        return chain.encode_tokens(with_positions(chain, grid_BQd, columns))[:, chain.prefix_tokens :]

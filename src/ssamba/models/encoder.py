@@ -83,12 +83,12 @@ class Encoder(TokenChain):
         """
         self._check(features)
         features = features.to(self.positions)
-        tokens_BPd = self.patch_embed(features.transpose(1, 2)[:, None]).flatten(2).transpose(1, 2)
+        tokens_BQd = self.patch_embed(features.transpose(1, 2)[:, None]).flatten(2).transpose(1, 2)
         if mask is not None:
-            index = mask.to(tokens_BPd.device)[..., None].expand(-1, -1, tokens_BPd.shape[-1])
-            fill = self.mask_embedding.to(tokens_BPd.dtype).expand(index.shape)
-            tokens_BPd = tokens_BPd.scatter(1, index, fill)
-        return with_positions(self, tokens_BPd, self._columns(features.shape[1]))
+            index = mask.to(tokens_BQd.device)[..., None].expand(-1, -1, tokens_BQd.shape[-1])
+            fill = self.mask_embedding.to(tokens_BQd.dtype).expand(index.shape)
+            tokens_BQd = tokens_BQd.scatter(1, index, fill)
+        return with_positions(self, tokens_BQd, self._columns(features.shape[1]))
 
     def _check(self, features: Tensor) -> None:
         c = self.config
@@ -150,7 +150,7 @@ class Encoder(TokenChain):
         return losses
 
     def _columns(self, frames: int) -> int:
-        """Patches along time of so many frames."""
+        """Patches along time of ``frames`` frames."""
         return patches.full_columns(frames, self.config)
 
     def classify(self, features: Tensor, keep: Tensor | None = None) -> Tensor:

@@ -93,7 +93,7 @@ def frame_masks(batch: int, grid: tuple[int, int], count: int, generator: Genera
 class MaskedForward(NamedTuple):
     """What one masked pass gives."""
 
-    encoded_BPd: Tensor
+    encoded_BQd: Tensor
     """The encoder's tokens of the patches that it read: all of them, or with a decoder the visible ones."""
     masked_BMd: Tensor
     """The tokens at the masked patches, which the heads read."""
@@ -107,16 +107,16 @@ def masked_forward(model: Encoder, features: Tensor, mask: Tensor, keep: Tensor 
     """
     prefix = model.prefix_tokens
     if model.decoder is None:
-        encoded_BPd = model.encode_tokens(model.embed_patches(features, mask), keep)[:, prefix:]
-        return MaskedForward(encoded_BPd, gather_patches(encoded_BPd, mask))
+        encoded_BQd = model.encode_tokens(model.embed_patches(features, mask), keep)[:, prefix:]
+        return MaskedForward(encoded_BQd, gather_patches(encoded_BQd, mask))
     columns = patches.full_columns(features.shape[1], model.config)
     visible_BV = visible_patches(mask.to(features.device), model.config.grid[0] * columns)
     all_BLd = model.embed_patches(features)
-    front, patches_BPd = all_BLd[:, :prefix], all_BLd[:, prefix:]
-    tokens_BLd = torch.cat([front, gather_patches(patches_BPd, visible_BV)], dim=1)
-    encoded_BPd = model.encode_tokens(tokens_BLd, keep)[:, prefix:]
-    grid_BPd = model.decoder(encoded_BPd, visible_BV, model.mask_embedding, columns)
-    return MaskedForward(encoded_BPd, gather_patches(grid_BPd, mask))
+    front, patches_BQd = all_BLd[:, :prefix], all_BLd[:, prefix:]
+    tokens_BLd = torch.cat([front, gather_patches(patches_BQd, visible_BV)], dim=1)
+    encoded_BQd = model.encode_tokens(tokens_BLd, keep)[:, prefix:]
+    grid_BQd = model.decoder(encoded_BQd, visible_BV, model.mask_embedding, columns)
+    return MaskedForward(encoded_BQd, gather_patches(grid_BQd, mask))
 
 
 class MaskedPasses:
@@ -139,7 +139,7 @@ class MaskedPasses:
     ) -> None:
         self.model, self.made = model, list[MaskedForward]()
         self._features = features.to(model.device)
-        self._raw_BPv = patches.patchify(self._features, model.config)
+        self._raw_BQp = patches.patchify(self._features, model.config)
         self._mask_a, self._mask_b, self._keep = mask_a, mask_b, keep
 
     def first(self) -> tuple[Tensor, Tensor]:
@@ -151,9 +151,9 @@ class MaskedPasses:
         if self._mask_b is not None:
             return self._run(self._mask_b, self._keep[1])
         if self.made:
-            return self.made[0].masked_BMd, gather_patches(self._raw_BPv, self._mask_a)
+            return self.made[0].masked_BMd, gather_patches(self._raw_BQp, self._mask_a)
         return self._run(self._mask_a, self._keep[1])
 
     def _run(self, mask: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor]:
         self.made.append(masked_forward(self.model, self._features, mask, keep))
-        return self.made[-1].masked_BMd, gather_patches(self._raw_BPv, mask)
+        return self.made[-1].masked_BMd, gather_patches(self._raw_BQp, mask)

@@ -58,10 +58,10 @@ def unpatchify(patches: Tensor, config: Config, n_columns: int) -> Tensor:
     return tiles.permute(0, 2, 4, 1, 3).reshape(batch, n_columns * config.patch_time, rows * config.patch_frequency)
 
 
-def gather_patches(values_BPx: Tensor, mask_BM: Tensor) -> Tensor:
-    """Rows of (B, P, x) at patch indices (B, M) -> (B, M, x)."""
-    index = mask_BM.to(values_BPx.device)[..., None].expand(-1, -1, values_BPx.shape[-1])
-    return values_BPx.gather(1, index)
+def gather_patches(values_BQx: Tensor, mask_BM: Tensor) -> Tensor:
+    """Rows of (B, Q, x) at patch indices (B, M) -> (B, M, x)."""
+    index = mask_BM.to(values_BQx.device)[..., None].expand(-1, -1, values_BQx.shape[-1])
+    return values_BQx.gather(1, index)
 
 
 LONGER = ("interpolate", "repeat", "average")

@@ -1,4 +1,4 @@
-"""The SSAMBA encoder: a CLS token in front, a chain of block pairs, the final norm.
+"""The SSAMBA encoder: a CLS token, a chain of block pairs, the final norm.
 
 ``MIXERS`` names what mixes the tokens in a pair. Another mixer is a subclass of ``BlockPair``, a row here, and its
 operators in ``ssamba.ops``.

@@ -1,8 +1,7 @@
 """The SSAST encoder (arXiv 2110.09784): a distilled ViT on log-mel patches, SSAMBA's peer.
 
 Two prefix tokens (CLS and distillation), blocks of attention and MLP, a final norm; key forms and norms are
-those of docs/reference.md, "Official checkpoints". Shape letters: B clips, L tokens, d width, H heads, D width of a
-head.
+those of docs/reference.md, "Official checkpoints". Shape letters: ``ssamba.ops.mamba.naive``.
 """
 
 from __future__ import annotations

@@ -103,9 +103,9 @@ class TokenChain(nn.Module, ABC):
         return torch.empty(c.width, c.patch_size), torch.empty(c.width), torch.empty(1, 1, c.width)
 
 
-def with_positions(chain: TokenChain, patches_BPd: Tensor, columns: int) -> Tensor:
+def with_positions(chain: TokenChain, patches_BQd: Tensor, columns: int) -> Tensor:
     """Patch tokens (B, F*T, d) behind the chain's prefix tokens, all with their positions, for T = ``columns``."""
     rows, cols = chain.config.grid
     positions = patches.resize_positions(chain.positions, (rows, cols), (rows, columns))
-    front = [token.expand(patches_BPd.shape[0], -1, -1) for token in chain.prefix()]
-    return torch.cat([*front, patches_BPd], dim=1) + positions
+    front = [token.expand(patches_BQd.shape[0], -1, -1) for token in chain.prefix()]
+    return torch.cat([*front, patches_BQd], dim=1) + positions

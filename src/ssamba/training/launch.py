@@ -26,8 +26,8 @@ POLL_SECONDS = 0.05
 def launch(words: Sequence[str], count: int) -> int:
     """Run ``ssamba`` with these words, but ``--devices``, in ``count`` processes, and return their exit code.
 
-    The first process has the terminal. The errors of another are shown only when the first has none of its own. Raises
-    ``SsambaError`` when a process was killed.
+    The first process has the terminal. The errors of another are printed only when the first has none of its own.
+    Raises ``SsambaError`` when a process was killed.
     """
     if "WORLD_SIZE" in os.environ:
         raise ConfigError("devices: torchrun has started this process already; leave --devices out")

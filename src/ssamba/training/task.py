@@ -95,7 +95,7 @@ class Task(ABC, Generic[TaskBatch, TaskInputs]):
         return self.eval_model.state_dict()
 
     def pinned(self, batch: Group) -> Group:
-        """A prepared batch in pinned memory where the model is on a GPU: its copy there then runs beside other work."""
+        """A prepared batch in pinned memory where the model is on a GPU: its copy there overlaps with other work."""
         return batch.pin() if self.model.device.type == "cuda" else batch
 
 

@@ -16,7 +16,7 @@ class TensorGroup:
     """Base of dataclasses whose fields are tensors, None for what is not there, or such groups again."""
 
     def to(self: Group, device: torch.device) -> Group:
-        """The same tensors on a device. From pinned memory the copies run beside other work."""
+        """The same tensors on a device. From pinned memory the copies overlap with other work."""
         return self.map(lambda x: x.to(device, non_blocking=True))
 
     def pin(self: Group) -> Group:

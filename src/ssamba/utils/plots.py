@@ -121,7 +121,7 @@ def layer_curves(
     score: str,
     out: Path,
 ) -> None:
-    """Scores (from 0 to 1, shown in per cent) against the layer: a line for each of ``series``, which holds (layer,
+    """Scores (from 0 to 1, drawn in per cent) against the layer: a line for each of ``series``, which holds (layer,
     score) pairs, and a dashed level for what has no layers."""
     with figure_file(out, 8.5, 5.4) as figure:
         panel = figure.subplots()
@@ -142,7 +142,7 @@ def layer_curves(
 def confusion_picture(counts: npt.ArrayLike, classes: Sequence[str], out: Path, title: str = "") -> None:
     """Which classes are taken for which: counts (true class, predicted class), each row coloured by its shares.
 
-    Names stand beside up to 60 classes, numbers in the cells of up to 20.
+    The axes have names for up to 60 classes, numbers in the cells of up to 20.
     """
     table = np.asarray(counts, dtype=np.int64)
     shares = table / np.maximum(table.sum(axis=1, keepdims=True), 1)

@@ -51,4 +51,4 @@ def run(arguments: argparse.Namespace) -> int:
     return EXIT_SOME_UNREADABLE if any(r.status == "wrong output" for r in results) else EXIT_DONE
 
 
-COMMAND = Command("measure time and memory against length, beside a transformer", add_options, run)
+COMMAND = Command("measure time and memory against length, compared with a transformer", add_options, run)

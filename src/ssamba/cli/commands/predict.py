@@ -28,7 +28,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--window",
         type=seconds,
         metavar="SECONDS",
-        help="with --every: what is heard around the middle of each stretch (default: the model's own length)",
+        help="with --every: length of audio to classify around each stretch's middle (default: the model's own length)",
     )
     parser.add_argument("--out", type=Path, metavar="X.json|X.csv", help="the file to write (default: print a table)")
     parser.add_argument(
@@ -73,4 +73,4 @@ def run(arguments: argparse.Namespace) -> int:
     return list_unreadable(report.failures)
 
 
-COMMAND = Command("name what is heard, with a fine-tuned model", add_options, run)
+COMMAND = Command("classify recordings, with a fine-tuned model", add_options, run)

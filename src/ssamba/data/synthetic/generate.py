@@ -96,10 +96,10 @@ def _fades(samples: int) -> Samples:
     return np.asarray(ramp * ramp[::-1])
 
 
-def _tilt(audio: Samples, slope: float) -> Samples:
-    """Turn the spectrum around 1 kHz by `slope` dB per octave."""
+def _tilt(audio: Samples, db_per_octave: float) -> Samples:
+    """Turn the spectrum around 1 kHz by `db_per_octave` dB per octave."""
     frequency = np.maximum(np.fft.rfftfreq(len(audio), 1 / RATE), 50.0)
-    return np.fft.irfft(np.fft.rfft(audio) * (frequency / 1000) ** (slope / 6.02), len(audio))
+    return np.fft.irfft(np.fft.rfft(audio) * (frequency / 1000) ** (db_per_octave / 6.02), len(audio))
 
 
 def _room(rng: Rng, audio: Samples) -> Samples:

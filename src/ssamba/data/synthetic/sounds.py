@@ -45,10 +45,10 @@ def _harmonics(rng: Rng, frequency: Samples, rolloff: float, most: int = 20) -> 
     return np.sum([np.sin(n * phase + offsets[n - 1]) / n**rolloff for n in range(1, number + 1)], axis=0)
 
 
-def coloured_noise(rng: Rng, samples: int, slope: float, low: float = 0.0, high: float = NYQUIST) -> Samples:
-    """Noise whose power falls by f**-slope (0 white, 1 pink, 2 brown) between `low` and `high` Hz."""
+def coloured_noise(rng: Rng, samples: int, exponent: float, low: float = 0.0, high: float = NYQUIST) -> Samples:
+    """Noise whose power falls by f**-exponent (0 white, 1 pink, 2 brown) between `low` and `high` Hz."""
     frequency = np.fft.rfftfreq(samples, 1 / RATE)
-    shape = np.maximum(frequency, 20.0) ** (-slope / 2) * ((frequency >= low) & (frequency <= high))
+    shape = np.maximum(frequency, 20.0) ** (-exponent / 2) * ((frequency >= low) & (frequency <= high))
     return np.fft.irfft(np.fft.rfft(rng.standard_normal(samples)) * shape, samples)
 
 

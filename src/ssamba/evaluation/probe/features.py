@@ -143,6 +143,6 @@ def _pool(model: Encoder, features: Tensor, layers: Sequence[int]) -> list[tuple
     rows = model.config.grid[0]
     grids = [hidden[layer][:, model.prefix_tokens :].float().unflatten(1, (rows, -1)) for layer in layers]
     moments = [column_moments(grid_BFTd) for grid_BFTd in grids]
-    mean_BKFd, square_BKFd = (torch.stack(x, dim=1) for x in zip(*moments, strict=True))
+    mean_BYFd, square_BYFd = (torch.stack(x, dim=1) for x in zip(*moments, strict=True))
     count = grids[0].shape[2]
-    return [(mean, square, count) for mean, square in zip(mean_BKFd, square_BKFd, strict=True)]
+    return [(mean, square, count) for mean, square in zip(mean_BYFd, square_BYFd, strict=True)]

@@ -83,16 +83,16 @@ def _one_direction(pair: MambaPair, r: int, k: int, x_BLE: Tensor) -> Tensor:
         cut = slice(start, start + SCAN_CHUNK)
         decay = torch.exp(delta_BLE[:, cut, :, None] * A_EN)
         drive = (delta_BLE[:, cut] * u_BLE[:, cut])[..., None] * B_BLN[:, cut, None]
-        states_BTEN = _unroll(decay, drive, h_BEN)
-        parts.append((states_BTEN * C_BLN[:, cut, None]).sum(-1))
-        h_BEN = states_BTEN[:, -1]
+        states_BLEN = _unroll(decay, drive, h_BEN)
+        parts.append((states_BLEN * C_BLN[:, cut, None]).sum(-1))
+        h_BEN = states_BLEN[:, -1]
     y_BLE = torch.cat(parts, dim=1) + pair.D_RKE[r, k] * u_BLE
     return y_BLE if r == 0 else y_BLE.flip(1)
 
 
-def _unroll(decay_BTEN: Tensor, drive_BTEN: Tensor, first_BEN: Tensor) -> Tensor:
+def _unroll(decay_BLEN: Tensor, drive_BLEN: Tensor, first_BEN: Tensor) -> Tensor:
     """All states of ``h[t] = decay[t] h[t-1] + drive[t]``, h[-1] = first, in log2(T) doublings."""
-    a, b, span = decay_BTEN, drive_BTEN, 1
+    a, b, span = decay_BLEN, drive_BLEN, 1
     while span < a.shape[1]:
         b = torch.cat([b[:, :span], b[:, span:] + a[:, span:] * b[:, :-span]], dim=1)
         a = torch.cat([a[:, :span], a[:, span:] * a[:, :-span]], dim=1)

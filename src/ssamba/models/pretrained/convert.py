@@ -106,7 +106,7 @@ def _test_sound(front_end: FrontEnd) -> Tensor:
 
 @contextlib.contextmanager
 def _new_directory(dest: Path) -> Iterator[Path]:
-    """A temporary directory beside ``dest``, renamed to it when the block ends well and removed otherwise."""
+    """A temporary directory next to ``dest``, renamed to it when the block ends well and removed otherwise."""
     made = _missing_parents(dest)
     make_folder(dest.parent)
     folder = dest.with_name(f".{dest.name}.{secrets.token_hex(4)}")

@@ -86,7 +86,7 @@ def _read_official(path: Path, attention_heads: int | None) -> tuple[Description
 
 
 def check_shape(source: ModelSource | None, given: Mapping[str, Any]) -> None:
-    """Refuse values of an encoder's shape that a user gave beside a source of another: the source's would be taken.
+    """Refuse values of an encoder's shape that a user gave with a source of another: the source's would be taken.
 
     ``given`` may hold what ``SHAPE`` names, as recipes do; 0 says nothing. Without a source all may be given. Raises
     ``ConfigError``, and as ``read_model_source``.

@@ -1,4 +1,4 @@
-"""A model on disk: ``config.json`` beside ``model.safetensors``, checked strictly when read."""
+"""A model on disk: ``config.json`` next to ``model.safetensors``, checked strictly when read."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ssamba.utils.json_file import read_json
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 SUMMARY_FILE, RESULTS_FILE = "state.json", "results.json"
-"""What a pretraining run and a finished fine-tuning run have beside these."""
+"""What a pretraining run and a finished fine-tuning run hold in addition to these."""
 EXTRAS = "extras."
 """Prefix of tensors that an official file carried and the model does not use; kept for converting back."""
 
@@ -71,7 +71,7 @@ class Description:
 
 
 def save_config(folder: Path, description: Description) -> None:
-    """Write ``config.json`` beside the weights, and the front end as transformers reads it."""
+    """Write ``config.json`` next to the weights, and the front end as transformers reads it."""
     config, task = description.config, description.classification
     plain = {k: v for k, v in config.to_dict().items() if k != "encoder"}
     values = {"format": FORMAT, "encoder": config.encoder, "heads": description.heads, "config": plain}

@@ -1,4 +1,4 @@
-"""Official checkpoints (`torch.save` of a state dict): strict, in both directions. Here SSAMBA's; SSAST's beside it.
+"""Official checkpoints (`torch.save` of a state dict): strict, in both directions. SSAST's: ``official_ssast``.
 
 Key forms are those of docs/reference.md, "Official checkpoints". The reference keeps one set of weights per block and
 scan direction; here the two blocks of a pair and both directions are stacked. In an odd block, which the reference
@@ -142,7 +142,7 @@ def doubling(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
     With ``R[p+1] = 2 R[p] + H[p]`` the stream before pair p is ``2^p`` times that of ``r[p+1] = r[p] + h[p]``, if pair
     p adds ``2^(p+1)`` as much. A power of two loses nothing, and LayerNorm takes the factor out again (but for its
-    epsilon, which weighs ``4^-p`` as much beside the larger stream).
+    epsilon, which weighs ``4^-p`` as much in the larger stream).
     """
     name = re.compile(r"pairs\.(\d+)\.out_proj_dKE")
     return {k: v * 2.0 ** (int(found[1]) + 1) if (found := name.fullmatch(k)) else v for k, v in state.items()}

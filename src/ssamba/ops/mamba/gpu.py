@@ -45,15 +45,15 @@ def _dense(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 or (x.shape[-1] == 1 and x.stride(-2) > 0) else x.contiguous()
 
 
-def _products_over_tokens(a_GTM: Tensor, b_GTN: Tensor) -> Tensor:
+def _products_over_tokens(a_GTm: Tensor, b_GTn: Tensor) -> Tensor:
     """``a^T b`` of each matrix in float32: a small result from many tokens, so these are cut and added after."""
-    matrices, tokens = a_GTM.shape[:2]
+    matrices, tokens = a_GTm.shape[:2]
     parts = 16
     while parts > 1 and (tokens % parts or tokens // parts < 256):
         parts //= 2
     if parts == 1:
-        return (a_GTM.transpose(1, 2) @ b_GTN).float()
-    a, b = (x.unflatten(1, (parts, -1)).flatten(0, 1) for x in (a_GTM, b_GTN))
+        return (a_GTm.transpose(1, 2) @ b_GTn).float()
+    a, b = (x.unflatten(1, (parts, -1)).flatten(0, 1) for x in (a_GTm, b_GTn))
     return (a.transpose(1, 2) @ b).unflatten(0, (matrices, parts)).sum(1, dtype=torch.float32)
 
 

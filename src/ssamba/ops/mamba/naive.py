@@ -11,13 +11,29 @@ E     inner channels of one block (2 x width)
 N     states of one channel (16)
 W     taps of the depthwise convolution (4)
 P     outputs of the input-dependent projection: r + 2 N
-r     rank of dt
+r     rank: of dt, of a regression's features
 d     width of the model
 h     the two inputs of a mixer that one product makes: 0 is x, 1 is the gate z
 T     tokens of all clips in one axis: B L
 X     channels of all blocks in one axis: K E
 G     pairs of direction and block in one axis: R K, at ``rk = r K + k``
 ====  ==========================================================================
+
+Outside of ``ssamba.ops`` there are further axes, and T is a step along time: the operators know no patch grid.
+
+====  ==========================================================================
+Q     patches of a clip, which are its tokens without the prefix: F T
+F, T  the patch grid, or features: rows (mel bins) and columns (frames)
+M, V  masked patches, visible patches; i and j: masked patches against each other
+p     values of a raw patch
+C     clips before each is repeated with several masks: B is C times their number
+Y     layers of an encoder
+S     seconds
+H, D  attention heads, width of a head
+O     classes
+====  ==========================================================================
+
+A digit is an axis of that length; x, m and n are axes of any length.
 
 In kernels a *lane* is one of the threads of a GPU's warp, or one of the numbers of a CPU's vector register; a *tile* is
 what one step of a program works on. ``A``, ``B``, ``C``, ``D`` and ``dt`` as names (not as suffixes) are the state

@@ -80,7 +80,7 @@ class FinetuneRecipe(RecipeBase, ModelShape, FinetuneAugmentation, Optimisation,
     std: float = option(AUDIOSET_STD, "log-mel standard deviation")
     pooling: str = option(
         "mean",
-        "what is classified: the mean of patch tokens, the tokens in front, or each row's mean and deviation over time",
+        "what is classified: the mean of patch tokens, the prefix tokens, or each row's mean and deviation over time",
         POOLINGS,
     )
     freeze: bool = option(False, "train the classifier alone")
@@ -112,7 +112,7 @@ class FinetuneRecipe(RecipeBase, ModelShape, FinetuneAugmentation, Optimisation,
     epochs: int = option(50, "epochs, each over all training clips", min=1)
     batch: int = like(Optimisation, "batch", "clips in a batch", 48)
     accumulate: int = option(1, "batches whose gradients make one step", min=1)
-    eval_batch: int = option(0, "clips that are judged at once, 0: as in training, at least 16")
+    eval_batch: int = option(0, "clips in a pass of evaluation, 0: as in training, at least 16")
     balanced: bool = option(False, "show rare classes more often")
     mixup: float = option(0.0, "share of clips that are mixed with another one", max=1)
     freq_mask: int = like(FinetuneAugmentation, "freq_mask")
@@ -125,9 +125,7 @@ class FinetuneRecipe(RecipeBase, ModelShape, FinetuneAugmentation, Optimisation,
     speed: float = like(
         Augmentation, "speed", "training clips are played faster or slower by up to this factor, pitch included"
     )
-    reverb: float = like(
-        Augmentation, "reverb", "share of training clips that are heard with the reverberation of a random room"
-    )
+    reverb: float = like(Augmentation, "reverb", "share of training clips that get the reverberation of a random room")
     loss: str = option(
         "auto", "softmax or sigmoid cross entropy; auto: sigmoid where clips have several labels", LOSSES
     )
@@ -147,7 +145,7 @@ class FinetuneRecipe(RecipeBase, ModelShape, FinetuneAugmentation, Optimisation,
     ema: float = like(
         Optimisation,
         "ema",
-        "share of averaged weights that a step keeps, as 0.99; they are then what is judged and kept, 0 for none",
+        "share of averaged weights that a step keeps, as 0.99; they are then what is evaluated and kept, 0 for none",
     )
     average_from: int = option(0, "first epoch whose weights are averaged")
     average_to: int = option(0, "last epoch whose weights are averaged")

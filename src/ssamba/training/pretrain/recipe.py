@@ -68,7 +68,7 @@ class PretrainRecipe(RecipeBase, ModelShape, PretrainAugmentation, Optimisation,
         min=1,
     )
     view_shift: float = option(1.0, "seconds by which another view begins earlier or later, at most")
-    clean_targets: bool = option(False, "the averaged model hears clips without mixing, gain, response and rooms")
+    clean_targets: bool = option(False, "the averaged model embeds clips without mixing, gain, response and rooms")
     latent_layers: int = option(0, "last layers of the averaged model whose mean is the target, 0 takes all")
     ema: float = like(Optimisation, "ema")
     short_clips: str = option("zeros", "what fills a crop behind a shorter clip", ("zeros", "repeat"))

@@ -42,9 +42,9 @@ class LatentHeads(nn.Module):
 
 
 class Targets(NamedTuple):
-    """What the student shall predict of C clips: tokens (C, P, d), and the mean token of each clip (C, d)."""
+    """What the student shall predict of C clips: tokens (C, Q, d), and the mean token of each clip (C, d)."""
 
-    tokens_CPd: Tensor
+    tokens_CQd: Tensor
     clip_Cd: Tensor
 
 
@@ -57,14 +57,14 @@ def teacher_targets(teacher: Encoder, features: Tensor, layers: int = 0) -> Targ
     same reason.
     """
     hidden = teacher.encode_layers(features)[-layers:]
-    tokens_CPd = clip_Cd = torch.zeros((), device=features.device)
+    tokens_CQd = clip_Cd = torch.zeros((), device=features.device)
     for layer in hidden:
-        patches_CPd = layer[:, teacher.prefix_tokens :].float()
-        variance, mean = torch.var_mean(patches_CPd, dim=1, keepdim=True, correction=0)
-        tokens_CPd = tokens_CPd + (patches_CPd - mean) * (variance + EPS).rsqrt() / len(hidden)
-        clip_Cd = clip_Cd + F.layer_norm(patches_CPd, patches_CPd.shape[-1:]).mean(dim=1) / len(hidden)
+        patches_CQd = layer[:, teacher.prefix_tokens :].float()
+        variance, mean = torch.var_mean(patches_CQd, dim=1, keepdim=True, correction=0)
+        tokens_CQd = tokens_CQd + (patches_CQd - mean) * (variance + EPS).rsqrt() / len(hidden)
+        clip_Cd = clip_Cd + F.layer_norm(patches_CQd, patches_CQd.shape[-1:]).mean(dim=1) / len(hidden)
     variance, mean = torch.var_mean(clip_Cd, dim=0, keepdim=True, correction=0)
-    return Targets(tokens_CPd, (clip_Cd - mean) * (variance + EPS).rsqrt())
+    return Targets(tokens_CQd, (clip_Cd - mean) * (variance + EPS).rsqrt())
 
 
 @dataclass(frozen=True)
@@ -89,12 +89,12 @@ class Predictions:
 def predict(heads: LatentHeads, seen: MaskedForward, mask_BM: Tensor, targets: Targets, views: int = 1) -> Predictions:
     """What the student predicts from a masked pass. With ``views`` a clip's target is that of the next view."""
     each = len(mask_BM) // len(targets.clip_Cd)
-    tokens_BPd = targets.tokens_CPd.repeat_interleave(each, dim=0) if each > 1 else targets.tokens_CPd
+    tokens_BQd = targets.tokens_CQd.repeat_interleave(each, dim=0) if each > 1 else targets.tokens_CQd
     masked_BMd = heads.token(seen.masked_BMd).float()
-    clip_Bd = heads.clip(seen.encoded_BPd.mean(dim=1)).float()
+    clip_Bd = heads.clip(seen.encoded_BQd.mean(dim=1)).float()
     clip_B = torch.arange(len(clip_Bd), device=clip_Bd.device) // each
     next_view_B = clip_B - clip_B % views + (clip_B + 1) % views
-    masked_targets_BMd = gather_patches(tokens_BPd, mask_BM)
+    masked_targets_BMd = gather_patches(tokens_BQd, mask_BM)
     return Predictions(masked_BMd, masked_targets_BMd, clip_Bd, targets.clip_Cd, next_view_B, views)
 
 

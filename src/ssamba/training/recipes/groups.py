@@ -79,7 +79,7 @@ class Augmentation:
     )
     reverb: float = option(
         0.0,
-        "share of clips that are heard with the reverberation of a random room",
+        "share of clips that get the reverberation of a random room",
         max=1,
         give="a share from 0 to 1",
     )

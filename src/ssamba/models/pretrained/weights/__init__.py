@@ -1,4 +1,4 @@
-"""The models that come with the package: one folder each, ``config.json`` beside ``model.safetensors``."""
+"""The models that come with the package: one folder each, ``config.json`` next to ``model.safetensors``."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The arguments of the kernels: one list of fields each, from which come the C struct and its ctypes twin.
 
-A kernel takes one struct by value. ``HEADERS`` are the structs as headers in memory, beside those in ``include``.
+A kernel takes one struct by value. ``HEADERS`` are the structs as headers in memory, next to those in ``include``.
 Letters of sizes: B clips, L tokens, K mixers side by side (2 in a pair), E channels, R directions. ``xb``, ``xt``,
 ``xk``: strides of x in elements, from clip to clip, token to token, mixer to mixer; likewise z, dz and dx.
 """

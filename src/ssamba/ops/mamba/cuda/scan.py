@@ -30,7 +30,7 @@ def usable(x_BLKE: Tensor, a_log_RKEN: Tensor, taps: int, outputs: int) -> bool:
 
 
 def in_float32(*weights: Tensor) -> tuple[Tensor, ...]:
-    """Small parameters in float32. Of 16 bits they are converted together: beside short inputs launches count."""
+    """Small parameters in float32. Of 16 bits they are converted together: with short inputs launches count."""
     if any(w.dtype != weights[0].dtype for w in weights) or weights[0].dtype == torch.float32:
         return tuple(w.float() for w in weights)
     together = torch.cat([w.flatten() for w in weights]).float()
