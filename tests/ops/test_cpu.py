@@ -60,8 +60,8 @@ def compare_conv(inputs: dict[str, Tensor]) -> None:
 def compare_scan(inputs: dict[str, Tensor | None]) -> None:
     """The bias of dt and D get one number per channel, summed over clips and time, of which little may be left.
 
-    With one channel of 3 x 513 steps the terms of the bias's gradient are 600 times its size: float32 keeps four of
-    its digits, in the plain form as well. So these two are measured against their terms (``compare``).
+    With one channel of 3 x 513 steps the terms of the bias's gradient are 600 times its size: float32 loses three of
+    its seven digits, in the plain form as well. So these two are measured against their terms (``compare``).
     """
 
     def terms(expected: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -120,8 +120,12 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
-    """Where a run's files go, where it trains and in how many processes."""
+    """Where a run's files go."""
     parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="run directory; an existing run goes on")
+
+
+def add_devices(parser: argparse.ArgumentParser) -> None:
+    """Where a run trains, and in how many processes."""
     add_device(parser)
     parser.add_argument(
         "--devices", type=positive, metavar="N", help="share each batch out to N processes with a GPU each (default: 1)"

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from ssamba.cli.commands.common import EXIT_DONE, Command, launch_processes
-from ssamba.cli.parser import SHIPPED_HELP, add_dataclass, add_run, given
+from ssamba.cli.parser import SHIPPED_HELP, add_dataclass, add_devices, add_run, given
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -24,6 +24,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--from", dest="source", metavar="SOURCE", default=DEFAULT, help=f"{SHIPPED_HELP}; none: random weights"
     )
     add_run(parser)
+    add_devices(parser)
     values = parser.add_argument_group("values of the recipe", "Defaults hold where the recipe says nothing.")
     add_dataclass(values, FinetuneRecipe, exclude=NO_OPTIONS)
 

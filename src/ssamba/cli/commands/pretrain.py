@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from ssamba.cli.commands.common import DATA_HELP, EXIT_DONE, Command, launch_processes
-from ssamba.cli.parser import SOURCE_HELP, add_dataclass, add_run, given
+from ssamba.cli.parser import SOURCE_HELP, add_dataclass, add_devices, add_run, given
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -15,11 +15,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
     parser.usage = "ssamba pretrain DATA [DATA ...] --out RUN [options]"
     parser.add_argument("data", nargs="+", metavar="DATA", help=f"{DATA_HELP}, with a share as PATH=0.7 if wanted")
+    add_run(parser)
     parser.add_argument(
         "--recipe", type=Path, metavar="FILE", help="YAML of the values below (default: the reference's)"
     )
     parser.add_argument("--from", dest="source", metavar="SOURCE", help=f"start from these weights: {SOURCE_HELP}")
-    add_run(parser)
+    add_devices(parser)
     add_dataclass(parser.add_argument_group("values of the recipe"), PretrainRecipe)
 
 
