@@ -12,7 +12,7 @@ from ssamba.utils.errors import SsambaError
 from ssamba.utils.json_file import read_json
 
 PAPERS = {"ssamba": ("SSAMBA", "2405.11831"), "ssast": ("SSAST", "2110.09784")}
-MOST_CLASSES = 50
+MAX_CLASSES_NAMED = 50
 
 
 def model_card(
@@ -61,8 +61,8 @@ def _classes(description: Description) -> str:
     task = description.classification
     if task is None:
         return ""
-    names = ", ".join(task.classes[:MOST_CLASSES])
-    more = f" and {len(task.classes) - MOST_CLASSES} more" if len(task.classes) > MOST_CLASSES else ""
+    names = ", ".join(task.classes[:MAX_CLASSES_NAMED])
+    more = f" and {len(task.classes) - MAX_CLASSES_NAMED} more" if len(task.classes) > MAX_CLASSES_NAMED else ""
     kind = "several may hold at once" if task.sigmoid else "one holds"
     return f"## Classes\n\n{len(task.classes)}, of which {kind}: {names}{more}.\n"
 

@@ -168,7 +168,7 @@ class _Pair:
         return body.finish(f"{self._prefix}step", before | read, after | given)
 
     def _by_blocks(self, name: str, r: int) -> Value:
-        """Direction r of a product (R, K, y, x) for all blocks at once: (K x, K y), blocks beside the diagonal 0."""
+        """Direction r of a product (R, K, y, x) for all blocks at once: (K x, K y), blocks off the diagonal are 0."""
         graph = self._graph
         weight_KxY = graph("Transpose", graph.slice(self._parameter(name), 0, r, r + 1), perm=[1, 3, 0, 2])
         eye = graph.constant(np.eye(BLOCKS, dtype=np.float32).reshape(BLOCKS, 1, BLOCKS, 1))

@@ -228,7 +228,7 @@ class Encoder(nn.Module):
         return self.pairs if self.mamba else self.blocks
 
     def prefix(self) -> list[nn.Parameter]:
-        """The tokens in front, each (1, 1, d)."""
+        """The prefix tokens, each (1, 1, d)."""
         return [self.cls_token] if self.mamba else [self.cls_token, self.distillation_token]
 
     def embed_patches(self, features: Tensor) -> Tensor:

@@ -212,7 +212,7 @@ class SsambaModel(SsambaPreTrainedModel):
         return out if (config.return_dict if return_dict is None else return_dict) else out.to_tuple()
 
     def _read_each(self, features: Tensor, counts: list[int], layers: bool, whole: bool) -> list[Tensor]:
-        """As ``_read``, for recordings of so many columns each; those of one length run together."""
+        """As ``_read``, for recordings whose numbers of columns are given; those of one length run together."""
         groups = {n: [i for i, count in enumerate(counts) if count == n] for n in sorted(set(counts))}
         parts = {n: self._read(self._padded(features[rows], self._covered(n)), n, layers, whole)
                  for n, rows in groups.items()}  # fmt: skip
