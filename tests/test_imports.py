@@ -117,8 +117,9 @@ def test_imports_point_one_way(module: str) -> None:
     assert not back, f"{module} imports {back} from a higher folder"
 
 
-def test_no_module_needs_itself_to_be_imported() -> None:
-    edges = {m: imported(m, nested=False) for m in modules()}
+def test_no_circle_of_imports() -> None:
+    """Counts imports inside functions and those for type checkers, too; the package itself is lazy."""
+    edges = {m: imported(m, types=True) - {"ssamba"} for m in modules()}
     done: set[str] = set()
 
     def visit(module: str, path: tuple[str, ...]) -> None:

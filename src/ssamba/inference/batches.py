@@ -17,7 +17,7 @@ from ssamba.inference.windows import Segment
 from ssamba.models import patches
 
 if TYPE_CHECKING:
-    from ssamba.inference.model import Encoder
+    from ssamba.inference.cuda_graphs import GraphedEncoder
 
 Output = TypeVar("Output")
 State = TypeVar("State")
@@ -29,7 +29,7 @@ PASSES_WAITING = 4
 
 
 def group_segments(
-    model: Encoder, segments: Iterable[Segment], batch: int | None = None, passes_waiting: float = PASSES_WAITING
+    model: GraphedEncoder, segments: Iterable[Segment], batch: int | None = None, passes_waiting: float = PASSES_WAITING
 ) -> Iterator[list[Segment]]:
     """Segments of many recordings in full batches, each of equal width, for one pass.
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ssamba.models.encoder import Encoder
 from ssamba.utils.graph_capture import warm_up
-
-if TYPE_CHECKING:
-    from ssamba.inference.model import Encoder
 
 MAX_GRAPHS = 8
 MAX_TOKENS = 65536
@@ -72,3 +70,24 @@ class GraphedEncode:
         self._graphs[shape] = graph, given, result
         if len(self._graphs) > MAX_GRAPHS:
             self._graphs.popitem(last=False)
+
+
+class GraphedEncoder(Encoder):
+    """A network with passes for inference: no gradients, and CUDA graphs on a GPU for shapes that come again."""
+
+    _graphed: GraphedEncode | None = None
+
+    def infer(self, features: Tensor) -> Tensor:
+        """``encode`` for inference: no gradients, and CUDA graphs on a GPU for shapes that come again."""
+        if self._graphed is None:
+            self._graphed = GraphedEncode(self)
+        return self._graphed(features)
+
+    @torch.no_grad()
+    def infer_classes(self, features: Tensor) -> Tensor:
+        """``classify`` for inference, as ``infer`` is ``encode``."""
+        return self._logits(self.infer(features), features.shape[1])
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy makes its own graphs: they hold addresses.
+        return {**self.__dict__, "_graphed": None}

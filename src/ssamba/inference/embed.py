@@ -25,7 +25,7 @@ from ssamba.inference.windows import Plan, Segment, WholeRecording, column_windo
 from ssamba.models.patches import column_times
 
 if TYPE_CHECKING:
-    from ssamba.inference.model import Encoder
+    from ssamba.inference.cuda_graphs import GraphedEncoder
     from ssamba.models.config import Config
 
 
@@ -46,7 +46,7 @@ class Embeddings:
 
 
 @torch.no_grad()
-def embed_audio(model: Encoder, audio: Any, sample_rate: int = 16000, whole: bool = False) -> Embeddings:
+def embed_audio(model: GraphedEncoder, audio: Any, sample_rate: int = 16000, whole: bool = False) -> Embeddings:
     """Embed recordings in memory.
 
     ``audio`` is (samples,), (batch, samples) or a list of different lengths, numpy or torch, at ``sample_rate``.
@@ -62,7 +62,7 @@ def embed_audio(model: Encoder, audio: Any, sample_rate: int = 16000, whole: boo
     return _padded([torch.cat(part, dim=1) for part in parts], model)
 
 
-def _padded(grids_FTd: list[Tensor], model: Encoder) -> Embeddings:
+def _padded(grids_FTd: list[Tensor], model: GraphedEncoder) -> Embeddings:
     """The embeddings of recordings whose tokens are (F, T, d) with a T of their own."""
     counts = [grid.shape[1] for grid in grids_FTd]
     longest = max(counts)
@@ -79,7 +79,7 @@ def embedding_plan(config: Config, whole: bool = False) -> Plan:
 
 
 def embed_segments(
-    model: Encoder, segments: Iterable[Segment], batch: int | None = None, failed: Collection[int] = ()
+    model: GraphedEncoder, segments: Iterable[Segment], batch: int | None = None, failed: Collection[int] = ()
 ) -> Iterator[tuple[Segment, Tensor]]:
     """Segments of ``embedding_plan`` and the columns (F, n, d) of their recording that are final with them.
 

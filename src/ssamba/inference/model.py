@@ -5,35 +5,15 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from ssamba.inference.cuda_graphs import GraphedEncode
+from ssamba.inference.cuda_graphs import GraphedEncoder
 from ssamba.inference.embed import Embeddings, embed_audio
 from ssamba.inference.predict import Prediction, predict_audio
-from ssamba.models import encoder, ssamba, ssast
+from ssamba.models import ssamba, ssast
 from ssamba.models.registry import make_as
 
 
-class Encoder(encoder.Encoder):
+class Encoder(GraphedEncoder):
     """A network that also embeds and classifies recordings. Same weights and state dict as the network alone."""
-
-    _graphed: GraphedEncode | None = None
-
-    def infer(self, features: Tensor) -> Tensor:
-        """``encode`` for inference: no gradients, and CUDA graphs on a GPU for shapes that come again."""
-        if self._graphed is None:
-            self._graphed = GraphedEncode(self)
-        return self._graphed(features)
-
-    @torch.no_grad()
-    def infer_classes(self, features: Tensor) -> Tensor:
-        """``classify`` for inference, as ``infer`` is ``encode``."""
-        return self._logits(self.infer(features), features.shape[1])
-
-    def __getstate__(self) -> dict[str, Any]:
-        # A copy makes its own graphs: they hold addresses.
-        return {**self.__dict__, "_graphed": None}
 
     def embed(self, audio: Any, sample_rate: int = 16000, whole: bool = False) -> Embeddings:
         """Embeddings of recordings in memory; see ``ssamba.inference.embed.embed_audio``."""

@@ -25,7 +25,7 @@ from ssamba.models.classifier import Classification
 from ssamba.utils.errors import ConfigError
 
 if TYPE_CHECKING:
-    from ssamba.inference.model import Encoder
+    from ssamba.inference.cuda_graphs import GraphedEncoder
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class PredictOptions:
     window: float | None = None
 
 
-def check_options(model: Encoder, every: float | None = None, window: float | None = None) -> PredictOptions:
+def check_options(model: GraphedEncoder, every: float | None = None, window: float | None = None) -> PredictOptions:
     """Options that fit this model.
 
     Raises ``ConfigError`` for a model without classifier, for times out of range, and for a model that labels each
@@ -80,14 +80,14 @@ def check_options(model: Encoder, every: float | None = None, window: float | No
     return PredictOptions(every, window)
 
 
-def classifier_task(model: Encoder) -> Classification:
+def classifier_task(model: GraphedEncoder) -> Classification:
     """The task of the model's classifier. Raises ``ConfigError`` without one."""
     if model.classifier is None:
         raise ConfigError("this model has no classifier: fine-tune it first")
     return model.classifier.task
 
 
-def prediction_plan(model: Encoder, options: PredictOptions) -> Plan:
+def prediction_plan(model: GraphedEncoder, options: PredictOptions) -> Plan:
     """Which segments the model reads; a segment's position is the row of scores, or the first second, that it gives."""
     config = model.config
     if classifier_task(model).per_second:
@@ -98,7 +98,7 @@ def prediction_plan(model: Encoder, options: PredictOptions) -> Plan:
 
 
 def predict_segments(
-    model: Encoder,
+    model: GraphedEncoder,
     segments: Iterable[Segment],
     options: PredictOptions,
     batch: int | None = None,
@@ -130,7 +130,7 @@ def probabilities(logits: Tensor, task: Classification) -> Tensor:
 class ScoreAverager:
     """Joins the scores of one recording's segments."""
 
-    def __init__(self, model: Encoder, options: PredictOptions) -> None:
+    def __init__(self, model: GraphedEncoder, options: PredictOptions) -> None:
         self._task, self._options = classifier_task(model), options
         self._front_end = model.config.front_end
         self._whole_seconds = max(1, int(model.config.frames // self._front_end.frames_per_second))
@@ -173,7 +173,7 @@ class ScoreAverager:
 
 @torch.no_grad()
 def predict_audio(
-    model: Encoder,
+    model: GraphedEncoder,
     audio: Any,
     sample_rate: int = 16000,
     top: int | None = None,

@@ -21,7 +21,7 @@ from ssamba.audio.log_mel import require_frames
 from ssamba.models import patches
 
 if TYPE_CHECKING:
-    from ssamba.inference.model import Encoder
+    from ssamba.inference.cuda_graphs import GraphedEncoder
     from ssamba.models.config import Config
 
 
@@ -205,7 +205,7 @@ class Segmenter:
 
 
 def cut_recordings(
-    model: Encoder, recordings: Iterable[tuple[int, Iterable[Tensor]]], plan: Plan, failed: Collection[int] = ()
+    model: GraphedEncoder, recordings: Iterable[tuple[int, Iterable[Tensor]]], plan: Plan, failed: Collection[int] = ()
 ) -> Iterator[Segment]:
     """Segments of many recordings, one recording after the other.
 

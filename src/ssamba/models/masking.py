@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Generator, Tensor
 
 from ssamba.models import patches
-from ssamba.models.decoder import visible_patches
+from ssamba.models.config import Config
+from ssamba.models.decoder import Decoder, visible_patches
 from ssamba.models.patches import gather_patches
 from ssamba.utils.errors import ConfigError
-
-if TYPE_CHECKING:
-    from ssamba.models.encoder import Encoder
 
 CLUSTER_SIDES = (3, 4, 5)
 """Side of the masked squares, drawn per clip (SSAST, arXiv 2110.09784, section 3.2)."""
@@ -90,6 +88,31 @@ def frame_masks(batch: int, grid: tuple[int, int], count: int, generator: Genera
     return keys.argsort(dim=1)[:, :count].sort(dim=1).values
 
 
+class PatchEncoder(Protocol):
+    """What masked passes need of an ``Encoder``."""
+
+    config: Config
+    decoder: Decoder | None
+
+    @property
+    def prefix_tokens(self) -> int:
+        """Learned tokens in front of the patches."""
+
+    @property
+    def mask_embedding(self) -> Tensor:
+        """The token that stands for a masked patch, (1, 1, d)."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+
+    def embed_patches(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Tokens with positions: (B, frames, mel_bins) -> (B, prefix + F*T, d)."""
+
+    def encode_tokens(self, tokens: Tensor, keep: Tensor | None = None) -> Tensor:
+        """The chain of blocks and the final norm: (B, L, d) -> (B, L, d)."""
+
+
 class MaskedForward(NamedTuple):
     """What one masked pass gives."""
 
@@ -99,7 +122,7 @@ class MaskedForward(NamedTuple):
     """The tokens at the masked patches, which the heads read."""
 
 
-def masked_forward(model: Encoder, features: Tensor, mask: Tensor, keep: Tensor | None = None) -> MaskedForward:
+def masked_forward(model: PatchEncoder, features: Tensor, mask: Tensor, keep: Tensor | None = None) -> MaskedForward:
     """A pass over features (B, frames, mel_bins) whose patches at ``mask`` (B, M) are masked.
 
     The tokens at these patches are the encoder's, or the decoder's where there is one. ``keep`` is the pass's
@@ -131,7 +154,7 @@ class MaskedPasses:
 
     def __init__(
         self,
-        model: Encoder,
+        model: PatchEncoder,
         features: Tensor,
         mask_a: Tensor,
         mask_b: Tensor | None = None,
