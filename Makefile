@@ -10,8 +10,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 .PHONY: demo test test-slow lint bench clean
 
 demo: $(STAMP)
-# Waiting threads soon sleep: beside other work on the machine that is faster, and alone it costs nothing.
-	GOMP_SPINCOUNT=2000 $(BIN)/ssamba demo --out demo
+	$(BIN)/ssamba demo --out demo
 
 test: $(STAMP) lint
 	$(PYTEST)

@@ -6,6 +6,7 @@ import argparse
 import ast
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -363,3 +364,15 @@ def test_missing_extras_are_named(
     code, _, err = run(capsys, command, "a.wav", "--model", "m", "--out", tmp_path / out)
     assert code == 2
     assert f'pip install "ssamba[{extra}]"' in err
+
+
+@pytest.mark.parametrize("given", [None, "7"])
+def test_waiting_threads_soon_sleep(given: str | None) -> None:
+    """OpenMP reads the variable when torch is imported; a value of the user's stands."""
+    code = "import os, sys; from ssamba.cli.main import main; assert 'torch' not in sys.modules; main(['--version'])"
+    code += "; print(os.environ['GOMP_SPINCOUNT'])"
+    environment = {k: v for k, v in os.environ.items() if k != "GOMP_SPINCOUNT"}
+    if given is not None:
+        environment["GOMP_SPINCOUNT"] = given
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout.split()[-1] == (given or "2000")

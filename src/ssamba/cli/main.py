@@ -18,11 +18,16 @@ from ssamba.cli.parser import HelpFormatter, Parser, unknown_command
 from ssamba.utils.errors import SsambaError
 
 EXIT_ERROR, EXIT_PIPE, EXIT_INTERRUPTED = 2, 141, 130
+WAIT_SPINS = "2000"
+"""Rounds for which an OpenMP thread spins while it waits for work, before it sleeps (docs/cpu-scan.md): on cores that
+other programs use, too, threads that spin for long, GNU's default, slow everything. ``GOMP_SPINCOUNT`` in the
+environment stands."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
+    os.environ.setdefault("GOMP_SPINCOUNT", WAIT_SPINS)  # read when torch is imported, which is later
     try:
         code = _dispatch(words)
         sys.stdout.flush()
