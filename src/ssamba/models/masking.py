@@ -96,7 +96,7 @@ class PatchEncoder(Protocol):
 
     @property
     def prefix_tokens(self) -> int:
-        """Learned tokens in front of the patches."""
+        """Learned prefix tokens (CLS, distillation)."""
 
     @property
     def mask_embedding(self) -> Tensor:
