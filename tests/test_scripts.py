@@ -232,4 +232,4 @@ def test_journeys(tmp_path: Path, journey: str) -> None:
     row = run("dev/journeys.py", "--only", journey, "--write", page).splitlines()[2]
     assert int(row.split("|")[2]) >= 15
     assert row in page.read_text()
-    assert "old" not in page.read_text()
+    assert "\nold\n" not in page.read_text()
