@@ -4,7 +4,7 @@
 sm_80 and sm_90a. It runs in a process of its own: Triton's interpreter is on, and private functions are replaced. NVRTC
 comes from the package nvidia-cuda-nvrtc and needs no GPU.
 
-When the sources move, adapt what is marked ADAPT: how units are visited and compiled. The digests must stay.
+When the sources move, adapt ``visit`` and ``compile_unit``: how units are visited and compiled. The digests must stay.
 
 A unit is one kernel with one set of macros. Two digests are kept of its cubin:
 - ``cubin``, of the whole file. It holds the kernel's entry name (in symbols and section names), so a renamed
@@ -20,7 +20,6 @@ Another name of the entry changes the file and leaves ``code`` as it is.
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -62,21 +61,6 @@ def compile_unit(unit: Any, defines: tuple[str, ...], capability: tuple[int, int
     return nvrtc.compile_unit(unit, defines, capability)
 
 
-def use_library(library: ctypes.CDLL) -> None:
-    """Let the package compile with this NVRTC."""
-    from ssamba.ops.jit import nvrtc
-
-    nvrtc._compiler = lambda: library  # type: ignore[assignment]
-
-
-def load_library(folder: Path) -> ctypes.CDLL:
-    """NVRTC, with its table of built-in functions loaded first."""
-    (builtins,) = folder.glob("libnvrtc-builtins.so.*.*")
-    ctypes.CDLL(str(builtins), ctypes.RTLD_GLOBAL)
-    (library,) = (p for p in folder.glob("libnvrtc.so.*") if ".alt." not in p.name)
-    return ctypes.CDLL(str(library))
-
-
 def code_digest(cubin: bytes) -> str:
     """SHA-256 of a cubin's instructions and launch tables, without the names in it."""
     (table,) = struct.unpack_from("<Q", cubin, 0x28)
@@ -104,15 +88,12 @@ def snapshot(compile_too: bool) -> dict[str, Any]:
     units: dict[str, Any] = {}
     result: dict[str, Any] = {"units": units}
     if compile_too:
-        folder = nvrtc_folder()
-        if folder is None:
+        if nvrtc_folder() is None:
             raise SystemExit("nvidia-cuda-nvrtc is not installed; where it has a wheel, '.[dev]' brings it")
-        library = load_library(folder)
-        use_library(library)
-        major, minor = ctypes.c_int(), ctypes.c_int()
-        library.nvrtcVersion(ctypes.byref(major), ctypes.byref(minor))
+        from ssamba.ops.jit import nvrtc
+
         build = importlib.metadata.version("nvidia-cuda-nvrtc")
-        result["nvrtc"] = f"{major.value}.{minor.value} ({build})"
+        result["nvrtc"] = f"{nvrtc.version()} ({build})"
     for name, source, defines in visit():
         text = "".join(f"#define {d.replace('=', ' ', 1)}\n" for d in defines)
         text += source.source + "".join(part for header in source.headers for part in header)

@@ -12,11 +12,11 @@ import numpy.typing as npt
 from ssamba.audio.front_end import PUBLISHED
 from ssamba.audio.log_mel import LOW_FREQUENCY, mel
 from ssamba.inference.reconstruct import Reconstruction, reconstruct
+from ssamba.utils.plots import figure_file, require_matplotlib, short_name
 
 if TYPE_CHECKING:
     from ssamba.inference.model import Encoder
     from ssamba.inference.predict import Prediction
-from ssamba.utils.plots import figure_file, require_matplotlib, short_name
 
 HERTZ_TICKS = (100, 500, 1000, 2000, 4000, 8000, 16000, 32000)
 

@@ -4,18 +4,9 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from ssamba.cli.parser import (
-    UsageError,
-    add_model,
-    add_passes,
-    positive,
-)
-
-if TYPE_CHECKING:
-    from ssamba.inference.model import Encoder
 from ssamba.cli.commands.common import DATA_HELP, Command, list_unreadable
+from ssamba.cli.parser import UsageError, add_model, add_passes, positive
 
 DEFAULT_OUT = Path("embeddings.npz")
 
@@ -55,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     check_embedding_output(out)
     files, again = list_files(arguments.files)
-    model: Encoder = load(arguments.model, arguments.device, stride=arguments.stride, frames=arguments.frames)
+    model = load(arguments.model, arguments.device, stride=arguments.stride, frames=arguments.frames)
     with prefer_reference_if_short(files, model), Bar("embedding") as bar:
         report = write_embeddings(
             files,
