@@ -1,8 +1,8 @@
 """One vector for a recording from its patch tokens: how ``ssamba embed`` and the probes pool.
 
 A recording's tokens come in pieces of patch columns, (F, n, d). To add a pooling to ``embed``: write a class with the
-members of ``StreamPooling``, add it to ``CLIP_POOLINGS``, and give ``ssamba.cli.commands.embed`` an option that
-names it.
+members of ``StreamPooling``, add it to ``CLIP_POOLINGS``, and give ``ssamba.cli.commands.recordings.embed`` an option
+that names it.
 """
 
 from __future__ import annotations

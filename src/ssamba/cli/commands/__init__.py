@@ -1,26 +1,15 @@
-"""The subcommands: one module each, which reads its options and calls one function.
+"""The subcommands, grouped by what they work on: one module each, which reads its options and calls one function.
 
 Everything that needs torch is imported inside the functions: help and usage errors come at once.
 """
 
 from __future__ import annotations
 
-from ssamba.cli.commands import (
-    bench,
-    convert,
-    demo,
-    embed,
-    export,
-    finetune,
-    info,
-    predict,
-    pretrain,
-    probe,
-    push,
-    reconstruct,
-    stats,
-)
+from ssamba.cli.commands import bench, demo
 from ssamba.cli.commands.common import Command
+from ssamba.cli.commands.models import convert, export, info, push
+from ssamba.cli.commands.recordings import embed, predict, reconstruct
+from ssamba.cli.commands.training import finetune, pretrain, probe, stats
 
 COMMANDS: dict[str, Command] = {
     "embed": embed.COMMAND,

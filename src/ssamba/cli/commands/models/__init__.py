@@ -1,0 +1,1 @@
+"""Commands about the files of a model: ``info``, ``convert``, ``export``, ``push``."""

@@ -1,0 +1,1 @@
+"""Commands that put recordings through a model: ``embed``, ``predict``, ``reconstruct``."""
