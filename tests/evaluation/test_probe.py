@@ -281,7 +281,7 @@ def test_values_of_c(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     ("words", "message"),
     [
         (["esc51"], "data set 'esc51' is unknown, did you mean 'esc50'?"),
-        (["no.yaml"], "no.yaml: cannot be read"),
+        (["no.yaml"], "no.yaml: is missing"),
         (["custom", "--layer", "3"], "layer '3': give 1 to 2, last or all"),
         (["custom", "--layer", "0"], "layer '0': give 1 to 2"),
         (["esc10"], "has no meta"),

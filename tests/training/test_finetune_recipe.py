@@ -86,7 +86,7 @@ def test_a_file_of_your_own(tmp_path: Path) -> None:
     path.write_text("mixpu: 0.5\n")
     with pytest.raises(ConfigError, match="unknown value 'mixpu', did you mean 'mixup'"):
         load_finetune_recipe(str(path))
-    with pytest.raises(ConfigError, match=r"none\.yaml: cannot be read"):
+    with pytest.raises(ConfigError, match=r"none\.yaml: is missing"):
         load_finetune_recipe(str(tmp_path / "none.yaml"))
     with pytest.raises(ConfigError, match="unknown recipe 'esc-50', did you mean 'esc50'"):
         load_finetune_recipe("esc-50")

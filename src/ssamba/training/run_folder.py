@@ -11,6 +11,7 @@ import yaml
 
 from ssamba.utils.atomic_write import write_text
 from ssamba.utils.errors import ConfigError, DataError
+from ssamba.utils.yaml_text import read_yaml
 
 RECIPE_FILE, SKIPPED_FILE = "recipe.yaml", "skipped.csv"
 
@@ -37,9 +38,9 @@ def check_same_recipe(out: Path, recipe: Any, source: str | None, may_change: Co
     now = {**dataclasses.asdict(recipe), "from": source}
     defaults = {f.name: f.default for f in dataclasses.fields(recipe)}
     try:
-        stored = yaml.safe_load((out / RECIPE_FILE).read_text(encoding="utf-8"))
+        stored = read_yaml(out / RECIPE_FILE)
         values = {**stored["recipe"], "from": stored["from"]}
-    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError):
+    except (ConfigError, KeyError, TypeError, ValueError):
         raise ConfigError(f"{out / RECIPE_FILE}: is missing or damaged; choose another --out") from None
     if not set(now) & set(values) >= {"from", "lr"} or ("objective" in now) != ("objective" in values):
         raise ConfigError(f"{out}: holds a run of another command; choose another --out")
@@ -53,7 +54,7 @@ def check_same_recipe(out: Path, recipe: Any, source: str | None, may_change: Co
 
 def check_same_data(out: Path, fingerprint: str) -> None:
     """Refuse to go on with other data. Raises ``DataError``."""
-    stored = yaml.safe_load((out / RECIPE_FILE).read_text(encoding="utf-8")).get("plan")
+    stored = read_yaml(out / RECIPE_FILE).get("plan")
     if stored != fingerprint:
         raise DataError(
             f"{out}: the data changed since the run began (files came, went or have another length); restore them, or "

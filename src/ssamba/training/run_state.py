@@ -9,24 +9,18 @@ import json
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from ssamba.utils.atomic_write import atomic_write
 from ssamba.utils.errors import CheckpointError
+from ssamba.utils.json_text import parse_json
+from ssamba.utils.tensor_file import read_tensors, write_tensors
 
 STATE_FILE = "state.safetensors"
 
 
 def save_state(folder: Path, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
     """Write the state whole or not at all. Raises ``SsambaError`` when it cannot be written."""
-    with atomic_write(folder / STATE_FILE) as temporary:
-        try:
-            plain = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-            save_file(plain, temporary, metadata={"state": json.dumps(values)})
-        except SafetensorError as error:
-            raise OSError(str(error)) from None
+    write_tensors(folder / STATE_FILE, tensors, {"state": json.dumps(values)})
 
 
 def load_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
@@ -34,9 +28,7 @@ def load_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     path = folder / STATE_FILE
     if not path.exists():
         return None
-    try:
-        with safe_open(path, framework="pt") as file:
-            values = json.loads((file.metadata() or {})["state"])
-            return {k: file.get_tensor(k) for k in file.keys()}, values  # noqa: SIM118 (safe_open is no dict)
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise CheckpointError(f"{path}: is damaged ({error}); restore it or choose another --out") from None
+    tensors, metadata = read_tensors(path)
+    if "state" not in metadata:
+        raise CheckpointError(f"{path}: is damaged (it holds no step); restore it or choose another --out")
+    return tensors, parse_json(metadata["state"], str(path), CheckpointError)

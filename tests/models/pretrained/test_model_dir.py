@@ -20,9 +20,9 @@ from ssamba.models.pretrained.model_dir import (
     read_config,
     read_model,
     save_model,
-    save_tensors,
 )
 from ssamba.utils.errors import CheckpointError, ConfigError, SsambaError
+from ssamba.utils.tensor_file import write_tensors
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def change_tensors(folder: Path, **changes: Tensor | None) -> None:
             del tensors[name]
         else:
             tensors[name] = tensor
-    save_tensors(folder / "model.safetensors", tensors)
+    write_tensors(folder / "model.safetensors", tensors)
 
 
 def test_round_trip(folder: Path, small_model: SSAMBA) -> None:
@@ -158,7 +158,7 @@ def test_a_full_disk_leaves_the_old_weights(folder: Path, small_model: SSAMBA, m
 
 def test_views_and_gradients_can_be_saved(tmp_path: Path) -> None:
     matrix = torch.arange(6.0, requires_grad=True).reshape(2, 3)
-    save_tensors(tmp_path / "t.safetensors", {"a": matrix.T, "b": matrix[:, 1]})
+    write_tensors(tmp_path / "t.safetensors", {"a": matrix.T, "b": matrix[:, 1]})
     tensors = load_tensors(tmp_path / "t.safetensors")
     assert torch.equal(tensors["a"], matrix.detach().T)
     assert torch.equal(tensors["b"], matrix.detach()[:, 1])

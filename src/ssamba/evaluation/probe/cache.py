@@ -16,8 +16,9 @@ from ssamba.data.examples import Example
 from ssamba.evaluation.probe.features import LOG_MEL, Wanted, extract, layer_name, rows_name
 from ssamba.inference.file_stream import Progress
 from ssamba.inference.model import Encoder
-from ssamba.models.pretrained.model_dir import load_tensors, save_tensors
+from ssamba.models.pretrained.model_dir import load_tensors
 from ssamba.utils.errors import AudioError, CheckpointError
+from ssamba.utils.tensor_file import write_tensors
 
 FEATURES_FORMAT = 2
 """Increased when features are computed in another way, so that older ones are no longer read."""
@@ -78,9 +79,9 @@ def cached_features(
         return found, True
     made = extract(examples, missing, progress)
     if plain is not None and missing.log_mel:
-        save_tensors(plain, {LOG_MEL: made[LOG_MEL]})
+        write_tensors(plain, {LOG_MEL: made[LOG_MEL]})
     if layer_file is not None and missing.model is not None:
-        save_tensors(layer_file, {name: made[name] for name in names})
+        write_tensors(layer_file, {name: made[name] for name in names})
     return found | made, False
 
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from torch import Tensor
 
 from ssamba.data.datasets import LAYOUTS, read_layout
@@ -25,6 +24,7 @@ from ssamba.utils.atomic_write import make_folder, write_text
 from ssamba.utils.errors import ConfigError
 from ssamba.utils.plots import layer_curves, require_matplotlib
 from ssamba.utils.suggest import nearest
+from ssamba.utils.yaml_text import read_yaml
 
 PROBE_FILE, PICTURE_FILE = "results.json", "layers.png"
 MEAN, MEAN_STD, ROW_MEAN_STD = "mean", "mean and deviation", "mean and deviation of each row"
@@ -79,12 +79,7 @@ def layout_of(name: str) -> str:
     if path.suffix not in (".yaml", ".yml"):
         known = sorted(LAYOUTS)
         raise ConfigError(f"data set '{name}' is unknown{nearest(name, known)} (known: {', '.join(known)})")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{name}: cannot be read ({error})") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{name}: is not YAML ({error})") from None
+    values = read_yaml(path)
     layout = values.get("layout") if isinstance(values, dict) else None
     if layout not in LAYOUTS:
         raise ConfigError(f"{name}: has no 'layout' that names a data set: give one of {', '.join(sorted(LAYOUTS))}")

@@ -9,7 +9,7 @@ from torch import Tensor
 from ssamba.models.config import WIDTHS
 from ssamba.models.pretrained.model_dir import RESULTS_FILE, Description
 from ssamba.utils.errors import SsambaError
-from ssamba.utils.json_file import read_json
+from ssamba.utils.json_text import read_json
 
 PAPERS = {"ssamba": ("SSAMBA", "2405.11831"), "ssast": ("SSAST", "2110.09784")}
 MAX_CLASSES_NAMED = 50

@@ -9,11 +9,12 @@ from pathlib import Path
 
 from ssamba.inference.hf.card import model_card
 from ssamba.models.pretrained.load import ModelSource, locate, read_model_source
-from ssamba.models.pretrained.model_dir import CONFIG_FILE, WEIGHTS_FILE, save_config, save_tensors
+from ssamba.models.pretrained.model_dir import CONFIG_FILE, WEIGHTS_FILE, save_config
 from ssamba.models.pretrained.transformers_files import MODEL_MAP, write_preprocessor
 from ssamba.utils.atomic_write import explain, make_folder, write_text
 from ssamba.utils.errors import ConfigError
-from ssamba.utils.json_file import read_json
+from ssamba.utils.json_text import read_json
+from ssamba.utils.tensor_file import write_tensors
 
 CODE = ("configuration_ssamba.py", "encoder_ssamba.py", "feature_extraction_ssamba.py", "modeling_ssamba.py")
 CARD_FILE = "README.md"
@@ -59,7 +60,7 @@ def export(
         values = read_json(folder / CONFIG_FILE) | {"auto_map": MODEL_MAP}
         write_text(folder / CONFIG_FILE, json.dumps(values, indent=2) + "\n")
         write_code(folder)
-    save_tensors(folder / WEIGHTS_FILE, tensors)
+    write_tensors(folder / WEIGHTS_FILE, tensors)
     if text is None:
         text = model_card(name or folder.name, description, tensors, locate(source), licence, remote_code)
     write_text(folder / CARD_FILE, text)

@@ -17,10 +17,11 @@ from ssamba.audio.front_end import FrontEnd
 from ssamba.models.config import Config
 from ssamba.models.encoder import Encoder
 from ssamba.models.pretrained.load import ModelSource, locate, read_model_source
-from ssamba.models.pretrained.model_dir import EXTRAS, WEIGHTS_FILE, build, read_model, save_config, save_tensors
+from ssamba.models.pretrained.model_dir import EXTRAS, WEIGHTS_FILE, build, read_model, save_config
 from ssamba.models.pretrained.official import PREFIX, doubling, from_official, to_official
 from ssamba.utils.atomic_write import atomic_write, explain, make_folder
 from ssamba.utils.errors import CheckpointError, ConfigError, SsambaError
+from ssamba.utils.tensor_file import write_tensors
 
 FILES = (".pth", ".pt", ".safetensors")
 HALF = torch.float16
@@ -65,7 +66,7 @@ def _to_directory(source: ModelSource | None, dest: Path, attention_heads: int |
     heads = description.heads
     with _new_directory(dest) as folder:
         save_config(folder, description)
-        save_tensors(folder / WEIGHTS_FILE, tensors)
+        write_tensors(folder / WEIGHTS_FILE, tensors)
     return [f"{dest}: {len(tensors)} tensors {'with' if heads else 'without'} pretraining heads"]
 
 
@@ -83,7 +84,7 @@ def _to_half(source: ModelSource | None, dest: Path, attention_heads: int | None
     error = ((found - expected).norm() / expected.norm()).item()
     with _new_directory(dest) as folder:
         save_config(folder, description)
-        save_tensors(folder / WEIGHTS_FILE, halved)
+        write_tensors(folder / WEIGHTS_FILE, halved)
     size = (dest / WEIGHTS_FILE).stat().st_size / 1e6
     return [f"{dest}: {len(halved)} tensors in fp16, {size:.1f} MB; the embedding's relative error is {error:.1e}"]
 

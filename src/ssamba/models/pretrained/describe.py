@@ -24,7 +24,7 @@ from ssamba.models.pretrained.model_dir import (
     read_config,
     read_shapes,
 )
-from ssamba.utils.json_file import read_json
+from ssamba.utils.json_text import read_json
 
 
 def describe(source: ModelSource | None = None) -> dict[str, Any]:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ssamba.models.classifier import Classification
@@ -18,9 +15,10 @@ from ssamba.models.config import ENCODERS, FORMAT, Config
 from ssamba.models.encoder import Encoder
 from ssamba.models.pretrained.transformers_files import config_keys, write_preprocessor
 from ssamba.models.registry import KINDS, Kind, make_encoder
-from ssamba.utils.atomic_write import atomic_write, write_text
+from ssamba.utils.atomic_write import write_text
 from ssamba.utils.errors import CheckpointError
-from ssamba.utils.json_file import read_json
+from ssamba.utils.json_text import read_json
+from ssamba.utils.tensor_file import read_header, read_tensors, write_tensors
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 SUMMARY_FILE, RESULTS_FILE = "state.json", "results.json"
@@ -29,36 +27,14 @@ EXTRAS = "extras."
 """Prefix of tensors that an official file carried and the model does not use; kept for converting back."""
 
 
-def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Write a safetensors file whole or not at all. Raises ``SsambaError`` when it cannot be written."""
-    with atomic_write(path) as temporary:
-        try:
-            save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary)
-        except SafetensorError as error:  # how the library reports a full disk or a refused write
-            raise OSError(str(error)) from None
-
-
-@contextlib.contextmanager
-def _checkpoint_errors(path: Path) -> Iterator[None]:
-    """Faults of a safetensors file as ``CheckpointError``."""
-    try:
-        yield
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: is missing") from None
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: is damaged or no safetensors file ({error})") from None
-
-
 def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file. Raises ``CheckpointError``."""
-    with _checkpoint_errors(path):
-        return load_file(path)
+    """Read a safetensors file, checked by its digest if it has one. Raises ``CheckpointError``."""
+    return read_tensors(path)[0]
 
 
 def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """Names and shapes in a safetensors file, of which only the header is read. Raises ``CheckpointError``."""
-    with _checkpoint_errors(path), safe_open(path, framework="pt") as file:
-        return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 (no mapping)
+    return {name: entry.shape for name, entry in read_header(path).entries.items()}
 
 
 @dataclass(frozen=True)
@@ -97,7 +73,7 @@ def save_model(
     """Write ``config.json`` and ``model.safetensors`` into ``folder``; ``weights`` stand in for the model's own."""
     tensors = dict(weights or model.state_dict()) | {EXTRAS + k: v for k, v in (extras or {}).items()}
     save_config(folder, describe_model(model))
-    save_tensors(folder / WEIGHTS_FILE, tensors)
+    write_tensors(folder / WEIGHTS_FILE, tensors)
 
 
 def read_config(folder: Path) -> Description:

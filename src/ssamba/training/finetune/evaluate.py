@@ -20,9 +20,10 @@ from ssamba.evaluation import metrics
 from ssamba.models import losses
 from ssamba.models.config import Config
 from ssamba.models.encoder import Encoder
-from ssamba.models.pretrained.model_dir import load_tensors, save_tensors
+from ssamba.models.pretrained.model_dir import load_tensors
 from ssamba.training.features import batch_features
 from ssamba.training.finetune.recipe import FinetuneRecipe
+from ssamba.utils.tensor_file import write_tensors
 
 FEATURE_BYTES = 4 << 30
 """Features of a set are kept on the model's device between evaluations when they are no larger."""
@@ -45,7 +46,7 @@ class ClassifierOutputs:
 
     def save(self, path: Path) -> None:
         """Write a safetensors file."""
-        save_tensors(path, {"logits": self.logits, "targets": self.targets, "examples": self.examples})
+        write_tensors(path, {"logits": self.logits, "targets": self.targets, "examples": self.examples})
 
     @classmethod
     def load(cls, path: Path) -> ClassifierOutputs:

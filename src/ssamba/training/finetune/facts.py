@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import yaml
 
 from ssamba.data.datasets import read_layout
 from ssamba.data.examples import Example, LabelledData
@@ -21,7 +20,8 @@ from ssamba.training.finetune import auto
 from ssamba.training.finetune.recipe import FinetuneRecipe
 from ssamba.training.loop import precision
 from ssamba.training.run_folder import RECIPE_FILE
-from ssamba.utils.errors import AudioError
+from ssamba.utils.errors import AudioError, ConfigError
+from ssamba.utils.yaml_text import read_yaml
 
 MAX_LENGTHS = 2000
 """Most clips whose lengths are read."""
@@ -46,13 +46,13 @@ def read_data(recipe: FinetuneRecipe, root: Path) -> tuple[FinetuneRecipe, Label
 def stored_values(recipe: FinetuneRecipe, out: Path) -> FinetuneRecipe:
     """The recipe with what it leaves open as in the run in ``out``; unchanged where there is none."""
     try:
-        stored = yaml.safe_load((out / RECIPE_FILE).read_text(encoding="utf-8"))["recipe"]
+        stored = read_yaml(out / RECIPE_FILE)["recipe"]
         if "layout" not in stored:  # of another command: refused where it is entered
             return recipe
         known = {name: stored[name] for name in recipe.open if name in stored}
         if recipe.choose == "auto":
             known["choose"] = stored["choose"]
-    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError):
+    except (ConfigError, KeyError, TypeError, ValueError):
         return recipe  # a damaged run is refused where it is entered
     return dataclasses.replace(recipe, **known, auto="") if recipe.open else recipe
 

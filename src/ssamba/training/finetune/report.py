@@ -21,7 +21,7 @@ from ssamba.models.pretrained.model_dir import RESULTS_FILE
 from ssamba.training.finetune.evaluate import ClassifierOutputs
 from ssamba.training.finetune.recipe import FinetuneRecipe
 from ssamba.utils.atomic_write import write_text
-from ssamba.utils.json_file import read_json
+from ssamba.utils.json_text import read_json
 
 TABLE_FILE, CLASSES_FILE = "results.md", "classes.csv"
 PREDICTIONS_FILE, CONFUSION_FILE = "predictions.csv", "confusion.png"

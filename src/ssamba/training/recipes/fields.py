@@ -13,10 +13,11 @@ from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-import yaml
-
 from ssamba.utils.errors import ConfigError
+from ssamba.utils.files import read_text
 from ssamba.utils.suggest import nearest
+from ssamba.utils.terminal import shorten
+from ssamba.utils.yaml_text import parse_yaml
 
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
@@ -112,7 +113,7 @@ def check_fields(recipe: Any) -> None:
         kind = type(f.default)
         good = isinstance(value, kind) or (kind is float and isinstance(value, int))
         if not good or (kind is not bool and isinstance(value, bool)):
-            raise ConfigError(f"{f.name}: {value!r}, give a value of type {kind.__name__}")
+            raise ConfigError(f"{f.name}: {shorten(value)}, give a value of type {kind.__name__}")
     for f in fields:
         value, bounds = getattr(recipe, f.name), f.metadata["bounds"]
         if isinstance(value, (int, float)) and not bounds.admit(value):
@@ -121,16 +122,12 @@ def check_fields(recipe: Any) -> None:
 
 def read_values(file: Path | Traversable, source: str, kind: type) -> dict[str, Any]:
     """Values of a YAML file whose keys are the fields of ``kind``. Raises ``ConfigError`` that names ``source``."""
-    try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{source}: cannot be read ({error})") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{source}: is not YAML ({' '.join(str(error).split())})") from None
+    text = read_text(file) if isinstance(file, Path) else file.read_text(encoding="utf-8")
+    values = parse_yaml(text, source) or {}
     if not isinstance(values, dict):
         raise ConfigError(f"{source}: holds a {type(values).__name__}, expected 'key: value' lines")
     known = [f.name for f in dataclasses.fields(kind)]
     for key in values:
         if key not in known:
-            raise ConfigError(f"{source}: unknown value '{key}'{nearest(str(key), known)}")
+            raise ConfigError(f"{source}: unknown value {shorten(key)}{nearest(shorten(key), known)}")
     return values

@@ -1,0 +1,76 @@
+"""The one way to a file's bytes: regular files only, never more than a bound that is set beforehand."""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+
+from ssamba.utils.errors import ConfigError, SsambaError
+
+TEXT_LIMIT = 64 << 20
+"""Most bytes of a text file (JSON, YAML, CSV read whole): 64 MiB."""
+
+
+def open_regular(path: str | os.PathLike[str], error: type[SsambaError] = ConfigError) -> io.BufferedReader:
+    """Open a regular file for reading, without waiting.
+
+    A pipe, a socket, a device or a folder is refused: reading it could hang, or never end. Raises ``error``, which
+    names the file and the reason.
+    """
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+    try:
+        descriptor = os.open(path, flags)
+    except FileNotFoundError:
+        raise error(f"{os.fspath(path)}: is missing") from None
+    except IsADirectoryError:
+        raise error(f"{os.fspath(path)}: is a folder, not a file") from None
+    except (OSError, ValueError) as problem:  # ValueError: a zero byte in the name
+        reason = getattr(problem, "strerror", None) or problem
+        raise error(f"{os.fspath(path)}: cannot be read ({reason})") from None
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        kind = (
+            "a folder, not a file" if stat.S_ISDIR(mode) else "not a regular file; copy what it holds to a file first"
+        )
+        raise error(f"{os.fspath(path)}: is {kind}")
+    return os.fdopen(descriptor, "rb")
+
+
+def check_regular(path: str | os.PathLike[str], error: type[SsambaError] = ConfigError) -> int:
+    """The size in bytes of a file that another library opens by its name. Raises as ``open_regular``."""
+    with open_regular(path, error) as file:
+        return os.fstat(file.fileno()).st_size
+
+
+def read_bytes(path: str | os.PathLike[str], limit: int = TEXT_LIMIT, error: type[SsambaError] = ConfigError) -> bytes:
+    """A whole file of at most ``limit`` bytes. Raises ``error`` for a larger one, before memory is taken."""
+    with open_regular(path, error) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > limit:
+            raise error(f"{os.fspath(path)}: has {size:,} bytes, at most {limit:,} are read; is it the right file?")
+        try:
+            content = file.read(limit + 1)
+        except OSError as problem:
+            raise error(f"{os.fspath(path)}: cannot be read ({problem.strerror or problem})") from None
+    if len(content) > limit:
+        raise error(f"{os.fspath(path)}: has more than {limit:,} bytes; is it the right file?")
+    return content
+
+
+def read_text(
+    path: str | os.PathLike[str],
+    limit: int = TEXT_LIMIT,
+    error: type[SsambaError] = ConfigError,
+    encoding: str = "utf-8",
+) -> str:
+    """A whole text file of at most ``limit`` bytes. Raises ``error`` for other encodings, too."""
+    content = read_bytes(path, limit, error)
+    try:
+        return content.decode(encoding)
+    except UnicodeDecodeError as problem:
+        raise error(
+            f"{os.fspath(path)}: is not UTF-8 text (byte {content[problem.start]:#04x} at {problem.start}); save it as "
+            "UTF-8"
+        ) from None
