@@ -145,10 +145,9 @@ def read_header(path: Path, error: type[SsambaError] = CheckpointError) -> Heade
                 f"{path}: is damaged or no safetensors file (the place of {name} does not follow the one before)"
             )
         position = entry.end
-    if 8 + length + position != total:
-        raise error(
-            f"{path}: is damaged or no safetensors file ({total:,} bytes, its header describes {8 + length + position:,})"
-        )
+    described = 8 + length + position
+    if described != total:
+        raise error(f"{path}: is damaged or no safetensors file ({total:,} bytes, its header describes {described:,})")
     return Header(entries, metadata, 8 + length)
 
 
