@@ -126,3 +126,39 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert (out / "time.png").stat().st_size > 1000
     assert main(["bench", "--out", str(out), "--tokens", "100"]) == 2
     assert "multiples of 8" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("model", ["ssamba", "ssast"])
+def test_a_training_pass_leaves_the_gradients_of_a_plain_one(model: str) -> None:
+    settings = Settings(CPU, torch.float32, training=True)
+    encoder, features = measure.make_model(Case("tiny", model, 64, 1), settings)
+    tokens = measure.run_pass(encoder, encoder.encode, features, settings)
+    found = {name: p.grad for name, p in encoder.named_parameters() if p.grad is not None}
+    encoder.zero_grad()
+    expected = encoder.encode(features)
+    expected.square().mean().backward()
+    assert torch.equal(tokens, expected)
+    assert found
+    for name, parameter in encoder.named_parameters():
+        assert parameter.grad is None or torch.equal(found[name], parameter.grad)
+
+
+@pytest.mark.slow
+def test_the_compiled_transformer_gives_the_same_tokens() -> None:
+    """The peer is left out where no compiler is, and then refused by name before anything is measured."""
+    settings = Settings(CPU, torch.float32, models=("ssast-compiled",), tokens=(64,), repeats=1)
+    try:
+        torch.compile(torch.sin, dynamic=False)(torch.zeros(8))
+    except Exception:
+        with pytest.raises(ConfigError, match="ssast-compiled needs torch.compile"):
+            list(measure_all(settings))
+        return
+    (result,) = measure_all(settings)
+    assert result.status == ""
+    assert result.error is not None
+    assert result.error < FP32
+
+
+def test_the_compiled_form_is_no_default_on_a_cpu() -> None:
+    assert "ssast-compiled" not in Settings(CPU, torch.float32).filled().models
+    assert "ssast-compiled" in Settings(torch.device("cuda"), torch.bfloat16).filled().models

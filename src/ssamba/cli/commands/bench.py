@@ -20,7 +20,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_device(parser)
     parser.add_argument("--dtype", default="auto", help="fp32, bf16, fp16 or auto (bf16 on a GPU that has it)")
     parser.add_argument("--sizes", nargs="+", metavar="SIZE", help="tiny, small, base (default: all; on a CPU tiny)")
-    parser.add_argument("--models", nargs="+", metavar="MODEL", help="ssamba, ssast, ssast-written-out (default: all)")
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        metavar="MODEL",
+        help="ssamba, ssast-compiled, ssast, ssast-written-out (default: all; on a CPU without ssast-compiled)",
+    )
+    parser.add_argument("--training", action="store_true", help="time forward and backward, not inference")
     parser.add_argument(
         "--tokens", nargs="+", type=positive, metavar="N", help="numbers of patches (default: 512 to 75,008; CPU 4,096)"
     )
@@ -38,7 +44,9 @@ def run(arguments: argparse.Namespace) -> int:
     require_matplotlib(arguments.out / "time.png")
     device = pick_device(arguments.device)
     chosen: dict[str, Any] = {k: tuple(v) for k in ("sizes", "models", "tokens") if (v := getattr(arguments, k))}
-    settings = Settings(device, pick_dtype(arguments.dtype, device), repeats=arguments.repeats)
+    settings = Settings(
+        device, pick_dtype(arguments.dtype, device), repeats=arguments.repeats, training=arguments.training
+    )
     settings = replace(settings, batch=arguments.batch or 0, **chosen).filled()
     results = []
     with Bar("measuring") as bar:

@@ -29,8 +29,12 @@ from ssamba.models.config import WIDTHS, Config
 from ssamba.utils.errors import ConfigError
 from ssamba.utils.graph_capture import captured
 
-MODELS = ("ssamba", "ssast", "ssast-written-out")
-"""The last is SSAST with the attention matrix in memory: what the paper compares with."""
+MODELS = ("ssamba", "ssast-compiled", "ssast", "ssast-written-out")
+"""SSAST under ``torch.compile``, the fastest form that a user can have, is the peer. The last has the attention matrix
+in memory: what the paper compares with."""
+PEER = "ssast-compiled"
+DEFAULT_MODELS = {"cuda": MODELS, "cpu": ("ssamba", "ssast", "ssast-written-out")}
+"""On a CPU ``torch.compile`` needs a C++ compiler, so its form is measured there only when it is asked for."""
 FREQUENCY_ROWS = Config().grid[0]
 """Patches along frequency of the models that are measured."""
 DEFAULT_TOKENS = {
@@ -41,6 +45,7 @@ BATCH = {"cuda": 4, "cpu": 1}
 SIZES = {"cuda": ("tiny", "small", "base"), "cpu": ("tiny",)}
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 4e-2, torch.float16: 1e-2}
 """Largest relative error of the tokens after the whole encoder against float32, for weights and products in a dtype."""
+COMPILED_WARM_UPS = 3
 OUT_OF_MEMORY, WRONG, TOO_SLOW = "out of memory", "wrong output", "too slow"
 SHARE_OF_MEMORY = 0.8
 WARM_UP_FRAMES = 160
@@ -75,17 +80,19 @@ class Result:
 class Settings:
     """What to measure and how: empty choices mean those that suit the device.
 
-    ``limit_seconds`` is for one case, longer ones of the same model are then left out.
+    ``limit_seconds`` is for one case, longer ones of the same model are then left out. With ``training`` a pass is
+    forward and backward of float32 weights under autocast to ``dtype``, without an optimiser.
     """
 
     device: torch.device
     dtype: torch.dtype
     sizes: tuple[str, ...] = ()
-    models: tuple[str, ...] = MODELS
+    models: tuple[str, ...] = ()
     tokens: tuple[int, ...] = ()
     batch: int = 0
     repeats: int = 10
     limit_seconds: float = 120.0
+    training: bool = False
 
     def filled(self) -> Settings:
         """With the device's choices in place of empty ones. Raises ``ConfigError`` for sizes that do not exist."""
@@ -93,6 +100,7 @@ class Settings:
         full = replace(
             self,
             sizes=self.sizes or SIZES[kind],
+            models=self.models or DEFAULT_MODELS[kind],
             tokens=tuple(sorted(self.tokens or DEFAULT_TOKENS[kind])),
             batch=self.batch or BATCH[kind],
         )
@@ -109,6 +117,8 @@ class Settings:
 def measure_all(settings: Settings, progress: Callable[[float, float, str], None] | None = None) -> Iterator[Result]:
     """Results of all cases, shortest first for each size and model; those longer than one that failed fail likewise."""
     settings = settings.filled()
+    if PEER in settings.models:
+        _check_compiler(settings)
     done, total = 0, len(settings.sizes) * len(settings.models) * len(settings.tokens)
     for size in settings.sizes:
         for model in settings.models:
@@ -121,6 +131,17 @@ def measure_all(settings: Settings, progress: Callable[[float, float, str], None
                 failed = result.status if result.status in (OUT_OF_MEMORY, TOO_SLOW) else ""
                 yield result
                 done += 1
+
+
+def _check_compiler(settings: Settings) -> None:
+    """Refuse ``torch.compile`` where it cannot work, before hours of other cases."""
+    try:
+        torch.compile(torch.sin, dynamic=False)(torch.zeros(8, device=settings.device))
+    except Exception as error:  # no common class: no compiler, no Triton, an unknown Python
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(
+            f"models: {PEER} needs torch.compile, which does not work here ({reason}); leave it out"
+        ) from None
 
 
 def _measure(case: Case, settings: Settings) -> Result:
@@ -176,31 +197,56 @@ def measure(case: Case, settings: Settings) -> Result:
     """Check, then time one case in this process. Raises what the device raises when memory does not suffice."""
     model, features = make_model(case, settings)
     expected = expected_tokens(model, features[:1])
-    model = model.to(settings.dtype)
-    features = features.to(settings.dtype)
-    model.encode(features[:, :WARM_UP_FRAMES])  # compiled kernels and workspaces are no activations
+    if not settings.training:
+        model = model.to(settings.dtype)
+        features = features.to(settings.dtype)
+    encode = _encode_of(model, case, settings)
+    # Compiled kernels and workspaces are no activations; torch.compile needs the shape that is timed.
+    warm = features if case.model == PEER else features[:, :WARM_UP_FRAMES]
+    run_pass(model, encode, warm, settings)
     _sync(settings.device)
     before = _memory(settings.device, reset=True)
     begin = time.perf_counter()
-    found = model.encode(features)
+    found = run_pass(model, encode, features, settings)
     _sync(settings.device)
     first = time.perf_counter() - begin
-    used = (_memory(settings.device) - before) / 2**20
+    used = max(0.0, _memory(settings.device) - before) / 2**20
     error = relative_error(found[:1], expected)
     del found, expected
     if error > TOLERANCE[settings.dtype]:
         return Result(case, WRONG, error=error)
     if first > settings.limit_seconds:
         return Result(case, TOO_SLOW, error=error, mebibytes=used)
-    return Result(case, "", _time(model, features, settings), used, error)
+    milliseconds = _time(lambda: run_pass(model, encode, features, settings), case, settings)
+    return Result(case, "", milliseconds, used, error)
 
 
-def _time(model: Encoder, features: Tensor, settings: Settings) -> float:
+def _encode_of(model: Encoder, case: Case, settings: Settings) -> Callable[[Tensor], Tensor]:
+    """The call that is timed: features to tokens."""
+    if case.model != PEER:
+        return model.encode
+    torch._dynamo.reset()
+    return torch.compile(model.encode, dynamic=False)
+
+
+def run_pass(model: Encoder, encode: Callable[[Tensor], Tensor], features: Tensor, settings: Settings) -> Tensor:
+    """One pass, for training with the gradients of all weights, which are written anew; returns the tokens."""
+    if not settings.training:
+        return encode(features)
+    for parameter in model.parameters():
+        parameter.grad = None
+    with torch.enable_grad():
+        with torch.autocast(settings.device.type, settings.dtype, enabled=settings.dtype != torch.float32):
+            tokens = encode(features)
+        tokens.float().square().mean().backward()
+    return tokens.detach()
+
+
+def _time(run: Callable[[], object], case: Case, settings: Settings) -> float:
     """Median milliseconds of a pass; a second of repeats is enough for slow ones."""
-    run: Callable[[], object] = lambda: model.encode(features)  # noqa: E731
     on_gpu = settings.device.type == "cuda"
     if on_gpu:
-        run = captured(run, warm_ups=1)
+        run = captured(run, warm_ups=COMPILED_WARM_UPS if case.model == PEER else 1)
     times: list[float] = []
     run()
     _sync(settings.device)

@@ -16,7 +16,12 @@ from ssamba.evaluation.speed.measure import MODELS, Result, Settings
 from ssamba.utils.atomic_write import make_folder, write_text
 from ssamba.utils.plots import BenchLine, bench_picture
 
-NAMES = {"ssamba": "SSAMBA", "ssast": "SSAST, fused attention", "ssast-written-out": "SSAST, attention written out"}
+NAMES = {
+    "ssamba": "SSAMBA",
+    "ssast-compiled": "SSAST, compiled",
+    "ssast": "SSAST, fused attention",
+    "ssast-written-out": "SSAST, attention written out",
+}
 CSV_FILE, SPEED_TABLE_FILE, TIME_FILE, MEMORY_FILE = "bench.csv", "bench.md", "time.png", "memory.png"
 PAPER_TOKENS = 22016
 """The length at which the paper states its percentages."""
@@ -29,7 +34,9 @@ def write_report(folder: Path, results: Sequence[Result], settings: Settings, pi
     write_text(folder / SPEED_TABLE_FILE, speed_table(results, settings))
     written = [folder / CSV_FILE, folder / SPEED_TABLE_FILE]
     if pictures:
-        title = f"Inference, batch {settings.filled().batch}, {_dtype(settings)}, {device_name(settings.device)}"
+        title = (
+            f"{_what(settings)}, batch {settings.filled().batch}, {_dtype(settings)}, {device_name(settings.device)}"
+        )
         for name, value, label in (
             (TIME_FILE, "milliseconds", "milliseconds"),
             (MEMORY_FILE, "mebibytes", "MiB beyond weights and input"),
@@ -50,6 +57,10 @@ def device_name(device: torch.device) -> str:
     except (OSError, StopIteration):
         pass
     return f"{name}, {torch.get_num_threads()} threads of {os.cpu_count()}"
+
+
+def _what(settings: Settings) -> str:
+    return "Training (forward and backward)" if settings.training else "Inference"
 
 
 def _dtype(settings: Settings) -> str:
@@ -86,7 +97,7 @@ def speed_table(results: Sequence[Result], settings: Settings) -> str:
     """Tables of all sizes, with what the comparison at 22,016 tokens (or the longest) and the crossover say."""
     full = settings.filled()
     lines = [
-        f"Inference of a batch of {full.batch}, {_dtype(settings)}, {device_name(settings.device)}, "
+        f"{_what(settings)} of a batch of {full.batch}, {_dtype(settings)}, {device_name(settings.device)}, "
         f"torch {torch.__version__}. Time: median of a pass"
         + (" replayed as a CUDA graph" if settings.device.type == "cuda" else "")
         + ". Memory: peak beyond weights and input. Every output was checked first against a float32 form that shares "
@@ -143,12 +154,12 @@ def _sentences(size: str, table: dict[tuple[str, int], Result], settings: Settin
 
 
 def _comparison(ours: Result, theirs: Result) -> str:
-    if not (ours.milliseconds and theirs.milliseconds and ours.mebibytes and theirs.mebibytes):
+    if not (ours.milliseconds and theirs.milliseconds):
         return f"{theirs.status} there"
-    return (
-        f"{_percent(ours.milliseconds / theirs.milliseconds, 'faster', 'slower')}, "
-        f"{_percent(ours.mebibytes / theirs.mebibytes, 'leaner', 'more memory')}"
-    )
+    text = _percent(ours.milliseconds / theirs.milliseconds, "faster", "slower")
+    if ours.mebibytes and theirs.mebibytes:  # tiny passes take no more than the warm-up before them
+        text += f", {_percent(ours.mebibytes / theirs.mebibytes, 'leaner', 'more memory')}"
+    return text
 
 
 def _percent(ratio: float, less: str, more: str) -> str:
