@@ -150,7 +150,7 @@ def test_the_compiled_transformer_gives_the_same_tokens() -> None:
     try:
         torch.compile(torch.sin, dynamic=False)(torch.zeros(8))
     except Exception:
-        with pytest.raises(ConfigError, match="ssast-compiled needs torch.compile"):
+        with pytest.raises(ConfigError, match=r"ssast-compiled needs torch\.compile"):
             list(measure_all(settings))
         return
     (result,) = measure_all(settings)
