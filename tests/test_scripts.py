@@ -215,6 +215,10 @@ def test_kernels_gpu() -> None:
     assert run("benchmarks/kernels_gpu.py", "--dry-run", "--cases", *words).count(": runs") == 2
 
 
+def test_compiled_peer() -> None:
+    assert run("benchmarks/compiled_peer.py", "--dry-run").count("| tiny ") == 2
+
+
 def test_pretrain_speed(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for i in range(60):
