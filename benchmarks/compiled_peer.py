@@ -3,8 +3,8 @@
     PYTHONPATH=src python benchmarks/compiled_peer.py
 
 Inference with bf16 weights, training (forward and backward) with float32 weights under bf16 autocast, both models as
-CUDA graphs; median of 10 passes; memory is the peak beyond weights and input. Every output is checked first, as in ``ssamba
-bench``. Prints a table in markdown.
+CUDA graphs; median of 10 passes; memory is the peak beyond weights and input. Every output is checked first, as in
+``ssamba bench``. Prints a table in markdown.
 """
 
 from __future__ import annotations
