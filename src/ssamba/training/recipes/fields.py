@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 Recipe = TypeVar("Recipe", bound=type)
 
 
+LARGEST = 10**18
+"""No number of a recipe is larger."""
+
+
 class Bounds(NamedTuple):
     """Limits of a number: ``min`` and ``max`` are included, ``above`` and ``below`` not; NaN and infinity never are."""
 
@@ -37,6 +41,8 @@ class Bounds(NamedTuple):
 
     def admit(self, value: float) -> bool:
         """Whether the value lies within."""
+        if abs(value) > LARGEST:  # whole numbers that no float holds, too
+            return False
         return math.isfinite(value) and self.min <= value <= self.max and self.above < value < self.below
 
     def wanted(self) -> str:
