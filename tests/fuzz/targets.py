@@ -174,18 +174,18 @@ def _call_state(path: Path) -> None:
     load_state(folder)
 
 
+FILES = ("b/c.wav", "é.wav", *(f"{letter}.wav" for letter in "adefghik"))
+
+
 def _table_seeds(folder: Path) -> list[bytes]:
-    rows = [("a.wav", "dog", 0.6), ("b/c.wav", "cat", 0.6), ("é.wav", "rain", ""), *[("a.wav", "cat", 0.6)] * 6]
+    """Tables with each delimiter, line ending and encoding; the last gives each clip its split."""
+    rows = [(name, ("dog", "cat")[i % 2], ("0.6", "")[i % 5 == 0]) for i, name in enumerate(FILES)]
     texts = []
     for delimiter in ",\t;":
-        lines = [delimiter.join(("path", "label", "seconds"))]
-        lines += [delimiter.join((name, label, str(seconds))) for name, label, seconds in rows]
+        lines = [delimiter.join(row) for row in (("path", "label", "seconds"), *rows)]
         texts.append("\n".join(lines) + "\n")
-    parts = ["train", "test", "val"] * 3
-    lines = [
-        "path,labels,split",
-        *(f"{name},{label}|x,{part}" for (name, label, _), part in zip(rows, parts, strict=True)),
-    ]
+    parts = ["train"] * 6 + ["val"] * 2 + ["test"] * 2
+    lines = ["path,labels,split", *(f"{row[0]},{row[1]}|x,{part}" for row, part in zip(rows, parts, strict=True))]
     texts.append("\n".join(lines) + "\n")
     texts.append(texts[0].replace("\n", "\r\n"))
     return [text.encode() for text in texts] + [texts[0].encode("utf-16"), b"\xef\xbb\xbf" + texts[1].encode()]
@@ -197,7 +197,7 @@ def _json_seeds(folder: Path) -> list[bytes]:
 
 
 def _call_manifest(path: Path) -> None:
-    for name in ("a.wav", "b/c.wav", "é.wav"):
+    for name in FILES:
         file = path.parent / name
         if not file.exists():
             file.parent.mkdir(exist_ok=True)

@@ -115,7 +115,8 @@ def check_fields(recipe: Any) -> None:
     for f in fields:
         value, choices = getattr(recipe, f.name), f.metadata["choices"]
         if choices and value not in choices:
-            raise ConfigError(f"{f.name}: '{value}'{nearest(str(value), list(choices))} choose {', '.join(choices)}")
+            near = nearest(shorten(value), list(choices))
+            raise ConfigError(f"{f.name}: {shorten(value)}{near} choose {', '.join(choices)}")
         kind = type(f.default)
         good = isinstance(value, kind) or (kind is float and isinstance(value, int))
         if not good or (kind is not bool and isinstance(value, bool)):
@@ -123,7 +124,7 @@ def check_fields(recipe: Any) -> None:
     for f in fields:
         value, bounds = getattr(recipe, f.name), f.metadata["bounds"]
         if isinstance(value, (int, float)) and not bounds.admit(value):
-            raise ConfigError(f"{f.name}: {value}, give {bounds.wanted()}")
+            raise ConfigError(f"{f.name}: {shorten(value)}, give {bounds.wanted()}")
 
 
 def read_values(file: Path | Traversable, source: str, kind: type) -> dict[str, Any]:
