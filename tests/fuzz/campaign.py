@@ -1,8 +1,8 @@
 """Fuzzing: ``PYTHONPATH=tests python -m fuzz.campaign --cases 1000000`` (``make fuzz``).
 
 Every case is a function of (seed, target, number): ``--only mp3/1234`` makes it again. Findings go to ``--out``, one
-for each place where the program failed: the damaged file, and a text that says what happened. Exit code 1 with findings.
-Each process may take 1.5 GB beyond what it has after the first cases; a case may take 30 s.
+for each place where the program failed: the damaged file, and a text that says what happened. Exit code 1 with
+findings. Each process may take 1.5 GB beyond what it has after the first cases; a case may take 30 s.
 """
 
 from __future__ import annotations
