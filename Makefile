@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 JOBS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
-.PHONY: demo test test-slow lint bench clean
+.PHONY: demo test test-slow fuzz lint bench clean
 
 demo: $(STAMP)
 	$(BIN)/ssamba demo --out demo
@@ -18,6 +18,12 @@ test: $(STAMP) lint
 # What takes long: runs that are killed at several points, several processes, CUDA C++ emulated and compiled, whole grids.
 test-slow: $(STAMP)
 	$(PYTEST) -m 'slow and not gpu'
+
+# Damaged files of every kind, CASES of them from SEED; findings are written to fuzz-findings/.
+CASES ?= 1000000
+SEED ?= 0
+fuzz: $(STAMP)
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m fuzz.campaign --cases $(CASES) --seed $(SEED) --jobs $(JOBS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -8,9 +8,24 @@ from __future__ import annotations
 
 import os
 
+from ssamba.utils.terminal import printable
+
+LONGEST_MESSAGE = 900
+"""Most characters of a message; of a longer one, which quotes a long name or value, the middle is left out."""
+
 
 class SsambaError(Exception):
-    """A problem with what the user gave: one clear line that says what is wrong and how to fix it."""
+    """A problem with what the user gave: one clear line that says what is wrong and how to fix it.
+
+    Whatever foreign text the message quotes, it stays one line of bounded length that any terminal can print.
+    """
+
+    def __str__(self) -> str:
+        line = printable(super().__str__())
+        if len(line) <= LONGEST_MESSAGE:
+            return line
+        half = LONGEST_MESSAGE // 2 - 2
+        return f"{line[:half]}...{line[-half:]}"
 
 
 class AudioError(SsambaError):

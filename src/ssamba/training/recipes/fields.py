@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 Recipe = TypeVar("Recipe", bound=type)
 
 
+LARGEST = 10**18
+"""No number of a recipe is larger."""
+
+
 class Bounds(NamedTuple):
     """Limits of a number: ``min`` and ``max`` are included, ``above`` and ``below`` not; NaN and infinity never are."""
 
@@ -37,6 +41,8 @@ class Bounds(NamedTuple):
 
     def admit(self, value: float) -> bool:
         """Whether the value lies within."""
+        if abs(value) > LARGEST:  # whole numbers that no float holds, too
+            return False
         return math.isfinite(value) and self.min <= value <= self.max and self.above < value < self.below
 
     def wanted(self) -> str:
@@ -109,7 +115,8 @@ def check_fields(recipe: Any) -> None:
     for f in fields:
         value, choices = getattr(recipe, f.name), f.metadata["choices"]
         if choices and value not in choices:
-            raise ConfigError(f"{f.name}: '{value}'{nearest(str(value), list(choices))} choose {', '.join(choices)}")
+            near = nearest(shorten(value), list(choices))
+            raise ConfigError(f"{f.name}: {shorten(value)}{near} choose {', '.join(choices)}")
         kind = type(f.default)
         good = isinstance(value, kind) or (kind is float and isinstance(value, int))
         if not good or (kind is not bool and isinstance(value, bool)):
@@ -117,7 +124,7 @@ def check_fields(recipe: Any) -> None:
     for f in fields:
         value, bounds = getattr(recipe, f.name), f.metadata["bounds"]
         if isinstance(value, (int, float)) and not bounds.admit(value):
-            raise ConfigError(f"{f.name}: {value}, give {bounds.wanted()}")
+            raise ConfigError(f"{f.name}: {shorten(value)}, give {bounds.wanted()}")
 
 
 def read_values(file: Path | Traversable, source: str, kind: type) -> dict[str, Any]:
