@@ -17,6 +17,7 @@ from torch import Generator, Tensor, nn
 
 from ssamba import ops
 from ssamba.models.config import Config
+from ssamba.ops.derivatives import beyond_backward
 from ssamba.ops.mamba.naive import fold_norm
 
 NORM_EPS = 1e-5
@@ -144,7 +145,7 @@ class BlockPair(nn.Module, ABC):
             normal_BLd, stream_BLd = x_BLd, residual_BLd
         else:
             normal_BLd, stream_BLd = add_to_stream(x_BLd, residual_BLd, scale=self.residual_scale, inplace=inplace)
-        if not torch.is_grad_enabled():
+        if not torch.is_grad_enabled() and not beyond_backward():
             plan = InferencePlan() if plan is None else plan
             batch, length, width = x_BLd.shape
             may_write = inplace or stream_BLd is not x_BLd  # the stream is not the caller's tokens
