@@ -15,6 +15,7 @@ from torch import Generator, Tensor, nn
 from ssamba.models.config import Config
 from ssamba.models.encoder import Encoder
 from ssamba.models.token_chain import TokenChain
+from ssamba.ops.derivatives import beyond_backward
 
 BLOCK_NORM_EPS = 1e-6
 BRANCHES = 2
@@ -36,7 +37,7 @@ class Attention(nn.Module):
     def forward(self, x_BLd: Tensor) -> Tensor:
         """Attention and its output product."""
         q, k, v = self.qkv(x_BLd).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        if self.written_out:
+        if self.written_out or beyond_backward():  # the fused product has one backward and nothing else
             weights_BHLL = (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(dim=-1)
             out_BHLD = weights_BHLL @ v
         else:
@@ -134,7 +135,10 @@ class SSAST(SSASTChain, Encoder):
     _chain_class = SSASTChain
 
     def write_out_attention(self, on: bool = True) -> None:
-        """Form attention's weights in memory (quadratic), for comparisons; the results are the same."""
+        """Form attention's weights in memory (quadratic), for comparisons and second backwards, with the same results.
+
+        The fused product cannot be differentiated twice: torch raises RuntimeError.
+        """
         for block in self.blocks:
             assert isinstance(block, Block)
             block.attn.written_out = on
