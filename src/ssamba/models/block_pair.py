@@ -19,6 +19,7 @@ from ssamba import ops
 from ssamba.models.config import Config
 from ssamba.ops.derivatives import beyond_backward
 from ssamba.ops.mamba.naive import fold_norm
+from ssamba.utils.torch_defaults import of_new_weights
 
 NORM_EPS = 1e-5
 BLOCKS = 2
@@ -232,7 +233,7 @@ class BlockPair(nn.Module, ABC):
 
 def empty_parameter(*shape: int) -> nn.Parameter:
     """A parameter without values: ``reset_parameters`` or a checkpoint fills it."""
-    return nn.Parameter(torch.empty(*shape))
+    return nn.Parameter(torch.empty(*shape, **of_new_weights()))
 
 
 def add_to_stream(
