@@ -6,6 +6,9 @@ here names its device, and its dtype where that would be the default one (``test
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -15,6 +18,18 @@ from torch.utils._device import DeviceContext
 HOST_FLOAT32: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
 """Of a factory of torch: ``torch.zeros(3, **HOST_FLOAT32)``."""
 
+_weights_dtype: ContextVar[torch.dtype] = ContextVar("_weights_dtype", default=torch.float32)
+
+
+@contextmanager
+def weights_in(dtype: torch.dtype) -> Iterator[None]:
+    """New weights of models made in the block have that dtype."""
+    token = _weights_dtype.set(dtype)
+    try:
+        yield
+    finally:
+        _weights_dtype.reset(token)
+
 
 def of_new_weights() -> dict[str, Any]:
     """dtype and device of a model's new weights: float32, on the CPU or where a ``with torch.device(...)`` says.
@@ -23,4 +38,4 @@ def of_new_weights() -> dict[str, Any]:
     """
     default = getattr(torch._GLOBAL_DEVICE_CONTEXT, "device_context", None)
     modes = [m for m in _get_current_function_mode_stack() if isinstance(m, DeviceContext) and m is not default]
-    return {"dtype": torch.float32, "device": modes[-1].device if modes else "cpu"}
+    return {"dtype": _weights_dtype.get(), "device": modes[-1].device if modes else "cpu"}
