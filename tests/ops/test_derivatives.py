@@ -300,6 +300,22 @@ def test_hessians(name: str, way: Callable[..., list[Tensor]], device: str) -> N
     compare(name, way, on(device, OPERATORS[name][2](Shape(1, 3, 2, 1, 2, 2, r=1))))
 
 
+def third(form: Form, inputs: Sequence[Tensor]) -> list[Tensor]:
+    leaves = [x.detach().requires_grad_() for x in inputs]
+    value = scalar(form)(*leaves)
+    for _ in range(2):
+        gradients = torch.autograd.grad(value, leaves, create_graph=True)
+        value = torch.stack([(g * v).sum() for g, v in zip(gradients, directions(inputs), strict=True)]).sum()
+    return list(torch.autograd.grad(value, leaves))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", [name for name in OPERATORS if "norm" not in name])
+def test_third_derivatives(name: str, device: str) -> None:
+    """Not of the norm: those of torch's are wrong. ``derivatives_small.py`` has the GPU's, which are right."""
+    compare(name, third, on(device, OPERATORS[name][2](SHAPES[0])), bound=1e-4)
+
+
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", OPERATORS)
 def test_a_tangent_that_appears_in_a_backward_is_not_lost(name: str, device: str) -> None:
