@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ssamba.audio.front_end import FrontEnd
 from ssamba.audio.log_mel import filter_bank
+from ssamba.utils.torch_defaults import HOST_FLOAT32
 
 FRAMES_TOGETHER = 2048
 """Log-mel frames (20 s) that have their common mean removed: the same for arrays and for files read in blocks."""
@@ -42,13 +43,13 @@ class FeatureStream:
 
     def finish(self) -> Tensor:
         """The frames (n, mel_bins) that are left; n may be 0."""
-        held, self._held = torch.cat([torch.empty(0), *self._held]), []
+        held, self._held = torch.cat([torch.empty(0, **HOST_FLOAT32), *self._held]), []
         if self._front_end.frame_count(len(held)) == 0:
             return self._nothing()
         return self._normalised(held)
 
     def _nothing(self) -> Tensor:
-        return torch.empty(0, self._front_end.mel_bins, device=self._device)
+        return torch.empty(0, self._front_end.mel_bins, device=self._device, dtype=torch.float32)
 
     def _normalised(self, samples: Tensor) -> Tensor:
         return self._front_end.normalise(filter_bank(samples.to(self._device), self._front_end))

@@ -98,7 +98,7 @@ def require_frames(samples: int, front_end: FrontEnd) -> int:
 def _log_mel_of_frames(frames: Tensor, filters: Tensor) -> Tensor:
     frames = frames - frames.mean(dim=-1, keepdim=True)
     previous = torch.cat([frames[..., :1], frames[..., :-1]], dim=-1)
-    window = torch.hann_window(frames.shape[-1], periodic=False, device=frames.device)
+    window = torch.hann_window(frames.shape[-1], periodic=False, device=frames.device, dtype=torch.float32)
     spectrum = torch.fft.rfft((frames - PRE_EMPHASIS * previous) * window, n=2 * (len(filters) - 1))
     power = spectrum.real.square() + spectrum.imag.square()
     # Mixed precision would round the energies to 8 bits and return them as bfloat16.

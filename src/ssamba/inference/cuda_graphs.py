@@ -61,7 +61,7 @@ class GraphedEncode:
         model = self._model
         with torch.cuda.device(model.device):
             with torch.inference_mode(False):  # later calls write to it, in whatever mode they come
-                given = torch.zeros(shape, device=model.device)
+                given = torch.zeros(shape, device=model.device, dtype=torch.float32)
             warm_up(lambda: model.encode(given))
             graph = torch.cuda.CUDAGraph()
             self._pool = self._pool or torch.cuda.graph_pool_handle()
@@ -78,15 +78,20 @@ class GraphedEncoder(Encoder):
     _graphed: GraphedEncode | None = None
 
     def infer(self, features: Tensor) -> Tensor:
-        """``encode`` for inference: no gradients, and CUDA graphs on a GPU for shapes that come again."""
+        """``encode`` for inference: no gradients, and CUDA graphs on a GPU for shapes that come again.
+
+        Always in the weights' dtype: a ``torch.autocast`` around it changes nothing.
+        """
         if self._graphed is None:
             self._graphed = GraphedEncode(self)
-        return self._graphed(features)
+        with torch.autocast(self.device.type, enabled=False):
+            return self._graphed(features)
 
     @torch.no_grad()
     def infer_classes(self, features: Tensor) -> Tensor:
         """``classify`` for inference, as ``infer`` is ``encode``."""
-        return self._logits(self.infer(features), features.shape[1])
+        with torch.autocast(self.device.type, enabled=False):
+            return self._logits(self.infer(features), features.shape[1])
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy makes its own graphs: they hold addresses.

@@ -23,6 +23,7 @@ from ssamba.inference.batches import by_recording, group_segments, run_passes
 from ssamba.inference.pooling import mean_of_padded
 from ssamba.inference.windows import Plan, Segment, WholeRecording, column_windows, cut_recordings
 from ssamba.models.patches import column_times
+from ssamba.utils.torch_defaults import HOST_FLOAT32
 
 if TYPE_CHECKING:
     from ssamba.inference.cuda_graphs import GraphedEncoder
@@ -68,7 +69,7 @@ def _padded(grids_FTd: list[Tensor], model: GraphedEncoder) -> Embeddings:
     longest = max(counts)
     patches_BFTd = torch.stack([F.pad(grid, (0, 0, 0, longest - grid.shape[1])) for grid in grids_FTd])
     lengths = torch.tensor(counts, device=model.device)
-    times = column_times(torch.arange(longest), model.config).to(model.device)
+    times = column_times(torch.arange(longest, device="cpu"), model.config).to(model.device)
     clip = mean_of_padded(patches_BFTd, lengths)
     return Embeddings(clip, patches_BFTd.mean(dim=1), times, patches_BFTd, lengths)
 
@@ -114,9 +115,9 @@ class CrossFade:
         if self._total is None or self._weight is None:
             self._total, self._weight = tokens_FTd[:, :0], tokens_FTd.new_zeros(0)
         done = self._take(window.position - self._first)
-        fade = torch.ones(width)
+        fade = torch.ones(width, **HOST_FLOAT32)
         if width == self._window:
-            fade = torch.minimum(torch.arange(1, width + 1), torch.arange(width, 0, -1))
+            fade = torch.minimum(torch.arange(1, width + 1, device="cpu"), torch.arange(width, 0, -1, device="cpu"))
         fade = fade.to(tokens_FTd)
         missing = width - self._total.shape[1]
         self._total = F.pad(self._total, (0, 0, 0, missing)) + tokens_FTd * fade[:, None]

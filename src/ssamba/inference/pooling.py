@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ssamba.models.config import Config
+from ssamba.utils.torch_defaults import HOST_FLOAT32
 
 
 class StreamPooling(Protocol):
@@ -34,7 +35,7 @@ class MeanPooling:
     """The mean over all patches, in double precision: hours have hundreds of thousands of columns."""
 
     def __init__(self) -> None:
-        self._total, self._count = torch.zeros(()), 0
+        self._total, self._count = torch.zeros((), **HOST_FLOAT32), 0
 
     @staticmethod
     def values(config: Config) -> int:
@@ -56,7 +57,7 @@ class Moments:
 
     def __init__(self) -> None:
         self._count = 0
-        self._mean = self._square = torch.zeros(())
+        self._mean = self._square = torch.zeros((), **HOST_FLOAT32)
 
     @staticmethod
     def values(config: Config) -> int:

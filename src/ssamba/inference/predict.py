@@ -151,8 +151,8 @@ class ScoreAverager:
         rows = 1 if every is None else max(row + len(scores) for row, scores in self._parts)
         if self._task.per_second:
             rows = min(rows, max(1, math.ceil(frames / self._front_end.frames_per_second)))
-        total = torch.zeros(rows, len(self._task.classes), dtype=torch.float64)
-        count = torch.zeros(rows, 1, dtype=torch.float64)
+        total = torch.zeros(rows, len(self._task.classes), dtype=torch.float64, device="cpu")
+        count = torch.zeros(rows, 1, dtype=torch.float64, device="cpu")
         for row, scores in self._parts:
             here = slice(row, min(row + len(scores), rows))
             total[here] += scores[: here.stop - row]
@@ -162,12 +162,12 @@ class ScoreAverager:
             return Prediction(
                 self._task.classes,
                 mean.mean(dim=0, keepdim=True).float(),
-                torch.tensor([[0.0, seconds]], dtype=torch.float64),
+                torch.tensor([[0.0, seconds]], dtype=torch.float64, device="cpu"),
                 seconds,
                 top,
             )
-        begin = torch.arange(rows, dtype=torch.float64) * self._options.every
-        end = torch.cat([begin[1:], torch.tensor([seconds], dtype=torch.float64)])
+        begin = torch.arange(rows, dtype=torch.float64, device="cpu") * self._options.every
+        end = torch.cat([begin[1:], torch.tensor([seconds], dtype=torch.float64, device="cpu")])
         return Prediction(self._task.classes, mean.float(), torch.stack([begin, end], dim=1), seconds, top)
 
 

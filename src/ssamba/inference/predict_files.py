@@ -28,6 +28,7 @@ from ssamba.inference.writers import PredictionWriter
 from ssamba.models.pretrained.load import ModelSource
 from ssamba.utils.errors import CheckpointError, ConfigError, DataError, SsambaError
 from ssamba.utils.plots import require_matplotlib
+from ssamba.utils.torch_defaults import HOST_FLOAT32
 
 PICTURE_COLUMNS = 1600
 """Most columns of a timeline's spectrogram: more than its pixels would only take memory."""
@@ -118,7 +119,7 @@ def spectrogram(path: str | os.PathLike[str], model: Encoder) -> npt.NDArray[np.
     width = -(-frames // PICTURE_COLUMNS)
     stream = FeatureStream(front_end, model.device)
     columns: list[Tensor] = []
-    held = torch.empty(0, front_end.mel_bins)
+    held = torch.empty(0, front_end.mel_bins, **HOST_FLOAT32)
 
     def pooled(features: Tensor, final: bool = False) -> Tensor:
         features = torch.cat([held, features.cpu()])

@@ -18,6 +18,7 @@ from ssamba.models import patches
 from ssamba.models.masking import cluster_masks, frame_masks
 from ssamba.utils.errors import ConfigError
 from ssamba.utils.suggest import nearest
+from ssamba.utils.torch_defaults import HOST_FLOAT32
 
 MASKED_FRACTION = 400 / 512
 """Fraction of the patches that are masked by default: the reference's 400 of 512."""
@@ -76,7 +77,7 @@ def reconstruct(
     masked = MASK_KINDS[mask_kind](1, (rows, n_columns), count, torch.Generator().manual_seed(seed))
     predicted = model.reconstruct(features, masked).cpu().float()
 
-    flags = torch.zeros(1, rows * n_columns, config.patch_size).index_fill_(1, masked[0], 1.0)
+    flags = torch.zeros(1, rows * n_columns, config.patch_size, **HOST_FLOAT32).index_fill_(1, masked[0], 1.0)
     where = patches.unpatchify(flags, config, n_columns)[0] > 0
     bins = where.shape[1]
     error = (predicted[0] - features[0, :, :bins]).square()[where].mean().item()

@@ -11,6 +11,7 @@ from ssamba import ops
 from ssamba.models.block_pair import BLOCKS, BlockPair, PairWeights, empty_parameter
 from ssamba.models.config import Config
 from ssamba.ops.mamba.params import MixerParams
+from ssamba.utils.torch_defaults import HOST_FLOAT32
 
 DT_MIN, DT_MAX, DT_FLOOR = 0.001, 0.1, 1e-4
 
@@ -50,10 +51,12 @@ class MambaPair(BlockPair):
         uniform(self.dt_proj_RKEr, r**-0.5)
         uniform(self.out_proj_dKE, e**-0.5 / math.sqrt(self.depth))
         span = math.log(DT_MAX) - math.log(DT_MIN)
-        dt = torch.exp(torch.rand(self.dt_bias_RKE.shape, generator=generator) * span + math.log(DT_MIN))
+        dt = torch.exp(
+            torch.rand(self.dt_bias_RKE.shape, generator=generator, **HOST_FLOAT32) * span + math.log(DT_MIN)
+        )
         dt = dt.clamp_min(DT_FLOOR)
         self.dt_bias_RKE.copy_(dt + torch.log(-torch.expm1(-dt)))
-        states = torch.arange(1, self.A_log_RKEN.shape[-1] + 1, dtype=torch.float32)
+        states = torch.arange(1, self.A_log_RKEN.shape[-1] + 1, **HOST_FLOAT32)
         self.A_log_RKEN.copy_(states.log().expand_as(self.A_log_RKEN))
         self.D_RKE.fill_(1.0)
 

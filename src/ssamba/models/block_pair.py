@@ -17,7 +17,9 @@ from torch import Generator, Tensor, nn
 
 from ssamba import ops
 from ssamba.models.config import Config
+from ssamba.ops.derivatives import beyond_backward
 from ssamba.ops.mamba.naive import fold_norm
+from ssamba.utils.torch_defaults import of_new_weights
 
 NORM_EPS = 1e-5
 BLOCKS = 2
@@ -144,7 +146,7 @@ class BlockPair(nn.Module, ABC):
             normal_BLd, stream_BLd = x_BLd, residual_BLd
         else:
             normal_BLd, stream_BLd = add_to_stream(x_BLd, residual_BLd, scale=self.residual_scale, inplace=inplace)
-        if not torch.is_grad_enabled():
+        if not torch.is_grad_enabled() and not beyond_backward():
             plan = InferencePlan() if plan is None else plan
             batch, length, width = x_BLd.shape
             may_write = inplace or stream_BLd is not x_BLd  # the stream is not the caller's tokens
@@ -231,7 +233,7 @@ class BlockPair(nn.Module, ABC):
 
 def empty_parameter(*shape: int) -> nn.Parameter:
     """A parameter without values: ``reset_parameters`` or a checkpoint fills it."""
-    return nn.Parameter(torch.empty(*shape))
+    return nn.Parameter(torch.empty(*shape, **of_new_weights()))
 
 
 def add_to_stream(

@@ -14,6 +14,7 @@ from torch import Generator, Tensor, nn
 from ssamba.models.config import Config
 from ssamba.models.patches import column_times
 from ssamba.utils.errors import ConfigError
+from ssamba.utils.torch_defaults import of_new_weights
 
 POOLINGS = ("mean", "cls", "rows")
 LOSSES = ("auto", "ce", "bce")
@@ -86,8 +87,8 @@ class Classifier(nn.Module):
         super().__init__()
         self.task, self._config = task, config
         values = config.width * (2 * config.grid[0] if task.pooling == "rows" else 1)
-        self.norm = nn.LayerNorm(values)
-        self.linear = nn.Linear(values, len(task.classes))
+        self.norm = nn.LayerNorm(values, **of_new_weights())
+        self.linear = nn.Linear(values, len(task.classes), **of_new_weights())
 
     @torch.no_grad()
     def reset_parameters(self, generator: Generator | None = None) -> None:
@@ -139,7 +140,7 @@ def row_statistics(patches_BQd: Tensor, n_columns: int) -> Tensor:
 
 def seconds_of_columns(n_columns: int, config: Config) -> Tensor:
     """The second (from 0) in which the centre of each patch column lies, (n_columns,) int64."""
-    return column_times(torch.arange(n_columns), config).floor().long()
+    return column_times(torch.arange(n_columns, device="cpu"), config).floor().long()
 
 
 def second_means(patches_BQd: Tensor, n_columns: int, config: Config) -> Tensor:

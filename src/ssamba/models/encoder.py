@@ -20,6 +20,7 @@ from ssamba.models.losses import OBJECTIVES
 from ssamba.models.masking import MaskedForward, MaskedPasses, masked_forward
 from ssamba.models.token_chain import TokenChain, with_positions
 from ssamba.utils.errors import ConfigError
+from ssamba.utils.torch_defaults import of_new_weights
 
 if TYPE_CHECKING:
     from typing import Self
@@ -54,9 +55,11 @@ class Encoder(TokenChain):
 
     def _make_inputs(self) -> None:
         c = self.config
-        self.patch_embed = nn.Conv2d(1, c.width, (c.patch_frequency, c.patch_time), (c.stride_frequency, c.stride_time))
+        self.patch_embed = nn.Conv2d(
+            1, c.width, (c.patch_frequency, c.patch_time), (c.stride_frequency, c.stride_time), **of_new_weights()
+        )
         super()._make_inputs()
-        self.mask_embedding = nn.Parameter(torch.empty(1, 1, c.width))
+        self.mask_embedding = nn.Parameter(torch.empty(1, 1, c.width, **of_new_weights()))
 
     @torch.no_grad()
     def reset_parameters(self, generator: Generator | None = None) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Generator, nn
 
 from ssamba.models.config import Config
+from ssamba.utils.torch_defaults import of_new_weights
 
 
 class PretrainingHeads(nn.Module):
@@ -16,8 +17,12 @@ class PretrainingHeads(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         d = config.width
-        self.discriminative = nn.Sequential(nn.Linear(d, d), nn.ReLU(), nn.Linear(d, config.patch_size))
-        self.generative = nn.Sequential(nn.Linear(d, d), nn.ReLU(), nn.Linear(d, config.patch_size))
+        self.discriminative = nn.Sequential(
+            nn.Linear(d, d, **of_new_weights()), nn.ReLU(), nn.Linear(d, config.patch_size, **of_new_weights())
+        )
+        self.generative = nn.Sequential(
+            nn.Linear(d, d, **of_new_weights()), nn.ReLU(), nn.Linear(d, config.patch_size, **of_new_weights())
+        )
 
     @torch.no_grad()
     def reset_parameters(self, generator: Generator | None = None) -> None:

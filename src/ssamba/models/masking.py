@@ -12,6 +12,7 @@ from ssamba.models.config import Config
 from ssamba.models.decoder import Decoder, visible_patches
 from ssamba.models.patches import gather_patches
 from ssamba.utils.errors import ConfigError
+from ssamba.utils.torch_defaults import HOST_FLOAT32
 
 CLUSTER_SIDES = (3, 4, 5)
 """Side of the masked squares, drawn per clip (SSAST, arXiv 2110.09784, section 3.2)."""
@@ -36,12 +37,12 @@ def cluster_masks(
     """
     _check_count(count, grid)
     size = grid[0] * grid[1]
-    sides = torch.randint(CLUSTER_SIDES[0], CLUSTER_SIDES[-1] + 1, (batch,), generator=generator)
-    order = torch.full((batch, size), torch.iinfo(torch.int64).max)
+    sides = torch.randint(CLUSTER_SIDES[0], CLUSTER_SIDES[-1] + 1, (batch,), generator=generator, device="cpu")
+    order = torch.full((batch, size), torch.iinfo(torch.int64).max, dtype=torch.int64, device="cpu")
     squares, needed = 0, count + 1 if count + 1 < size else count
     while True:
         cells, inside = _drop_squares(batch, grid, sides, generator, reference_quirks)
-        round_of = torch.arange(squares, squares + cells.shape[1])[None, :, None].expand_as(cells)
+        round_of = torch.arange(squares, squares + cells.shape[1], device="cpu")[None, :, None].expand_as(cells)
         round_of = torch.where(inside, round_of, torch.iinfo(torch.int64).max)
         order = order.scatter_reduce(1, cells.flatten(1), round_of.flatten(1), "amin")
         squares += cells.shape[1]
@@ -49,9 +50,9 @@ def cluster_masks(
         if int(last.max()) < squares:
             break
     covered = order <= last[:, None]
-    keys = torch.arange(size).expand(batch, -1).double()
+    keys = torch.arange(size, device="cpu").expand(batch, -1).double()
     if not reference_quirks:
-        keys = torch.rand(batch, size, generator=generator, dtype=torch.float64)
+        keys = torch.rand(batch, size, generator=generator, dtype=torch.float64, device="cpu")
     chosen = keys.masked_fill(~covered, float("inf")).argsort(dim=1)[:, :count]
     return chosen.sort(dim=1).values
 
@@ -63,17 +64,17 @@ def _drop_squares(
     rows, cols = grid
     n_squares = max(16, rows * cols // 2)  # as a rule enough at once
     largest = CLUSTER_SIDES[-1]
-    step = torch.arange(largest)
+    step = torch.arange(largest, device="cpu")
     in_square = (step[None, :, None] < sides[:, None, None]) & (step[None, None, :] < sides[:, None, None])
     if quirks:
-        start = torch.randint(0, rows * cols, (batch, n_squares, 1, 1), generator=generator)
+        start = torch.randint(0, rows * cols, (batch, n_squares, 1, 1), generator=generator, device="cpu")
         cells = start + step[None, None, :, None] * cols + step
         inside = (cells > 0) & (cells < rows * cols)
     else:
         # Starts up to side-1 before the edge: with them the corner is covered as often as the middle.
         margin = sides[:, None] - 1
-        row = (torch.rand(batch, n_squares, generator=generator) * (rows + margin)).long() - margin
-        col = (torch.rand(batch, n_squares, generator=generator) * (cols + margin)).long() - margin
+        row = (torch.rand(batch, n_squares, generator=generator, **HOST_FLOAT32) * (rows + margin)).long() - margin
+        col = (torch.rand(batch, n_squares, generator=generator, **HOST_FLOAT32) * (cols + margin)).long() - margin
         row, col = row[..., None, None] + step[:, None], col[..., None, None] + step
         inside = (row >= 0) & (row < rows) & (col >= 0) & (col < cols)
         cells = row * cols + col
@@ -84,7 +85,7 @@ def _drop_squares(
 def frame_masks(batch: int, grid: tuple[int, int], count: int, generator: Generator) -> Tensor:
     """``count`` patches drawn uniformly without repetition: (batch, count) sorted indices (SSAST's frame mode)."""
     _check_count(count, grid)
-    keys = torch.rand(batch, grid[0] * grid[1], generator=generator)
+    keys = torch.rand(batch, grid[0] * grid[1], generator=generator, **HOST_FLOAT32)
     return keys.argsort(dim=1)[:, :count].sort(dim=1).values
 
 

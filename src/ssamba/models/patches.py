@@ -112,7 +112,7 @@ def _resize_to_any_time(image: Tensor, length: int) -> Tensor:
     old = image.shape[3]
     index = torch.arange(length, device=image.device)
     new = index[-1:] + 1
-    place = ((index + 0.5) * (old / new) - 0.5).clamp_min(0)
+    place = ((index.float() + 0.5) * (old / new.float()) - 0.5).clamp_min(0)
     below = place.floor()
     first = torch.where(new > old, below.long(), old // 2 - new // 2 + index)
     share = torch.where(new > old, place - below, 0.0).to(image.dtype)

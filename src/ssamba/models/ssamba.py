@@ -15,6 +15,7 @@ from ssamba.models.bimamba import MambaPair
 from ssamba.models.block_pair import BLOCKS, NORM_EPS, BlockPair, InferencePlan, ResidualState, add_to_stream
 from ssamba.models.encoder import Encoder
 from ssamba.models.token_chain import TokenChain
+from ssamba.utils.torch_defaults import HOST_FLOAT32, of_new_weights
 
 MIXERS: dict[str, type[BlockPair]] = {"ssamba": MambaPair}
 """The pair of blocks of each value of ``Config.encoder`` that is a chain of pairs."""
@@ -31,9 +32,9 @@ class SSAMBAChain(TokenChain):
     def _make_layers(self) -> None:
         d = self.config.width
         self.plan = InferencePlan()
-        self.cls_token = nn.Parameter(torch.empty(1, 1, d))
+        self.cls_token = nn.Parameter(torch.empty(1, 1, d, **of_new_weights()))
         self.pairs = nn.ModuleList(MIXERS[self.config.encoder](self.config) for _ in range(self.config.depth // BLOCKS))
-        self.norm = nn.LayerNorm(d, eps=NORM_EPS)
+        self.norm = nn.LayerNorm(d, eps=NORM_EPS, **of_new_weights())
 
     def _reset_layers(self, generator: Generator) -> None:
         for pair in self.pairs:
@@ -84,9 +85,9 @@ class SSAMBAChain(TokenChain):
         """
         if self.config.drop_path == 0:
             return None
-        rates = torch.linspace(0, self.config.drop_path, self.config.depth)
+        rates = torch.linspace(0, self.config.drop_path, self.config.depth, **HOST_FLOAT32)
         kept = 1 - torch.cat([rates.new_zeros(1), rates])[:, None]
-        draw = torch.rand(self.config.depth + 1, batch, generator=generator)
+        draw = torch.rand(self.config.depth + 1, batch, generator=generator, **HOST_FLOAT32)
         return (draw < kept) / kept
 
 

@@ -15,6 +15,8 @@ from torch import Generator, Tensor, nn
 from ssamba.models.config import Config
 from ssamba.models.encoder import Encoder
 from ssamba.models.token_chain import TokenChain
+from ssamba.ops.derivatives import beyond_backward
+from ssamba.utils.torch_defaults import HOST_FLOAT32, of_new_weights
 
 BLOCK_NORM_EPS = 1e-6
 BRANCHES = 2
@@ -30,13 +32,13 @@ class Attention(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.heads = config.attention_heads
-        self.qkv = nn.Linear(config.width, 3 * config.width)
-        self.proj = nn.Linear(config.width, config.width)
+        self.qkv = nn.Linear(config.width, 3 * config.width, **of_new_weights())
+        self.proj = nn.Linear(config.width, config.width, **of_new_weights())
 
     def forward(self, x_BLd: Tensor) -> Tensor:
         """Attention and its output product."""
         q, k, v = self.qkv(x_BLd).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        if self.written_out:
+        if self.written_out or beyond_backward():  # the fused product has one backward and nothing else
             weights_BHLL = (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(dim=-1)
             out_BHLD = weights_BHLL @ v
         else:
@@ -50,11 +52,11 @@ class Block(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         d = config.width
-        self.norm1 = nn.LayerNorm(d, eps=BLOCK_NORM_EPS)
+        self.norm1 = nn.LayerNorm(d, eps=BLOCK_NORM_EPS, **of_new_weights())
         self.attn = Attention(config)
-        self.norm2 = nn.LayerNorm(d, eps=BLOCK_NORM_EPS)
-        self.fc1 = nn.Linear(d, 4 * d)
-        self.fc2 = nn.Linear(4 * d, d)
+        self.norm2 = nn.LayerNorm(d, eps=BLOCK_NORM_EPS, **of_new_weights())
+        self.fc1 = nn.Linear(d, 4 * d, **of_new_weights())
+        self.fc2 = nn.Linear(4 * d, d, **of_new_weights())
 
     @torch.no_grad()
     def reset_parameters(self, generator: Generator | None = None) -> None:
@@ -81,10 +83,10 @@ class SSASTChain(TokenChain):
 
     def _make_layers(self) -> None:
         d = self.config.width
-        self.cls_token = nn.Parameter(torch.empty(1, 1, d))
-        self.distillation_token = nn.Parameter(torch.empty(1, 1, d))
+        self.cls_token = nn.Parameter(torch.empty(1, 1, d, **of_new_weights()))
+        self.distillation_token = nn.Parameter(torch.empty(1, 1, d, **of_new_weights()))
         self.blocks = nn.ModuleList(Block(self.config) for _ in range(self.config.depth))
-        self.norm = nn.LayerNorm(d, eps=BLOCK_NORM_EPS)
+        self.norm = nn.LayerNorm(d, eps=BLOCK_NORM_EPS, **of_new_weights())
 
     def _reset_layers(self, generator: Generator) -> None:
         for block in self.blocks:
@@ -122,9 +124,9 @@ class SSASTChain(TokenChain):
         """
         if self.config.drop_path == 0:
             return None
-        rates = torch.linspace(0, self.config.drop_path, self.config.depth).repeat_interleave(BRANCHES)
+        rates = torch.linspace(0, self.config.drop_path, self.config.depth, **HOST_FLOAT32).repeat_interleave(BRANCHES)
         kept = 1 - rates[:, None]
-        draw = torch.rand(len(rates), batch, generator=generator)
+        draw = torch.rand(len(rates), batch, generator=generator, **HOST_FLOAT32)
         return (draw < kept) / kept
 
 
@@ -134,7 +136,10 @@ class SSAST(SSASTChain, Encoder):
     _chain_class = SSASTChain
 
     def write_out_attention(self, on: bool = True) -> None:
-        """Form attention's weights in memory (quadratic), for comparisons; the results are the same."""
+        """Form attention's weights in memory (quadratic), for comparisons and second backwards, with the same results.
+
+        The fused product cannot be differentiated twice: torch raises RuntimeError.
+        """
         for block in self.blocks:
             assert isinstance(block, Block)
             block.attn.written_out = on

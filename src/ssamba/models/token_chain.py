@@ -10,6 +10,7 @@ from torch import Generator, Tensor, nn
 
 from ssamba.models import patches
 from ssamba.models.config import Config
+from ssamba.utils.torch_defaults import HOST_FLOAT32, of_new_weights
 
 
 class TokenChain(nn.Module, ABC):
@@ -34,7 +35,9 @@ class TokenChain(nn.Module, ABC):
     def _make_inputs(self) -> None:
         """Create what comes before the layers."""
         rows, cols = self.config.grid
-        self.positions = nn.Parameter(torch.empty(1, self.prefix_tokens + rows * cols, self.config.width))
+        self.positions = nn.Parameter(
+            torch.empty(1, self.prefix_tokens + rows * cols, self.config.width, **of_new_weights())
+        )
 
     @abstractmethod
     def _make_layers(self) -> None:
@@ -100,7 +103,11 @@ class TokenChain(nn.Module, ABC):
         A chain without them draws and drops them, so that a seed gives a decoder the same weights as in version 0.1.
         """
         c = self.config
-        return torch.empty(c.width, c.patch_size), torch.empty(c.width), torch.empty(1, 1, c.width)
+        return (
+            torch.empty(c.width, c.patch_size, **HOST_FLOAT32),
+            torch.empty(c.width, **HOST_FLOAT32),
+            torch.empty(1, 1, c.width, **HOST_FLOAT32),
+        )
 
 
 def with_positions(chain: TokenChain, patches_BQd: Tensor, columns: int) -> Tensor:

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ssamba.ops import environment
+from ssamba.ops import derivatives, environment
 from ssamba.ops.layer_norm import naive as naive_norm
 from ssamba.ops.mamba import naive
 from ssamba.ops.mamba.cpu import kernels as cpu_kernels
@@ -48,6 +48,7 @@ _COLUMN_OF_CHOICE = {"cpu": "cpu", "gpu": "gpu", "triton": "gpu", "cuda": "gpu",
 _GPU_ORDER_OF_CHOICE = {"cuda": "cuda", "portable": "triton"}
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _ON_GPU_ONLY = "the GPU's form takes 16 and 32 bit numbers on a GPU"
+_NO_GRADIENT = "the GPU's form is for inference and has no gradient"
 _NAIVE, _CPU, _GPU, _GPU_INFERENCE, _CUDA, _TRITON = (
     f"ssamba.ops.mamba.{name}" for name in ("naive", "cpu.operators", "gpu", "gpu_inference", "cuda", "triton")
 )
@@ -103,6 +104,8 @@ def _norm_on_gpu(x: Tensor, *_: Any) -> str | None:
 
 
 def _weights_on_gpu(in_proj: Tensor, *rest: Any) -> str | None:
+    if derivatives.wants_gradient(in_proj, *rest[:-2], *rest[-2]):
+        return _NO_GRADIENT
     return None if in_proj.is_cuda and rest[-1] in _DTYPES else _ON_GPU_ONLY
 
 
@@ -119,6 +122,8 @@ def _ungated_on_gpu(like: Tensor, A_log_RKEN: Tensor) -> str | None:
 
 
 def _output_on_gpu(y: Tensor, stream: Tensor, w: Tensor, b: Tensor, proj: Tensor, out: Tensor, *_: Any) -> str | None:
+    if derivatives.wants_gradient(y, stream, w, b, proj, out):
+        return _NO_GRADIENT
     fits = y.is_cuda and y.dtype in _DTYPES and all(t.is_contiguous() for t in (y, stream, out))
     return None if fits else f"{_ON_GPU_ONLY}, contiguous"
 
@@ -283,6 +288,8 @@ def _fast_form(operator: str, *arguments: Any) -> tuple[ModuleType | None, str |
     chosen = choice()
     if chosen == "reference":
         return None, None
+    if derivatives.beyond_backward():
+        return None, derivatives.REASON
     device = arguments[0].device.type
     column = _COLUMN_OF_DEVICE.get(device) if chosen == "auto" else _COLUMN_OF_CHOICE[chosen]
     entry = None if column is None else TABLE[operator].get(column)

@@ -64,7 +64,7 @@ class DistContext:
             return
         with _one_line_errors():
             if self._with_gradient is None:  # a parameter without gradient in all processes stays so
-                having = torch.tensor([p.grad is not None for p in parameters], dtype=torch.int32)
+                having = torch.tensor([p.grad is not None for p in parameters], dtype=torch.int32, device="cpu")
                 dist.all_reduce(having, dist.ReduceOp.MAX, group=self._cpu_group)
                 self._with_gradient = [p for p, has in zip(parameters, having.tolist(), strict=True) if has]
             used = self._with_gradient
@@ -92,7 +92,7 @@ class DistContext:
         """Each flag: whether any process has set it."""
         if self.world == 1:
             return flags
-        values = torch.tensor(flags, dtype=torch.int32)
+        values = torch.tensor(flags, dtype=torch.int32, device="cpu")
         with _one_line_errors():
             dist.all_reduce(values, dist.ReduceOp.MAX, group=self._cpu_group)
         return tuple(bool(v) for v in values.tolist())
@@ -103,7 +103,9 @@ class DistContext:
             assert values is not None
             return values
         known = list(names)
-        numbers = torch.tensor([0.0 if values is None else values[name] for name in known], dtype=torch.float64)
+        numbers = torch.tensor(
+            [0.0 if values is None else values[name] for name in known], dtype=torch.float64, device="cpu"
+        )
         with _one_line_errors():
             dist.broadcast(numbers, 0, group=self._cpu_group)
         return dict(zip(known, numbers.tolist(), strict=True))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ssamba.models.encoder import Encoder
 from ssamba.training.recipes.groups import Optimisation
+from ssamba.utils.torch_defaults import HOST_FLOAT32
 
 Parameters = Iterable[nn.Parameter] | list[dict[str, Any]]
 """What an optimiser steps: parameters, or groups of them with values of their own."""
@@ -60,7 +61,9 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, named: NamedParameters) 
     out: dict[str, Tensor] = {}
     for name, parameter in named:
         for moment, value in optimizer.state.get(parameter, {}).items():
-            out[f"{STATE_PREFIX}{moment}.{name}"] = torch.as_tensor(value)
+            # torch counts steps in float64 where that is the process's default.
+            kept = value if isinstance(value, Tensor) else torch.tensor(value, **HOST_FLOAT32)
+            out[f"{STATE_PREFIX}{moment}.{name}"] = kept.float() if moment == "step" else kept
     return out
 
 

@@ -136,7 +136,9 @@ class ResidentLoader:
             self.skip.check(final=self.skip.tried >= self._clips)
             begins, lengths, scales = zip(*found, strict=True)
             scale = np.asarray(scales, np.float32)
-            yield CropOffsets(step, torch.tensor(begins), torch.tensor(lengths), torch.from_numpy(scale))
+            yield CropOffsets(
+                step, torch.tensor(begins, device="cpu"), torch.tensor(lengths, device="cpu"), torch.from_numpy(scale)
+            )
 
     def _locate(self, position: int) -> tuple[int, int, float]:
         first: tuple[str, str] | None = None

@@ -214,7 +214,7 @@ class LabelledLoader:
             lengths,
             self._targets([item.target for item in kept]),
             tuple(self.plan.examples[item.example].key for item in kept),
-            torch.tensor([item.example for item in kept], dtype=torch.int64),
+            torch.tensor([item.example for item in kept], dtype=torch.int64, device="cpu"),
         )
 
     def _targets(self, targets: Sequence[npt.NDArray[np.float32] | tuple[int, ...]]) -> Tensor:

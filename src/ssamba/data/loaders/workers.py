@@ -184,4 +184,4 @@ def pad_rows(waveforms: Sequence[Waveform], samples: int) -> tuple[Tensor, Tenso
     batch = np.zeros((len(waveforms), samples), np.float32)
     for row, waveform in zip(batch, waveforms, strict=True):
         row[: len(waveform)] = waveform
-    return torch.from_numpy(batch), torch.tensor([len(waveform) for waveform in waveforms])
+    return torch.from_numpy(batch), torch.tensor([len(waveform) for waveform in waveforms], device="cpu")

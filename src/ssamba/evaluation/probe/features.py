@@ -26,6 +26,7 @@ from ssamba.inference.model import Encoder
 from ssamba.inference.pooling import Moments, column_moments
 from ssamba.inference.windows import cut_recordings
 from ssamba.utils.errors import ConfigError
+from ssamba.utils.torch_defaults import HOST_FLOAT32
 
 THREADS = 4
 AHEAD = 64
@@ -80,16 +81,16 @@ def extract(examples: Sequence[Example], wanted: Wanted, progress: Progress | No
     front_end = wanted.front_end if model is None else model.config.front_end
     out: dict[str, Tensor] = {}
     if wanted.log_mel:
-        out[LOG_MEL] = torch.empty(len(examples), 2 * front_end.mel_bins)
+        out[LOG_MEL] = torch.empty(len(examples), 2 * front_end.mel_bins, **HOST_FLOAT32)
     if model is None:
         for i, waveform in _waveforms(examples, front_end.sample_rate, progress):
             _log_mel(out, i, waveform, front_end)
         return out
     width = model.config.width
-    out |= {layer_name(layer): torch.empty(len(examples), 2 * width) for layer in wanted.layers}
+    out |= {layer_name(layer): torch.empty(len(examples), 2 * width, **HOST_FLOAT32) for layer in wanted.layers}
     if wanted.rows:
         values = 2 * width * model.config.grid[0]
-        out |= {rows_name(layer): torch.empty(len(examples), values) for layer in wanted.layers}
+        out |= {rows_name(layer): torch.empty(len(examples), values, **HOST_FLOAT32) for layer in wanted.layers}
     segments = cut_recordings(model, _recordings(examples, model, out, progress), embedding_plan(model.config))
     with torch.no_grad():
         passes = run_passes(group_segments(model, segments), lambda features: _pool(model, features, wanted.layers))

@@ -41,7 +41,7 @@ def all_examples(data: LabelledData) -> list[Example]:
 
 def target_matrix(examples: Sequence[Example], classes: int) -> Tensor:
     """(N, classes) float64: 1 where the class holds."""
-    targets = torch.zeros(len(examples), classes, dtype=torch.float64)
+    targets = torch.zeros(len(examples), classes, dtype=torch.float64, device="cpu")
     for row, example in zip(targets, examples, strict=True):
         row[list(example.labels)] = 1
     return targets
@@ -56,7 +56,7 @@ def divisions(data: LabelledData, examples: Sequence[Example]) -> list[Division]
     number = {example.key: i for i, example in enumerate(examples)}
 
     def numbers(part: Sequence[Example]) -> Tensor:
-        return torch.tensor([number[example.key] for example in part], dtype=torch.long)
+        return torch.tensor([number[example.key] for example in part], dtype=torch.long, device="cpu")
 
     out = []
     for fold in data.folds:
@@ -69,7 +69,7 @@ def divisions(data: LabelledData, examples: Sequence[Example]) -> list[Division]
             held = [numbers(other.test) for other in data.folds if other is not fold]
             choose = [_hold_out(train, torch.isin(train, part)) for part in held]
         else:
-            inner = torch.tensor(inner_fold_index(fold.train))
+            inner = torch.tensor(inner_fold_index(fold.train), device="cpu")
             choose = [_hold_out(train, inner == part) for part in range(INNER_PARTS)]
         choose = [pair for pair in choose if all(map(len, pair))]
         out.append(Division(fold.name, torch.cat([train, validation]), test, tuple(choose)))
@@ -150,7 +150,7 @@ def _choose(
             jobs.setdefault(tuple(sorted(train.tolist())), []).append((number, held))
     totals = [[0.0] * len(method.settings) for _ in parts]
     for numbers, uses in jobs.items():
-        index = torch.tensor(numbers)
+        index = torch.tensor(numbers, device="cpu")
         held_out = torch.cat([held for _, held in uses])
         for i, scores in enumerate(method.scores(x[index], targets[index], x[held_out], method.settings)):
             for (number, held), part in zip(uses, scores.split([len(h) for _, h in uses]), strict=True):

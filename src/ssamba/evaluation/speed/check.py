@@ -77,7 +77,7 @@ def _one_direction(pair: MambaPair, r: int, k: int, x_BLE: Tensor) -> Tensor:
     dt, B_BLN, C_BLN = (u_BLE @ pair.x_proj_RKPE[r, k].T).split([rank, states, states], dim=-1)
     delta_BLE = F.softplus(dt @ pair.dt_proj_RKEr[r, k].T + pair.dt_bias_RKE[r, k])
     A_EN = -torch.exp(pair.A_log_RKEN[r, k])
-    h_BEN = torch.zeros(x_BLE.shape[0], *A_EN.shape, device=x_BLE.device)
+    h_BEN = torch.zeros(x_BLE.shape[0], *A_EN.shape, device=x_BLE.device, dtype=torch.float32)
     parts = []
     for start in range(0, x_BLE.shape[1], SCAN_CHUNK):
         cut = slice(start, start + SCAN_CHUNK)

@@ -28,6 +28,7 @@ from ssamba.models.bimamba import MambaPair
 from ssamba.models.config import WIDTHS, Config
 from ssamba.utils.errors import ConfigError
 from ssamba.utils.graph_capture import captured
+from ssamba.utils.torch_defaults import HOST_FLOAT32
 
 MODELS = ("ssamba", "ssast-compiled", "ssast", "ssast-written-out")
 """SSAST under ``torch.compile``, the fastest form that a user can have, is the peer. The last has the attention matrix
@@ -175,7 +176,13 @@ def make_model(case: Case, settings: Settings) -> tuple[Encoder, Tensor]:
         _weigh_alike(model)
     if isinstance(model, SSAST):
         model.write_out_attention(case.model.endswith("written-out"))
-    noise = torch.randn(case.batch, frames, config.mel_bins, generator=torch.Generator().manual_seed(2))
+    noise = torch.randn(
+        case.batch,
+        frames,
+        config.mel_bins,
+        generator=torch.Generator().manual_seed(2),
+        **HOST_FLOAT32,
+    )
     return model, (0.5 * noise).to(settings.device)
 
 

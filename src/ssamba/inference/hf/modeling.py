@@ -19,6 +19,7 @@ from ssamba.models.block_pair import BLOCKS, InferencePlan, ResidualState
 from ssamba.models.classifier import Classification
 from ssamba.models.pretrained.transformers_files import MODEL_MAP
 from ssamba.utils.errors import ConfigError
+from ssamba.utils.torch_defaults import weights_in
 
 
 class CheckpointedPair(MambaPair):
@@ -91,9 +92,10 @@ class SsambaBase(plain.SsambaPreTrainedModel):
     """Whether the encoder has its pretraining heads."""
 
     def make_encoder(self, config: Any, task: dict[str, Any] | None) -> models.Encoder:
-        """The encoder of ssamba."""
+        """The encoder of ssamba. Its dtype is torch's default one, by which transformers asks for it."""
         wanted = None if task is None else Classification.from_dict(task, "config.json")
-        return CHECKPOINTED[config.encoder](config.to_ssamba(), self.with_heads, wanted)
+        with weights_in(torch.get_default_dtype()):
+            return CHECKPOINTED[config.encoder](config.to_ssamba(), self.with_heads, wanted)
 
     def fresh_encoder(self) -> models.Encoder:
         """An encoder of the same form on the CPU with new weights, drawn from torch's global generator."""

@@ -22,6 +22,7 @@ from ssamba.models.pretrained.official import PREFIX, doubling, from_official, t
 from ssamba.utils.atomic_write import atomic_write, explain, make_folder
 from ssamba.utils.errors import CheckpointError, ConfigError, SsambaError
 from ssamba.utils.tensor_file import write_tensors
+from ssamba.utils.torch_defaults import HOST_FLOAT32
 
 FILES = (".pth", ".pt", ".safetensors")
 HALF = torch.float16
@@ -100,8 +101,8 @@ def _clip_embedding(model: Encoder) -> Tensor:
 
 def _test_sound(front_end: FrontEnd) -> Tensor:
     """Ten seconds: a tone that rises through the whole band, in noise."""
-    t = torch.arange(10 * front_end.sample_rate) / front_end.sample_rate
-    noise = torch.randn(t.shape, generator=torch.Generator().manual_seed(0))
+    t = torch.arange(10 * front_end.sample_rate, **HOST_FLOAT32) / front_end.sample_rate
+    noise = torch.randn(t.shape, generator=torch.Generator().manual_seed(0), **HOST_FLOAT32)
     return 0.2 * torch.sin(2 * torch.pi * (front_end.nyquist / 20) * t.square()) + 0.02 * noise
 
 
@@ -169,10 +170,13 @@ def official_state(config: Config, tensors: dict[str, Tensor]) -> dict[str, Tens
     """
     weights = {k: v for k, v in tensors.items() if not k.startswith(EXTRAS)}
     extras = {
-        "p_input_fdim": torch.tensor(config.mel_bins),
-        "p_input_tdim": torch.tensor(config.frames),
+        "p_input_fdim": torch.tensor(config.mel_bins, device="cpu"),
+        "p_input_tdim": torch.tensor(config.frames, device="cpu"),
     }
     for head in UNUSED_HEADS[config.encoder]:
-        extras |= {f"{head}.weight": torch.zeros(CLASSES, config.width), f"{head}.bias": torch.zeros(CLASSES)}
+        extras |= {
+            f"{head}.weight": torch.zeros(CLASSES, config.width, **HOST_FLOAT32),
+            f"{head}.bias": torch.zeros(CLASSES, **HOST_FLOAT32),
+        }
     extras |= {k.removeprefix(EXTRAS): v for k, v in tensors.items() if k.startswith(EXTRAS)}
     return {PREFIX + k: v for k, v in extras.items()} | to_official(weights)

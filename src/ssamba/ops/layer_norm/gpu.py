@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ssamba.ops import derivatives
+from ssamba.ops.layer_norm import naive
 from ssamba.ops.layer_norm import triton as kernels
 
 
@@ -19,12 +21,15 @@ def add_layer_norm(
     """``naive.add_layer_norm`` in one pass; statistics and arithmetic are float32.
 
     ``residual_scale`` 2 makes the doubling of the residual stream at a pair's end part of the next pair's addition.
-    ``x_scale_B`` is one factor for each clip (stochastic depth), taken as constant. Give ``weight`` and ``bias``
-    together or not at all. ``inplace`` allows the stream over the residual (without one, x becomes the stream) and the
-    norm over x, where no gradient is asked for and the norm has x's dtype.
+    ``x_scale_B`` is one factor for each clip (stochastic depth); where its gradient is asked for, the plain form runs.
+    Give ``weight`` and ``bias`` together or not at all. ``inplace`` allows the stream over the residual (without one, x
+    becomes the stream) and the norm over x, where no gradient is asked for and the norm has x's dtype.
     """
     if (weight_d is None) != (bias_d is None):
         raise ValueError("add_layer_norm needs weight and bias together, or neither")
+    if derivatives.wants_gradient(x_scale_B):
+        options: dict[str, Any] = {"eps": eps, "residual_scale": residual_scale, "out_dtype": out_dtype}
+        return naive.add_layer_norm(x_BLd, residual_BLd, weight_d, bias_d, x_scale_B=x_scale_B, **options)
     plain = x_scale_B is None and weight_d is None and out_dtype in (None, x_BLd.dtype)
     if inplace and plain and not torch.is_grad_enabled():
         if residual_BLd is None:
@@ -73,13 +78,13 @@ def _(x: Tensor, eps: float) -> Tensor:
 def _gpu_add_layer_norm_backward(
     dout: Tensor, dnew: Tensor | None, saved: Tensor, weight: Tensor | None, mean: Tensor, rstd: Tensor,
     x_scale: Tensor | None, residual_scale: float, x_dtype: torch.dtype, residual_dtype: torch.dtype | None,
-) -> list[Tensor]:  # fmt: skip
-    # One tensor where the gradients of x and residual are equal: an op may not return the same tensor twice.
-    dx, dres, dw, db = kernels.backward(
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    # An op may not return the same tensor twice, nor None: what is not there, or is dx, is empty.
+    dx, *others = kernels.backward(
         dout, dnew, saved, weight, mean, rstd, x_scale, residual_scale, x_dtype, residual_dtype
     )
-    found = [dx] if dres is None or dres is dx else [dx, dres]
-    return found if dw is None or db is None else [*found, dw, db]
+    dres, dw, db = (dx.new_empty(0) if x is None or x is dx else x for x in others)
+    return dx, dres, dw, db
 
 
 @_gpu_add_layer_norm.register_fake
@@ -96,18 +101,19 @@ def _(
 def _(
     dout: Tensor, dnew: Tensor | None, saved: Tensor, weight: Tensor | None, mean: Tensor, rstd: Tensor,
     x_scale: Tensor | None, residual_scale: float, x_dtype: torch.dtype, residual_dtype: torch.dtype | None,
-) -> list[Tensor]:  # fmt: skip
-    found = [saved.new_empty(saved.shape, dtype=x_dtype)]
-    if kernels.two_gradients(residual_scale, x_scale, x_dtype, residual_dtype):
-        assert residual_dtype is not None
-        found.append(saved.new_empty(saved.shape, dtype=residual_dtype))
-    return found if weight is None else [*found, torch.empty_like(weight), torch.empty_like(weight)]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    dx = saved.new_empty(saved.shape, dtype=x_dtype)
+    two = kernels.two_gradients(residual_scale, x_scale, x_dtype, residual_dtype)
+    dres = saved.new_empty(saved.shape, dtype=residual_dtype) if two else dx.new_empty(0)
+    dw, db = (dx.new_empty(0) if weight is None else torch.empty_like(weight) for _ in range(2))
+    return dx, dres, dw, db
 
 
 def _save_norm(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
     x, residual, weight, _bias, x_scale, _eps, residual_scale, _ = inputs
     out, new, mean, rstd = output
-    ctx.mark_non_differentiable(mean, rstd)
+    # With an affine map the statistics are computed again from the sum, so nothing flows through 1/std.
+    ctx.mark_non_differentiable(mean, *([] if weight is None else [rstd]))
     ctx.set_materialize_grads(False)
     ctx.residual_scale, ctx.x_dtype = residual_scale, x.dtype
     ctx.residual_dtype = None if residual is None else residual.dtype
@@ -115,17 +121,50 @@ def _save_norm(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, 
     ctx.save_for_backward(out if weight is None else new, weight, mean, rstd, x_scale)
 
 
-def _differentiate_norm(ctx: Any, dout: Tensor | None, dnew: Tensor | None, *_: Any) -> Any:
+def _plain_norm_backward(
+    dout: Tensor, dnew: Tensor | None, saved: Tensor, weight: Tensor | None, mean: Tensor, rstd: Tensor,
+    x_scale: Tensor | None, residual_scale: float, x_dtype: torch.dtype, residual_dtype: torch.dtype | None,
+) -> tuple[Tensor | None, ...]:  # fmt: skip
+    """What the backward's kernel computes, in torch operators: its derivatives are taken through here."""
+    given, normal, rstd = dout.float(), saved.float(), rstd[..., None]
+    if weight is not None:
+        centred = normal - normal.mean(-1, keepdim=True)
+        variance = centred.square().mean(-1, keepdim=True)
+        eps = (rstd**-2 - variance).detach()
+        rstd = (variance + eps).rsqrt()
+        normal = centred * rstd
+    d = given if weight is None else given * weight.float()
+    d = (d - d.mean(-1, keepdim=True) - normal * (d * normal).mean(-1, keepdim=True)) * rstd
+    if dnew is not None:
+        d = d + dnew.float()
+    dx = d if x_scale is None else d * x_scale.float().view(-1, *[1] * (d.dim() - 1))
+    dres = dw = db = None
+    if kernels.two_gradients(residual_scale, x_scale, x_dtype, residual_dtype):
+        dres = (d * residual_scale).to(residual_dtype)
+    if weight is not None:
+        dw, db = (x.flatten(0, -2).sum(0).to(weight.dtype) for x in (given * normal, given))
+    return dx.to(x_dtype), dres, dw, db
+
+
+def _differentiate_norm(ctx: Any, dout: Tensor | None, dnew: Tensor | None, _dmean: Any, drstd: Tensor | None) -> Any:
     saved, weight, mean, rstd, x_scale = ctx.saved_tensors
+    if drstd is not None:  # in a second backward only: d rstd / d sum = -rstd^2 normal / width
+        through_rstd = (drstd * rstd**2 / -saved.shape[-1])[..., None] * saved
+        dnew = through_rstd if dnew is None else dnew + through_rstd
     if dout is None:
         dout = torch.zeros_like(saved)
-    found = _gpu_add_layer_norm_backward(
+    plain = derivatives.in_forward_mode()
+    dx, dres, dw, db = (_plain_norm_backward if plain else _gpu_add_layer_norm_backward)(
         dout, dnew, saved, weight, mean, rstd, x_scale, ctx.residual_scale, ctx.x_dtype, ctx.residual_dtype
     )
-    dw, db = found[-2:] if weight is not None else (None, None)
     two = kernels.two_gradients(ctx.residual_scale, x_scale, ctx.x_dtype, ctx.residual_dtype)
-    dres = None if ctx.residual_dtype is None else found[1 if two else 0]
-    return found[0], dres, dw, db, None, None, None, None
+    of_residual = None if ctx.residual_dtype is None else dres if two else dx
+    of_maps = (None, None) if weight is None else (dw, db)
+    return dx, of_residual, *of_maps, None, None, None, None
 
 
 _gpu_add_layer_norm.register_autograd(_differentiate_norm, setup_context=_save_norm)
+_save_all, _differentiate_plain = derivatives.gradient_of_plain(_plain_norm_backward)
+_gpu_add_layer_norm_backward.register_autograd(_differentiate_plain, setup_context=_save_all)
+for _operator in (_gpu_add_layer_norm, _gpu_add_layer_norm_backward):
+    _operator.register_vmap(derivatives.one_by_one(_operator))

@@ -17,15 +17,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssamba.ops import dispatch
+from ssamba.ops import derivatives, dispatch
+from ssamba.ops.mamba import naive
 from ssamba.ops.mamba.params import SCHEMA, MixerParams
 
 COUNT = len(MixerParams._fields)
 
 
 def bimamba_inner(x_BLKE: Tensor, z_BLKE: Tensor, params: MixerParams) -> Tensor:
-    """``naive.bimamba_inner`` on a GPU, differentiable once. ``x`` and ``z`` may be strided views of one tensor.
+    """``naive.bimamba_inner`` on a GPU. ``x`` and ``z`` may be strided views of one tensor.
 
+    Differentiable as often as wanted: from the second time on through the plain form.
     Computed in float32 from float32, bfloat16 or float16 activations (parameters in any of them). Up to 64 states and 2
     directions.
     """
@@ -86,7 +88,9 @@ def _backward(
         du_GTE.baddbmm_(dp_GTP, F.pad(params.x_proj_RKPE.flatten(0, 1).to(x.dtype), (0, 0, 0, pad)))
         u, dconv_weight, dconv_bias = kernels.conv_backward(x, params, du, dx)
         dx_proj = _products_over_tokens(dp_GTP, u.flatten(1, 2))[:, :outputs]
-    found = MixerParams(dconv_weight, dconv_bias, dx_proj, ddt_proj, dvec_2RKE[1], da_log, dvec_2RKE[0])
+    # An op may not return two views of one tensor; with one block and direction the second would be one.
+    dD = dvec_2RKE[0].clone(memory_format=torch.contiguous_format)
+    found = MixerParams(dconv_weight, dconv_bias, dx_proj, ddt_proj, dvec_2RKE[1], da_log, dD)
     return tuple(g.reshape(w.shape).to(w.dtype).contiguous() for g, w in zip(found, given, strict=True))
 
 
@@ -159,14 +163,42 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
     ctx.save_for_backward(*tensors, *output)  # the product after the mixer keeps its output anyway
 
 
+def _plain_inner(x: Tensor, z: Tensor, *parameters: Tensor) -> Tensor:
+    return naive.bimamba_inner(x.float(), z.float(), MixerParams(*parameters).to(torch.float32)).to(x.dtype)
+
+
+def _plain_inner_packed(xz: Tensor, *parameters: Tensor) -> Tensor:
+    return _plain_inner(xz[:, :, 0], xz[:, :, 1], *parameters)
+
+
+def _plain_backward(dy: Tensor, x: Tensor, z: Tensor, y: Tensor, p: Tensor, *rest: Any) -> list[Tensor | None]:
+    return derivatives.gradient(_plain_inner, (x, z, *rest[:COUNT]), [dy])
+
+
+def _plain_backward_packed(dy: Tensor, xz: Tensor, y: Tensor, p: Tensor, *rest: Any) -> list[Tensor | None]:
+    return derivatives.gradient(_plain_inner_packed, (xz, *rest[:COUNT]), [dy])
+
+
 def _differentiate(ctx: Any, dy: Tensor | None, dp: Tensor | None) -> Any:
     *inputs, y, p = ctx.saved_tensors
     if dy is None:
         return (None,) * (len(inputs) + 1)
     activations, params = inputs[:-COUNT], inputs[-COUNT:]
-    op = _gpu_inner_backward if len(activations) == 2 else _gpu_inner_packed_backward
+    apart = len(activations) == 2
+    if derivatives.in_forward_mode():
+        plain = _plain_inner if apart else _plain_inner_packed
+        return (*derivatives.gradient(plain, inputs, [dy], required_only=True), None)
+    op = _gpu_inner_backward if apart else _gpu_inner_packed_backward
     return (*op(dy, *activations, y, p, *params, ctx.backends), None)
 
 
 _gpu_inner.register_autograd(_differentiate, setup_context=_save)
 _gpu_inner_packed.register_autograd(_differentiate, setup_context=_save)
+for _operator, _plain in (
+    (_gpu_inner_backward, _plain_backward),
+    (_gpu_inner_packed_backward, _plain_backward_packed),
+):
+    _save_all, _differentiate_plain = derivatives.gradient_of_plain(_plain)
+    _operator.register_autograd(_differentiate_plain, setup_context=_save_all)
+for _operator in (_gpu_inner, _gpu_inner_packed, _gpu_inner_backward, _gpu_inner_packed_backward):
+    _operator.register_vmap(derivatives.one_by_one(_operator))

@@ -125,7 +125,7 @@ def bimamba_inner(x_BLKE: Tensor, z_BLKE: Tensor | None, params: MixerParams) ->
     there is no gate.
     """
     u_BLRKE = conv_silu(x_BLKE, params.conv_weight_RKEW, params.conv_bias_RKE)
-    p_BLRKP = torch.einsum("blrke,rkpe->blrkp", u_BLRKE, params.x_proj_RKPE)
+    p_BLRKP = torch.einsum("blrke,rkpe->blrkp", u_BLRKE, params.x_proj_RKPE.to(u_BLRKE.dtype))
     dt_BLRKr, B_BLRKN, C_BLRKN = p_BLRKP.split([params.rank, params.states, params.states], dim=-1)
     dt_BLRKE = torch.einsum("blrkp,rkep->blrke", dt_BLRKr, params.dt_proj_RKEr.to(dt_BLRKr.dtype))
     A_RKEN = -torch.exp(params.A_log_RKEN.to(_compute_dtype(params.A_log_RKEN)))

@@ -12,18 +12,20 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
+from ssamba.utils.torch_defaults import HOST_FLOAT32
+
 MAX_NOISE, MAX_ROLL = 0.1, 10
 """Largest height of the noise, and frames by which a clip is rolled at most."""
 
 
 def sample_masks(batch: int, generator: Generator) -> Tensor:
     """What ``mask_stretches`` needs for so many clips: uniform draws (axis, width and place, clip)."""
-    return torch.rand(2, 2, batch, generator=generator)
+    return torch.rand(2, 2, batch, generator=generator, **HOST_FLOAT32)
 
 
 def sample_noise_and_roll(batch: int, generator: Generator) -> Tensor:
     """What ``noise_and_roll`` needs for so many clips: uniform draws (height and roll, clip)."""
-    return torch.rand(2, batch, generator=generator)
+    return torch.rand(2, batch, generator=generator, **HOST_FLOAT32)
 
 
 def mask_stretches(features: Tensor, draws: Tensor, frequency: int, time: int, fill: float) -> Tensor:
@@ -73,9 +75,9 @@ MAX_MIX_DB = 20.0
 
 def sample_mixing(batch: int, share: float, generator: Generator) -> tuple[Tensor, Tensor]:
     """What ``mix_waveforms`` needs: the clip to mix into each (B,), and its level (B,), 0 where none is."""
-    other = torch.randperm(batch, generator=generator)
-    level = 10 ** (-MAX_MIX_DB / 20 * torch.rand(batch, generator=generator))
-    return other, level * (torch.rand(batch, generator=generator) < share)
+    other = torch.randperm(batch, generator=generator, device="cpu")
+    level = 10 ** (-MAX_MIX_DB / 20 * torch.rand(batch, generator=generator, **HOST_FLOAT32))
+    return other, level * (torch.rand(batch, generator=generator, **HOST_FLOAT32) < share)
 
 
 def mix_waveforms(waveforms: Tensor, lengths: Tensor, other: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
@@ -96,9 +98,9 @@ def sample_frequency_response(
 
     The response goes in straight lines between a few values drawn from a normal distribution of ``response_db``.
     """
-    knots = response_db * torch.randn(batch, 1, RESPONSE_KNOTS, generator=generator)
+    knots = response_db * torch.randn(batch, 1, RESPONSE_KNOTS, generator=generator, **HOST_FLOAT32)
     curve = torch.nn.functional.interpolate(knots, size=bins, mode="linear", align_corners=True)[:, 0]
-    gain = gain_db * (2 * torch.rand(batch, 1, generator=generator) - 1)
+    gain = gain_db * (2 * torch.rand(batch, 1, generator=generator, **HOST_FLOAT32) - 1)
     return (curve + gain) * (math.log(10) / 10)
 
 
@@ -113,7 +115,7 @@ ROOMS = 256
 
 def sample_speeds(batch: int, most: float, generator: Generator) -> Tensor:
     """What ``change_speed`` needs: a factor for each clip (B,), log-uniform from 1 / most to most."""
-    return most ** (2 * torch.rand(batch, generator=generator) - 1)
+    return most ** (2 * torch.rand(batch, generator=generator, **HOST_FLOAT32) - 1)
 
 
 def change_speed(waveforms: Tensor, lengths: Tensor, speed: Tensor, samples: int) -> tuple[Tensor, Tensor]:
@@ -125,7 +127,7 @@ def change_speed(waveforms: Tensor, lengths: Tensor, speed: Tensor, samples: int
     """
     size = _fast_size(waveforms.shape[1] + 64)
     spectrum = torch.fft.rfft(waveforms, size)
-    here = torch.arange(spectrum.shape[1], device=waveforms.device) / (size / 2)
+    here = torch.arange(spectrum.shape[1], dtype=torch.float32, device=waveforms.device) / (size / 2)
     spectrum = spectrum * (here <= (1 / speed).clamp_max(1)[:, None])
     spectrum[:, -1] /= 2  # half the rate (sizes are even): a longer transform counts it twice
     fine = OVERSAMPLING * torch.fft.irfft(spectrum, OVERSAMPLING * size)
@@ -133,7 +135,7 @@ def change_speed(waveforms: Tensor, lengths: Tensor, speed: Tensor, samples: int
     step = (speed * (OVERSAMPLING << FRACTION_BITS)).round().long()
     last = (fine.shape[1] - 2) << FRACTION_BITS
     place = (torch.arange(samples, device=waveforms.device) * step[:, None]).clamp_max(last)
-    below, fraction = place >> FRACTION_BITS, (place & ((1 << FRACTION_BITS) - 1)) / (1 << FRACTION_BITS)
+    below, fraction = place >> FRACTION_BITS, (place & ((1 << FRACTION_BITS) - 1)).float() / (1 << FRACTION_BITS)
     low, high = fine.gather(1, below), fine.gather(1, below + 1)
     lengths = (lengths / speed).long().clamp(1, samples)
     inside = torch.arange(samples, device=waveforms.device) < lengths[:, None]
@@ -146,14 +148,14 @@ def sample_rooms(batch: int, share: float, sample_rate: int, generator: Generato
     Times in which the sound falls by 60 dB are log-uniform from 0.1 to 1 s, levels of the tail uniform from 20 dB below
     the direct sound to its own; ``share`` of the clips have a tail, the others the level 0.
     """
-    noise, time, level, chosen = torch.rand(4, batch, generator=generator)
+    noise, time, level, chosen = torch.rand(4, batch, generator=generator, **HOST_FLOAT32)
     decay = sample_rate * 10 ** (time - 1) / math.log(1000)
     return torch.stack([(noise * ROOMS).floor(), decay, 10 ** (level - 1) * (chosen < share)])
 
 
 def make_noise_bank(generator: Generator, sample_rate: int) -> Tensor:
     """The tails of all rooms before they decay: a second of white noise each (ROOMS, samples)."""
-    return torch.randn(ROOMS, sample_rate, generator=generator)
+    return torch.randn(ROOMS, sample_rate, generator=generator, **HOST_FLOAT32)
 
 
 def reverberate(waveforms: Tensor, lengths: Tensor, rooms: Tensor, noises: Tensor) -> tuple[Tensor, Tensor]:

@@ -177,6 +177,11 @@ def _by_example(logits: Tensor, targets: Tensor, examples: Tensor, kind: str) ->
     if len(known) == len(examples):
         return ClassifierOutputs(logits, targets, examples)
     scores = logits.double().sigmoid() if kind == "bce" else logits.double().softmax(dim=1)
-    mean = torch.zeros(len(known), logits.shape[1], dtype=torch.float64).index_add_(0, place, scores) / count[:, None]
-    first = torch.full((len(known),), len(examples)).scatter_reduce_(0, place, torch.arange(len(place)), "amin")
+    mean = (
+        torch.zeros(len(known), logits.shape[1], dtype=torch.float64, device="cpu").index_add_(0, place, scores)
+        / count[:, None]
+    )
+    first = torch.full((len(known),), len(examples), dtype=torch.int64, device="cpu").scatter_reduce_(
+        0, place, torch.arange(len(place), device="cpu"), "amin"
+    )
     return ClassifierOutputs((mean.logit(1e-12) if kind == "bce" else mean.log()).float(), targets[first], known)

@@ -140,7 +140,7 @@ def _duration(seconds: float) -> str:
 
 def step_seconds(recipe: FinetuneRecipe, model: Encoder, device: torch.device) -> float:
     """A clip's share of a real training pass of a copy of the model: the second, after one to warm up."""
-    features = torch.zeros(recipe.batch, recipe.frames, model.config.mel_bins, device=device)
+    features = torch.zeros(recipe.batch, recipe.frames, model.config.mel_bins, device=device, dtype=torch.float32)
     model = copy.deepcopy(model).to(device)
     taken = 0.0
     for _ in range(2):

@@ -32,7 +32,7 @@ def init_by_probe(
     classes = len(model.classifier.task.classes)
     values, examples = make_evaluation(fold.train, recipe, model, cache, skip, again=False).values(model.eval())
     model.train(training)
-    labels = torch.tensor([example.labels[0] for example in fold.train])[examples]
+    labels = torch.tensor([example.labels[0] for example in fold.train], device="cpu")[examples]
     # Thousands of clips are a minute's work for one core; a small problem gains nothing on a GPU.
     large = model.device.type == "cuda" and values.numel() * classes >= SINGLE_THREAD_MAX
     here = [x.to(model.device) if large else x for x in (values, labels, _held_out_groups(fold, data)[examples])]
@@ -49,5 +49,5 @@ def _held_out_groups(fold: Fold, data: LabelledData) -> torch.Tensor:
     others = [other for other in data.folds if other is not fold]
     folds = {example.key: number for number, other in enumerate(others) for example in other.test}
     if all(example.key in folds for example in fold.train):
-        return torch.tensor([folds[example.key] for example in fold.train])
-    return torch.tensor(inner_fold_index(fold.train))
+        return torch.tensor([folds[example.key] for example in fold.train], device="cpu")
+    return torch.tensor(inner_fold_index(fold.train), device="cpu")

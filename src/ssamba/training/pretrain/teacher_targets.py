@@ -21,6 +21,7 @@ from ssamba.models.encoder import Encoder
 from ssamba.models.masking import MaskedForward
 from ssamba.models.patches import gather_patches
 from ssamba.training.pretrain.recipe import PretrainRecipe
+from ssamba.utils.torch_defaults import of_new_weights
 
 EPS = 1e-5
 TEMPERATURE = 0.1
@@ -31,8 +32,12 @@ class LatentHeads(nn.Module):
 
     def __init__(self, width: int, generator: Generator) -> None:
         super().__init__()
-        self.token = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
-        self.clip = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+        self.token = nn.Sequential(
+            nn.Linear(width, 2 * width, **of_new_weights()), nn.GELU(), nn.Linear(2 * width, width, **of_new_weights())
+        )
+        self.clip = nn.Sequential(
+            nn.Linear(width, 2 * width, **of_new_weights()), nn.GELU(), nn.Linear(2 * width, width, **of_new_weights())
+        )
         with torch.no_grad():
             for layer in self.modules():
                 if isinstance(layer, nn.Linear):
@@ -57,7 +62,7 @@ def teacher_targets(teacher: Encoder, features: Tensor, layers: int = 0) -> Targ
     same reason.
     """
     hidden = teacher.encode_layers(features)[-layers:]
-    tokens_CQd = clip_Cd = torch.zeros((), device=features.device)
+    tokens_CQd = clip_Cd = torch.zeros((), device=features.device, dtype=torch.float32)
     for layer in hidden:
         patches_CQd = layer[:, teacher.prefix_tokens :].float()
         variance, mean = torch.var_mean(patches_CQd, dim=1, keepdim=True, correction=0)

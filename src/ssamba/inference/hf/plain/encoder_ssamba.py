@@ -64,7 +64,8 @@ class BlockPair(GradientCheckpointingLayer):
         dt = torch.empty_like(self.dt_bias_RKE).uniform_(math.log(DT_MIN), math.log(DT_MAX))
         dt = dt.exp().clamp_min(DT_FLOOR)
         self.dt_bias_RKE.copy_(dt + torch.log(-torch.expm1(-dt)))
-        self.A_log_RKEN.copy_(torch.arange(1, self.A_log_RKEN.shape[-1] + 1).log().expand_as(self.A_log_RKEN))
+        states = torch.arange(1, self.A_log_RKEN.shape[-1] + 1, dtype=torch.float32, device=self.A_log_RKEN.device)
+        self.A_log_RKEN.copy_(states.log().expand_as(self.A_log_RKEN))
         self.D_RKE.fill_(1.0)
 
     def forward(
@@ -270,9 +271,9 @@ class Encoder(nn.Module):
         """Factors of stochastic depth for one pass, None when the rate is 0."""
         if self.config.drop_path == 0:
             return None
-        rates = torch.linspace(0, self.config.drop_path, self.config.depth)
+        rates = torch.linspace(0, self.config.drop_path, self.config.depth, dtype=torch.float32, device="cpu")
         rates = torch.cat([rates.new_zeros(1), rates]) if self.mamba else rates.repeat_interleave(BLOCKS)
-        draw = torch.rand(len(rates), batch, generator=generator)
+        draw = torch.rand(len(rates), batch, generator=generator, dtype=torch.float32, device="cpu")
         return (draw < 1 - rates[:, None]) / (1 - rates[:, None])
 
 

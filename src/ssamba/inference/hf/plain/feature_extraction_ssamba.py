@@ -110,7 +110,7 @@ class SsambaFeatureExtractor(SequenceFeatureExtractor):
             audio, sampling_rate = _from_row(audio)
         if isinstance(audio, (str, bytes, os.PathLike)):
             audio, sampling_rate = _decode(audio)
-        samples = torch.as_tensor(np.asarray(audio, dtype=np.float32))
+        samples = torch.from_numpy(np.array(audio, dtype=np.float32))
         if samples.dim() != 1:
             raise ValueError(f"audio of shape {tuple(samples.shape)}: give one channel as (samples,)")
         rate = sampling_rate or self.sampling_rate
@@ -121,7 +121,7 @@ class SsambaFeatureExtractor(SequenceFeatureExtractor):
                 raise ValueError(
                     f"sampling rate {rate}: give {self.sampling_rate} Hz, or pip install soxr to have it resampled"
                 ) from None
-            samples = torch.as_tensor(soxr.resample(samples.numpy(), rate, self.sampling_rate))
+            samples = torch.from_numpy(soxr.resample(samples.numpy(), rate, self.sampling_rate))
         if len(samples) < self.frame_length:
             raise ValueError(f"audio of {len(samples)} samples at {self.sampling_rate} Hz: give 25 ms or more")
         if not torch.isfinite(samples).all():
@@ -134,7 +134,7 @@ class SsambaFeatureExtractor(SequenceFeatureExtractor):
         frames = waveform.unfold(0, self.frame_length, self.hop)
         frames = frames - frames.mean(dim=-1, keepdim=True)
         previous = torch.cat([frames[..., :1], frames[..., :-1]], dim=-1)
-        window = torch.hann_window(self.frame_length, periodic=False)
+        window = torch.hann_window(self.frame_length, periodic=False, dtype=torch.float32, device="cpu")
         fft_size = 1 << (self.frame_length - 1).bit_length()
         spectrum = torch.fft.rfft((frames - PRE_EMPHASIS * previous) * window, n=fft_size)
         power = spectrum.real.square() + spectrum.imag.square()

@@ -135,7 +135,7 @@ class SsambaPreTrainedModel(PreTrainedModel):
 
     def _generator(self) -> Generator:
         """A generator of a pass's random numbers, seeded from torch's global one."""
-        return Generator().manual_seed(int(torch.randint(2**62, ())))
+        return Generator().manual_seed(int(torch.randint(2**62, (), device="cpu")))
 
     def _filled(self, input_values: Tensor | None, attention_mask: Tensor | None) -> tuple[Tensor, list[int] | None]:
         """Checked features with silence beyond each recording's end, and the frames of each recording or None."""

@@ -48,7 +48,7 @@ def _run(name: str, table: list[int], scratch_bytes: int, tasks: int) -> None:
         return
     threads = openmp.thread_count(tasks)
     size = -(-scratch_bytes // 64) * 64
-    scratch = torch.empty(threads * size + 64, dtype=torch.uint8)
+    scratch = torch.empty(threads * size + 64, dtype=torch.uint8, device="cpu")
     table[ScanField.SCRATCH] = -(-scratch.data_ptr() // 64) * 64
     table[ScanField.SCRATCH_BYTES], table[ScanField.TASKS] = size, tasks
     arguments = array("q", table)

@@ -17,6 +17,7 @@ from torch import Tensor
 from ssamba.ops.mamba.cpu import launch
 from ssamba.ops.mamba.cpu.launch import ScanInputs
 from ssamba.ops.mamba.params import MixerParams
+from ssamba.utils.torch_defaults import HOST_FLOAT32
 
 PART_TOKENS = 1024
 """Tokens of a part: enough that starting the kernels costs little, and a part stays in the level-3 cache."""
@@ -59,7 +60,7 @@ def _work_area(shapes: list[tuple[int, ...]]) -> list[Tensor]:
     area = getattr(_of_thread, "area", None)
     if area is None or area.numel() < sum(sizes):
         with torch.inference_mode(False):  # made in inference mode, it could not be written to outside of it
-            area = _of_thread.area = torch.empty(sum(sizes), dtype=torch.float32)
+            area = _of_thread.area = torch.empty(sum(sizes), **HOST_FLOAT32)
     places = area[: sum(sizes)].split(sizes)
     return [place[: math.prod(shape)].view(shape) for place, shape in zip(places, shapes, strict=True)]
 
@@ -89,7 +90,7 @@ def _scan_inputs(x_BLKE: Tensor, w: Weights, r_from: int, r_to: int, cut: tuple[
 def bimamba(x_BLKE: Tensor, z_BLKE: Tensor, weights: Weights, part_tokens: int = PART_TOKENS) -> Tensor:
     """Returns ``y_BLKE`` in x's dtype, made in parts of ``part_tokens`` tokens."""
     batch, length, blocks, channels = x_BLKE.shape
-    y_BLKE = torch.empty((batch, length, blocks, channels), dtype=torch.float32)
+    y_BLKE = torch.empty((batch, length, blocks, channels), **HOST_FLOAT32)
     if length > part_tokens:
         for b in range(batch):
             _long(x_BLKE[b : b + 1], z_BLKE[b : b + 1], y_BLKE[b : b + 1], weights, part_tokens)
@@ -109,7 +110,7 @@ def _long(x_1LKE: Tensor, z_1LKE: Tensor, y_1LKE: Tensor, weights: Weights, part
     carry_shape = launch.carry_shape(1, blocks, channels, weights.A_RKEN.shape[-1])
     starts = list(range(0, length, part_tokens))
     for r in range(directions):
-        carry = torch.zeros(carry_shape, dtype=torch.float32)
+        carry = torch.zeros(carry_shape, **HOST_FLOAT32)
         for start in starts if r == 0 else reversed(starts):
             stop = min(start + part_tokens, length)
             # the taps reach back in the direction of the scan, out of the part

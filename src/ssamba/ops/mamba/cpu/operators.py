@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ssamba.ops import derivatives
+from ssamba.ops.mamba import naive
 from ssamba.ops.mamba.cpu import launch, mixer_inference
 from ssamba.ops.mamba.cpu.launch import ScanInputs, rows
 from ssamba.ops.mamba.params import SCHEMA, MixerParams
@@ -56,11 +58,17 @@ def _conv_silu_backward_cpu(du: Tensor, x: Tensor, weight: Tensor, bias: Tensor)
     return dx.to(x.dtype), dweight.to(weight.dtype), dbias.to(bias.dtype)
 
 
+def _conv_silu_backward_plain(du: Tensor, *inputs: Tensor) -> list[Tensor | None]:
+    return derivatives.gradient(naive.conv_silu, inputs, [du])
+
+
 def _conv_silu_setup(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
     ctx.save_for_backward(*inputs)
 
 
-def _conv_silu_autograd(ctx: Any, du: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _conv_silu_autograd(ctx: Any, du: Tensor) -> tuple[Tensor | None, ...]:
+    if derivatives.in_forward_mode():
+        return tuple(derivatives.gradient(naive.conv_silu, ctx.saved_tensors, [du], required_only=True))
     return torch.ops.ssamba.conv_silu_backward(du, *ctx.saved_tensors)
 
 
@@ -105,8 +113,15 @@ def _scan_backward_cpu(dy: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     return tuple(gradient.to(x.dtype) for gradient, x in zip(gradients, like, strict=True))
 
 
+def _scan_backward_plain(dy: Tensor, *arguments: Any) -> list[Tensor | None]:
+    *inputs, _states = arguments
+    return derivatives.gradient(naive.selective_scan, inputs, [dy])
+
+
 def _scan_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     *tensors, z, keep_states = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
     ctx.gated, ctx.kept = z is not None, keep_states
     ctx.save_for_backward(*tensors, *([z] if z is not None else []), output[1])
 
@@ -116,7 +131,10 @@ def _scan_autograd(ctx: Any, dy: Tensor, _dstates: Tensor | None) -> tuple[Tenso
         raise RuntimeError("ssamba::selective_scan was run with keep_states=False: its gradient needs keep_states=True")
     *tensors, states = ctx.saved_tensors
     z = tensors.pop() if ctx.gated else None
-    *gradients, dz = torch.ops.ssamba.selective_scan_backward(dy, *tensors, z, states)
+    if derivatives.in_forward_mode():
+        *gradients, dz = derivatives.gradient(naive.selective_scan, (*tensors, z), [dy], required_only=True)
+    else:
+        *gradients, dz = torch.ops.ssamba.selective_scan_backward(dy, *tensors, z, states)
     return (*gradients, dz if ctx.gated else None, None)
 
 
@@ -127,11 +145,33 @@ def _bimamba_inference_fake(x: Tensor, z: Tensor, *parameters: Tensor) -> Tensor
     return torch.empty(x.shape, dtype=x.dtype, device=x.device)
 
 
+def _bimamba_plain(x: Tensor, z: Tensor, *parameters: Tensor) -> Tensor:
+    return naive.bimamba_inner(x.float(), z.float(), MixerParams(*parameters).to(torch.float32)).to(x.dtype)
+
+
 def _bimamba_inference_cpu(x: Tensor, z: Tensor, *parameters: Tensor) -> Tensor:
     return mixer_inference.bimamba(x, z, mixer_inference.Weights.of(MixerParams(*parameters)))
 
 
 def _register() -> None:
+    _register_kernels()
+    torch.library.register_autograd(
+        "ssamba::conv_silu", _conv_silu_autograd, setup_context=_conv_silu_setup, lib=_library
+    )
+    torch.library.register_autograd("ssamba::selective_scan", _scan_autograd, setup_context=_scan_setup, lib=_library)
+    for name, plain in (
+        ("conv_silu_backward", _conv_silu_backward_plain),
+        ("selective_scan_backward", _scan_backward_plain),
+        ("bimamba_inference", _bimamba_plain),
+    ):
+        save, differentiate = derivatives.gradient_of_plain(plain)
+        torch.library.register_autograd(f"ssamba::{name}", differentiate, setup_context=save, lib=_library)
+    for name in ("conv_silu", "selective_scan", "conv_silu_backward", "selective_scan_backward", "bimamba_inference"):
+        rule = derivatives.one_by_one(getattr(torch.ops.ssamba, name))
+        torch.library.register_vmap(f"ssamba::{name}", rule, lib=_library)
+
+
+def _register_kernels() -> None:
     for name, kernel in (
         ("conv_silu", _conv_silu_cpu),
         ("conv_silu_backward", _conv_silu_backward_cpu),
@@ -148,10 +188,6 @@ def _register() -> None:
         ("bimamba_inference", _bimamba_inference_fake),
     ):
         torch.library.register_fake(f"ssamba::{name}", fake, lib=_library)
-    torch.library.register_autograd(
-        "ssamba::conv_silu", _conv_silu_autograd, setup_context=_conv_silu_setup, lib=_library
-    )
-    torch.library.register_autograd("ssamba::selective_scan", _scan_autograd, setup_context=_scan_setup, lib=_library)
 
 
 _register()
@@ -165,11 +201,7 @@ def conv_silu(x_BLKE: Tensor, weight_RKEW: Tensor, bias_RKE: Tensor) -> Tensor:
 def selective_scan(*inputs: Tensor | None) -> Tensor:
     """``naive.selective_scan``. States are kept for the gradient (L / 32 of them) only where one is wanted."""
     inputs = inputs if len(inputs) > len(ScanInputs._fields) else (*inputs, None)
-    return torch.ops.ssamba.selective_scan(*inputs, _wants_gradient(*inputs))[0]
-
-
-def _wants_gradient(*inputs: Tensor | None) -> bool:
-    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
+    return torch.ops.ssamba.selective_scan(*inputs, derivatives.wants_gradient(*inputs))[0]
 
 
 def bimamba_inner(x_BLKE: Tensor, z_BLKE: Tensor, params: MixerParams) -> Tensor:
@@ -177,7 +209,7 @@ def bimamba_inner(x_BLKE: Tensor, z_BLKE: Tensor, params: MixerParams) -> Tensor
 
     Where no gradient is wanted, one operator runs the same kernels part by part, in memory that does not grow with L.
     """
-    if not _wants_gradient(x_BLKE, z_BLKE, *params):
+    if not derivatives.wants_gradient(x_BLKE, z_BLKE, *params):
         return torch.ops.ssamba.bimamba_inference(x_BLKE, z_BLKE, *params)
     directions, blocks, channels, rank = params.dt_proj_RKEr.shape
     batch, length = x_BLKE.shape[:2]
