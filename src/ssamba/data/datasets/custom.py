@@ -49,8 +49,8 @@ def read_custom(
     takes its place. Folders of classes may lie in folders named like splits. A set without splits is divided 80/10/10,
     class by class (:func:`ssamba.data.datasets.splits.stratified_split`). Classes are numbered by sorted name.
 
-    Labels with times, in ``labels``, in a table with the columns start and end, or in files named as the recordings that
-    lie in no class's folder, are read by :func:`ssamba.data.datasets.time_stamped.read_time_stamped`.
+    Labels with times are read by :func:`ssamba.data.datasets.time_stamped.read_time_stamped`: ``labels``, a table with
+    the columns start and end, or files named as recordings that lie in no class's folder.
 
     Args:
         root: the table or the folder.

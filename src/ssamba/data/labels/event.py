@@ -42,7 +42,10 @@ class LabelRow:
 
 @dataclass(frozen=True)
 class RecordingEvents:
-    """The events of one recording of ``seconds``, by start; ``highest_hz`` is the highest frequency that was read."""
+    """The events of one recording of ``seconds``, by start.
+
+    ``highest_hz`` is the highest frequency that was read, ``details`` what JSON and JAMS hold of how they were found.
+    """
 
     path: str
     seconds: float

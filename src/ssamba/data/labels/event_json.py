@@ -48,8 +48,8 @@ def json_number(values: Any, name: str, where: str) -> float:
     return float(value)
 
 
-def write_event_json(recordings: Sequence[RecordingEvents], head: Mapping[str, Any] | None = None) -> str:
-    """A document of any number of recordings, a line for each; ``head`` are further values at its top."""
+def write_event_json(recordings: Sequence[RecordingEvents]) -> str:
+    """A document of any number of recordings, a line for each, with the first one's ``details`` at its top."""
     entries = []
     for recording in recordings:
         events = [
@@ -59,5 +59,6 @@ def write_event_json(recordings: Sequence[RecordingEvents], head: Mapping[str, A
         ]
         entry = {"path": recording.path, "seconds": round(recording.seconds, DECIMALS), "events": events}
         entries.append(json.dumps(entry, ensure_ascii=False))
-    first = json.dumps(dict(head or {}), ensure_ascii=False)[:-1]
+    head = dict(recordings[0].details) if recordings else {}
+    first = json.dumps(head, ensure_ascii=False)[:-1]
     return first + (", " if head else "") + '"files": [\n' + ",\n".join(entries) + "\n]}\n"

@@ -79,7 +79,7 @@ def write_jams(recordings: Sequence[RecordingEvents]) -> str:
         "duration": seconds,
         "annotation_metadata": metadata,
         "data": data,
-        "sandbox": dict(recording.details),
+        "sandbox": dict(recording.details),  # the place for what the schema does not know
     }
     document = {
         "annotations": [annotation],
