@@ -118,7 +118,7 @@ def timeline(
         # The first class on top, as one reads.
         mesh = below.pcolormesh(edges, np.arange(len(chosen) + 1), scores[:, chosen[::-1]].T, cmap="viridis")
         mesh.set_clim(0, 1)
-        below.set_title("class scores" if events is None else f"class scores; outlined: {len(events)} events")
+        below.set_title("class scores" if events is None else f"class scores, events outlined ({len(events)})")
         _outline(below, events or (), [prediction.classes[c] for c in chosen[::-1]])
         below.set_yticks(np.arange(len(chosen)) + 0.5, [short_name(prediction.classes[c], 28) for c in chosen[::-1]])
         below.tick_params(axis="y", length=0)

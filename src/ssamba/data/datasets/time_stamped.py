@@ -26,7 +26,7 @@ def read_time_stamped(
     """Recordings and the labels of people (docs/data.md, "Labels with times") as a labelled set of clips.
 
     Sides are divided by recording where each class is in enough of them, else by label: the clips of one label are
-    never on two sides.
+    never on two sides, and clips that share audio only where labels are too dense for anything else.
 
     Args:
         data, labels: as :func:`ssamba.data.labels.recordings.labelled_recordings` takes them.
@@ -72,12 +72,29 @@ def _divide(
         found = _folds([clip.recording for clip in clips], examples, seed, min(folds, fewest))
         if _complete(found, len(recordings_of)):
             return found, f"no splits given: divided by recording (seed {seed}), folds: {len(found)}"
-    groups = [f"{c.recording} {c.event}" if c.event >= 0 else c.key for c in clips]
-    found = _folds(groups, examples, seed, folds)
+    found = _folds(_clusters(clips), examples, seed, folds)
+    if not _complete(found, len(recordings_of)):
+        found = _folds([f"{c.recording} {c.event} {c.key * (c.event < 0)}" for c in clips], examples, seed, folds)
     return found, (
         f"no splits given, and too few recordings of each class: divided by label (seed {seed}), folds: {len(found)}; "
         "clips that are tested come from recordings that are trained on, so scores are optimistic"
     )
+
+
+def _clusters(clips: Sequence[LabelledClip]) -> list[str]:
+    """A name for each clip, sorted by time: the same for those of one label and for those that share audio."""
+    names: list[str] = []
+    before, end = None, 0.0
+    for clip in clips:
+        linked = before is not None and clip.recording == before.recording
+        if linked and before is not None and (clip.start < end - 1e-6 or clip.event == before.event >= 0):
+            names.append(names[-1])
+            end = max(end, clip.start + clip.seconds)
+        else:
+            names.append(clip.key)
+            end = clip.start + clip.seconds
+        before = clip
+    return names
 
 
 def _folds(groups: Sequence[str], examples: Sequence[Example], seed: int, folds: int) -> tuple[Fold, ...]:

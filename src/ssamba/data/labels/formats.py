@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ssamba.data.labels.audacity import audacity_delimiter, read_audacity, write_audacity
 from ssamba.data.labels.event import LabelRow, RecordingEvents
@@ -15,6 +14,7 @@ from ssamba.data.labels.raven import is_raven, read_raven, write_raven
 from ssamba.data.labels.table import is_event_table, read_event_table, write_event_table
 from ssamba.data.labels.text import LabelTable, parse_table, read_label_text
 from ssamba.utils.errors import DataError
+from ssamba.utils.json_text import parse_json
 
 LABEL_SUFFIXES = (".txt", ".csv", ".tsv", ".json", ".jams")
 """Endings of files that may hold labels."""
@@ -68,9 +68,9 @@ def is_label_file(path: Path) -> bool:
     try:
         text = read_label_text(path)
         if _is_json(text):
-            return _json_reader(json.loads(text)) is not None
+            return _json_reader(parse_json(text, str(path), DataError)) is not None
         return audacity_delimiter(text) is not None or _table_reader(parse_table(path, text)) is not None
-    except (DataError, ValueError):
+    except DataError:
         return False
 
 
@@ -78,10 +78,7 @@ def _recognised(path: Path, text: str) -> list[LabelRow] | None:
     if not text.strip():
         return []
     if _is_json(text):
-        try:
-            content = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path}: line {error.lineno} is not valid JSON ({error.msg})") from None
+        content = parse_json(text, str(path), DataError)
         from_json = _json_reader(content)
         return None if from_json is None else from_json(path, content)
     if audacity_delimiter(text) is not None:
@@ -95,9 +92,7 @@ def _is_json(text: str) -> bool:
     return text.lstrip().startswith("{")
 
 
-def _json_reader(content: object) -> Callable[[Path, Mapping[str, object]], list[LabelRow]] | None:
-    if not isinstance(content, dict):
-        return None
+def _json_reader(content: Mapping[str, Any]) -> Callable[[Path, Mapping[str, Any]], list[LabelRow]] | None:
     if isinstance(content.get("annotations"), list):
         return read_jams
     files = content.get("files")

@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from ssamba.audio.decode import AUDIO_EXTENSIONS
 from ssamba.data.labels.event import Event, LabelRow
 from ssamba.data.labels.formats import LABEL_SUFFIXES, is_label_file, read_label_file
+from ssamba.data.labels.text import parse_table, read_label_text
 from ssamba.data.manifest import Clip, read_source
 from ssamba.data.scan import cached_info
 from ssamba.utils.errors import AudioError, DataError
@@ -67,15 +68,21 @@ def labelled_recordings(data: Path, labels: Path | None = None) -> tuple[list[La
 
 
 def has_times(data: Path) -> bool:
-    """Whether data says by itself that its labels have times: a label file, or recordings with label files beside them.
+    """Whether data says by itself that its labels have times: a label file, or recordings next to label files.
 
-    Of a folder the recordings at its top count; those in folders may be a class's.
+    A table with a column split or fold is one of whole files, whose times may be those of an older recording. Of a
+    folder the recordings at its top count; those in folders may be a class's.
     """
     if data.is_file():
-        return data.suffix.lower() in LABEL_SUFFIXES and is_label_file(data)
+        return is_label_file(data) and not _divided(data)
     top = sorted(entry.name for entry in os.scandir(data) if not entry.name.startswith("."))
     clips = [Clip(str(data / name), name) for name in top if name.lower().endswith(AUDIO_EXTENSIONS)]
     return bool(labels_in(clips, data))
+
+
+def _divided(table: Path) -> bool:
+    text = read_label_text(table)
+    return not text.lstrip().startswith("{") and parse_table(table, text).column(("split", "fold")) is not None
 
 
 def labels_in(clips: Sequence[Clip], data: Path) -> list[Path]:

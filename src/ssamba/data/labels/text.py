@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from ssamba.data.manifest import nearest_file
 from ssamba.utils.errors import DataError
+from ssamba.utils.files import read_bytes
 
 DELIMITERS = ("\t", ";", ",")
 NUMBER = r"[-+\u2212]?(?:\d+(?:[.,]\d*)?|[.,]\d+)(?:[eE][-+]?\d+)?"
@@ -21,15 +22,11 @@ def read_label_text(path: Path) -> str:
     """The text of a file in UTF-8 or UTF-16, with or without byte-order mark.
 
     Raises:
-        DataError: missing, or neither of these (names the first line that is not).
+        DataError: missing, no regular file, over 64 MiB, or neither of these (names the first line that is not).
     """
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file{nearest_file(str(path))}") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
-    encoding, data = _encoding(data)
+    if not path.exists():
+        raise DataError(f"{path}: no such file{nearest_file(str(path))}")
+    encoding, data = _encoding(read_bytes(path, error=DataError))
     try:
         text = data.decode(encoding)
     except UnicodeDecodeError as error:
