@@ -39,7 +39,7 @@ def labelled_recordings(data: Path, labels: Path | None = None) -> tuple[list[La
 
     Args:
         data: a folder of recordings, one recording, or a label file whose rows name the recordings.
-        labels: a label file or a folder of them (searched recursively); None: those beside the recordings.
+        labels: a label file or a folder of them (searched recursively); None: those in the folders of the recordings.
 
     Raises:
         DataError: labels of no recording, of a recording that is not there, or outside of it; two label files for one

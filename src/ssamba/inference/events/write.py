@@ -48,6 +48,8 @@ def plan_event_output(out: Path | None, format: str | None, files: Sequence[str]
             raise ConfigError(f"{format} labels are of one recording, and {len(files)} are given: give --out FOLDER")
         return EventOutput(format)
     if format is None:
+        if out.is_dir() or not out.suffix:
+            raise ConfigError(f"{out}: for a folder of label files give --format {', '.join(LABEL_FORMATS)}")
         check_output_name(out, tuple(FORMAT_OF_SUFFIX))
         format = FORMAT_OF_SUFFIX[out.suffix]
     kind = LABEL_FORMATS[format]
