@@ -99,7 +99,7 @@ def test_one_file_may_hold_all_recordings(
     if name == "x.json":
         content = json.loads((tmp_path / name).read_text(encoding="utf-8"))
         head = {key: value for key, value in content.items() if key != "files"}
-        assert head == {"classes": list(CLASSES), "multi_label": False, "recipe": "test", **OPTIONS}
+        assert head == {"classes": list(CLASSES), "multi_label": False, "recipe": "test", **OPTIONS, "without": []}
         assert [(f["path"], f["seconds"]) for f in content["files"]] == [(str(folder / f), 4.5) for f in FILES]
     else:
         with open(tmp_path / name, encoding="utf-8", newline="") as file:
@@ -116,6 +116,15 @@ def test_the_table_and_the_printed_formats(folder: Path, run: Path, capsys: pyte
     assert command(capsys, path, "--model", run, "--format", "audacity", *WORDS)[1].splitlines() == [
         f"{start:.6f}\t{end:.6f}\t{name}" for start, end, name in events
     ]
+
+
+def test_classes_may_be_left_out(folder: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = [event for event in expected(folder, run)[FILES[0]]]
+    first = found[0][2]
+    words = ["--format", "audacity", *WORDS, "--without", first]
+    out = command(capsys, folder / FILES[0], "--model", run, *words)[1]
+    kept = [f"{start:.6f}\t{end:.6f}\t{name}" for start, end, name in found if name != first]
+    assert out.splitlines() == (kept or [""])
 
 
 def test_the_ending_decides_for_one_recording(
@@ -184,6 +193,7 @@ def test_mistakes_with_events(folder: Path, run: Path, tmp_path: Path, capsys: p
         (["--events", "--out", tmp_path / "x"], "for a folder of label files give --format audacity, raven"),
         (["--format", "jams", "--out", tmp_path / "file"], "unknown ending ''"),
         (["--format", "csv", "--out", tmp_path / "x.json"], "unknown ending '.json'"),
+        (["--events", "--without", "dgo"], "without is 'dgo': no class of the model, did you mean 'dog'?"),
         (["--format", "ravne"], "did you mean 'raven'"),
     ):
         code, out, err = command(capsys, folder, "--model", run, *words)

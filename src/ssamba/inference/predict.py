@@ -11,7 +11,7 @@ The way is that of embeddings (``ssamba.inference.embed``) up to the model: ``cu
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -53,20 +53,27 @@ class Prediction:
         return [(self.classes[c], s) for c, s in zip(order[: self.top].tolist(), values.tolist(), strict=False)]
 
     def events(
-        self, threshold: float = 0.5, low: float | None = None, min_seconds: float = 0.0, merge_gap: float = 0.0
+        self,
+        threshold: float = 0.5,
+        low: float | None = None,
+        min_seconds: float = 0.0,
+        merge_gap: float = 0.0,
+        without: Sequence[str] = (),
     ) -> list[Event]:
         """Neighbouring rows of a class as one event, by start (``ssamba.inference.events.merge`` has the rules).
 
         An event begins with a score of ``threshold`` and goes on down to ``low`` (None: the threshold); those at most
-        ``merge_gap`` s apart are joined, then those shorter than ``min_seconds`` dropped. Raises ``ConfigError`` for
-        values out of range.
+        ``merge_gap`` s apart are joined, then those shorter than ``min_seconds`` dropped, then those of the classes
+        ``without``. Raises ``ConfigError`` for values out of range and unknown classes.
         """
-        return self.find_events(EventOptions(threshold, low, min_seconds, merge_gap))
+        return self.find_events(EventOptions(threshold, low, min_seconds, merge_gap, tuple(without)))
 
     def find_events(self, options: EventOptions) -> list[Event]:
         """As ``events``."""
+        options.check_names(self.classes)
         found = find_events(self.scores.numpy(), self.spans.numpy(), options, self.multi_label)
-        return [Event(e.start, e.end, self.classes[e.label], e.score) for e in found]
+        events = [Event(e.start, e.end, self.classes[e.label], e.score) for e in found]
+        return [event for event in events if event.label not in options.without]
 
 
 @dataclass(frozen=True)

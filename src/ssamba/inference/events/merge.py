@@ -27,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ssamba.utils.errors import ConfigError
+from ssamba.utils.suggest import nearest
 
 TIME_TOLERANCE = 1e-6
 """Seconds below which two times are the same: sums of floats such as 0.1 are not exact."""
@@ -50,12 +51,15 @@ class EventOptions:
         low: score down to which it goes on, above 0 and at most ``threshold``; None: the threshold.
         min_seconds: shortest event.
         merge_gap: longest gap in seconds between two events of a class that are joined.
+        without: names of classes whose events are left out at the end, such as that of the background. Until then they
+            end and separate others as all classes do.
     """
 
     threshold: float = 0.5
     low: float | None = None
     min_seconds: float = 0.0
     merge_gap: float = 0.0
+    without: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 < self.threshold <= 1:
@@ -67,6 +71,13 @@ class EventOptions:
         for name, value in (("min_seconds", self.min_seconds), ("merge_gap", self.merge_gap)):
             if not 0 <= value < math.inf:
                 raise ConfigError(f"{name} is {value:g}: give seconds, 0 or more")
+
+    def check_names(self, classes: Sequence[str]) -> None:
+        """Raises ``ConfigError`` where a class that is left out is none of ``classes``."""
+        for name in self.without:
+            if name not in classes:
+                near = nearest(name, classes) or f"; there are {len(classes)}, the first: {classes[0]}"
+                raise ConfigError(f"without is '{name}': no class of the model{near}")
 
     @property
     def end_score(self) -> float:

@@ -95,6 +95,7 @@ class EventWriter:
         self._output, self._options = output, options
         self._highest_hz = model.config.front_end.nyquist
         task = classifier_task(model)
+        options.check_names(task.classes)
         self._details: dict[str, object] = {
             "classes": list(task.classes),
             "multi_label": task.multi_label,
@@ -103,6 +104,7 @@ class EventWriter:
             "low": options.end_score,
             "min_seconds": options.min_seconds,
             "merge_gap": options.merge_gap,
+            "without": list(options.without),
         }
         self._recordings: list[RecordingEvents] = []
 

@@ -69,6 +69,9 @@ def _add_events(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--merge-gap", type=seconds, metavar="S", help="events: join those of a class so far apart (default: 0)"
     )
+    parser.add_argument(
+        "--without", action="append", metavar="NAME", help="events: leave out this class, such as the background's"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -118,7 +121,10 @@ def _event_options(arguments: argparse.Namespace) -> EventOptions | None:
     """How rows become events, None where rows are asked for."""
     from ssamba.inference.events.merge import EventOptions
 
-    given = {n: v for n in ("threshold", "low", "min_seconds", "merge_gap") if (v := getattr(arguments, n)) is not None}
+    names = ("threshold", "low", "min_seconds", "merge_gap", "without")
+    given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
+    if "without" in given:
+        given["without"] = tuple(given["without"])
     if arguments.events or arguments.format is not None:
         return EventOptions(**given)
     if given:
