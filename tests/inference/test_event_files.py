@@ -119,7 +119,7 @@ def test_the_table_and_the_printed_formats(folder: Path, run: Path, capsys: pyte
 
 
 def test_classes_may_be_left_out(folder: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = [event for event in expected(folder, run)[FILES[0]]]
+    found = expected(folder, run)[FILES[0]]
     first = found[0][2]
     words = ["--format", "audacity", *WORDS, "--without", first]
     out = command(capsys, folder / FILES[0], "--model", run, *words)[1]

@@ -10,6 +10,7 @@ import pytest
 import soundfile
 
 from ssamba.cli.main import main
+from ssamba.models.pretrained.model_dir import read_config
 
 SMALL = ["--from", "none", "--width", "32", "--depth", "2", "--epochs", "1", "--device", "cpu"]
 
@@ -55,8 +56,7 @@ def test_label_files_make_a_model_whose_window_fits_them(
     assert "divided by recording (seed 0), folds: 3" in told.err
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert len(results["folds"]) == 3
-    config = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert config["frames"] == 48
+    assert read_config(tmp_path / "run").config.frames == 48
     assert (tmp_path / "run" / "classes.csv").read_text().splitlines()[1].startswith("high,")
     # The same command finds the finished run again, with the clips of the first time.
     assert finetune(field, tmp_path / "run", "--background", "nothing") == 0
@@ -69,7 +69,7 @@ def test_label_files_make_a_model_whose_window_fits_them(
 
 def test_a_clip_may_be_given_its_length(field: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert finetune(field, tmp_path / "run", "--frames", "32", "--folds", "1") == 0
-    assert "21 labels in 3 recordings give 21 clips of 0.34 s" in capsys.readouterr().err
+    assert "21 labels in 3 recordings give 21 clips of 0.335 s" in capsys.readouterr().err
 
 
 def test_mistakes_with_labels(field: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
