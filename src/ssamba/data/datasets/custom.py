@@ -31,6 +31,9 @@ __all__ = ["read_custom"]
 TABLES = ("labels.csv", "meta.csv", "metadata.csv", "labels.tsv", "meta.tsv", "metadata.tsv")
 """Looked for in a folder, in this order; without any, its folders are the classes."""
 
+FILES_LOOKED_INTO = 20
+"""Of files that are named as the clips of class folders, to see whether they hold labels with times."""
+
 
 def read_custom(
     root: Path,
@@ -168,8 +171,8 @@ def _read_folders(root: Path, seed: int, n_folds: int) -> LabelledData:
         example = file_example(Path(clip.path), clip.key, (numbers[key[1] if by_split else key[0]],))
         splits[split_name(key[0], str(root)) if by_split else "train"].append(example)
     folds, notes = _one_fold("custom", splits) if by_split else _own_split(splits["train"], seed, n_folds)
-    if timed := labels_in(clips, root):
-        notes = (*notes, f"folders are classes; {timed[0]} has labels with times: give --labels {root} to take those")
+    if timed := next(labels_in(clips, root, FILES_LOOKED_INTO), None):
+        notes = (*notes, f"folders are classes; {timed} has labels with times: give --labels {root} to take those")
     return check_data(LabelledData("custom", classes, False, folds, notes, not by_split), root)
 
 

@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import statistics
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -87,9 +88,11 @@ def cut_clips(
     clips: dict[str, LabelledClip] = {}
     number = 0
     for recording in recordings:
+        timeline = _Timeline(recording.events)
         for event in recording.events:
-            for start, length in _windows(event, recording, seconds, several):
-                labels = _labels(event, start, length, recording.events) if several else (event.label,)
+            others = timeline.between(event.start - seconds, event.end + seconds)
+            for start, length in _windows(event, others, recording.seconds, seconds, several):
+                labels = _labels(event, start, length, others) if several else (event.label,)
                 clip = LabelledClip(recording.path, recording.key, start, length, labels, number)
                 clips.setdefault(clip.key, clip)
             number += 1
@@ -101,30 +104,43 @@ def cut_clips(
     return sorted(clips.values(), key=lambda clip: (clip.recording, clip.start, clip.seconds))
 
 
+class _Timeline:
+    """Events by start, to find those in a stretch without looking at all of them."""
+
+    def __init__(self, events: Sequence[Event]) -> None:
+        self._events = events
+        self._starts = [event.start for event in events]
+        self._longest = max((event.seconds for event in events), default=0.0)
+
+    def between(self, begin: float, end: float) -> Sequence[Event]:
+        """All events that touch the stretch, and perhaps a few before it."""
+        return self._events[bisect_left(self._starts, begin - self._longest) : bisect_right(self._starts, end)]
+
+
 def _windows(
-    event: Event, recording: LabelledRecording, seconds: float, several: bool
+    event: Event, others: Sequence[Event], end: float, seconds: float, several: bool
 ) -> Iterator[tuple[float, float]]:
-    """(start, length) of the clips of one label."""
+    """(start, length) of the clips of one label; ``others`` are those near it, ``end`` the recording's."""
     count = round(event.seconds / seconds) if event.seconds >= 1.5 * seconds else 1
     if count > 1:
         room = event.seconds - seconds
         for i in range(count):
             yield round(event.start + room * i / (count - 1), 6), seconds
         return
-    low, high = (0.0, recording.seconds) if several else _room(event, recording)
+    low, high = (0.0, end) if several else _room(event, others, end)
     middle = (event.start + event.end) / 2
     if high - low < MIN_CLIP:
-        low, high = max(0.0, middle - MIN_CLIP / 2), min(recording.seconds, middle + MIN_CLIP / 2)
+        low, high = max(0.0, middle - MIN_CLIP / 2), min(end, middle + MIN_CLIP / 2)
     length = min(seconds, high - low)
     start = max(low, min(middle - length / 2, high - length))
     yield round(start, 6), round(length, 6)
 
 
-def _room(event: Event, recording: LabelledRecording) -> tuple[float, float]:
+def _room(event: Event, others: Sequence[Event], end: float) -> tuple[float, float]:
     """From the end of the label before to the start of the one after, of those with other names."""
-    low, high = 0.0, recording.seconds
+    low, high = 0.0, end
     middle = (event.start + event.end) / 2
-    for other in recording.events:
+    for other in others:
         if other.label != event.label:
             if (other.start + other.end) / 2 <= middle:
                 low = max(low, min(other.end, event.start))

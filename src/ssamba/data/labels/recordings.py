@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path, PurePosixPath
 
 from ssamba.audio.decode import AUDIO_EXTENSIONS
@@ -50,7 +51,7 @@ def labelled_recordings(data: Path, labels: Path | None = None) -> tuple[list[La
         clips, files = named.clips, [data]
     else:
         clips = read_source(data)
-        files = labels_in(clips, data) if labels is None or _same(labels, data) else _all_label_files(labels)
+        files = list(labels_in(clips, data)) if labels is None or _same(labels, data) else _all_label_files(labels)
     place = data.parent if data.is_file() else data
     found = _RecordingNames(clips, place)
     by_recording: dict[int, list[tuple[Event, str]]] = {}
@@ -77,7 +78,7 @@ def has_times(data: Path) -> bool:
         return is_label_file(data) and not _divided(data)
     top = sorted(entry.name for entry in os.scandir(data) if not entry.name.startswith("."))
     clips = [Clip(str(data / name), name) for name in top if name.lower().endswith(AUDIO_EXTENSIONS)]
-    return bool(labels_in(clips, data))
+    return any(True for _ in labels_in(clips, data))
 
 
 def _divided(table: Path) -> bool:
@@ -85,20 +86,24 @@ def _divided(table: Path) -> bool:
     return not text.lstrip().startswith("{") and parse_table(table, text).column(("split", "fold")) is not None
 
 
-def labels_in(clips: Sequence[Clip], data: Path) -> list[Path]:
-    """Files in the recordings' folders that are named as they are and hold labels with times; not ``data`` itself."""
+def labels_in(clips: Sequence[Clip], data: Path, most: int | None = None) -> Iterator[Path]:
+    """Files in the recordings' folders that are named as they are and hold labels with times; not ``data`` itself.
+
+    ``most``: how many files are looked into, None for all.
+    """
     folders: dict[str, set[str]] = {}
     for clip in clips:
         folder, name = os.path.split(clip.path)
         folders.setdefault(folder, set()).update((name, os.path.splitext(name)[0]))
-    found = []
-    for folder, names in folders.items():
-        for entry in sorted(os.listdir(folder or ".")):
-            path = Path(folder, entry)
-            named = any(part in names for part in _prefixes(entry))
-            if path.suffix.lower() in LABEL_SUFFIXES and path != data and named and is_label_file(path):
-                found.append(path)
-    return found
+    named = (
+        Path(folder, entry)
+        for folder, names in folders.items()
+        for entry in sorted(os.listdir(folder or "."))
+        if entry.lower().endswith(LABEL_SUFFIXES) and any(part in names for part in _prefixes(entry))
+    )
+    for path in islice(named, most):
+        if path != data and is_label_file(path):
+            yield path
 
 
 def _prefixes(name: str) -> Iterator[str]:

@@ -99,10 +99,12 @@ def find_events(
     options = EventOptions() if options is None else options
     scores, spans = np.asarray(scores), np.asarray(spans, np.float64)
     _check_arrays(scores, spans)
+    best = None if multi_label or not len(scores) else scores.argmax(axis=1)
+    every = np.ones(len(scores), np.bool_)
     found = [
         stretch
         for label in range(scores.shape[1])
-        for stretch in class_runs(scores[:, label], _candidates(scores, label, multi_label), spans, label, options)
+        for stretch in class_runs(scores[:, label], every if best is None else best == label, spans, label, options)
     ]
     found = join_gaps(found, options.merge_gap, multi_label)
     found = [e for e in found if e.end - e.start >= options.min_seconds - TIME_TOLERANCE]
@@ -147,10 +149,6 @@ def join_gaps(events: Sequence[Stretch], merge_gap: float, multi_label: bool) ->
             latest[event.label] = len(joined)
             joined.append(event)
     return joined
-
-
-def _candidates(scores: npt.NDArray[np.floating], label: int, multi_label: bool) -> npt.NDArray[np.bool_]:
-    return np.ones(len(scores), np.bool_) if multi_label else scores.argmax(axis=1) == label
 
 
 def _check_arrays(scores: npt.NDArray[np.floating], spans: npt.NDArray[np.floating]) -> None:
