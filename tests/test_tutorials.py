@@ -20,7 +20,8 @@ from ssamba.data.synthetic.sounds import RATE, SOUND_MAKERS
 
 TUTORIALS = Path(__file__).parent.parent / "docs" / "tutorials"
 MAKERS = {"bird": "bird", "drums": "drum_loop", "siren": "siren", "vowel": "vowel"}
-TIMEOUT = 540
+TIMEOUT = 900
+"""Seconds of a block, on cores that much else wants."""
 
 
 def blocks(name: str) -> list[str]:
@@ -82,6 +83,7 @@ def test_each_tutorial_has_commands() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_own_sounds(tmp_path: Path) -> None:
     folder = tmp_path / "work"
     rng = np.random.default_rng(0)
@@ -105,6 +107,7 @@ def test_own_sounds(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_labelling(tmp_path: Path) -> None:
     folder = tmp_path / "work"
     rng = np.random.default_rng(1)
