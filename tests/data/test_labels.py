@@ -6,6 +6,7 @@ import codecs
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ssamba.data.labels.event import Event, RecordingEvents
@@ -177,3 +178,27 @@ def test_other_files_are_no_labels(tmp_path: Path) -> None:
     assert not is_label_file(tmp_path / "missing.txt")
     with pytest.raises(DataError, match="no such file"):
         read_label_file(tmp_path / "missing.txt")
+
+
+@pytest.mark.parametrize("name", ["audacity", "raven", "csv", "json", "jams", "excel"])
+def test_damaged_files_give_labels_or_one_line(name: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    events = [RecordingEvents("a.wav", 5.0, EVENTS)]
+    text = RAVEN.replace("\t", ";") if name == "excel" else LABEL_FORMATS[name].write(events)
+    whole = text.encode("utf-16" if name == "excel" else "utf-8")
+    path = tmp_path / "a.txt"
+    refused: list[str] = []
+    for _ in range(150):
+        damaged = bytearray(whole[: rng.integers(1, len(whole) + 1)] if rng.integers(2) else whole)
+        for place in rng.integers(0, len(damaged), rng.integers(1, 4)):
+            damaged[place] = int(rng.choice([rng.integers(256), *b'\t;,\n"\\-{}[]:.9e']))
+        path.write_bytes(bytes(damaged))
+        is_label_file(path)
+        try:
+            rows = read_label_file(path)
+        except DataError as error:
+            refused.append(str(error))
+        else:
+            assert all(0 <= row.event.start <= row.event.end < float("inf") and row.event.label for row in rows)
+    assert len(refused) > 10
+    assert all(line.startswith(f"{path}: ") and "\n" not in line for line in refused)
