@@ -284,5 +284,7 @@ def test_one_line_for_recordings_that_are_not_there(tmp_path: Path) -> None:
 
 def test_one_recording_and_a_label_file_of_any_name(tmp_path: Path) -> None:
     path = recording(tmp_path / "r" / "a.wav")
-    (found,), _ = labelled_recordings(path, label(tmp_path / "Label Track.txt", (1, 2, "dog")))
+    recording(tmp_path / "r" / "b.wav")
+    for place in (tmp_path, tmp_path / "r"):
+        (found,), _ = labelled_recordings(path, label(place / "Label Track.txt", (1, 2, "dog")))
     assert (found.key, found.events) == ("a.wav", (Event(1.0, 2.0, "dog"),))

@@ -53,7 +53,8 @@ def labelled_recordings(data: Path, labels: Path | None = None) -> tuple[list[La
         clips = read_source(data)
         files = list(labels_in(clips, data)) if labels is None or _same(labels, data) else _all_label_files(labels)
     place = data.parent if data.is_file() else data
-    found = _RecordingNames(clips, place)
+    pair = len(clips) == 1 and data.is_file() and labels is not None and labels.is_file()
+    found = _RecordingNames(clips, place, pair)
     by_recording: dict[int, list[tuple[Event, str]]] = {}
     owner: dict[int, Path] = {}
     base = labels if labels is not None and labels.is_dir() else place
@@ -145,10 +146,10 @@ class _Named:
 
 
 class _RecordingNames:
-    """Finds recordings by path, name or stem."""
+    """Finds recordings by path, name or stem; ``pair``: one recording was given with one label file, of any name."""
 
-    def __init__(self, clips: Sequence[Clip], place: Path) -> None:
-        self.place, self.clips = place, clips
+    def __init__(self, clips: Sequence[Clip], place: Path, pair: bool) -> None:
+        self.place, self.clips, self.pair = place, clips, pair
         self.real = {os.path.realpath(clip.path): number for number, clip in enumerate(clips)}
         self.by_name: dict[str, list[int]] = {}
         for number, clip in enumerate(clips):
@@ -166,7 +167,7 @@ class _RecordingNames:
 
     def of_file(self, file: Path, base: Path) -> int:
         """The recording that a label file is named as, in the same folder or, where it is the only one, in another."""
-        if len(self.clips) == 1 and base == self.place and file.parent != base:
+        if self.pair:
             return 0
         try:
             folder = file.parent.relative_to(base).as_posix()
