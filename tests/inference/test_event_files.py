@@ -177,6 +177,9 @@ def test_unreadable_files_leave_no_labels(
     code, _, err = command(capsys, tmp_path / "bad.wav", "--model", run, "--events", "--out", tmp_path / "x.csv")
     assert (code, err.count("\n")) == (2, 1)
     assert not (tmp_path / "x.csv").exists()
+    argv = [tmp_path / "bad.wav", "--model", run, "--format", "audacity", "--out", tmp_path / "none"]
+    assert command(capsys, *argv)[0] == 2
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.wav", "out"]
 
 
 def test_mistakes_with_events(folder: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

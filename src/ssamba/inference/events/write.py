@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -107,6 +108,7 @@ class EventWriter:
             "without": list(options.without),
         }
         self._recordings: list[RecordingEvents] = []
+        self._made: list[Path] = []
 
     @property
     def text(self) -> str:
@@ -119,13 +121,18 @@ class EventWriter:
 
     def __enter__(self) -> EventWriter:
         if self._output.each is not None:
-            for folder in {path.parent for path in self._output.each.values()}:
+            # Refused now, not after hours of work, where a folder cannot be made.
+            for folder in sorted({path.parent for path in self._output.each.values()}):
+                self._made += [] if folder.exists() else [folder]
                 make_folder(folder)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        for folder in reversed(self._made) if kind is not None else ():
+            with contextlib.suppress(OSError):  # not empty: it holds files that are whole
+                folder.rmdir()
         if kind is None and self._output.file is not None and self._output.format is not None and self._recordings:
             write_text(self._output.file, LABEL_FORMATS[self._output.format].write(self._recordings))
 
