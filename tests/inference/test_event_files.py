@@ -12,6 +12,7 @@ import soundfile
 
 from ssamba.audio.decode import read_audio
 from ssamba.cli import main
+from ssamba.cli.commands.recordings import predict
 from ssamba.data.labels.formats import LABEL_FORMATS, read_label_file
 from ssamba.inference.events.write import recording_names
 from ssamba.inference.model import make_encoder
@@ -203,3 +204,7 @@ def test_mistakes_with_events(folder: Path, run: Path, tmp_path: Path, capsys: p
         assert (code, out, err.count("\n")) == (2, "", 1), words
         assert message in err
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file"]
+
+
+def test_the_command_names_every_format() -> None:
+    assert tuple(LABEL_FORMATS) == predict.FORMATS
