@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from ssamba.cli.commands import COMMANDS
 from ssamba.cli.commands.common import EXIT_DONE
 from ssamba.cli.parser import HelpFormatter, Parser, unknown_command
+from ssamba.data.unread import take_unread, unread_line
 from ssamba.utils.errors import SsambaError
 
 EXIT_ERROR, EXIT_PIPE, EXIT_INTERRUPTED = 2, 141, 130
@@ -28,9 +29,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     os.environ.setdefault("GOMP_SPINCOUNT", WAIT_SPINS)  # read when torch is imported, which is later
+    take_unread()  # of an earlier call in this process
     try:
         code = _dispatch(words)
         sys.stdout.flush()
+        _name_unread()
         return code
     except SystemExit as stop:  # argparse, after --help and --version
         return stop.code if isinstance(stop.code, int) else 0
@@ -60,6 +63,13 @@ def _dispatch(words: list[str]) -> int:
     arguments = parser.read(words[name + 1 :])
     arguments.words = words
     return command.run(arguments)
+
+
+def _name_unread() -> None:
+    """One line for files of searched folders that look like audio and are not read, from a run's first process."""
+    line = unread_line(take_unread())
+    if line and os.environ.get("RANK", "0") == "0":
+        print(f"ssamba: note: {line}", file=sys.stderr)
 
 
 def _main_parser() -> Parser:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ssamba.audio.decode import AUDIO_EXTENSIONS
+from ssamba.data.unread import note_unread, take_unread, unread_line
 from ssamba.utils.errors import DataError
 
 __all__ = ["Clip", "Source", "nearest_file", "read_source", "read_sources", "split_weight"]
@@ -150,8 +151,12 @@ def _read_folder(folder: str) -> list[Clip]:
             if not name.startswith(".") and name.lower().endswith(AUDIO_EXTENSIONS):
                 path = os.path.join(root, name)
                 found.append(Clip(path, Path(os.path.relpath(path, folder)).as_posix()))
+            elif not name.startswith("."):
+                note_unread(os.path.join(root, name))
     if not found:
-        raise DataError(f"{folder}: no audio files in this folder or below (looked for {', '.join(AUDIO_EXTENSIONS)})")
+        unread = unread_line(take_unread())
+        looked = f"looked for {', '.join(AUDIO_EXTENSIONS)}"
+        raise DataError(f"{folder}: no audio files in this folder or below ({looked}){unread and '; ' + unread}")
     return sorted(found, key=lambda clip: clip.key)
 
 

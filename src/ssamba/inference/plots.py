@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,9 @@ from ssamba.inference.reconstruct import Reconstruction, reconstruct
 from ssamba.utils.plots import figure_file, require_matplotlib, short_name
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from ssamba.data.labels.event import Event
     from ssamba.inference.model import Encoder
     from ssamba.inference.predict import Prediction
 
@@ -84,14 +88,18 @@ def timeline(
     out: Path,
     most: int = 8,
     nyquist: float = PUBLISHED.nyquist,
+    events: Sequence[Event] | None = None,
 ) -> None:
     """A recording's spectrogram, and below it on the same axis the scores of its classes in time.
 
     ``prediction`` has rows in time; ``log_mel`` (columns, mel_bins) covers all of the recording, up to ``nyquist`` Hz.
     At most ``most`` classes are drawn, those that score highest anywhere, in the order in which they are at their best.
+    ``events`` are outlined in the rows of their classes, which are drawn before others.
     """
     scores = prediction.scores.numpy()
-    chosen = np.argsort(-scores.max(axis=0), kind="stable")[:most]
+    named = {event.label for event in events or ()}
+    rank = scores.max(axis=0) + np.array([name in named for name in prediction.classes])
+    chosen = np.argsort(-rank, kind="stable")[:most]
     chosen = chosen[np.argsort(scores[:, chosen].argmax(axis=0), kind="stable")]
     edges = [*prediction.spans[:, 0].tolist(), prediction.seconds]
     low, high = np.percentile(log_mel, [1, 99.8])
@@ -110,9 +118,23 @@ def timeline(
         # The first class on top, as one reads.
         mesh = below.pcolormesh(edges, np.arange(len(chosen) + 1), scores[:, chosen[::-1]].T, cmap="viridis")
         mesh.set_clim(0, 1)
-        below.set_title("class scores")
+        below.set_title("class scores" if events is None else f"class scores, events outlined ({len(events)})")
+        _outline(below, events or (), [prediction.classes[c] for c in chosen[::-1]])
         below.set_yticks(np.arange(len(chosen)) + 0.5, [short_name(prediction.classes[c], 28) for c in chosen[::-1]])
         below.tick_params(axis="y", length=0)
         below.set_xlabel("time (s)")
         below.set_xlim(0, prediction.seconds)
         figure.colorbar(mesh, ax=below, label="score", fraction=0.04, pad=0.02)
+
+
+def _outline(panel: Axes, events: Sequence[Event], names: Sequence[str]) -> None:
+    """A box around each event, in the row of its class: white on dark, so that it shows on every colour."""
+    from matplotlib.patches import Rectangle
+
+    rows = {name: row for row, name in enumerate(names)}
+    for event in events:
+        if event.label in rows:
+            corner = (event.start, rows[event.label] + 0.06)
+            for colour, width in (("black", 3.0), ("white", 1.4)):
+                box = Rectangle(corner, event.seconds, 0.88, fill=False, edgecolor=colour, linewidth=width)
+                panel.add_patch(box)

@@ -11,7 +11,7 @@ The way is that of embeddings (``ssamba.inference.embed``) up to the model: ``cu
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,9 @@ import torch
 from torch import Tensor
 
 from ssamba.audio import log_mel
+from ssamba.data.labels.event import Event
 from ssamba.inference.batches import by_recording, group_segments, run_passes
+from ssamba.inference.events.merge import EventOptions, find_events
 from ssamba.inference.windows import CentredWindows, Length, Plan, Segment, cut_recordings, frame_windows
 from ssamba.models.classifier import Classification
 from ssamba.utils.errors import ConfigError
@@ -34,7 +36,8 @@ class Prediction:
 
     scores (rows, classes) float32: probabilities, over each row's classes adding up to 1 unless the model is
     multi-label. spans (rows, 2) float64: second at which each row begins and ends. Without ``every`` there is one row.
-    ``top``: how many classes ``ranked`` names, None for all.
+    ``top``: how many classes ``ranked`` names, None for all. ``multi_label``: whether several classes may be on at
+    once.
     """
 
     classes: tuple[str, ...]
@@ -42,11 +45,35 @@ class Prediction:
     spans: Tensor
     seconds: float
     top: int | None = None
+    multi_label: bool = False
 
     def ranked(self, row: int = 0) -> list[tuple[str, float]]:
         """Classes of one row with their scores, the likeliest first."""
         values, order = self.scores[row].sort(descending=True, stable=True)
         return [(self.classes[c], s) for c, s in zip(order[: self.top].tolist(), values.tolist(), strict=False)]
+
+    def events(
+        self,
+        threshold: float = 0.5,
+        low: float | None = None,
+        min_seconds: float = 0.0,
+        merge_gap: float = 0.0,
+        without: Sequence[str] = (),
+    ) -> list[Event]:
+        """Neighbouring rows of a class as one event, by start (``ssamba.inference.events.merge`` has the rules).
+
+        An event begins with a score of ``threshold`` and goes on down to ``low`` (None: the threshold); those at most
+        ``merge_gap`` s apart are joined, then those shorter than ``min_seconds`` dropped, then those of the classes
+        ``without``. Raises ``ConfigError`` for values out of range and unknown classes.
+        """
+        return self.find_events(EventOptions(threshold, low, min_seconds, merge_gap, tuple(without)))
+
+    def find_events(self, options: EventOptions) -> list[Event]:
+        """As ``events``."""
+        options.check_names(self.classes)
+        found = find_events(self.scores.numpy(), self.spans.numpy(), options, self.multi_label)
+        events = [Event(e.start, e.end, self.classes[e.label], e.score) for e in found]
+        return [event for event in events if event.label not in options.without]
 
 
 @dataclass(frozen=True)
@@ -78,6 +105,14 @@ def check_options(model: GraphedEncoder, every: float | None = None, window: flo
     if window is not None and not least <= window <= longest:
         raise ConfigError(f"window is {window:g} s: give {least:g} to {longest:g}, the model's own length")
     return PredictOptions(every, window)
+
+
+def default_every(model: GraphedEncoder) -> float:
+    """Seconds of a row for events: 1, 0.5, 0.25 or 0.1, the longest that is a third of the model's window or less."""
+    if classifier_task(model).per_second:
+        return 1.0
+    longest = model.config.front_end.seconds_of_frames(model.config.frames)
+    return next((every for every in (1.0, 0.5, 0.25) if every <= longest / 3), 0.1)
 
 
 def classifier_task(model: GraphedEncoder) -> Classification:
@@ -165,10 +200,12 @@ class ScoreAverager:
                 torch.tensor([[0.0, seconds]], dtype=torch.float64, device="cpu"),
                 seconds,
                 top,
+                self._task.multi_label,
             )
         begin = torch.arange(rows, dtype=torch.float64, device="cpu") * self._options.every
         end = torch.cat([begin[1:], torch.tensor([seconds], dtype=torch.float64, device="cpu")])
-        return Prediction(self._task.classes, mean.float(), torch.stack([begin, end], dim=1), seconds, top)
+        spans = torch.stack([begin, end], dim=1)
+        return Prediction(self._task.classes, mean.float(), spans, seconds, top, self._task.multi_label)
 
 
 @torch.no_grad()

@@ -18,11 +18,13 @@ from torch import Tensor
 
 from ssamba.audio.decode import audio_info, stream_audio
 from ssamba.audio.feature_stream import FeatureStream
+from ssamba.inference.events.merge import EventOptions
+from ssamba.inference.events.write import EventWriter, plan_event_output
 from ssamba.inference.file_stream import BLOCK_SECONDS, FileStream, Progress
 from ssamba.inference.load import load
 from ssamba.inference.model import Encoder
 from ssamba.inference.plots import timeline
-from ssamba.inference.predict import PredictOptions, check_options, predict_segments, prediction_plan
+from ssamba.inference.predict import PredictOptions, check_options, default_every, predict_segments, prediction_plan
 from ssamba.inference.windows import cut_recordings
 from ssamba.inference.writers import PredictionWriter
 from ssamba.models.pretrained.load import ModelSource
@@ -66,6 +68,8 @@ def predict_files(
     batch: int | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
+    events: EventOptions | None = None,
+    format: str | None = None,
 ) -> PredictReport:
     """Classify audio files; ``top``, ``every`` and ``window`` are those of ``predict_audio``.
 
@@ -73,10 +77,15 @@ def predict_files(
     it into the report's text, and draws the one file's timeline to ``picture`` (.png, with ``every``). Files that
     cannot be read are left out and reported.
 
+    With ``events``, events are written instead, in ``format`` (``LABEL_FORMATS``; None: that of ``out``'s ending), to a
+    file or into a folder (``plan_event_output``); without ``every`` rows are as long as ``default_every`` says.
+
     Raises ``ConfigError`` for settings that do not fit (``check_options``) or output names that cannot be,
     ``DataError`` when no file can be read, ``SsambaError`` when the output cannot be written; then nothing is left
     behind.
     """
+    if events is not None and every is None:
+        every = default_every(model)
     options = check_options(model, every, window)
     if batch is not None and batch < 1:
         raise ConfigError(f"batch is {batch}: give a whole number above 0")
@@ -88,7 +97,7 @@ def predict_files(
         rate = model.config.sample_rate
         with (
             FileStream(files, threads, progress, rate) as stream,
-            PredictionWriter(out, model, every is not None) as writer,
+            make_writer(out, model, options, files, events, format) as writer,
         ):
             written = 0
             segments = cut_recordings(model, stream.recordings(), prediction_plan(model, options), stream.failed)
@@ -97,11 +106,28 @@ def predict_files(
                 written += 1
                 if picture is not None:
                     name, nyquist = stream.files[file], model.config.front_end.nyquist
-                    timeline(prediction, spectrogram(name, model), name, picture, nyquist=nyquist)
+                    found = None if events is None else prediction.find_events(events)
+                    timeline(prediction, spectrogram(name, model), name, picture, nyquist=nyquist, events=found)
             stream.readable_files()
     except torch.OutOfMemoryError:
         raise SsambaError("the device's memory does not suffice: give a smaller --batch") from None
     return PredictReport(written, stream.failures, writer.text)
+
+
+def make_writer(
+    out: Path | None,
+    model: Encoder,
+    options: PredictOptions,
+    files: Sequence[str],
+    events: EventOptions | None = None,
+    format: str | None = None,
+) -> PredictionWriter | EventWriter:
+    """The writer of rows, or of events. Raises ``ConfigError`` for an output that cannot be."""
+    if events is not None:
+        return EventWriter(plan_event_output(out, format, files), model, events)
+    if format is not None:
+        raise ConfigError(f"format is {format}: it is one of events; give them as well")
+    return PredictionWriter(out, model, options.every is not None)
 
 
 def _check_picture(picture: Path, files: Sequence[str], options: PredictOptions) -> None:

@@ -22,6 +22,7 @@ from typing import NamedTuple
 from ssamba.audio.decode import AUDIO_EXTENSIONS
 from ssamba.data.datasets.common import check_data, class_number, file_example, read_lines, read_table, require_folder
 from ssamba.data.examples import Example, Fold, LabelledData
+from ssamba.data.unread import note_unread
 from ssamba.utils.errors import DataError
 
 __all__ = ["read_audioset_2m", "read_audioset_20k"]
@@ -91,6 +92,8 @@ def _index(root: Path) -> dict[str, list[_Found]]:
             if ending.lower() in AUDIO_EXTENSIONS:
                 for video, start, end in _meanings(stem):
                     index.setdefault(video, []).append(_Found(os.path.join(folder, name), start, end))
+            elif not name.startswith("."):
+                note_unread(os.path.join(folder, name))
     if not index:
         raise DataError(f"{root}: no audio files named by YouTube id in this folder or below (such as YTID.wav)")
     return index

@@ -19,7 +19,9 @@ from ssamba.data.datasets.common import (
     require_folder,
 )
 from ssamba.data.datasets.splits import SPLITS, split_name, stratified_folds, stratified_split
+from ssamba.data.datasets.time_stamped import read_time_stamped
 from ssamba.data.examples import Example, Fold, LabelledData
+from ssamba.data.labels.recordings import has_times, labels_in
 from ssamba.data.manifest import LABEL_COLUMNS, PATH_COLUMNS, nearest_file, read_source
 from ssamba.utils.errors import DataError
 from ssamba.utils.suggest import nearest
@@ -29,8 +31,19 @@ __all__ = ["read_custom"]
 TABLES = ("labels.csv", "meta.csv", "metadata.csv", "labels.tsv", "meta.tsv", "metadata.tsv")
 """Looked for in a folder, in this order; without any, its folders are the classes."""
 
+FILES_LOOKED_INTO = 20
+"""Of files that are named as the clips of class folders, to see whether they hold labels with times."""
 
-def read_custom(root: Path, seed: int = 0, multi_label: bool | None = None, folds: int = 1) -> LabelledData:
+
+def read_custom(
+    root: Path,
+    seed: int = 0,
+    multi_label: bool | None = None,
+    folds: int = 1,
+    labels: Path | None = None,
+    seconds: float | None = None,
+    background: str | None = None,
+) -> LabelledData:
     """A CSV or TSV, a folder that holds one of :data:`TABLES`, or a folder with one folder for each class.
 
     A table has a column of paths (path, filename, file or wav; relative to the table) and one of labels (label, labels,
@@ -39,12 +52,16 @@ def read_custom(root: Path, seed: int = 0, multi_label: bool | None = None, fold
     takes its place. Folders of classes may lie in folders named like splits. A set without splits is divided 80/10/10,
     class by class (:func:`ssamba.data.datasets.splits.stratified_split`). Classes are numbered by sorted name.
 
+    Labels with times are read by :func:`ssamba.data.datasets.time_stamped.read_time_stamped`: ``labels``, a table with
+    the columns start and end, or files named as recordings that lie in no class's folder.
+
     Args:
         root: the table or the folder.
         seed: of the division.
         folds: into how many parts a set without splits is divided for cross-validation; 1 gives the one 80/10/10
             division.
         multi_label: None takes the set for multi-label when any row has several labels, or the column is named labels.
+        labels, seconds, background: of labels with times, as ``read_time_stamped`` takes them.
 
     Raises:
         DataError: no such table or column, files missing, a row without label, a fold missing, or as
@@ -52,11 +69,16 @@ def read_custom(root: Path, seed: int = 0, multi_label: bool | None = None, fold
     """
     if not root.exists():
         raise DataError(f"{root}: no such file or folder{nearest_file(str(root))}")
+    table = root if root.is_file() else next((root / name for name in TABLES if (root / name).is_file()), None)
+    place = table if table is not None and labels is None and has_times(table) else root
+    if labels is not None or place != root or has_times(root):
+        return read_time_stamped(place, labels, seed, multi_label, folds, seconds, background)
+    if background is not None:
+        raise DataError(f"{root}: has no labels with times, and so no stretches without label for {background}")
     if root.is_file():
         if root.suffix.lower() not in (".csv", ".tsv"):
             raise DataError(f"{root}: is no .csv or .tsv; give a table or a folder with one folder for each class")
         return _read_labels(root, seed, multi_label, folds)
-    table = next((root / name for name in TABLES if (root / name).is_file()), None)
     if table is not None:
         return _read_labels(table, seed, multi_label, folds)
     return _read_folders(root, seed, folds)
@@ -149,6 +171,8 @@ def _read_folders(root: Path, seed: int, n_folds: int) -> LabelledData:
         example = file_example(Path(clip.path), clip.key, (numbers[key[1] if by_split else key[0]],))
         splits[split_name(key[0], str(root)) if by_split else "train"].append(example)
     folds, notes = _one_fold("custom", splits) if by_split else _own_split(splits["train"], seed, n_folds)
+    if timed := next(labels_in(clips, root, FILES_LOOKED_INTO), None):
+        notes = (*notes, f"folders are classes; {timed} has labels with times: give --labels {root} to take those")
     return check_data(LabelledData("custom", classes, False, folds, notes, not by_split), root)
 
 

@@ -6,8 +6,9 @@ import copy
 import dataclasses
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -29,18 +30,38 @@ MAX_LENGTHS = 2000
 Say = Callable[[str], None]
 
 
-def read_data(recipe: FinetuneRecipe, root: Path) -> tuple[FinetuneRecipe, LabelledData]:
-    """The labelled set, cross-validated where the recipe leaves the folds open and the set is small without splits."""
+def read_data(
+    recipe: FinetuneRecipe, root: Path, options: Mapping[str, Any] | None = None
+) -> tuple[FinetuneRecipe, LabelledData]:
+    """The labelled set, cross-validated where the recipe leaves the folds open and the set is small without splits.
+
+    ``options`` are the reader's, of labels with times (``timed_labels``).
+    """
     if recipe.layout != "custom":
-        return recipe, read_layout(recipe.layout, root)
-    data = read_layout("custom", root, folds=recipe.folds)
+        return recipe, read_layout(recipe.layout, root, **(options or {}))
+    data = read_layout("custom", root, folds=recipe.folds, **(options or {}))
     if "folds" in recipe.open and (folds := auto.choose_folds(data)) > 1:
-        data = read_layout("custom", root, folds=folds)
+        data = read_layout("custom", root, folds=folds, **(options or {}))
         recipe = dataclasses.replace(recipe, folds=folds)
     if data.divided and len(data.folds) > 1 and recipe.choose == "auto":
         # An epoch chosen by its test clips would seem better than it is.
         recipe = dataclasses.replace(recipe, choose="last")
     return recipe, data
+
+
+def timed_labels(recipe: FinetuneRecipe, labels: Path | None, background: str | None) -> dict[str, Any]:
+    """What the reader of ``custom`` sets takes about labels with times; ``recipe`` is as the user gave it.
+
+    Clips are as long as the recipe says, or None where it leaves that to the labels. Raises ``ConfigError`` for other
+    sets, whose labels are their own.
+    """
+    if recipe.layout != "custom":
+        if labels is not None or background is not None:
+            raise ConfigError(f"labels with times go with the recipe custom; {recipe.layout} has its own labels")
+        return {}
+    front_end = recipe.config().front_end
+    seconds = None if "frames" in recipe.open else recipe.window or front_end.seconds_of_frames(recipe.frames)
+    return {"labels": labels, "seconds": seconds, "background": background}
 
 
 def stored_values(recipe: FinetuneRecipe, out: Path) -> FinetuneRecipe:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from ssamba.models.pretrained.transformers_files import write_preprocessor
 from ssamba.models.registry import make_encoder
 from ssamba.training.distributed import DistContext, distributed_context
 from ssamba.training.finetune.evaluate import ClassifierOutputs, make_evaluation
-from ssamba.training.finetune.facts import Say, fill_open, read_data, report_choices, stored_values
+from ssamba.training.finetune.facts import Say, fill_open, read_data, report_choices, stored_values, timed_labels
 from ssamba.training.finetune.head_init import init_by_probe
 from ssamba.training.finetune.model import make_classification, measured_config, new_model
 from ssamba.training.finetune.recipe import FinetuneRecipe
@@ -63,6 +64,8 @@ def finetune(
     source: str | None = None,
     device: str = "auto",
     say: Say = lambda line: None,
+    labels: Path | None = None,
+    background: str | None = None,
 ) -> dict[str, Any]:
     """Fine-tune on the labelled set in ``data`` into the run directory ``out``, or go on with the run that is there.
 
@@ -70,11 +73,12 @@ def finetune(
     ``out/fold-N`` of its own; a finished one is not trained again. ``out`` then holds the model of the last fold
     (config.json, model.safetensors), results.json, results.md, classes.csv, predictions.csv and confusion.png
     (docs/finetuning.md). Returns what results.json holds; of several processes that torchrun or ``--devices`` has
-    started only the first does, the others return nothing. ``say`` gets lines for the user. Raises ``SsambaError`` for
-    what the user can put right, ``Interrupted`` after Ctrl-C.
+    started only the first does, the others return nothing. ``say`` gets lines for the user. ``labels`` are label files
+    with times for the recordings in ``data``, ``background`` the class of stretches without label (docs/data.md).
+    Raises ``SsambaError`` for what the user can put right, ``Interrupted`` after Ctrl-C.
     """
     with distributed_context(device) as (dist, chosen):
-        setup = prepare_run(recipe, data, out, source, chosen, dist, say)
+        setup = prepare_run(recipe, data, out, source, chosen, dist, say, timed_labels(recipe, labels, background))
         folds = len(setup.data.folds)
         if not (out / RESULTS_FILE).exists():
             run = FoldRuns(setup, out, chosen, dist)
@@ -107,12 +111,13 @@ def prepare_run(
     device: torch.device,
     dist: DistContext,
     say: Say,
+    options: Mapping[str, Any] | None = None,
 ) -> FinetuneSetup:
     """Read the set, decide what the recipe leaves open, build the model, and enter the run directory.
 
-    Everything that may not fit is refused before anything is written.
+    Everything that may not fit is refused before anything is written. ``options`` are those of the set's reader.
     """
-    given, data = read_data(stored_values(recipe, out), root)
+    given, data = read_data(stored_values(recipe, out), root, options)
     for note in data.notes if dist.main else ():
         say(note)
     filled, facts = fill_open(given, data, source, device) if given.open else (given, None)

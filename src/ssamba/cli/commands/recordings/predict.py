@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ssamba.cli.commands.common import DATA_HELP, Command, list_unreadable
 from ssamba.cli.parser import (
@@ -11,8 +12,15 @@ from ssamba.cli.parser import (
     add_device,
     add_passes,
     positive,
+    real,
     seconds,
 )
+
+if TYPE_CHECKING:
+    from ssamba.inference.events.merge import EventOptions
+
+FORMATS = ("audacity", "raven", "csv", "json", "jams")
+"""Names of ``ssamba.data.labels.formats.LABEL_FORMATS``, which is not imported for a help text."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -30,15 +38,45 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="with --every: length of audio to classify around each stretch's middle (default: the model's own length)",
     )
-    parser.add_argument("--out", type=Path, metavar="X.json|X.csv", help="the file to write (default: print a table)")
     parser.add_argument(
-        "--picture", type=Path, metavar="X.png", help="with --every: draw the spectrogram and the scores of one file"
+        "--out",
+        type=Path,
+        metavar="X.json|X.csv",
+        help="the file to write (default: print a table); events: also X.txt, X.jams, or a folder for a file each",
     )
+    parser.add_argument(
+        "--picture",
+        type=Path,
+        metavar="X.png",
+        help="with --every or --events: draw the spectrogram and the scores of one file",
+    )
+    _add_events(parser)
     add_passes(parser)
+
+
+def _add_events(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--events", action="store_true", help="stretches with a start and an end instead of rows")
+    parser.add_argument(
+        "--format", choices=FORMATS, help="of the events; implies --events (default: by --out's ending)"
+    )
+    parser.add_argument(
+        "--threshold", type=real, metavar="T", help="events: score with which one begins (default: 0.5)"
+    )
+    parser.add_argument(
+        "--low", type=real, metavar="T", help="events: score down to which one goes on (default: the threshold)"
+    )
+    parser.add_argument("--min-seconds", type=seconds, metavar="S", help="events: drop shorter ones (default: 0)")
+    parser.add_argument(
+        "--merge-gap", type=seconds, metavar="S", help="events: join those of a class so far apart (default: 0)"
+    )
+    parser.add_argument(
+        "--without", action="append", metavar="NAME", help="events: leave out this class, such as the background's"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Do it, and return the exit code."""
+    from ssamba.inference.events.write import plan_event_output
     from ssamba.inference.file_stream import list_files, prefer_reference_if_short
     from ssamba.inference.predict_files import load_classifier, predict_files
     from ssamba.inference.writers import PREDICTION_SUFFIXES
@@ -50,12 +88,16 @@ def run(arguments: argparse.Namespace) -> int:
             "--model is missing: classes come from a fine-tuned run, and the model that comes with the package has "
             "none; make one with ssamba finetune"
         )
-    if arguments.out is not None:
+    events = _event_options(arguments)
+    if arguments.out is not None and events is None:
         check_output_name(arguments.out, PREDICTION_SUFFIXES)
     files, _ = list_files(arguments.files)
+    if events is not None:
+        plan_event_output(arguments.out, arguments.format, files)
     model = load_classifier(arguments.model, arguments.device)
     # Scores in time take many passes.
-    short = prefer_reference_if_short(files if arguments.every is None else (), model)
+    in_time = arguments.every is not None or events is not None
+    short = prefer_reference_if_short(() if in_time else files, model)
     with short, Bar("classifying") as bar:
         report = predict_files(
             files,
@@ -68,9 +110,27 @@ def run(arguments: argparse.Namespace) -> int:
             batch=arguments.batch,
             threads=arguments.threads,
             progress=bar.update,
+            events=events,
+            format=arguments.format,
         )
-    print(report.text or f"{arguments.out}: {report.written} files")
+    print(report.text if arguments.out is None else f"{arguments.out}: {report.written} files")
     return list_unreadable(report.failures)
+
+
+def _event_options(arguments: argparse.Namespace) -> EventOptions | None:
+    """How rows become events, None where rows are asked for."""
+    from ssamba.inference.events.merge import EventOptions
+
+    names = ("threshold", "low", "min_seconds", "merge_gap", "without")
+    given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
+    if "without" in given:
+        given["without"] = tuple(given["without"])
+    if arguments.events or arguments.format is not None:
+        return EventOptions(**given)
+    if given:
+        name = next(iter(given)).replace("_", "-")
+        raise UsageError(f"--{name} goes with events: give --events as well")
+    return None
 
 
 COMMAND = Command("classify recordings, with a fine-tuned model", add_options, run)

@@ -23,6 +23,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--from", dest="source", metavar="SOURCE", default=DEFAULT, help=f"{SHIPPED_HELP}; none: random weights"
     )
+    parser.add_argument(
+        "--labels",
+        type=Path,
+        metavar="PATH",
+        help="custom: labels with times for the recordings in ROOT: Audacity, Raven, CSV, JSON, JAMS (docs/data.md)",
+    )
+    parser.add_argument(
+        "--background", metavar="NAME", help="custom, labels with times: class of the stretches without label"
+    )
     add_run(parser)
     add_devices(parser)
     values = parser.add_argument_group("values of the recipe", "Defaults hold where the recipe says nothing.")
@@ -41,7 +50,8 @@ def run(arguments: argparse.Namespace) -> int:
     check_shape(source, given(arguments, FinetuneRecipe))
     if arguments.devices:
         return launch_processes(arguments)
-    values = finetune(recipe, arguments.data, arguments.out, source, arguments.device, _note)
+    places = (arguments.data, arguments.out, source, arguments.device, _note)
+    values = finetune(recipe, *places, labels=arguments.labels, background=arguments.background)
     if not values:  # another process of the run has them
         return EXIT_DONE
     print(headline(values))
