@@ -43,7 +43,7 @@ def read_custom(root: Path, seed: int = 0, multi_label: bool | None = None, fold
         root: the table or the folder.
         seed: of the division.
         folds: into how many parts a set without splits is divided for cross-validation; 1 gives the one 80/10/10
-            division.
+            division, 0 none at all: every clip is for training.
         multi_label: None takes the set for multi-label when any row has several labels, or the column is named labels.
 
     Raises:
@@ -82,7 +82,8 @@ def _read_labels(path: Path, seed: int, multi_label: bool | None, n_folds: int) 
     check_present(path, examples, "paths are relative to the table's folder")
     folds, notes = _divide(table, examples, seed, n_folds)
     divided = not {"split", "fold"} & set(table.columns)
-    return check_data(LabelledData("custom", classes, multi, folds, notes, divided), path)
+    data = LabelledData("custom", classes, multi, folds, notes, divided)
+    return check_data(data, path, tested=not divided or n_folds > 0)
 
 
 def _divide(
@@ -113,6 +114,8 @@ def _cross_validation(table: Table, examples: Sequence[Example]) -> tuple[Fold, 
 
 
 def _own_split(examples: Sequence[Example], seed: int, n_folds: int) -> tuple[tuple[Fold, ...], tuple[str, ...]]:
+    if n_folds == 0:
+        return (Fold("custom", tuple(examples), (), ()),), ()
     if n_folds > 1:
         folds = cross_validation(stratified_folds(examples, seed, n_folds))
         return folds, (f"no splits given: cross-validated in {n_folds} folds, divided by class (seed {seed})",)
@@ -149,7 +152,8 @@ def _read_folders(root: Path, seed: int, n_folds: int) -> LabelledData:
         example = file_example(Path(clip.path), clip.key, (numbers[key[1] if by_split else key[0]],))
         splits[split_name(key[0], str(root)) if by_split else "train"].append(example)
     folds, notes = _one_fold("custom", splits) if by_split else _own_split(splits["train"], seed, n_folds)
-    return check_data(LabelledData("custom", classes, False, folds, notes, not by_split), root)
+    data = LabelledData("custom", classes, False, folds, notes, not by_split)
+    return check_data(data, root, tested=bool(by_split) or n_folds > 0)
 
 
 def _refuse_empty(root: Path, classes: Sequence[str], places: Iterable[str]) -> None:
