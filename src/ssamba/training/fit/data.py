@@ -36,7 +36,7 @@ def divide(data: LabelledData, folds: int, seed: int) -> LabelledData:
     """A set of one fold, all of it training clips, as one for cross-validation; ``folds`` 0 leaves the number open."""
     (whole,) = data.folds
     counts = Counter(label for example in whole.train for label in example.labels)
-    held = [e for e in whole.train if all(counts[label] > 1 for label in e.labels) and e.labels]
+    held = [e for e in whole.train if all(counts[label] > 1 for label in e.labels)]
     kept = tuple(e for e in whole.train if e not in set(held))
     if len(held) < 2:
         note = "no class has two clips: all are trained on, and nothing is measured"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ssamba.models.classifier import POOLINGS
 from ssamba.training.recipes.fields import option
 from ssamba.training.recipes.groups import RecipeBase
+from ssamba.utils.errors import ConfigError
 
 LINEAR_HEADS = ("auto", "logistic", "prototypes")
 
@@ -28,3 +29,8 @@ class FitRecipe(RecipeBase):
     frames: int = option(0, "length of a clip in log-mel frames of 10 ms, 0: from the clips' lengths")
     stride: int = option(0, "patch stride along both axes, in bins and frames, 0: patches side by side")
     seed: int = option(0, "seed of the division into folds")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.folds == 1:
+            raise ConfigError("folds: 1, nothing could be trained on; give 2 or more, or 0 to leave it open")
