@@ -1,10 +1,11 @@
-"""A classifier fitted on a frozen encoder: the regression's own answers, honest counts, a run directory like any other."""
+"""A classifier on a frozen encoder: the answers of the regression, honest counts, a run directory like any other."""
 
 from __future__ import annotations
 
 import csv
 import dataclasses
 import json
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import layout_trees as trees
@@ -21,6 +22,7 @@ from ssamba.evaluation.logistic_regression import fit_linear
 from ssamba.evaluation.probe.cache import model_key
 from ssamba.evaluation.probe.protocol import target_matrix
 from ssamba.evaluation.probe.windows import classifier_windows
+from ssamba.inference.file_stream import Progress
 from ssamba.inference.model import make_encoder
 from ssamba.models.config import Config
 from ssamba.models.pretrained.model_dir import save_model
@@ -250,9 +252,7 @@ def test_a_stopped_fit_goes_on(
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def _bar(progress: object) -> object:
-    from contextlib import nullcontext
-
+def _bar(progress: Progress) -> AbstractContextManager[Progress]:
     return nullcontext(progress)
 
 
