@@ -19,12 +19,12 @@ from ssamba.audio.decode import read_audio
 from ssamba.data.scan import SkipList
 from ssamba.evaluation import metrics
 from ssamba.evaluation.logistic_regression import fit_linear
-from ssamba.evaluation.probe.cache import model_key
 from ssamba.evaluation.probe.protocol import target_matrix
 from ssamba.evaluation.probe.windows import classifier_windows
 from ssamba.inference.file_stream import Progress
 from ssamba.inference.model import make_encoder
 from ssamba.models.config import Config
+from ssamba.models.pretrained.digest import model_key
 from ssamba.models.pretrained.model_dir import save_model
 from ssamba.training.fit import features
 from ssamba.training.fit.heads import choose_head

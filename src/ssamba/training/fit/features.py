@@ -13,10 +13,11 @@ from torch import Tensor
 
 from ssamba.data.examples import Example
 from ssamba.data.scan import SkipList
-from ssamba.evaluation.probe.cache import data_key, model_key
+from ssamba.evaluation.probe.cache import data_key
 from ssamba.evaluation.probe.windows import classifier_windows
 from ssamba.inference.file_stream import Progress
 from ssamba.inference.model import Encoder
+from ssamba.models.pretrained.digest import model_key
 from ssamba.models.pretrained.model_dir import load_tensors, save_tensors
 
 SAVE_SECONDS = 60.0
