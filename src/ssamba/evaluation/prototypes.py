@@ -3,7 +3,7 @@
 With equal covariance for all classes the squared distance to a class's mean differs between classes by a linear
 function of the features alone, so prototypes have the form of a logistic regression. The whitening is that of the
 covariance within classes, half of which is replaced by the identity (features are standardised), so that a few examples
-in thousands of dimensions suffice; with one example a class it is the identity.
+in thousands of dimensions suffice; with one example a class it is a multiple of the identity.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ssamba.evaluation.logistic_regression import LinearModel, Standardiser
 
-SHARPNESS = (10.0, 30.0, 100.0, 300.0, 1000.0)
+SHARPNESS = (1.0, 2.0, 4.0, 8.0, 16.0)
 """Candidate factors between mean squared distances and logits."""
 SHRINKAGE = 0.5
 """Share of the identity in the covariance within classes."""

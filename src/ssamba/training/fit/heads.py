@@ -43,7 +43,7 @@ def choose_head(recipe: FitRecipe, multi_label: bool) -> LinearHead:
             raise ConfigError("head: prototypes, not possible with several labels a clip; give --head logistic")
         if recipe.c:
             raise ConfigError("c: goes with --head logistic; leave it out")
-        return LinearHead("prototypes", "sharpness", SHARPNESS, 300.0, fit_prototypes)
+        return LinearHead("prototypes", "sharpness", SHARPNESS, 4.0, fit_prototypes)
     settings = (recipe.c,) if recipe.c else C_VALUES
 
     def fit(x: Tensor, targets: Tensor, candidates: Sequence[float]) -> list[LinearModel]:
