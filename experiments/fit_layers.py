@@ -2,8 +2,8 @@
 
     python experiments/fit_layers.py ESC10 [--model SOURCE]
 
-Features are mean and deviation over time of each row of patches, normed as the classifier norms them; several layers are
-normed one by one. Each row of the table is a cross-validation in the four folds with one C for all of them, that of the
+Features are mean and deviation over time of each row of patches, normed as the classifier norms them, several layers
+one by one. Each row of the table is a cross-validation in the four folds with one C for all of them, that of the
 lowest loss. Fold 1 is never used.
 """
 
