@@ -26,6 +26,7 @@ from ssamba.inference.model import make_encoder
 from ssamba.models.config import Config
 from ssamba.models.pretrained.digest import model_key
 from ssamba.models.pretrained.model_dir import save_model
+from ssamba.training.fit import data as fit_data
 from ssamba.training.fit import features
 from ssamba.training.fit.heads import choose_head
 from ssamba.training.fit.recipe import FitRecipe
@@ -174,6 +175,22 @@ def test_a_few_clips(source: str, tmp_path: Path, per_class: int, folds: int) ->
         assert "not measured" in (tmp_path / "run" / "results.md").read_text()
     else:
         assert values["counted"]["clips"] == 3 * per_class
+
+
+def test_many_clips_are_divided_once(
+    folders: Path, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fit_data, "MANY", 30)
+    values = fit(FitRecipe(), folders, tmp_path / "run", source, "cpu")
+    assert [fold["clips"] for fold in values["folds"]] == [{"train": 24, "validation": 3, "test": 3}]
+    assert values["model"] == "all clips"
+    setup = prepare_fit(FitRecipe(), folders, source, "cpu")
+    rows = torch.cat([x for _, x in classifier_windows(setup.examples, setup.model, SkipList())])
+    (linear,) = fit_linear(rows, target_matrix(setup.examples, 3), [values["fit"]["C"]])
+    model = ssamba.load(tmp_path / "run", device="cpu")
+    assert model.classifier is not None
+    torch.testing.assert_close(model.classifier.linear.bias, linear.bias.float())
+    assert len(fit(FitRecipe(folds=4), folders, tmp_path / "folds", source, "cpu")["folds"]) == 4
 
 
 def test_the_only_clip_of_a_class_is_never_held_out(source: str, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from ssamba.training.fit.recipe import FitRecipe
 from ssamba.utils.errors import ConfigError
 
 FOLDS = 5
-MANY = 5000
+MANY = 2000
 """From so many clips on, one division of 80/10/10 is enough, and a fifth of the work."""
 
 
@@ -21,7 +21,7 @@ def read_fit_data(recipe: FitRecipe, root: Path) -> LabelledData:
     """The set with its folds; one without test clips where no class has two clips.
 
     Sets that come without splits are divided class by class into five folds, or as many as there are clips to hold out;
-    a clip that is the only one of its class is never held out. From 5000 clips on: 80/10/10. Raises ``DataError`` as
+    a clip that is the only one of its class is never held out. From 2000 clips on: 80/10/10. Raises ``DataError`` as
     ``read_layout``, ``ConfigError`` for folds that a set with splits cannot have.
     """
     data = read_layout(recipe.layout, root, **({"folds": 0} if recipe.layout == "custom" else {}))
