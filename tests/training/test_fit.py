@@ -295,6 +295,20 @@ def test_unreadable_clips_are_left_out_and_listed(source: str, tmp_path: Path) -
     assert not (tmp_path / "other").exists()
 
 
+def test_what_is_left_must_be_enough(source: str, tmp_path: Path) -> None:
+    data = trees.custom_folders(tmp_path / "data", per_class=20)
+    trees.write_clip(data / "rare" / "one.wav", 5)
+    (data / "rare" / "one.wav").write_bytes(b"RIFF")
+    with pytest.raises(DataError, match="no clip of class rare can be read"):
+        fit(FitRecipe(), data, tmp_path / "run", source, "cpu")
+    rows = [(f"kind{c}/{n}.wav", f"kind{c}", 1 + n % 2) for c in range(3) for n in range(20)]
+    (data / "kind0" / "bad.wav").write_bytes(b"RIFF")
+    trees.write_table(data / "labels.csv", "path,label,fold", [*rows, ("kind0/bad.wav", "kind0", 3)])
+    with pytest.raises(DataError, match="no test clip of fold 3 can be read"):
+        fit(FitRecipe(), data, tmp_path / "run", source, "cpu")
+    assert not (tmp_path / "run").exists()
+
+
 def test_another_seed_divides_otherwise(folders: Path, source: str) -> None:
     one, two = (prepare_fit(FitRecipe(seed=seed), folders, source, "cpu") for seed in (0, 1))
     assert {e.key for e in one.data.folds[0].test} != {e.key for e in two.data.folds[0].test}

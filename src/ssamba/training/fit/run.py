@@ -162,10 +162,14 @@ def _features(setup: FitSetup, root: Path, out: Path, bars: ProgressBars) -> tup
     with bars("features") as progress:
         values, owners = collect_features(setup.examples, setup.model, parts, skip, progress)
     targets = target_matrix(setup.examples, len(setup.data.classes))
-    gone = targets[torch.unique(owners)].sum(dim=0) == 0
+    gone = (targets[torch.unique(owners)].sum(dim=0) == 0) & (targets.sum(dim=0) > 0)
     if gone.any():
         name = setup.data.classes[int(gone.nonzero()[0])]
         raise DataError(f"{root}: no clip of class {name} can be read; replace its files, or remove the class")
+    unread = {setup.examples[n].key for n in set(range(len(setup.examples))) - set(owners.tolist())}
+    for fold in setup.data.folds if setup.tested else ():
+        if all(example.key in unread for example in fold.test):
+            raise DataError(f"{root}: no test clip of fold {fold.name} can be read; replace its files")
     return Bank(values, owners, targets, "bce" if setup.data.multi_label else "ce"), skip
 
 
