@@ -142,6 +142,37 @@ def test_linear_probe(tmp_path: Path, model_folder: Path) -> None:
     assert [line.split("|")[2].strip() for line in lines[2:]] == ["256", "32", "32"]
 
 
+@pytest.mark.slow
+def test_few_shot(tmp_path: Path, model_folder: Path) -> None:
+    words = [trees.esc10(tmp_path / "esc10"), tmp_path / "out", "--model", model_folder, "--counts", 1, 3]
+    lines = run("experiments/few_shot.py", *words, "--draws", 2).splitlines()
+    assert [line.split("|")[1].strip() for line in lines[2:]] == ["1", "3"]
+    assert all(0 <= float(line.split("|")[i].split()[0]) <= 100 for line in lines[2:] for i in (2, 4))
+    (tmp_path / "esc10").rename(tmp_path / "moved")  # the features are kept, and named by the files' times alone
+    words[0] = tmp_path / "moved"
+    assert run("experiments/few_shot.py", *words, "--draws", 2).splitlines() == lines
+
+
+@pytest.mark.slow
+def test_fit_layers(tmp_path: Path, model_folder: Path) -> None:
+    lines = run("experiments/fit_layers.py", trees.esc10(tmp_path / "esc10"), "--model", model_folder).splitlines()
+    assert len(lines) == 2 + 3  # one layer; that and itself; all of them
+    assert all(line.split("|")[3].strip().endswith(" of 80") for line in lines[2:])
+
+
+@pytest.mark.slow
+def test_mixed_sounds(tmp_path: Path) -> None:
+    printed = run("experiments/mixed_sounds.py", trees.esc10(tmp_path / "esc10"), tmp_path / "out", "--clips", 40)
+    with open(tmp_path / "out/labels.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    pairs = [row for row in rows if ";" in row["labels"]]
+    assert printed.split(": ")[1] == f"40 clips, {len(pairs)} of them of two sounds\n"
+    assert 10 < len(pairs) < 30
+    assert all(len(set(row["labels"].split(";"))) == 2 for row in pairs)
+    wave, rate = soundfile.read(tmp_path / "out" / pairs[0]["path"])
+    assert (rate, round(float(np.abs(wave).max()), 2)) == (16000, 0.9)
+
+
 def test_minutes(tmp_path: Path) -> None:
     run("experiments/minutes.py", "dev/RESULTS-LOG.md", tmp_path / "minutes.png")
     assert (tmp_path / "minutes.png").stat().st_size > 10_000

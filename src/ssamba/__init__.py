@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from ssamba.inference.load import load
     from ssamba.inference.model import SSAMBA, SSAST, Encoder
     from ssamba.inference.onnx.export import export_onnx
+    from ssamba.inference.several.predict import predict_each
     from ssamba.models.config import Config
     from ssamba.utils.errors import AudioError, CheckpointError, ConfigError, DataError, SsambaError
 
@@ -28,6 +29,7 @@ __all__ = [
     "export_onnx",
     "features",
     "load",
+    "predict_each",
 ]
 __version__ = "0.1.0"
 
@@ -45,6 +47,7 @@ _HOMES = {
     "export_onnx": "inference.onnx.export",
     "features": "audio.log_mel",
     "load": "inference.load",
+    "predict_each": "inference.several.predict",
 }
 """Where each public name lives. It is imported when first asked for: torch takes a second, which help need not wait."""
 _MODULES = {

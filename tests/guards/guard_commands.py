@@ -14,6 +14,7 @@ COMMANDS = [
     "pretrain",
     "predict",
     "probe",
+    "fit",
     "finetune",
     "reconstruct",
     "info",

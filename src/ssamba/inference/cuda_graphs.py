@@ -93,6 +93,11 @@ class GraphedEncoder(Encoder):
         with torch.autocast(self.device.type, enabled=False):
             return self._logits(self.infer(features), features.shape[1])
 
+    @torch.no_grad()
+    def infer_values(self, features: Tensor) -> Tensor:
+        """``classifier_values`` for inference, as ``infer`` is ``encode``."""
+        return self._values(self.infer(features), features.shape[1])
+
     def __getstate__(self) -> dict[str, Any]:
         # A copy makes its own graphs: they hold addresses.
         return {**self.__dict__, "_graphed": None}

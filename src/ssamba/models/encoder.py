@@ -169,12 +169,15 @@ class Encoder(TokenChain):
 
         Raises ``ConfigError`` without a classifier.
         """
-        tokens_BLd = self.encode_tokens(self.embed_patches(features.to(self.device)))
-        return self._classifier().pool_and_norm(tokens_BLd, self.prefix_tokens, self._columns(features.shape[1]))
+        return self._values(self.encode_tokens(self.embed_patches(features.to(self.device))), features.shape[1])
 
     def _logits(self, tokens_BLd: Tensor, frames: int) -> Tensor:
         """The classifier's logits (B, classes) from the tokens (B, L, d) of features with ``frames`` frames."""
         return self._classifier()(tokens_BLd, self.prefix_tokens, self._columns(frames))
+
+    def _values(self, tokens_BLd: Tensor, frames: int) -> Tensor:
+        """What the classifier's linear layer reads of the tokens of features with ``frames`` frames."""
+        return self._classifier().pool_and_norm(tokens_BLd, self.prefix_tokens, self._columns(frames))
 
     def _classifier(self) -> Classifier:
         if self.classifier is None:

@@ -14,6 +14,8 @@ from ssamba.utils.errors import ConfigError, DataError
 from ssamba.utils.yaml_text import read_yaml
 
 RECIPE_FILE, SKIPPED_FILE = "recipe.yaml", "skipped.csv"
+COMMAND_MARKS = ("lr", "objective", "head")
+"""Values that tell stored recipes apart: pretraining has the first two, fine-tuning the first, a fit the last."""
 
 
 def skipped_file(out: Path, rank: int = 0) -> Path:
@@ -42,7 +44,7 @@ def check_same_recipe(out: Path, recipe: Any, source: str | None, may_change: Co
         values = {**stored["recipe"], "from": stored["from"]}
     except (ConfigError, KeyError, TypeError, ValueError):
         raise ConfigError(f"{out / RECIPE_FILE}: is missing or damaged; choose another --out") from None
-    if not set(now) & set(values) >= {"from", "lr"} or ("objective" in now) != ("objective" in values):
+    if any((mark in now) != (mark in values) for mark in COMMAND_MARKS) or not set(COMMAND_MARKS) & set(values):
         raise ConfigError(f"{out}: holds a run of another command; choose another --out")
     for key, value in {**defaults, **values}.items():
         if key not in may_change and now.get(key) != value:

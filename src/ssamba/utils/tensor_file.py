@@ -110,7 +110,8 @@ def read_tensors(
             content = bytearray(entry.end - entry.begin)
             if file.readinto(content) != len(content):
                 raise error(f"{path}: is truncated")
-            flat = torch.frombuffer(content, dtype=entry.dtype) if content else torch.empty(0, dtype=entry.dtype, device="cpu")
+            empty = torch.empty(0, dtype=entry.dtype, device="cpu")
+            flat = torch.frombuffer(content, dtype=entry.dtype) if content else empty
             tensors[name] = flat.reshape(entry.shape)
     stated = header.metadata.get(DIGEST)
     if stated is None and digest_required:

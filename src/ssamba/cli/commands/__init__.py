@@ -9,13 +9,14 @@ from ssamba.cli.commands import bench, demo
 from ssamba.cli.commands.common import Command
 from ssamba.cli.commands.models import convert, export, info, push
 from ssamba.cli.commands.recordings import embed, predict, reconstruct
-from ssamba.cli.commands.training import finetune, pretrain, probe, stats
+from ssamba.cli.commands.training import finetune, fit, pretrain, probe, stats
 
 COMMANDS: dict[str, Command] = {
     "embed": embed.COMMAND,
     "pretrain": pretrain.COMMAND,
     "predict": predict.COMMAND,
     "probe": probe.COMMAND,
+    "fit": fit.COMMAND,
     "finetune": finetune.COMMAND,
     "reconstruct": reconstruct.COMMAND,
     "info": info.COMMAND,

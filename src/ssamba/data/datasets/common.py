@@ -207,13 +207,14 @@ def cross_validation(by_fold: Mapping[str, Sequence[Example]]) -> tuple[Fold, ..
     )
 
 
-def check_data(data: LabelledData, where: Path, complete: bool = True) -> LabelledData:
+def check_data(data: LabelledData, where: Path, complete: bool = True, tested: bool = True) -> LabelledData:
     """The data set, when it can be trained and tested on.
 
     Args:
         data: what a reader made.
         where: file or folder to name in errors.
         complete: every class must have training examples in each fold; otherwise the classes without are noted.
+        tested: every fold must have test examples.
 
     Raises:
         DataError: fewer than two classes, a fold without training or test examples, an example twice or on two sides,
@@ -226,7 +227,7 @@ def check_data(data: LabelledData, where: Path, complete: bool = True) -> Labell
     for fold in data.folds:
         name = f" of fold {fold.name}" if len(data.folds) > 1 else ""
         for split, examples in (("training", fold.train), ("test", fold.test)):
-            if not examples:
+            if not examples and (tested or split == "training"):
                 raise DataError(f"{where}: the {split} split{name} is empty; give it clips")
         _check_keys(fold, where)
         without = _absent(data.classes, fold.train)
@@ -241,7 +242,7 @@ def check_data(data: LabelledData, where: Path, complete: bool = True) -> Labell
                 f"{len(without)} of {len(data.classes)} classes have no training clip, the first: {without[0]}"
             )
         untested = _absent(data.classes, fold.test)
-        if untested and len(data.folds) == 1:
+        if untested and tested and len(data.folds) == 1:
             notes.append(f"{len(untested)} of {len(data.classes)} classes have no test clip, the first: {untested[0]}")
     return dataclasses.replace(data, notes=tuple(notes))
 

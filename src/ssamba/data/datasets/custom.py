@@ -59,7 +59,7 @@ def read_custom(
         root: the table or the folder.
         seed: of the division.
         folds: into how many parts a set without splits is divided for cross-validation; 1 gives the one 80/10/10
-            division.
+            division, 0 none at all: every clip is for training.
         multi_label: None takes the set for multi-label when any row has several labels, or the column is named labels.
         labels, seconds, background: of labels with times, as ``read_time_stamped`` takes them.
 
@@ -104,7 +104,8 @@ def _read_labels(path: Path, seed: int, multi_label: bool | None, n_folds: int) 
     check_present(path, examples, "paths are relative to the table's folder")
     folds, notes = _divide(table, examples, seed, n_folds)
     divided = not {"split", "fold"} & set(table.columns)
-    return check_data(LabelledData("custom", classes, multi, folds, notes, divided), path)
+    data = LabelledData("custom", classes, multi, folds, notes, divided)
+    return check_data(data, path, tested=not divided or n_folds > 0)
 
 
 def _divide(
@@ -135,6 +136,8 @@ def _cross_validation(table: Table, examples: Sequence[Example]) -> tuple[Fold, 
 
 
 def _own_split(examples: Sequence[Example], seed: int, n_folds: int) -> tuple[tuple[Fold, ...], tuple[str, ...]]:
+    if n_folds == 0:
+        return (Fold("custom", tuple(examples), (), ()),), ()
     if n_folds > 1:
         folds = cross_validation(stratified_folds(examples, seed, n_folds))
         return folds, (f"no splits given: cross-validated in {n_folds} folds, divided by class (seed {seed})",)
@@ -173,7 +176,8 @@ def _read_folders(root: Path, seed: int, n_folds: int) -> LabelledData:
     folds, notes = _one_fold("custom", splits) if by_split else _own_split(splits["train"], seed, n_folds)
     if timed := next(labels_in(clips, root, FILES_LOOKED_INTO), None):
         notes = (*notes, f"folders are classes; {timed} has labels with times: give --labels {root} to take those")
-    return check_data(LabelledData("custom", classes, False, folds, notes, not by_split), root)
+    data = LabelledData("custom", classes, False, folds, notes, not by_split)
+    return check_data(data, root, tested=bool(by_split) or n_folds > 0)
 
 
 def _refuse_empty(root: Path, classes: Sequence[str], places: Iterable[str]) -> None:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from ssamba.audio.front_end import PUBLISHED
@@ -16,22 +14,13 @@ from ssamba.data.examples import Example
 from ssamba.evaluation.probe.features import LOG_MEL, Wanted, extract, layer_name, rows_name
 from ssamba.inference.file_stream import Progress
 from ssamba.inference.model import Encoder
+from ssamba.models.pretrained.digest import model_key
 from ssamba.models.pretrained.model_dir import load_tensors
 from ssamba.utils.errors import AudioError, CheckpointError
 from ssamba.utils.tensor_file import write_tensors
 
 FEATURES_FORMAT = 2
 """Increased when features are computed in another way, so that older ones are no longer read."""
-
-
-def model_key(model: Encoder) -> str:
-    """A hash of what the encoder computes: configuration and weights, without heads and classifier."""
-    digest = hashlib.blake2b(json.dumps(model.config.to_dict(), sort_keys=True).encode(), digest_size=16)
-    for name, tensor in sorted(model.state_dict().items()):
-        if not name.startswith(("heads.", "classifier.")):
-            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def data_key(layout: str, examples: Sequence[Example]) -> str:

@@ -34,7 +34,8 @@ ProgressBars = Callable[[str], AbstractContextManager[Progress]]
 """Factory of progress bars: ``progress_bar(label)`` yields a callback progress(done, total, note)."""
 
 
-def _no_bar(label: str) -> AbstractContextManager[Progress]:
+def no_bar(label: str) -> AbstractContextManager[Progress]:
+    """A progress bar that shows nothing."""
     return nullcontext(lambda done, total, note: None)
 
 
@@ -118,7 +119,7 @@ def probe(
         make_folder(out)
         if len(layers) > 1:
             require_matplotlib(out / PICTURE_FILE)
-    progress_bar = progress_bar or _no_bar
+    progress_bar = progress_bar or no_bar
     with progress_bar("features") as progress:
         found, cached = cached_features(out, data.layout, examples, model, layers, progress)
     with progress_bar("scoring") as progress:

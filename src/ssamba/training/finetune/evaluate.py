@@ -134,7 +134,7 @@ class Evaluation:
         examples = torch.cat([b.examples for b in batches])
         width = max(b.targets.shape[1] for b in batches)
         targets = torch.cat([_widened(b.targets, width) for b in batches])
-        return _by_example(torch.cat(logits).cpu(), targets, examples, self.loss)
+        return by_example(torch.cat(logits).cpu(), targets, examples, self.loss)
 
 
 def make_evaluation(
@@ -171,8 +171,11 @@ def _widened(targets: Tensor, width: int) -> Tensor:
     return torch.nn.functional.pad(targets, (0, width - targets.shape[1]), value=-1)
 
 
-def _by_example(logits: Tensor, targets: Tensor, examples: Tensor, kind: str) -> ClassifierOutputs:
-    """Windows of one example become one row: logits of the mean of their probabilities."""
+def by_example(logits: Tensor, targets: Tensor, examples: Tensor, kind: str) -> ClassifierOutputs:
+    """The outputs of a set whose windows (W, classes) belong to ``examples`` (W,), one row for each example.
+
+    Several windows of one become the logits of the mean of their probabilities, of ``kind`` ``ce`` or ``bce``.
+    """
     known, place, count = examples.unique(return_inverse=True, return_counts=True)
     if len(known) == len(examples):
         return ClassifierOutputs(logits, targets, examples)

@@ -98,7 +98,7 @@ def gather_facts(recipe: FinetuneRecipe, data: LabelledData, source: str | None,
         clips=len(examples),
         train=max(len(fold.train) for fold in data.folds),
         folds=len(data.folds),
-        seconds=_lengths(examples),
+        seconds=clip_lengths(examples),
         multi_label=data.multi_label,
         per_second=fold.train[0].per_second is not None,
         pretrained=source is not None,
@@ -112,8 +112,8 @@ def gather_facts(recipe: FinetuneRecipe, data: LabelledData, source: str | None,
     )
 
 
-def _lengths(examples: list[Example]) -> tuple[float, ...]:
-    """Seconds of evenly chosen clips. Unreadable ones are left out here and reported in training."""
+def clip_lengths(examples: list[Example]) -> tuple[float, ...]:
+    """Seconds of evenly chosen clips, 2000 at most. Unreadable ones are left out here and reported in training."""
     found = []
     for example in examples[:: -(-len(examples) // MAX_LENGTHS)]:
         try:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -33,6 +33,32 @@ CHOICE_TEXTS = {
 }
 
 
+class ReportedRecipe(Protocol):
+    """What a report says of a recipe."""
+
+    @property
+    def name(self) -> str:
+        """The recipe's name."""
+
+    @property
+    def metric(self) -> str:
+        """``accuracy`` or ``mAP``."""
+
+    @property
+    def choose(self) -> str:
+        """What chose the model that is reported."""
+
+    @property
+    def loss(self) -> str:
+        """``ce`` or ``bce``."""
+
+
+def chosen_text(recipe: FinetuneRecipe) -> str:
+    """Which epoch is reported, in words."""
+    average = f" {recipe.average_from} to {recipe.average_to}" if recipe.choose == "average" else ""
+    return CHOICE_TEXTS[recipe.choose] + average
+
+
 @dataclass(frozen=True)
 class FoldResult:
     """One fold: its name, numbers of clips, the epoch that is reported (None: averaged weights), test metrics."""
@@ -47,23 +73,26 @@ class FoldResult:
 
 @dataclass(frozen=True)
 class Results:
-    """All folds of a run, with the resolved recipe, the weights' source, the data and the model's dimensions."""
+    """All folds of a run, with the resolved recipe, the weights' source, the data and the model's dimensions.
 
-    recipe: FinetuneRecipe
+    ``chosen`` says what is reported, ``model`` which of the models the run keeps, ``fitted`` more of a fit.
+    """
+
+    recipe: ReportedRecipe
     source: str | None
     data: LabelledData
     folds: tuple[FoldResult, ...]
     config: Config
+    chosen: str
+    model: str
+    fitted: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for results.json; a value that does not exist is null."""
-        names = list(self.folds[0].metrics)
+        names = list(self.folds[0].metrics) if self.folds else [self.recipe.metric]
         table = {name: np.array([fold.metrics[name] for fold in self.folds]) for name in names}
         many = len(self.folds) > 1
         recipe = self.recipe
-        chosen = CHOICE_TEXTS[recipe.choose]
-        if recipe.choose == "average":
-            chosen += f" {recipe.average_from} to {recipe.average_to}"
         return {
             "recipe": recipe.name,
             "layout": self.data.layout,
@@ -72,8 +101,8 @@ class Results:
             "classes": len(self.data.classes),
             "metric": recipe.metric,
             "choose": recipe.choose,
-            "chosen": chosen,
-            "mean": {name: _plain(values.mean()) for name, values in table.items()},
+            "chosen": self.chosen,
+            "mean": {name: _plain(values.mean()) if self.folds else None for name, values in table.items()},
             "sample_deviation": {n: _plain(_deviation(v)) for n, v in table.items()} if many else None,
             "folds": [
                 {
@@ -84,7 +113,8 @@ class Results:
                 }
                 for fold in self.folds
             ],
-            "model": f"fold-{len(self.folds)}",
+            "model": self.model,
+            **({} if self.fitted is None else {"fit": self.fitted}),
         }
 
 
@@ -105,6 +135,8 @@ def read_results(out: Path) -> dict[str, Any]:
 
 def write_results(out: Path, results: Results, outputs: Sequence[ClassifierOutputs]) -> dict[str, Any]:
     """Write all reports into ``out``, results.json last: it says that the run is finished."""
+    if not outputs:
+        return _write_last(out, results.to_dict())
     rows = [a.rows(results.recipe.loss) for a in outputs]
     scores = np.concatenate([s for s, _ in rows])
     truth = np.concatenate([t for _, t in rows])
@@ -120,6 +152,10 @@ def write_results(out: Path, results: Results, outputs: Sequence[ClassifierOutpu
         from ssamba.utils.plots import confusion_picture
 
         confusion_picture(counts, results.data.classes, out / CONFUSION_FILE, headline(values))
+    return _write_last(out, values)
+
+
+def _write_last(out: Path, values: dict[str, Any]) -> dict[str, Any]:
     write_text(out / TABLE_FILE, as_table(values))
     write_text(out / RESULTS_FILE, json.dumps(values, indent=2) + "\n")
     return values
@@ -161,6 +197,8 @@ def headline(values: dict[str, Any]) -> str:
     """One line: the metric, its mean, over several folds its deviation; accuracy as a count and its 95 % interval."""
     name, mean = values["metric"], values["mean"][values["metric"]]
     text = f"{values['recipe']}: {name} {_percent(mean)}"
+    if not values["folds"]:
+        return f"{values['recipe']}: {name} not measured, no clip was held out"
     counted = values.get("counted")  # a run of an earlier version has none
     if counted is not None and name == "accuracy":
         low, high = metrics.wilson(counted["right"], counted["clips"])
@@ -193,7 +231,7 @@ def as_table(values: dict[str, Any]) -> str:
         cells = [
             fold["name"],
             f"{clips['train']}, {clips['validation']}, {clips['test']}",
-            "averaged" if fold["epoch"] is None else str(fold["epoch"]),
+            _epoch(fold, "fit" in values),
             _number(fold["metrics"]["loss"]),
             *(_cell(name, fold["metrics"][name]) for name in names),
         ]
@@ -203,6 +241,10 @@ def as_table(values: dict[str, Any]) -> str:
             cells = [label, "", "", _number(row["loss"]), *(_cell(name, row[name]) for name in names)]
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _epoch(fold: dict[str, Any], fitted: bool) -> str:
+    return "-" if fitted else "averaged" if fold["epoch"] is None else str(fold["epoch"])
 
 
 def _cell(name: str, value: float | None) -> str:

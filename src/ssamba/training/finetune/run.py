@@ -37,7 +37,7 @@ from ssamba.training.finetune.facts import Say, fill_open, read_data, report_cho
 from ssamba.training.finetune.head_init import init_by_probe
 from ssamba.training.finetune.model import make_classification, measured_config, new_model
 from ssamba.training.finetune.recipe import FinetuneRecipe
-from ssamba.training.finetune.report import FoldResult, Results, read_results, write_results
+from ssamba.training.finetune.report import FoldResult, Results, chosen_text, read_results, write_results
 from ssamba.training.finetune.resolve import fingerprint, resolve_auto
 from ssamba.training.finetune.task import EPOCHS_FOLDER, FinetuneTask, FoldData, Scores, epoch_file, prepare_fold
 from ssamba.training.log import read_log
@@ -274,7 +274,8 @@ class FoldRuns:
             found = ClassifierOutputs.load(folder / OUTPUTS_FILE).summary(self.recipe.loss, self.data.multi_label)
             sizes = (len(fold.train), len(fold.validation), len(fold.test))
             folds.append(FoldResult(fold.name, *sizes, epoch, found))
-        return Results(self.recipe, source, self.data, tuple(folds), read_config(self.folder(0)).config)
+        config, kept = read_config(self.folder(0)).config, self.folder(len(folds) - 1).name
+        return Results(self.recipe, source, self.data, tuple(folds), config, chosen_text(self.recipe), kept)
 
     def outputs(self) -> list[ClassifierOutputs]:
         """The outputs of all folds for their test clips, at the epochs of :meth:`results`."""

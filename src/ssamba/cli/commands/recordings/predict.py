@@ -26,7 +26,12 @@ FORMATS = ("audacity", "raven", "csv", "json", "jams")
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("files", nargs="+", metavar="FILE", help=DATA_HELP)
-    parser.add_argument("--model", metavar="RUN", help="fine-tuned run or model directory: classes are its own")
+    parser.add_argument(
+        "--model",
+        metavar="RUN",
+        action="append",
+        help="fine-tuned or fitted run: classes are its own; several with one encoder share its pass",
+    )
     add_device(parser)
     parser.add_argument("--top", type=positive, default=5, metavar="N", help="classes to name in each answer")
     parser.add_argument(
@@ -92,9 +97,11 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.out is not None and events is None:
         check_output_name(arguments.out, PREDICTION_SUFFIXES)
     files, _ = list_files(arguments.files)
+    if len(arguments.model) > 1:
+        return _run_several(arguments, files)
     if events is not None:
         plan_event_output(arguments.out, arguments.format, files)
-    model = load_classifier(arguments.model, arguments.device)
+    model = load_classifier(arguments.model[0], arguments.device)
     # Scores in time take many passes.
     in_time = arguments.every is not None or events is not None
     short = prefer_reference_if_short(() if in_time else files, model)
@@ -131,6 +138,33 @@ def _event_options(arguments: argparse.Namespace) -> EventOptions | None:
         name = next(iter(given)).replace("_", "-")
         raise UsageError(f"--{name} goes with events: give --events as well")
     return None
+
+
+def _run_several(arguments: argparse.Namespace, files: list[str]) -> int:
+    """Several classifiers on one encoder."""
+    from ssamba.inference.several.files import predict_files_with_each
+    from ssamba.inference.several.predict import load_classifiers
+    from ssamba.utils.progress import Bar
+
+    if arguments.picture is not None:
+        raise UsageError("--picture draws the scores of one model: give --model once")
+    if _event_options(arguments) is not None:
+        raise UsageError("events are those of one model: give --model once")
+    models = load_classifiers(arguments.model, arguments.device)
+    with Bar("classifying") as bar:
+        report = predict_files_with_each(
+            files,
+            models,
+            arguments.out,
+            top=arguments.top,
+            every=arguments.every,
+            window=arguments.window,
+            batch=arguments.batch,
+            threads=arguments.threads,
+            progress=bar.update,
+        )
+    print(report.text or f"{arguments.out}: {report.written} files")
+    return list_unreadable(report.failures)
 
 
 COMMAND = Command("classify recordings, with a fine-tuned model", add_options, run)

@@ -1,0 +1,53 @@
+"""Audio files -> the classes of several models with one encoder, as a table, JSON or CSV with a field for the model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from ssamba.inference.file_stream import FileStream, Progress
+from ssamba.inference.model import Encoder
+from ssamba.inference.predict import check_options, prediction_plan
+from ssamba.inference.predict_files import PredictReport
+from ssamba.inference.several.predict import check_shared, predict_segments_of_each
+from ssamba.inference.several.writer import EachWriter
+from ssamba.inference.windows import cut_recordings
+from ssamba.utils.errors import ConfigError, DataError, SsambaError
+
+
+def predict_files_with_each(
+    files: Sequence[str],
+    models: dict[str, Encoder],
+    out: Path | None = None,
+    top: int | None = 5,
+    every: float | None = None,
+    window: float | None = None,
+    batch: int | None = None,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> PredictReport:
+    """Classify audio files with several models of one encoder, by name; as ``predict_files`` for the rest.
+
+    Raises ``ConfigError`` for models whose encoders differ, and as ``predict_files``.
+    """
+    check_shared(models)
+    loaded = list(models.values())
+    options = check_options(loaded[0], every, window)
+    if batch is not None and batch < 1:
+        raise ConfigError(f"batch is {batch}: give a whole number above 0")
+    if not files:
+        raise DataError("no audio files given")
+    rate = loaded[0].config.sample_rate
+    try:
+        with FileStream(files, threads, progress, rate) as stream, EachWriter(out, models, every is not None) as writer:
+            plan, written = prediction_plan(loaded[0], options), 0
+            segments = cut_recordings(loaded[0], stream.recordings(), plan, stream.failed)
+            for file, each in predict_segments_of_each(loaded, segments, options, batch, top, stream.failed):
+                writer.add(stream.files[file], each)
+                written += 1
+            stream.readable_files()
+    except torch.OutOfMemoryError:
+        raise SsambaError("the device's memory does not suffice: give a smaller --batch") from None
+    return PredictReport(written, stream.failures, writer.text)

@@ -1,0 +1,213 @@
+"""``ssamba fit``: a labelled set and a frozen encoder in, a run directory with a classifier out."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ssamba.data.examples import Example, LabelledData
+from ssamba.data.scan import SkipList
+from ssamba.evaluation.probe.probe import ProgressBars, no_bar
+from ssamba.evaluation.probe.protocol import Division, all_examples, divisions, target_matrix
+from ssamba.inference.model import KINDS, Encoder
+from ssamba.models.classifier import Classification, Classifier
+from ssamba.models.pretrained.load import read_model_source
+from ssamba.models.pretrained.model_dir import CONFIG_FILE, RESULTS_FILE, Description, build_as, save_model
+from ssamba.training.finetune.auto import choose_frames
+from ssamba.training.finetune.facts import Say, clip_lengths
+from ssamba.training.finetune.report import FoldResult, Results, read_results, write_results
+from ssamba.training.finetune.resolve import fingerprint
+from ssamba.training.fit.cross_validation import Bank, Validated, cross_validate
+from ssamba.training.fit.data import read_fit_data
+from ssamba.training.fit.features import FeatureParts, collect_features, parts_folder
+from ssamba.training.fit.heads import LinearHead, choose_head
+from ssamba.training.fit.recipe import FitRecipe
+from ssamba.training.run_folder import RECIPE_FILE, check_same_data, check_same_recipe, skipped_file, write_recipe
+from ssamba.utils.atomic_write import clear_leftovers, make_folder
+from ssamba.utils.device import pick_device
+from ssamba.utils.errors import ConfigError, DataError
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportedFit:
+    """What a report says of a fit, as ``ReportedRecipe``."""
+
+    name: str
+    metric: str
+    choose: str
+    loss: str
+
+
+@dataclasses.dataclass(frozen=True)
+class FitSetup:
+    """A fit before its first pass: the recipe in numbers, the set, every clip once, the model with a new classifier."""
+
+    recipe: FitRecipe
+    data: LabelledData
+    examples: list[Example]
+    model: Encoder
+    head: LinearHead
+    source: str
+
+    @property
+    def tested(self) -> bool:
+        """Whether any clip can be held out."""
+        return bool(self.data.folds[0].test)
+
+    @property
+    def keeps_split(self) -> bool:
+        """Whether the set has a test split of its own, which the kept model is then not fitted on."""
+        return self.tested and len(self.data.folds) == 1 and not self.data.divided
+
+
+def fit(
+    recipe: FitRecipe,
+    data: Path,
+    out: Path,
+    source: str,
+    device: str = "auto",
+    say: Say = lambda line: None,
+    bars: ProgressBars | None = None,
+) -> dict[str, Any]:
+    """Fit a classifier on a frozen encoder for the labelled set in ``data``, into the run directory ``out``.
+
+    The directory is that of a fine-tuning run without folds of its own (docs/finetuning.md): config.json,
+    model.safetensors, results.json, results.md, classes.csv, predictions.csv, recipe.yaml. ``source`` is what
+    ``ssamba.load`` takes. Returns what results.json holds, at once for a finished run. ``say`` gets lines for the user,
+    ``bars(label)`` opens a progress bar. Raises ``SsambaError`` for what the user can put right; nothing is then left
+    behind but the features of a long set, with which the same command goes on.
+    """
+    setup = prepare_fit(recipe, data, source, device)
+    _check_folder(out, setup, fingerprint(setup.data))
+    if (out / RESULTS_FILE).exists():
+        return read_results(out)
+    for note in setup.data.notes:
+        say(note)
+    _report_choices(setup, say)
+    bars = bars or no_bar
+    bank, skip = _features(setup, data, out, bars)
+    parts = divisions(setup.data, setup.examples) if setup.tested else []
+    found = _validate(bank, setup.head, parts, bars)
+    _load_classifier(setup, bank, parts, found)
+    _enter(out, setup, data, skip)
+    save_model(out, setup.model)
+    write_results(out, _results(setup, found), found.outputs)
+    for folder in out.glob("features-*"):
+        shutil.rmtree(folder, ignore_errors=True)
+    return read_results(out)
+
+
+def prepare_fit(recipe: FitRecipe, root: Path, source: str, device: str = "auto") -> FitSetup:
+    """Read set and model, and put numbers where the recipe leaves them open. Nothing is written."""
+    data = read_fit_data(recipe, root)
+    head = choose_head(recipe, data.multi_label)
+    examples = all_examples(data)
+    description, tensors = read_model_source(source)
+    config = description.config
+    frames, _ = choose_frames(clip_lengths(examples), config.patch_time)
+    recipe = dataclasses.replace(
+        recipe,
+        head=head.name,
+        frames=recipe.frames or frames,
+        stride=recipe.stride or min(config.patch_frequency, config.patch_time),
+    )
+    model = build_as(KINDS, Description(config), tensors).with_grid(recipe.stride, recipe.frames)
+    loss = "bce" if data.multi_label else "ce"
+    task = Classification(data.classes, data.multi_label, recipe.pooling, False, recipe.name, loss)
+    model.classifier = Classifier(model.config, task)
+    return FitSetup(recipe, data, examples, model.to(pick_device(device)).eval(), head, source)
+
+
+def _report_choices(setup: FitSetup, say: Say) -> None:
+    recipe, data, head = setup.recipe, setup.data, setup.head
+    assert setup.model.classifier is not None
+    values = setup.model.classifier.linear.in_features
+    what = "logistic regression" if head.name == "logistic" else "class means in a whitened space"
+    what += " for each class" if data.multi_label else ""
+    searched = setup.tested and len(head.settings) > 1
+    setting = f"{head.setting} by the loss of held-out clips" if searched else f"{head.setting} {head.default:g}"
+    say(f"chosen for {len(setup.examples)} clips of {len(data.classes)} classes: {what}, {setting},")
+    say(f"  on {values} values of the last layer ({recipe.pooling}) of {recipe.frames} frames, stride {recipe.stride}")
+
+
+def _check_folder(out: Path, setup: FitSetup, digest: str) -> None:
+    """See that a run in the directory is this one. Writes nothing."""
+    if (out / RECIPE_FILE).exists():
+        check_same_recipe(out, setup.recipe, setup.source, ())
+        check_same_data(out, digest)
+    elif (out / CONFIG_FILE).exists():
+        raise ConfigError(f"{out}: holds a model that is no run of ssamba fit; choose another --out")
+    elif out.exists() and not out.is_dir():
+        raise ConfigError(f"{out}: is a file; choose another --out")
+
+
+def _enter(out: Path, setup: FitSetup, root: Path, skip: SkipList) -> None:
+    """Make the run directory, and write down the run and which clips were left out."""
+    clear_leftovers(make_folder(out))
+    if not (out / RECIPE_FILE).exists():
+        write_recipe(out, setup.recipe.to_dict(), setup.source, [str(root)], fingerprint(setup.data))
+    kept = SkipList(skipped_file(out))
+    for path, reason in skip.reasons.items():
+        kept.record(path, reason)
+
+
+def _features(setup: FitSetup, root: Path, out: Path, bars: ProgressBars) -> tuple[Bank, SkipList]:
+    skip = SkipList()
+    folder = parts_folder(out, setup.data.layout, setup.examples, setup.model)
+    parts = FeatureParts(folder, lambda: _enter(out, setup, root, skip))
+    with bars("features") as progress:
+        values, owners = collect_features(setup.examples, setup.model, parts, skip, progress)
+    targets = target_matrix(setup.examples, len(setup.data.classes))
+    gone = (targets[torch.unique(owners)].sum(dim=0) == 0) & (targets.sum(dim=0) > 0)
+    if gone.any():
+        name = setup.data.classes[int(gone.nonzero()[0])]
+        raise DataError(f"{root}: no clip of class {name} can be read; replace its files, or remove the class")
+    unread = {setup.examples[n].key for n in set(range(len(setup.examples))) - set(owners.tolist())}
+    for fold in setup.data.folds if setup.tested else ():
+        if all(example.key in unread for example in fold.test):
+            raise DataError(f"{root}: no test clip of fold {fold.name} can be read; replace its files")
+    return Bank(values, owners, targets, "bce" if setup.data.multi_label else "ce"), skip
+
+
+def _validate(bank: Bank, head: LinearHead, parts: list[Division], bars: ProgressBars) -> Validated:
+    if not parts:
+        return Validated((), (), head.default)
+    with bars("fitting") as progress:
+        return cross_validate(bank, head, parts, lambda done, total: progress(done, total, f"{done}/{total} fits"))
+
+
+def _load_classifier(setup: FitSetup, bank: Bank, parts: list[Division], found: Validated) -> None:
+    """Fit the model's classifier: on all clips, or where the set has a test split on all others."""
+    numbers = torch.arange(len(setup.examples))
+    if setup.keeps_split:
+        numbers = parts[0].fit
+    (fitted,) = bank.fit(setup.head, numbers, [found.best])
+    assert setup.model.classifier is not None
+    standardise = fitted.standardise
+    setup.model.classifier.load_linear(standardise.mean, standardise.scale, fitted.weight, fitted.bias)
+
+
+def _results(setup: FitSetup, found: Validated) -> Results:
+    """What came out, in the form of a fine-tuning run's results."""
+    data, several = setup.data, setup.data.multi_label
+    loss = "bce" if several else "ce"
+    folds = tuple(
+        FoldResult(
+            fold.name, len(fold.train), len(fold.validation), len(fold.test), None, outputs.summary(loss, several)
+        )
+        for fold, outputs in zip(data.folds, found.outputs, strict=False)
+    )
+    by_loss = f"{setup.head.setting} with the lowest held-out loss"
+    fitted = {
+        "head": setup.head.name,
+        setup.head.setting: found.best,
+        "of_folds": list(found.settings),
+    }
+    kept = "all clips but the test split" if setup.keeps_split else "all clips"
+    chosen = by_loss if folds and len(setup.head.settings) > 1 else f"{setup.head.setting} {found.best:g}"
+    recipe = ReportedFit(setup.recipe.name, "mAP" if several else "accuracy", "fit", loss)
+    return Results(recipe, setup.source, data, folds, setup.model.config, chosen, kept, fitted)
