@@ -93,7 +93,7 @@ class Config:
         if self.approximate_parameters > MAX_PARAMETERS:
             raise ConfigError(
                 f"width {self.width}, {self.depth} blocks and a grid of {self.grid[0]} x {self.grid[1]} patches make "
-                f"about {self.approximate_parameters:.0e} parameters, more than {MAX_PARAMETERS:.0e}: give smaller values"
+                f"about {self.approximate_parameters:.0e} parameters, beyond {MAX_PARAMETERS:.0e}: give smaller values"
             )
 
     def _fill(self) -> None:
@@ -157,8 +157,7 @@ class Config:
     @property
     def window_seconds(self) -> float:
         """Length of the window in which longer recordings are read: the frames that whole patches cover, 10 ms each."""
-        frames = (self.grid[1] - 1) * self.stride_time + self.patch_time
-        return self.front_end.seconds_between(frames)
+        return self.front_end.seconds_between((self.grid[1] - 1) * self.stride_time + self.patch_time)
 
     @property
     def approximate_parameters(self) -> int:

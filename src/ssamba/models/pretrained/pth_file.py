@@ -27,8 +27,8 @@ MARK = "v.pos_embed"
 """The key of every official file, by which its state dict is found inside of a larger one."""
 DIRECTORY_LIMIT = 4 << 20
 """Most bytes of a zip archive's directory: some 50,000 tensors."""
-PICKLE_LIMIT = 16 << 20
-"""Most bytes of the pickle that says what the tensors are called and how they lie."""
+PICKLE_LIMIT = 4 << 20
+"""Most bytes of the pickle that says what the tensors are called and how they lie: some 30,000 tensors."""
 _UNPACKED = 2
 """What an archive may unpack to, as a multiple of its size. torch compresses nothing."""
 _LEGACY_PICKLES = 5
