@@ -54,9 +54,10 @@ def fetch(name: str) -> Path:
     by_hand = f"get {file_of(name)} from {PAGE} and give its path"
     try:
         import huggingface_hub
+        from huggingface_hub import constants
     except ImportError:
         raise CheckpointError(f"{name}: to download it, pip install 'ssamba[hf]'; or {by_hand}") from None
-    record = Path(huggingface_hub.constants.HF_HUB_CACHE) / f"models--{REPOSITORY.replace('/', '--')}" / RECORD_FILE
+    record = Path(constants.HF_HUB_CACHE) / f"models--{REPOSITORY.replace('/', '--')}" / RECORD_FILE
     values = _read_record(record)
     try:
         revision = values["revision"]
