@@ -8,6 +8,7 @@ and pip refuses hashes for a package that is installed from its source tree (doc
 
 from __future__ import annotations
 
+import argparse
 import platform
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -58,6 +59,7 @@ def lines() -> list[str]:
 
 def main() -> None:
     """Write the file."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter).parse_args()
     FILE.write_text(HEAD.format(python=platform.python_version()) + "\n".join(lines()) + "\n", encoding="utf-8")
     print(f"{FILE}: {len(lines())} packages")
 
