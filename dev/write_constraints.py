@@ -19,8 +19,8 @@ from packaging.utils import canonicalize_name
 FILE = Path(__file__).parent.parent / "constraints-dev.txt"
 HEAD = """\
 # Every package of ssamba[dev] with what it needs, as in the environment in which all tests passed (Python {python}).
-# Written by dev/write_constraints.py; `make` installs with it. Python 3.10 gets what it can have: many of these versions
-# need 3.11.
+# Written by dev/write_constraints.py; `make` installs with it. Python 3.10 gets what it can have: many of these
+# versions need 3.11.
 """
 
 
