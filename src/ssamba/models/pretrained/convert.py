@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ssamba.audio import log_mel
 from ssamba.audio.front_end import FrontEnd
-from ssamba.models.config import Config
+from ssamba.models.config import WIDTHS, Config
 from ssamba.models.encoder import Encoder
 from ssamba.models.pretrained.load import ModelSource, locate, read_model_source
 from ssamba.models.pretrained.model_dir import EXTRAS, WEIGHTS_FILE, build, read_model, save_config
@@ -146,6 +146,9 @@ def _to_file(path: Path, dest: Path) -> list[str]:
         # The heads read the decoder's tokens: without it they mean nothing.
         tensors = {k: v for k, v in tensors.items() if not k.startswith(("decoder.", "heads."))}
         notes.append("note: the official form does not hold the decoder, nor the heads that read it")
+    if config.encoder == "ssast" and config.width not in WIDTHS.values():
+        heads = config.attention_heads
+        notes.append(f"note: the official form does not hold attention_heads {heads}: give it when the file is read")
     config = config.replace(decoder_depth=0)
     state = official_state(config, tensors)
     check_tensors(state, dest)  # a deep model's doubled stream may need numbers that no reader takes
