@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ssamba.inference.model import SSAMBA
 from ssamba.models.config import Config
-from ssamba.models.pretrained.official import read_pth
+from ssamba.models.pretrained.pth_file import read_pth
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -74,6 +75,19 @@ def test_help(script: Path) -> None:
     if script.name in NO_PROGRAM | ELSEWHERE:
         pytest.skip("has no help of its own")
     assert "usage" in run(str(script.relative_to(ROOT)), "--help")
+
+
+def test_write_constraints() -> None:
+    """Every requirement of the package is pinned; the file is not written here."""
+    assert "usage" in run("dev/write_constraints.py", "--help")
+    text = (ROOT / "constraints-dev.txt").read_text()
+    pins = dict(re.findall(r"^([\w-]+)==(\S+) ; python_version", text, re.MULTILINE))
+    project = (ROOT / "pyproject.toml").read_text().partition("[project.scripts]")[0]
+    names = re.findall(r'^  "([A-Za-z][\w.-]*)(?:[>=;]|")', project, re.MULTILINE)
+    assert len(names) > 15
+    assert not {name.lower().replace("_", "-") for name in names} - set(pins)
+    shared = re.findall(r"^([\w-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    assert all(pins[name] == version for name, version in shared)
 
 
 @pytest.mark.slow

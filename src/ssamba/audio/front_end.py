@@ -5,7 +5,6 @@ Needs no torch, so that processes that only decode audio can read it.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -20,12 +19,18 @@ from ssamba.audio.constants import (
     SAMPLE_RATE,
 )
 from ssamba.utils.errors import ConfigError
+from ssamba.utils.terminal import shorten
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 MIN_SAMPLE_RATE, MAX_SAMPLE_RATE = 1_000, 384_000
 """Hz. Below, a frame of 25 ms is too short for a spectrum; audio files have no more."""
+MAX_MEL_BINS = 2048
+LARGEST_MEAN = 1000.0
+MIN_STD, MAX_STD = 1e-3, 1e3
+"""Bounds on the statistics of log-mel values, which lie between -16 and 80 or so: others make features without meaning,
+or infinite ones."""
 
 
 def normalise_log_mel(log_mels: Tensor, mean: float = AUDIOSET_MEAN, std: float = AUDIOSET_STD) -> Tensor:
@@ -55,6 +60,12 @@ class FrontEnd:
     std: float = AUDIOSET_STD
 
     def __post_init__(self) -> None:
+        for name in ("sample_rate", "mel_bins", "frame_length", "hop"):
+            if isinstance(getattr(self, name), bool) or not isinstance(getattr(self, name), (int, np.integer)):
+                raise ConfigError(f"{name} is {shorten(getattr(self, name))}: give a whole number")
+        for name in ("mean", "std"):
+            if isinstance(getattr(self, name), bool) or not isinstance(getattr(self, name), (int, float, np.number)):
+                raise ConfigError(f"{name} is {shorten(getattr(self, name))}: give a number")
         if not MIN_SAMPLE_RATE <= self.sample_rate <= MAX_SAMPLE_RATE:
             raise ConfigError(f"sample_rate is {self.sample_rate}: give {MIN_SAMPLE_RATE} to {MAX_SAMPLE_RATE} Hz")
         if self.frame_length == 0:
@@ -64,10 +75,15 @@ class FrontEnd:
         for name, least in (("mel_bins", 1), ("frame_length", 2), ("hop", 1)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} is {getattr(self, name)}: give {least} or more")
-        if not math.isfinite(self.mean):
-            raise ConfigError(f"mean is {self.mean}: give a finite number")
-        if not 0 < self.std < math.inf:
-            raise ConfigError(f"std is {self.std}: give a positive number")
+        if self.mel_bins > MAX_MEL_BINS or max(self.frame_length, self.hop) > self.sample_rate:
+            raise ConfigError(
+                f"mel_bins is {self.mel_bins}, frame_length {self.frame_length}, hop {self.hop}: give at most "
+                f"{MAX_MEL_BINS} mel bins, and frames and hops of at most a second"
+            )
+        if not -LARGEST_MEAN <= self.mean <= LARGEST_MEAN:
+            raise ConfigError(f"mean is {shorten(self.mean)}: give a number from {-LARGEST_MEAN:g} to {LARGEST_MEAN:g}")
+        if not MIN_STD <= self.std <= MAX_STD:
+            raise ConfigError(f"std is {shorten(self.std)}: give a positive number, from {MIN_STD:g} to {MAX_STD:g}")
 
     @property
     def fft_size(self) -> int:

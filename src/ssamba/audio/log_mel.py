@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssamba.audio.constants import AUDIOSET_MEAN, AUDIOSET_STD, MEL_BINS, SAMPLE_RATE
-from ssamba.audio.front_end import PUBLISHED, FrontEnd, normalise_log_mel
+from ssamba.audio.front_end import PUBLISHED, FrontEnd
 from ssamba.utils.errors import AudioError, ConfigError
 
 PRE_EMPHASIS = 0.97
@@ -178,10 +178,21 @@ def features(
 
     ``audio`` is (samples,), (batch, samples) or a list of different lengths; ``target_length`` is in frames of 10 ms.
     Without it the longest recording decides. Shorter ones are padded with 0.0 before normalisation, as in the
-    reference, so padding is not 0 afterwards. Raises ``AudioError``, and ``ConfigError`` for a length below 1.
+    reference, so padding is not 0 afterwards. ``mean`` and ``std`` are AudioSet's, those of the published models; a
+    model that was trained with others needs its own, which ``model.features`` takes. Raises ``AudioError``, and
+    ``ConfigError`` for a length below 1 and statistics that no log-mel has.
     """
+    return features_of(audio, sample_rate, target_length, FrontEnd(mean=mean, std=std))
+
+
+def features_of(
+    audio: Audio | Sequence[Audio], sample_rate: int, target_length: int | None, front_end: FrontEnd
+) -> Tensor:
+    """As ``features``, for any front end: (B, frames, mel_bins) at its rate, normalised by its statistics."""
     if target_length is not None and target_length < 1:
         raise ConfigError(f"target_length is {target_length}: give frames of 10 ms, at least 1")
-    log_mels = [log_mel(waveform) for waveform in to_waveforms(audio, sample_rate)]
+    log_mels = [
+        filter_bank(waveform, front_end) for waveform in to_waveforms(audio, sample_rate, front_end.sample_rate)
+    ]
     length = target_length or max(x.shape[0] for x in log_mels)
-    return normalise_log_mel(torch.stack([fit_length(x, length) for x in log_mels]), mean, std)
+    return front_end.normalise(torch.stack([fit_length(x, length) for x in log_mels]))

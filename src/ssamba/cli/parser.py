@@ -16,6 +16,7 @@ from ssamba.utils.suggest import nearest
 
 SOURCE_HELP = "run or model directory, official .pth, or the name of a model"
 SHIPPED_HELP = f"{SOURCE_HELP} (default: tiny, which comes with the package)"
+HEADS_HELP = "of an official SSAST whose width is not a published one"
 Number = TypeVar("Number", int, float)
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+from torch import Tensor
+
+from ssamba.audio.log_mel import features_of
 from ssamba.inference.cuda_graphs import GraphedEncoder
 from ssamba.inference.embed import Embeddings, embed_audio
 from ssamba.inference.predict import Prediction, predict_audio
@@ -14,6 +17,14 @@ from ssamba.models.registry import make_as
 
 class Encoder(GraphedEncoder):
     """A network that also embeds and classifies recordings. Same weights and state dict as the network alone."""
+
+    def features(self, audio: Any, sample_rate: int = 16000, target_length: int | None = None) -> Tensor:
+        """Normalised log-mel of recordings in memory as this model reads it -> (B, frames, mel_bins).
+
+        What ``encode``, ``classify`` and ``losses`` take: of the model's own rate, mel bins, mean and std, where
+        ``ssamba.features`` has those of the published models. Audio and ``target_length`` as there; on the CPU.
+        """
+        return features_of(audio, sample_rate, target_length, self.config.front_end)
 
     def embed(self, audio: Any, sample_rate: int = 16000, whole: bool = False) -> Embeddings:
         """Embeddings of recordings in memory; see ``ssamba.inference.embed.embed_audio``."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from collections import Counter
+from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from typing import Any
 
@@ -14,11 +15,13 @@ from torch import Generator, Tensor, nn
 from ssamba.models.config import Config
 from ssamba.models.patches import column_times
 from ssamba.utils.errors import ConfigError
+from ssamba.utils.terminal import shorten
 from ssamba.utils.torch_defaults import of_new_weights
 
 POOLINGS = ("mean", "cls", "rows")
 LOSSES = ("auto", "ce", "bce")
 MAX_CLASSES = 1_000_000
+LONGEST_NAME_OF_CLASS = 1000
 _VARIANCE = 1e-6  # added under the root of a row's variance: one column has none, and the root no gradient at 0
 
 
@@ -47,16 +50,24 @@ class Classification:
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.classes) <= MAX_CLASSES or not all(isinstance(c, str) for c in self.classes):
-            raise ConfigError("classes: give one name or more")
+            raise ConfigError(f"classes: give one name or more, at most {MAX_CLASSES}")
+        if (longest := max(map(len, self.classes))) > LONGEST_NAME_OF_CLASS:
+            raise ConfigError(f"classes: a name of {longest} characters, give at most {LONGEST_NAME_OF_CLASS}")
         if len(set(self.classes)) != len(self.classes):
-            twice = next(c for c in self.classes if self.classes.count(c) > 1)
-            raise ConfigError(f"classes: '{twice}' is there twice")
+            twice = Counter(self.classes).most_common(1)[0][0]
+            raise ConfigError(f"classes: {shorten(twice)} is there twice")
+        for name, kind in (("multi_label", bool), ("per_second", bool), ("recipe", str)):
+            if not isinstance(getattr(self, name), kind):
+                wanted = "true or false" if kind is bool else "text"
+                raise ConfigError(f"{name}: {shorten(getattr(self, name))}, give {wanted}")
+        if len(self.recipe) > LONGEST_NAME_OF_CLASS:
+            raise ConfigError(f"recipe: a name of {len(self.recipe)} characters, give at most {LONGEST_NAME_OF_CLASS}")
         if self.pooling not in POOLINGS:
-            raise ConfigError(f"pooling: '{self.pooling}', choose {', '.join(POOLINGS)}")
+            raise ConfigError(f"pooling: {shorten(self.pooling)}, choose {', '.join(POOLINGS)}")
         if self.per_second and self.pooling != "mean":
             raise ConfigError("pooling: a model that answers for each second takes the mean")
         if self.loss not in LOSSES:
-            raise ConfigError(f"loss: '{self.loss}', choose {', '.join(LOSSES)}")
+            raise ConfigError(f"loss: {shorten(self.loss)}, choose {', '.join(LOSSES)}")
 
     @property
     def sigmoid(self) -> bool:
@@ -70,14 +81,16 @@ class Classification:
     @classmethod
     def from_dict(cls, values: Any, source: str = "classification") -> Classification:
         """The reverse of ``to_dict``. Raises ``ConfigError`` naming ``source``."""
+        if not isinstance(values, dict) or not isinstance(values.get("classes"), list):
+            raise ConfigError(f"{source}: 'classification' is damaged")
+        known = [f.name for f in fields(cls)]
+        for key in values:
+            if key not in known:
+                raise ConfigError(f"{source}: 'classification' is damaged, unknown value {shorten(key)}")
         try:
-            classes = values["classes"]
-            assert isinstance(classes, list)
-            return cls(**{**values, "classes": tuple(classes)})
+            return cls(**{**values, "classes": tuple(values["classes"])})
         except ConfigError as error:
             raise ConfigError(f"{source}: {error}") from None
-        except (TypeError, KeyError, AssertionError):
-            raise ConfigError(f"{source}: 'classification' is damaged") from None
 
 
 class Classifier(nn.Module):

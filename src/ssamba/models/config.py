@@ -10,6 +10,7 @@ from typing import Any
 from ssamba.audio.front_end import PUBLISHED, FrontEnd
 from ssamba.utils.errors import ConfigError
 from ssamba.utils.suggest import nearest
+from ssamba.utils.terminal import shorten
 
 WIDTHS = {"tiny": 192, "small": 384, "base": 768}
 ENCODERS = {"ssamba": 24, "ssast": 12}
@@ -22,6 +23,10 @@ FIELDS_WITH_DEFAULT = ("depth", "dt_rank", "attention_heads", "decoder_depth")
 """Whole numbers that may be 0: the published value, and no decoder."""
 MAX_VALUE, MAX_DEPTH = 1_000_000, 1000
 """Upper bounds of all values and of depths: a damaged file must not ask for an endless model."""
+LONGEST_KEY = 60
+"""Nothing longer is compared with the names of the fields."""
+MAX_PARAMETERS = 10_000_000_000
+"""Of a model, a hundred times ``base``, 40 GB in float32: values that are possible one by one may not be together."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +66,8 @@ class Config:
     std: float = PUBLISHED.std
 
     def __post_init__(self) -> None:
-        if self.encoder not in ENCODERS:
-            raise ConfigError(f"encoder is {self.encoder!r}: give {' or '.join(ENCODERS)}")
+        if not isinstance(self.encoder, str) or self.encoder not in ENCODERS:
+            raise ConfigError(f"encoder is {shorten(self.encoder)}: give {' or '.join(ENCODERS)}")
         for field in dataclasses.fields(self):
             if field.name != "encoder":
                 self._check(field.name, field.type == "int")
@@ -85,6 +90,11 @@ class Config:
         if not 0 <= self.drop_path < 1:
             raise ConfigError(f"drop_path is {self.drop_path}: give a rate from 0 to below 1")
         _ = self.front_end  # refuses what no front end can have
+        if self.approximate_parameters > MAX_PARAMETERS:
+            raise ConfigError(
+                f"width {self.width}, {self.depth} blocks and a grid of {self.grid[0]} x {self.grid[1]} patches make "
+                f"about {self.approximate_parameters:.0e} parameters, beyond {MAX_PARAMETERS:.0e}: give smaller values"
+            )
 
     def _fill(self) -> None:
         """Put the published values where the fields leave them open."""
@@ -104,12 +114,12 @@ class Config:
         value = getattr(self, name)
         good = isinstance(value, int) if whole else isinstance(value, (int, float))
         if isinstance(value, bool) or not good:
-            raise ConfigError(f"{name} is {value!r}: give a {'whole ' if whole else ''}number")
+            raise ConfigError(f"{name} is {shorten(value)}: give a {'whole ' if whole else ''}number")
         if whole and value < (0 if name in FIELDS_WITH_DEFAULT else 1):
             raise ConfigError(f"{name} is {value}: give a positive number")
         largest = MAX_DEPTH if name.endswith("depth") else MAX_VALUE
         if not -largest <= value <= largest:  # NaN too
-            raise ConfigError(f"{name} is {value}: give a number of at most {largest}")
+            raise ConfigError(f"{name} is {shorten(value)}: give a number of at most {largest}")
 
     @classmethod
     def tiny(cls, **changes: Any) -> Config:
@@ -145,6 +155,22 @@ class Config:
         )
 
     @property
+    def window_seconds(self) -> float:
+        """Length of the window in which longer recordings are read: the frames that whole patches cover, 10 ms each."""
+        return self.front_end.seconds_between((self.grid[1] - 1) * self.stride_time + self.patch_time)
+
+    @property
+    def approximate_parameters(self) -> int:
+        """Weights of a model with both pretraining heads, to a few percent; takes no memory."""
+        d, e = self.width, self.inner
+        block = 12 * d * d
+        if self.encoder == "ssamba":
+            scan = e * (self.conv_width + 3 + 3 * self.state_size + 2 * self.dt_rank)
+            block = 3 * d * e + self.directions * scan
+        ends = 3 * d * self.patch_size + 2 * d * d
+        return (self.depth + self.decoder_depth) * block + (self.grid[0] * self.grid[1] + 2) * d + ends
+
+    @property
     def patch_size(self) -> int:
         """Values in one patch."""
         return self.patch_frequency * self.patch_time
@@ -172,7 +198,7 @@ class Config:
         known = [f.name for f in dataclasses.fields(cls)]
         for key in values:
             if key not in known:
-                raise ConfigError(f"{source}: unknown value '{key}'{nearest(key, known)}")
+                raise ConfigError(f"{source}: unknown value {shorten(key)}{nearest(str(key)[:LONGEST_KEY], known)}")
         try:
             return cls(**values)
         except ConfigError as error:

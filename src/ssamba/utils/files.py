@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import stat
@@ -57,6 +58,18 @@ def read_bytes(path: str | os.PathLike[str], limit: int = TEXT_LIMIT, error: typ
     if len(content) > limit:
         raise error(f"{os.fspath(path)}: has more than {limit:,} bytes; is it the right file?")
     return content
+
+
+def sha256_of(path: str | os.PathLike[str], error: type[SsambaError] = ConfigError) -> str:
+    """SHA-256, in hexadecimal, of a regular file of any size. Raises ``error`` as ``open_regular``."""
+    total = hashlib.sha256()
+    with open_regular(path, error) as file:
+        try:
+            while block := file.read(1 << 20):
+                total.update(block)
+        except OSError as problem:
+            raise error(f"{os.fspath(path)}: cannot be read ({problem.strerror or problem})") from None
+    return total.hexdigest()
 
 
 def read_text(

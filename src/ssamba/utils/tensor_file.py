@@ -21,6 +21,7 @@ from ssamba.utils.atomic_write import atomic_write
 from ssamba.utils.errors import CheckpointError, ConfigError, SsambaError
 from ssamba.utils.files import open_regular
 from ssamba.utils.json_text import parse_json
+from ssamba.utils.terminal import shorten
 
 DIGEST = "sha256"
 """Key of the digest in the metadata."""
@@ -143,7 +144,7 @@ def read_header(path: Path, error: type[SsambaError] = CheckpointError) -> Heade
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)):
         if entry.begin != position:
             raise error(
-                f"{path}: is damaged or no safetensors file (the place of {name} does not follow the one before)"
+                f"{path}: is damaged or no safetensors file ({shorten(name)[1:-1]} does not follow the tensor before)"
             )
         position = entry.end
     described = 8 + length + position
@@ -159,14 +160,14 @@ def _entry(path: Path, name: str, value: Any, error: type[SsambaError]) -> Entry
     except (KeyError, TypeError, ValueError):
         whole = False
     if not whole:
-        raise error(f"{path}: is damaged or no safetensors file (the entry of {name} cannot be read)")
-    if kind not in _TYPES:
-        raise error(f"{path}: {name} has the type {kind}; convert it to F32")
+        raise error(f"{path}: is damaged or no safetensors file (the entry of {shorten(name)[1:-1]} cannot be read)")
+    if not isinstance(kind, str) or kind not in _TYPES:
+        raise error(f"{path}: {shorten(name)[1:-1]} has the type {shorten(kind)}; convert it to F32")
     count = 1
     for number in shape:
         count *= number
     if end - begin != count * _TYPES[kind].itemsize or len(shape) > 16:
-        raise error(f"{path}: is damaged or no safetensors file (shape and bytes of {name} do not fit)")
+        raise error(f"{path}: is damaged or no safetensors file (shape and bytes of {shorten(name)[1:-1]} do not fit)")
     return Entry(_TYPES[kind], tuple(shape), begin, end)
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +121,7 @@ def test_directories_of_before(hf: Any, classifying: Path, folder: Path, waves: 
     """Without the keys of transformers, the classes load them by name; ssamba reads both."""
     for path in (classifying, folder):
         values = json.loads((path / "config.json").read_text())
-        for key in ("model_type", "architectures", "dtype"):
+        for key in ("digest", "model_type", "architectures", "dtype"):
             del values[key]
         (path / "config.json").write_text(json.dumps(values))
         (path / "preprocessor_config.json").unlink()
@@ -163,6 +165,7 @@ def test_damaged_folders(hf: Any, folder: Path, tmp_path: Path) -> None:
         shutil.copytree(folder, path)
         values = json.loads((path / "config.json").read_text())
         change(values)
+        values.pop("digest", None)
         (path / "config.json").write_text(json.dumps(values))
         return path
 
@@ -181,6 +184,69 @@ def test_damaged_folders(hf: Any, folder: Path, tmp_path: Path) -> None:
     file.write_text("")
     with pytest.raises(ConfigError, match="is a file; give a folder"):
         auto(folder).save_pretrained(file)
+
+
+def test_the_digest_is_checked_and_never_carried_on(hf: Any, classifying: Path, tmp_path: Path) -> None:
+    """What transformers loads and saves again has no digest, whatever changed in between."""
+    from transformers import AutoConfig
+
+    from ssamba.models.pretrained.model_dir import save_model
+
+    config = AutoConfig.from_pretrained(classifying)
+    assert not hasattr(config, "digest")
+    config.id2label = {0: "a", 1: "b", 2: "c"}
+    config.mean = -5.0
+    config.save_pretrained(tmp_path / "saved")
+    assert "digest" not in json.loads((tmp_path / "saved" / "config.json").read_text())
+    assert read_config(tmp_path / "saved").config.mean == -5.0
+    model = auto(classifying, "AutoModelForAudioClassification")
+    model.save_pretrained(tmp_path / "model")
+    assert "digest" not in json.loads((tmp_path / "model" / "config.json").read_text())
+    assert ssamba.load(tmp_path / "model", "cpu").classifier is not None
+    hf.export(classifying, tmp_path / "exported")
+    assert "digest" in json.loads((tmp_path / "exported" / "config.json").read_text())
+    assert auto(tmp_path / "exported").config.width == 16
+    save_model(tmp_path / "again", ssamba.load(tmp_path / "model", "cpu"))
+    path = classifying / "config.json"
+    path.write_text(path.read_text().replace("4.5689974", "4.6"))
+    for load in (AutoConfig.from_pretrained, hf.SsambaModel.from_pretrained, hf.SsambaConfig.from_pretrained):
+        with pytest.raises(CheckpointError, match='remove its line "digest"'):
+            load(classifying)
+
+
+@pytest.mark.parametrize("kind", ["NaN", "1e30", "bool", "flipped bit", "pipe"])
+def test_damaged_weights(hf: Any, folder: Path, kind: str) -> None:
+    from ssamba.models.pretrained.model_dir import load_tensors
+    from ssamba.utils.tensor_file import write_tensors
+
+    path = folder / "model.safetensors"
+    tensors = load_tensors(path)
+    if kind == "pipe":
+        path.unlink()
+        os.mkfifo(path)
+    elif kind == "flipped bit":
+        content = bytearray(path.read_bytes())
+        content[-5] ^= 1
+        path.write_bytes(content)
+    else:
+        bad = tensors["norm.bias"] > 0 if kind == "bool" else torch.full_like(tensors["norm.bias"], float(kind))
+        write_tensors(path, tensors | {"norm.bias": bad})
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: ") as caught:
+        hf.SsambaModel.from_pretrained(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_two_front_ends_in_one_folder(hf: Any, folder: Path) -> None:
+    """ssamba reads that of config.json; who takes the other is warned."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        hf.SsambaFeatureExtractor.from_pretrained(folder)
+    path = folder / "preprocessor_config.json"
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps(values | {"mean": -6.5}))
+    with pytest.warns(UserWarning, match=r"has mean -6\.5, the model -4\.26"):
+        hf.SsambaFeatureExtractor.from_pretrained(folder)
+    assert ssamba.load(folder, "cpu").config.mean == pytest.approx(-4.2677393)
 
 
 def test_importing_ssamba_imports_no_transformers() -> None:

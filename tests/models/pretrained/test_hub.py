@@ -47,21 +47,22 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
 
 
 @pytest.fixture
-def answer(monkeypatch: pytest.MonkeyPatch, asked: list[tuple[str, str]]) -> Callable[..., None]:
+def answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: list[tuple[str, str]]) -> Callable[..., None]:
     """Sets what the stand-in answers: a file from its cache, a file after a download, or an error."""
 
     def set_answer(downloaded: Path | Exception | None = None, cached: Path | None = None) -> None:
-        def download(repository: str, file: str) -> str:
+        def download(repository: str, file: str, revision: str | None) -> str:
             asked.append((repository, file))
             logging.getLogger("huggingface_hub").warning("trying again")
             if isinstance(downloaded, Exception):
                 raise downloaded
             return str(downloaded)
 
-        def look(repository: str, file: str) -> Any:
+        def look(repository: str, file: str, revision: str | None) -> Any:
             return None if cached is None else str(cached)
 
-        fake = SimpleNamespace(hf_hub_download=download, try_to_load_from_cache=look)
+        constants = SimpleNamespace(HF_HUB_CACHE=str(tmp_path / "cache"))
+        fake = SimpleNamespace(hf_hub_download=download, try_to_load_from_cache=look, constants=constants)
         monkeypatch.setitem(sys.modules, "huggingface_hub", fake)
 
     return set_answer

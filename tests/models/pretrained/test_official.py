@@ -17,7 +17,8 @@ from ssamba import ops
 from ssamba.inference.model import SSAMBA
 from ssamba.models.config import Config
 from ssamba.models.pretrained.model_dir import Description, build
-from ssamba.models.pretrained.official import SSAMBA_EXTRAS, from_official, read_pth, to_official
+from ssamba.models.pretrained.official import SSAMBA_EXTRAS, from_official, to_official
+from ssamba.models.pretrained.pth_file import read_pth
 from ssamba.utils.errors import CheckpointError
 
 State = dict[str, Tensor]
@@ -246,7 +247,7 @@ def test_damaged_and_missing_files(tmp_path: Path, official_path: Path) -> None:
     (tmp_path / "cut.pth").write_bytes(official_path.read_bytes()[:-5000])
     with pytest.raises(CheckpointError, match="was not loaded"):
         read_pth(tmp_path / "cut.pth")
-    with pytest.raises(CheckpointError, match="cannot be read"):
+    with pytest.raises(CheckpointError, match="is missing"):
         read_pth(tmp_path / "none.pth")
 
 

@@ -20,8 +20,10 @@ from ssamba.cli import main
 from ssamba.inference.model import SSAMBA
 from ssamba.models.pretrained import weights
 from ssamba.models.pretrained.convert import convert
+from ssamba.models.pretrained.describe import describe
 from ssamba.models.pretrained.model_dir import read_model, save_model
 from ssamba.utils.errors import CheckpointError, ConfigError, SsambaError
+from ssamba.utils.files import sha256_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -37,6 +39,8 @@ def shipped(tmp_path: Path, small_model: SSAMBA, monkeypatch: pytest.MonkeyPatch
     save_model(tmp_path / "run", small_model)
     convert(tmp_path / "run", tmp_path / "weights" / "tiny", half=True)
     monkeypatch.setattr(weights, "root", lambda: tmp_path / "weights")
+    files = {f: sha256_of(tmp_path / "weights" / "tiny" / f) for f in ("config.json", "model.safetensors")}
+    monkeypatch.setattr(weights, "SHA256", {"tiny": files})
     monkeypatch.chdir(tmp_path)
     return tmp_path / "weights" / "tiny"
 
@@ -226,6 +230,32 @@ def test_the_shipped_file() -> None:
     assert description.heads
     assert description.config.width == 192
     assert {v.dtype for v in tensors.values()} == {torch.float16}
+
+
+@pytest.mark.skipif(not SHIPPED.is_dir(), reason="this checkout has no weights")
+@pytest.mark.parametrize("place", [0, 9, 5000, 7_000_000, -1])
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
+def test_a_flipped_bit_in_the_package_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, place: int
+) -> None:
+    """Each file of a name is covered, wherever the bit lies."""
+    assert set(weights.SHA256) == set(weights.SHIPPED)
+    copy = tmp_path / "weights" / "tiny"
+    shutil.copytree(SHIPPED, copy)
+    monkeypatch.setattr(weights, "root", lambda: copy.parent)
+    monkeypatch.chdir(tmp_path)
+    assert ssamba.load(device="cpu").config.width == 192
+    content = bytearray((copy / file).read_bytes())
+    content[place % len(content)] ^= 4
+    (copy / file).write_bytes(content)
+    for call in (ssamba.load, lambda *_: describe()):
+        with pytest.raises(CheckpointError, match=r"is not the file that ssamba comes with .*; install") as caught:
+            call(None, "cpu")
+        assert str(caught.value).startswith(f"{copy / file}: ")
+        assert "\n" not in str(caught.value)
+    (copy / file).unlink()
+    with pytest.raises(CheckpointError, match="is missing; install ssamba again"):
+        ssamba.load("tiny", "cpu")
 
 
 @pytest.mark.slow

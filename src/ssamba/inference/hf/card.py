@@ -7,6 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ssamba.models.config import WIDTHS
+from ssamba.models.patches import covered_frames
 from ssamba.models.pretrained.model_dir import RESULTS_FILE, Description
 from ssamba.utils.errors import SsambaError
 from ssamba.utils.json_text import read_json
@@ -38,7 +39,7 @@ def _metadata(description: Description, licence: str | None) -> str:
 
 def _what(description: Description, tensors: dict[str, Tensor]) -> str:
     c = description.config
-    rate, seconds = c.sample_rate / 1000, c.front_end.seconds_between(c.frames)
+    rate, frames = c.sample_rate / 1000, covered_frames(c.grid[1], c)
     paper, number = PAPERS[c.encoder]
     size = {width: f" ({size})" for size, width in WIDTHS.items()}.get(c.width, "")
     count = sum(v.numel() for k, v in tensors.items() if not k.startswith("extras."))
@@ -53,7 +54,7 @@ def _what(description: Description, tensors: dict[str, Tensor]) -> str:
 | parameters | {count:,}, stored as {", ".join(kinds)}{f", with {' and '.join(holds)}" if holds else ""} |
 | input | {rate:g} kHz mono; {c.mel_bins} mel bins, a frame every 10 ms, mean {c.mean:.4f} and std {c.std:.4f} |
 | patches | {c.patch_frequency} bins x {c.patch_time} frames, every {c.stride_frequency} x {c.stride_time} |
-| window | {c.frames} frames ({seconds:.2f} s); longer recordings are read in windows that overlap by half |
+| window | {frames} frames ({c.window_seconds:.2f} s); longer recordings are read in windows that overlap by half |
 """
 
 

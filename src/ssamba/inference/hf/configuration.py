@@ -10,6 +10,7 @@ from ssamba.inference.hf.folder import write_code
 from ssamba.inference.hf.plain import configuration_ssamba as plain
 from ssamba.models.classifier import Classification
 from ssamba.models.config import Config
+from ssamba.models.pretrained.config_digest import check_config_digest
 from ssamba.models.pretrained.transformers_files import PREPROCESSOR_FILE, write_preprocessor
 from ssamba.utils.atomic_write import make_folder
 from ssamba.utils.errors import ConfigError
@@ -30,6 +31,12 @@ class SsambaConfig(plain.SsambaConfig):
         if self.classification is not None:
             Classification.from_dict(self.classification, "config.json")
         super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As in transformers. Raises ``CheckpointError`` where the values do not fit their digest."""
+        check_config_digest(config_dict, "config.json")
+        return super().from_dict(config_dict, **kwargs)
 
     def complete(self) -> None:
         """Put the published values where the fields leave them open, and check all. Raises ``ConfigError``."""

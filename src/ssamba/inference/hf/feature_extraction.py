@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from ssamba.audio.feature_stream import FeatureStream
 from ssamba.audio.front_end import FrontEnd
 from ssamba.inference.hf.folder import code_file
 from ssamba.inference.hf.plain import feature_extraction_ssamba as plain
-from ssamba.models.pretrained.transformers_files import EXTRACTOR_MAP
-from ssamba.utils.errors import AudioError
+from ssamba.models.pretrained.model_dir import read_config
+from ssamba.models.pretrained.transformers_files import EXTRACTOR_MAP, PREPROCESSOR_FILE
+from ssamba.utils.errors import AudioError, SsambaError
 
 
 class SsambaFeatureExtractor(plain.SsambaFeatureExtractor):
@@ -28,6 +30,14 @@ class SsambaFeatureExtractor(plain.SsambaFeatureExtractor):
     is needed. A batch is padded to whole patch columns of its longest recording. Raises ``AudioError`` for recordings
     that cannot be used.
     """
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers; warns where the model of the same folder was trained with another front end."""
+        made = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        extractor = made[0] if isinstance(made, tuple) else made
+        _compare_with_model(extractor, Path(str(pretrained_model_name_or_path)))
+        return made
 
     def waveforms(self, raw_speech: Any, sampling_rate: int | None = None) -> list[Tensor]:
         """A list of (samples,) float32 tensors at ``self.sampling_rate``. Raises ``AudioError``."""
@@ -64,6 +74,27 @@ class SsambaFeatureExtractor(plain.SsambaFeatureExtractor):
         source = code_file("feature_extraction_ssamba.py")
         shutil.copyfile(source, Path(save_directory) / source.name)
         return done
+
+
+def _compare_with_model(extractor: SsambaFeatureExtractor, folder: Path) -> None:
+    """Warn where ``config.json`` of a folder has another rate, other mel bins or statistics than the extractor."""
+    try:
+        front_end = read_config(folder).config.front_end
+    except SsambaError:  # no folder here, or none of a model; loading the model says so
+        return
+    mine = {
+        "sampling_rate": (extractor.sampling_rate, front_end.sample_rate),
+        "feature_size": (extractor.feature_size, front_end.mel_bins),
+        "mean": (extractor.mean, front_end.mean),
+        "std": (extractor.std, front_end.std),
+    }
+    other = [f"{name} {here}, the model {there}" for name, (here, there) in mine.items() if here != there]
+    if other:
+        warnings.warn(
+            f"{folder / PREPROCESSOR_FILE}: has {'; '.join(other)}; features would not be those that the model was "
+            "trained with",
+            stacklevel=3,
+        )
 
 
 def _from_row(row: dict[str, Any]) -> tuple[Any, int | None]:

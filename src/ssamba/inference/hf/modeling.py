@@ -17,6 +17,8 @@ from ssamba.models import ssast
 from ssamba.models.bimamba import MambaPair
 from ssamba.models.block_pair import BLOCKS, InferencePlan, ResidualState
 from ssamba.models.classifier import Classification
+from ssamba.models.pretrained.model_dir import WEIGHTS_FILE, load_tensors
+from ssamba.models.pretrained.tensor_checks import check_tensors
 from ssamba.models.pretrained.transformers_files import MODEL_MAP
 from ssamba.utils.errors import ConfigError
 from ssamba.utils.torch_defaults import weights_in
@@ -90,6 +92,20 @@ class SsambaBase(plain.SsambaPreTrainedModel):
     _no_split_modules = ["CheckpointedPair", "CheckpointedBlock"]  # noqa: RUF012 - as in the base class
     with_heads = False
     """Whether the encoder has its pretraining heads."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers. Raises ``CheckpointError`` for weights that are damaged or that no model has."""
+        path = Path(str(pretrained_model_name_or_path)) / WEIGHTS_FILE
+        local = path.exists()
+        if local:
+            check_tensors(load_tensors(path), path)  # transformers knows no digest, and would cast other types
+        made = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        if not local:
+            model = made[0] if isinstance(made, tuple) else made
+            values = {k: v for k, v in model.state_dict().items() if v.device.type == "cpu" and v.is_floating_point()}
+            check_tensors(values, pretrained_model_name_or_path)
+        return made
 
     def make_encoder(self, config: Any, task: dict[str, Any] | None) -> models.Encoder:
         """The encoder of ssamba. Its dtype is torch's default one, by which transformers asks for it."""

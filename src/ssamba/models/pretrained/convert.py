@@ -14,11 +14,12 @@ from torch import Tensor
 
 from ssamba.audio import log_mel
 from ssamba.audio.front_end import FrontEnd
-from ssamba.models.config import Config
+from ssamba.models.config import WIDTHS, Config
 from ssamba.models.encoder import Encoder
 from ssamba.models.pretrained.load import ModelSource, locate, read_model_source
 from ssamba.models.pretrained.model_dir import EXTRAS, WEIGHTS_FILE, build, read_model, save_config
 from ssamba.models.pretrained.official import PREFIX, doubling, from_official, to_official
+from ssamba.models.pretrained.tensor_checks import check_tensors
 from ssamba.utils.atomic_write import atomic_write, explain, make_folder
 from ssamba.utils.errors import CheckpointError, ConfigError, SsambaError
 from ssamba.utils.tensor_file import write_tensors
@@ -146,8 +147,12 @@ def _to_file(path: Path, dest: Path) -> list[str]:
         # The heads read the decoder's tokens: without it they mean nothing.
         tensors = {k: v for k, v in tensors.items() if not k.startswith(("decoder.", "heads."))}
         notes.append("note: the official form does not hold the decoder, nor the heads that read it")
+    if config.encoder == "ssast" and config.width not in WIDTHS.values():
+        heads = config.attention_heads
+        notes.append(f"note: the official form does not hold attention_heads {heads}: give it when the file is read")
     config = config.replace(decoder_depth=0)
     state = official_state(config, tensors)
+    check_tensors(state, dest)  # a deep model's doubled stream may need numbers that no reader takes
     back, _ = from_official(state, str(path), config.attention_heads or None)
     lost = {k: v for k, v in config.to_dict().items() if back.to_dict()[k] != v}
     if set(lost) - set(UNSTORED):

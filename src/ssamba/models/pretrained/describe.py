@@ -12,7 +12,7 @@ from ssamba.audio.front_end import PUBLISHED
 from ssamba.data.manifest import read_sources
 from ssamba.data.scan import CountProgress, SkipList
 from ssamba.data.statistics import compute_statistics
-from ssamba.models.config import ENCODERS, WIDTHS
+from ssamba.models.config import ENCODERS, HEAD_WIDTH, WIDTHS, Config
 from ssamba.models.patches import covered_frames
 from ssamba.models.pretrained.load import ModelSource, locate, read_model_source
 from ssamba.models.pretrained.model_dir import (
@@ -27,10 +27,10 @@ from ssamba.models.pretrained.model_dir import (
 from ssamba.utils.json_text import read_json
 
 
-def describe(source: ModelSource | None = None) -> dict[str, Any]:
+def describe(source: ModelSource | None = None, attention_heads: int | None = None) -> dict[str, Any]:
     """Sizes, front end and, for a run, its training state or what it reached.
 
-    Of a directory only headers are read, not the weights. ``source`` as for
+    Of a directory only headers are read, not the weights. ``source`` and ``attention_heads`` as for
     ``ssamba.load``. Raises ``CheckpointError`` or ``ConfigError`` for what is no model.
     """
     path = locate(source)
@@ -40,10 +40,12 @@ def describe(source: ModelSource | None = None) -> dict[str, Any]:
         kind = "run" if (path / SUMMARY_FILE).exists() else "model directory"
         kind = "fine-tuned run" if (path / RESULTS_FILE).exists() else kind
     else:
-        description, tensors = read_model_source(source)
+        description, tensors = read_model_source(source, attention_heads)
         shapes = {k: tuple(v.shape) for k, v in tensors.items()}
         kind = "official checkpoint"
     facts: dict[str, Any] = {"source": str(path), "kind": kind, **_model_facts(description, shapes)}
+    if kind == "official checkpoint":
+        facts["assumed"] = _assumptions(description.config, set(tensors), attention_heads)
     if kind == "run":
         facts["training"] = read_json(path / SUMMARY_FILE)
     if kind == "fine-tuned run":
@@ -73,9 +75,20 @@ def _model_facts(description: Description, shapes: dict[str, tuple[int, ...]]) -
         "heads": description.heads,
         "classification": None if task is None else task.to_dict(),
         "grid": {"frequency": rows, "time": columns, "patches": rows * columns},
-        "seconds": config.front_end.seconds_of_frames(covered_frames(columns, config)),
+        "frames": covered_frames(columns, config),
+        "seconds": config.window_seconds,
         "config": config.to_dict(),
     }
+
+
+def _assumptions(config: Config, names: set[str], attention_heads: int | None) -> list[str]:
+    """What an official file does not say, and what stands for it."""
+    lines = [f"{config.sample_rate} Hz", f"mean {config.mean:.7g} and std {config.std:.7g}, AudioSet's"]
+    if not any(name.endswith("p_input_fdim") for name in names):
+        lines.append(f"{config.mel_bins} mel bins")
+    if config.encoder == "ssast" and attention_heads is None:
+        lines.append(f"{config.attention_heads} attention heads, one for each {HEAD_WIDTH} values of width")
+    return lines
 
 
 def _heads_text(facts: dict[str, Any]) -> str:
@@ -107,10 +120,12 @@ def as_text(facts: dict[str, Any]) -> str:
         *([("classifier", f"{len(task['classes'])} classes, {task['recipe'] or 'custom'}")] if task else []),
         ("patches", _patches_text(c)),
         ("grid", f"{grid['frequency']} x {grid['time']} (frequency x time) = {grid['patches']} patches"),
-        ("window", f"{c['frames']} frames, {facts['seconds']:.2f} s; longer recordings are cut and cross-faded"),
+        ("window", f"{facts['frames']} frames, {facts['seconds']:.2f} s; longer recordings are cut and cross-faded"),
         ("front end", f"{c['sample_rate']} Hz mono, {c['mel_bins']} log-mel bins, 25 ms frames every 10 ms"),
         ("normalisation", f"mean {c['mean']:.7g}, std {c['std']:.7g}"),
     ]
+    if "assumed" in facts:
+        lines.append(("assumed", "; ".join(facts["assumed"]) + ": the file does not say"))
     if not counts["unused extras"]:
         lines = [line for line in lines if line[0] != "unused extras"]
     if "training" in facts:

@@ -12,7 +12,8 @@ from torch import Tensor
 from ssamba.models.config import WIDTHS
 from ssamba.models.pretrained import hub
 from ssamba.models.pretrained.model_dir import Description, read_config, read_model
-from ssamba.models.pretrained.official import EXTRAS_OF, PREFIX, from_official, read_pth
+from ssamba.models.pretrained.official import EXTRAS_OF, PREFIX, from_official
+from ssamba.models.pretrained.pth_file import read_pth
 from ssamba.models.pretrained.weights import DEFAULT, SHIPPED, shipped_folder
 from ssamba.utils.errors import CheckpointError, ConfigError
 from ssamba.utils.suggest import nearest

@@ -13,12 +13,15 @@ from torch import Tensor
 from ssamba.models.classifier import Classification
 from ssamba.models.config import ENCODERS, FORMAT, Config
 from ssamba.models.encoder import Encoder
+from ssamba.models.pretrained.config_digest import CONFIG_DIGEST, check_config_digest, digest_of_config
+from ssamba.models.pretrained.tensor_checks import check_tensors, check_type
 from ssamba.models.pretrained.transformers_files import config_keys, write_preprocessor
 from ssamba.models.registry import KINDS, Kind, make_encoder
 from ssamba.utils.atomic_write import write_text
 from ssamba.utils.errors import CheckpointError
 from ssamba.utils.json_text import read_json
 from ssamba.utils.tensor_file import read_header, read_tensors, write_tensors
+from ssamba.utils.terminal import shorten
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 SUMMARY_FILE, RESULTS_FILE = "state.json", "results.json"
@@ -47,12 +50,13 @@ class Description:
 
 
 def save_config(folder: Path, description: Description) -> None:
-    """Write ``config.json`` next to the weights, and the front end as transformers reads it."""
+    """Write ``config.json``, with a digest, next to the weights, and the front end as transformers reads it."""
     config, task = description.config, description.classification
     plain = {k: v for k, v in config.to_dict().items() if k != "encoder"}
     values = {"format": FORMAT, "encoder": config.encoder, "heads": description.heads, "config": plain}
     if task is not None:
         values["classification"] = task.to_dict()
+    values[CONFIG_DIGEST] = digest_of_config(values)
     values |= config_keys(description.heads, task)
     write_preprocessor(folder, config)
     write_text(folder / CONFIG_FILE, json.dumps(values, indent=2) + "\n")
@@ -88,18 +92,21 @@ def read_config(folder: Path) -> Description:
             )
         raise CheckpointError(f"{folder}: holds no {CONFIG_FILE}, so it is no run or model directory")
     values = read_json(path)
+    check_config_digest(values, path)
     encoder = values.get("encoder")
-    if values.get("format") != FORMAT or encoder not in ENCODERS:
+    if values.get("format") != FORMAT or not isinstance(encoder, str) or encoder not in ENCODERS:
         raise CheckpointError(
-            f"{path}: format {values.get('format')!r} with encoder {encoder!r}, this version reads format {FORMAT} "
-            f"with encoder {' or '.join(map(repr, ENCODERS))}"
+            f"{path}: format {shorten(values.get('format'))} with encoder {shorten(encoder)}, this version reads "
+            f"format {FORMAT} with encoder {' or '.join(map(repr, ENCODERS))}"
         )
-    config, task = values.get("config"), values.get("classification")
+    config, heads, task = values.get("config"), values.get("heads", False), values.get("classification")
     if not isinstance(config, dict):
         raise CheckpointError(f"{path}: has no 'config' object")
+    if not isinstance(heads, bool):
+        raise CheckpointError(f"{path}: heads is {shorten(heads)}: give true or false")
     return Description(
         Config.from_dict({**config, "encoder": encoder}, str(path)),
-        bool(values.get("heads")),
+        heads,
         None if task is None else Classification.from_dict(task, str(path)),
     )
 
@@ -109,21 +116,36 @@ def read_model(folder: Path) -> tuple[Description, dict[str, Tensor]]:
 
     Raises ``CheckpointError`` naming the file and what does not fit, ``ConfigError`` for a damaged ``config.json``.
     """
-    description = read_config(folder)
-    tensors = load_tensors(folder / WEIGHTS_FILE)
+    description, path = read_config(folder), folder / WEIGHTS_FILE
+    # Shapes first: a configuration that the weights do not fit takes no memory.
+    _check_fit(path, description)
+    tensors = load_tensors(path)
+    check_tensors(tensors, path)
+    return description, tensors
+
+
+def _check_fit(path: Path, description: Description) -> None:
+    """Compare names, shapes and types in the file's header with those of the model. Raises ``CheckpointError``."""
+    entries = read_header(path).entries
     with torch.device("meta"):
         expected = make_encoder(description.config, description.heads, description.classification).state_dict()
-    problems = [f"missing {k}" for k in expected if k not in tensors]
-    problems += [f"unexpected {k}" for k in tensors if k not in expected and not k.startswith(EXTRAS)]
+    problems = [f"missing {k}" for k in expected if k not in entries]
+    problems += [f"unexpected {_short(k)}" for k in entries if k not in expected and not k.startswith(EXTRAS)]
     problems += [
-        f"{k} has shape {tuple(tensors[k].shape)}, {CONFIG_FILE} says {tuple(v.shape)}"
+        f"{k} has shape {entries[k].shape}, {CONFIG_FILE} says {tuple(v.shape)}"
         for k, v in expected.items()
-        if k in tensors and tensors[k].shape != v.shape
+        if k in entries and entries[k].shape != tuple(v.shape)
     ]
     if problems:
         more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise CheckpointError(f"{folder / WEIGHTS_FILE}: {'; '.join(problems[:5])}{more}")
-    return description, tensors
+        raise CheckpointError(f"{path}: {'; '.join(problems[:5])}{more}")
+    for name, entry in entries.items():
+        check_type(name, entry.dtype, path)
+
+
+def _short(name: str) -> str:
+    """A foreign name for a message."""
+    return shorten(name)[1:-1]
 
 
 def build(description: Description, tensors: dict[str, Tensor]) -> Encoder:

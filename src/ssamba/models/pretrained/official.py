@@ -8,8 +8,6 @@ runs on the reversed sequence, the unsuffixed weights scan right to left and the
 from __future__ import annotations
 
 import re
-import warnings
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -162,24 +160,3 @@ def _unstack_block(name: str, tensor: Tensor, k: int) -> dict[str, Tensor]:
         lane = tensor[r, k].clone()
         out["mixer." + theirs.format(_suffix(k, r))] = lane[:, None] if name == "conv_weight_RKEW" else lane
     return out
-
-
-def read_pth(path: Path) -> dict[str, Tensor]:
-    """A state dict from an untrusted `.pth`: only tensors are read, nothing in the file is executed.
-
-    Raises ``CheckpointError`` for files that hold anything else.
-    """
-    try:
-        with warnings.catch_warnings():  # the refusal says it all
-            warnings.simplefilter("ignore")
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
-    except Exception as error:  # the unpickler raises many kinds; each means that the file is not plain tensors
-        # torch's own message advises to load the file unsafely. Only the name of what the file asked for is useful.
-        asked = re.search(r"GLOBAL ([\w.]+)", str(error))
-        reason = f"it asks for {asked[1]}" if asked else "it is damaged, or something else"
-        raise CheckpointError(f"{path}: is not a plain file of tensors and was not loaded: {reason}") from None
-    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
-        raise CheckpointError(f"{path}: holds something else than a state dict of tensors")
-    return state

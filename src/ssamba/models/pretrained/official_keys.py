@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ssamba.models.config import Config
 from ssamba.utils.errors import CheckpointError, ConfigError
+from ssamba.utils.terminal import shorten
 
 PATCHES = {
     "v.cls_token": "cls_token",
@@ -95,7 +96,7 @@ def require_same_keys(
     """Raise ``CheckpointError`` naming keys that are missing, unexpected (but for extras) or of another shape."""
     known = set(extras)
     problems = [f"missing {k}" for k in expected if k not in state]
-    problems += [f"unexpected {k}" for k in state if k not in expected and k not in known]
+    problems += [f"unexpected {shorten(k)[1:-1]}" for k in state if k not in expected and k not in known]
     problems += [
         f"{k} has shape {tuple(state[k].shape)}, expected {tuple(shape)}"
         for k, shape in expected.items()

@@ -1,6 +1,7 @@
 """Official SSAST checkpoints: strict, in both directions (docs/reference.md, "Official checkpoints").
 
-The files name no number of attention heads; the published sizes have one for each 64 values of width.
+The files name no number of attention heads; the published sizes have one for each 64 values of width. For any other
+width nothing is assumed.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import re
 
 from torch import Tensor
 
-from ssamba.models.config import HEAD_WIDTH, Config
+from ssamba.models.config import WIDTHS, Config
 from ssamba.models.pretrained.official_keys import HEADS, PATCHES, make_config, renamed, require_same_keys
 from ssamba.utils.errors import CheckpointError
 
@@ -58,10 +59,10 @@ def from_ssast(
     if patch is None or position is None or patch.dim() != 4 or position.dim() != 3 or 0 in patch.shape:
         raise CheckpointError(f"{source}: is not an SSAST checkpoint, v.patch_embed.proj.weight or v.pos_embed is off")
     width = patch.shape[0]
-    if attention_heads is None and width % HEAD_WIDTH:
+    if attention_heads is None and width not in WIDTHS.values():
         raise CheckpointError(
             f"{source}: SSAST of width {width}, and the file does not say its number of attention heads: give "
-            "attention_heads, on the command line ssamba convert FILE DIR --attention-heads N"
+            "attention_heads=N in Python, or on the command line ssamba convert FILE DIR --attention-heads N"
         )
     values = {"encoder": "ssast", "width": width, "attention_heads": attention_heads or 0}
     config = make_config(state, PREFIX_TOKENS, r"v\.blocks\.(\d{1,9})\.", source, **values)

@@ -6,10 +6,7 @@ import argparse
 from pathlib import Path
 
 from ssamba.cli.commands.common import EXIT_DONE, Command
-from ssamba.cli.parser import (
-    SOURCE_HELP,
-    positive,
-)
+from ssamba.cli.parser import HEADS_HELP, SOURCE_HELP, positive
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -17,9 +14,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="SOURCE", help=SOURCE_HELP)
     parser.add_argument("dest", type=Path, metavar="DEST", help="a new directory, or a new .pth")
     parser.add_argument("--half", action="store_true", help="write a directory in fp16, half as large, to hand on")
-    parser.add_argument(
-        "--attention-heads", type=positive, metavar="N", help="of an official SSAST whose width is not a published one"
-    )
+    parser.add_argument("--attention-heads", type=positive, metavar="N", help=HEADS_HELP)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -70,6 +70,7 @@ class SsambaConfig(PreTrainedConfig):
     masked: float = 0.5
 
     def __post_init__(self, **kwargs: Any) -> None:
+        kwargs.pop("digest", None)  # that of the file that was read; values may change before another is written
         for name, value in (kwargs.pop("config", None) or {}).items():
             if name not in DIMENSIONS:
                 raise ValueError(f"config.json: 'config' holds the unknown value '{name}'")

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import os
+from functools import lru_cache
 from pathlib import Path
 
 from ssamba.utils.errors import CheckpointError
+from ssamba.utils.files import sha256_of
 
 SHIPPED = ("tiny",)
 DEFAULT = "tiny"
 """What is loaded when nothing is named."""
+
+SHA256 = {
+    "tiny": {
+        "config.json": "4dc0435979a1aab79cb9b631bff994e61d93d1ffd838965abfada1e02aebd557",
+        "model.safetensors": "a2f709a2be1d91066f7806bf943dbf7b8687ff2131a45fda28da8e0a46528607",
+    }
+}
+"""Digests of what the package comes with, checked when a name is looked up: ``sha256sum`` of each file."""
 
 
 def root() -> Path:
@@ -17,11 +28,31 @@ def root() -> Path:
 
 
 def shipped_folder(name: str) -> Path:
-    """The model directory of a name in ``SHIPPED``. Raises ``CheckpointError`` where this installation has none."""
+    """The model directory of a name in ``SHIPPED``.
+
+    Raises ``CheckpointError`` where this installation has none, and where its files are not those of the package.
+    """
     folder = root() / name
     if not folder.is_dir():
         raise CheckpointError(
             f"{name}: this installation comes without its weights; give a run directory or an official .pth, or "
             "install a release of ssamba that has them"
         )
+    for file, expected in SHA256[name].items():
+        path = folder / file
+        try:
+            state = os.stat(path)
+        except OSError:
+            raise CheckpointError(f"{path}: is missing; install ssamba again") from None
+        if _digest(path, state.st_size, state.st_mtime_ns) != expected:
+            raise CheckpointError(
+                f"{path}: is not the file that ssamba comes with (its sha256 differs); install ssamba again, or copy "
+                "the folder and give its path if it was changed on purpose"
+            )
     return folder
+
+
+@lru_cache(maxsize=16)
+def _digest(path: Path, size: int, modified: int) -> str:
+    """Of a file in this state, read once in a process."""
+    return sha256_of(path, CheckpointError)
