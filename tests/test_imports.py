@@ -35,7 +35,7 @@ HEAVY = (
     *("numba", "llvmlite", "matplotlib", "tensorboardX", "sklearn", "pyarrow", "tqdm", "yaml", "onnx"),
     "transformers",
 )
-MODULES_BEYOND_TORCH = 100
+MODULES_BEYOND_TORCH = 140
 """Modules that importing every public name loads beyond torch's: each costs milliseconds of every command."""
 
 

@@ -137,7 +137,7 @@ def measure_all(settings: Settings, progress: Callable[[float, float, str], None
 def _check_compiler(settings: Settings) -> None:
     """Refuse ``torch.compile`` where it cannot work, before hours of other cases."""
     try:
-        torch.compile(torch.sin, dynamic=False)(torch.zeros(8, device=settings.device))
+        torch.compile(torch.sin, dynamic=False)(torch.zeros(8, dtype=torch.float32, device=settings.device))
     except Exception as error:  # no common class: no compiler, no Triton, an unknown Python
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(

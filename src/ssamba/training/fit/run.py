@@ -182,7 +182,7 @@ def _validate(bank: Bank, head: LinearHead, parts: list[Division], bars: Progres
 
 def _load_classifier(setup: FitSetup, bank: Bank, parts: list[Division], found: Validated) -> None:
     """Fit the model's classifier: on all clips, or where the set has a test split on all others."""
-    numbers = torch.arange(len(setup.examples))
+    numbers = torch.arange(len(setup.examples), device="cpu")
     if setup.keeps_split:
         numbers = parts[0].fit
     (fitted,) = bank.fit(setup.head, numbers, [found.best])
