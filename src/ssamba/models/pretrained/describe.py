@@ -25,6 +25,7 @@ from ssamba.models.pretrained.model_dir import (
     read_shapes,
 )
 from ssamba.utils.json_text import read_json
+from ssamba.utils.terminal import printable
 
 
 def describe(source: ModelSource | None = None) -> dict[str, Any]:
@@ -118,7 +119,7 @@ def as_text(facts: dict[str, Any]) -> str:
     if "results" in facts:
         lines += _result_lines(facts["results"])
     width = max(len(name) for name, _ in lines) + 2
-    return "\n".join(f"{name:{width}}{text}" for name, text in lines)
+    return "\n".join(f"{name:{width}}{printable(text)}" for name, text in lines)
 
 
 def _patches_text(c: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ from ssamba.cli.parser import (
     SOURCE_HELP,
     positive,
 )
+from ssamba.utils.terminal import say
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +28,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ssamba.models.pretrained.convert import convert
 
     for line in convert(arguments.source, arguments.dest, arguments.half, arguments.attention_heads):
-        print(line)
+        say(line)
     return EXIT_DONE
 
 

@@ -8,6 +8,7 @@ from ssamba.cli.commands.common import EXIT_DONE, Command
 from ssamba.cli.parser import (
     SHIPPED_HELP,
 )
+from ssamba.utils.terminal import say_lines
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -21,7 +22,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ssamba.models.pretrained.describe import as_json, as_text, describe
 
     facts = describe(arguments.source)
-    print(as_json(facts) if arguments.json else as_text(facts))
+    say_lines(as_json(facts) if arguments.json else as_text(facts))
     return EXIT_DONE
 
 

@@ -13,6 +13,7 @@ from ssamba.cli.parser import (
     positive,
     seconds,
 )
+from ssamba.utils.terminal import say, say_lines
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -41,8 +42,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Do it, and return the exit code."""
     from ssamba.inference.file_stream import list_files, prefer_reference_if_short
     from ssamba.inference.predict_files import load_classifier, predict_files
-    from ssamba.inference.writers import PREDICTION_SUFFIXES
-    from ssamba.utils.atomic_write import check_output_name
+    from ssamba.inference.writers import check_prediction_output
+    from ssamba.utils.atomic_write import refuse_input
     from ssamba.utils.progress import Bar
 
     if arguments.model is None:
@@ -51,7 +52,8 @@ def run(arguments: argparse.Namespace) -> int:
             "none; make one with ssamba finetune"
         )
     if arguments.out is not None:
-        check_output_name(arguments.out, PREDICTION_SUFFIXES)
+        check_prediction_output(arguments.out)
+        refuse_input(arguments.out, arguments.files)
     files, _ = list_files(arguments.files)
     model = load_classifier(arguments.model, arguments.device)
     # Scores in time take many passes.
@@ -69,7 +71,10 @@ def run(arguments: argparse.Namespace) -> int:
             threads=arguments.threads,
             progress=bar.update,
         )
-    print(report.text or f"{arguments.out}: {report.written} files")
+    if arguments.out is None:
+        say_lines(report.text)
+    else:
+        say(f"{arguments.out}: {report.written} files")
     return list_unreadable(report.failures)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ssamba.cli.commands.common import DATA_HELP, Command, list_unreadable
+from ssamba.utils.terminal import say_lines
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -20,7 +21,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     with Bar("measuring") as bar:
         facts, failures = data_statistics(arguments.data, bar.update)
-    print(as_json(facts) if arguments.json else statistics_line(facts))
+    say_lines(as_json(facts) if arguments.json else statistics_line(facts))
     return list_unreadable(failures)
 
 
