@@ -14,9 +14,8 @@ from collections.abc import Sequence
 from ssamba.cli.commands import COMMANDS
 from ssamba.cli.commands.common import EXIT_DONE
 from ssamba.cli.parser import HelpFormatter, Parser, unknown_command
-from ssamba.cli.streams import drop_stdout, prepare_streams
+from ssamba.cli.streams import drop_stdout, prepare_streams, warn
 from ssamba.utils.errors import SsambaError
-from ssamba.utils.terminal import warn
 
 EXIT_ERROR, EXIT_PIPE, EXIT_INTERRUPTED = 2, 141, 130
 WAIT_SPINS = "2000"

@@ -1,4 +1,4 @@
-"""The three standard streams of a command, whatever state the shell left them in."""
+"""The three standard streams of a command, whatever state the shell left them in, and all that it prints to them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,23 @@ import sys
 import warnings
 from typing import Any, TextIO
 
-from ssamba.utils.terminal import warn
+from ssamba.utils.terminal import one_line, printable, printable_lines
+
+
+def say(line: object) -> None:
+    """Print one line on stdout, whatever it holds: line ends inside become ``\\x0a``."""
+    print(printable(str(line)))
+
+
+def say_lines(text: str) -> None:
+    """Print a result of several lines on stdout, such as a table; whoever made it has escaped the names in it."""
+    print(printable_lines(text.removesuffix("\n")))
+
+
+def warn(line: str) -> None:
+    """Print ``ssamba: line`` on stderr, as one line whatever ``line`` holds. Never fails."""
+    with contextlib.suppress(OSError, ValueError):
+        print(f"ssamba: {one_line(line)}", file=sys.stderr)
 
 
 def prepare_streams() -> None:

@@ -1,13 +1,8 @@
-"""What reaches a terminal: the only functions that print, and foreign text made fit for it and for one line.
-
-Foreign text is what others wrote: names of files, labels, values of settings.
-"""
+"""Text that others wrote (names of files, labels, values of settings), made fit for a terminal and for one line."""
 
 from __future__ import annotations
 
-import contextlib
 import re
-import sys
 import unicodedata
 
 _ESCAPED_CATEGORIES = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
@@ -26,29 +21,9 @@ def printable(text: str) -> str:
     return "".join(_escaped(c) if unicodedata.category(c) in _ESCAPED_CATEGORIES else c for c in text)
 
 
-def say(line: object) -> None:
-    """Print one line on stdout, whatever it holds: line ends inside become ``\\x0a``."""
-    print(printable(str(line)))
-
-
-def say_lines(text: str) -> None:
-    """Print a result of several lines on stdout, such as a table; whoever made it has escaped the names in it."""
-    print("\n".join(map(printable, text.removesuffix("\n").split("\n"))))
-
-
-def warn(line: str) -> None:
-    """Print ``ssamba: line`` on stderr, as one line whatever ``line`` holds. Never fails."""
-    with contextlib.suppress(OSError, ValueError):
-        # None: the interpreter started without a stderr, and this is no command of ours.
-        if sys.stderr is not None:
-            print(f"ssamba: {one_line(line)}", file=sys.stderr)
-
-
-def warn_lines(text: str) -> None:
-    """Pass lines of another process of ours on to stderr. Never fails."""
-    with contextlib.suppress(OSError, ValueError):
-        if sys.stderr is not None and text:
-            print("\n".join(map(printable, text.removesuffix("\n").split("\n"))), file=sys.stderr)
+def printable_lines(text: str) -> str:
+    """:func:`printable`, but line ends stay."""
+    return "\n".join(map(printable, text.split("\n")))
 
 
 def one_line(text: str) -> str:

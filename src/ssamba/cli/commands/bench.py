@@ -12,7 +12,7 @@ from ssamba.cli.parser import (
     add_device,
     positive,
 )
-from ssamba.utils.terminal import say, say_lines
+from ssamba.cli.streams import say, say_lines
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -6,7 +6,8 @@ import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ssamba.utils.terminal import printable, warn
+from ssamba.cli.streams import warn
+from ssamba.utils.terminal import printable
 
 EXIT_DONE, EXIT_SOME_UNREADABLE = 0, 1
 """Exit codes: all done; done, but some files could not be read."""

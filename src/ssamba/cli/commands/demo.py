@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from ssamba.cli.commands.common import EXIT_DONE, Command
-from ssamba.utils.terminal import say_lines
+from ssamba.cli.streams import say_lines
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

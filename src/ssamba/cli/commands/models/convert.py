@@ -10,7 +10,7 @@ from ssamba.cli.parser import (
     SOURCE_HELP,
     positive,
 )
-from ssamba.utils.terminal import say
+from ssamba.cli.streams import say
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

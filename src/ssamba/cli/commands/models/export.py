@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ssamba.cli.commands.common import EXIT_DONE, Command
 from ssamba.cli.parser import SOURCE_HELP
-from ssamba.utils.terminal import say
+from ssamba.cli.streams import say
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -8,7 +8,7 @@ from ssamba.cli.commands.common import EXIT_DONE, Command
 from ssamba.cli.parser import (
     SHIPPED_HELP,
 )
-from ssamba.utils.terminal import say_lines
+from ssamba.cli.streams import say_lines
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ssamba.cli.commands.common import DATA_HELP, Command, list_unreadable
 from ssamba.cli.parser import UsageError, add_model, add_passes, positive
-from ssamba.utils.terminal import say
+from ssamba.cli.streams import say
 
 DEFAULT_OUT = Path("embeddings.npz")
 

@@ -13,7 +13,7 @@ from ssamba.cli.parser import (
     positive,
     seconds,
 )
-from ssamba.utils.terminal import say, say_lines
+from ssamba.cli.streams import say, say_lines
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

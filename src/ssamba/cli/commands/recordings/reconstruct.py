@@ -12,7 +12,7 @@ from ssamba.cli.parser import (
     seconds,
     whole,
 )
-from ssamba.utils.terminal import say
+from ssamba.cli.streams import say
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ssamba.cli.commands.common import EXIT_DONE, Command, launch_processes
 from ssamba.cli.parser import SHIPPED_HELP, add_dataclass, add_devices, add_run, given
-from ssamba.utils.terminal import say, warn
+from ssamba.cli.streams import say, warn
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -10,7 +10,7 @@ from ssamba.cli.parser import (
     add_model,
     real,
 )
-from ssamba.utils.terminal import say_lines
+from ssamba.cli.streams import say_lines
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ssamba.cli.commands.common import DATA_HELP, Command, list_unreadable
-from ssamba.utils.terminal import say_lines
+from ssamba.cli.streams import say_lines
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
