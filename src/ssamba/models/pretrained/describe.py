@@ -156,16 +156,18 @@ def _number(value: Any) -> str:
 def data_statistics(
     data: Sequence[str], progress: CountProgress | None = None
 ) -> tuple[dict[str, Any], list[tuple[str, str]]]:
-    """Log-mel mean and deviation over whole files, and (path, reason) of those that cannot be read.
+    """Log-mel mean and deviation over whole files, and (path, reason) of those, and of folders, that cannot be
+    read.
 
     Raises ``DataError`` for data that cannot be used, or when more than 5 % of the files cannot be read.
     """
     skip = SkipList()
+    problems: list[tuple[str, str]] = []
     measured = compute_statistics(
-        read_sources(data), PUBLISHED, threads=min(8, os.cpu_count() or 1), skip=skip, progress=progress
+        read_sources(data, problems), PUBLISHED, threads=min(8, os.cpu_count() or 1), skip=skip, progress=progress
     )
     facts = {"mean": measured.mean, "std": measured.std, "files": measured.clips, "frames": measured.frames}
-    return facts, list(skip.reasons.items())
+    return facts, [*problems, *skip.reasons.items()]
 
 
 def statistics_line(facts: dict[str, Any]) -> str:

@@ -48,7 +48,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     check_embedding_output(out)
     refuse_input(out, arguments.files)
-    files, again = list_files(arguments.files)
+    problems: list[tuple[str, str]] = []
+    files, again = list_files(arguments.files, problems)
     model = load(arguments.model, arguments.device, stride=arguments.stride, frames=arguments.frames)
     with prefer_reference_if_short(files, model), Bar("embedding") as bar:
         report = write_embeddings(
@@ -62,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
         )
     twice = f" ({again} given twice)" if again else ""
     say(f"{out}: {report.rows} x {report.width} from {report.written} files{twice}")
-    return list_unreadable(report.failures)
+    return list_unreadable([*problems, *report.failures])
 
 
 COMMAND = Command("turn audio files into embeddings", add_options, run)

@@ -54,7 +54,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.out is not None:
         check_prediction_output(arguments.out)
         refuse_input(arguments.out, arguments.files)
-    files, _ = list_files(arguments.files)
+    problems: list[tuple[str, str]] = []
+    files, _ = list_files(arguments.files, problems)
     model = load_classifier(arguments.model, arguments.device)
     # Scores in time take many passes.
     short = prefer_reference_if_short(files if arguments.every is None else (), model)
@@ -75,7 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
         say_lines(report.text)
     else:
         say(f"{arguments.out}: {report.written} files")
-    return list_unreadable(report.failures)
+    return list_unreadable([*problems, *report.failures])
 
 
 COMMAND = Command("classify recordings, with a fine-tuned model", add_options, run)
