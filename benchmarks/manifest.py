@@ -57,6 +57,9 @@ def make_files(folder: Path, files: int) -> None:
 
 def measure(what: str, path: Path) -> None:
     """One line: seconds, CPU seconds, and the process's largest memory."""
+    if what == "scan":
+        import torch  # noqa: F401 (every command that scans has it; not part of the time)
+
     from ssamba.data.manifest import read_source, read_sources
     from ssamba.data.scan import scan_sources
 

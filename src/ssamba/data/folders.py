@@ -13,12 +13,15 @@ Problems = list[tuple[str, str]]
 """(path, reason) of folders and links that could not be followed."""
 
 
-def find_files(folder: str, chosen: Callable[[str], bool]) -> tuple[list[tuple[str, str]], Problems]:
+def find_files(
+    folder: str, chosen: Callable[[str], bool], other: Callable[[str], None] | None = None
+) -> tuple[list[tuple[str, str]], Problems]:
     """Files in ``folder`` and below whose lower-case name is ``chosen``: (path, key), sorted by key, and the problems.
 
-    The key is the name inside the folder with forward slashes, the same in every locale. Hidden files and folders are
-    skipped, links are followed, and no folder is entered twice. A folder below that may not be read, has gone or lies
-    too deep is a problem, and so is a link that leads nowhere where it could lead to a folder.
+    The key is the name inside the folder with forward slashes, the same in every locale. ``other`` gets the path of each
+    other file. Hidden files and folders are skipped, links are followed, and no folder is entered twice. A folder below
+    that may not be read, has gone or lies too deep is a problem, and so is a link that leads nowhere where it could lead
+    to a folder.
 
     Raises ``OSError`` when ``folder`` itself cannot be read.
     """
@@ -49,6 +52,8 @@ def find_files(folder: str, chosen: Callable[[str], bool]) -> tuple[list[tuple[s
                 found.append((entry.path, key))
             elif "." not in entry.name and _leads_nowhere(entry):
                 problems.append((entry.path, "the link leads nowhere"))
+            elif other is not None:
+                other(entry.path)
         pending += sorted(below, reverse=True)
     found.sort(key=lambda pair: pair[1])
     return found, problems

@@ -153,7 +153,7 @@ class FileStream:
         within = min(1.0, seconds / of) * self._bytes[file] if seconds else 0.0
         audio = self.audio_seconds + seconds
         rate = audio / max(time.monotonic() - self._begin, 1e-3)
-        note = f"{file}/{len(self.files)} files, {audio / 3600:.2f} h of audio, {rate:,.0f} x real time"
+        note = f"{file}/{len(self.files)} files, {rate:,.0f} x real time"
         self._progress(self._bytes_done + within, sum(self._bytes), note)
 
     def readable_files(self) -> list[int]:

@@ -12,9 +12,6 @@ from pathlib import Path
 from ssamba.utils.errors import ConfigError, SsambaError
 from ssamba.utils.suggest import nearest
 
-NAME_BYTES = 255
-"""Most bytes of a file's name on the usual file systems."""
-
 
 def explain(error: OSError, path: Path) -> SsambaError:
     """One line for a file that cannot be written."""
@@ -27,21 +24,9 @@ def check_output_name(out: Path, suffixes: Sequence[str]) -> None:
     """Refuse a folder, and a name that ends in none of ``suffixes``, before hours of work. Raises ``ConfigError``."""
     if out.is_dir():
         raise ConfigError(f"{out}: is a folder; give a file name that ends in {' or '.join(suffixes)}")
-    if (size := len(os.fsencode(out.name))) > NAME_BYTES:
-        raise ConfigError(f"{out}: the name has {size} bytes, a file system takes {NAME_BYTES}; give a shorter one")
     if out.suffix not in suffixes:
         hint = nearest(out.suffix, list(suffixes)) or ", give one of " + ", ".join(suffixes)
         raise ConfigError(f"{out}: unknown ending '{out.suffix}'{hint}")
-
-
-def refuse_input(out: Path, inputs: Iterable[str]) -> None:
-    """Refuse an output that is one of the inputs, which it would replace. Raises ``ConfigError``."""
-    if not out.exists():
-        return
-    for path in inputs:
-        with contextlib.suppress(OSError):
-            if os.path.samefile(out, path):
-                raise ConfigError(f"{out}: is an input of this command, which it would replace; choose another --out")
 
 
 def make_folder(path: Path) -> Path:
@@ -62,10 +47,7 @@ def atomic_write(path: Path, mode: int | None = None) -> Iterator[Path]:
     """
     make_folder(path.parent)
     # The suffix stays last: some writers choose their format by it.
-    stem = path.stem
-    while len(os.fsencode(stem + path.suffix)) > NAME_BYTES - 10:
-        stem = stem[:-1]
-    temporary = path.with_name(f".{stem}.{secrets.token_hex(4)}{path.suffix}")
+    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}")
     try:
         yield temporary
         with open(temporary, "rb+") as handle:
@@ -97,3 +79,13 @@ def _umask() -> int:
     mask = os.umask(0o077)
     os.umask(mask)
     return mask
+
+
+def refuse_input(out: Path, inputs: Iterable[str]) -> None:
+    """Refuse an output that is one of the inputs, which it would replace. Raises ``ConfigError``."""
+    if not out.exists():
+        return
+    for path in inputs:
+        with contextlib.suppress(OSError):
+            if os.path.samefile(out, path):
+                raise ConfigError(f"{out}: is an input of this command, which it would replace; choose another --out")

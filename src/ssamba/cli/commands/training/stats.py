@@ -19,7 +19,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ssamba.models.pretrained.describe import as_json, data_statistics, statistics_line
     from ssamba.utils.progress import Bar
 
-    with Bar("measuring") as bar:
+    with Bar("measuring", "files") as bar:
         facts, failures = data_statistics(arguments.data, bar.update)
     say_lines(as_json(facts) if arguments.json else statistics_line(facts))
     return list_unreadable(failures)
