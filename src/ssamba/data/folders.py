@@ -18,10 +18,10 @@ def find_files(
 ) -> tuple[list[tuple[str, str]], Problems]:
     """Files in ``folder`` and below whose lower-case name is ``chosen``: (path, key), sorted by key, and the problems.
 
-    The key is the name inside the folder with forward slashes, the same in every locale. ``other`` gets the path of each
-    other file. Hidden files and folders are skipped, links are followed, and no folder is entered twice. A folder below
-    that may not be read, has gone or lies too deep is a problem, and so is a link that leads nowhere where it could lead
-    to a folder.
+    The key is the name inside the folder with forward slashes, the same in every locale. ``other`` gets the path of
+    each other file. Hidden files and folders are skipped, links are followed, and no folder is entered twice. A folder
+    below that may not be read, has gone or lies too deep is a problem, and so is a link that leads nowhere where it
+    could lead to a folder.
 
     Raises ``OSError`` when ``folder`` itself cannot be read.
     """

@@ -1,8 +1,9 @@
 """Lengths of recordings kept on disk for the next start, so that a hundred thousand headers are read once.
 
 One SQLite file in the user's cache folder. An entry belongs to a file's path, size and time of change, and to the
-version of this package and of the decoder library. Several processes may read and write at a time, and a process that is
-killed leaves the file whole: SQLite sees to both. The cache never makes a call fail: what cannot be used is as not there.
+version of this package and of the decoder library. Several processes may read and write at a time, and a process that
+is killed leaves the file whole: SQLite sees to both. The cache never makes a call fail: what cannot be used is as not
+there.
 """
 
 from __future__ import annotations

@@ -20,8 +20,8 @@ QUIET_SECONDS = 30.0
 class Bar:
     """A context manager whose ``update`` fits every ``progress(done, total)`` of the package.
 
-    ``note`` stands behind the bar, which gives the fraction done and the time left: two values, so that the line fits 80
-    columns. Without a note, a ``unit`` gives the number done and the rate.
+    ``note`` stands behind the bar, which gives the fraction done and the time left: two values, so that the line fits
+    80 columns. Without a note, a ``unit`` gives the number done and the rate.
     """
 
     def __init__(self, label: str, unit: str = "") -> None:
