@@ -38,14 +38,14 @@ ESCAPES = "a\x1b]0;owned\x07\u202eb\nc"
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="streams are set up by a POSIX shell")
 
 
-def shell(line: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def shell(line: str, folder: Path, encoding: str = "utf-8", **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         ["bash", "-c", line],
         cwd=folder,
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
-        encoding="utf-8",
+        encoding=encoding,
         errors="surrogateescape",
         timeout=300,
     )
@@ -102,16 +102,10 @@ def test_worker_processes_of_a_run_with_closed_streams(folder: Path) -> None:
 @pytest.mark.parametrize(("encoding", "name"), [("ascii", r"\u65e5\u672c \xe9.wav"), ("cp1252", r"\u65e5\u672c é.wav")])
 def test_narrow_encodings_escape(folder: Path, encoding: str, name: str) -> None:
     line = f"{SSAMBA} embed data --model model --device cpu --out 日本.npz"
-    done = subprocess.run(
-        ["bash", "-c", line],
-        cwd=folder,
-        env={**os.environ, "PYTHONIOENCODING": encoding},
-        capture_output=True,
-        timeout=300,
-    )
+    done = shell(line, folder, encoding, PYTHONIOENCODING=encoding)
     assert done.returncode == 1
-    assert done.stderr.decode(encoding).startswith(f"ssamba: left out data/{name}: is not audio")
-    assert done.stdout.decode(encoding).startswith(r"\u65e5\u672c.npz: 1 x 32")
+    assert done.stderr.startswith(f"ssamba: left out data/{name}: is not audio")
+    assert done.stdout.startswith(r"\u65e5\u672c.npz: 1 x 32")
     assert clips_of(folder / "日本.npz") == ["one.wav"]
 
 
@@ -168,12 +162,11 @@ def test_foreign_text_does_not_reach_the_terminal(folder: Path) -> None:
 
 def test_values_of_json_and_tables_are_escaped(folder: Path) -> None:
     values = json.loads((folder / "model/config.json").read_text())
-    for change in ({"encoder": ESCAPES}, {ESCAPES: 1}, {"width": ESCAPES}):
+    for change in ({"encoder": ESCAPES}, {"heads": ESCAPES}):
         (folder / "model/config.json").write_text(json.dumps(values | change))
         done = shell(f"{SSAMBA} info model", folder)
-        assert done.returncode == 2
-        assert len(done.stderr.splitlines()) == 1
-        assert "\x1b" not in done.stderr
+        assert len(done.stderr.splitlines()) == (done.returncode == 2), done
+        assert "\x1b" not in done.stderr + done.stdout
     (folder / "list.csv").write_text(f'path,label\n"{ESCAPES}.wav",x\n')
     done = shell(f"{SSAMBA} stats list.csv", folder)
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)

@@ -71,7 +71,8 @@ def open_table(
     """
     name = os.fspath(path)
     with open_regular(path, DataError) as file:
-        encoding = _encoding(file.peek(HEAD_BYTES) or b"", name)
+        encoding = _encoding(file.read(HEAD_BYTES), name)
+        file.seek(0)
         errors = "surrogateescape" if encoding.startswith("utf-8") else "strict"
         lines = _Lines(io.TextIOWrapper(file, encoding, errors, newline=""), name)
         first = next(lines, "")

@@ -211,7 +211,7 @@ def _write_parquet(
     fields += [("time", pa.float64())] if level != "clip" else []
     fields += [("row", pa.int32())] if level == "patch" else []
     schema = pa.schema([*fields, ("embedding", pa.list_(pa.float32(), spool.width))])
-    with pq.ParquetWriter(path, schema) as writer:
+    with open(path, "wb") as file, pq.ParquetWriter(file, schema) as writer:  # a name of any bytes
         for chunk in spool.chunks(files):
             columns = {
                 "path": names.take(pa.array(chunk.file)),
