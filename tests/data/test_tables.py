@@ -88,7 +88,7 @@ REFUSED = {
         r"line 3: label '\udcfcber' is not UTF-8 text",
     ),
     "latin_path.csv": ("path,label\ncafé.wav,x\n".encode("latin-1"), "not UTF-8: save the manifest as UTF-8"),
-    "cut16.csv": ("path\ne.wav\n".encode("utf-16") + b"x", text; save it as UTF-8"),
+    "cut16.csv": ("path\ne.wav\n".encode("utf-16") + b"x", "text; save it as UTF-8"),
     "drive.csv": (b"path,label\nC:\\sounds\\a.wav,x\n", "and this one is of a Windows drive"),
     "header.csv": (b"path;label\n", "names no files"),
     "empty.csv": (b"", "is empty"),
