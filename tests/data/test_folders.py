@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import subprocess
@@ -20,13 +21,13 @@ from ssamba.models.classifier import Classification
 from ssamba.models.config import Config
 from ssamba.models.pretrained.model_dir import save_model
 
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="permissions as on POSIX")
-NOBODY = 65534
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="drops capabilities of root as on Linux")
+PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 24, 1, 2
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
-    """A set with a locked folder in it, as another user sees it: permissions do not bind root."""
+    """A set with a locked folder in it, and a model."""
     noise = np.random.default_rng(0).normal(0, 0.1, 8000)
     for name in ("a/1.wav", "a/2.wav", "a/3.wav", "b/1.wav", "b/2.wav", "b/3.wav", "locked/1.wav"):
         (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -34,36 +35,29 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     classes = Classification(("x", "y"), recipe="test")
     save_model(tmp_path / "model", make_encoder(Config(width=32, depth=2, frames=32), classification=classes))
     (tmp_path / "out").mkdir()
-    (tmp_path / "out").chmod(0o777)
     (tmp_path / "data/locked").chmod(0)
-    above = tmp_path
-    opened = []
-    while os.getuid() == 0 and above != above.parent and not above.stat().st_mode & 1:
-        opened.append((above, above.stat().st_mode))
-        above.chmod(above.stat().st_mode | 0o755)
-        above = above.parent
     yield tmp_path
+    (tmp_path / "data").chmod(0o755)
     (tmp_path / "data/locked").chmod(0o755)
-    for path, mode in opened:
-        path.chmod(mode)
 
 
-def as_nobody() -> None:
+def bound_by_permissions() -> None:
+    """root without its capabilities to pass over permissions, which the command that is started then lacks."""
     if os.getuid() == 0:
-        os.setgroups([])
-        os.setgid(NOBODY)
-        os.setuid(NOBODY)
+        libc = ctypes.CDLL(None, use_errno=True)
+        for capability in (CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH):
+            if libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0):
+                raise OSError(ctypes.get_errno(), "the capability cannot be dropped")
 
 
 def ssamba(folder: Path, *words: str) -> tuple[int, str, str]:
     done = subprocess.run(
         [sys.executable, "-m", "ssamba", *words],
         cwd=folder,
-        env={**os.environ, "HOME": str(folder / "out")},
         capture_output=True,
         text=True,
         timeout=300,
-        preexec_fn=as_nobody,
+        preexec_fn=bound_by_permissions,
     )
     assert "Traceback" not in done.stderr
     return done.returncode, done.stdout, done.stderr
@@ -78,8 +72,8 @@ LEFT_OUT = "left out data/locked: the folder cannot be searched (Permission deni
         "embed data --model model --device cpu --out out/x.npz",
         "predict data --model model --device cpu --out out/x.csv",
         "stats data",
-        "pretrain data --out out/run --device cpu --width 32 --depth 2 --frames 32 --mask 8 --validation-mask 8 --batch 2"
-        " --steps 1 --validation 0.2",
+        "pretrain data --out out/run --device cpu --width 32 --depth 2 --frames 32 --mask 8 --validation-mask 8"
+        " --batch 2 --steps 1 --validation 0.2",
     ],
 )
 def test_a_locked_folder_is_named(folder: Path, line: str) -> None:
@@ -176,6 +170,7 @@ def test_an_output_that_is_an_input_is_refused(folder: Path, command: str) -> No
         2,
         f"ssamba: error: {out}: is an input of this command, which it would replace; choose another --out\n",
     )
+    (folder / "data").chmod(0o555)
     code, _, err = ssamba(folder, command, data, "--model", "model", "--out", f"data/new.{out[-3:]}")
     assert code == 2
     assert err.startswith(f"ssamba: error: data/new.{out[-3:]}: cannot be written (Permission denied)")
