@@ -65,8 +65,10 @@ def test_help_needs_nothing_heavy() -> None:
             "ssamba.cli.commands.recordings",
             "ssamba.cli.commands.training",
             "ssamba.cli.parser",
+            "ssamba.cli.streams",
             "ssamba.utils.errors",
             "ssamba.utils.suggest",
+            "ssamba.utils.terminal",
         }
 
 

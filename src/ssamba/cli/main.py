@@ -1,13 +1,12 @@
 """The command line: finds the subcommand, and turns what goes wrong into one line and an exit code.
 
-Exit codes: 0 done; 1 done, but some files could not be read; 2 nothing done, with one line on stderr that says why;
-130 stopped by Ctrl-C.
+Exit codes: 0 done; 1 done, but some files could not be read; 2 nothing done, or its result could not be printed, with
+one line on stderr that says why; 130 stopped by Ctrl-C; 141 the reader of stdout has gone.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import sys
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from collections.abc import Sequence
 from ssamba.cli.commands import COMMANDS
 from ssamba.cli.commands.common import EXIT_DONE
 from ssamba.cli.parser import HelpFormatter, Parser, unknown_command
+from ssamba.cli.streams import drop_stdout, prepare_streams, warn
 from ssamba.data.unread import take_unread, unread_line
 from ssamba.utils.errors import SsambaError
 
@@ -27,26 +27,32 @@ environment stands."""
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
+    prepare_streams()
     words = list(sys.argv[1:] if argv is None else argv)
     os.environ.setdefault("GOMP_SPINCOUNT", WAIT_SPINS)  # read when torch is imported, which is later
     take_unread()  # of an earlier call in this process
     try:
-        code = _dispatch(words)
+        code = _run(words)
         sys.stdout.flush()
         _name_unread()
         return code
-    except SystemExit as stop:  # argparse, after --help and --version
-        return stop.code if isinstance(stop.code, int) else 0
     except KeyboardInterrupt as stop:
         return _fail(str(stop) or "interrupted", EXIT_INTERRUPTED)
     except BrokenPipeError:  # the reader of our output has gone, as in `ssamba info X | head -1`
-        _drop_stdout()
+        drop_stdout()
         return EXIT_PIPE
     except SsambaError as error:
         return _fail(str(error), EXIT_ERROR)
     except OSError as error:
-        _drop_stdout()
-        return _fail(f"{error.filename or 'output'}: {error.strerror or error}", EXIT_ERROR)
+        drop_stdout()
+        return _fail(f"{error.filename or 'standard output'}: {error.strerror or error}", EXIT_ERROR)
+
+
+def _run(words: list[str]) -> int:
+    try:
+        return _dispatch(words)
+    except SystemExit as stop:  # argparse, after --help and --version
+        return stop.code if isinstance(stop.code, int) else EXIT_DONE
 
 
 def _dispatch(words: list[str]) -> int:
@@ -69,7 +75,7 @@ def _name_unread() -> None:
     """One line for files of searched folders that look like audio and are not read, from a run's first process."""
     line = unread_line(take_unread())
     if line and os.environ.get("RANK", "0") == "0":
-        print(f"ssamba: note: {line}", file=sys.stderr)
+        warn(f"note: {line}")
 
 
 def _main_parser() -> Parser:
@@ -95,14 +101,5 @@ class _PlainHelp(HelpFormatter, argparse.RawDescriptionHelpFormatter):
 
 
 def _fail(message: str, code: int) -> int:
-    with contextlib.suppress(OSError, ValueError):
-        print(f"ssamba: error: {' '.join(message.split())}", file=sys.stderr)
+    warn(f"error: {message}")
     return code
-
-
-def _drop_stdout() -> None:
-    """Send what is still buffered nowhere: the interpreter would flush it at its end and complain again."""
-    with contextlib.suppress(OSError, ValueError):
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, sys.stdout.fileno())
-        os.close(null)

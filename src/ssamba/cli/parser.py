@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import re
+import sys
 import types
 import typing
 from collections.abc import Callable, Iterable, Sequence
@@ -45,6 +46,10 @@ class Parser(argparse.ArgumentParser):
                 break
             self._refuse_unknown(word)
         return self.parse_args(words)
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """As ``argparse`` does, but a full disk or a reader that has gone is no secret."""
+        (file or sys.stdout).write(message)
 
     def _refuse_unknown(self, word: str) -> None:
         name = word.partition("=")[0]

@@ -5,28 +5,61 @@ Nothing here decodes audio; lengths and unreadable files are up to :mod:`ssamba.
 
 from __future__ import annotations
 
-import csv
 import difflib
-import json
+import logging
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 from ssamba.audio.decode import AUDIO_EXTENSIONS
+from ssamba.data.folders import Problems, find_files
+from ssamba.data.tables import LABEL_COLUMNS, PATH_COLUMNS, as_seconds, open_table, read_json_rows, resolve_paths
 from ssamba.data.unread import note_unread, take_unread, unread_line
 from ssamba.utils.errors import DataError
+from ssamba.utils.files import native_name, stored_name
+from ssamba.utils.terminal import printable
 
-__all__ = ["Clip", "Source", "nearest_file", "read_source", "read_sources", "split_weight"]
+__all__ = ["Clip", "Fields", "Source", "nearest_file", "read_source", "read_sources", "split_weight"]
 
 MANIFEST_EXTENSIONS = (".csv", ".tsv", ".json")
-PATH_COLUMNS = ("path", "filename", "file", "wav")
-LABEL_COLUMNS = ("label", "labels", "category", "class")
+KEPT_LABELS = 65536
+"""Different texts of a manifest's labels that are kept as one object each."""
+_log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+class Fields(Mapping[str, str]):
+    """Other columns of a manifest's row: a mapping that shares the columns' names, a fifth of a dict's memory."""
+
+    __slots__ = ("_names", "_values")
+
+    def __init__(self, names: tuple[str, ...] = (), values: tuple[str, ...] = ()) -> None:
+        self._names, self._values = names, values
+
+    def __getitem__(self, name: str) -> str:
+        try:
+            return self._values[self._names.index(name)]
+        except ValueError:
+            raise KeyError(name) from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self.items()))
+
+    def __repr__(self) -> str:
+        return repr(dict(self))
+
+
+NO_FIELDS = Fields()
+
+
+@dataclass(frozen=True, slots=True)
 class Clip:
     """One audio file and what is known about it.
 
@@ -45,7 +78,7 @@ class Clip:
     rate: int | None = None
     stated_seconds: float | None = None
     labels: tuple[str, ...] = ()
-    fields: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
+    fields: Mapping[str, str] = field(default=NO_FIELDS, compare=False, repr=False)
 
     @property
     def seconds(self) -> float | None:
@@ -64,12 +97,13 @@ class Source:
     weight: float | None = None
 
 
-def read_sources(specs: Sequence[str]) -> list[Source]:
+def read_sources(specs: Sequence[str], problems: Problems | None = None) -> list[Source]:
     """Read every DATA argument.
 
     Args:
         specs: each a folder, a manifest (.csv, .tsv, .json) or an audio file, optionally with its share in the mixture
             written behind it as ``PATH=0.7``. An existing path wins over that reading.
+        problems: as in :func:`read_source`.
 
     Raises:
         DataError: nothing given, a weight missing on some or not above 0, or as :func:`read_source`.
@@ -79,7 +113,7 @@ def read_sources(specs: Sequence[str]) -> list[Source]:
     sources = []
     for spec in specs:
         path, weight = split_weight(spec)
-        sources.append(Source(path, tuple(read_source(path)), weight))
+        sources.append(Source(path, tuple(read_source(path, problems)), weight))
     without = [source.name for source in sources if source.weight is None]
     if without and len(without) < len(sources):
         raise DataError(
@@ -106,8 +140,10 @@ def split_weight(spec: str) -> tuple[str, float | None]:
     return path, weight
 
 
-def read_source(path: str | os.PathLike[str]) -> list[Clip]:
+def read_source(path: str | os.PathLike[str], problems: Problems | None = None) -> list[Clip]:
     """The clips of one folder (searched recursively, sorted), manifest or audio file.
+
+    Folders below it that may not be read are added to ``problems`` as (path, reason), or without such a list logged.
 
     Raises:
         DataError: the path is missing, a folder without audio, an unknown ending, or a manifest that has
@@ -116,18 +152,16 @@ def read_source(path: str | os.PathLike[str]) -> list[Clip]:
     path = os.fspath(path)
     try:
         if os.path.isdir(path):
-            return _read_folder(path)
+            return _read_folder(path, problems)
         if not os.path.lexists(path):
             raise DataError(f"{path}: no such file or folder{nearest_file(path)}")
         ending = os.path.splitext(path)[1].lower()
         if ending in AUDIO_EXTENSIONS:
-            return [Clip(path, os.path.basename(path))]
+            return [Clip(path, stored_name(os.path.basename(path)))]
         if ending in (".csv", ".tsv"):
-            return _read_table(path, "\t" if ending == ".tsv" else ",")
+            return _read_table(path)
         if ending == ".json":
             return _read_ast_json(path)
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: is not UTF-8 text (byte {error.start}); save the manifest as UTF-8") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
     known = ", ".join(MANIFEST_EXTENSIONS + AUDIO_EXTENSIONS)
@@ -136,107 +170,127 @@ def read_source(path: str | os.PathLike[str]) -> list[Clip]:
     )
 
 
-def _read_folder(folder: str) -> list[Clip]:
-    os.listdir(folder)  # os.walk passes over a folder that may not be read; the one that was asked for must be readable
-    found = []
-    seen = set()
-    for root, folders, files in os.walk(folder, followlinks=True):
-        status = os.stat(root)
-        if (status.st_dev, status.st_ino) in seen:  # a link back to a folder above: do not go round in circles
-            folders.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in files:
-            if not name.startswith(".") and name.lower().endswith(AUDIO_EXTENSIONS):
-                path = os.path.join(root, name)
-                found.append(Clip(path, Path(os.path.relpath(path, folder)).as_posix()))
-            elif not name.startswith("."):
-                note_unread(os.path.join(root, name))
+def _read_folder(folder: str, problems: Problems | None) -> list[Clip]:
+    found, met = find_files(folder, lambda name: name.endswith(AUDIO_EXTENSIONS), note_unread)
+    if problems is None:
+        for path, reason in met:
+            _log.warning("%s: %s", path, reason)
+    else:
+        problems += met
     if not found:
+        also = f"; {met[0][0]}: {met[0][1]}" if met else ""
         unread = unread_line(take_unread())
         looked = f"looked for {', '.join(AUDIO_EXTENSIONS)}"
-        raise DataError(f"{folder}: no audio files in this folder or below ({looked}){unread and '; ' + unread}")
-    return sorted(found, key=lambda clip: clip.key)
+        raise DataError(f"{folder}: no audio files in this folder or below ({looked}){unread and '; ' + unread}{also}")
+    return [Clip(path, key) for path, key in found]
 
 
-def _read_table(path: str, delimiter: str) -> list[Clip]:
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, delimiter=delimiter)
-        try:
-            columns = [name.strip() for name in reader.fieldnames or []]
-            reader.fieldnames = columns
-            rows = list(reader)
-        except csv.Error as error:
-            raise DataError(
-                f"{path}: line {reader.line_num} is not valid {delimiter!r}-separated text ({error})"
-            ) from None
-    if not columns:
-        raise DataError(f"{path}: is empty; the first line must name the columns, at least path")
-    path_column = next((name for name in PATH_COLUMNS if name in columns), None)
-    if path_column is None:
-        raise DataError(f"{path}: {_missing_column(columns)}")
-    label_column = next((name for name in LABEL_COLUMNS if name in columns), None)
-    others = [name for name in columns if name not in (path_column, label_column)]
-    clips = []
-    for row in rows:
-        name = (row[path_column] or "").strip()
-        if not name:
-            continue
-        labels = (row[label_column] or "").split(";") if label_column else []
-        clips.append(
-            _manifest_clip(path, name, labels, {other: row[other] or "" for other in others}, row.get("seconds"))
-        )
-    return _check_rows(path, clips)
+def _read_table(path: str) -> list[Clip]:
+    with open_table(path, (*PATH_COLUMNS, *LABEL_COLUMNS, "seconds")) as table:
+        columns = table.columns
+        if not columns:
+            raise DataError(f"{path}: is empty; the first line must name the columns, at least path")
+        name_at = next((columns.index(name) for name in PATH_COLUMNS if name in columns), None)
+        if name_at is None:
+            raise DataError(f"{path}: {_missing_column(list(columns))}")
+        label_at = next((columns.index(name) for name in LABEL_COLUMNS if name in columns), None)
+        others = [i for i, name in enumerate(columns) if i not in (name_at, label_at)]
+        names = tuple(columns[i] for i in others)
+        seconds_at = columns.index("seconds") if "seconds" in columns else None
+        rows = _ManifestRows(path)
+        for line, values in table.rows:
+            if len(values) < len(columns):
+                values += [""] * (len(columns) - len(values))
+            name = values[name_at].strip()
+            if name:
+                fields = Fields(names, tuple([values[i] for i in others])) if others else NO_FIELDS
+                stated = as_seconds(values[seconds_at], f"{path}: line {line}") if seconds_at is not None else None
+                labels = rows.labels(values[label_at], ";") if label_at is not None else ()
+                rows.add(name, labels, stated, fields)
+    return rows.clips()
 
 
 def _read_ast_json(path: str) -> list[Clip]:
     """The layout of the Audio Spectrogram Transformer's lists: {"data": [{"wav": path, "labels": "a,b"}, ...]}."""
-    with open(path, encoding="utf-8-sig") as file:
-        try:
-            content = json.load(file)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path}: is not valid JSON (line {error.lineno}: {error.msg})") from None
-    rows = content.get("data") if isinstance(content, dict) else None
-    if not isinstance(rows, list):
-        raise DataError(f'{path}: must be {{"data": [{{"wav": PATH, "labels": "a,b"}}, ...]}}; it has no list "data"')
-    clips = []
-    for number, row in enumerate(rows):
+    rows = _ManifestRows(path)
+    found = read_json_rows(path)
+    found.reverse()  # taken from the end, so that each row's memory is free for its clip
+    number = 0
+    while found:
+        row = found.pop()
+        if isinstance(row, tuple):  # the common form
+            row = {"wav": row[0], "labels": row[1]}
         if not isinstance(row, dict) or not isinstance(row.get("wav"), str):
             keys = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__
-            raise DataError(f'{path}: entry {number} of "data" has no "wav" (it has: {keys})')
-        labels = row.get("labels", "")
-        labels = [str(label) for label in labels] if isinstance(labels, list) else str(labels).split(",")
+            raise DataError(f'{path}: entry {number} of "data" has no "wav" (it has: {printable(keys[:200])})')
+        text = row.get("labels", "")
+        labels = tuple(map(str, text)) if isinstance(text, list) else rows.labels(str(text), ",")
         others = {key: str(value) for key, value in row.items() if key not in ("wav", "labels")}
-        clips.append(_manifest_clip(path, row["wav"], labels, others, row.get("seconds")))
-    return _check_rows(path, clips)
+        stated = as_seconds(row.get("seconds"), f'{path}: entry {number} of "data"')
+        rows.add(row["wav"], labels, stated, Fields(tuple(others), tuple(others.values())) if others else NO_FIELDS)
+        number += 1
+    return rows.clips()
 
 
-def _manifest_clip(manifest: str, name: str, labels: Iterable[str], fields: dict[str, str], seconds: Any) -> Clip:
-    """One row; its path is relative to the manifest's folder."""
-    try:
-        stated = float(seconds)
-    except (TypeError, ValueError):
-        stated = math.nan
-    return Clip(
-        path=os.path.join(os.path.dirname(manifest), name),
-        key=name.replace("\\", "/").removeprefix("./"),
-        stated_seconds=stated if math.isfinite(stated) and stated > 0 else None,
-        labels=tuple(label.strip() for label in labels if label.strip()),
-        fields=fields,
-    )
+class _ManifestRows:
+    """Rows on their way to clips; paths are relative to the manifest's folder. Equal labels are one object."""
+
+    def __init__(self, manifest: str) -> None:
+        self._manifest = manifest
+        self._folder = os.path.join(os.path.dirname(manifest), "")
+        self._labels: dict[str, tuple[str, ...]] = {}
+        self._names: list[str] = []
+        self._paths: list[str] = []
+        self._rest: list[tuple[tuple[str, ...], float | None, Mapping[str, str]]] = []
+        self._plain: dict[tuple[str, ...], tuple[tuple[str, ...], None, Mapping[str, str]]] = {}
+
+    def labels(self, text: str, separator: str) -> tuple[str, ...]:
+        """The labels that a value names."""
+        found = self._labels.get(text)
+        if found is None:
+            found = tuple(label.strip() for label in text.split(separator) if label.strip())
+            if len(self._labels) < KEPT_LABELS:
+                self._labels[text] = found
+        return found
+
+    def add(self, name: str, labels: tuple[str, ...], stated: float | None, fields: Mapping[str, str]) -> None:
+        """One row."""
+        path = native_name(name)
+        if os.sep != "/":
+            path = os.path.join(self._folder, path)
+        elif self._folder and not path.startswith("/"):
+            path = self._folder + path
+        key = name.replace("\\", "/").removeprefix("./") if "\\" in name or name.startswith("./") else name
+        self._paths.append(path)
+        self._names.append(key)
+        if stated is None and fields is NO_FIELDS:
+            self._rest.append(self._plain.setdefault(labels, (labels, None, fields)))
+        else:
+            self._rest.append((labels, stated, fields))
+
+    def clips(self) -> list[Clip]:
+        """The clips. Raises ``DataError`` for none, and for files that are missing."""
+        paths = self._paths
+        if not paths:
+            raise DataError(f"{self._manifest}: names no files; give at least one row below the header")
+        missing = resolve_paths(paths)
+        if missing:
+            first = paths[missing[0]]
+            raise DataError(
+                f"{self._manifest}: {len(missing)} of {len(paths)} files are missing, the first is {printable(first)}; "
+                f"paths are relative to the manifest's folder{_foreign(self._names[missing[0]], first)}"
+            )
+        rows = zip(paths, self._names, self._rest, strict=True)
+        return [Clip(path, key, None, None, rest[1], rest[0], rest[2]) for path, key, rest in rows]
 
 
-def _check_rows(manifest: str, clips: list[Clip]) -> list[Clip]:
-    if not clips:
-        raise DataError(f"{manifest}: names no files; give at least one row below the header")
-    missing = [clip for clip in clips if not os.path.isfile(clip.path)]
-    if missing:
-        raise DataError(
-            f"{manifest}: {len(missing)} of {len(clips)} files are missing, the first is {missing[0].path}; "
-            "paths are relative to the manifest's folder"
-        )
-    return clips
+def _foreign(name: str, path: str) -> str:
+    """What else may be wrong with a path of another place."""
+    if re.match(r"[A-Za-z]:[/\\]", name) and os.sep == "/":
+        return ", and this one is of a Windows drive"
+    if not path.isascii() and re.search("[\udc80-\udcff]", path):
+        return ", and this one is not UTF-8: save the manifest as UTF-8"
+    return ""
 
 
 def _missing_column(columns: list[str]) -> str:

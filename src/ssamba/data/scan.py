@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import os
 import threading
@@ -10,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from ssamba.audio.decode import AudioInfo, audio_info, check_length
+from ssamba.data.lengths import FileVersion, LengthStore, open_lengths
 from ssamba.data.manifest import Clip, Source
 from ssamba.utils.errors import AudioError, DataError
 
@@ -18,7 +20,11 @@ __all__ = ["CountProgress", "SkipList", "cached_info", "scan_clips", "scan_sourc
 CountProgress = Callable[[int, int], None]
 """Called as progress(done, total), from the thread that asked for the work."""
 
-_HEADER_CACHE: dict[tuple[str, int, int], AudioInfo] = {}  # (path, bytes, mtime in ns): a changed file is read again
+KEPT_FROM = 1000
+"""Clips from which on their lengths are kept on disk: fewer are read in a second."""
+SLICE = 64
+"""Clips that a thread takes at a time."""
+_HEADER_CACHE: dict[FileVersion, AudioInfo] = {}  # (path, bytes, mtime in ns): a changed file is read again
 
 
 class SkipList:
@@ -126,14 +132,14 @@ def scan_clips(
 ) -> list[Clip]:
     """Fill in the length of each clip from its header; drop those that are unreadable or under 25 ms.
 
-    Headers are read by `threads` threads and remembered for the life of the process. Clips whose length the manifest
-    states are passed on unread.
+    Headers are read by `threads` threads and remembered for the life of the process, and of `KEPT_FROM` clips or more
+    for the next start, too (:mod:`ssamba.data.lengths`). Clips whose length the manifest states are passed on unread.
 
     Args:
         clips: what to scan.
         skip: where unreadable clips go; None makes one that lives in memory.
         threads: readers at a time.
-        progress: called now and then as progress(done, total).
+        progress: called after every few clips as progress(done, total).
 
     Returns:
         The readable clips in their order, each with its length.
@@ -144,17 +150,26 @@ def scan_clips(
     skip = SkipList() if skip is None else skip
     kept: list[Clip] = []
     done = 0
-    with ThreadPoolExecutor(max_workers=max(1, threads)) as pool:
+    many = sum(clip.seconds is None for clip in clips) >= KEPT_FROM
+    with (
+        ThreadPoolExecutor(max_workers=max(1, threads)) as pool,
+        open_lengths() if many else contextlib.nullcontext() as store,
+    ):
         for first in range(0, len(clips), 4096):  # a bounded number of futures, also for millions of clips
-            for clip, result in pool.map(_scan_one, clips[first : first + 4096]):
-                if isinstance(result, AudioError):
-                    skip.record(clip.path, result.reason)
-                else:
-                    skip.succeeded((clip.path,))
-                    kept.append(result)
-                done += 1
-                if progress is not None and (done % 64 == 0 or done == len(clips)):
+            parts = [clips[i : i + SLICE] for i in range(first, min(first + 4096, len(clips)), SLICE)]
+            new = [] if store is None else _recall(store, [f for files in pool.map(_versions, parts) for f in files])
+            for part, results in zip(parts, pool.map(_scan_slice, parts), strict=True):
+                for clip, result in zip(part, results, strict=True):
+                    if isinstance(result, AudioError):
+                        skip.record(clip.path, result.reason)
+                    else:
+                        skip.succeeded((clip.path,))
+                        kept.append(result)
+                done += len(part)
+                if progress is not None:
                     progress(done, len(clips))
+            if store is not None:
+                store.keep((file, _HEADER_CACHE[file]) for file in new if file in _HEADER_CACHE)
     skip.check(final=True)
     if not kept:
         raise DataError("no readable clips" + (f"; the first is {clips[0].path}" if clips else " were given"))
@@ -179,15 +194,37 @@ def _shifted(progress: CountProgress, before: int, total: int) -> CountProgress:
     return lambda done, _: progress(before + done, total)
 
 
-def _scan_one(clip: Clip) -> tuple[Clip, Clip | AudioError]:
+def _scan_slice(clips: Sequence[Clip]) -> list[Clip | AudioError]:
+    return [_scan_one(clip) for clip in clips]
+
+
+def _scan_one(clip: Clip) -> Clip | AudioError:
     if clip.seconds is not None:
-        return clip, clip
+        return clip
     try:
         info = cached_info(clip.path)
         check_length(info.frames, clip.path, info.sample_rate)
     except AudioError as error:
-        return clip, error
-    return clip, replace(clip, frames=info.frames, rate=info.sample_rate)
+        return error
+    return replace(clip, frames=info.frames, rate=info.sample_rate)
+
+
+def _versions(clips: Sequence[Clip]) -> list[FileVersion]:
+    found = []
+    for clip in clips:
+        if clip.seconds is None:
+            with contextlib.suppress(OSError, ValueError):
+                status = os.stat(clip.path)
+                found.append((clip.path, status.st_size, status.st_mtime_ns))
+    return found
+
+
+def _recall(store: LengthStore, files: Sequence[FileVersion]) -> list[FileVersion]:
+    """Take over what the store knows, and return the files that it does not."""
+    unknown = [file for file in files if file not in _HEADER_CACHE]
+    known = store.recall(unknown)
+    _HEADER_CACHE.update(known)
+    return [file for file in unknown if file not in known]
 
 
 def cached_info(path: str) -> AudioInfo:

@@ -17,6 +17,7 @@ from torch import Tensor
 from ssamba import ops
 from ssamba.audio.decode import Waveform, audio_info, stream_audio
 from ssamba.audio.front_end import PUBLISHED
+from ssamba.data.folders import Problems
 from ssamba.data.manifest import read_source
 from ssamba.inference.model import Encoder
 from ssamba.models import patches
@@ -29,15 +30,16 @@ Progress = Callable[[float, float, str], None]
 """Called as progress(done, total, note) from the thread that asked for the work; the unit is bytes of the files."""
 
 
-def list_files(arguments: Sequence[str]) -> tuple[list[str], int]:
+def list_files(arguments: Sequence[str], problems: Problems | None = None) -> tuple[list[str], int]:
     """Audio files of folders (recursive), manifests and names, each once, and how many were named again.
 
-    Raises ``DataError`` for a missing path, a folder without audio, or an ending that is no audio's.
+    Folders that may not be read are added to ``problems`` as (path, reason), or without such a list logged. Raises
+    ``DataError`` for a missing path, a folder without audio, or an ending that is no audio's.
     """
     files: dict[str, str] = {}
     again = 0
     for argument in arguments:
-        for clip in read_source(argument):
+        for clip in read_source(argument, problems):
             again += os.path.abspath(clip.path) in files
             files.setdefault(os.path.abspath(clip.path), clip.path)
     return list(files.values()), again
@@ -151,7 +153,7 @@ class FileStream:
         within = min(1.0, seconds / of) * self._bytes[file] if seconds else 0.0
         audio = self.audio_seconds + seconds
         rate = audio / max(time.monotonic() - self._begin, 1e-3)
-        note = f"{file}/{len(self.files)} files, {audio / 3600:.2f} h of audio, {rate:,.0f} x real time"
+        note = f"{file}/{len(self.files)} files, {rate:,.0f} x real time"
         self._progress(self._bytes_done + within, sum(self._bytes), note)
 
     def readable_files(self) -> list[int]:

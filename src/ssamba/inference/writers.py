@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import csv
 import importlib.util
-import json
-import os
 import tempfile
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -29,6 +27,9 @@ from ssamba.models.config import Config
 from ssamba.models.patches import column_times
 from ssamba.utils.atomic_write import atomic_write, check_output_name, explain
 from ssamba.utils.errors import SsambaError
+from ssamba.utils.files import stored_name
+from ssamba.utils.json_text import dump_json
+from ssamba.utils.terminal import printable
 
 LEVELS = ("clip", "frame", "patch")
 EMBEDDING_SUFFIXES = (".npz", ".parquet")
@@ -56,6 +57,12 @@ def check_embedding_output(out: Path) -> None:
     check_output_name(out, EMBEDDING_SUFFIXES)
     if out.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
         raise SsambaError(f'{out}: writing .parquet needs pyarrow: pip install "ssamba[parquet]", or give a .npz')
+    _spool_file(out).close()
+
+
+def check_prediction_output(out: Path) -> None:
+    """As :func:`check_embedding_output`."""
+    check_output_name(out, PREDICTION_SUFFIXES)
     _spool_file(out).close()
 
 
@@ -180,7 +187,7 @@ def _write_npz(
                 for part in parts:
                     file.write(np.ascontiguousarray(part, dtype=dtype).reshape(-1).view(np.uint8).data)
 
-        names = np.array(list(paths), dtype=np.str_)
+        names = np.array([stored_name(path) for path in paths], dtype=np.str_)
         add("paths", names.dtype.str, names.shape, iter([names]))
         add("embedding", "<f4", (n_rows, spool.width), (c.embedding for c in spool.chunks(files)))
         if level != "clip":
@@ -196,21 +203,32 @@ def _write_parquet(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    # A file name may hold bytes that are no UTF-8; Parquet's strings may not.
-    names = pa.array([p.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for p in paths], pa.string())
+    # A file name may hold bytes that are no UTF-8; Parquet's strings may not, so the bytes get a column.
+    stored = [stored_name(path).encode("utf-8", "surrogateescape") for path in paths]
+    names, raw = pa.array([name.decode("utf-8", "backslashreplace") for name in stored]), pa.array(stored, pa.binary())
     fields = [("path", pa.string())]
+    fields += [] if all(map(_is_utf8, stored)) else [("path_bytes", pa.binary())]
     fields += [("time", pa.float64())] if level != "clip" else []
     fields += [("row", pa.int32())] if level == "patch" else []
     schema = pa.schema([*fields, ("embedding", pa.list_(pa.float32(), spool.width))])
-    with pq.ParquetWriter(path, schema) as writer:
+    with open(path, "wb") as file, pq.ParquetWriter(file, schema) as writer:  # a name of any bytes
         for chunk in spool.chunks(files):
             columns = {
                 "path": names.take(pa.array(chunk.file)),
+                "path_bytes": raw.take(pa.array(chunk.file)),
                 "time": pa.array(_times(chunk, config)),
                 "row": pa.array(chunk.row.astype(np.int32)),
                 "embedding": pa.FixedSizeListArray.from_arrays(pa.array(chunk.embedding.reshape(-1)), spool.width),
             }
             writer.write_batch(pa.record_batch([columns[name] for name in schema.names], schema=schema))
+
+
+def _is_utf8(name: bytes) -> bool:
+    try:
+        name.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 class PredictionWriter:
@@ -243,7 +261,9 @@ class PredictionWriter:
         if self._out is not None:
             temporary = self._stack.enter_context(atomic_write(self._out))
             try:
-                self._file = self._stack.enter_context(open(temporary, "w", encoding="utf-8", newline=""))
+                self._file = self._stack.enter_context(
+                    open(temporary, "w", encoding="utf-8", errors="surrogateescape", newline="")
+                )
             except OSError as error:
                 self._stack.close()
                 raise explain(error, self._out) from None
@@ -267,7 +287,7 @@ class PredictionWriter:
     def _begin(self) -> None:
         assert self._file is not None
         if self._as_json:
-            self._file.write(json.dumps(self._head, ensure_ascii=False)[:-1] + ', "files": [')
+            self._file.write(dump_json(self._head)[:-1] + ', "files": [')
         else:
             times = ["start", "end"] if self._in_time else []
             csv.writer(self._file).writerow(["path", *times, "rank", "class", "score"])
@@ -277,10 +297,9 @@ class PredictionWriter:
         if self._file is None:
             self._lines += _table(path, prediction, self._in_time)
             return
-        # A file name may hold bytes that are no UTF-8.
-        path = os.fsencode(path).decode("utf-8", "replace")
+        path = stored_name(path)
         if self._as_json:
-            entry = json.dumps(self._entry(path, prediction), ensure_ascii=False)
+            entry = dump_json(self._entry(path, prediction))
             self._file.write((",\n" if self._count else "\n") + entry)
         else:
             self._write_rows(path, prediction)
@@ -310,15 +329,15 @@ class PredictionWriter:
 
 
 def _table(path: str, prediction: Prediction, in_time: bool) -> list[str]:
-    lines = [f"{path} ({prediction.seconds:.2f} s)"]
+    lines = [f"{printable(path)} ({prediction.seconds:.2f} s)"]
     if not in_time:
-        ranked = prediction.ranked()
+        ranked = [(printable(name), score) for name, score in prediction.ranked()]
         width = max(len(name) for name, _ in ranked)
         lines += [f"  {name:{width}}  {100 * score:5.1f} %" for name, score in ranked]
         return lines
     spans = prediction.spans.tolist()
     width = len(f"{spans[-1][1]:.2f}")
     for row, (start, end) in enumerate(spans):
-        named = ", ".join(f"{name} {100 * score:.1f} %" for name, score in prediction.ranked(row))
+        named = ", ".join(f"{printable(name)} {100 * score:.1f} %" for name, score in prediction.ranked(row))
         lines.append(f"  {start:{width}.2f} - {end:{width}.2f} s  {named}")
     return lines

@@ -37,6 +37,15 @@ def cache_dir() -> Path:
     By default ``ssamba/kernels`` in the user's cache folder: ``$XDG_CACHE_HOME`` or ``~/.cache``, on macOS
     ``~/Library/Caches``, on Windows ``%LOCALAPPDATA%``. Raises RuntimeError when the home folder is unknown.
     """
+    return _cache("kernels")
+
+
+def lengths_dir() -> Path:
+    """The folder of recordings' lengths: that of ``SSAMBA_CACHE_DIR``, by default ``ssamba/lengths``; as above."""
+    return _cache("lengths")
+
+
+def _cache(name: str) -> Path:
     given = os.environ.get("SSAMBA_CACHE_DIR")
     if given:
         return Path(given).expanduser().absolute()
@@ -49,7 +58,7 @@ def cache_dir() -> Path:
         user = Path(os.environ.get("XDG_CACHE_HOME", ""))
         if not user.is_absolute():  # unset, or a relative path, which the XDG specification says to ignore
             user = Path.home() / ".cache"
-    return user / "ssamba" / "kernels"
+    return user / "ssamba" / name
 
 
 def gpu_scan() -> str:

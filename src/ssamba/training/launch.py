@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from typing import IO, Any
 
 from ssamba.utils.errors import ConfigError, SsambaError
+from ssamba.utils.terminal import printable_lines
 
 EXIT_LOST = 75
 """A process ends with this code when another one has gone: it is not the one to report."""
@@ -108,7 +109,7 @@ def _wait_for_all(processes: Sequence[subprocess.Popen[bytes]], errors: Sequence
         )
     if codes[0] in (0, None, EXIT_LOST):  # the first process has reported nothing
         errors[rank].seek(0)
-        sys.stderr.write(errors[rank].read().decode(errors="replace"))
+        sys.stderr.write(printable_lines(errors[rank].read().decode(errors="replace")))
     return code
 
 

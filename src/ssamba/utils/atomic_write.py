@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from ssamba.utils.errors import ConfigError, SsambaError
@@ -69,9 +69,9 @@ def clear_leftovers(folder: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
+    """Write a text file whole or not at all, as UTF-8; bytes of names that are none stay as they are."""
     with atomic_write(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
 
 
 def _umask() -> int:
@@ -79,3 +79,13 @@ def _umask() -> int:
     mask = os.umask(0o077)
     os.umask(mask)
     return mask
+
+
+def refuse_input(out: Path, inputs: Iterable[str]) -> None:
+    """Refuse an output that is one of the inputs, which it would replace. Raises ``ConfigError``."""
+    if not out.exists():
+        return
+    for path in inputs:
+        with contextlib.suppress(OSError):
+            if os.path.samefile(out, path):
+                raise ConfigError(f"{out}: is an input of this command, which it would replace; choose another --out")

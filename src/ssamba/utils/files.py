@@ -6,6 +6,7 @@ import hashlib
 import io
 import os
 import stat
+import sys
 
 from ssamba.utils.errors import ConfigError, SsambaError
 
@@ -87,3 +88,19 @@ def read_text(
             f"{os.fspath(path)}: is not UTF-8 text (byte {content[problem.start]:#04x} at {problem.start}); save it as "
             "UTF-8"
         ) from None
+
+
+def stored_name(path: str | os.PathLike[str]) -> str:
+    """A file's name as text that is the same in every locale: its bytes as UTF-8, and bytes that are none as lone
+    surrogates (``\\udce9``), which :func:`native_name` turns back. On Windows names are Unicode already."""
+    name = os.fspath(path)
+    if name.isascii() or sys.getfilesystemencoding() == "utf-8":
+        return name
+    return os.fsencode(name).decode("utf-8", "surrogateescape")
+
+
+def native_name(name: str) -> str:
+    """The name with which this process opens what :func:`stored_name`, or a table in UTF-8, names."""
+    if name.isascii() or sys.getfilesystemencoding() == "utf-8":
+        return name
+    return os.fsdecode(name.encode("utf-8", "surrogateescape"))

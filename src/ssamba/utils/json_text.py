@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections import Counter
 from typing import Any
 
@@ -42,6 +43,13 @@ def parse_json(text: str, source: str, error: type[SsambaError] = ConfigError) -
     if not isinstance(value, dict):
         raise error(f"{source}: holds a {type(value).__name__}, expected a JSON object")
     return value
+
+
+def dump_json(value: Any, indent: int | None = None) -> str:
+    """JSON text in which everything stays readable but lone surrogates, the bytes of a name that are no UTF-8: these
+    become ``\\udce9``, which every reader of JSON turns back."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    return re.sub("[\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def _whole(digits: str) -> int:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import sys
 import time
 from collections.abc import Callable, Iterator
 from types import TracebackType
 
 from tqdm import tqdm
+
+from ssamba.utils.terminal import printable
 
 QUIET_SECONDS = 30.0
 """Without a terminal nothing is printed before this time, and then one line each such interval."""
@@ -17,30 +20,35 @@ QUIET_SECONDS = 30.0
 class Bar:
     """A context manager whose ``update`` fits every ``progress(done, total)`` of the package.
 
-    ``note`` stands behind the bar, which gives the fraction done, the time taken and the time left.
+    ``note`` stands behind the bar, which gives the fraction done and the time left: two values, so that the line fits
+    80 columns. Without a note, a ``unit`` gives the number done and the rate.
     """
 
-    def __init__(self, label: str) -> None:
-        terminal = sys.stderr.isatty()
+    def __init__(self, label: str, unit: str = "") -> None:
+        stream = sys.stderr or io.StringIO()  # an interpreter without a stderr
+        terminal = stream.isatty()
+        self._unit = unit
         self._bar = tqdm(
             total=None,
-            desc=label,
-            file=sys.stderr,
-            ascii=not terminal,
+            desc=printable(label),
+            file=stream,
+            ascii=None if terminal else True,
             leave=False,
             dynamic_ncols=True,
             delay=0.5 if terminal else QUIET_SECONDS,
             mininterval=0.2 if terminal else QUIET_SECONDS,
             maxinterval=10.0 if terminal else 2 * QUIET_SECONDS,
-            bar_format="{desc} {percentage:3.0f}% |{bar:20}| {elapsed}, {remaining} left{postfix}",
+            bar_format="{desc} {percentage:3.0f}% |{bar:10}| {remaining} left{postfix}",
         )
         self._begin = time.monotonic()
 
     def update(self, done: float, total: float, note: str = "") -> None:
         """Show that ``done`` of ``total`` is through."""
         self._bar.total = max(total, done) or 1
+        if self._unit and not note:
+            note = f"{done:,.0f} {self._unit}, {done / max(self.seconds, 1e-3):,.0f}/s"
         if note:
-            self._bar.set_postfix_str(note, refresh=False)
+            self._bar.set_postfix_str(printable(note), refresh=False)
         self._bar.update(done - self._bar.n)
 
     @property
@@ -58,7 +66,7 @@ class Bar:
 
 
 @contextlib.contextmanager
-def progress_bar(label: str) -> Iterator[Callable[[float, float, str], None]]:
+def progress_bar(label: str, unit: str = "") -> Iterator[Callable[[float, float, str], None]]:
     """A bar for one stage of some work; the block gets its ``update``."""
-    with Bar(label) as bar:
+    with Bar(label, unit) as bar:
         yield bar.update

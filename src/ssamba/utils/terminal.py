@@ -1,7 +1,8 @@
-"""Text that others wrote (names of files, values of settings), made fit for a terminal and for one line."""
+"""Text that others wrote (names of files, labels, values of settings), made fit for a terminal and for one line."""
 
 from __future__ import annotations
 
+import re
 import unicodedata
 
 _ESCAPED_CATEGORIES = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
@@ -18,6 +19,16 @@ def printable(text: str) -> str:
     if text.isascii() and text.isprintable():
         return text
     return "".join(_escaped(c) if unicodedata.category(c) in _ESCAPED_CATEGORIES else c for c in text)
+
+
+def printable_lines(text: str) -> str:
+    """:func:`printable`, but line ends stay."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
+def one_line(text: str) -> str:
+    """``text`` as one printable line: a line end, with the blanks around it, becomes one blank."""
+    return printable(re.sub(r"\s*[\r\n]+\s*", " ", text).strip())
 
 
 def shorten(value: object, limit: int = SHORT) -> str:

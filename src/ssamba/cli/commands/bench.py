@@ -12,6 +12,7 @@ from ssamba.cli.parser import (
     add_device,
     positive,
 )
+from ssamba.cli.streams import say, say_lines
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -54,8 +55,9 @@ def run(arguments: argparse.Namespace) -> int:
             results.append(result)
             write_report(arguments.out, results, settings, pictures=False)
     paths = write_report(arguments.out, results, settings)
-    print(speed_table(results, settings), end="")
-    print(f"\nwritten: {', '.join(map(str, paths))}")
+    say_lines(speed_table(results, settings))
+    say("")
+    say(f"written: {', '.join(map(str, paths))}")
     return EXIT_SOME_UNREADABLE if any(r.status == "wrong output" for r in results) else EXIT_DONE
 
 

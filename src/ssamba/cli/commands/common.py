@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+
+from ssamba.cli.streams import warn
+from ssamba.utils.terminal import printable
 
 EXIT_DONE, EXIT_SOME_UNREADABLE = 0, 1
 """Exit codes: all done; done, but some files could not be read."""
@@ -24,7 +26,7 @@ class Command:
 def list_unreadable(failures: Sequence[tuple[str, str]]) -> int:
     """Name the files that were left out, on stderr, and return the exit code."""
     for path, reason in failures:
-        print(f"ssamba: left out {path}: {reason}", file=sys.stderr)
+        warn(f"left out {printable(path)}: {reason}")
     return EXIT_SOME_UNREADABLE if failures else EXIT_DONE
 
 

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from ssamba.cli.commands.common import EXIT_DONE, Command
+from ssamba.cli.streams import say_lines
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -17,7 +18,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Do it, and return the exit code."""
     from ssamba.cli import demo
 
-    print(demo.run(arguments.out))
+    say_lines(demo.run(arguments.out))
     return EXIT_DONE
 
 

@@ -85,7 +85,7 @@ def _read_classes(path: Path) -> tuple[dict[str, int], tuple[str, ...]]:
 def _index(root: Path) -> dict[str, list[_Found]]:
     """YouTube id -> audio files whose name can mean it, in order of their paths."""
     index: dict[str, list[_Found]] = {}
-    for folder, folders, names in os.walk(root):
+    for folder, folders, names in os.walk(root, onerror=_refuse):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
             stem, ending = os.path.splitext(name)
@@ -97,6 +97,10 @@ def _index(root: Path) -> dict[str, list[_Found]]:
     if not index:
         raise DataError(f"{root}: no audio files named by YouTube id in this folder or below (such as YTID.wav)")
     return index
+
+
+def _refuse(error: OSError) -> None:
+    raise DataError(f"{error.filename}: the folder cannot be searched ({error.strerror or error})")
 
 
 def _meanings(stem: str) -> Iterator[tuple[str, float | None, float | None]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import difflib
 import os
@@ -13,6 +12,7 @@ from typing import NamedTuple
 
 from ssamba.data.examples import Example, Fold, LabelledData, Part
 from ssamba.data.manifest import nearest_file
+from ssamba.data.tables import LABEL_COLUMNS, PATH_COLUMNS, open_table
 from ssamba.utils.errors import DataError
 from ssamba.utils.suggest import nearest
 
@@ -88,22 +88,16 @@ def read_table(path: Path, required: Sequence[str] = (), delimiter: str | None =
     Raises:
         DataError: unreadable, not UTF-8, empty, without a row, or a required column is missing (the nearest is named).
     """
-    delimiter = delimiter or ("\t" if path.suffix.lower() == ".tsv" else ",")
-    lines = read_lines(path)
-    reader = csv.reader(lines, delimiter=delimiter)
-    try:
-        columns = tuple(name.strip() for name in next(reader, []))
-        rows = []
-        for values in reader:
+    if not path.exists():
+        raise DataError(f"{path}: no such file{nearest_file(str(path))}")
+    rows = []
+    with open_table(path, required or (*PATH_COLUMNS, *LABEL_COLUMNS, "split", "fold"), delimiter) as table:
+        columns = table.columns
+        for line, values in table.rows:
             if any(value.strip() for value in values):
                 if len(values) < len(columns):
-                    raise DataError(
-                        f"{path}: line {reader.line_num} has {len(values)} values for {len(columns)} columns"
-                    )
-                pairs = zip(columns, values, strict=False)
-                rows.append((reader.line_num, {name: value.strip() for name, value in pairs}))
-    except csv.Error as error:
-        raise DataError(f"{path}: line {reader.line_num} is not valid {delimiter!r}-separated text ({error})") from None
+                    raise DataError(f"{path}: line {line} has {len(values)} values for {len(columns)} columns")
+                rows.append((line, {name: value.strip() for name, value in zip(columns, values, strict=False)}))
     if not columns:
         raise DataError(f"{path}: is empty; the first line must name the columns {', '.join(required)}")
     for name in required:

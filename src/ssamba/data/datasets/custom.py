@@ -21,9 +21,12 @@ from ssamba.data.datasets.common import (
 from ssamba.data.datasets.splits import SPLITS, split_name, stratified_folds, stratified_split
 from ssamba.data.datasets.time_stamped import read_time_stamped
 from ssamba.data.examples import Example, Fold, LabelledData
+from ssamba.data.folders import Problems
 from ssamba.data.labels.recordings import has_times, labels_in
-from ssamba.data.manifest import LABEL_COLUMNS, PATH_COLUMNS, nearest_file, read_source
+from ssamba.data.manifest import nearest_file, read_source
+from ssamba.data.tables import LABEL_COLUMNS, PATH_COLUMNS, resolve_paths
 from ssamba.utils.errors import DataError
+from ssamba.utils.files import native_name, stored_name
 from ssamba.utils.suggest import nearest
 
 __all__ = ["read_custom"]
@@ -97,9 +100,11 @@ def _read_labels(path: Path, seed: int, multi_label: bool | None, n_folds: int) 
             raise DataError(f"{path}: line {line}: {row[files]} has {what}; in a single-label set each clip has one")
     classes = _sorted_names(name for names in named for name in names)
     numbers = {name: number for number, name in enumerate(classes)}
+    paths = [os.path.join(path.parent, native_name(row[files])) for _, row in table.rows]
+    resolve_paths(paths)
     examples = [
-        file_example(path.parent / row[files], row[files], (numbers[name] for name in names))
-        for (_, row), names in zip(table.rows, named, strict=True)
+        file_example(Path(audio), row[files], (numbers[name] for name in names))
+        for audio, (_, row), names in zip(paths, table.rows, named, strict=True)
     ]
     check_present(path, examples, "paths are relative to the table's folder")
     folds, notes = _divide(table, examples, seed, n_folds)
@@ -157,7 +162,10 @@ def _one_fold(name: str, splits: dict[str, list[Example]]) -> tuple[tuple[Fold, 
 
 def _read_folders(root: Path, seed: int, n_folds: int) -> LabelledData:
     require_folder(root, "")
-    clips = read_source(root)
+    problems: Problems = []
+    clips = read_source(root, problems)
+    for place, reason in problems:  # a class, or a part of it, would be missing
+        raise DataError(f"{place}: {reason}; make it readable, or remove it from the labelled set")
     deep = [clip.key.split("/") for clip in clips]
     stray = next((key for key in deep if len(key) < 2), None)
     if stray:
@@ -183,7 +191,7 @@ def _read_folders(root: Path, seed: int, n_folds: int) -> LabelledData:
 def _refuse_empty(root: Path, classes: Sequence[str], places: Iterable[str]) -> None:
     """Refuse a class's folder without any clip, which would otherwise vanish from the classes without a word."""
     for place in sorted(places):
-        folders = sorted(entry.name for entry in os.scandir(root / place) if entry.is_dir())
+        folders = sorted(stored_name(entry.name) for entry in os.scandir(root / native_name(place)) if entry.is_dir())
         empty = [name for name in folders if name not in classes and not name.startswith(".")]
         if empty:
             raise DataError(

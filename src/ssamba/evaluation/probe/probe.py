@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -22,6 +21,7 @@ from ssamba.inference.file_stream import Progress
 from ssamba.inference.model import Encoder
 from ssamba.utils.atomic_write import make_folder, write_text
 from ssamba.utils.errors import ConfigError
+from ssamba.utils.json_text import dump_json
 from ssamba.utils.plots import layer_curves, require_matplotlib
 from ssamba.utils.suggest import nearest
 from ssamba.utils.yaml_text import read_yaml
@@ -136,7 +136,7 @@ def probe(
         data.notes,
     )
     if out is not None:
-        write_text(out / PROBE_FILE, json.dumps(as_dict(result), indent=2, ensure_ascii=False) + "\n")
+        write_text(out / PROBE_FILE, dump_json(as_dict(result), indent=2) + "\n")
         if len(layers) > 1:
             draw(result, out / PICTURE_FILE)
     return result

@@ -25,6 +25,7 @@ from ssamba.models.pretrained.model_dir import (
     read_shapes,
 )
 from ssamba.utils.json_text import read_json
+from ssamba.utils.terminal import printable
 
 
 def describe(source: ModelSource | None = None, attention_heads: int | None = None) -> dict[str, Any]:
@@ -133,7 +134,7 @@ def as_text(facts: dict[str, Any]) -> str:
     if "results" in facts:
         lines += _result_lines(facts["results"])
     width = max(len(name) for name, _ in lines) + 2
-    return "\n".join(f"{name:{width}}{text}" for name, text in lines)
+    return "\n".join(f"{name:{width}}{printable(text)}" for name, text in lines)
 
 
 def _patches_text(c: dict[str, Any]) -> str:
@@ -170,16 +171,18 @@ def _number(value: Any) -> str:
 def data_statistics(
     data: Sequence[str], progress: CountProgress | None = None
 ) -> tuple[dict[str, Any], list[tuple[str, str]]]:
-    """Log-mel mean and deviation over whole files, and (path, reason) of those that cannot be read.
+    """Log-mel mean and deviation over whole files, and (path, reason) of those, and of folders, that cannot be
+    read.
 
     Raises ``DataError`` for data that cannot be used, or when more than 5 % of the files cannot be read.
     """
     skip = SkipList()
+    problems: list[tuple[str, str]] = []
     measured = compute_statistics(
-        read_sources(data), PUBLISHED, threads=min(8, os.cpu_count() or 1), skip=skip, progress=progress
+        read_sources(data, problems), PUBLISHED, threads=min(8, os.cpu_count() or 1), skip=skip, progress=progress
     )
     facts = {"mean": measured.mean, "std": measured.std, "files": measured.clips, "frames": measured.frames}
-    return facts, list(skip.reasons.items())
+    return facts, [*problems, *skip.reasons.items()]
 
 
 def statistics_line(facts: dict[str, Any]) -> str:

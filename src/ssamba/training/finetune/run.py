@@ -243,7 +243,7 @@ class FoldRuns:
         if self._cache is None and budget:
             examples = (e for f in self.data.folds for part in (f.train, f.validation, f.test) for e in part)
             paths = list(dict.fromkeys(part.path for example in examples for part in example.parts))
-            with Bar("reading lengths") as bar:
+            with Bar("reading lengths", "files") as bar:
                 clips = [Clip(path) for path in paths[: max(1, budget // (SAMPLE_BYTES * config.sample_rate))]]
                 scanned = scan_clips(clips, self.skip, progress=bar.update)
             self._cache = AudioCache(scanned, budget, config.sample_rate)

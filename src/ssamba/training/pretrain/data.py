@@ -44,7 +44,7 @@ class PretrainData:
 
 def prepare_data(sources: Sequence[Source], recipe: PretrainRecipe, skip: SkipList) -> PretrainData:
     """Read all lengths, hold some files out, and plan the crops. Raises ``DataError`` when none is left to hold out."""
-    with Bar("reading lengths") as bar:
+    with Bar("reading lengths", "files") as bar:
         scanned = scan_sources(sources, skip, progress=bar.update)
     training, held_out = split_validation(scanned, fraction=recipe.validation, seed=recipe.seed)
     if not held_out:

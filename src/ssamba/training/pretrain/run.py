@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import torch
 
+from ssamba.data.folders import Problems
 from ssamba.data.manifest import read_sources
 from ssamba.data.scan import SkipList
 from ssamba.models.encoder import Encoder
@@ -22,7 +24,9 @@ from ssamba.training.run_state import STATE_FILE
 from ssamba.training.schedule import CosineSchedule, PlateauSchedule, Schedule
 from ssamba.utils.atomic_write import clear_leftovers, make_folder
 from ssamba.utils.errors import ConfigError
+from ssamba.utils.terminal import printable
 
+_log = logging.getLogger(__name__)
 PRETRAIN_MAY_CHANGE = ("epochs", "steps", "workers", "save_minutes")
 """Values that a resumed run may be given anew: they do not change the steps, only how many and how they are fed."""
 
@@ -33,6 +37,7 @@ def pretrain(
     recipe: PretrainRecipe,
     source: str | None = None,
     device: str = "auto",
+    problems: Problems | None = None,
 ) -> None:
     """Pretrain on ``data`` into the run directory ``out``, or go on with the run that is there.
 
@@ -41,11 +46,16 @@ def pretrain(
     config.json and model.safetensors (best by validation), state.safetensors (for resume), log.csv, tensorboard/,
     recipe.yaml, state.json and skipped.csv. One of several processes that torchrun or ``--devices`` has started takes
     its part of each batch (docs/pretraining.md). Raises ``SsambaError`` for what the user can put right, and after
-    Ctrl-C ``Interrupted``.
+    Ctrl-C ``Interrupted``. Folders that may not be read are logged, and added to ``problems`` as (path, reason).
     """
     with distributed_context(device) as (dist, chosen):
         _check_batch(recipe, dist.world)
-        sources = read_sources(data)
+        met: Problems = []
+        sources = read_sources(data, met)
+        for path, reason in met if dist.main else ():
+            _log.warning("left out %s: %s", printable(path), reason)
+        if problems is not None:
+            problems += met
         resuming = _enter(out, recipe, source, dist)
         prepared = prepare_data(sources, recipe, SkipList(skipped_file(out, dist.rank)))
         if resuming:

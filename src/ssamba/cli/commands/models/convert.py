@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ssamba.cli.commands.common import EXIT_DONE, Command
 from ssamba.cli.parser import HEADS_HELP, SOURCE_HELP, positive
+from ssamba.cli.streams import say
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -22,7 +23,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ssamba.models.pretrained.convert import convert
 
     for line in convert(arguments.source, arguments.dest, arguments.half, arguments.attention_heads):
-        print(line)
+        say(line)
     return EXIT_DONE
 
 

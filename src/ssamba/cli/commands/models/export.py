@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ssamba.cli.commands.common import EXIT_DONE, Command
 from ssamba.cli.parser import SOURCE_HELP
+from ssamba.cli.streams import say
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -39,11 +40,9 @@ def run(arguments: argparse.Namespace) -> int:
     from ssamba.inference.onnx.export import export_onnx
 
     written = export_onnx(arguments.source, arguments.dest, arguments.output, arguments.input, arguments.weights)
-    print(
-        f"{written.path}: {arguments.input} to {arguments.output}, {written.nodes} nodes, {written.size / 1e6:.1f} MB"
-    )
+    say(f"{written.path}: {arguments.input} to {arguments.output}, {written.nodes} nodes, {written.size / 1e6:.1f} MB")
     for name, error in written.errors.items():
-        print(f"{arguments.weights} weights change {name} of a test sound by {error:.2g} of their norm")
+        say(f"{arguments.weights} weights change {name} of a test sound by {error:.2g} of their norm")
     return EXIT_DONE
 
 

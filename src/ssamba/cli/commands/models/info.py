@@ -6,6 +6,7 @@ import argparse
 
 from ssamba.cli.commands.common import EXIT_DONE, Command
 from ssamba.cli.parser import HEADS_HELP, SHIPPED_HELP, positive
+from ssamba.cli.streams import say_lines
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -20,7 +21,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ssamba.models.pretrained.describe import as_json, as_text, describe
 
     facts = describe(arguments.source, arguments.attention_heads)
-    print(as_json(facts) if arguments.json else as_text(facts))
+    say_lines(as_json(facts) if arguments.json else as_text(facts))
     return EXIT_DONE
 
 

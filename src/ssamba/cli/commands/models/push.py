@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ssamba.cli.commands.common import EXIT_DONE, Command
 from ssamba.cli.parser import SOURCE_HELP
+from ssamba.cli.streams import say
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -28,12 +29,12 @@ def run(arguments: argparse.Namespace) -> int:
 
     a = arguments
     if not a.dry_run:
-        print(push(a.model, a.name, a.private, a.license, a.card, a.folder))
+        say(push(a.model, a.name, a.private, a.license, a.card, a.folder))
         return EXIT_DONE
     if a.folder is None:
         raise ConfigError("--dry-run writes a folder and uploads nothing: give --folder DIR")
     for path in export(a.model, a.folder, a.name, a.license, a.card):
-        print(path)
+        say(path)
     return EXIT_DONE
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ssamba.cli.commands.common import DATA_HELP, Command, list_unreadable
 from ssamba.cli.parser import UsageError, add_model, add_passes, positive
+from ssamba.cli.streams import say
 
 DEFAULT_OUT = Path("embeddings.npz")
 
@@ -42,10 +43,13 @@ def run(arguments: argparse.Namespace) -> int:
     from ssamba.inference.file_stream import list_files, prefer_reference_if_short
     from ssamba.inference.load import load
     from ssamba.inference.writers import check_embedding_output
+    from ssamba.utils.atomic_write import refuse_input
     from ssamba.utils.progress import Bar
 
     check_embedding_output(out)
-    files, again = list_files(arguments.files)
+    refuse_input(out, arguments.files)
+    problems: list[tuple[str, str]] = []
+    files, again = list_files(arguments.files, problems)
     model = load(arguments.model, arguments.device, stride=arguments.stride, frames=arguments.frames)
     with prefer_reference_if_short(files, model), Bar("embedding") as bar:
         report = write_embeddings(
@@ -58,8 +62,8 @@ def run(arguments: argparse.Namespace) -> int:
             progress=bar.update,
         )
     twice = f" ({again} given twice)" if again else ""
-    print(f"{out}: {report.rows} x {report.width} from {report.written} files{twice}")
-    return list_unreadable(report.failures)
+    say(f"{out}: {report.rows} x {report.width} from {report.written} files{twice}")
+    return list_unreadable([*problems, *report.failures])
 
 
 COMMAND = Command("turn audio files into embeddings", add_options, run)

@@ -15,6 +15,7 @@ from ssamba.cli.parser import (
     real,
     seconds,
 )
+from ssamba.cli.streams import say, say_lines
 
 if TYPE_CHECKING:
     from ssamba.inference.events.merge import EventOptions
@@ -84,8 +85,8 @@ def run(arguments: argparse.Namespace) -> int:
     from ssamba.inference.events.write import plan_event_output
     from ssamba.inference.file_stream import list_files, prefer_reference_if_short
     from ssamba.inference.predict_files import load_classifier, predict_files
-    from ssamba.inference.writers import PREDICTION_SUFFIXES
-    from ssamba.utils.atomic_write import check_output_name
+    from ssamba.inference.writers import check_prediction_output
+    from ssamba.utils.atomic_write import refuse_input
     from ssamba.utils.progress import Bar
 
     if arguments.model is None:
@@ -94,11 +95,14 @@ def run(arguments: argparse.Namespace) -> int:
             "none; make one with ssamba finetune"
         )
     events = _event_options(arguments)
-    if arguments.out is not None and events is None:
-        check_output_name(arguments.out, PREDICTION_SUFFIXES)
-    files, _ = list_files(arguments.files)
+    if arguments.out is not None:
+        if events is None:
+            check_prediction_output(arguments.out)
+        refuse_input(arguments.out, arguments.files)
+    problems: list[tuple[str, str]] = []
+    files, _ = list_files(arguments.files, problems)
     if len(arguments.model) > 1:
-        return _run_several(arguments, files)
+        return _run_several(arguments, files, problems)
     if events is not None:
         plan_event_output(arguments.out, arguments.format, files)
     model = load_classifier(arguments.model[0], arguments.device)
@@ -120,8 +124,11 @@ def run(arguments: argparse.Namespace) -> int:
             events=events,
             format=arguments.format,
         )
-    print(report.text if arguments.out is None else f"{arguments.out}: {report.written} files")
-    return list_unreadable(report.failures)
+    if arguments.out is None:
+        say_lines(report.text)
+    else:
+        say(f"{arguments.out}: {report.written} files")
+    return list_unreadable([*problems, *report.failures])
 
 
 def _event_options(arguments: argparse.Namespace) -> EventOptions | None:
@@ -140,7 +147,7 @@ def _event_options(arguments: argparse.Namespace) -> EventOptions | None:
     return None
 
 
-def _run_several(arguments: argparse.Namespace, files: list[str]) -> int:
+def _run_several(arguments: argparse.Namespace, files: list[str], problems: list[tuple[str, str]]) -> int:
     """Several classifiers on one encoder."""
     from ssamba.inference.several.files import predict_files_with_each
     from ssamba.inference.several.predict import load_classifiers
@@ -163,8 +170,11 @@ def _run_several(arguments: argparse.Namespace, files: list[str]) -> int:
             threads=arguments.threads,
             progress=bar.update,
         )
-    print(report.text or f"{arguments.out}: {report.written} files")
-    return list_unreadable(report.failures)
+    if arguments.out is None:
+        say_lines(report.text)
+    else:
+        say(f"{arguments.out}: {report.written} files")
+    return list_unreadable([*problems, *report.failures])
 
 
 COMMAND = Command("classify recordings, with a fine-tuned model", add_options, run)

@@ -12,6 +12,7 @@ from ssamba.cli.parser import (
     seconds,
     whole,
 )
+from ssamba.cli.streams import say
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -48,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
             seed=arguments.seed,
             start=arguments.start,
         )
-    print(f"{arguments.out}: {drawn.summary()}")
+    say(f"{arguments.out}: {drawn.summary()}")
     return EXIT_DONE
 
 

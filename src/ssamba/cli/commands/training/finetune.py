@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import sys
 from pathlib import Path
 
 from ssamba.cli.commands.common import EXIT_DONE, Command, launch_processes
 from ssamba.cli.parser import SHIPPED_HELP, add_dataclass, add_devices, add_run, given
+from ssamba.cli.streams import say, warn
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -54,14 +54,14 @@ def run(arguments: argparse.Namespace) -> int:
     values = finetune(recipe, *places, labels=arguments.labels, background=arguments.background)
     if not values:  # another process of the run has them
         return EXIT_DONE
-    print(headline(values))
-    print(f"{arguments.out / TABLE_FILE} has every fold, {arguments.out} the model")
-    print(f"next: ssamba predict FILES --model {shlex.quote(str(arguments.out))}")
+    say(headline(values))
+    say(f"{arguments.out / TABLE_FILE} has every fold, {arguments.out} the model")
+    say(f"next: ssamba predict FILES --model {shlex.quote(str(arguments.out))}")
     return EXIT_DONE
 
 
 def _note(line: str) -> None:
-    print(f"ssamba: note: {line}", file=sys.stderr)
+    warn(f"note: {line}")
 
 
 COMMAND = Command("train a classifier on a labelled set, from a pretrained model", add_options, run)

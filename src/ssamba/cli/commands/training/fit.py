@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import sys
 from pathlib import Path
 
 from ssamba.cli.commands.common import EXIT_DONE, Command
 from ssamba.cli.parser import SHIPPED_HELP, add_dataclass, add_device, add_run, given
+from ssamba.cli.streams import say, warn
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -34,14 +34,14 @@ def run(arguments: argparse.Namespace) -> int:
 
     recipe = FitRecipe(**given(arguments, FitRecipe))
     values = fit(recipe, arguments.data, arguments.out, arguments.source, arguments.device, _note, progress_bar)
-    print(headline(values))
-    print(f"{arguments.out / TABLE_FILE} has every fold, {arguments.out} the model, fitted on {values['model']}")
-    print(f"next: ssamba predict FILES --model {shlex.quote(str(arguments.out))}")
+    say(headline(values))
+    say(f"{arguments.out / TABLE_FILE} has every fold, {arguments.out} the model, fitted on {values['model']}")
+    say(f"next: ssamba predict FILES --model {shlex.quote(str(arguments.out))}")
     return EXIT_DONE
 
 
 def _note(line: str) -> None:
-    print(f"ssamba: note: {line}", file=sys.stderr)
+    warn(f"note: {line}")
 
 
 COMMAND = Command("fit a classifier on a frozen model's features, in seconds", add_options, run)

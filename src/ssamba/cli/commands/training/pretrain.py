@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ssamba.cli.commands.common import DATA_HELP, EXIT_DONE, Command, launch_processes
+from ssamba.cli.commands.common import DATA_HELP, EXIT_DONE, EXIT_SOME_UNREADABLE, Command, launch_processes
 from ssamba.cli.parser import SOURCE_HELP, add_dataclass, add_devices, add_run, given
 
 
@@ -34,8 +34,9 @@ def run(arguments: argparse.Namespace) -> int:
     check_shape(arguments.source, given(arguments, PretrainRecipe))
     if arguments.devices:
         return launch_processes(arguments)
-    pretrain(arguments.data, arguments.out, recipe, arguments.source, arguments.device)
-    return EXIT_DONE
+    problems: list[tuple[str, str]] = []
+    pretrain(arguments.data, arguments.out, recipe, arguments.source, arguments.device, problems)
+    return EXIT_SOME_UNREADABLE if problems else EXIT_DONE
 
 
 COMMAND = Command("train a model on unlabelled audio, or go on with a run", add_options, run)

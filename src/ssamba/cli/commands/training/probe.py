@@ -10,6 +10,7 @@ from ssamba.cli.parser import (
     add_model,
     real,
 )
+from ssamba.cli.streams import say_lines
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
     model = load(arguments.model, arguments.device)
     source = arguments.model or DEFAULT
     result = probe(layout, arguments.data, model, arguments.layer, arguments.out, source, progress_bar, arguments.c)
-    print(probe_table(result))
+    say_lines(probe_table(result))
     return EXIT_DONE
 
 

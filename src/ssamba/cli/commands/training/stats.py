@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ssamba.cli.commands.common import DATA_HELP, Command, list_unreadable
+from ssamba.cli.streams import say_lines
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -18,9 +19,9 @@ def run(arguments: argparse.Namespace) -> int:
     from ssamba.models.pretrained.describe import as_json, data_statistics, statistics_line
     from ssamba.utils.progress import Bar
 
-    with Bar("measuring") as bar:
+    with Bar("measuring", "files") as bar:
         facts, failures = data_statistics(arguments.data, bar.update)
-    print(as_json(facts) if arguments.json else statistics_line(facts))
+    say_lines(as_json(facts) if arguments.json else statistics_line(facts))
     return list_unreadable(failures)
 
 
