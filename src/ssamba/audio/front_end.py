@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ssamba.audio.checks import rate_number, rate_problem
 from ssamba.audio.constants import (
     AUDIOSET_MEAN,
     AUDIOSET_STD,
@@ -55,8 +56,11 @@ class FrontEnd:
     std: float = AUDIOSET_STD
 
     def __post_init__(self) -> None:
-        if not MIN_SAMPLE_RATE <= self.sample_rate <= MAX_SAMPLE_RATE:
-            raise ConfigError(f"sample_rate is {self.sample_rate}: give {MIN_SAMPLE_RATE} to {MAX_SAMPLE_RATE} Hz")
+        if problem := rate_problem(self.sample_rate, MIN_SAMPLE_RATE, MAX_SAMPLE_RATE):
+            raise ConfigError(problem)
+        object.__setattr__(self, "sample_rate", rate_number(self.sample_rate))
+        if not isinstance(self.sample_rate, int):
+            raise ConfigError(f"sample_rate is {self.sample_rate}: give a whole number of Hz")
         if self.frame_length == 0:
             object.__setattr__(self, "frame_length", self.sample_rate * FRAME_MILLISECONDS // 1000)
         if self.hop == 0:

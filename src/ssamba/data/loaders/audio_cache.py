@@ -13,7 +13,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ssamba.audio.decode import Waveform, check_length, read_audio
+from ssamba.audio.checks import check_length
+from ssamba.audio.decode import Waveform, read_audio
 from ssamba.audio.front_end import PUBLISHED
 from ssamba.data.manifest import Clip
 

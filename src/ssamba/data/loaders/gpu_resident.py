@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssamba.audio.decode import check_length, read_audio
+from ssamba.audio.checks import check_length
+from ssamba.audio.decode import read_audio
 from ssamba.audio.front_end import PUBLISHED
 from ssamba.data.loaders.workers import MAX_ATTEMPTS, decode_ahead
 from ssamba.data.manifest import Clip
