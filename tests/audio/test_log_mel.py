@@ -173,7 +173,7 @@ def test_refuses_what_is_no_audio(audio: Any, reason: str) -> None:
 
 @pytest.mark.parametrize("rate", [0, -16000, 0.5, math.nan, math.inf])
 def test_refuses_sample_rates_that_are_none(rate: float) -> None:
-    with pytest.raises(AudioError, match="sample_rate is .*: give 1000 to 768000 Hz"):
+    with pytest.raises(AudioError, match=r"sample_rate is .*: give 1000 to 768000 Hz"):
         log_mel.to_waveform(noise(1000), rate)  # type: ignore[arg-type]
 
 

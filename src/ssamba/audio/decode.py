@@ -6,7 +6,6 @@ Several channels are averaged. A crop of a long file reads the crop and a short 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from math import ceil, gcd
 from typing import NamedTuple

@@ -38,7 +38,7 @@ def examine_flac(raw: BinaryIO, size: int, begin: int = 0) -> Layout:
     if end == stated:
         return AS_IT_IS
     if end is not None and end < stated:
-        return Layout(uncertain=True)  # decoding stops early and says where
+        return Layout(truncated=True)  # decoding stops early and says where
     unstated = (begin + 21, bytes([info[21] & 0xF0, 0, 0, 0, 0]))
     return Layout(streams=(patched(size, [unstated]),), uncertain=True)
 

@@ -22,14 +22,15 @@ class Layout:
     Attributes:
         streams: the views to decode one after the other; none: the file as it is.
         frames: samples per channel that were counted; None: what the decoder says.
-        uncertain: the length has to be found by decoding: with views it is what decoding gives, without one the file
-            is truncated and decoding says where.
+        uncertain: the length is what decoding gives.
+        truncated: samples that the header promises seem to be missing; decoding says where.
         problem: why it cannot be used (it is truncated, say); "" when it can.
     """
 
     streams: tuple[tuple[Piece, ...], ...] = ()
     frames: int | None = None
     uncertain: bool = False
+    truncated: bool = False
     problem: str = ""
 
 

@@ -14,6 +14,7 @@ from ssamba.audio.layout import AS_IT_IS, Layout, read_at
 _FIRST_BYTES, _SEARCH_BYTES = 1 << 12, 1 << 16
 _BLOCK = 1 << 20
 _SPARE_FRAMES = 1000
+_DECODER_DELAY = 529
 _RATES = (44100, 48000, 32000)
 _BITRATES = {  # kbit/s by (MPEG 1 or not, layer)
     (True, 1): (0, 32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
@@ -49,25 +50,26 @@ def examine_mpeg(raw: BinaryIO, size: int, begin: int) -> Layout:
     first = _first_frame(raw, begin)
     if first is None:
         return AS_IT_IS
+    as_it_is = AS_IT_IS if first[0] == begin else Layout((((first[0], size),),))  # without what lies in front
     begin, kind = first
     head = read_at(raw, begin, 256)
     length = kind.lengths[head[2]]
     stated, ends = _xing(head, kind)
     if stated and ends is not None and begin + ends <= size and not _goes_on(raw, begin + ends, kind):
-        return AS_IT_IS
+        return as_it_is
     if head[36:40] == b"VBRI" or stated is not None:
         begin += length
     scan = _scan(raw, size, begin, kind)
     if stated and scan.frames == stated:
-        return AS_IT_IS
+        return as_it_is
     if stated and scan.frames < stated:
-        return Layout(uncertain=True)  # decoding stops early and says where
+        return Layout(as_it_is.streams, truncated=True)  # decoding stops early and says where
     if kind.layer != 3 or not scan.frames:
-        return AS_IT_IS
+        return as_it_is
     if not scan.regular:  # the decoder may find other frames between what is none: it goes on as long as it does
         return Layout(((_stating(head, kind, 2 * scan.frames + _SPARE_FRAMES), (begin, size)),), uncertain=True)
     view = (_stating(head, kind, scan.frames), (begin, size))
-    return Layout((view,), frames=scan.frames * kind.samples)
+    return Layout((view,), frames=None if as_it_is.streams else scan.frames * kind.samples)
 
 
 def _kind(head: bytes) -> _Kind | None:
@@ -186,9 +188,15 @@ def _scan(raw: BinaryIO, size: int, begin: int, kind: _Kind) -> _Scan:
 
 
 def _stating(head: bytes, kind: _Kind, frames: int) -> bytes:
-    """A frame without sound whose Xing header states that number of frames."""
-    third = next(n for n in range(256) if not n & 3 and kind.lengths[n] >= 4 + kind.side_bytes + 16)
-    xing = b"Xing" + (1).to_bytes(4, "big") + frames.to_bytes(4, "big")
-    return (bytes([0xFF, head[1] | 1, third, head[3]]) + bytes(kind.side_bytes) + xing).ljust(
-        kind.lengths[third], b"\0"
-    )
+    """Two frames without sound, the first with a Xing header that states that number of frames behind them.
+
+    A decoder that finds such a header takes its own delay from the beginning. The encoder's delay is not known here and
+    nothing must be lost, so the header states a delay with which exactly the second frame is cut off.
+    """
+    least = 4 + kind.side_bytes + 12 + 36
+    third = next(n for n in range(256) if not n & 1 and kind.lengths[n] >= least)
+    empty = bytes([0xFF, head[1] | 1, third, head[3]]) + bytes(kind.side_bytes)
+    delays = (kind.samples - _DECODER_DELAY) << 12 | _DECODER_DELAY
+    xing = b"Xing" + (1).to_bytes(4, "big") + min(frames + 1, 0xFFFFFFFF).to_bytes(4, "big")
+    xing += b"LAME".ljust(21, b"\0") + delays.to_bytes(3, "big")
+    return (empty + xing).ljust(kind.lengths[third], b"\0") + empty.ljust(kind.lengths[third], b"\0")

@@ -44,7 +44,7 @@ class Recording:
     """
 
     def __init__(self, path: PathLike, raw: BinaryIO, layout: Layout) -> None:
-        self._path, self._raw, self.uncertain = path, raw, layout.uncertain
+        self._path, self._raw, self.uncertain = path, raw, layout.uncertain or layout.truncated
         self._streams = layout.streams or (None,)
         self._at = 0
         self._file = _decoder(path, raw, self._streams[0])
@@ -56,7 +56,7 @@ class Recording:
             self._lengths.append(self._file.frames)
         if len(self._streams) > 1:
             self._open_stream(0)
-        self.frames = UNKNOWN_FRAMES if layout.uncertain and layout.streams else sum(self._lengths)
+        self.frames = UNKNOWN_FRAMES if layout.uncertain else sum(self._lengths)
 
     def __enter__(self) -> Recording:
         return self
@@ -172,7 +172,8 @@ def _examine(raw: BinaryIO, size: int, head: bytes, path: PathLike) -> Layout:
     marker = read_at(raw, begin, 4) if begin else head[:4]
     if marker == b"fLaC":
         return examine_flac(raw, size, begin)
-    if begin or (len(marker) > 1 and marker[0] == 0xFF and marker[1] & 0xE0 == 0xE0):
+    named = os.fspath(path).lower().endswith((".mp3", ".mp2"))  # cut out of a stream, it begins within a frame
+    if begin or named or (len(marker) > 1 and marker[0] == 0xFF and marker[1] & 0xE0 == 0xE0):
         return examine_mpeg(raw, size, begin)
     return AS_IT_IS
 
