@@ -20,8 +20,8 @@ from ssamba.utils.errors import AudioError
 from ssamba.utils.terminal import shorten
 
 MIN_RECORDING_RATE, MAX_RECORDING_RATE = 1_000, 768_000
-"""Hz, of files and of arrays. Bat detectors and hydrophones record at up to 768 kHz; a lower rate is a damaged header or
-a number in kHz, and resampling it to 16 kHz would take a thousand times the memory of the file."""
+"""Hz, of files and of arrays. Bat detectors and hydrophones record at up to 768 kHz; a lower rate is a damaged
+header or a number in kHz, and resampling it to 16 kHz would take a thousand times the memory of the file."""
 MAX_CHANNELS = 256
 """Microphone arrays and multitrack recorders have up to 128."""
 LOUDEST = 1e15
@@ -39,10 +39,15 @@ def rate_number(value: object) -> int | float | None:
         value = array.item()
         if isinstance(value, bool):
             return None
-    if not isinstance(value, numbers.Real) or not math.isfinite(value):
+    if not isinstance(value, numbers.Real):
         return None
-    number = float(value)
-    return int(value) if number == int(number) else number
+    try:
+        number = float(value)
+    except OverflowError:  # an integer of hundreds of digits
+        return None
+    if not math.isfinite(number):
+        return None
+    return int(number) if number == int(number) else number
 
 
 def rate_problem(value: object, low: int, high: int, name: str = "sample_rate") -> str | None:

@@ -1,4 +1,4 @@
-"""Where the samples lie in files that hold them one after the other, and whether all that the header promises are there.
+"""Where the samples lie in files that hold them one after the other, and whether all of them are there.
 
 WAV (RIFF, RIFX, RF64), W64, AIFF and AIFC, AU and CAF. A header whose length is a placeholder, as recorders and pipes
 write it before they know, means the end of the file.
@@ -82,7 +82,7 @@ def _is_explained(raw: BinaryIO, size: int, position: int, data: _Data) -> bool:
 
 def _chunks(raw: BinaryIO, size: int, position: int, form: str) -> list[tuple[bytes, int, int]]:
     """(id, position of the content, length) of the chunks from `position` up to the first that holds samples."""
-    found = []
+    found: list[tuple[bytes, int, int]] = []
     header = struct.Struct(form)
     while position + header.size <= size and len(found) < _MAX_CHUNKS:
         name, length = header.unpack(read_at(raw, position, header.size))

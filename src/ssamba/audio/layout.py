@@ -84,10 +84,8 @@ class PieceFile:
             if left <= 0 or end <= self._position:
                 continue
             first, take = self._position - begin, min(left, end - self._position)
-            if isinstance(piece, bytes):
-                part = piece[first : first + take]
-            else:
-                part = read_at(self._raw, piece[0] + first, take)
+            stored = isinstance(piece, bytes)
+            part = piece[first : first + take] if stored else read_at(self._raw, piece[0] + first, take)
             parts.append(part)
             self._position += len(part)
             left -= len(part)

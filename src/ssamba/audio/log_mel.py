@@ -113,8 +113,8 @@ def to_waveform(audio: Audio, sample_rate: int = SAMPLE_RATE, model_rate: int = 
     """One recording in memory, of ``sample_rate`` -> (samples,) float32 at ``model_rate`` on the CPU.
 
     Takes numpy, torch or a list: floats, or integers of up to 32 bits (scaled to [-1, 1) by their type). Raises
-    ``AudioError`` on other types and shapes, on NaN, infinite or absurdly large samples, and on a sample rate outside of
-    1 kHz to 768 kHz.
+    ``AudioError`` on other types and shapes, on NaN, infinite or absurdly large samples, and on a sample rate outside
+    of 1 kHz to 768 kHz.
     """
     rate = check_rate(sample_rate)
     array = _to_array(audio)

@@ -1,7 +1,7 @@
 """The length of MPEG audio files (MP3) that do not state it, or state another than they have.
 
-Decoders estimate the length from the first frame's bit rate and the file's size, which is wrong for variable and average
-bit rates. Here the headers of all frames are counted; nothing is decoded.
+Decoders estimate the length from the first frame's bit rate and the file's size, which is wrong for variable and
+average bit rates. Here the headers of all frames are counted; nothing is decoded.
 """
 
 from __future__ import annotations
