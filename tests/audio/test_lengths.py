@@ -82,9 +82,7 @@ def test_wav_whose_header_was_never_brought_up_to_date(tmp_path: Path) -> None:
     refused(path, "states 10000 samples, but 156400 bytes that are no chunk follow")
 
 
-@pytest.mark.parametrize(
-    "behind", [b"LIST\x08\0\0\0INFOxxxx", b"TAG" + bytes(125), bytes(9000)]
-)
+@pytest.mark.parametrize("behind", [b"LIST\x08\0\0\0INFOxxxx", b"TAG" + bytes(125), bytes(9000)])
 def test_chunks_tags_and_zeros_behind_the_samples_are_none(tmp_path: Path, behind: bytes) -> None:
     path = write(tmp_path / "a.wav")
     path.write_bytes(path.read_bytes() + behind)
