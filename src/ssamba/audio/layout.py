@@ -84,11 +84,15 @@ class PieceFile:
             if left <= 0 or end <= self._position:
                 continue
             first, take = self._position - begin, min(left, end - self._position)
-            stored = isinstance(piece, bytes)
-            part = piece[first : first + take] if stored else read_at(self._raw, piece[0] + first, take)
+            part = self._part(piece, first, take)
             parts.append(part)
             self._position += len(part)
             left -= len(part)
             if len(part) < take:  # the file has become shorter meanwhile
                 break
         return b"".join(parts)
+
+    def _part(self, piece: Piece, first: int, count: int) -> bytes:
+        if isinstance(piece, bytes):
+            return piece[first : first + count]
+        return read_at(self._raw, piece[0] + first, count)

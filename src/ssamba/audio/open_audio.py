@@ -25,6 +25,20 @@ UNKNOWN_FRAMES = 1 << 48
 """libsndfile reports 2**63 - 1 for a stream that does not state its length."""
 
 
+_OTHER_FORMATS = {
+    b"\x1a\x45\xdf\xa3": "a WebM or Matroska file",
+    b"\x30\x26\xb2\x75": "a Windows Media file (WMA)",
+    b"#!AMR": "an AMR file",
+    b"wvpk": "a WavPack file",
+    b"MAC ": "a Monkey's Audio file",
+    b"TTA1": "a True Audio file",
+    b"DSD ": "a DSD file",
+    b"FRM8": "a DSD file",
+    b".RMF": "a RealAudio file",
+    b"FLV": "a Flash video",
+}
+
+
 class _Decoder(soundfile.SoundFile):
     """A SoundFile whose reads continue without the seek that soundfile adds after each (it fails in unsized FLACs)."""
 
@@ -172,7 +186,7 @@ def _examine(raw: BinaryIO, size: int, head: bytes, path: PathLike) -> Layout:
     marker = read_at(raw, begin, 4) if begin else head[:4]
     if marker == b"fLaC":
         return examine_flac(raw, size, begin)
-    named = os.fspath(path).lower().endswith((".mp3", ".mp2"))  # cut out of a stream, it begins within a frame
+    named = os.fsdecode(path).lower().endswith((".mp3", ".mp2"))  # cut out of a stream, it begins within a frame
     if begin or named or (len(marker) > 1 and marker[0] == 0xFF and marker[1] & 0xE0 == 0xE0):
         return examine_mpeg(raw, size, begin)
     return AS_IT_IS
@@ -194,4 +208,17 @@ def _decoder(path: PathLike, raw: BinaryIO, pieces: tuple[Piece, ...] | None) ->
         # libsndfile's messages for files that it does not know mislead: add the first bytes.
         detail = str(error).rsplit(": ", 1)[-1].strip(" .")
         head = read_at(raw, 0, 8)
+        if (other := _other_format(read_at(raw, 0, 16))) is not None:
+            raise AudioError(
+                path, f"is {other}, which is not decoded here: convert it to FLAC or WAV (ffmpeg -i OLD NEW.flac)"
+            ) from None
         raise AudioError(path, f"is not audio that libsndfile can decode (starts with {head!r}; {detail})") from None
+
+
+def _other_format(head: bytes) -> str | None:
+    """The name of a format that is known but not decoded, by a file's first 16 bytes."""
+    if head[4:8] == b"ftyp":
+        return "an MP4 file (M4A, AAC)"
+    if head[:2] in (b"\xff\xf1", b"\xff\xf9"):
+        return "an AAC stream"
+    return next((name for marker, name in _OTHER_FORMATS.items() if head.startswith(marker)), None)

@@ -6,9 +6,9 @@ named memory can be left behind. Requests are datagrams on one socket pair, so t
 Waveforms come back in shared memory. However the caller ends, its end of the pair closes and the processes
 end.
 
-A process that dies or is stopped takes a request with it, and nobody can say which. So all of them are replaced, on a new
-pair of sockets, and get all requests again that have not been answered. A waveform depends on its request alone, so that
-the results are the same.
+A process that dies or is stopped takes a request with it, and nobody can say which. So all of them are replaced, on a
+new pair of sockets, and get all requests again that have not been answered. A waveform depends on its request alone, so
+that the results are the same.
 """
 
 from __future__ import annotations
@@ -172,9 +172,7 @@ class DecodingProcesses:
         answered = self._tickets - len(self._backlog) - len(self._sent)
         self._losses = [n for n in self._losses if answered - n < LOSSES_FORGOTTEN]
         if len(self._losses) == MOST_LOSSES:
-            raise SsambaError(
-                f"a decoding process {how}, after {MOST_LOSSES} others; start again, with fewer --workers"
-            )
+            raise SsambaError(f"a decoding process {how}, after {MOST_LOSSES} others; start again with fewer --workers")
         self._losses.append(answered)
         print(f"ssamba: note: a decoding process {how}; all are replaced and go on", file=sys.stderr, flush=True)
         with contextlib.suppress(*_NOT_NOW):
