@@ -61,7 +61,7 @@ def _new_file(size: int) -> int:
 BLOCKWISE_SECONDS = 600.0
 """Longer files are never held in memory as floats: 38 MB at 16 kHz."""
 FREE_BYTES = 500_000_000
-MOST_UNPACKED = 32
+MAX_UNPACKED = 32
 """Speech as Opus of 8 kbit/s unpacks to 32 times its size."""
 
 
@@ -155,7 +155,7 @@ def _bounded(clips: Sequence[Clip], budget_bytes: int, sample_rate: int) -> int:
     for path in {clip.path for clip in clips}:
         with contextlib.suppress(OSError, ValueError):
             on_disk += os.stat(path).st_size
-    return min(budget_bytes, FREE_BYTES + MOST_UNPACKED * on_disk)
+    return min(budget_bytes, FREE_BYTES + MAX_UNPACKED * on_disk)
 
 
 class AudioCache:
@@ -165,7 +165,7 @@ class AudioCache:
     beforehand, in the given order, and each has its slot, so that a crop's samples never depend on which came first.
     Two processes that decode the same clip at once write the same samples to the same slot.
 
-    Beyond ``FREE_BYTES`` a set takes at most ``MOST_UNPACKED`` times its size on disk: hours of near silence in a few
+    Beyond ``FREE_BYTES`` a set takes at most ``MAX_UNPACKED`` times its size on disk: hours of near silence in a few
     megabytes are not worth gigabytes of memory, and their crops are quick to decode.
 
     Args:

@@ -41,7 +41,7 @@ serve(*map(int, sys.argv[2:]))"""
 _NOT_NOW = (BlockingIOError, BrokenPipeError, ConnectionResetError)
 """The socket would block, or the peer has closed it, which ``_look`` finds out."""
 _LOOK_SECONDS = 0.5
-MOST_LOSSES = 3
+MAX_LOSSES = 3
 """So many times processes are replaced within ``LOSSES_FORGOTTEN`` results; the next loss ends the run."""
 LOSSES_FORGOTTEN = 1000
 
@@ -171,10 +171,12 @@ class DecodingProcesses:
         """Start again with new processes and the requests that were not answered; tell the user."""
         answered = self._tickets - len(self._backlog) - len(self._sent)
         self._losses = [n for n in self._losses if answered - n < LOSSES_FORGOTTEN]
-        if len(self._losses) == MOST_LOSSES:
-            raise SsambaError(f"a decoding process {how}, after {MOST_LOSSES} others; start again with fewer --workers")
+        if len(self._losses) == MAX_LOSSES:
+            raise SsambaError(f"a decoding process {how}, after {MAX_LOSSES} others; start again with fewer --workers")
         self._losses.append(answered)
-        print(f"ssamba: note: a decoding process {how}; all are replaced and go on", file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # standard error may be closed
+            sys.stderr.write(f"ssamba: note: a decoding process {how}; all are replaced and go on\n")
+            sys.stderr.flush()
         with contextlib.suppress(*_NOT_NOW):
             self._receive()
         self._end()
