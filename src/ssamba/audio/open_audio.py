@@ -19,7 +19,7 @@ from ssamba.utils.errors import AudioError, SsambaError
 from ssamba.utils.files import open_regular
 
 PathLike = str | os.PathLike[str]
-Samples = npt.NDArray[np.float32]
+Decoded = npt.NDArray[np.float32]
 
 UNKNOWN_FRAMES = 1 << 48
 """libsndfile reports 2**63 - 1 for a stream that does not state its length."""
@@ -87,9 +87,9 @@ class Recording:
         """Close what libsndfile holds, not the file."""
         self._file.close()
 
-    def read(self, count: int) -> Samples:
+    def read(self, count: int) -> Decoded:
         """The next samples, (up to `count`, channels); fewer only at the end. Raises what soundfile raises."""
-        block: Samples = self._file.read(count, dtype="float32", always_2d=True)
+        block: Decoded = self._file.read(count, dtype="float32", always_2d=True)
         while len(block) < count and self._at + 1 < len(self._streams):
             self._open_stream(self._at + 1)
             more = self._file.read(count - len(block), dtype="float32", always_2d=True)
@@ -119,7 +119,7 @@ class Recording:
             )
 
 
-def _joined(first: Samples, second: Samples) -> Samples:
+def _joined(first: Decoded, second: Samples) -> Samples:
     """Blocks behind each other; where their channels differ in number, of the mean of each."""
     if first.shape[1] != second.shape[1]:
         first, second = (block.mean(axis=1, keepdims=True, dtype=np.float32) for block in (first, second))
