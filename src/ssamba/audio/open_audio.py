@@ -119,7 +119,7 @@ class Recording:
             )
 
 
-def _joined(first: Decoded, second: Samples) -> Samples:
+def _joined(first: Decoded, second: Decoded) -> Decoded:
     """Blocks behind each other; where their channels differ in number, of the mean of each."""
     if first.shape[1] != second.shape[1]:
         first, second = (block.mean(axis=1, keepdims=True, dtype=np.float32) for block in (first, second))
