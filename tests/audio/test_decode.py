@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from ssamba.audio.decode import audio_info, check_length, read_audio, stream_audio
+from ssamba.audio.checks import check_length
+from ssamba.audio.decode import audio_info, read_audio, stream_audio
 from ssamba.utils.errors import AudioError
 
 FORMATS = {
@@ -184,7 +185,7 @@ def test_permission_denied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr("builtins.open", refuse)
+    monkeypatch.setattr("os.open", refuse)
     with pytest.raises(AudioError, match="permission denied"):
         read_audio(path)
 

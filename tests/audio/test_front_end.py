@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from ssamba.audio.decode import check_length
+from ssamba.audio.checks import check_length
 from ssamba.audio.feature_stream import FRAMES_TOGETHER, FeatureStream
 from ssamba.audio.front_end import PUBLISHED, FrontEnd, normalise_log_mel
 from ssamba.audio.log_mel import filter_bank, log_mel, mel, mel_filters

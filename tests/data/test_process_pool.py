@@ -128,14 +128,65 @@ def test_stopping_early_ends_the_processes(folder: Path, capfd: pytest.CaptureFi
 
 
 @pytest.mark.usefixtures("always_processes")
-def test_a_killed_process_is_one_clear_error(folder: Path) -> None:
+@pytest.mark.parametrize("cache_bytes", [0, 20_000_000])
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (signal.SIGKILL, "was ended by signal 9 (too little memory?)"),
+        (signal.SIGSEGV, "was ended by signal 11"),
+        (signal.SIGSTOP, "was stopped by a signal"),
+    ],
+)
+def test_a_lost_process_is_replaced(
+    folder: Path, number: int, words: str, cache_bytes: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    plan = make_plan(folder)
+    alone = list(CropLoader(plan, 0, stop_step=30, cache_bytes=cache_bytes))
+    before = children()
+    batches = iter(CropLoader(plan, workers=3, stop_step=30, cache_bytes=cache_bytes))
+    taken = [next(batches) for _ in range(5)]
+    lost = next(pid for pid in children() if pid not in before)
+    os.kill(lost, number)
+    for _ in range(4):  # it is noticed although the others would do
+        time.sleep(0.6)
+        taken.append(next(batches))
+    assert lost not in children()
+    assert len(children()) == len(before) + 3
+    assert_same(alone, [*taken, *batches])
+    assert children() == before
+    assert capfd.readouterr().err == f"ssamba: note: a decoding process {words}; all are replaced and go on\n"
+
+
+@pytest.mark.usefixtures("always_processes")
+def test_a_process_that_is_stopped_for_a_moment_goes_on(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    before = children()
+    batches = iter(CropLoader(make_plan(folder), workers=2, stop_step=12))
+    next(batches)
+    workers = [pid for pid in children() if pid not in before]
+    for pid in workers:  # as Ctrl-Z and fg do
+        os.kill(pid, signal.SIGSTOP)
+    time.sleep(0.1)
+    for pid in workers:
+        os.kill(pid, signal.SIGCONT)
+    deque(batches, maxlen=0)
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.usefixtures("always_processes")
+def test_processes_that_are_lost_again_and_again_end_the_run(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     before = children()
     batches = iter(CropLoader(make_plan(folder), workers=2))
-    next(batches)
-    os.kill(next(pid for pid in children() if pid not in before), signal.SIGKILL)
-    with pytest.raises(SsambaError, match=r"a decoding process was ended by signal 9 .*fewer --workers"):
-        deque(batches, maxlen=0)
+
+    def lose() -> None:
+        while True:
+            next(batches)
+            os.kill(next(pid for pid in children() if pid not in before), signal.SIGKILL)
+            time.sleep(0.6)
+
+    with pytest.raises(SsambaError, match=r"a decoding process was ended by signal 9 .*after 3 others.*--workers"):
+        lose()
     assert children() == before
+    assert capfd.readouterr().err.count("\n") == process_pool.MAX_LOSSES
 
 
 @pytest.mark.parametrize(("workers", "steps", "processes"), [(3, 40, 0), (8, 20, 0), (4, 40, 4)])

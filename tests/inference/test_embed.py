@@ -159,7 +159,7 @@ def test_the_shortest_recording(model: SSAMBA) -> None:
 def test_bad_samples(model: SSAMBA, bad: float) -> None:
     audio: Any = noise(1.0)
     audio[777] = bad
-    with pytest.raises(AudioError, match="NaN or infinite"):
+    with pytest.raises(AudioError, match=r"NaN|an infinite value"):
         model.embed([noise(1.0), audio])
 
 

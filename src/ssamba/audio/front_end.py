@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ssamba.audio.checks import rate_number, rate_problem
 from ssamba.audio.constants import (
     AUDIOSET_MEAN,
     AUDIOSET_STD,
@@ -60,14 +61,15 @@ class FrontEnd:
     std: float = AUDIOSET_STD
 
     def __post_init__(self) -> None:
+        if problem := rate_problem(self.sample_rate, MIN_SAMPLE_RATE, MAX_SAMPLE_RATE):
+            raise ConfigError(problem)
+        object.__setattr__(self, "sample_rate", rate_number(self.sample_rate))
         for name in ("sample_rate", "mel_bins", "frame_length", "hop"):
             if isinstance(getattr(self, name), bool) or not isinstance(getattr(self, name), (int, np.integer)):
                 raise ConfigError(f"{name} is {shorten(getattr(self, name))}: give a whole number")
         for name in ("mean", "std"):
             if isinstance(getattr(self, name), bool) or not isinstance(getattr(self, name), (int, float, np.number)):
                 raise ConfigError(f"{name} is {shorten(getattr(self, name))}: give a number")
-        if not MIN_SAMPLE_RATE <= self.sample_rate <= MAX_SAMPLE_RATE:
-            raise ConfigError(f"sample_rate is {self.sample_rate}: give {MIN_SAMPLE_RATE} to {MAX_SAMPLE_RATE} Hz")
         if self.frame_length == 0:
             object.__setattr__(self, "frame_length", self.sample_rate * FRAME_MILLISECONDS // 1000)
         if self.hop == 0:

@@ -8,9 +8,9 @@ it runs on any device.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from functools import lru_cache
+from math import ceil
 
 import numpy as np
 import soxr
@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssamba.audio.constants import AUDIOSET_MEAN, AUDIOSET_STD, MEL_BINS, SAMPLE_RATE
+from ssamba.audio.checks import check_rate, check_samples, numbered, shape_problem, split_recordings
+from ssamba.audio.constants import AUDIOSET_MEAN, AUDIOSET_STD, FRAME_SECONDS, MEL_BINS, SAMPLE_RATE
 from ssamba.audio.front_end import PUBLISHED, FrontEnd
 from ssamba.utils.errors import AudioError, ConfigError
 
@@ -27,9 +28,6 @@ LOW_FREQUENCY = 20.0
 FRAMES_AT_ONCE = 32768
 """Frames of 25 ms at 16 kHz transformed together, fewer at higher rates: bounds the memory of an hour-long recording to
 about 300 MB."""
-LOUDEST = 1e15
-"""Samples beyond this overflow the float32 power spectrum; no recording has them."""
-
 Audio = np.ndarray | Tensor | Sequence[float]
 
 
@@ -115,29 +113,27 @@ def to_waveform(audio: Audio, sample_rate: int = SAMPLE_RATE, model_rate: int = 
     """One recording in memory, of ``sample_rate`` -> (samples,) float32 at ``model_rate`` on the CPU.
 
     Takes numpy, torch or a list: floats, or integers of up to 32 bits (scaled to [-1, 1) by their type). Raises
-    ``AudioError`` on other types and shapes, on NaN, infinite or absurdly large samples, and on a sample rate below 1.
+    ``AudioError`` on other types and shapes, on NaN, infinite or absurdly large samples, and on a sample rate outside
+    of 1 kHz to 768 kHz.
     """
+    rate = check_rate(sample_rate)
     array = _to_array(audio)
     if array.dtype.kind not in "fiu":
         found = "text" if array.dtype.kind in "US" else f"values of type {array.dtype}"
         raise AudioError(None, f"holds {found}, not samples: give numbers; a file has to be read first")
     if array.ndim != 1:
-        raise AudioError(None, f"shape {array.shape}: give one channel as (samples,), or mix down before")
-    if not 1 <= sample_rate < math.inf:
-        raise AudioError(None, f"sample rate {sample_rate}: give samples per second")
+        raise AudioError(None, shape_problem(array.shape, ceil(FRAME_SECONDS * rate)))
     if array.dtype.kind in "iu" and array.dtype.itemsize > 4:
         raise AudioError(None, f"{array.dtype} samples have no known full scale: give floats from -1 to 1, or int16")
     if array.dtype.kind in "iu":
         limits = np.iinfo(array.dtype)
         middle, half = (limits.min + limits.max + 1) // 2, (limits.max - limits.min + 1) // 2
         array = (array.astype(np.float64) - middle) / half
-    array = np.ascontiguousarray(array, dtype=np.float32)
-    if not np.isfinite(array).all():
-        raise AudioError(None, "holds NaN or infinite samples: repair or leave out the recording")
-    if (loudest := max(array.max(initial=0.0), -array.min(initial=0.0))) > LOUDEST:
-        raise AudioError(None, f"holds samples of {loudest:.0e}: give floats from -1 to 1")
-    if sample_rate != model_rate:
-        array = soxr.resample(array, sample_rate, model_rate)
+    with np.errstate(over="ignore"):  # float64 beyond float32 becomes infinite, and is refused
+        array = np.ascontiguousarray(array, dtype=np.float32)
+    check_samples(array)
+    if rate != model_rate:
+        array = soxr.resample(array, rate, model_rate)
     return torch.from_numpy(np.array(array, dtype=np.float32, copy=True))
 
 
@@ -153,18 +149,29 @@ def _to_array(audio: Audio | Sequence[Audio]) -> np.ndarray:
 
 
 def to_waveforms(
-    audio: Audio | Sequence[Audio], sample_rate: int = SAMPLE_RATE, model_rate: int = SAMPLE_RATE
+    audio: Audio | Sequence[Audio],
+    sample_rate: int = SAMPLE_RATE,
+    model_rate: int = SAMPLE_RATE,
+    front_end: FrontEnd | None = None,
 ) -> list[Tensor]:
     """(samples,), (batch, samples) or a list of recordings -> a list of (samples,) waveforms at ``model_rate``.
 
-    Raises ``AudioError`` as ``to_waveform`` does, and for a batch of no recordings.
+    With a ``front_end``, whose rate ``model_rate`` is, recordings shorter than one of its frames are refused, too.
+
+    Raises ``AudioError`` as ``to_waveform`` does, for a batch of no recordings, and for (samples, channels); with the
+    number of the recording, from 1, where there are several.
     """
     if isinstance(audio, (list, tuple)) and len(audio) and not np.isscalar(audio[0]):
-        return [to_waveform(one, sample_rate, model_rate) for one in audio]
-    array = _to_array(audio)
-    if array.ndim == 2 and not len(array):
-        raise AudioError(None, f"shape {array.shape}: holds no recording")
-    return [to_waveform(one, sample_rate, model_rate) for one in (array if array.ndim == 2 else [array])]
+        recordings: Sequence[Audio] = audio
+    else:
+        recordings = split_recordings(_to_array(audio), ceil(FRAME_SECONDS * check_rate(sample_rate)))
+    found: list[Tensor] = []
+    for recording in recordings:
+        with numbered(len(found), len(recordings)):
+            found.append(to_waveform(recording, sample_rate, model_rate))
+            if front_end is not None:
+                require_frames(len(found[-1]), front_end)
+    return found
 
 
 def features(
@@ -191,8 +198,7 @@ def features_of(
     """As ``features``, for any front end: (B, frames, mel_bins) at its rate, normalised by its statistics."""
     if target_length is not None and target_length < 1:
         raise ConfigError(f"target_length is {target_length}: give frames of 10 ms, at least 1")
-    log_mels = [
-        filter_bank(waveform, front_end) for waveform in to_waveforms(audio, sample_rate, front_end.sample_rate)
-    ]
+    waveforms = to_waveforms(audio, sample_rate, front_end.sample_rate, front_end)
+    log_mels = [filter_bank(waveform, front_end) for waveform in waveforms]
     length = target_length or max(x.shape[0] for x in log_mels)
     return front_end.normalise(torch.stack([fit_length(x, length) for x in log_mels]))

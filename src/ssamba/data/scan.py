@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
-from ssamba.audio.decode import AudioInfo, audio_info, check_length
+from ssamba.audio.checks import check_length
+from ssamba.audio.decode import AudioInfo, audio_info
 from ssamba.data.lengths import FileVersion, LengthStore, open_lengths
 from ssamba.data.manifest import Clip, Source
 from ssamba.utils.errors import AudioError, DataError

@@ -54,7 +54,7 @@ def embed_audio(model: GraphedEncoder, audio: Any, sample_rate: int = 16000, who
     Recordings longer than the grid are cut into overlapping windows, or with ``whole`` read in one pass. Raises
     ``AudioError`` for NaN, wrong shapes and recordings under 25 ms.
     """
-    waveforms = log_mel.to_waveforms(audio, sample_rate, model.config.sample_rate)
+    waveforms = log_mel.to_waveforms(audio, sample_rate, model.config.sample_rate, model.config.front_end)
     blocks = enumerate([waveform] for waveform in waveforms)
     segments = cut_recordings(model, blocks, embedding_plan(model.config, whole))
     parts: list[list[Tensor]] = [[] for _ in waveforms]

@@ -227,7 +227,7 @@ def predict_audio(
     used, ``ConfigError`` as ``check_options``.
     """
     options = check_options(model, every, window)
-    waveforms = log_mel.to_waveforms(audio, sample_rate, model.config.sample_rate)
+    waveforms = log_mel.to_waveforms(audio, sample_rate, model.config.sample_rate, model.config.front_end)
     blocks = enumerate([waveform] for waveform in waveforms)
     segments = cut_recordings(model, blocks, prediction_plan(model, options))
     return [prediction for _, prediction in predict_segments(model, segments, options, top=top)]

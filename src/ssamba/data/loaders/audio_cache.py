@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import tempfile
@@ -13,11 +14,12 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ssamba.audio.decode import Waveform, check_length, read_audio
+from ssamba.audio.checks import check_length
+from ssamba.audio.decode import Waveform, read_audio, stream_audio
 from ssamba.audio.front_end import PUBLISHED
 from ssamba.data.manifest import Clip
 
-__all__ = ["AudioCache", "CacheReader", "CacheSlot", "SharedBlock"]
+__all__ = ["AudioCache", "CacheReader", "CacheSlot", "SharedBlock", "read_quantised"]
 
 
 class SharedBlock:
@@ -54,6 +56,13 @@ def _new_file(size: int) -> int:
             fd = os.dup(file.fileno())
     os.ftruncate(fd, max(1, size))
     return fd
+
+
+BLOCKWISE_SECONDS = 600.0
+"""Longer files are never held in memory as floats: 38 MB at 16 kHz."""
+FREE_BYTES = 500_000_000
+MAX_UNPACKED = 32
+"""Speech as Opus of 8 kbit/s unpacks to 32 times its size."""
 
 
 class CacheSlot(NamedTuple):
@@ -100,7 +109,7 @@ class CacheReader:
         if slot.length >= 0:
             clip, peak = self.samples[slot.first : slot.first + slot.length], slot.peak
         else:
-            clip, peak = _quantised(read_audio(path, self.sample_rate))
+            clip, peak = read_quantised(path, self.sample_rate, slot.room / self.sample_rate)
             if len(clip) <= slot.room:  # a header that promised less does not push others aside
                 self.samples[slot.first : slot.first + len(clip)] = clip
                 self.stored[path] = slot._replace(length=len(clip), peak=peak)
@@ -110,9 +119,43 @@ class CacheReader:
         return crop.astype(np.float32) * np.float32(peak / 32767)
 
 
-def _quantised(samples: Waveform) -> tuple[npt.NDArray[np.int16], float]:
-    peak = float(np.abs(samples).max()) or 1.0
-    return np.round(samples * np.float32(32767 / peak)).astype(np.int16), peak
+def read_quantised(path: str, sample_rate: int, seconds: float) -> tuple[npt.NDArray[np.int16], float]:
+    """A whole file as int16 and its peak: samples are int16 * peak / 32767.
+
+    Memory is that of the result: files beyond ``BLOCKWISE_SECONDS`` are decoded twice, in blocks, for the peak and for
+    the samples. ``seconds`` is the length by the header.
+
+    Raises:
+        AudioError: the file cannot be decoded.
+    """
+    if seconds <= BLOCKWISE_SECONDS:
+        samples = read_audio(path, sample_rate)
+        peak = float(np.abs(samples).max()) or 1.0
+        return _quantised(samples, peak), peak
+    peak = length = 0.0
+    for block in stream_audio(path, sample_rate=sample_rate):
+        peak, length = max(peak, float(np.abs(block).max())), length + len(block)
+    peak, held, end = peak or 1.0, np.empty(int(length), np.int16), 0
+    for block in stream_audio(path, sample_rate=sample_rate):
+        held[end : end + len(block)] = _quantised(block, peak)[: len(held) - end]
+        end = min(len(held), end + len(block))
+    return held[:end], peak
+
+
+def _quantised(samples: Waveform, peak: float) -> npt.NDArray[np.int16]:
+    return np.round(samples * np.float32(32767 / peak)).astype(np.int16)
+
+
+def _bounded(clips: Sequence[Clip], budget_bytes: int, sample_rate: int) -> int:
+    """The budget, or what the clips' sizes on disk justify. Sizes are looked up only where it could matter."""
+    whole = sum(2 * sample_rate * (clip.seconds or 0.0) for clip in clips)
+    if min(budget_bytes, whole) <= FREE_BYTES:
+        return budget_bytes
+    on_disk = 0
+    for path in {clip.path for clip in clips}:
+        with contextlib.suppress(OSError, ValueError):
+            on_disk += os.stat(path).st_size
+    return min(budget_bytes, FREE_BYTES + MAX_UNPACKED * on_disk)
 
 
 class AudioCache:
@@ -121,6 +164,9 @@ class AudioCache:
     Kept as int16 scaled by the clip's peak: half the size of float32, -98 dB from it. The clips that fit are chosen
     beforehand, in the given order, and each has its slot, so that a crop's samples never depend on which came first.
     Two processes that decode the same clip at once write the same samples to the same slot.
+
+    Beyond ``FREE_BYTES`` a set takes at most ``MAX_UNPACKED`` times its size on disk: hours of near silence in a few
+    megabytes are not worth gigabytes of memory, and their crops are quick to decode.
 
     Args:
         clips: candidates with known lengths, most useful first.
@@ -134,6 +180,7 @@ class AudioCache:
         self._decoding: dict[str, Future[None]] = {}
         self._lock = threading.Lock()
         total = 0
+        budget_bytes = _bounded(clips, budget_bytes, sample_rate)
         for clip in clips:
             room = int((clip.seconds or 0.0) * sample_rate) + 1
             if clip.seconds and clip.path not in self._slots and 2 * (total + room) <= budget_bytes:

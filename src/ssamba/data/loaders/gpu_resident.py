@@ -6,6 +6,7 @@ are cut out where they lie. A step then costs the host a few numbers for each cl
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from itertools import count
@@ -15,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssamba.audio.decode import check_length, read_audio
+from ssamba.audio.checks import check_length
 from ssamba.audio.front_end import PUBLISHED
+from ssamba.data.loaders.audio_cache import read_quantised
 from ssamba.data.loaders.workers import MAX_ATTEMPTS, decode_ahead
 from ssamba.data.manifest import Clip
 from ssamba.data.samplers.pretraining import PretrainPlan, rows_of
@@ -59,7 +61,8 @@ class ResidentAudio:
         sample_rate: int = PUBLISHED.sample_rate,
     ) -> None:
         self.sample_rate = sample_rate
-        paths = list(dict.fromkeys(clip.path for clip in clips))
+        self._seconds = {clip.path: clip.seconds or math.inf for clip in clips}
+        paths = list(self._seconds)
         blocks = [paths[i : i + CLIPS_AT_ONCE] for i in range(0, len(paths), CLIPS_AT_ONCE)]
         self.failed: dict[str, str] = {}
         self._clips: dict[str, tuple[int, int, float]] = {}
@@ -82,11 +85,9 @@ class ResidentAudio:
     def _decode(self, path: str) -> tuple[np.ndarray, float] | str:
         """A clip as int16 and its peak, or why not."""
         try:
-            samples = read_audio(path, self.sample_rate)
+            return read_quantised(path, self.sample_rate, self._seconds[path])
         except AudioError as error:
             return error.reason
-        peak = float(np.abs(samples).max()) or 1.0
-        return np.round(samples * np.float32(FULL_SCALE / peak)).astype(np.int16), peak
 
     def locate(self, path: str, start: float, seconds: float) -> tuple[int, int, float]:
         """First sample, number of samples and scale of a crop. Raises ``AudioError`` for what cannot be read."""

@@ -55,7 +55,8 @@ class SsambaFeatureExtractor(plain.SsambaFeatureExtractor):
             rate = self.sampling_rate
             samples = _read_bytes(audio, rate) if isinstance(audio, bytes) else read_audio(audio, rate)
             return torch.from_numpy(samples)
-        return log_mel.to_waveform(audio, sampling_rate or self.sampling_rate, self.sampling_rate)
+        rate = self.sampling_rate if sampling_rate is None else sampling_rate
+        return log_mel.to_waveform(audio, rate, self.sampling_rate)
 
     def log_mel(self, waveform: Tensor) -> Tensor:
         """(samples,) at ``self.sampling_rate`` -> normalised log-mel (frames, mel_bins), as ``embed`` makes it."""

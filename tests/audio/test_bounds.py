@@ -1,0 +1,124 @@
+"""Memory that does not grow with what a small file unpacks to, or claims."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from ssamba.audio.decode import read_audio
+from ssamba.data.loaders import audio_cache
+from ssamba.data.loaders.audio_cache import AudioCache, read_quantised
+from ssamba.data.manifest import Clip
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="measures as Linux does")
+
+MEASURE = """import resource, sys
+from ssamba.audio.decode import audio_info, read_audio, stream_audio
+from ssamba.data.loaders.audio_cache import AudioCache
+from ssamba.data.manifest import Clip
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+path = sys.argv[1]
+{code}
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"""
+
+
+def grown(code: str, path: Path) -> float:
+    """Megabytes by which a process grows that runs the code; address space is limited as a second guard."""
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE.format(code=code), path],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30)),
+    )
+    assert done.returncode == 0, done.stderr
+    return float(done.stdout) / 1024
+
+
+@pytest.fixture(scope="module")
+def near_silence(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve hours in under 3 MB: 2.8 GB as float32 at 16 kHz."""
+    path = tmp_path_factory.mktemp("long") / "long.flac"
+    block = np.zeros(16000 * 600, np.int16)
+    block[:: 16000 * 30] = 2
+    with soundfile.SoundFile(path, "w", 16000, 1, "PCM_16") as file:
+        for _ in range(72):
+            file.write(block)
+    assert path.stat().st_size < 4_000_000
+    return path
+
+
+def test_header_crops_and_cache_of_hours_of_near_silence(near_silence: Path) -> None:
+    code = """info = audio_info(path)
+cache = AudioCache([Clip(path, frames=info.frames, rate=info.sample_rate)], 4_000_000_000)
+assert path not in cache
+for start in (0.0, 20000.5, 43000.0):
+    assert len(cache.read(path, start, 10.0)) == 160000"""
+    assert grown(code, near_silence) < 100
+
+
+@pytest.mark.slow
+def test_a_stream_of_hours_of_near_silence(near_silence: Path) -> None:
+    assert grown("assert sum(map(len, stream_audio(path))) == 16000 * 43200", near_silence) < 100
+
+
+def test_many_channels_are_read_in_smaller_blocks(tmp_path: Path) -> None:
+    path = tmp_path / "sparse.wav"
+    soundfile.write(path, np.zeros((10, 256), np.int16), 48000)
+    data = bytearray(path.read_bytes())
+    size = 512 * 1_000_000
+    at = data.index(b"data") + 4
+    data[at : at + 4] = size.to_bytes(4, "little")
+    path.write_bytes(bytes(data[: at + 4]))
+    os.truncate(path, at + 4 + size)
+    assert grown("assert sum(map(len, stream_audio(path, 1.0, 48000))) == 1_000_000", path) < 100
+
+
+def test_a_claimed_length_takes_no_memory(tmp_path: Path) -> None:
+    path = tmp_path / "liar.flac"
+    soundfile.write(path, np.random.default_rng(0).standard_normal(16000) * 0.1, 16000)
+    data = bytearray(path.read_bytes())
+    data[22:26] = b"\xff\xff\xff\xff"
+    path.write_bytes(bytes(data))
+    code = """from ssamba.utils.errors import AudioError
+try:
+    read_audio(path)
+except AudioError as error:
+    assert "truncated" in str(error)"""
+    assert grown(code, path) < 100
+
+
+@pytest.mark.parametrize("rate", [16000, 22050])
+def test_long_files_go_into_the_cache_block_by_block(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rate: int
+) -> None:
+    path = str(tmp_path / "a.flac")
+    soundfile.write(path, 0.2 * np.random.default_rng(0).standard_normal(rate * 70), rate)
+    whole, whole_peak = read_quantised(path, 16000, 70.0)
+    monkeypatch.setattr(audio_cache, "BLOCKWISE_SECONDS", 10.0)
+    held, peak = read_quantised(path, 16000, 70.0)
+    assert peak == pytest.approx(whole_peak, rel=1e-6)
+    assert np.abs(held.astype(int) - whole).max() <= 1  # the resampler's rounding may differ in the last bit
+    np.testing.assert_allclose(held * np.float32(peak / 32767), read_audio(path), atol=3e-5)
+
+
+def test_the_cache_takes_what_files_on_disk_justify(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clips = []
+    for number in range(4):
+        path = tmp_path / f"{number}.flac"
+        soundfile.write(path, np.zeros(16000 * 20) if number < 3 else np.random.default_rng(0).random(320000), 16000)
+        clips.append(Clip(str(path), frames=320000, rate=16000))
+    assert all(clip.path in AudioCache(clips, 10_000_000) for clip in clips)
+    monkeypatch.setattr(audio_cache, "FREE_BYTES", 100_000)
+    cache = AudioCache(clips[:3], 10_000_000)
+    assert not any(clip.path in cache for clip in clips)
+    assert all(clip.path in AudioCache(clips, 10_000_000) for clip in clips)  # half of their size is on the disk
+    assert AudioCache(clips, 700_000).bytes <= 700_000
