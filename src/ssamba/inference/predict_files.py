@@ -27,6 +27,7 @@ from ssamba.inference.windows import cut_recordings
 from ssamba.inference.writers import PredictionWriter
 from ssamba.models.pretrained.load import ModelSource
 from ssamba.utils.errors import CheckpointError, ConfigError, DataError, SsambaError
+from ssamba.utils.lock import lock_output
 from ssamba.utils.plots import require_matplotlib
 
 PICTURE_COLUMNS = 1600
@@ -86,6 +87,7 @@ def predict_files(
     try:
         rate = model.config.sample_rate
         with (
+            lock_output(out),
             FileStream(files, threads, progress, rate) as stream,
             PredictionWriter(out, model, every is not None) as writer,
         ):
