@@ -24,7 +24,6 @@ from ssamba.training.log import TIMES, RunLog, check_log, closed_at_end, step_ba
 from ssamba.training.optim import optimizer_tensors, restore_optimizer
 from ssamba.training.resume.run_files import (
     check_config,
-    note,
     read_config_text,
     repair_model,
     stored_values_fit,
@@ -36,6 +35,7 @@ from ssamba.training.run_state import RunStates, RunValues
 from ssamba.training.schedule import Schedule
 from ssamba.training.task import AnyTask, grouped
 from ssamba.utils.errors import ConfigError, SsambaError, WriteError
+from ssamba.utils.terminal import note
 
 
 @dataclass(frozen=True)

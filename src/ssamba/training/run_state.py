@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from ssamba.utils.atomic_write import atomic_write, explain, sync_file
 from ssamba.utils.errors import CheckpointError, WriteError
 from ssamba.utils.json_text import parse_json
 from ssamba.utils.tensor_file import read_header, read_tensors, verify_tensors, write_content
-from ssamba.utils.terminal import printable
+from ssamba.utils.terminal import note
 
 STATE_FILE, PREVIOUS_FILE = "state.safetensors", "state.previous.safetensors"
 
@@ -74,7 +73,7 @@ class RunValues:
         )
 
 
-State = tuple[dict[str, Tensor], RunValues]
+StoredState = tuple[dict[str, Tensor], RunValues]
 
 
 class RunStates:
@@ -90,7 +89,7 @@ class RunStates:
         self.source = self.path
         self._damaged = False
 
-    def load(self, say: bool = True) -> State | None:
+    def load(self, say: bool = True) -> StoredState | None:
         """The last good state, or None for a run that has none yet.
 
         Where the last state is damaged the one before is taken, and ``say`` says so on stderr. Raises
@@ -109,8 +108,7 @@ class RunStates:
                 raise CheckpointError(f"{problem}; and the state before: {other}") from None
             self._damaged, self.source = True, self.previous
             if say:
-                line = f"ssamba: note: {problem}; going on from the state before, of step {found[1].step}"
-                print(printable(line), file=sys.stderr)
+                note(f"{problem}; going on from the state before, of step {found[1].step}")
             return found
 
     def save(self, tensors: dict[str, Tensor], values: RunValues) -> None:
@@ -147,7 +145,7 @@ def remove_states(folder: Path) -> None:
             raise explain(error, folder / name) from None
 
 
-def read_values(folder: Path) -> RunValues | None:
+def read_state_values(folder: Path) -> RunValues | None:
     """The values of the last good state, whose digest is checked; None without a state. Raises ``CheckpointError``."""
     for name in (STATE_FILE, PREVIOUS_FILE):
         path = folder / name
@@ -162,7 +160,7 @@ def read_values(folder: Path) -> RunValues | None:
     return None
 
 
-def _read(path: Path) -> State:
+def _read(path: Path) -> StoredState:
     tensors, metadata = read_tensors(path)
     return tensors, _values(path, metadata)
 

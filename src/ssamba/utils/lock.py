@@ -20,7 +20,7 @@ from typing import Any
 
 from ssamba.utils.atomic_write import explain, make_folder, missing_parents
 from ssamba.utils.errors import SsambaError
-from ssamba.utils.terminal import printable
+from ssamba.utils.terminal import note, printable
 
 if sys.platform == "win32":
     import msvcrt
@@ -92,11 +92,7 @@ def _acquire(path: Path, what: Path) -> int | None:
                 raise SsambaError(
                     f"{what}: another process writes there{holder}; wait for its end, or choose another --out"
                 ) from None
-            print(
-                f"ssamba: note: {printable(str(what))}: this file system has no locks ({error.strerror}); see that no "
-                "other process writes there",
-                file=sys.stderr,
-            )
+            note(f"{what}: this file system has no locks ({error.strerror}); see that no other process writes there")
             return None
         if _same_file(handle, path):  # the holder before may have removed it after it was opened here
             _write_holder(handle)

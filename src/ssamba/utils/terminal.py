@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 import unicodedata
 
 _ESCAPED_CATEGORIES = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
@@ -18,6 +20,13 @@ def printable(text: str) -> str:
     if text.isascii() and text.isprintable():
         return text
     return "".join(_escaped(c) if unicodedata.category(c) in _ESCAPED_CATEGORIES else c for c in text)
+
+
+def note(line: str) -> None:
+    """A line for the user on stderr; a stream that is closed takes nothing."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        sys.stderr.write(f"ssamba: note: {printable(line)}\n")
+        sys.stderr.flush()
 
 
 def shorten(value: object, limit: int = SHORT) -> str:

@@ -51,7 +51,7 @@ from ssamba.training.run_folder import (
     skipped_file,
     write_recipe,
 )
-from ssamba.training.run_state import has_state, read_values, remove_states
+from ssamba.training.run_state import has_state, read_state_values, remove_states
 from ssamba.training.schedule import EpochSchedule
 from ssamba.utils.atomic_write import atomic_write, clear_leftovers, make_folder
 from ssamba.utils.errors import CheckpointError, ConfigError
@@ -204,7 +204,7 @@ class FoldRuns:
             return False  # going on from the state, which is at its end, writes them again
         if self.recipe.choose != "folds":
             return is_good(folder / OUTPUTS_FILE)
-        values = read_values(folder)
+        values = read_state_values(folder)
         problem = None if values is None else check_log(folder, values.log)
         if problem is not None:
             raise CheckpointError(f"{problem}; restore it from a copy, or remove {folder}: it is then trained again")
@@ -297,7 +297,7 @@ class FoldRuns:
             return None
         # With one choice for all folds, the last fold's best epoch is it: its scores are averages over all of them.
         folder = self.folder(self.count - 1 if self.recipe.choose == "folds" else number)
-        values, state = read_values(folder), read_summary(folder)
+        values, state = read_state_values(folder), read_summary(folder)
         try:
             best: Any = state["best"] if values is None else values.best
             return round(best["step"] * state["epochs_done"] / state["step"])

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 
-BLOCK_BYTES = 4096
-WHOLE_BYTES = 4 * BLOCK_BYTES
+SAMPLE_BLOCK = 4096
+WHOLE_BYTES = 4 * SAMPLE_BLOCK
 """Files of at most so many bytes are read whole."""
-THREADS = 8
+READING_THREADS = 8
 GROUP = 256
 """Files that a thread reads at a time."""
 
@@ -25,7 +25,7 @@ def content_digest(files: Mapping[str, str]) -> str:
     """
     total, paths = hashlib.blake2b(digest_size=8), list(files.values())
     groups = [paths[i : i + GROUP] for i in range(0, len(paths), GROUP)]
-    with ThreadPoolExecutor(THREADS) as pool:
+    with ThreadPoolExecutor(READING_THREADS) as pool:
         found = chain.from_iterable(pool.map(lambda group: [_sample(path) for path in group], groups))
         for name, digest in zip(files, found, strict=True):
             total.update(name.encode("utf-8", "surrogateescape") + b"\0" + digest)
@@ -42,7 +42,7 @@ def _sample(path: str) -> bytes:
         if size <= WHOLE_BYTES:
             places = [(0, WHOLE_BYTES)]
         else:
-            places = [(place, BLOCK_BYTES) for place in (0, size // 2, size - BLOCK_BYTES)]
+            places = [(place, SAMPLE_BLOCK) for place in (0, size // 2, size - SAMPLE_BLOCK)]
         digest = hashlib.blake2b(str(size).encode(), digest_size=16)
         for place, count in places:
             os.lseek(handle, place, os.SEEK_SET)

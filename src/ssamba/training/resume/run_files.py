@@ -1,10 +1,9 @@
-"""Checks of a run's files against its state: what was damaged is written again, or told."""
+"""Checks of a run's files against its state: what was damaged is written again or reported."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,12 +20,7 @@ from ssamba.utils.errors import CheckpointError, ConfigError, SsambaError
 from ssamba.utils.files import read_bytes
 from ssamba.utils.json_text import read_json
 from ssamba.utils.tensor_file import verify_tensors
-from ssamba.utils.terminal import printable
-
-
-def note(line: str) -> None:
-    """A line for the user on stderr."""
-    print(f"ssamba: note: {printable(line)}", file=sys.stderr)
+from ssamba.utils.terminal import note, printable
 
 
 def read_config_text(folder: Path) -> bytes | None:
