@@ -20,14 +20,11 @@ from ssamba.utils.tensor_file import verify_tensors
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 1.5 MiB and 200 inodes."""
+    """A file system of 8 MiB and 200 inodes."""
     place = tmp_path / "disk"
     place.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1536k,nr_inodes=200", "tmpfs", str(place)],
-        capture_output=True,
-        check=False,
-    )
+    words = ["mount", "-t", "tmpfs", "-o", "size=8m,nr_inodes=200", "tmpfs", str(place)]
+    mounted = subprocess.run(words, capture_output=True, check=False)
     if mounted.returncode:
         pytest.skip("mounting takes root")
     yield place
@@ -51,7 +48,7 @@ def test_a_disk_that_fills_during_a_run(disk: Path, sounds: Path, tmp_path: Path
     small["steps"] = 400
     small["log_every"] = 1
     assert run(command(sounds, out, small | {"steps": 8})).returncode == 0
-    (disk / "ballast").write_bytes(bytes(shutil.disk_usage(disk).free - 20_000))
+    (disk / "ballast").write_bytes(bytes(shutil.disk_usage(disk).free - 300_000))
     line = last_line(run(command(sounds, out, small)))
     assert re.search(r"run/\S+: cannot be written \(No space left on device\); free some space", line)
     assert "the state of step 8 is safe" in line

@@ -14,7 +14,8 @@ import secrets
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ssamba.utils.errors import ConfigError, WriteError
+from ssamba.utils.errors import ConfigError, SsambaError, WriteError
+from ssamba.utils.files import read_bytes
 from ssamba.utils.suggest import nearest
 
 LEFTOVER = re.compile(r"\.ssamba-[0-9a-f]{8}(\.\w+)?|\..+\.[0-9a-f]{8}(\.\w+)?")
@@ -146,9 +147,12 @@ def clear_leftovers(folder: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
+    """Write a text file whole or not at all; one that holds the text already stays as it is."""
+    with contextlib.suppress(SsambaError):
+        if read_bytes(path) == text.encode("utf-8"):
+            return
     with atomic_write(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(text.encode("utf-8"))
 
 
 def _umask() -> int:

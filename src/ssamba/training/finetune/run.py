@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import filecmp
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +43,7 @@ from ssamba.training.log import check_log, read_log
 from ssamba.training.loop import Loop, LoopSettings, precision
 from ssamba.training.optim import make_optimizer, parameter_groups
 from ssamba.training.resume.content import content_digest
-from ssamba.training.resume.run_files import check_model_files, is_good, read_summary
+from ssamba.training.resume.run_files import check_config, check_model_files, is_good, read_config_text, read_summary
 from ssamba.training.run_folder import (
     RECIPE_FILE,
     check_same_content,
@@ -202,9 +203,11 @@ class FoldRuns:
         folder = self.folder(number)
         if not read_summary(folder).get("finished", False) or check_model_files(folder) is not None:
             return False  # going on from the state, which is at its end, writes them again
+        values = read_state_values(folder)
+        if values is not None:
+            check_config(folder, values, read_config(folder).config)
         if self.recipe.choose != "folds":
             return is_good(folder / OUTPUTS_FILE)
-        values = read_state_values(folder)
         problem = None if values is None else check_log(folder, values.log)
         if problem is not None:
             raise CheckpointError(f"{problem}; restore it from a copy, or remove {folder}: it is then trained again")
@@ -329,6 +332,9 @@ class FoldRuns:
             raise CheckpointError(
                 f"{problem}; restore it from a copy, or remove {self.out / RESULTS_FILE} and {folder}"
             )
+        kept = read_config_text(self.out) if (self.out / RESULTS_FILE).exists() else None
+        if kept is not None and kept != read_config_text(folder):
+            raise CheckpointError(f"{self.out / CONFIG_FILE}: is not that of {folder} any more; put back the right one")
         for name in (WEIGHTS_FILE, CONFIG_FILE):
             _copy(folder / name, self.out / name)
         write_preprocessor(self.out, read_config(self.out).config)
@@ -339,5 +345,7 @@ class FoldRuns:
 
 
 def _copy(source: Path, target: Path) -> None:
+    if target.is_file() and filecmp.cmp(source, target, shallow=False):
+        return
     with atomic_write(target) as temporary:
         shutil.copyfile(source, temporary)

@@ -93,7 +93,7 @@ def stored_values_fit(path: Path) -> Iterator[None]:
 
 
 def write_summary(folder: Path, step: int, task: AnyTask, best: Mapping[str, float] | None, rate: float) -> None:
-    """Write ``state.json``, unless it is there as it should be. Raises ``WriteError``."""
+    """Write ``state.json``. Raises ``WriteError``."""
     values = {
         "step": step,
         "total_steps": task.total_steps,
@@ -102,11 +102,7 @@ def write_summary(folder: Path, step: int, task: AnyTask, best: Mapping[str, flo
         "learning_rate": rate,
         "finished": step >= task.total_steps,
     }
-    text, path = json.dumps(values, indent=2) + "\n", folder / SUMMARY_FILE
-    with contextlib.suppress(SsambaError):
-        if read_bytes(path) == text.encode():
-            return
-    write_text(path, text)
+    write_text(folder / SUMMARY_FILE, json.dumps(values, indent=2) + "\n")
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
