@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 JOBS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
-.PHONY: demo test test-slow lint bench clean
+.PHONY: demo test test-slow torture lint bench clean
 
 demo: $(STAMP)
 	$(BIN)/ssamba demo --out demo
@@ -18,6 +18,12 @@ test: $(STAMP) lint
 # What takes long: runs that are killed at several points, several processes, CUDA C++ emulated and compiled, whole grids.
 test-slow: $(STAMP)
 	$(PYTEST) -m 'slow and not gpu'
+
+# Runs killed at moments drawn from a seed, and bits flipped in their files: about an hour.
+SEED ?= 1
+torture: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/torture/rounds.py --rounds 200 --seed $(SEED)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/torture/flips.py --flips 200 --seed $(SEED)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -34,10 +34,8 @@ from ssamba.training.pretrain import run as _pretrain  # noqa: F401
 
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 SMALL = "--width 32 --depth 2 --workers 1 --precision fp32 --device cpu"
-PRETRAIN = (
-    f"pretrain SOUNDS --out OUT --frames 64 --mask 16 --validation-mask 16 --batch 4 --steps 24 --lr 1e-3 {SMALL}"
-)
-PRETRAIN += " --warmup-steps 4 --warmup-every 1 --validate-every 8 --validation 0.1 --log-every 3 --ema 0.9"
+PRETRAIN = f"pretrain SOUNDS --out OUT --frames 64 --mask 16 --validation-mask 16 --batch 4 --steps 24 {SMALL}"
+PRETRAIN += " --lr 1e-3 --warmup-steps 4 --warmup-every 1 --validate-every 8 --validation 0.1 --log-every 3 --ema 0.9"
 FINETUNE = f"finetune custom --data LABELLED --out OUT --from none --frames 32 --stride 16 --epochs 3 --batch 8 {SMALL}"
 FINETUNE += " --mixup 0.5 --log-every 2 --freq-mask 8 --time-mask 4 --choose folds"
 KINDS = {"pretrain": PRETRAIN, "finetune": FINETUNE}
@@ -81,8 +79,9 @@ def kill_at_call(number: int, kind: int) -> Callable[[], None]:
     def patch() -> None:
         count = [0]
         for name in ("replace", "fsync"):
+            original = getattr(os, name)
 
-            def wrapped(*arguments: Any, plain: Any = getattr(os, name), **more: Any) -> Any:
+            def wrapped(*arguments: Any, plain: Any = original, **more: Any) -> Any:
                 count[0] += 1
                 if count[0] == number and number % 2:
                     os.kill(os.getpid(), kind)
