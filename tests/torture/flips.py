@@ -2,11 +2,10 @@
 
     python tests/torture/flips.py --flips 200 --seed 1
 
-A flip is detected when the command ends with exit code 2 or says on stderr which file is damaged; harmless when all that
-the run leaves is, bit by bit, what an undisturbed run leaves (times left out); else it is silent. Runs are a pretraining
-that was stopped, and fine-tunings that were stopped in their second fold or had ended. Files are drawn evenly, and bits
-evenly within a file. Not flipped: TensorBoard's events, which have checksums of their own, columns of times in the log,
-and the picture.
+A flip is detected when the command ends with exit code 2 or says on stderr which file is damaged; harmless when all
+that the run leaves is, bit by bit, what an undisturbed run leaves (times left out); else it is silent. Runs are a
+pretraining that was stopped, and fine-tunings that were stopped or had ended. Files are drawn evenly, and bits evenly
+within a file. Not flipped: TensorBoard's events and the picture, whose formats have checksums.
 """
 
 from __future__ import annotations
