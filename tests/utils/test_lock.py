@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from ssamba.utils import lock
+from ssamba.utils.atomic_write import clear_leftovers
 from ssamba.utils.errors import SsambaError
 from ssamba.utils.lock import FOLDER_LOCK, lock_folder, lock_output
 
@@ -143,3 +144,13 @@ def test_a_folder_of_another_user(tmp_path: Path) -> None:
     assert as_nobody() == "held\n"
     with lock_folder(tmp_path):
         assert "another process writes there" in as_nobody()
+
+
+def test_clearing_leftovers_leaves_locks(tmp_path: Path) -> None:
+    """And takes temporary files with and without a suffix, and those of earlier versions."""
+    for name in (".ssamba-0123abcd", ".ssamba-0123abcd.csv", ".state.0123abcd.safetensors", ".bashrc"):
+        (tmp_path / name).touch()
+    with lock_folder(tmp_path), lock_output(tmp_path / "a.npz"):
+        clear_leftovers(tmp_path)
+        assert sorted(p.name for p in tmp_path.iterdir() if not p.name.endswith(".lock")) == [".bashrc"]
+        assert len(list(tmp_path.glob("*.lock")) or list(tmp_path.glob(".*.lock"))) == 2

@@ -138,7 +138,7 @@ def clear_leftovers(folder: Path) -> None:
 
     Raises ``WriteError``.
     """
-    for path in folder.glob(".*.*"):
+    for path in folder.glob(".*"):
         if LEFTOVER.fullmatch(path.name) and path.is_file():
             try:
                 path.unlink(missing_ok=True)

@@ -57,7 +57,7 @@ def lock_output(path: Path | None) -> Iterator[None]:
         yield
         return
     digest = hashlib.blake2b(os.fsencode(path.name), digest_size=4).hexdigest()
-    with _locked(path.absolute().parent, f".ssamba-{digest}.lock", path):
+    with _locked(path.absolute().parent, f".ssamba-{digest}-output.lock", path):
         yield
 
 
