@@ -17,6 +17,7 @@ import signal
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -53,7 +54,9 @@ def flip(rng: random.Random, path: Path) -> str:
     return f"bit {bit} of byte {place:,} of {len(content):,}"
 
 
-def flips(count: int, seed: int) -> tuple[Counter[tuple[str, str]], list[str]]:
+def flips(
+    count: int, seed: int, say: Callable[[str], None] = lambda line: None
+) -> tuple[Counter[tuple[str, str]], list[str]]:
     """So many flips: counts by file and outcome, and a line for each silent one."""
     counts: Counter[tuple[str, str]] = Counter()
     silent = []
@@ -82,6 +85,7 @@ def flips(count: int, seed: int) -> tuple[Counter[tuple[str, str]], list[str]]:
                 outcome = "silent"
                 silent.append(f"{where}: differs in {', '.join(names)}")
             counts[path.name, outcome] += 1
+            say(f"{number + 1}: {where}: {outcome}")
             shutil.rmtree(out)
     return counts, silent
 
@@ -92,7 +96,7 @@ def main() -> int:
     parser.add_argument("--flips", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
-    counts, silent = flips(options.flips, options.seed)
+    counts, silent = flips(options.flips, options.seed, lambda line: print(line, flush=True))
     for (name, outcome), count in sorted(counts.items()):
         print(f"| {name} | {outcome} | {count} |")
     by = Counter[str]()
