@@ -120,7 +120,7 @@ def leaves(folder: Path) -> dict[str, bytes]:
             continue
         found[name] = path.read_bytes()
         if path.name == "log.csv":
-            with path.open(newline="") as file:
+            with path.open(newline="", errors="replace") as file:
                 rows = [[v for k, v in row.items() if k not in TIMES] for row in csv.DictReader(file)]
             found[name] = repr(rows).encode()
         if path.name == "recipe.yaml":

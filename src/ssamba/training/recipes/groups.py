@@ -122,7 +122,7 @@ class Optimisation:
         below=1,
         give="a share below 1, such as 0.99",
     )
-    batch: int = option(64, "clips in a step", min=1, max=1 << 20)
+    batch: int = option(64, "clips in a step", min=1)
     lr: float = option(1e-4, "peak learning rate of AdamW", above=0, max=10)
     weight_decay: float = option(5e-8, "weight decay of AdamW", max=10)
     beta1: float = option(0.95, "AdamW's decay of the mean gradient", below=1)
