@@ -327,11 +327,17 @@ class FoldRuns:
     def keep_model(self) -> None:
         """The last fold's model becomes the run's. Raises ``CheckpointError`` for a damaged one."""
         folder = self.folder(self.count - 1)
-        problem = check_model_files(folder)
-        if problem is not None:
-            raise CheckpointError(
-                f"{problem}; restore it from a copy, or remove {self.out / RESULTS_FILE} and {folder}"
-            )
+        last = read_config(folder)
+        for one in (self.folder(n) for n in range(self.count)):
+            problem = check_model_files(one)
+            if problem is not None:
+                raise CheckpointError(f"{problem}; restore it, or remove {self.out / RESULTS_FILE} and {one}")
+            # Folds differ in measured statistics at most.
+            found = read_config(one)
+            same = found.config.replace(mean=last.config.mean, std=last.config.std) == last.config
+            if not same or found.classification != last.classification or found.heads != last.heads:
+                raise CheckpointError(f"{one / CONFIG_FILE}: is not of this run any more; put back the right one")
+            write_preprocessor(one, found.config)
         kept = read_config_text(self.out) if (self.out / RESULTS_FILE).exists() else None
         if kept is not None and kept != read_config_text(folder):
             raise CheckpointError(f"{self.out / CONFIG_FILE}: is not that of {folder} any more; put back the right one")
