@@ -5,8 +5,8 @@
 A flip is detected when the command ends with exit code 2 or says on stderr which file is damaged; harmless when all
 that the run leaves is, bit by bit, what an undisturbed run leaves (times left out); else it is silent. Runs are a
 pretraining that was stopped, and fine-tunings that were stopped or had ended. Files are drawn evenly, and bits evenly
-within a file. Not flipped: TensorBoard's events and the picture, whose formats have checksums; and, of fine-tunings that
-have ended, log.csv and config.json of the folds, which nothing reads and nothing checks once the states are gone.
+within a file. Not flipped: TensorBoard's events and the picture, whose formats have checksums; and, of fine-tunings
+that have ended, log.csv, state.json and config.json of the folds, which nothing covers once the states are gone.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def flips(
             out = Path(shutil.copytree(source, state.work / "flipped"))
             files = flippable(out)
             if name == "finetune, ended":
-                files = [p for p in files if p.parent == out or p.name not in ("log.csv", "config.json")]
+                files = [p for p in files if p.parent == out or p.name not in ("log.csv", "state.json", "config.json")]
             path = rng.choice(files)
             where = f"{name}: {path.relative_to(out)}, {flip(rng, path)}"
             ended = in_process(state.words(kind, out, "0"), lambda: None)
