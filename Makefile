@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 JOBS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
-.PHONY: demo test test-slow fuzz lint bench clean
+.PHONY: demo test test-slow fuzz torture lint bench clean
 
 demo: $(STAMP)
 	$(BIN)/ssamba demo --out demo
@@ -24,6 +24,11 @@ CASES ?= 1000000
 SEED ?= 0
 fuzz: $(STAMP)
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m fuzz.campaign --cases $(CASES) --seed $(SEED) --jobs $(JOBS)
+
+# Runs killed at moments drawn from a seed, and bits flipped in their files: about an hour.
+torture: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/torture/rounds.py --rounds 200 --seed $(SEED)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/torture/flips.py --flips 200 --seed $(SEED)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

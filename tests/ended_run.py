@@ -4,7 +4,7 @@
 
 WHERE is ``state``: once a ``state.json`` of STEP, or of a later step, is in place (``fold-2/state.json``: in that
 folder alone); or ``row``: as the row of STEP is written to TensorBoard, which follows the log. Only the border to the
-system and to other packages is replaced: ``os.replace`` and ``SummaryWriter.add_scalar``.
+system and to the event file is replaced: ``os.replace`` and ``EventFile.add_scalar``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import os
 import sys
 from typing import Any
 
-from tensorboardX import SummaryWriter
+from ssamba.training.log import EventFile
 
 
 def end_after_state(name: str, step: int, number: int) -> None:
@@ -31,14 +31,16 @@ def end_after_state(name: str, step: int, number: int) -> None:
 
 
 def end_at_row(step: int, number: int) -> None:
-    plain = SummaryWriter.add_scalar
+    plain = EventFile.add_scalar
+    ended: list[str] = []
 
-    def add_scalar(self: SummaryWriter, tag: str, value: float, at: int, *rest: Any) -> None:
-        plain(self, tag, value, at, *rest)
-        if at == step:
+    def add_scalar(self: EventFile, tag: str, value: float, at: int) -> None:
+        plain(self, tag, value, at)
+        if at == step and not ended:
+            ended.append(tag)
             os.kill(os.getpid(), number)
 
-    SummaryWriter.add_scalar = add_scalar
+    EventFile.add_scalar = add_scalar  # type: ignore[method-assign]
 
 
 def main() -> int:

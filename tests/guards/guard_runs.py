@@ -141,7 +141,7 @@ def bits(folder: Path) -> dict[str, Any]:
     for run in EXACT:
         files = {}
         for name, path in files_of(folder / run):
-            if path.suffix == ".safetensors":
+            if path.suffix == ".safetensors" and path.name != "state.previous.safetensors":
                 parts = [f"{k} {v.dtype} {tuple(v.shape)} ".encode() + raw(v) for k, v in sorted(tensors(path).items())]
                 files[name] = sha256(b"".join(parts))
         found[run] = files | {"log": sha256(json.dumps(log_rows(folder / run)).encode())}

@@ -19,6 +19,8 @@ SOURCE_HELP = "run or model directory, official .pth, or the name of a model"
 SHIPPED_HELP = f"{SOURCE_HELP} (default: tiny, which comes with the package)"
 HEADS_HELP = "of an official SSAST whose width is not a published one"
 Number = TypeVar("Number", int, float)
+VALUE_LENGTH = 40
+"""Most characters of a value in an error."""
 
 
 class UsageError(SsambaError):
@@ -183,7 +185,8 @@ def _number(text: str, kind: Callable[[str], Number], wanted: str) -> Number:
     try:
         return kind(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text}: give {wanted}") from None
+        short = text if len(text) <= VALUE_LENGTH else f"{text[:VALUE_LENGTH]}..."
+        raise argparse.ArgumentTypeError(f"{short}: give {wanted}") from None
 
 
 def _reader(base: type) -> Any:

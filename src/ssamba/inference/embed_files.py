@@ -21,6 +21,7 @@ from ssamba.inference.pooling import CLIP_POOLINGS, StreamPooling
 from ssamba.inference.windows import Segment, cut_recordings
 from ssamba.inference.writers import LEVELS, Spool, check_embedding_output, write_output
 from ssamba.utils.errors import ConfigError, DataError, SsambaError
+from ssamba.utils.lock import lock_output
 from ssamba.utils.suggest import nearest
 
 
@@ -94,6 +95,19 @@ def write_embeddings(
     check_embedding_output(out)
     if not files:
         raise DataError("no audio files given")
+    with lock_output(out):
+        return _write_locked(files, model, out, options, batch, threads, progress)
+
+
+def _write_locked(
+    files: Sequence[str],
+    model: Encoder,
+    out: Path,
+    options: EmbedOptions,
+    batch: int | None,
+    threads: int | None,
+    progress: Progress | None,
+) -> Report:
     config = model.config
     rows, width = _Rows(options), config.width
     if options.level == "clip":

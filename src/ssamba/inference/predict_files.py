@@ -29,6 +29,7 @@ from ssamba.inference.windows import cut_recordings
 from ssamba.inference.writers import PredictionWriter
 from ssamba.models.pretrained.load import ModelSource
 from ssamba.utils.errors import CheckpointError, ConfigError, DataError, SsambaError
+from ssamba.utils.lock import lock_output
 from ssamba.utils.plots import require_matplotlib
 from ssamba.utils.torch_defaults import HOST_FLOAT32
 
@@ -96,6 +97,7 @@ def predict_files(
     try:
         rate = model.config.sample_rate
         with (
+            lock_output(out),
             FileStream(files, threads, progress, rate) as stream,
             make_writer(out, model, options, files, events, format) as writer,
         ):

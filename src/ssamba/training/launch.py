@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import IO, Any
 
+from ssamba.training.resume.signals import stop_signals
 from ssamba.utils.errors import ConfigError, SsambaError
 from ssamba.utils.terminal import printable_lines
 
@@ -46,7 +47,10 @@ def launch(words: Sequence[str], count: int) -> int:
             streams: dict[str, Any] = {} if rank == 0 else {"stdout": subprocess.DEVNULL, "stderr": errors[rank]}
             environment = {**os.environ, **{k: str(v) for k, v in {**ranks, **rendezvous}.items()}}
             command = [sys.executable, "-m", "ssamba", *words]
-            processes.append(subprocess.Popen(command, env=environment, pass_fds=(here,), **streams))
+            # In a session of its own: Ctrl-C in the terminal reaches it once, from here.
+            processes.append(
+                subprocess.Popen(command, env=environment, pass_fds=(here,), start_new_session=True, **streams)
+            )
         os.close(here)
         try:
             with _signals_forwarded(processes):
@@ -69,14 +73,14 @@ def _without_devices(words: Sequence[str]) -> list[str]:
 
 @contextlib.contextmanager
 def _signals_forwarded(processes: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
-    """SIGTERM and Ctrl-C go to the processes, which save their state."""
+    """Ctrl-C, SIGTERM and SIGHUP go to the processes, which save their state; a second one ends them at once."""
 
     def forward(number: int, _: Any) -> None:
         for process in processes:
             with contextlib.suppress(OSError):
                 process.send_signal(number)
 
-    before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, forward) for number in stop_signals()}
     try:
         yield
     finally:

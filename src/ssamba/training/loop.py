@@ -8,31 +8,34 @@ steps with the same numbers.
 from __future__ import annotations
 
 import contextlib
-import json
-import signal
-import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from ssamba.models.pretrained.model_dir import SUMMARY_FILE, save_model
+from ssamba.models.pretrained.model_dir import save_model
 from ssamba.training.cuda_graphs import Gradients
-from ssamba.training.log import RunLog
+from ssamba.training.log import TIMES, RunLog, check_log, closed_at_end, step_bar
 from ssamba.training.optim import optimizer_tensors, restore_optimizer
-from ssamba.training.run_state import load_state, save_state
+from ssamba.training.resume.run_files import (
+    check_config,
+    read_config_text,
+    repair_model,
+    stored_values_fit,
+    what_is_safe,
+    write_summary,
+)
+from ssamba.training.resume.signals import StopSignals
+from ssamba.training.run_state import RunStates, RunValues
 from ssamba.training.schedule import Schedule
-from ssamba.training.task import AnyTask
-from ssamba.utils.atomic_write import write_text
-from ssamba.utils.errors import ConfigError, SsambaError
+from ssamba.training.task import AnyTask, grouped
+from ssamba.utils.errors import ConfigError, SsambaError, WriteError
+from ssamba.utils.terminal import note
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class LoopSettings:
         average: first and last step of the validations over which weights are averaged to give the run's model.
         label: what the progress bar says in front.
         columns: width of the progress bar, which then leaves out speed and rate; None takes the terminal's.
+        may_lose_best: a run whose best model was damaged on disk goes on, and keeps the best of later validations.
         keep_last: the run's model is that of the last validation, not of the best.
     """
 
@@ -59,6 +63,7 @@ class LoopSettings:
     label: str = ""
     keep_last: bool = False
     columns: int | None = None
+    may_lose_best: bool = True
 
 
 class Interrupted(KeyboardInterrupt):
@@ -83,33 +88,53 @@ class Loop:
         self.best: dict[str, float] | None = None
         self.sums: dict[str, Tensor] = {}
         self.summed = 0
-        self.stop = False
         self.chosen: dict[str, Tensor] | None = None
         self.averaged = 0
         self.latest: dict[str, float] = {}
+        self.states, self.safe_step, self.proven = RunStates(folder), 0, True
+        self.log: RunLog | None = None
+        self.log_mark: dict[str, Any] | None = None
+        self.signals = StopSignals(self.dist.main)
+        self.config_text: bytes | None = None
         self._restore()
         trained = [parameter for _, parameter in self._named_parameters()]
         self.gradients = Gradients(task.losses, trained, autocast, graphs=settings.accumulate == 1)
 
     def _restore(self) -> None:
-        saved = load_state(self.folder)
+        saved = self.states.load(self.dist.main)
         if saved is None:
             return
         tensors, values = saved
-        for prefix, module in self._modules().items():
-            start = len(prefix)
-            module.load_state_dict({k[start:]: v for k, v in tensors.items() if k.startswith(prefix)})
-        restore_optimizer(self.optimizer, self._named_parameters(), tensors)
-        self.schedule.load(values["schedule"])
-        self.step, self.best, self.summed = values["step"], values["best"], values["summed"]
-        if self.settings.average is not None and values["averaged"]:
-            device = self.task.model.device
-            self.averaged = values["averaged"]
-            self.chosen = {k[8:]: v.to(device) for k, v in tensors.items() if k.startswith("average.")}
+        check_config(self.folder, values, self.task.model.config)
+        self.step, self.best, self.summed = values.step, values.best, values.summed
+        self.safe_step, self.log_mark, self.proven = values.step, values.log, values.config is not None
         device = self.task.model.device
+        with stored_values_fit(self.states.source):
+            for prefix, module in self._modules().items():
+                start = len(prefix)
+                module.load_state_dict({k[start:]: v for k, v in tensors.items() if k.startswith(prefix)})
+            restore_optimizer(self.optimizer, self._named_parameters(), tensors)
+            self.schedule.load(values.schedule)
+        if self.settings.average is not None and values.averaged:
+            self.averaged = values.averaged
+            self.chosen = {k[8:]: v.to(device) for k, v in tensors.items() if k.startswith("average.")}
         # Each process sums its rows' values; the sums from before are with the first one.
-        sums = {k: v if self.dist.main else 0.0 for k, v in values["sums"].items()}
+        sums = {k: v if self.dist.main else 0.0 for k, v in values.sums.items()}
         self.sums = {k: torch.tensor(v, dtype=torch.float64, device=device) for k, v in sums.items()}
+        if self.dist.main:
+            self._check_files(values)
+
+    def _check_files(self, values: RunValues) -> None:
+        """See that what the run has written is still good; write it again, or say so, where it is not."""
+        problem = check_log(self.folder, values.log)
+        if problem is not None:
+            note(f"{problem}; its readable rows are kept")
+        if self.best is None:
+            return  # the next save writes the model
+        known = self.chosen if self.averaged else self.task.weights() if self.best["step"] == self.step else None
+        may_lose = self.settings.may_lose_best and self.step < self.task.total_steps
+        if repair_model(self.folder, self.task.model, known, f"of step {self.best['step']:g}", may_lose):
+            self.best = None
 
     def _modules(self) -> dict[str, nn.Module]:
         """What the state holds, by the prefix of its tensors."""
@@ -130,6 +155,8 @@ class Loop:
         sums = self.dist.all_reduce_sum(self.sums)
         if not self.dist.main:
             return
+        if read_config_text(self.folder) != self.config_text:
+            raise WriteError(f"{self.folder}: was removed or replaced during the run, nothing more is written there")
         tensors = {p + k: v for p, module in self._modules().items() for k, v in module.state_dict().items()}
         tensors |= optimizer_tensors(self.optimizer, self._named_parameters())
         if self.best is None:
@@ -140,24 +167,25 @@ class Loop:
             tensors |= {f"average.{k}": v for k, v in self.chosen.items()}
         else:
             self.chosen = None
-        values = {
-            "averaged": self.averaged,
-            "step": self.step,
-            "schedule": self.schedule.to_dict(),
-            "best": self.best,
-            "sums": {k: float(v) for k, v in sums.items()},
-            "summed": self.summed,
-        }
-        save_state(self.folder, tensors, values)
-        summary = {
-            "step": self.step,
-            "total_steps": self.task.total_steps,
-            "epochs_done": round(self.step / self.task.steps_per_epoch, 4),
-            "best": self.best,
-            "learning_rate": self.schedule.rate(self.step),
-            "finished": self.step >= self.task.total_steps,
-        }
-        write_text(self.folder / SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
+        if self.log is not None:
+            self.log_mark = self.log.mark()
+        values = RunValues(
+            step=self.step,
+            schedule=self.schedule.to_dict(),
+            best=self.best,
+            sums={k: float(v) for k, v in sums.items()},
+            summed=self.summed,
+            averaged=self.averaged,
+            config=model.config.to_dict(),
+            log=self.log_mark,
+        )
+        self.states.save(tensors, values)
+        self.safe_step = self.step
+        self._write_summary()
+
+    def _write_summary(self) -> None:
+        """Write ``state.json``, unless it is there as it should be."""
+        write_summary(self.folder, self.step, self.task, self.best, self.schedule.rate(self.step))
 
     def run(self) -> None:
         """Train to the last step. Raises ``Interrupted`` after saving when asked to stop, ``SsambaError`` on NaN."""
@@ -168,28 +196,32 @@ class Loop:
                 f"{self.folder}: another run is still writing its state there; start again when it has ended"
             )
         if self.step >= self.task.total_steps:
+            if self.dist.main:
+                self._write_summary()
             return
-        columns = ["step", "epoch", "lr", *self.task.metrics, *(f"val_{m}" for m in self.task.validation_metrics)]
-        columns += ["clips_per_second", "seconds"]
-        log = RunLog(self.folder, columns, self.step) if self.dist.main else None
-        handlers = {s: signal.signal(s, self._ask_to_stop) for s in _signals()}
+        columns = [
+            "step",
+            "epoch",
+            "lr",
+            *self.task.metrics,
+            *(f"val_{m}" for m in self.task.validation_metrics),
+            *TIMES,
+        ]
+        self.config_text = read_config_text(self.folder)
         try:
-            self._steps(log)
-        finally:
-            if log is not None:
-                log.close()
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
-
-    def _ask_to_stop(self, *_: Any) -> None:
-        self.stop = True
+            self.log = RunLog(self.folder, columns, self.step) if self.dist.main else None
+            with self.signals, closed_at_end(self.log):
+                self._steps(self.log)
+        except WriteError as error:
+            raise WriteError(f"{error}; {what_is_safe(self.safe_step)}") from None
 
     def _steps(self, log: RunLog | None) -> None:
         total, settings = self.task.total_steps, self.settings
-        saved = logged = started = time.monotonic()
+        saved = logged = time.monotonic()
+        started = saved - (0.0 if log is None else log.seconds)  # seconds go on from the row before
         self.task.model.train()
-        with _bar(settings, total, self.step, self.dist.main) as bar:
-            for batches in _grouped(self.task.batches(self.step * settings.accumulate), settings.accumulate):
+        with step_bar(settings.label, total, self.step, settings.columns, self.dist.main) as bar:
+            for batches in grouped(self.task.batches(self.step * settings.accumulate), settings.accumulate):
                 self.one_step(batches)
                 last = self.step == total
                 validating = self.step % settings.validate_every == 0 or last
@@ -207,7 +239,7 @@ class Loop:
                 due = validating and settings.save_at_validation
                 late = time.monotonic() - saved >= 60 * settings.save_minutes
                 # A signal that comes during this call is seen after the next step.
-                stop, late = self.dist.all_reduce_any(self.stop, late)
+                stop, late = self.dist.all_reduce_any(self.signals.asked, late)
                 if due or last or stop or late:
                     self.save()
                     saved = time.monotonic()
@@ -263,9 +295,10 @@ class Loop:
         """Stop before a broken model is logged or saved: the folder keeps the last good state."""
         if not all(bool(torch.isfinite(v).all()) for v in values):
             rate = self.schedule.rate(self.step - 1)
+            cause = "" if self.proven else " (or the state that the run went on from, which has no digest, is damaged)"
             raise SsambaError(
                 f"{self.folder}: loss or weights are no longer numbers at step {self.step}, learning rate {rate:g}; "
-                "give a lower --lr or --clip-norm 1 and another --out"
+                f"give a lower --lr or --clip-norm 1 and another --out{cause}"
             )
 
     def _validate(self) -> dict[str, float]:
@@ -315,33 +348,3 @@ def precision(name: str, device: torch.device) -> AbstractContextManager[Any]:
     if name == "fp32" or (name == "auto" and (device.type == "cpu" or not able)):
         return contextlib.nullcontext()
     return torch.autocast(device.type, torch.bfloat16)
-
-
-def _signals() -> tuple[int, ...]:
-    """Signals to catch: only the main thread may do that."""
-    main = threading.current_thread() is threading.main_thread()
-    return (signal.SIGINT, signal.SIGTERM) if main else ()
-
-
-def _grouped(batches: Iterator[Any], size: int) -> Iterator[list[Any]]:
-    while group := list(islice(batches, size)):
-        yield group
-
-
-NARROW_BAR = "{desc}: {percentage:3.0f}% {n_fmt}/{total_fmt} steps [{elapsed}<{remaining}{postfix}]"
-
-
-def _bar(settings: LoopSettings, total: int, done: int, visible: bool) -> tqdm[Any]:
-    slow = 0.2 if sys.stderr.isatty() else 30
-    narrow = settings.columns is not None
-    return tqdm(
-        desc=settings.label or None,
-        total=total,
-        initial=done,
-        unit="step",
-        mininterval=slow,
-        ncols=settings.columns,
-        dynamic_ncols=not narrow,
-        bar_format=NARROW_BAR if narrow else None,
-        disable=not visible,
-    )

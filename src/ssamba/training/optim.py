@@ -68,12 +68,18 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, named: NamedParameters) 
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, named: NamedParameters, tensors: dict[str, Tensor]) -> None:
-    """The reverse of ``optimizer_tensors``, on the parameters' own devices."""
+    """The reverse of ``optimizer_tensors``, on the parameters' own devices.
+
+    Raises ``ValueError`` for a moment whose shape is not its parameter's.
+    """
     for name, parameter in named:
         moments = {}
         for key, value in tensors.items():
             if key.startswith(STATE_PREFIX) and key.endswith(f".{name}") and key.split(".", 2)[2] == name:
                 moment = key.split(".", 2)[1]
+                if moment != "step" and value.shape != parameter.shape:
+                    shapes = f"{tuple(value.shape)}, the parameter {tuple(parameter.shape)}"
+                    raise ValueError(f"{key} has shape {shapes}")
                 # The step counter of a non-fused optimiser stays on the CPU.
                 fused = bool(optimizer.defaults.get("fused"))
                 moments[moment] = value if moment == "step" and not fused else value.to(parameter.device)

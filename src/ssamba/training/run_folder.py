@@ -24,10 +24,13 @@ def skipped_file(out: Path, rank: int = 0) -> Path:
 
 
 def write_recipe(
-    out: Path, recipe: Mapping[str, Any], source: str | None, data: Sequence[str], fingerprint: str
+    out: Path, recipe: Mapping[str, Any], source: str | None, data: Sequence[str], fingerprint: str, content: str
 ) -> None:
-    """Write ``recipe.yaml``: every value of the run, what it started from, its data and their fingerprint."""
-    values = {"recipe": dict(recipe), "from": source, "data": list(data), "plan": fingerprint}
+    """Write ``recipe.yaml``: every value of the run, what it started from, its data and the digests of both.
+
+    ``fingerprint`` is of names and lengths, ``content`` of what the files hold (``resume.content``).
+    """
+    values = {"recipe": dict(recipe), "from": source, "data": list(data), "plan": fingerprint, "content": content}
     write_text(out / RECIPE_FILE, yaml.safe_dump(values, sort_keys=False))
 
 
@@ -56,9 +59,27 @@ def check_same_recipe(out: Path, recipe: Any, source: str | None, may_change: Co
 
 def check_same_data(out: Path, fingerprint: str) -> None:
     """Refuse to go on with other data. Raises ``DataError``."""
-    stored = read_yaml(out / RECIPE_FILE).get("plan")
-    if stored != fingerprint:
+    if _stored(out).get("plan") != fingerprint:
         raise DataError(
             f"{out}: the data changed since the run began (files came, went or have another length); restore them, or "
             f"begin anew with --from {out} and another --out"
         )
+
+
+def check_same_content(out: Path, content: str) -> None:
+    """Refuse to go on with files of the same names and lengths that hold something else. Raises ``DataError``.
+
+    Runs of earlier versions have no digest of the content; they are not checked.
+    """
+    if _stored(out).get("content", content) != content:
+        raise DataError(
+            f"{out}: a recording changed since the run began (same names and lengths, other content); restore it, or "
+            f"begin anew with --from {out} and another --out"
+        )
+
+
+def _stored(out: Path) -> Mapping[str, Any]:
+    values = read_yaml(out / RECIPE_FILE)
+    if not isinstance(values, dict):
+        raise ConfigError(f"{out / RECIPE_FILE}: is missing or damaged; choose another --out")
+    return values

@@ -66,8 +66,9 @@ class PlateauSchedule:
         return {k: v for k, v in asdict(self).items() if k in ("factor", "best", "waited")}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go on from ``to_dict``'s values."""
-        self.factor, self.best, self.waited = state["factor"], state["best"], state["waited"]
+        """Go on from ``to_dict``'s values. Raises ``KeyError``, ``TypeError``, ``ValueError`` for other ones."""
+        self.factor, self.waited = float(state["factor"]), int(state["waited"])
+        self.best = None if state["best"] is None else float(state["best"])
 
 
 class _Fixed:

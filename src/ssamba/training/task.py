@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any, Generic, TypeVar
 
 from torch import Tensor, nn
@@ -100,3 +101,9 @@ class Task(ABC, Generic[TaskBatch, TaskInputs]):
 
 
 AnyTask = Task[Any, Any]
+
+
+def grouped(batches: Iterator[Any], size: int) -> Iterator[list[Any]]:
+    """Batches by ``size``, those of one step together; the last group may be smaller."""
+    while group := list(islice(batches, size)):
+        yield group

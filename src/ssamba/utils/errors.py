@@ -56,3 +56,7 @@ class ConfigError(SsambaError):
 
 class CheckpointError(SsambaError):
     """A checkpoint that is missing, damaged, or of another model."""
+
+
+class WriteError(SsambaError):
+    """A file that cannot be written: no space, no permission, or a name that the system does not take."""

@@ -7,10 +7,12 @@ checked for everything else.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +29,8 @@ DIGEST = "sha256"
 """Key of the digest in the metadata."""
 HEADER_LIMIT = 16 << 20
 """Most bytes of a header: names, types and shapes of the tensors, and the metadata."""
+BLOCK_BYTES = 1 << 20
+"""Bytes read at a time when a file is only checked."""
 _TYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -70,6 +74,12 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
     Raises ``SsambaError`` when it cannot be written.
     """
+    with atomic_write(path) as temporary:
+        return write_content(temporary, tensors, metadata)
+
+
+def write_content(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> str:
+    """The content of such a file, into one that ``atomic_write`` gave; the digest. Raises ``OSError``."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     texts = {"format": "pt", **(metadata or {})}
     digest = digest_of(plain, texts)
@@ -88,7 +98,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         position = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with atomic_write(path) as temporary, open(temporary, "wb") as file:
+    with open(path, "wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for name in names:
             file.write(_bytes_of(plain[name]))
@@ -120,6 +130,38 @@ def read_tensors(
     if stated is not None and stated != digest_of(tensors, header.metadata):
         raise error(f"{path}: is damaged (its content does not fit its digest); restore it from a copy")
     return tensors, header.metadata
+
+
+def verify_tensors(path: Path, error: type[SsambaError] = CheckpointError) -> str | None:
+    """Compare a file with its digest, block by block, and return it; None for a file that has none.
+
+    The blocks come from the disk where the system can be asked for it, not from its memory of what was written. Raises
+    ``error`` as ``read_tensors``.
+    """
+    header = read_header(path, error)
+    stated = header.metadata.get(DIGEST)
+    if stated is None:
+        return None
+    total = _begin_digest(header.metadata)
+    block = bytearray(BLOCK_BYTES)
+    with open_regular(path, error) as file:
+        if hasattr(os, "posix_fadvise"):
+            with contextlib.suppress(OSError):
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        for name in sorted(header.entries):
+            entry = header.entries[name]
+            total.update(_described(name, _NAMES[entry.dtype], entry.shape))
+            file.seek(header.size + entry.begin)
+            left = entry.end - entry.begin
+            while left:
+                count = file.readinto(memoryview(block)[: min(left, BLOCK_BYTES)])
+                if not count:
+                    raise error(f"{path}: is truncated")
+                total.update(memoryview(block)[:count])
+                left -= count
+    if total.hexdigest() != stated:
+        raise error(f"{path}: is damaged (its content does not fit its digest); restore it from a copy")
+    return stated
 
 
 def read_header(path: Path, error: type[SsambaError] = CheckpointError) -> Header:
@@ -173,15 +215,21 @@ def _entry(path: Path, name: str, value: Any, error: type[SsambaError]) -> Entry
 
 def digest_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> str:
     """SHA-256, in hexadecimal, of names, types, shapes and bytes of tensors, and of the metadata but for the digest."""
-    total = hashlib.sha256()
-    texts = {key: text for key, text in (metadata or {}).items() if key != DIGEST}
-    total.update(json.dumps(texts, sort_keys=True).encode())
+    total = _begin_digest(metadata or {})
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
-        kind = _NAMES.get(tensor.dtype, str(tensor.dtype))
-        total.update(json.dumps([name, kind, list(tensor.shape)]).encode())
+        total.update(_described(name, _NAMES.get(tensor.dtype, str(tensor.dtype)), tensor.shape))
         total.update(_bytes_of(tensor))
     return total.hexdigest()
+
+
+def _begin_digest(metadata: Mapping[str, str]) -> hashlib._Hash:
+    texts = {key: text for key, text in metadata.items() if key != DIGEST}
+    return hashlib.sha256(json.dumps(texts, sort_keys=True).encode())
+
+
+def _described(name: str, kind: str, shape: Sequence[int]) -> bytes:
+    return json.dumps([name, kind, list(shape)]).encode()
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import sys
 import unicodedata
 
 _ESCAPED_CATEGORIES = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
@@ -29,6 +31,13 @@ def printable_lines(text: str) -> str:
 def one_line(text: str) -> str:
     """``text`` as one printable line: a line end, with the blanks around it, becomes one blank."""
     return printable(re.sub(r"\s*[\r\n]+\s*", " ", text).strip())
+
+
+def note(line: str) -> None:
+    """A line for the user on stderr; a stream that is closed takes nothing."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        sys.stderr.write(f"ssamba: note: {printable(line)}\n")
+        sys.stderr.flush()
 
 
 def shorten(value: object, limit: int = SHORT) -> str:

@@ -221,11 +221,11 @@ def _start(count: int, numbers: list[int], descriptors: list[int]) -> list[subpr
 
 @contextlib.contextmanager
 def _held_back() -> Iterator[None]:
-    """Ctrl-C and SIGTERM to the whole group are for the caller, which decides when the processes end.
+    """Ctrl-C, SIGTERM and SIGHUP to the whole group are for the caller, which decides when the processes end.
 
     A signal that is blocked here stays blocked in programs started meanwhile.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
     try:
         yield
     finally:

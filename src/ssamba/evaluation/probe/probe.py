@@ -22,6 +22,7 @@ from ssamba.inference.model import Encoder
 from ssamba.utils.atomic_write import make_folder, write_text
 from ssamba.utils.errors import ConfigError
 from ssamba.utils.json_text import dump_json
+from ssamba.utils.lock import lock_folder
 from ssamba.utils.plots import layer_curves, require_matplotlib
 from ssamba.utils.suggest import nearest
 from ssamba.utils.yaml_text import read_yaml
@@ -107,6 +108,20 @@ def probe(
 
     Raises ``DataError``, ``AudioError``, ``ConfigError``, and ``SsambaError`` when ``out`` cannot be written.
     """
+    with nullcontext() if out is None else lock_folder(out):
+        return _probe(name, root, model, layer, out, source, progress_bar, c_values)
+
+
+def _probe(
+    name: str,
+    root: Path,
+    model: Encoder,
+    layer: str,
+    out: Path | None,
+    source: str,
+    progress_bar: ProgressBars | None,
+    c_values: Sequence[float] | None,
+) -> ProbeResult:
     c_values = sorted(C_VALUES if c_values is None else c_values)
     if not c_values or not all(0 < c < math.inf for c in c_values):
         raise ConfigError(f"C {', '.join(f'{c:g}' for c in c_values)}: give numbers above 0")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,8 +19,9 @@ from ssamba.models.pretrained.load import ModelSource, locate, read_model_source
 from ssamba.models.pretrained.model_dir import EXTRAS, WEIGHTS_FILE, build, read_model, save_config
 from ssamba.models.pretrained.official import PREFIX, doubling, from_official, to_official
 from ssamba.models.pretrained.tensor_checks import check_tensors
-from ssamba.utils.atomic_write import atomic_write, explain, make_folder
+from ssamba.utils.atomic_write import atomic_write, explain, make_folder, missing_parents, temporary_name
 from ssamba.utils.errors import CheckpointError, ConfigError, SsambaError
+from ssamba.utils.lock import lock_output
 from ssamba.utils.tensor_file import write_tensors
 from ssamba.utils.torch_defaults import HOST_FLOAT32
 
@@ -47,6 +47,11 @@ def convert(
     """
     if dest.exists() or dest.is_symlink():
         raise SsambaError(f"{dest}: exists already; give a new name, or remove it first")
+    with lock_output(dest):
+        return _convert(source, dest, half, attention_heads)
+
+
+def _convert(source: ModelSource | None, dest: Path, half: bool, attention_heads: int | None) -> list[str]:
     path = locate(source)
     if half:
         if dest.suffix in FILES:
@@ -110,9 +115,9 @@ def _test_sound(front_end: FrontEnd) -> Tensor:
 @contextlib.contextmanager
 def _new_directory(dest: Path) -> Iterator[Path]:
     """A temporary directory next to ``dest``, renamed to it when the block ends well and removed otherwise."""
-    made = _missing_parents(dest)
+    made = missing_parents(dest)
     make_folder(dest.parent)
-    folder = dest.with_name(f".{dest.name}.{secrets.token_hex(4)}")
+    folder = temporary_name(dest)
     try:
         folder.mkdir()
         yield folder
@@ -125,11 +130,6 @@ def _new_directory(dest: Path) -> Iterator[Path]:
         for parent in made:
             with contextlib.suppress(OSError):
                 parent.rmdir()
-
-
-def _missing_parents(path: Path) -> list[Path]:
-    """Parents that do not exist, the innermost first."""
-    return [parent for parent in path.parents if not parent.exists()]
 
 
 def _to_file(path: Path, dest: Path) -> list[str]:

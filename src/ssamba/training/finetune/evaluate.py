@@ -23,7 +23,7 @@ from ssamba.models.encoder import Encoder
 from ssamba.models.pretrained.model_dir import load_tensors
 from ssamba.training.features import batch_features
 from ssamba.training.finetune.recipe import FinetuneRecipe
-from ssamba.utils.tensor_file import write_tensors
+from ssamba.utils.tensor_file import read_header, write_tensors
 
 FEATURE_BYTES = 4 << 30
 """Features of a set are kept on the model's device between evaluations when they are no larger."""
@@ -44,9 +44,16 @@ class ClassifierOutputs:
     targets: Tensor
     examples: Tensor
 
-    def save(self, path: Path) -> None:
-        """Write a safetensors file."""
-        write_tensors(path, {"logits": self.logits, "targets": self.targets, "examples": self.examples})
+    def save(self, path: Path, epoch: int | None = None) -> None:
+        """Write a safetensors file, with the epoch of the model where one is known."""
+        tensors = {"logits": self.logits, "targets": self.targets, "examples": self.examples}
+        write_tensors(path, tensors, {} if epoch is None else {"epoch": str(epoch)})
+
+    @staticmethod
+    def epoch_of(path: Path) -> int | None:
+        """The epoch of stored outputs; None where the file names none. Raises ``CheckpointError``."""
+        epoch = read_header(path).metadata.get("epoch", "")
+        return int(epoch) if epoch.isdecimal() else None
 
     @classmethod
     def load(cls, path: Path) -> ClassifierOutputs:

@@ -95,7 +95,7 @@ class FinetuneRecipe(RecipeBase, ModelShape, FinetuneAugmentation, Optimisation,
         "rate of stochastic depth at the last block, -1 takes SOURCE's or the published",
     )
     lr: float = like(Optimisation, "lr", "peak learning rate of Adam for the encoder")
-    head_lr: float = option(1.0, "the classifier's rate, as a multiple of it", above=0)
+    head_lr: float = option(1.0, "the classifier's rate, as a multiple of it", above=0, max=1e6)
     layer_decay: float = option(
         1.0,
         "factor between the rates of two layers of the encoder, the first the slowest; 1 gives all the same",

@@ -148,7 +148,8 @@ def write_results(out: Path, results: Results, outputs: Sequence[ClassifierOutpu
     values = results.to_dict()
     if counts is not None and outputs[0].logits.dim() == 2:  # seconds of one scene are no independent trials
         values["counted"] = {"right": int(counts.trace()), "clips": int(counts.sum())}
-    if counts is not None and importlib.util.find_spec("matplotlib") is not None:
+    drawn = (out / RESULTS_FILE).exists() and (out / CONFUSION_FILE).exists()
+    if counts is not None and not drawn and importlib.util.find_spec("matplotlib") is not None:
         from ssamba.utils.plots import confusion_picture
 
         confusion_picture(counts, results.data.classes, out / CONFUSION_FILE, headline(values))

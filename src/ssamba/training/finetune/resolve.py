@@ -72,3 +72,13 @@ def fingerprint(data: LabelledData) -> str:
                 digest.update(line.encode("utf-8", "surrogateescape"))
             digest.update(b"|")
     return digest.hexdigest()
+
+
+def data_files(data: LabelledData) -> dict[str, str]:
+    """The files of a set, each under the name of the first example that is made of it, whatever folder they lie in."""
+    files: dict[str, str] = {}
+    for fold in data.folds:
+        for example in (*fold.train, *fold.validation, *fold.test):
+            for part in example.parts:
+                files.setdefault(part.path, f"{len(files)} {example.key}")
+    return {name: path for path, name in files.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import json
+import filecmp
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -38,16 +38,26 @@ from ssamba.training.finetune.head_init import init_by_probe
 from ssamba.training.finetune.model import make_classification, measured_config, new_model
 from ssamba.training.finetune.recipe import FinetuneRecipe
 from ssamba.training.finetune.report import FoldResult, Results, chosen_text, read_results, write_results
-from ssamba.training.finetune.resolve import fingerprint, resolve_auto
+from ssamba.training.finetune.resolve import data_files, fingerprint, resolve_auto
 from ssamba.training.finetune.task import EPOCHS_FOLDER, FinetuneTask, FoldData, Scores, epoch_file, prepare_fold
-from ssamba.training.log import read_log
+from ssamba.training.log import check_log, read_log
 from ssamba.training.loop import Loop, LoopSettings, precision
 from ssamba.training.optim import make_optimizer, parameter_groups
-from ssamba.training.run_folder import RECIPE_FILE, check_same_data, check_same_recipe, skipped_file, write_recipe
-from ssamba.training.run_state import STATE_FILE
+from ssamba.training.resume.content import content_digest
+from ssamba.training.resume.run_files import check_config, check_model_files, is_good, read_config_text, read_summary
+from ssamba.training.run_folder import (
+    RECIPE_FILE,
+    check_same_content,
+    check_same_data,
+    check_same_recipe,
+    skipped_file,
+    write_recipe,
+)
+from ssamba.training.run_state import has_state, read_state_values, remove_states
 from ssamba.training.schedule import EpochSchedule
 from ssamba.utils.atomic_write import atomic_write, clear_leftovers, make_folder
-from ssamba.utils.errors import ConfigError
+from ssamba.utils.errors import CheckpointError, ConfigError
+from ssamba.utils.lock import lock_folder
 from ssamba.utils.progress import Bar
 
 FINETUNE_MAY_CHANGE = ("workers", "save_minutes")
@@ -77,20 +87,22 @@ def finetune(
     with times for the recordings in ``data``, ``background`` the class of stretches without label (docs/data.md).
     Raises ``SsambaError`` for what the user can put right, ``Interrupted`` after Ctrl-C.
     """
-    with distributed_context(device) as (dist, chosen):
+    with distributed_context(device) as (dist, chosen), lock_folder(out, dist.main):
         setup = prepare_run(recipe, data, out, source, chosen, dist, say, timed_labels(recipe, labels, background))
-        folds = len(setup.data.folds)
+        run = FoldRuns(setup, out, chosen, dist)
         if not (out / RESULTS_FILE).exists():
-            run = FoldRuns(setup, out, chosen, dist)
-            for number in range(folds):
+            for number in range(run.count):
                 run.train_fold(number)
-            if dist.main:
-                results = run.results(source)
-                _keep_model(run.folder(folds - 1), out)
-                write_results(out, results, run.outputs())
+        elif dist.main and not run.complete():
+            return read_results(out)  # its folds have been removed since
         if not dist.main:
             return {}
-        _clear_states(out, folds)
+        # Of a finished run, too: what was damaged since is good again.
+        run.keep_model()
+        write_results(out, run.results(source), run.outputs())
+        for number in range(run.count):
+            remove_states(run.folder(number))
+            shutil.rmtree(run.folder(number) / EPOCHS_FOLDER, ignore_errors=True)
         return read_results(out)
 
 
@@ -124,7 +136,7 @@ def prepare_run(
     resolved = resolve_auto(filled, data)
     model = new_model(resolved, make_classification(resolved, data), source)
     if dist.main:
-        _enter(out, filled, source, root, fingerprint(data))
+        _enter(out, filled, source, root, data)
         if facts is not None:
             report_choices(resolved, facts, model, device, say)
     dist.barrier()
@@ -135,16 +147,18 @@ def prepare_run(
     return FinetuneSetup(resolved, data, model)
 
 
-def _enter(out: Path, recipe: FinetuneRecipe, source: str | None, data: Path, digest: str) -> None:
+def _enter(out: Path, recipe: FinetuneRecipe, source: str | None, root: Path, data: LabelledData) -> None:
     """Make the run directory, or see that the run in it is this one."""
     clear_leftovers(make_folder(out))
+    digest, content = fingerprint(data), content_digest(data_files(data))
     if (out / RECIPE_FILE).exists():
         check_same_recipe(out, recipe, source, FINETUNE_MAY_CHANGE)
         check_same_data(out, digest)
+        check_same_content(out, content)
     elif (out / CONFIG_FILE).exists():
         raise ConfigError(f"{out}: holds a model that is no fine-tuning run; choose another --out")
     else:
-        write_recipe(out, recipe.to_dict(), source, [str(data)], digest)
+        write_recipe(out, recipe.to_dict(), source, [str(root)], digest, content)
 
 
 class FoldRuns:
@@ -154,6 +168,7 @@ class FoldRuns:
         self.recipe, self.data, self.initial = setup.recipe, setup.data, setup.model
         self.out, self.device, self.dist = out, device, dist
         self.skip = SkipList(skipped_file(out, dist.rank))
+        self.count = len(self.data.folds)
         self._cache: AudioCache | None = None
 
     def folder(self, number: int) -> Path:
@@ -164,10 +179,9 @@ class FoldRuns:
         """Train a fold to its end, unless that is done, and keep its model's outputs for the test clips."""
         folder, fold = self.folder(number), self.data.folds[number]
         self.dist.barrier()  # until the first process has finished the fold before
-        finished = _summary(folder).get("finished", False)
-        if finished and (self.recipe.choose == "folds" or (folder / OUTPUTS_FILE).exists()):
+        if self._finished(number):
             return
-        resuming = (folder / STATE_FILE).exists()
+        resuming = has_state(folder)
         self.dist.barrier()  # nobody writes before all have looked
         if self.dist.main:
             clear_leftovers(make_folder(folder))
@@ -175,10 +189,39 @@ class FoldRuns:
         data = prepare_fold(self.recipe, model, fold, self._audio(model.config), self.skip)
         earlier = [self._scores(n) for n in range(number)] if self.recipe.choose == "folds" else []
         loop = self._loop(FinetuneTask(self.recipe, model, data, folder, earlier, self.dist), number)
+        if resuming and self.dist.main:
+            save_config(folder, describe_model(model))  # the state agrees with it
         loop.run()
         if self.recipe.choose != "folds" and self.dist.main:
+            epoch = None
+            if self.recipe.choose != "average" and loop.best is not None:
+                epoch = round(loop.best["step"] / loop.task.steps_per_epoch)
             with loop.autocast:
-                self._test(folder, data).save(folder / OUTPUTS_FILE)
+                self._test(folder, data).save(folder / OUTPUTS_FILE, epoch)
+
+    def _finished(self, number: int) -> bool:
+        """Whether a fold has been trained to its end, and all that is needed of it is there and good.
+
+        Raises ``CheckpointError`` for a log that no longer holds what the run wrote, where the choice of an epoch
+        depends on it.
+        """
+        folder = self.folder(number)
+        if not read_summary(folder).get("finished", False) or check_model_files(folder) is not None:
+            return False  # going on from the state, which is at its end, writes them again
+        values = read_state_values(folder)
+        if values is not None:
+            check_config(folder, values, read_config(folder).config)
+        if self.recipe.choose != "folds":
+            return is_good(folder / OUTPUTS_FILE)
+        problem = None if values is None else check_log(folder, values.log)
+        if problem is not None:
+            raise CheckpointError(f"{problem}; restore it from a copy, or remove {folder}: it is then trained again")
+        return values is not None or is_good(folder / OUTPUTS_FILE)
+
+    def complete(self) -> bool:
+        """Whether the outputs and models of all folds of a finished run are still there."""
+        names = (OUTPUTS_FILE, WEIGHTS_FILE, CONFIG_FILE, SUMMARY_FILE)
+        return all((self.folder(n) / name).exists() for n in range(self.count) for name in names)
 
     def _model(self, folder: Path, fold: Fold, resuming: bool) -> Encoder:
         """The fold's model on the device, new or of the form that its saved state has."""
@@ -225,6 +268,7 @@ class FoldRuns:
             average=average,
             label=f"fold {number + 1} of {folds}" if folds > 1 else "",
             columns=COLUMNS,
+            may_lose_best=False,
         )
         optimizer = make_optimizer(recipe.optimizer, groups, recipe, self.device)
         autocast = precision(recipe.precision, self.device)
@@ -256,55 +300,64 @@ class FoldRuns:
         return {round(float(row["epoch"])): (float(row[column]), float(row["val_loss"])) for row in rows}
 
     def _epoch(self, number: int) -> int | None:
-        """The epoch that is reported of a fold; None for averaged weights."""
+        """The epoch that is reported of a fold; None for averaged weights. Raises ``CheckpointError``."""
         if self.recipe.choose == "average":
             return None
         # With one choice for all folds, the last fold's best epoch is it: its scores are averages over all of them.
-        chooser = len(self.data.folds) - 1 if self.recipe.choose == "folds" else number
-        state = _summary(self.folder(chooser))
-        return round(state["best"]["step"] * state["epochs_done"] / state["step"])
+        folder = self.folder(self.count - 1 if self.recipe.choose == "folds" else number)
+        values, state = read_state_values(folder), read_summary(folder)
+        try:
+            best: Any = state["best"] if values is None else values.best
+            return round(best["step"] * state["epochs_done"] / state["step"])
+        except (KeyError, TypeError, ZeroDivisionError):
+            raise CheckpointError(f"{folder / SUMMARY_FILE}: is damaged; remove {folder} to train it again") from None
 
     def results(self, source: str | None) -> Results:
-        """What came out of all folds, which began with ``source``."""
+        """What came out of all folds, which began with ``source``. Raises ``CheckpointError``."""
         folds = []
         for number, fold in enumerate(self.data.folds):
-            folder, epoch = self.folder(number), self._epoch(number)
-            if self.recipe.choose == "folds" and epoch is not None:
-                _copy(epoch_file(folder, epoch), folder / OUTPUTS_FILE)
-            found = ClassifierOutputs.load(folder / OUTPUTS_FILE).summary(self.recipe.loss, self.data.multi_label)
+            path = self.folder(number) / OUTPUTS_FILE
+            if self.recipe.choose == "folds" and has_state(self.folder(self.count - 1)):
+                epoch = self._epoch(number)
+                if epoch is not None and (chosen := epoch_file(self.folder(number), epoch)).exists():
+                    ClassifierOutputs.load(chosen).save(path, epoch)
+            outputs, epoch = ClassifierOutputs.load(path), ClassifierOutputs.epoch_of(path)
+            if epoch is None:  # outputs of an earlier version do not say it
+                epoch = self._epoch(number)
             sizes = (len(fold.train), len(fold.validation), len(fold.test))
+            found = outputs.summary(self.recipe.loss, self.data.multi_label)
             folds.append(FoldResult(fold.name, *sizes, epoch, found))
         config, kept = read_config(self.folder(0)).config, self.folder(len(folds) - 1).name
         return Results(self.recipe, source, self.data, tuple(folds), config, chosen_text(self.recipe), kept)
+
+    def keep_model(self) -> None:
+        """The last fold's model becomes the run's. Raises ``CheckpointError`` for a damaged one."""
+        folder = self.folder(self.count - 1)
+        last = read_config(folder)
+        for one in (self.folder(n) for n in range(self.count)):
+            problem = check_model_files(one)
+            if problem is not None:
+                raise CheckpointError(f"{problem}; restore it, or remove {self.out / RESULTS_FILE} and {one}")
+            # Folds differ in measured statistics at most.
+            found = read_config(one)
+            same = found.config.replace(mean=last.config.mean, std=last.config.std) == last.config
+            if not same or found.classification != last.classification or found.heads != last.heads:
+                raise CheckpointError(f"{one / CONFIG_FILE}: is not of this run any more; put back the right one")
+            write_preprocessor(one, found.config)
+        kept = read_config_text(self.out) if (self.out / RESULTS_FILE).exists() else None
+        if kept is not None and kept != read_config_text(folder):
+            raise CheckpointError(f"{self.out / CONFIG_FILE}: is not that of {folder} any more; put back the right one")
+        for name in (WEIGHTS_FILE, CONFIG_FILE):
+            _copy(folder / name, self.out / name)
+        write_preprocessor(self.out, read_config(self.out).config)
 
     def outputs(self) -> list[ClassifierOutputs]:
         """The outputs of all folds for their test clips, at the epochs of :meth:`results`."""
         return [ClassifierOutputs.load(self.folder(n) / OUTPUTS_FILE) for n in range(len(self.data.folds))]
 
 
-def _summary(folder: Path) -> dict[str, Any]:
-    try:
-        values: dict[str, Any] = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))
-        return values
-    except (OSError, ValueError):
-        return {}
-
-
 def _copy(source: Path, target: Path) -> None:
+    if target.is_file() and filecmp.cmp(source, target, shallow=False):
+        return
     with atomic_write(target) as temporary:
         shutil.copyfile(source, temporary)
-
-
-def _keep_model(folder: Path, out: Path) -> None:
-    """A fold's model becomes the run's."""
-    for name in (WEIGHTS_FILE, CONFIG_FILE):
-        _copy(folder / name, out / name)
-    write_preprocessor(out, read_config(out).config)
-
-
-def _clear_states(out: Path, folds: int) -> None:
-    """Remove what only a run that goes on needs."""
-    for number in range(folds):
-        folder = out / f"fold-{number + 1}"
-        (folder / STATE_FILE).unlink(missing_ok=True)
-        shutil.rmtree(folder / EPOCHS_FOLDER, ignore_errors=True)

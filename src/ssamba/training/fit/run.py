@@ -20,16 +20,25 @@ from ssamba.models.pretrained.model_dir import CONFIG_FILE, RESULTS_FILE, Descri
 from ssamba.training.finetune.auto import choose_frames
 from ssamba.training.finetune.facts import Say, clip_lengths
 from ssamba.training.finetune.report import FoldResult, Results, read_results, write_results
-from ssamba.training.finetune.resolve import fingerprint
+from ssamba.training.finetune.resolve import data_files, fingerprint
 from ssamba.training.fit.cross_validation import Bank, Validated, cross_validate
 from ssamba.training.fit.data import read_fit_data
 from ssamba.training.fit.features import FeatureParts, collect_features, parts_folder
 from ssamba.training.fit.heads import LinearHead, choose_head
 from ssamba.training.fit.recipe import FitRecipe
-from ssamba.training.run_folder import RECIPE_FILE, check_same_data, check_same_recipe, skipped_file, write_recipe
+from ssamba.training.resume.content import content_digest
+from ssamba.training.run_folder import (
+    RECIPE_FILE,
+    check_same_content,
+    check_same_data,
+    check_same_recipe,
+    skipped_file,
+    write_recipe,
+)
 from ssamba.utils.atomic_write import clear_leftovers, make_folder
 from ssamba.utils.device import pick_device
 from ssamba.utils.errors import ConfigError, DataError
+from ssamba.utils.lock import lock_folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,13 +91,17 @@ def fit(
     behind but the features of a long set, with which the same command goes on.
     """
     setup = prepare_fit(recipe, data, source, device)
-    _check_folder(out, setup, fingerprint(setup.data))
+    with lock_folder(out):
+        return _fit(setup, data, out, say, bars or no_bar)
+
+
+def _fit(setup: FitSetup, data: Path, out: Path, say: Say, bars: ProgressBars) -> dict[str, Any]:
+    _check_folder(out, setup)
     if (out / RESULTS_FILE).exists():
         return read_results(out)
     for note in setup.data.notes:
         say(note)
     _report_choices(setup, say)
-    bars = bars or no_bar
     bank, skip = _features(setup, data, out, bars)
     parts = divisions(setup.data, setup.examples) if setup.tested else []
     found = _validate(bank, setup.head, parts, bars)
@@ -134,11 +147,12 @@ def _report_choices(setup: FitSetup, say: Say) -> None:
     say(f"  on {values} values of the last layer ({recipe.pooling}) of {recipe.frames} frames, stride {recipe.stride}")
 
 
-def _check_folder(out: Path, setup: FitSetup, digest: str) -> None:
+def _check_folder(out: Path, setup: FitSetup) -> None:
     """See that a run in the directory is this one. Writes nothing."""
     if (out / RECIPE_FILE).exists():
         check_same_recipe(out, setup.recipe, setup.source, ())
-        check_same_data(out, digest)
+        check_same_data(out, fingerprint(setup.data))
+        check_same_content(out, content_digest(data_files(setup.data)))
     elif (out / CONFIG_FILE).exists():
         raise ConfigError(f"{out}: holds a model that is no run of ssamba fit; choose another --out")
     elif out.exists() and not out.is_dir():
@@ -149,7 +163,8 @@ def _enter(out: Path, setup: FitSetup, root: Path, skip: SkipList) -> None:
     """Make the run directory, and write down the run and which clips were left out."""
     clear_leftovers(make_folder(out))
     if not (out / RECIPE_FILE).exists():
-        write_recipe(out, setup.recipe.to_dict(), setup.source, [str(root)], fingerprint(setup.data))
+        content = content_digest(data_files(setup.data))
+        write_recipe(out, setup.recipe.to_dict(), setup.source, [str(root)], fingerprint(setup.data), content)
     kept = SkipList(skipped_file(out))
     for path, reason in skip.reasons.items():
         kept.record(path, reason)

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from ssamba.audio.front_end import PUBLISHED
 from ssamba.models.config import Config
 from ssamba.models.losses import OBJECTIVES
-from ssamba.training.recipes.fields import in_order_of_body, like, option, read_values
+from ssamba.training.recipes.fields import LARGEST, in_order_of_body, like, option, read_values
 from ssamba.training.recipes.groups import ModelShape, Optimisation, PretrainAugmentation, RecipeBase, RunSettings
 from ssamba.utils.errors import ConfigError
 
@@ -67,7 +67,7 @@ class PretrainRecipe(RecipeBase, ModelShape, PretrainAugmentation, Optimisation,
         "crops of each recording in a batch, near one another; with 2 or more a clip's target is another view's token",
         min=1,
     )
-    view_shift: float = option(1.0, "seconds by which another view begins earlier or later, at most")
+    view_shift: float = option(1.0, "seconds by which another view begins earlier or later, at most", max=86400)
     clean_targets: bool = option(False, "the averaged model embeds clips without mixing, gain, response and rooms")
     latent_layers: int = option(0, "last layers of the averaged model whose mean is the target, 0 takes all")
     ema: float = like(Optimisation, "ema")
@@ -157,6 +157,9 @@ def make_recipe(path: Path | None = None, overrides: dict[str, Any] | None = Non
         size = recipe.get("patch_frequency", default.patch_frequency)
         before, now = stored.get("mel_bins", default.mel_bins), changes["mel_bins"]
         # What is no whole number or too small is refused below.
-        if all(isinstance(value, int) and value >= 1 for value in (size, before, now)) and min(before, now) >= size:
+        if (
+            all(isinstance(value, int) and 1 <= value <= LARGEST for value in (size, before, now))
+            and min(before, now) >= size
+        ):
             recipe["mask"] = max(1, round(stored.get("mask", default.mask) * (now // size) / (before // size)))
     return PretrainRecipe(**recipe)

@@ -19,11 +19,20 @@ from ssamba.training.pretrain.data import PretrainData, decode_to_gpu, decode_va
 from ssamba.training.pretrain.model import build_model
 from ssamba.training.pretrain.recipe import PretrainRecipe
 from ssamba.training.pretrain.task import PretrainTask
-from ssamba.training.run_folder import RECIPE_FILE, check_same_data, check_same_recipe, skipped_file, write_recipe
-from ssamba.training.run_state import STATE_FILE
+from ssamba.training.resume.content import content_digest
+from ssamba.training.run_folder import (
+    RECIPE_FILE,
+    check_same_content,
+    check_same_data,
+    check_same_recipe,
+    skipped_file,
+    write_recipe,
+)
+from ssamba.training.run_state import has_state
 from ssamba.training.schedule import CosineSchedule, PlateauSchedule, Schedule
 from ssamba.utils.atomic_write import clear_leftovers, make_folder
 from ssamba.utils.errors import ConfigError
+from ssamba.utils.lock import lock_folder
 from ssamba.utils.terminal import printable
 
 _log = logging.getLogger(__name__)
@@ -48,7 +57,7 @@ def pretrain(
     its part of each batch (docs/pretraining.md). Raises ``SsambaError`` for what the user can put right, and after
     Ctrl-C ``Interrupted``. Folders that may not be read are logged, and added to ``problems`` as (path, reason).
     """
-    with distributed_context(device) as (dist, chosen):
+    with distributed_context(device) as (dist, chosen), lock_folder(out, dist.main):
         _check_batch(recipe, dist.world)
         met: Problems = []
         sources = read_sources(data, met)
@@ -60,12 +69,24 @@ def pretrain(
         prepared = prepare_data(sources, recipe, SkipList(skipped_file(out, dist.rank)))
         if resuming:
             check_same_data(out, prepared.plan.fingerprint)
+        content = content_digest(_paths(prepared)) if dist.main else ""
+        if resuming and dist.main:
+            check_same_content(out, content)
         model = build_model(recipe, prepared, source, resume=out if resuming else None)
         task = build_task(recipe, prepared, model.to(chosen), dist)
         if not resuming and dist.main:
             save_config(out, describe_model(model))
-            write_recipe(out, recipe.to_dict(), source, list(data), prepared.plan.fingerprint)
-        make_loop(task, out, chosen).run()
+            write_recipe(out, recipe.to_dict(), source, list(data), prepared.plan.fingerprint, content)
+        loop = make_loop(task, out, chosen)
+        if resuming and dist.main:
+            save_config(out, describe_model(model))  # the state agrees with it; what else was damaged is good again
+        loop.run()
+
+
+def _paths(data: PretrainData) -> dict[str, str]:
+    """The files of a run, by their names in their sources: the same on every machine."""
+    clips = [*data.plan.clips, *data.held_out]
+    return {f"{number} {clip.key}": clip.path for number, clip in enumerate(clips)}
 
 
 def _check_batch(recipe: PretrainRecipe, world: int) -> None:
@@ -82,7 +103,7 @@ def _check_batch(recipe: PretrainRecipe, world: int) -> None:
 def _enter(out: Path, recipe: PretrainRecipe, source: str | None, dist: DistContext) -> bool:
     """Make the run directory, or check that the run in it is this one; whether there is a state to go on from."""
     make_folder(out)
-    resuming = (out / STATE_FILE).exists()
+    resuming = has_state(out)
     if resuming:
         # A cosine ends with the run: with more steps, those before would have had another rate.
         plateau = recipe.schedule == "plateau"

@@ -25,12 +25,15 @@ if TYPE_CHECKING:
 Recipe = TypeVar("Recipe", bound=type)
 
 
-LARGEST = 10**18
-"""No number of a recipe is larger."""
+LARGEST = 1e9
+"""Largest number of a recipe that has no bound of its own."""
 
 
 class Bounds(NamedTuple):
-    """Limits of a number: ``min`` and ``max`` are included, ``above`` and ``below`` not; NaN and infinity never are."""
+    """Limits of a number: ``min`` and ``max`` are included, ``above`` and ``below`` not; NaN and infinity never are.
+
+    Without ``max`` and ``below`` a number may be up to ``LARGEST``, and down to its negative.
+    """
 
     min: float = -math.inf
     max: float = math.inf
@@ -41,17 +44,30 @@ class Bounds(NamedTuple):
 
     def admit(self, value: float) -> bool:
         """Whether the value lies within."""
-        if abs(value) > LARGEST:  # whole numbers that no float holds, too
-            return False
-        return math.isfinite(value) and self.min <= value <= self.max and self.above < value < self.below
+        return (
+            _is_finite(value)
+            and self._common(value)
+            and self.min <= value <= self.max
+            and self.above < value < self.below
+        )
 
-    def wanted(self) -> str:
-        """The bounds in words."""
+    def _common(self, value: float) -> bool:
+        """Whether a value is no larger than any that makes sense; a sum or product of such ones is a number, too."""
+        return self.max < math.inf or self.below < math.inf or abs(value) <= LARGEST
+
+    def wanted(self, value: float = 0.0) -> str:
+        """In words, what to give instead of a value."""
+        if _is_finite(value) and not self._common(value):
+            return f"{LARGEST:g} at most" if value > 0 else f"{-LARGEST:g} or more"
         lower = f"more than {self.above:g}" if self.above > -math.inf else ""
         lower = lower or (f"{self.min:g} or more" if self.min > -math.inf else "")
         upper = f"less than {self.below:g}" if self.below < math.inf else ""
         upper = upper or (f"{self.max:g} at most" if self.max < math.inf else "")
         return self.give or ", and ".join(part for part in (lower, upper) if part) or "a number"
+
+
+def _is_finite(value: float) -> bool:
+    return isinstance(value, int) or math.isfinite(value)  # an int may be too large for a float
 
 
 def option(
@@ -124,7 +140,7 @@ def check_fields(recipe: Any) -> None:
     for f in fields:
         value, bounds = getattr(recipe, f.name), f.metadata["bounds"]
         if isinstance(value, (int, float)) and not bounds.admit(value):
-            raise ConfigError(f"{f.name}: {shorten(value)}, give {bounds.wanted()}")
+            raise ConfigError(f"{f.name}: {shorten(value)}, give {bounds.wanted(value)}")
 
 
 def read_values(file: Path | Traversable, source: str, kind: type) -> dict[str, Any]:

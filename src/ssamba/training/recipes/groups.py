@@ -68,8 +68,8 @@ class ModelShape:
 class Augmentation:
     """Changes to training clips that every task may ask for; all are off by default."""
 
-    gain_db: float = option(0.0, "clips are made louder or weaker by up to so many dB")
-    response_db: float = option(0.0, "deviation, in dB, of a random smooth frequency response for each clip")
+    gain_db: float = option(0.0, "clips are made louder or weaker by up to so many dB", max=200)
+    response_db: float = option(0.0, "deviation, in dB, of a random smooth frequency response for each clip", max=100)
     speed: float = option(
         1.0,
         "clips are played faster or slower by up to this factor, pitch included",
@@ -123,8 +123,8 @@ class Optimisation:
         give="a share below 1, such as 0.99",
     )
     batch: int = option(64, "clips in a step", min=1)
-    lr: float = option(1e-4, "peak learning rate of AdamW", above=0)
-    weight_decay: float = option(5e-8, "weight decay of AdamW")
+    lr: float = option(1e-4, "peak learning rate of AdamW", above=0, max=10)
+    weight_decay: float = option(5e-8, "weight decay of AdamW", max=10)
     beta1: float = option(0.95, "AdamW's decay of the mean gradient", below=1)
     beta2: float = option(0.999, "AdamW's decay of the mean squared gradient", below=1)
     clip_norm: float = option(0.0, "largest gradient norm, 0 leaves gradients as they are")
@@ -136,8 +136,10 @@ class Optimisation:
 class RunSettings:
     """Randomness, decoding, precision and cadence, whatever the device."""
 
-    seed: int = option(0, "seed of weights, clips, crops and masks")
-    workers: int = option(0, "threads or processes that decode audio, 0: as many as there are cores, up to 16")
+    seed: int = option(0, "seed of weights, clips, crops and masks", max=2**63 - 1)
+    workers: int = option(
+        0, "threads or processes that decode audio, 0: as many as there are cores, up to 16", max=1024
+    )
     precision: str = option("auto", "auto is bf16 on a GPU that has it and fp32 elsewhere", ("auto", "fp32", "bf16"))
     save_minutes: float = option(2.0, "minutes between two saved states")
     log_every: int = option(10, "steps between two lines of the log", min=1)
