@@ -14,7 +14,7 @@ from ssamba.audio import log_mel
 from ssamba.audio.decode import read_audio
 from ssamba.inference.load import load
 from ssamba.inference.search import store
-from ssamba.inference.search.arrays import FloatArray
+from ssamba.inference.search.arrays import FloatArray, HalfArray
 from ssamba.inference.search.build import IndexReport
 from ssamba.inference.search.columns import column_vectors
 from ssamba.inference.search.duplicates import Pair, Recording, find_pairs
