@@ -1,7 +1,7 @@
 """Matching in time: where a stretch of one recording lies in another, by its columns' vectors.
 
-The score at an offset is the sum of the cosines of columns that lie on each other, over the number of those that are
-audible in either, or the least overlap where these are fewer: 1 for the same sound, near 0 for unlike ones.
+The score at an offset is the sum of the cosines of columns that lie on each other, over the number of pairs that are
+audible in both, or the least overlap where these are fewer: 1 for the same sound, near 0 for unlike ones.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 CHUNK_COLUMNS = 1 << 16
 """Columns of the index that are compared at a time; with 64 values 16 MiB."""
+PHASES = 4
+"""Times between two columns at which a query is read: the recordings' own columns begin anywhere."""
 FAST_CANDIDATES = 100
 """Recordings that a fast search aligns."""
 DUPLICATE_SCORE = 0.6
@@ -42,6 +44,20 @@ class Match(NamedTuple):
     path: str
     score: float
     offset: float
+
+
+class Phase(NamedTuple):
+    """Vectors of a query's columns (n, c), which begin that many seconds after it."""
+
+    seconds: float
+    columns: FloatArray
+
+
+class Query(NamedTuple):
+    """A query as vectors: columns that begin at several times between two columns, and pieces (p, k)."""
+
+    phases: list[Phase]
+    pieces: FloatArray
 
 
 class Index:
@@ -98,8 +114,8 @@ class Index:
 
     def embed(
         self, query: Any, sample_rate: int = 16000, start: float | None = None, seconds: float | None = None
-    ) -> tuple[FloatArray, FloatArray]:
-        """Vectors of a query's columns (n, c), and of its pieces (p, k). See ``search`` for the arguments."""
+    ) -> Query:
+        """A query as vectors. See ``search`` for the arguments."""
         rate = self.model.config.sample_rate
         if isinstance(query, (str, os.PathLike)):
             waveform = torch.from_numpy(read_audio(query, rate, start, seconds))
@@ -107,13 +123,18 @@ class Index:
             (waveform,) = log_mel.to_waveforms(query, sample_rate, rate)
             begin = round((start or 0.0) * rate)
             waveform = waveform[begin : None if seconds is None else begin + round(seconds * rate)]
-        means, columns = PieceMeans(), []
-        space = self.space
-        for _, vectors, audible in column_vectors(self.model, [(0, [waveform])], space.layer, space.level):
-            if len(vectors):
+        steps = self.model.config.stride_time * self.model.config.front_end.hop / PHASES
+        shifts = [round(phase * steps) for phase in range(PHASES)]
+        least = self.model.config.front_end.frame_length
+        versions = [(i, [waveform[s:]]) for i, s in enumerate(shifts) if i == 0 or len(waveform) >= s + least]
+        means, space = PieceMeans(), self.space
+        columns: dict[int, list[FloatArray]] = {i: [] for i, _ in versions}
+        for segment, vectors, audible in column_vectors(self.model, versions, space.layer, space.level):
+            columns[segment.recording].append(space.columns(vectors, audible))
+            if segment.recording == 0 and len(vectors):
                 means.add(vectors, audible)
-                columns.append(space.columns(vectors, audible))
-        return np.concatenate(columns), space.pieces(means.finish())
+        phases = [Phase(shifts[i] / rate, np.concatenate(parts)) for i, parts in columns.items()]
+        return Query(phases, space.pieces(means.finish()))
 
     def search(
         self,
@@ -133,11 +154,11 @@ class Index:
         if top < 1:
             raise ConfigError(f"top is {top}: give a whole number above 0")
         self.require_recordings()
-        columns, pieces = self.embed(query, sample_rate, start, seconds)
-        if not columns.any():
+        embedded = self.embed(query, sample_rate, start, seconds)
+        if not embedded.phases[0].columns.any():
             name = query if isinstance(query, (str, os.PathLike)) else "the query"
             raise DataError(f"{name}: holds nothing but silence there; choose another stretch")
-        found = self.candidates(columns, pieces) if fast else self._all(columns)
+        found = self.candidates(embedded) if fast else self.match(embedded.phases)
         return sorted(found, key=lambda match: -match.score)[:top]
 
     def require_recordings(self) -> None:
@@ -145,35 +166,35 @@ class Index:
         if not len(self):
             raise DataError(f"{self.folder}: holds no recordings; add some with ssamba index")
 
-    def _all(self, query: FloatArray) -> list[Match]:
+    def match(self, phases: Sequence[Phase]) -> list[Match]:
+        """Every recording, matched in time with a query: the best of its phases, in the index's order."""
         found = []
         for block in self._blocks:
-            for numbers in _chunks(block, len(query)):
-                low, high = int(block.first_column[numbers[0]]), int(block.first_column[numbers[-1] + 1])
-                columns = self._read(block, block.columns, low, high)
-                first = block.first_column[numbers[0] : numbers[-1] + 2] - low
-                score, offset = best_offsets(query, columns, first)
-                for n in numbers:
-                    if n not in block.info.dropped:
-                        i = n - numbers[0]
-                        found.append(self._match(block.entries[n], float(score[i]), float(offset[i])))
+            for numbers in _chunks(block, len(phases[0].columns)):
+                found += self._match(block, numbers, phases)
         return found
 
-    def _match(self, entry: store.Entry, score: float, offset: float) -> Match:
-        return Match(self._path(entry), score, offset * self.header.column_seconds)
+    def _match(self, block: store.StoredBlock, numbers: Sequence[int], phases: Sequence[Phase]) -> list[Match]:
+        """Neighbouring recordings of a block, those that were dropped left out."""
+        low, high = int(block.first_column[numbers[0]]), int(block.first_column[numbers[-1] + 1])
+        columns = self._read(block, block.columns, low, high)
+        first = block.first_column[numbers[0] : numbers[-1] + 2] - low
+        tries = [best_offsets(phase.columns, columns, first) for phase in phases]
+        shifts = np.array([phase.seconds for phase in phases])
+        offsets = np.stack([t.offset for t in tries]) * self.header.column_seconds - shifts[:, None]
+        best = np.stack([t.score for t in tries]).argmax(axis=0)
+        return [
+            Match(self._path(block.entries[n]), float(tries[b].score[i]), float(offsets[b, i]))
+            for i, (n, b) in enumerate(zip(numbers, best.tolist(), strict=True))
+            if n not in block.info.dropped
+        ]
 
-    def candidates(self, query: FloatArray, pieces: FloatArray) -> list[Match]:
+    def candidates(self, query: Query) -> list[Match]:
         """The recordings with the nearest pieces, aligned."""
-        rows = nearest_rows(pieces, self._piece_chunks(), FAST_CANDIDATES)
+        rows = nearest_rows(query.pieces, self._piece_chunks(), FAST_CANDIDATES)
         places = self._piece_places()
         chosen = sorted({places[row] for row in rows.row.ravel().tolist() if row >= 0} - {(-1, -1)})
-        found = []
-        for b, n in chosen:
-            block = self._blocks[b]
-            columns = self._read(block, block.columns, int(block.first_column[n]), int(block.first_column[n + 1]))
-            score, offset = best_offsets(query, columns, np.array([0, len(columns)]))
-            found.append(self._match(block.entries[n], float(score[0]), float(offset[0])))
-        return found
+        return [match for b, n in chosen for match in self._match(self._blocks[b], [n], query.phases)]
 
     def _piece_places(self) -> list[tuple[int, int]]:
         """Block and number of the recording of each piece, (-1, -1) for dropped ones."""

@@ -130,7 +130,7 @@ def save_space(path: Path, space: Space, dtype: torch.dtype = torch.float32) -> 
     from safetensors.torch import save_file
 
     names = ("piece_mean", "piece_map", "column_mean", "column_map")
-    tensors = {name: torch.from_numpy(np.ascontiguousarray(getattr(space, name))).to(dtype) for name in names}
+    tensors = {name: torch.tensor(getattr(space, name), dtype=dtype) for name in names}
     level = None if space.level is None else asdict(space.level)
     facts = {"kind": space.kind, "digest": space.digest, "layer": space.layer, "level": level}
     with atomic_write(path) as temporary:
