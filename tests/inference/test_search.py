@@ -11,11 +11,11 @@ import torch
 from search_sounds import RATE, melody, write_melodies
 
 import ssamba
-from ssamba.inference.search.columns import Level, column_vectors
+from ssamba.inference.search.columns import Level, column_vectors, shortened
 from ssamba.inference.search.duplicates import Pair, groups
 from ssamba.inference.search.match import best_offsets
 from ssamba.inference.search.nearest import nearest_rows
-from ssamba.inference.search.pieces import PIECE_COLUMNS, PieceMeans, piece_starts
+from ssamba.inference.search.pieces import PIECE_COLUMNS, PieceMeans, piece_count, piece_starts
 from ssamba.inference.search.space import fitted_space, learned_space, load_space, save_space, weights_digest, whitening
 from ssamba.utils.errors import CheckpointError, ConfigError, DataError
 
@@ -50,6 +50,7 @@ def test_means_of_pieces_do_not_depend_on_how_columns_come(columns: int, step: i
     means = PieceMeans()
     for begin in range(0, columns, step):
         means.add(vectors[begin : begin + step], audible[begin : begin + step])
+    assert len(piece_starts(columns)) == piece_count(columns)
     expected = []
     for start in piece_starts(columns):
         part = slice(start, start + PIECE_COLUMNS)
@@ -238,3 +239,17 @@ def test_a_space_fitted_to_the_collection(tmp_path: Path) -> None:
     (best,) = made.search(paths[20], top=1)
     assert best.path == str(paths[20])
     assert best.score > 0.99
+
+
+@pytest.mark.parametrize("encoder", ["ssamba", "ssast"])
+def test_a_shortened_model_gives_the_same_columns(encoder: str) -> None:
+    """Each layer as ``encode_layers`` of the whole model has it."""
+    config = ssamba.Config(encoder=encoder, width=16, depth=8, frames=64, attention_heads=2 * (encoder == "ssast"))
+    model = {"ssamba": ssamba.SSAMBA, "ssast": ssamba.SSAST}[encoder](config).eval()
+    features = torch.randn(1, 64, 128, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        whole = model.encode_layers(features)
+        for layer in range(1, model.n_layers + 1):
+            short = shortened(model, layer)
+            assert short.n_layers == min(layer + 1, model.n_layers)
+            torch.testing.assert_close(short.encode_layers(features)[layer - 1], whole[layer - 1])

@@ -178,7 +178,8 @@ def _open(path: PathLike) -> soundfile.SoundFile:
     if not head:
         raise AudioError(path, "is empty (0 bytes)")
     try:
-        file = _Decoder(os.fspath(path))
+        # Names that are no UTF-8 get through as bytes alone, where names are bytes.
+        file = _Decoder(os.fspath(path) if os.name == "nt" else os.fsencode(path))
     except (soundfile.SoundFileError, OSError, TypeError) as error:
         # libsndfile falls back on the name's ending, and its messages for that case mislead: add the first bytes.
         detail = str(error).rsplit(": ", 1)[-1].strip(" .")

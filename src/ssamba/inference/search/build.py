@@ -73,7 +73,7 @@ def update_index(
     ``DataError`` when it is damaged or no file can be read.
     """
     fresh = not store.is_index(out)
-    if fresh and (out.is_file() or (out.is_dir() and any(p.name != store.LOCK_FILE for p in out.iterdir()))):
+    if fresh and out.exists() and not store.is_unfinished(out):
         raise ConfigError(f"{out}: exists and is no index; give another --out")
     if fresh and not files:
         raise DataError("no audio files given")
@@ -133,8 +133,7 @@ class _Update:
         todo = {os.path.abspath(path): path for path in files}
         todo.update((path, path) for path in old.changed if path not in todo)
         todo = {key: path for key, path in todo.items() if key not in old.kept}
-        if self.header is not None:
-            store.clean(self.folder, self.header)
+        store.clean(self.folder, self.header)
         if todo:
             self._add(list(todo.values()), old)
         if self.header is None:

@@ -66,6 +66,21 @@ def audible_columns(features: Tensor, config: Config, level: Level) -> Tensor:
     return above.unfold(1, config.patch_time, config.stride_time).any(dim=2).float()
 
 
+def shortened(model: Encoder, layer: int) -> Encoder:
+    """The model with the layers up to the one after ``layer`` alone, with the same weights in the same memory.
+
+    One more is kept, since the last one has the final norm behind it.
+    """
+    if layer + 1 >= model.n_layers:
+        return model
+    config = model.config.replace(depth=model.config.depth // model.n_layers * (layer + 1))
+    with torch.device("meta"):
+        short = type(model)(config)
+    state = model.state_dict()
+    short.load_state_dict({name: state[name] for name in short.state_dict()}, assign=True)
+    return short.eval()
+
+
 @torch.no_grad()
 def column_vectors(
     model: Encoder,
@@ -79,6 +94,7 @@ def column_vectors(
 
     ``recordings`` and ``failed`` are those of ``cut_recordings``; ``layer`` counts as ``encode_layers`` does, from 1.
     """
+    model = shortened(model, layer)
     config = model.config
     segments: Iterable[Segment] = cut_recordings(model, recordings, embedding_plan(config), failed)
     if level is not None:

@@ -18,6 +18,11 @@ def piece_starts(columns: int) -> list[int]:
     return [*range(0, last, PIECE_HOP), last]
 
 
+def piece_count(columns: int) -> int:
+    """How many pieces a recording has."""
+    return 1 + max(0, -(-(columns - PIECE_COLUMNS) // PIECE_HOP))
+
+
 class PieceMeans:
     """Means of the audible columns of each piece of one recording, whose columns come in parts of any size.
 

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ssamba.inference.search.arrays import HalfArray
-from ssamba.inference.search.pieces import piece_starts
+from ssamba.inference.search.pieces import piece_count
 from ssamba.utils.atomic_write import clear_leftovers, explain, make_folder, write_text
 from ssamba.utils.errors import DataError
 from ssamba.utils.json_file import read_json
@@ -194,9 +194,9 @@ def open_block(folder: Path, header: Header, info: BlockInfo) -> StoredBlock:
     """Open a block; its vectors are mapped. Raises ``DataError`` naming the file that does not fit ``index.json``."""
     place = folder / info.name
     entries = _read_entries(place / FILES_FILE, info.files)
-    counts = np.array([entry.columns for entry in entries], dtype=np.int64)
-    n_pieces = np.array([len(piece_starts(n)) for n in counts.tolist()], dtype=np.int64)
-    if (int(n_pieces.sum()), int(counts.sum())) != (info.pieces, info.columns):
+    counts = [entry.columns for entry in entries]
+    n_pieces = [piece_count(n) for n in counts]
+    if (sum(n_pieces), sum(counts)) != (info.pieces, info.columns) or 0 in counts:
         raise DataError(f"{place / FILES_FILE}: does not have the lengths that {INDEX_FILE} says; make the index again")
     return StoredBlock(
         info,
@@ -204,8 +204,8 @@ def open_block(folder: Path, header: Header, info: BlockInfo) -> StoredBlock:
         map_vectors(place / "pieces.npy", info.pieces, header.piece_values),
         map_vectors(place / "columns.npy", info.columns, header.column_values),
         [n for n in range(info.files) if n not in info.dropped],
-        np.concatenate([[0], np.cumsum(counts)]),
-        np.concatenate([[0], np.cumsum(n_pieces)]),
+        np.cumsum([0, *counts], dtype=np.int64),
+        np.cumsum([0, *n_pieces], dtype=np.int64),
     )
 
 
@@ -268,9 +268,15 @@ def drop(header: Header, gone: dict[str, set[int]]) -> Header:
     return replace(header, blocks=tuple(block for block in blocks if len(block.dropped) < block.files))
 
 
-def clean(folder: Path, header: Header) -> None:
+def is_unfinished(folder: Path) -> bool:
+    """Whether a folder is empty, or holds nothing but what a killed process left of an index that never was one."""
+    ours = re.compile(rf"{BLOCK_NAME.pattern}|{LOCK_FILE}|{re.escape(SPACE_FILE)}|\.(space|index)\.[0-9a-f]{{8}}\.\w+")
+    return folder.is_dir() and all(ours.fullmatch(path.name) for path in folder.iterdir())
+
+
+def clean(folder: Path, header: Header | None) -> None:
     """Remove blocks that do not count and half-written files. Only for the holder of the lock."""
-    names = {block.name for block in header.blocks}
+    names = {block.name for block in header.blocks} if header is not None else set()
     for path in folder.iterdir():
         if BLOCK_NAME.fullmatch(path.name) and path.name not in names:
             shutil.rmtree(path, ignore_errors=True)
