@@ -216,9 +216,9 @@ def measure(root: Path, folds: list[int], work: Path, picture: Path | None) -> N
     print(f"{len(clips)} clips indexed in {time.monotonic() - begin:.0f} s; {originals.report}", flush=True)
     degraded = ssamba.index([copies], work / "degraded", device="cpu")
     there = {Path(r.path).name.rsplit(".", 1)[0]: r for r in degraded.recordings()}
-    print(
-        "| copy | first (folds 1-3, 4-5) | of the first 5 | offset within 0.1 s | score: median, lowest tenth |\n|---|---|---|---|---|"
-    )
+    names = ("copy", "first (folds 1-3, 4-5)", "of the first 5", "offset to 0.1 s", "score: median, lowest tenth")
+    print("|", " | ".join(names), "|")
+    print("|---" * len(names) + "|")
     like: list[float] = []
     unlike: list[float] = []
     for kind in COPIES:
