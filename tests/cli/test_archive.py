@@ -81,12 +81,12 @@ def test_search_as_json_and_csv(folder: Path, capsys: pytest.CaptureFixture[str]
 
 
 def test_duplicates_as_pairs_and_groups(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, text, error = run(capsys, "duplicates", "--index", folder / "index", "--format", "json")
+    code, text, error = run(capsys, "duplicates", "--index", folder / "index", "--threshold", 0.6, "--format", "json")
     assert (code, error) == (0, "")
     pairs = {(Path(row["first"]).name, Path(row["second"]).name): row for row in json.loads(text)}
     assert set(pairs) == {("0.wav", "quiet.mp3"), ("1.wav", "part.ogg")}
     assert pairs["1.wav", "part.ogg"]["offset"] == pytest.approx(1.0, abs=0.06)
-    _, text, _ = run(capsys, "duplicates", "--index", folder / "index", "--groups")
+    _, text, _ = run(capsys, "duplicates", "--index", folder / "index", "--threshold", 0.6, "--groups")
     lines = [line.split() for line in text.splitlines()]
     assert [(number, Path(path).name) for number, path in lines[1:]] == [
         ("1", "0.wav"), ("1", "quiet.mp3"), ("2", "1.wav"), ("2", "part.ogg"),

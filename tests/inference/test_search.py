@@ -211,7 +211,7 @@ def test_duplicates_with_their_offset(originals: list[Path], tiny: ssamba.Encode
     soundfile.write(copies / "late.ogg", np.concatenate([melody(1.6, 99), melody(4.0, 2)]), RATE)
     soundfile.write(copies / "cut.mp3", melody(4.0, 7)[16000:], RATE)
     made = ssamba.index([originals[0].parent, copies], tmp_path / "index", tiny)
-    pairs = made.duplicates()
+    pairs = made.duplicates(0.6)
     found = {(Path(p.first).name, Path(p.second).name): p for p in pairs}
     assert set(found) == {("002.mp3", "late.ogg"), ("007.ogg", "cut.mp3")}
     assert found["002.mp3", "late.ogg"].offset == pytest.approx(-1.6, abs=0.05)

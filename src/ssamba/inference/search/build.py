@@ -57,7 +57,7 @@ class IndexReport:
 
 @dataclass(frozen=True)
 class Work:
-    """How much goes through the model at once, decoding threads, and who is told of progress."""
+    """How much goes through the model at once, decoding threads, and what takes the progress."""
 
     batch: int | None = None
     threads: int | None = None

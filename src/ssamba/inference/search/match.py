@@ -12,9 +12,9 @@ import numpy as np
 
 from ssamba.inference.search.arrays import CountArray, FloatArray
 
-LEAST_SHARE = 0.5
+SHARE_OF_SHORTER = 0.5
 """Of the audible columns of the shorter one, how many must lie on columns of the other for a full score."""
-LEAST_COLUMNS = 3
+FEWEST_COLUMNS = 3
 QUERY_COLUMNS = 64
 """Columns of the query that are multiplied at a time."""
 
@@ -47,7 +47,7 @@ def best_offsets(query: FloatArray, columns: FloatArray, first: CountArray) -> B
                 total[place + (n - 1 - t)] += row
                 weight[place + (n - 1 - t)] += in_columns
     audible = np.add.reduceat(in_columns, first[:-1])
-    least = np.maximum(LEAST_SHARE * np.minimum(audible, in_query.sum()), min(LEAST_COLUMNS, n))
+    least = np.maximum(SHARE_OF_SHORTER * np.minimum(audible, in_query.sum()), min(FEWEST_COLUMNS, n))
     score = total / np.maximum(weight, np.repeat(least, counts + n - 1))
     return _best(score, first[:-1] + np.arange(files) * (n - 1), counts + n - 1, n)
 

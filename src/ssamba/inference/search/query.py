@@ -34,7 +34,7 @@ PHASES = 4
 """Times between two columns at which a query is read: the recordings' own columns begin anywhere."""
 FAST_CANDIDATES = 100
 """Recordings that a fast search aligns."""
-DUPLICATE_SCORE = 0.6
+DUPLICATE_SCORE = 0.8
 """Score from which two recordings count as near-duplicates (docs/similarity.md has what others give)."""
 
 

@@ -14,7 +14,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("--index", type=Path, required=True, metavar="INDEX", help="what ssamba index made")
     parser.add_argument(
-        "--threshold", type=real, metavar="X", help="lowest score of a pair, above 0 and up to 1 (default: 0.6)"
+        "--threshold", type=real, metavar="X", help="lowest score of a pair, above 0 and up to 1 (default: 0.8)"
     )
     parser.add_argument("--groups", action="store_true", help="groups of recordings that are linked, not pairs")
     parser.add_argument("--format", default="table", choices=FORMATS, help="of the output")
