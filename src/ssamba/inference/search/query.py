@@ -153,15 +153,15 @@ class Index:
         """
         if top < 1:
             raise ConfigError(f"top is {top}: give a whole number above 0")
-        self.require_recordings()
+        self._require_recordings()
         embedded = self.embed(query, sample_rate, start, seconds)
         if not embedded.phases[0].columns.any():
             name = query if isinstance(query, (str, os.PathLike)) else "the query"
             raise DataError(f"{name}: holds nothing but silence there; choose another stretch")
-        found = self.candidates(embedded) if fast else self.match(embedded.phases)
+        found = self._candidates(embedded) if fast else self.match(embedded.phases)
         return sorted(found, key=lambda match: -match.score)[:top]
 
-    def require_recordings(self) -> None:
+    def _require_recordings(self) -> None:
         """Raises ``DataError`` for an index without any."""
         if not len(self):
             raise DataError(f"{self.folder}: holds no recordings; add some with ssamba index")
@@ -189,7 +189,7 @@ class Index:
             if n not in block.info.dropped
         ]
 
-    def candidates(self, query: Query) -> list[Match]:
+    def _candidates(self, query: Query) -> list[Match]:
         """The recordings with the nearest pieces, aligned."""
         rows = nearest_rows(query.pieces, self._piece_chunks(), FAST_CANDIDATES)
         places = self._piece_places()
@@ -230,7 +230,7 @@ class Index:
         """
         if not 0 < threshold <= 1:
             raise ConfigError(f"threshold is {threshold:g}: give a score above 0, up to 1")
-        self.require_recordings()
+        self._require_recordings()
         return find_pairs(list(self.recordings()), threshold, self.header.column_seconds)
 
 
