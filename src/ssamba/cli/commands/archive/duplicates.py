@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ssamba.cli.commands.archive.tables import FORMATS, print_rows
 from ssamba.cli.commands.common import EXIT_DONE, Command
 from ssamba.cli.parser import real
 
@@ -17,11 +16,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--threshold", type=real, metavar="X", help="lowest score of a pair, above 0 and up to 1 (default: 0.8)"
     )
     parser.add_argument("--groups", action="store_true", help="groups of recordings that are linked, not pairs")
-    parser.add_argument("--format", default="table", choices=FORMATS, help="of the output")
+    parser.add_argument("--format", default="table", choices=("table", "csv", "json"), help="of the output")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Do it, and return the exit code."""
+    from ssamba.cli.commands.archive.tables import print_rows
     from ssamba.inference.search.duplicates import groups
     from ssamba.inference.search.query import DUPLICATE_SCORE, Index
 

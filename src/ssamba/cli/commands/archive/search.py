@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ssamba.cli.commands.archive.tables import FORMATS, print_rows
 from ssamba.cli.commands.common import EXIT_DONE, Command
 from ssamba.cli.parser import SOURCE_HELP, add_device, positive, seconds
 
@@ -18,13 +17,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seconds", type=seconds, metavar="S", help="length of the stretch (default: to the end)")
     parser.add_argument("--top", type=positive, default=10, metavar="N", help="how many recordings")
     parser.add_argument("--fast", action="store_true", help="match in time only where the vectors of pieces are near")
-    parser.add_argument("--format", default="table", choices=FORMATS, help="of the output")
+    parser.add_argument("--format", default="table", choices=("table", "csv", "json"), help="of the output")
     parser.add_argument("--model", metavar="SOURCE", help=f"{SOURCE_HELP} (default: the one that the index names)")
     add_device(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Do it, and return the exit code."""
+    from ssamba.cli.commands.archive.tables import print_rows
     from ssamba.inference.load import load
     from ssamba.inference.search.query import Index
     from ssamba.utils.errors import ConfigError
