@@ -13,7 +13,7 @@ DECIMALS = 4
 
 
 def print_rows(names: Sequence[str], rows: Sequence[Sequence[Any]], kind: str) -> None:
-    """Print ``rows`` under ``names``; ``kind`` is table, csv or json. In a path bytes that are no UTF-8 become U+FFFD."""
+    """Print ``rows`` under ``names``; ``kind`` is table, csv or json. Bytes that are no UTF-8 become U+FFFD."""
     cells = [[_plain(value) for value in row] for row in rows]
     if kind == "json":
         print(json.dumps([dict(zip(names, row, strict=True)) for row in cells], ensure_ascii=False, indent=1))
