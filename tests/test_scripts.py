@@ -121,6 +121,19 @@ def test_dev_probe(tmp_path: Path, model_folder: Path) -> None:
     assert all(0 <= float(cell) <= 100 for line in lines[2:] for cell in line.split("|")[3:5])
 
 
+@pytest.mark.slow
+def test_similarity(tmp_path: Path) -> None:
+    text = run(
+        "experiments/similarity.py", "measure", trees.esc10(tmp_path / "esc10"), "--folds", 1, "--work", tmp_path
+    )
+    assert {"| gain |", "| cut |"} <= {line[: line.index("|", 2) + 1] for line in text.splitlines() if line[:2] == "| "}
+
+
+def test_search_exact() -> None:
+    text = run("benchmarks/search_exact.py", "--rows", 3000, "--values", 16, "--queries", 1, 4)
+    assert [line.split(" | ")[2] for line in text.splitlines()[2:]] == ["1", "4"]
+
+
 SMALL = "--width 16 --depth 2 --frames 32 --stride 16 --epochs 1 --freq-mask 8 --time-mask 4 --head-init random"
 
 

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from ssamba.inference.load import load
     from ssamba.inference.model import SSAMBA, SSAST, Encoder
     from ssamba.inference.onnx.export import export_onnx
+    from ssamba.inference.search.make import index
+    from ssamba.inference.search.query import Index
     from ssamba.inference.several.predict import predict_each
     from ssamba.models.config import Config
     from ssamba.utils.errors import AudioError, CheckpointError, ConfigError, DataError, SsambaError
@@ -25,9 +27,11 @@ __all__ = [
     "DataError",
     "Embeddings",
     "Encoder",
+    "Index",
     "SsambaError",
     "export_onnx",
     "features",
+    "index",
     "load",
     "predict_each",
 ]
@@ -43,9 +47,11 @@ _HOMES = {
     "DataError": "utils.errors",
     "Embeddings": "inference.embed",
     "Encoder": "inference.model",
+    "Index": "inference.search.query",
     "SsambaError": "utils.errors",
     "export_onnx": "inference.onnx.export",
     "features": "audio.log_mel",
+    "index": "inference.search.make",
     "load": "inference.load",
     "predict_each": "inference.several.predict",
 }

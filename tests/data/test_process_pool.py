@@ -138,7 +138,7 @@ def test_stopping_early_ends_the_processes(folder: Path, capfd: pytest.CaptureFi
     ],
 )
 def test_a_lost_process_is_replaced(
-    folder: Path, number: int, words: str, cache_bytes: int, capfd: pytest.CaptureFixture[str]
+    folder: Path, number: int, words: str, cache_bytes: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     plan = make_plan(folder)
     alone = list(CropLoader(plan, 0, stop_step=30, cache_bytes=cache_bytes))
@@ -154,7 +154,7 @@ def test_a_lost_process_is_replaced(
     assert len(children()) == len(before) + 3
     assert_same(alone, [*taken, *batches])
     assert children() == before
-    assert capfd.readouterr().err == f"ssamba: note: a decoding process {words}; all are replaced and go on\n"
+    assert caplog.messages == [f"a decoding process {words}; all are replaced and go on"]
 
 
 @pytest.mark.usefixtures("always_processes")

@@ -81,7 +81,7 @@ def flips(
             if "Traceback" in ended.err or ended.code not in (0, 2):
                 outcome = "silent"
                 silent.append(f"{where}: exit code {ended.code}, {ended.err[-800:]}")
-            elif ended.code == 2 or "ssamba: note: " in ended.err:
+            elif ended.code == 2 or "ssamba: warning: " in ended.err:
                 outcome = "detected"
             elif not names:
                 outcome = "harmless"

@@ -26,7 +26,7 @@ __all__ = ["FileVersion", "LengthStore", "open_lengths"]
 
 FileVersion = tuple[str, int, int]
 """Path, bytes, and time of change in ns."""
-LARGEST = 512 << 20
+LARGEST_LENGTH = 512 << 20
 """Bytes from which the file is begun anew: some five million recordings."""
 SETTLED_NS = 2_000_000_000
 """A file changed less long ago is not kept: another change could leave size and time as they are."""
@@ -107,7 +107,7 @@ def _connect() -> sqlite3.Connection | None:
         _check_owner(path.parent)
         if path.exists():
             _check_owner(path)
-            if path.stat().st_size > LARGEST:
+            if path.stat().st_size > LARGEST_LENGTH:
                 path.unlink()
         return _opened(path)
     except (OSError, RuntimeError, sqlite3.Error):

@@ -36,7 +36,7 @@ JSON_LIMIT = 1 << 30
 DELIMITERS = (",", "\t", ";", "|")
 HEAD_BYTES = 1 << 20
 """Looked at to tell the encoding; a first line longer than this is no header."""
-MANY = 8
+MANY_ROWS = 8
 """From so many files of one folder on, the folder is listed once instead of asking for each."""
 RowIterator = Iterator[tuple[int, list[str]]]
 
@@ -314,7 +314,7 @@ def _not_listed(paths: Sequence[str], places: range) -> list[int]:
         folders.setdefault(os.path.dirname(paths[i]) if os.sep != "/" else paths[i].rpartition("/")[0], []).append(i)
     missing = []
     for folder, members in folders.items():
-        if len(members) < MANY:
+        if len(members) < MANY_ROWS:
             missing += [i for i in members if not _is_file(paths[i])]
             continue
         names = _files_of(folder or ("/" if paths[members[0]].startswith("/") else "."))

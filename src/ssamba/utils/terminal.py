@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
+import logging
 import re
-import sys
 import unicodedata
 
 _ESCAPED_CATEGORIES = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
@@ -34,10 +33,8 @@ def one_line(text: str) -> str:
 
 
 def note(line: str) -> None:
-    """A line for the user on stderr; a stream that is closed takes nothing."""
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        sys.stderr.write(f"ssamba: note: {printable(line)}\n")
-        sys.stderr.flush()
+    """A line for the user about something that went on: a warning of the logger ``ssamba``."""
+    logging.getLogger("ssamba").warning("%s", printable(line))
 
 
 def shorten(value: object, limit: int = SHORT) -> str:

@@ -6,6 +6,7 @@ Everything that needs torch is imported inside the functions: help and usage err
 from __future__ import annotations
 
 from ssamba.cli.commands import bench, demo
+from ssamba.cli.commands.archive import duplicates, index, search
 from ssamba.cli.commands.common import Command
 from ssamba.cli.commands.models import convert, export, info, push
 from ssamba.cli.commands.recordings import embed, predict, reconstruct
@@ -19,6 +20,9 @@ COMMANDS: dict[str, Command] = {
     "fit": fit.COMMAND,
     "finetune": finetune.COMMAND,
     "reconstruct": reconstruct.COMMAND,
+    "index": index.COMMAND,
+    "search": search.COMMAND,
+    "duplicates": duplicates.COMMAND,
     "info": info.COMMAND,
     "convert": convert.COMMAND,
     "export": export.COMMAND,

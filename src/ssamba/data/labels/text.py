@@ -13,7 +13,7 @@ from ssamba.data.manifest import nearest_file
 from ssamba.utils.errors import DataError
 from ssamba.utils.files import read_bytes
 
-DELIMITERS = ("\t", ";", ",")
+LABEL_DELIMITERS = ("\t", ";", ",")
 NUMBER = r"[-+\u2212]?(?:\d+(?:[.,]\d*)?|[.,]\d+)(?:[eE][-+]?\d+)?"
 _BOMS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
 
@@ -85,7 +85,9 @@ def parse_table(path: Path, text: str) -> LabelTable:
     given = re.fullmatch(r"sep=(.)", lines[first].strip("\ufeff ")) if lines else None
     first += 1 if given else 0
     header = lines[first] if first < len(lines) else ""
-    delimiter = given[1] if given else max(DELIMITERS, key=lambda d: len(next(csv.reader([header], delimiter=d), [])))
+    delimiter = (
+        given[1] if given else max(LABEL_DELIMITERS, key=lambda d: len(next(csv.reader([header], delimiter=d), [])))
+    )
     reader = csv.reader(lines[first:], delimiter=delimiter)
     try:
         columns = tuple(name.strip() for name in next(reader, []))

@@ -31,6 +31,7 @@ from ssamba.audio.decode import Waveform
 from ssamba.data.loaders.audio_cache import AudioCache, CacheSlot, SharedBlock
 from ssamba.data.loaders.decode_worker import FAILED, MAX_MESSAGE_BYTES, Request
 from ssamba.utils.errors import SsambaError
+from ssamba.utils.terminal import note
 
 __all__ = ["DecodingProcesses", "processes_available"]
 
@@ -174,9 +175,7 @@ class DecodingProcesses:
         if len(self._losses) == MAX_LOSSES:
             raise SsambaError(f"a decoding process {how}, after {MAX_LOSSES} others; start again with fewer --workers")
         self._losses.append(answered)
-        with contextlib.suppress(OSError, ValueError, AttributeError):  # standard error may be closed
-            sys.stderr.write(f"ssamba: note: a decoding process {how}; all are replaced and go on\n")
-            sys.stderr.flush()
+        note(f"a decoding process {how}; all are replaced and go on")
         with contextlib.suppress(*_NOT_NOW):
             self._receive()
         self._end()

@@ -1,0 +1,1 @@
+"""Collections of recordings: an index, search in it, near-duplicates."""

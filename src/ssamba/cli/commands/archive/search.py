@@ -1,0 +1,44 @@
+"""``ssamba search``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ssamba.cli.commands.common import EXIT_DONE, Command
+from ssamba.cli.parser import SOURCE_HELP, add_device, positive, seconds
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("query", metavar="QUERY", help="an audio file")
+    parser.add_argument("--index", type=Path, required=True, metavar="INDEX", help="what ssamba index made")
+    parser.add_argument("--start", type=seconds, metavar="S", help="the stretch of the query begins at this second")
+    parser.add_argument("--seconds", type=seconds, metavar="S", help="length of the stretch (default: to the end)")
+    parser.add_argument("--top", type=positive, default=10, metavar="N", help="how many recordings")
+    parser.add_argument("--fast", action="store_true", help="match in time only where the vectors of pieces are near")
+    parser.add_argument("--format", default="table", choices=("table", "csv", "json"), help="of the output")
+    parser.add_argument("--model", metavar="SOURCE", help=f"{SOURCE_HELP} (default: the one that the index names)")
+    add_device(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Do it, and return the exit code."""
+    from ssamba.cli.commands.archive.tables import print_rows
+    from ssamba.inference.load import load
+    from ssamba.inference.search.query import Index
+    from ssamba.utils.errors import ConfigError
+
+    if arguments.seconds == 0:
+        raise ConfigError("--seconds 0: give a length above 0")
+    model = None if arguments.model is None else load(arguments.model, arguments.device)
+    index = Index(arguments.index, model, arguments.device)
+    found = index.search(
+        arguments.query, start=arguments.start, seconds=arguments.seconds, top=arguments.top, fast=arguments.fast
+    )
+    rows = [[match.path, match.score, match.offset] for match in found]
+    print_rows(("path", "score", "offset"), rows, arguments.format)
+    return EXIT_DONE
+
+
+COMMAND = Command("find the recordings of an index that are most like one, and where", add_options, run)
