@@ -6,6 +6,7 @@ wrong or non-finite result (``AssertionError``), a crash, more than the time or 
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import shutil
@@ -32,8 +33,9 @@ from ssamba.models.pretrained.model_dir import read_config, save_model
 from ssamba.training.finetune.recipe import load_finetune_recipe
 from ssamba.training.log import read_log
 from ssamba.training.pretrain.recipe import make_recipe
-from ssamba.training.run_state import load_state, save_state
+from ssamba.training.run_state import STATE_FILE, RunStates, RunValues, StoredState
 from ssamba.utils.errors import SsambaError
+from ssamba.utils.tensor_file import write_tensors
 
 RATE = 16000
 
@@ -162,16 +164,40 @@ def _call_pth(path: Path) -> None:
     assert all(bool(tensor.isfinite().all()) for tensor in tensors.values())
 
 
+VALUES = RunValues(
+    3, {"best": 0.25, "waited": 1}, {"step": 2, "score": 0.5, "loss": 1.0}, {"loss": 2.0}, 1, 0, {}, None
+)
+
+
 def _state_seeds(folder: Path) -> list[bytes]:
-    save_state(folder, {"model.w": torch.randn(3, 4), "adam.step": torch.tensor(3)}, {"step": 3, "best": 0.5})
-    return [(folder / "state.safetensors").read_bytes()]
+    RunStates(folder).save({"model.w": torch.randn(3, 4), "adam.step": torch.tensor(3)}, VALUES)
+    return [(folder / STATE_FILE).read_bytes()]
 
 
 def _call_state(path: Path) -> None:
     folder = path.parent / "state"
     folder.mkdir(exist_ok=True)
-    shutil.copyfile(path, folder / "state.safetensors")
-    load_state(folder)
+    shutil.copyfile(path, folder / STATE_FILE)
+    _check_values(RunStates(folder).load())
+
+
+def _values_seeds(folder: Path) -> list[bytes]:
+    return [json.dumps(dataclasses.asdict(VALUES)).encode()]
+
+
+def _call_values(path: Path) -> None:
+    """Values of a state whose digest is right: written by another version, or by hand."""
+    folder = path.parent / "values"
+    folder.mkdir(exist_ok=True)
+    text = path.read_bytes().decode("utf-8", "replace")
+    write_tensors(folder / STATE_FILE, {"model.w": torch.zeros(2)}, {"state": text})
+    _check_values(RunStates(folder).load())
+
+
+def _check_values(found: StoredState | None) -> None:
+    assert found is not None
+    values = found[1]
+    assert all(type(number) is int and number >= 0 for number in (values.step, values.summed, values.averaged))
 
 
 FILES = ("b/c.wav", "é.wav", *(f"{letter}.wav" for letter in "adefghik"))
@@ -265,6 +291,7 @@ TARGETS: dict[str, Target] = {
     "config": Target(".json", _one_of_a_model("config.json"), _call_model("config.json"), text=True, weight=8),
     "weights": Target(".safetensors", _one_of_a_model("model.safetensors"), _call_model("model.safetensors")),
     "state": Target(".safetensors", _state_seeds, _call_state, weight=6),
+    "values": Target(".json", _values_seeds, _call_values, text=True, weight=6),
     "pth": Target(".pth", _pth_seeds, _call_pth, weight=8),
     "table": Target(".csv", _table_seeds, _call_manifest, text=True, weight=8),
     "tsv": Target(".tsv", _table_seeds, _call_manifest, text=True),

@@ -53,7 +53,7 @@ def read_bytes(path: str | os.PathLike[str], limit: int = TEXT_LIMIT, error: typ
         if size > limit:
             raise error(f"{os.fspath(path)}: has {size:,} bytes, at most {limit:,} are read; is it the right file?")
         try:
-            content = file.read(limit + 1)
+            content = file.read(size + 1)
         except OSError as problem:
             raise error(f"{os.fspath(path)}: cannot be read ({problem.strerror or problem})") from None
     if len(content) > limit:
