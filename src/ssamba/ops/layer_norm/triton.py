@@ -108,7 +108,9 @@ def forward(
     ``in_place``: new over the residual and the norm over x; a program reads its rows before it writes them.
     """
     x = x_BLd.contiguous()
-    residual = None if residual_BLd is None else residual_BLd.contiguous()
+    residual, weight_d, bias_d, x_scale_B = (
+        None if given is None else given.contiguous() for given in (residual_BLd, weight_d, bias_d, x_scale_B)
+    )
     width = x.shape[-1]
     rows = x.numel() // max(width, 1)
     if in_place and (not x_BLd.is_contiguous() or residual_BLd is None or not residual_BLd.is_contiguous()):
@@ -161,8 +163,8 @@ def backward(
     residual_dtype: torch.dtype | None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """Gradients for x, residual, weight and bias. Column sums are partial for each program and added in fixed order."""
-    dout = dout.contiguous()
-    dnew = None if dnew is None else dnew.contiguous()
+    dout, saved = dout.contiguous(), saved.contiguous()
+    dnew, weight_d, x_scale_B = (None if x is None else x.contiguous() for x in (dnew, weight_d, x_scale_B))
     width = saved.shape[-1]
     rows = saved.numel() // max(width, 1)
     dx = torch.empty_like(saved, dtype=x_dtype)

@@ -9,6 +9,9 @@ from typing import Any
 from ssamba.utils.errors import CheckpointError
 from ssamba.utils.terminal import shorten
 
+LARGEST_VALUE = 1e300
+"""Largest number of a state: what is larger no run has written."""
+
 
 class StoredValues:
     """Values of a JSON object, by key. Every reader raises ``CheckpointError`` that names file, key and value.
@@ -34,7 +37,7 @@ class StoredValues:
     def number(self, key: str) -> float:
         """A finite number."""
         value = self._get(key)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= LARGEST_VALUE:
             raise self._bad(key, value, "a number")
         return value
 
