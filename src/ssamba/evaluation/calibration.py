@@ -22,6 +22,8 @@ BINS = 15
 LEAST_CLIPS = 30
 """With fewer held-out clips the temperature stays 1: it would say more of them than of the classifier."""
 COLDEST, HOTTEST = 0.01, 100.0
+CAUTION = 4.0
+"""Holds the temperature of a few clips near 1: as if log T were known to 0.5 before."""
 
 
 class HeldOut(NamedTuple):
@@ -102,18 +104,20 @@ def negative_log_likelihood(logits: npt.ArrayLike, targets: npt.ArrayLike, loss:
     return float(np.mean(log_sum - (x * truth).sum(axis=1)))
 
 
-def fit_temperature(logits: npt.ArrayLike, targets: npt.ArrayLike, loss: str) -> float:
-    """The temperature from 0.01 to 100 with the lowest negative log-likelihood; 1 without rows.
+def fit_temperature(logits: npt.ArrayLike, targets: npt.ArrayLike, loss: str, caution: float = 0.0) -> float:
+    """The temperature T from 0.01 to 100 with the lowest negative log-likelihood of all rows; 1 without rows.
 
-    The loss is convex in 1 / T, so its slope there has one sign change, which bisection finds.
+    ``caution`` adds to that sum ``caution`` x (b - 1 - log b) of b = 1 / T, which is 0 at 1 and holds T there where the
+    rows say little. The whole is convex in b, so its slope has one sign change, which bisection finds.
     """
     x, truth = np.asarray(logits, dtype=np.float64), np.asarray(targets, dtype=np.float64)
     if not x.size:
         return 1.0
     squash = metrics.sigmoid if loss == "bce" else metrics.softmax
+    per_row = x.shape[1] if loss == "bce" else 1
 
-    def rising(sharpness: float) -> bool:
-        return float(((squash(x * sharpness) - truth) * x).sum()) > 0
+    def rising(b: float) -> bool:
+        return float(((squash(x * b) - truth) * x).sum()) / per_row + caution * (1 - 1 / b) > 0
 
     low, high = math.log(1 / HOTTEST), math.log(1 / COLDEST)
     for _ in range(60):
@@ -127,9 +131,9 @@ def calibrate(
 ) -> Calibration:
     """The temperature of all ``parts`` together, and what it does.
 
-    N clips are taken as right by (N + 1) / (N + 2) each: N that are all right do not make the next one certain. The
-    temperature is measured on ``measured``, clips that it was not fitted on. Without them each part is measured with
-    the temperature of all others (or, where there is one part alone, with its own).
+    It is fitted with ``CAUTION``: clips that are all right do not make the next one certain. It is measured on
+    ``measured``, clips that it was not fitted on. Without them each part is measured with the temperature of all others
+    (or, where there is one part alone, with its own).
     """
     clips = sum(len(part.logits) for part in parts)
     if clips < LEAST_CLIPS:
@@ -151,17 +155,7 @@ def calibrate(
 
 def _together(parts: Sequence[HeldOut], loss: str) -> float:
     logits, targets = np.concatenate([p.logits for p in parts]), np.concatenate([p.targets for p in parts])
-    return fit_temperature(logits, _cautious(targets, loss), loss)
-
-
-def _cautious(targets: Array, loss: str) -> Array:
-    """Targets (N, classes) that are 1 by (N + 1) / (N + 2) only, as in Platt's scaling, the rest shared evenly.
-
-    N clips that are all right do not say that the next one is for certain.
-    """
-    outcomes = 2 if loss == "bce" else max(2, targets.shape[1])
-    shared = outcomes / (outcomes - 1) / (len(targets) + 2)
-    return np.asarray(targets * (1 - shared) + shared / outcomes)
+    return fit_temperature(logits, targets, loss, CAUTION)
 
 
 def _measure(parts: Sequence[HeldOut], temperatures: Sequence[float], loss: str) -> tuple[float, float]:

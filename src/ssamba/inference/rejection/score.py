@@ -1,9 +1,11 @@
 """The distance of a sound's features to those of the training sounds, in units of what known sounds keep.
 
-The features are those that the classifier's linear layer reads. Each class has a mean, all share a covariance of their
-deviations from it: exact along the ``RANK`` directions in which they vary most, the same along all others. A row's
-distance is the Mahalanobis distance to the nearest mean. It is divided by the distance below which 95 % of held-out
-clips stay, so that 1 is the border. What was weighed against it: docs/prediction.md.
+The features are those that the classifier's linear layer reads, standardised and brought to one length: their direction
+alone counts. Each class has a mean, all share a covariance of the deviations from it: exact along the ``RANK``
+directions in which they vary most, the same along all others. A row's distance is the Mahalanobis distance to the
+nearest mean. It is divided by the distance below which 95 % of held-out clips stay, so that 1 is the border; where
+digital silence would lie below that, the border is moved in front of it, unless a tenth of the held-out clips lies
+beyond. What was weighed against it: docs/prediction.md.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import math
 from dataclasses import dataclass, fields, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ssamba.utils.errors import ConfigError
@@ -19,6 +22,9 @@ from ssamba.utils.errors import ConfigError
 RANK = 32
 SHARE_KEPT = 0.95
 """Of held-out clips, that are not taken for unlike."""
+LEAST_KEPT = 0.9
+"""Of held-out clips, so that digital silence is unlike."""
+SILENCE_MARGIN = 0.98
 LEAST_HELD_OUT = 10
 """With fewer held-out clips no border can be told."""
 _STEPS = 8
@@ -30,7 +36,7 @@ class Rejection:
     """What the distance needs; d values a row, K class means, r directions.
 
     Attributes:
-        centre, scale: (d,) float32; features become (x - centre) * scale.
+        centre, scale: (d,) float32; features become (x - centre) * scale, then of length sqrt(d).
         means: (K, d) float16, of the classes in that form.
         directions: (r, d) float16, orthonormal.
         variances: (r,) float32, along the directions.
@@ -49,7 +55,7 @@ class Rejection:
     @torch.no_grad()
     def distances(self, values: Tensor) -> Tensor:
         """Rows (N, d) of what the linear layer reads -> (N,) float32 on the CPU, 1 at the border."""
-        z = (values.detach().float().cpu() - self.centre) * self.scale
+        z = _of_one_length((values.detach().float().cpu() - self.centre) * self.scale)
         means, directions = self.means.float(), self.directions.float()
         along_Nr, along_Kr = z @ directions.T, means @ directions.T
         whole_NK = z.square().sum(dim=1, keepdim=True) - 2 * z @ means.T + means.square().sum(dim=1)
@@ -58,14 +64,19 @@ class Rejection:
         squared_NK = (inside_NKr / self.variances).sum(dim=2) + outside_NK / self.rest
         return squared_NK.amin(dim=1).sqrt() / self.border
 
-    def with_border(self, held_out: Tensor) -> Rejection:
-        """The same with its border at the 95th percentile of held-out clips' distances (N,), of which it has 1 now.
+    def with_border(self, held_out: Tensor, silence: Tensor) -> Rejection:
+        """The same with its border at the 95th percentile of held-out clips' distances (N,).
 
         Of N clips it is the ceil(0.95 (N + 1))-th smallest, so that of new ones of the same kind 95 % are expected
-        below; the largest where N is less than 20.
+        below; the largest where N is less than 20. ``silence`` are distances of silent recordings, in front of which it
+        is put where 90 % of the clips stay below. All distances are in units of the border that it has now.
         """
         place = min(len(held_out), math.ceil(SHARE_KEPT * (len(held_out) + 1)))
-        return replace(self, border=(held_out.float().sort().values[place - 1] * self.border).clamp_min(1e-12))
+        border = held_out.float().sort().values[place - 1]
+        before_silence = SILENCE_MARGIN * silence.float().min()
+        if (held_out < before_silence).double().mean() >= LEAST_KEPT:
+            border = torch.minimum(border, before_silence)
+        return replace(self, border=(border * self.border).clamp_min(1e-12))
 
     def tensors(self) -> dict[str, Tensor]:
         """By name, for a file."""
@@ -91,21 +102,22 @@ class Rejection:
 
 
 @torch.no_grad()
-def fit_rejection(values: Tensor, targets: Tensor) -> Rejection:
+def fit_rejection(values: Tensor, targets: Tensor, clips: int | None = None) -> Rejection:
     """Means and covariance of training rows (N, d) with ``targets`` (N, K), 1 where the class holds; the border is 1.
 
-    Where a row has several classes, all rows share one mean: a mixture is near to none of its parts.
+    ``clips`` is how many clips the rows are windows of (None: one each), which bounds the directions. Where a row has
+    several classes, all rows share one mean: a mixture is near to none of its parts.
     """
     x, truth = values.detach().double().cpu(), targets.double().cpu()
     deviation, centre = torch.std_mean(x, dim=0, correction=0)
     scale = torch.where(deviation <= 1e-8 * centre.abs().clamp_min(1e-4), 0.0, 1 / deviation)
-    z = (x - centre) * scale
+    z = _of_one_length((x - centre) * scale)
     if not (truth.sum(dim=1) == 1).all():
         truth = torch.ones(len(z), 1, dtype=torch.float64, device="cpu")
     truth = truth[:, truth.sum(dim=0) > 0]
     means = (truth.T @ z) / truth.sum(dim=0)[:, None]
     rest_of = z - truth @ means
-    rank = max(1, min(RANK, (len(z) - len(means)) // 2, z.shape[1] // 2))
+    rank = max(1, min(RANK, ((clips or len(z)) - len(means)) // 2, z.shape[1] // 2))
     directions, variances = _main_directions(rest_of, rank)
     whole = float(rest_of.square().sum()) / len(z)
     rest = max(_LEAST_VARIANCE, (whole - float(variances.sum())) / max(1, z.shape[1] - rank))
@@ -118,6 +130,10 @@ def fit_rejection(values: Tensor, targets: Tensor) -> Rejection:
         torch.tensor(rest, dtype=torch.float32, device="cpu"),
         torch.tensor(1.0, dtype=torch.float32, device="cpu"),
     )
+
+
+def _of_one_length(z: Tensor) -> Tensor:
+    return F.normalize(z, dim=1) * math.sqrt(z.shape[1])
 
 
 def _main_directions(rows: Tensor, rank: int) -> tuple[Tensor, Tensor]:

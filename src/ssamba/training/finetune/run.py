@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import shutil
 from collections.abc import Mapping
@@ -16,25 +17,25 @@ from ssamba.data.examples import Fold, LabelledData
 from ssamba.data.loaders.workers import AudioCache
 from ssamba.data.manifest import Clip
 from ssamba.data.scan import SkipList, scan_clips
+from ssamba.evaluation.calibration import Calibration
 from ssamba.models.config import Config
 from ssamba.models.encoder import Encoder
 from ssamba.models.pretrained.model_dir import (
     CONFIG_FILE,
     RESULTS_FILE,
     SUMMARY_FILE,
-    WEIGHTS_FILE,
     build,
     describe_model,
     read_config,
     read_model,
     save_config,
 )
-from ssamba.models.pretrained.transformers_files import write_preprocessor
 from ssamba.models.registry import make_encoder
 from ssamba.training.distributed import DistContext, distributed_context
 from ssamba.training.finetune.evaluate import ClassifierOutputs, make_evaluation
 from ssamba.training.finetune.facts import Say, fill_open, read_data, report_choices, stored_values, timed_labels
 from ssamba.training.finetune.head_init import init_by_probe
+from ssamba.training.finetune.keep import KeptModel, copy_file, keep_calibrated, keep_model
 from ssamba.training.finetune.model import make_classification, measured_config, new_model
 from ssamba.training.finetune.recipe import FinetuneRecipe
 from ssamba.training.finetune.report import FoldResult, Results, chosen_text, read_results, write_results
@@ -46,7 +47,7 @@ from ssamba.training.optim import make_optimizer, parameter_groups
 from ssamba.training.run_folder import RECIPE_FILE, check_same_data, check_same_recipe, skipped_file, write_recipe
 from ssamba.training.run_state import STATE_FILE
 from ssamba.training.schedule import EpochSchedule
-from ssamba.utils.atomic_write import atomic_write, clear_leftovers, make_folder
+from ssamba.utils.atomic_write import clear_leftovers, make_folder
 from ssamba.utils.errors import ConfigError
 from ssamba.utils.progress import Bar
 
@@ -86,8 +87,7 @@ def finetune(
                 run.train_fold(number)
             if dist.main:
                 results = run.results(source)
-                _keep_model(run.folder(folds - 1), out)
-                write_results(out, results, run.outputs())
+                write_results(out, dataclasses.replace(results, calibration=run.keep()), run.outputs())
         if not dist.main:
             return {}
         _clear_states(out, folds)
@@ -270,12 +270,24 @@ class FoldRuns:
         for number, fold in enumerate(self.data.folds):
             folder, epoch = self.folder(number), self._epoch(number)
             if self.recipe.choose == "folds" and epoch is not None:
-                _copy(epoch_file(folder, epoch), folder / OUTPUTS_FILE)
+                copy_file(epoch_file(folder, epoch), folder / OUTPUTS_FILE)
             found = ClassifierOutputs.load(folder / OUTPUTS_FILE).summary(self.recipe.loss, self.data.multi_label)
             sizes = (len(fold.train), len(fold.validation), len(fold.test))
             folds.append(FoldResult(fold.name, *sizes, epoch, found))
         config, kept = read_config(self.folder(0)).config, self.folder(len(folds) - 1).name
         return Results(self.recipe, source, self.data, tuple(folds), config, chosen_text(self.recipe), kept)
+
+    def keep(self) -> Calibration | None:
+        """Make the last fold's model the run's; tells how it was calibrated, where the recipe says so."""
+        number = len(self.data.folds) - 1
+        folder, fold = self.folder(number), self.data.folds[number]
+        if self.recipe.calibrate != "yes":
+            keep_model(folder, self.out)
+            return None
+        with precision(self.recipe.precision, self.device):
+            cache = self._audio(self.initial.config)
+            kept = KeptModel(folder, fold, self.recipe, self.device, cache, self.skip)
+            return keep_calibrated(kept, folder, self.out, self.outputs())
 
     def outputs(self) -> list[ClassifierOutputs]:
         """The outputs of all folds for their test clips, at the epochs of :meth:`results`."""
@@ -288,18 +300,6 @@ def _summary(folder: Path) -> dict[str, Any]:
         return values
     except (OSError, ValueError):
         return {}
-
-
-def _copy(source: Path, target: Path) -> None:
-    with atomic_write(target) as temporary:
-        shutil.copyfile(source, temporary)
-
-
-def _keep_model(folder: Path, out: Path) -> None:
-    """A fold's model becomes the run's."""
-    for name in (WEIGHTS_FILE, CONFIG_FILE):
-        _copy(folder / name, out / name)
-    write_preprocessor(out, read_config(out).config)
 
 
 def _clear_states(out: Path, folds: int) -> None:

@@ -30,24 +30,31 @@ def fit_calibration(bank: Bank, head: LinearHead, parts: Sequence[Division], fou
     return calibrate(inner, bank.loss, "validation", tested)
 
 
-def rejection_of(bank: Bank, values: Tensor, parts: Sequence[Division], numbers: Tensor) -> Rejection | None:
+def rejection_of(
+    bank: Bank, values: Tensor, parts: Sequence[Division], numbers: Tensor, silence: Tensor
+) -> Rejection | None:
     """Means and covariance of the examples ``numbers``, the border from held-out ones; None where those are few.
 
-    ``values`` (rows, d) are what the saved classifier's linear layer reads of the bank's rows.
+    ``values`` (rows, d) are what the saved classifier's linear layer reads of the bank's rows, ``silence`` (n, d) of
+    silent recordings.
     """
+
     found = []
     for train, held in _pairs(parts):
         held = bank.of_known_classes(train, held)
-        rows = bank.rows(train)
-        if not bank.rows(held).any():
-            continue
-        inner = fit_rejection(values[rows], bank.targets[bank.owners[rows]])
-        found.append(bank.by_owner(inner.distances(values[bank.rows(held)]), held))
+        if bank.rows(held).any():
+            distances = _fitted(bank, values, train).distances(values[bank.rows(held)])
+            found.append(bank.by_owner(distances, held))
     distances = torch.cat(found) if found else torch.empty(0, dtype=torch.float32, device="cpu")
     if len(distances) < LEAST_HELD_OUT:
         return None
+    fitted = _fitted(bank, values, numbers)
+    return fitted.with_border(distances, fitted.distances(silence))
+
+
+def _fitted(bank: Bank, values: Tensor, numbers: Tensor) -> Rejection:
     rows = bank.rows(numbers)
-    return fit_rejection(values[rows], bank.targets[bank.owners[rows]]).with_border(distances)
+    return fit_rejection(values[rows], bank.targets[bank.owners[rows]], len(bank.owners[rows].unique()))
 
 
 def _pairs(parts: Sequence[Division]) -> list[tuple[Tensor, Tensor]]:

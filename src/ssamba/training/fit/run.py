@@ -17,6 +17,7 @@ from ssamba.evaluation.probe.probe import ProgressBars, no_bar
 from ssamba.evaluation.probe.protocol import Division, all_examples, divisions, target_matrix
 from ssamba.inference.model import KINDS, Encoder
 from ssamba.inference.rejection.file import write_rejection
+from ssamba.inference.rejection.silence import silence_values
 from ssamba.models.classifier import Classification, Classifier
 from ssamba.models.pretrained.load import read_model_source
 from ssamba.models.pretrained.model_dir import CONFIG_FILE, RESULTS_FILE, Description, build_as, save_model
@@ -99,7 +100,7 @@ def fit(
     numbers = parts[0].fit if setup.keeps_split else torch.arange(len(setup.examples))
     calibration = fit_calibration(bank, setup.head, parts, found) if recipe.calibrate and parts else None
     values = _load_classifier(setup, bank, numbers, found.best, calibration)
-    rejection = rejection_of(bank, values, parts, numbers)
+    rejection = rejection_of(bank, values, parts, numbers, silence_values(setup.model))
     _enter(out, setup, data, skip)
     save_model(out, setup.model)
     if rejection is not None:
