@@ -78,7 +78,8 @@ def test_true_probabilities_are_found_again(scale: float) -> None:
     assert found.temperature == pytest.approx(scale, rel=0.05)
     assert found.ece_after < 0.02
     if scale != 1:
-        assert found.ece_before > 5 * found.ece_after and found.nll_before > found.nll_after + 0.05
+        assert found.ece_before > 5 * found.ece_after
+        assert found.nll_before > found.nll_after + 0.05
 
 
 def test_each_part_is_measured_without_itself() -> None:
@@ -104,7 +105,10 @@ def test_clips_that_are_all_right_do_not_make_the_next_one_certain() -> None:
 def test_few_clips_leave_the_probabilities_as_they_are() -> None:
     few, enough = (drawn(rows, 3, 0, 4.0) for rows in (LEAST_CLIPS - 1, LEAST_CLIPS))
     found = calibrate([few], "ce", "validation")
-    assert found.temperature == 1 and found.ece_before == found.ece_after and "29 held-out clips" in found.note
+    assert found.temperature == 1
+    assert found.ece_before == found.ece_after
+    assert "29 held-out clips" in found.note
     assert calibrate([enough], "ce", "validation").temperature != 1
     nothing = calibrate([], "ce", "validation").to_dict()
-    assert nothing["ece_before"] is None and nothing["clips"] == 0
+    assert nothing["ece_before"] is None
+    assert nothing["clips"] == 0

@@ -74,7 +74,11 @@ def test_predictions_are_those_of_the_regression(
     folders: Path, tmp_path: Path, kind: str, pooling: str, head: str
 ) -> None:
     """Standardisation is folded into the classifier, and a clip is read in prediction as it is read for the fit."""
-    recipe, out, source = FitRecipe(head=head, pooling=pooling, calibrate=False), tmp_path / "run", encoder(tmp_path / "m", kind)
+    recipe, out, source = (
+        FitRecipe(head=head, pooling=pooling, calibrate=False),
+        tmp_path / "run",
+        encoder(tmp_path / "m", kind),
+    )
     values = fit(recipe, folders, out, source, "cpu")
     setup = prepare_fit(recipe, folders, source, "cpu")
     rows = torch.cat([x for _, x in classifier_windows(setup.examples, setup.model, SkipList())])
@@ -97,7 +101,7 @@ def test_the_directory_is_that_of_a_fine_tuning_run(run: Path, folders: Path) ->
     names = {path.name for path in run.iterdir()} - {"confusion.png"}
     assert names == {
         *("config.json", "model.safetensors", "preprocessor_config.json", "recipe.yaml"),
-        *("results.json", "results.md", "classes.csv", "predictions.csv"),
+        *("results.json", "results.md", "classes.csv", "predictions.csv", "rejection.safetensors"),
     }
     results = json.loads((run / "results.json").read_text())
     predictions = table(run / "predictions.csv")
