@@ -189,7 +189,7 @@ def test_rows_in_time_events_and_thresholds(run: Path, tmp_path: Path) -> None:
     assert len(sure.scores[0]) == 4
     (none,) = model.predict(audio[:32000], threshold=1.0)
     assert none.ranked() == [] or none.scores.max() == 1
-    with pytest.raises(ConfigError, match="threshold is 1.5: give a score from 0 to 1"):
+    with pytest.raises(ConfigError, match="threshold is 1.5"):
         model.predict(audio, threshold=1.5)
 
 
@@ -245,7 +245,7 @@ def test_a_file_that_does_not_belong_there_is_refused(run: Path, tmp_path: Path)
         ("extra", torch.ones(1), "does not hold"),
     ):
         write_tensors(path, {**tensors, name: wrong}, kept)
-        with pytest.raises(CheckpointError, match=f"{REJECTION_FILE}: .*{text}"):
+        with pytest.raises(CheckpointError, match=text):
             read_rejection(tmp_path, values)
     write_tensors(path, tensors, kept)
     _, weights = read_model(tmp_path)
