@@ -94,7 +94,7 @@ def make_scores(x: Tensor, labels: Tensor) -> dict[str, Score]:
     z = standardise(x)
     means = torch.stack([z[labels == label].mean(0) for label in labels.unique()])
     deviations = z - means[labels]
-    size = len(rejection.variances)
+    size = min(32, (len(z) - len(means)) // 2)
     _, s, v = torch.linalg.svd(deviations, full_matrices=False)
     variances, directions = s[:size].square() / len(z), v[:size]
     rest = (deviations.square().sum() / len(z) - variances.sum()) / (z.shape[1] - size)
@@ -110,10 +110,9 @@ def make_scores(x: Tensor, labels: Tensor) -> dict[str, Score]:
     return {
         "1 - highest probability": lambda values: -model.scores(values).softmax(1).amax(1),
         "energy: -logsumexp of the logits": lambda values: -model.scores(values).logsumexp(1),
-        "cosine to the nearest class mean": lambda values: -cosines(values, means).amax(1),
+        "cosine to the nearest class mean": rejection.distances,
         "cosine to the 5th nearest training clip": lambda values: -cosines(values, z).topk(5, 1).values[:, -1],
         "Mahalanobis, 32 directions": mahalanobis,
-        "the same, features of one length": rejection.distances,
     }
 
 

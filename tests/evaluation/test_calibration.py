@@ -9,7 +9,7 @@ import pytest
 
 from ssamba.evaluation.calibration import (
     CAUTION,
-    LEAST_CLIPS,
+    MIN_CLIPS,
     HeldOut,
     bin_rows,
     calibrate,
@@ -94,7 +94,7 @@ def test_each_part_is_measured_without_itself() -> None:
 
 
 def test_clips_that_are_all_right_do_not_make_the_next_one_certain() -> None:
-    """50 right clips with the logits 1 and 0: the slope 50 x (1 - p) in b = 1 / T is that of 4 (b - 1 - log b)."""
+    """50 right clips with the logits 1 and 0: the derivative 50 x (1 - p) in b = 1 / T is that of 4 (b - 1 - log b)."""
     part = HeldOut(np.tile([1.0, 0.0], (50, 1)), np.tile([1.0, 0.0], (50, 1)))
     b = 1 / calibrate([part], "ce", "test").temperature
     assert 50 * (1 - 1 / (1 + math.exp(-b))) == pytest.approx(CAUTION * (1 - 1 / b), rel=1e-9)
@@ -103,7 +103,7 @@ def test_clips_that_are_all_right_do_not_make_the_next_one_certain() -> None:
 
 
 def test_few_clips_leave_the_probabilities_as_they_are() -> None:
-    few, enough = (drawn(rows, 3, 0, 4.0) for rows in (LEAST_CLIPS - 1, LEAST_CLIPS))
+    few, enough = (drawn(rows, 3, 0, 4.0) for rows in (MIN_CLIPS - 1, MIN_CLIPS))
     found = calibrate([few], "ce", "validation")
     assert found.temperature == 1
     assert found.ece_before == found.ece_after

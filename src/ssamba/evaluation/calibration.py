@@ -19,7 +19,7 @@ from ssamba.evaluation import metrics
 from ssamba.evaluation.metrics import Array
 
 BINS = 15
-LEAST_CLIPS = 30
+MIN_CLIPS = 30
 """With fewer held-out clips the temperature stays 1: it would say more of them than of the classifier."""
 COLDEST, HOTTEST = 0.01, 100.0
 CAUTION = 4.0
@@ -108,7 +108,7 @@ def fit_temperature(logits: npt.ArrayLike, targets: npt.ArrayLike, loss: str, ca
     """The temperature T from 0.01 to 100 with the lowest negative log-likelihood of all rows; 1 without rows.
 
     ``caution`` adds to that sum ``caution`` x (b - 1 - log b) of b = 1 / T, which is 0 at 1 and holds T there where the
-    rows say little. The whole is convex in b, so its slope has one sign change, which bisection finds.
+    rows say little. The whole is convex in b, so its derivative has one sign change, which bisection finds.
     """
     x, truth = np.asarray(logits, dtype=np.float64), np.asarray(targets, dtype=np.float64)
     if not x.size:
@@ -136,8 +136,8 @@ def calibrate(
     (or, where there is one part alone, with its own).
     """
     clips = sum(len(part.logits) for part in parts)
-    if clips < LEAST_CLIPS:
-        note = f"{clips} held-out clips, {LEAST_CLIPS} are needed: the probabilities are not calibrated"
+    if clips < MIN_CLIPS:
+        note = f"{clips} held-out clips, {MIN_CLIPS} are needed: the probabilities are not calibrated"
         before = _measure(
             parts if measured is None else measured, [1.0] * len(parts if measured is None else measured), loss
         )

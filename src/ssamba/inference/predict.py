@@ -253,8 +253,8 @@ class ScoreAverager:
             spans = torch.stack([begin, end], dim=1)
         options, task = self._options, self._task
         unlike = self._mean_unlike(len(spans))
-        shown = top, task.multi_label, unlike, options.reject, options.threshold
-        return Prediction(task.classes, mean.float(), spans, seconds, *shown)
+        answers = top, task.multi_label, unlike, options.reject, options.threshold
+        return Prediction(task.classes, mean.float(), spans, seconds, *answers)
 
     def _mean_unlike(self, rows: int) -> Tensor | None:
         """The mean distance of each row's segments, (rows,), as probabilities are averaged."""

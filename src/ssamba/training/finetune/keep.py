@@ -15,7 +15,7 @@ from ssamba.evaluation.calibration import Calibration, calibrate
 from ssamba.evaluation.probe.protocol import target_matrix
 from ssamba.inference.model import KINDS
 from ssamba.inference.rejection.file import write_rejection
-from ssamba.inference.rejection.score import LEAST_HELD_OUT, Rejection, fit_rejection
+from ssamba.inference.rejection.score import MIN_HELD_OUT, Rejection, fit_rejection
 from ssamba.inference.rejection.silence import silence_values
 from ssamba.models.pretrained.model_dir import CONFIG_FILE, WEIGHTS_FILE, build_as, read_config, read_model
 from ssamba.models.pretrained.transformers_files import write_preprocessor
@@ -24,8 +24,8 @@ from ssamba.training.finetune.recipe import FinetuneRecipe
 from ssamba.utils.atomic_write import atomic_write
 from ssamba.utils.tensor_file import write_tensors
 
-MOST_TRAINING_CLIPS = 2000
-"""Read again for their means and covariance, evenly chosen."""
+MAX_TRAINING_CLIPS = 2000
+"""Read again for the class means, evenly chosen."""
 LOGITS = ("classifier.linear.weight", "classifier.linear.bias")
 
 
@@ -83,13 +83,13 @@ class KeptModel:
         """From training clips, the border from validation or test clips; None with fewer than 10 of these."""
         fold = self._fold
         held_out = fold.validation or fold.test
-        if len(held_out) < LEAST_HELD_OUT or fold.train[0].per_second is not None:
+        if len(held_out) < MIN_HELD_OUT or fold.train[0].per_second is not None:
             return None
         assert self._model.classifier is not None
-        train = fold.train[:: -(-len(fold.train) // MOST_TRAINING_CLIPS)]
+        train = fold.train[:: -(-len(fold.train) // MAX_TRAINING_CLIPS)]
         values, owners = self._values(train)
         targets = target_matrix(train, len(self._model.classifier.task.classes))
-        fitted = fit_rejection(values, targets[owners], len(owners.unique()))
+        fitted = fit_rejection(values, targets[owners])
         values, owners = self._values(held_out)
         distances = fitted.distances(values)
         means = [distances[owners == number].mean() for number in owners.unique()]

@@ -57,7 +57,7 @@ class Bank:
         """A model's logits for these examples, in their order, numbered by their place in ``numbers``."""
         place = {number: i for i, number in enumerate(numbers.tolist())}
         rows = self.rows(numbers)
-        owners = torch.tensor([place[n] for n in self.owners[rows].tolist()], dtype=torch.int64)
+        owners = torch.tensor([place[n] for n in self.owners[rows].tolist()], dtype=torch.int64, device="cpu")
         logits = model.scores(self.values[rows]).float()
         owners, order = owners.sort(stable=True)
         return by_example(logits[order], self.targets[numbers[owners]].float(), owners, self.loss)
@@ -82,7 +82,7 @@ def cross_validate(bank: Bank, head: LinearHead, parts: Sequence[Division], step
     total = len(jobs) + len(parts)
     losses = [_Losses(len(head.settings)) for _ in parts]
     for done, (numbers, uses) in enumerate(jobs.items()):
-        train = torch.tensor(numbers)
+        train = torch.tensor(numbers, device="cpu")
         models = bank.fit(head, train, head.settings)
         for division, held in uses:
             losses[division].add(bank, models, train, held)
@@ -116,7 +116,7 @@ class _Losses:
     """Sums of held-out losses for each setting."""
 
     def __init__(self, settings: int) -> None:
-        self._sums, self._count = torch.zeros(settings, dtype=torch.float64), 0
+        self._sums, self._count = torch.zeros(settings, dtype=torch.float64, device="cpu"), 0
 
     def add(self, bank: Bank, models: Sequence[LinearModel], train: Tensor, held: Tensor) -> None:
         """Add held-out examples. Those of a class that ``train`` has no example of say nothing about a setting."""

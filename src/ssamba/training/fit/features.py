@@ -60,13 +60,13 @@ class FeatureParts:
     def add(self, number: int, values: Tensor) -> None:
         """Take the windows (n, d) of the next example that could be read."""
         self._values.append(values)
-        self._owners.append(torch.full((len(values),), number, dtype=torch.int64))
+        self._owners.append(torch.full((len(values),), number, dtype=torch.int64, device="cpu"))
 
     def save(self, done: int) -> None:
         """Write what is not on disk: the examples from ``self.done`` to ``done``."""
         self.before()
         values, owners = torch.cat(self._values[self._unsaved :]), torch.cat(self._owners[self._unsaved :])
-        part = {"values": values, "owners": owners, "done": torch.tensor(done)}
+        part = {"values": values, "owners": owners, "done": torch.tensor(done, device="cpu")}
         write_tensors(self._path(self.done), part)
         self._values[self._unsaved :], self._owners[self._unsaved :] = [values], [owners]
         self._unsaved, self.done = len(self._values), done

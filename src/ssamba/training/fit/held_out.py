@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ssamba.evaluation.calibration import Calibration, calibrate
 from ssamba.evaluation.probe.protocol import Division
-from ssamba.inference.rejection.score import LEAST_HELD_OUT, Rejection, fit_rejection
+from ssamba.inference.rejection.score import MIN_HELD_OUT, Rejection, fit_rejection
 from ssamba.training.fit.cross_validation import Bank, Validated
 from ssamba.training.fit.heads import LinearHead
 
@@ -33,7 +33,7 @@ def fit_calibration(bank: Bank, head: LinearHead, parts: Sequence[Division], fou
 def rejection_of(
     bank: Bank, values: Tensor, parts: Sequence[Division], numbers: Tensor, silence: Tensor
 ) -> Rejection | None:
-    """Means and covariance of the examples ``numbers``, the border from held-out ones; None where those are few.
+    """Class means of the examples ``numbers``, the border from held-out ones; None where those are few.
 
     ``values`` (rows, d) are what the saved classifier's linear layer reads of the bank's rows, ``silence`` (n, d) of
     silent recordings.
@@ -46,7 +46,7 @@ def rejection_of(
             distances = _fitted(bank, values, train).distances(values[bank.rows(held)])
             found.append(bank.by_owner(distances, held))
     distances = torch.cat(found) if found else torch.empty(0, dtype=torch.float32, device="cpu")
-    if len(distances) < LEAST_HELD_OUT:
+    if len(distances) < MIN_HELD_OUT:
         return None
     fitted = _fitted(bank, values, numbers)
     return fitted.with_border(distances, fitted.distances(silence))
@@ -54,7 +54,7 @@ def rejection_of(
 
 def _fitted(bank: Bank, values: Tensor, numbers: Tensor) -> Rejection:
     rows = bank.rows(numbers)
-    return fit_rejection(values[rows], bank.targets[bank.owners[rows]], len(bank.owners[rows].unique()))
+    return fit_rejection(values[rows], bank.targets[bank.owners[rows]])
 
 
 def _pairs(parts: Sequence[Division]) -> list[tuple[Tensor, Tensor]]:

@@ -97,7 +97,7 @@ def fit(
     bank, skip = _features(setup, data, out, bars)
     parts = divisions(setup.data, setup.examples) if setup.tested else []
     found = _validate(bank, setup.head, parts, bars)
-    numbers = parts[0].fit if setup.keeps_split else torch.arange(len(setup.examples))
+    numbers = parts[0].fit if setup.keeps_split else torch.arange(len(setup.examples), device="cpu")
     calibration = fit_calibration(bank, setup.head, parts, found) if recipe.calibrate and parts else None
     values = _load_classifier(setup, bank, numbers, found.best, calibration)
     rejection = rejection_of(bank, values, parts, numbers, silence_values(setup.model))
