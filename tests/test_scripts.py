@@ -181,6 +181,16 @@ def test_few_shot(tmp_path: Path, model_folder: Path) -> None:
 
 
 @pytest.mark.slow
+def test_calibration(tmp_path: Path, model_folder: Path) -> None:
+    words = [trees.esc10(tmp_path / "esc10"), tmp_path / "out", "--model", model_folder, "--draws", 2]
+    lines = run("experiments/calibration.py", *words).splitlines()
+    assert [line.split("|")[1].strip() for line in lines[2:4]] == ["as they are", "smoothed 0.2"]
+    scores = lines[6:]
+    assert len(scores) == 5
+    assert all(0 <= float(cell.split(",")[0]) <= 1 for line in scores for cell in line.split("|")[3:-1])
+
+
+@pytest.mark.slow
 def test_fit_layers(tmp_path: Path, model_folder: Path) -> None:
     lines = run("experiments/fit_layers.py", trees.esc10(tmp_path / "esc10"), "--model", model_folder).splitlines()
     assert len(lines) == 2 + 3  # one layer; that and itself; all of them

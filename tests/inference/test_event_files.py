@@ -186,7 +186,8 @@ def test_unreadable_files_leave_no_labels(
 def test_mistakes_with_events(folder: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("")
     for words, message in (
-        (["--threshold", "0.5"], "--threshold goes with events: give --events as well"),
+        (["--low", "0.5"], "--low goes with events: give --events as well"),
+        (["--threshold", "1.5"], "threshold is 1.5: give a score from 0 to 1"),
         (["--events", "--threshold", "0"], "threshold is 0: give a score above 0"),
         (["--events", "--low", "0.9"], "low is 0.9: give a score above 0 and at most the threshold, 0.5"),
         (["--events", "--min-seconds", "-1"], "argument --min-seconds: -1: give seconds"),

@@ -74,7 +74,11 @@ def test_predictions_are_those_of_the_regression(
     folders: Path, tmp_path: Path, kind: str, pooling: str, head: str
 ) -> None:
     """Standardisation is folded into the classifier, and a clip is read in prediction as it is read for the fit."""
-    recipe, out, source = FitRecipe(head=head, pooling=pooling), tmp_path / "run", encoder(tmp_path / "m", kind)
+    recipe, out, source = (
+        FitRecipe(head=head, pooling=pooling, calibrate=False),
+        tmp_path / "run",
+        encoder(tmp_path / "m", kind),
+    )
     values = fit(recipe, folders, out, source, "cpu")
     setup = prepare_fit(recipe, folders, source, "cpu")
     rows = torch.cat([x for _, x in classifier_windows(setup.examples, setup.model, SkipList())])
@@ -97,7 +101,7 @@ def test_the_directory_is_that_of_a_fine_tuning_run(run: Path, folders: Path) ->
     names = {path.name for path in run.iterdir()} - {"confusion.png"}
     assert names == {
         *("config.json", "model.safetensors", "preprocessor_config.json", "recipe.yaml"),
-        *("results.json", "results.md", "classes.csv", "predictions.csv"),
+        *("results.json", "results.md", "classes.csv", "predictions.csv", "rejection.safetensors"),
     }
     results = json.loads((run / "results.json").read_text())
     predictions = table(run / "predictions.csv")
@@ -217,7 +221,9 @@ def test_several_labels_a_clip(source: str, tmp_path: Path) -> None:
     assert targets.sum(dim=1).max() == 2
     (linear,) = fit_linear(rows, targets, [values["fit"]["C"]], multi_label=True)
     found = [model.predict(read_audio(e.parts[0].path))[0].scores[0] for e in setup.examples]
-    assert (torch.stack(found) - linear.scores(rows).sigmoid()).abs().max() < 1e-5
+    temperature = values["calibration"]["temperature"]
+    assert temperature != 1
+    assert (torch.stack(found) - (linear.scores(rows) / temperature).sigmoid()).abs().max() < 1e-5
     with pytest.raises(ConfigError, match="several labels a clip; give --head logistic"):
         fit(FitRecipe(head="prototypes"), data, tmp_path / "other", source, "cpu")
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ssamba.inference.rejection.score import Rejection
 from ssamba.models.encoder import Encoder
 from ssamba.utils.graph_capture import warm_up
 
@@ -76,6 +77,8 @@ class GraphedEncoder(Encoder):
     """A network with passes for inference: no gradients, and CUDA graphs on a GPU for shapes that come again."""
 
     _graphed: GraphedEncode | None = None
+    rejection: Rejection | None = None
+    """What tells sounds that are unlike those that the classifier was trained on, where its run has it."""
 
     def infer(self, features: Tensor) -> Tensor:
         """``encode`` for inference: no gradients, and CUDA graphs on a GPU for shapes that come again.

@@ -7,7 +7,8 @@ import dataclasses
 import torch
 
 from ssamba.inference.model import KINDS, Encoder
-from ssamba.models.pretrained.load import ModelSource, read_model_source
+from ssamba.inference.rejection.file import read_rejection
+from ssamba.models.pretrained.load import ModelSource, locate, read_model_source
 from ssamba.models.pretrained.model_dir import build_as
 from ssamba.models.pretrained.weights import DEFAULT
 from ssamba.utils.device import pick_device, pick_dtype
@@ -42,5 +43,7 @@ def load(
         raise CheckpointError(f"{name}: has no pretraining heads: load it without heads=True")
     model = build_as(KINDS, dataclasses.replace(description, heads=heads), tensors)
     if stride is not None or frames is not None:
-        model = model.with_grid(stride, frames)
+        model = model.with_grid(stride, frames)  # another grid, other features: nothing is known of unlike ones
+    elif model.classifier is not None and (folder := locate(source)).is_dir():
+        model.rejection = read_rejection(folder, model.classifier.linear.in_features)
     return model.to(chosen, kind).eval()

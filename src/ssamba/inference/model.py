@@ -37,9 +37,11 @@ class Encoder(GraphedEncoder):
         top: int | None = None,
         every: float | None = None,
         window: float | None = None,
+        reject: bool = False,
+        threshold: float | None = None,
     ) -> list[Prediction]:
         """Class scores of recordings in memory; see ``ssamba.inference.predict.predict_audio``."""
-        return predict_audio(self, audio, sample_rate, top, every, window)
+        return predict_audio(self, audio, sample_rate, top, every, window, reject, threshold)
 
 
 class SSAMBA(Encoder, ssamba.SSAMBA):

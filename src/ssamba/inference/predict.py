@@ -37,7 +37,8 @@ class Prediction:
     scores (rows, classes) float32: probabilities, over each row's classes adding up to 1 unless the model is
     multi-label. spans (rows, 2) float64: second at which each row begins and ends. Without ``every`` there is one row.
     ``top``: how many classes ``ranked`` names, None for all. ``multi_label``: whether several classes may be on at
-    once.
+    once. unlike (rows,) float32, None where the model does not know: distance to the training sounds; above 1 the row
+    is unlike them (docs/prediction.md). ``reject``: such rows have no class. ``threshold``: nor have scores below it.
     """
 
     classes: tuple[str, ...]
@@ -46,11 +47,24 @@ class Prediction:
     seconds: float
     top: int | None = None
     multi_label: bool = False
+    unlike: Tensor | None = None
+    reject: bool = False
+    threshold: float = 0.0
+
+    @property
+    def rejected(self) -> Tensor:
+        """Rows that have no class because they are unlike the training sounds, (rows,) bool."""
+        if self.unlike is None or not self.reject:
+            return torch.zeros(len(self.scores), dtype=torch.bool, device="cpu")
+        return self.unlike > 1
 
     def ranked(self, row: int = 0) -> list[tuple[str, float]]:
-        """Classes of one row with their scores, the likeliest first."""
+        """Classes of one row with their scores, the likeliest first; none of a rejected row."""
+        if self.rejected[row]:
+            return []
         values, order = self.scores[row].sort(descending=True, stable=True)
-        return [(self.classes[c], s) for c, s in zip(order[: self.top].tolist(), values.tolist(), strict=False)]
+        found = zip(order[: self.top].tolist(), values.tolist(), strict=False)
+        return [(self.classes[c], s) for c, s in found if s >= self.threshold]
 
     def events(
         self,
@@ -64,14 +78,16 @@ class Prediction:
 
         An event begins with a score of ``threshold`` and goes on down to ``low`` (None: the threshold); those at most
         ``merge_gap`` s apart are joined, then those shorter than ``min_seconds`` dropped, then those of the classes
-        ``without``. Raises ``ConfigError`` for values out of range and unknown classes.
+        ``without``. Rejected rows begin none and end all. Raises ``ConfigError`` for values out of range and unknown
+        classes.
         """
         return self.find_events(EventOptions(threshold, low, min_seconds, merge_gap, tuple(without)))
 
     def find_events(self, options: EventOptions) -> list[Event]:
         """As ``events``."""
         options.check_names(self.classes)
-        found = find_events(self.scores.numpy(), self.spans.numpy(), options, self.multi_label)
+        scores = self.scores.masked_fill(self.rejected[:, None], 0.0)
+        found = find_events(scores.numpy(), self.spans.numpy(), options, self.multi_label)
         events = [Event(e.start, e.end, self.classes[e.label], e.score) for e in found]
         return [event for event in events if event.label not in options.without]
 
@@ -80,18 +96,27 @@ class Prediction:
 class PredictOptions:
     """What is asked for: ``every`` seconds a row (None: one for the recording), of ``window`` s (None: the grid's).
 
-    Made by ``check_options``, which checks it against the model.
+    ``reject``, ``threshold``: as in ``Prediction``. Made by ``check_options``, which checks it against the model.
     """
 
     every: float | None = None
     window: float | None = None
+    reject: bool = False
+    threshold: float = 0.0
 
 
-def check_options(model: GraphedEncoder, every: float | None = None, window: float | None = None) -> PredictOptions:
+def check_options(
+    model: GraphedEncoder,
+    every: float | None = None,
+    window: float | None = None,
+    reject: bool = False,
+    threshold: float | None = None,
+) -> PredictOptions:
     """Options that fit this model.
 
-    Raises ``ConfigError`` for a model without classifier, for times out of range, and for a model that labels each
-    second, when asked for other times than those.
+    Raises ``ConfigError`` for a model without classifier, for times and thresholds out of range, for a model that
+    labels each second, when asked for other times than those, and for one that cannot tell unlike sounds, when asked to
+    reject them.
     """
     task = classifier_task(model)
     front_end = model.config.front_end
@@ -104,7 +129,13 @@ def check_options(model: GraphedEncoder, every: float | None = None, window: flo
         raise ConfigError("this model answers for each second: give every 1 and no window")
     if window is not None and not least <= window <= longest:
         raise ConfigError(f"window is {window:g} s: give {least:g} to {longest:g}, the model's own length")
-    return PredictOptions(every, window)
+    if reject and model.rejection is None:
+        raise ConfigError(
+            "this model cannot tell what is unlike its training sounds: leave reject out, or fit it with this version"
+        )
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise ConfigError(f"threshold is {threshold:g}: give a score from 0 to 1")
+    return PredictOptions(every, window, reject, threshold or 0.0)
 
 
 def default_every(model: GraphedEncoder) -> float:
@@ -146,15 +177,31 @@ def predict_segments(
     prediction, nor those in ``failed``.
     """
 
-    def scores(features: Tensor) -> Tensor:
-        return probabilities(model.infer_classes(features).float(), classifier_task(model)).cpu()
+    def answers(features: Tensor) -> list[Answer]:
+        return answers_of(model, model.infer_values(features))
 
     # All segments are equally wide: none waits for others, however large the batch.
-    passes = run_passes(group_segments(model, segments, batch, passes_waiting=math.inf), scores)
+    passes = run_passes(group_segments(model, segments, batch, passes_waiting=math.inf), answers)
     for segment, found, averager in by_recording(passes, lambda: ScoreAverager(model, options), failed):
         averager.add(segment, found)
         if segment.end is not None:
             yield segment.recording, averager.result(segment.end, top)
+
+
+Answer = tuple[Tensor, Tensor | None]
+"""Of one segment: scores (classes,) or (seconds, classes), and how unlike the training sounds it is, ()."""
+
+
+@torch.no_grad()
+def answers_of(model: GraphedEncoder, values: Tensor) -> list[Answer]:
+    """What a model says of each row (B, values) of what its classifier's linear layer reads."""
+    classifier = model.classifier
+    assert classifier is not None
+    with torch.autocast(values.device.type, enabled=False):
+        scores = probabilities(classifier.linear(values).float(), classifier.task).cpu()
+    if model.rejection is None:
+        return [(row, None) for row in scores]
+    return list(zip(scores, model.rejection.distances(values), strict=True))
 
 
 def probabilities(logits: Tensor, task: Classification) -> Tensor:
@@ -170,9 +217,13 @@ class ScoreAverager:
         self._front_end = model.config.front_end
         self._whole_seconds = max(1, int(model.config.frames // self._front_end.frames_per_second))
         self._parts: list[tuple[int, Tensor]] = []
+        self._unlike: list[tuple[int, Tensor]] = []
 
-    def add(self, segment: Segment, scores: Tensor) -> None:
-        """Take the next segment's scores, (classes,) or (seconds, classes)."""
+    def add(self, segment: Segment, answer: Answer) -> None:
+        """Take what the model says of the next segment."""
+        scores, unlike = answer
+        if unlike is not None:
+            self._unlike.append((segment.position if self._options.every else 0, unlike))
         if self._task.per_second:
             # Of the grid's last second the segment may hold a part only: a later window has all of it.
             self._parts.append((segment.position, scores if segment.last else scores[: self._whole_seconds]))
@@ -194,18 +245,25 @@ class ScoreAverager:
             count[here] += 1
         mean = total / count
         if self._options.every is None:
-            return Prediction(
-                self._task.classes,
-                mean.mean(dim=0, keepdim=True).float(),
-                torch.tensor([[0.0, seconds]], dtype=torch.float64, device="cpu"),
-                seconds,
-                top,
-                self._task.multi_label,
-            )
-        begin = torch.arange(rows, dtype=torch.float64, device="cpu") * self._options.every
-        end = torch.cat([begin[1:], torch.tensor([seconds], dtype=torch.float64, device="cpu")])
-        spans = torch.stack([begin, end], dim=1)
-        return Prediction(self._task.classes, mean.float(), spans, seconds, top, self._task.multi_label)
+            mean = mean.mean(dim=0, keepdim=True)
+            spans = torch.tensor([[0.0, seconds]], dtype=torch.float64, device="cpu")
+        else:
+            begin = torch.arange(rows, dtype=torch.float64, device="cpu") * self._options.every
+            end = torch.cat([begin[1:], torch.tensor([seconds], dtype=torch.float64, device="cpu")])
+            spans = torch.stack([begin, end], dim=1)
+        options, task = self._options, self._task
+        unlike = self._mean_unlike(len(spans))
+        answers = top, task.multi_label, unlike, options.reject, options.threshold
+        return Prediction(task.classes, mean.float(), spans, seconds, *answers)
+
+    def _mean_unlike(self, rows: int) -> Tensor | None:
+        """The mean distance of each row's segments, (rows,), as probabilities are averaged."""
+        if not self._unlike:
+            return None
+        total = torch.zeros(2, rows, dtype=torch.float64, device="cpu")
+        for row, unlike in self._unlike:
+            total[:, row] += torch.stack([unlike.double(), torch.ones((), dtype=torch.float64, device="cpu")])
+        return (total[0] / total[1]).float()
 
 
 @torch.no_grad()
@@ -216,6 +274,8 @@ def predict_audio(
     top: int | None = None,
     every: float | None = None,
     window: float | None = None,
+    reject: bool = False,
+    threshold: float | None = None,
 ) -> list[Prediction]:
     """Classify recordings in memory: one ``Prediction`` for each.
 
@@ -223,10 +283,11 @@ def predict_audio(
     recording that fits the model's grid goes through in one pass; a longer one in windows that overlap by half, whose
     probabilities are averaged. With ``every`` seconds there is a row of scores for each such stretch, from a window
     (of ``window`` s, else of the grid's length) with the same centre; a model that labels each second gives its own
-    scores. ``top``: how many classes ``Prediction.ranked`` names. Raises ``AudioError`` for audio that cannot be
+    scores. ``top``: how many classes ``Prediction.ranked`` names; ``reject``: none of what is unlike the training
+    sounds; ``threshold``: none with a lower score. Raises ``AudioError`` for audio that cannot be
     used, ``ConfigError`` as ``check_options``.
     """
-    options = check_options(model, every, window)
+    options = check_options(model, every, window, reject, threshold)
     waveforms = log_mel.to_waveforms(audio, sample_rate, model.config.sample_rate, model.config.front_end)
     blocks = enumerate([waveform] for waveform in waveforms)
     segments = cut_recordings(model, blocks, prediction_plan(model, options))

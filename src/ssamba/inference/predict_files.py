@@ -71,8 +71,10 @@ def predict_files(
     progress: Progress | None = None,
     events: EventOptions | None = None,
     format: str | None = None,
+    reject: bool = False,
+    threshold: float | None = None,
 ) -> PredictReport:
-    """Classify audio files; ``top``, ``every`` and ``window`` are those of ``predict_audio``.
+    """Classify audio files; ``top``, ``every``, ``window``, ``reject``, ``threshold`` are those of ``predict_audio``.
 
     Writes the ``top`` classes (None: all) to ``out`` (.json or .csv; docs/prediction.md has the layouts), or without
     it into the report's text, and draws the one file's timeline to ``picture`` (.png, with ``every``). Files that
@@ -87,7 +89,7 @@ def predict_files(
     """
     if events is not None and every is None:
         every = default_every(model)
-    options = check_options(model, every, window)
+    options = check_options(model, every, window, reject, threshold)
     if batch is not None and batch < 1:
         raise ConfigError(f"batch is {batch}: give a whole number above 0")
     if not files:

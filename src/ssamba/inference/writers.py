@@ -241,6 +241,7 @@ class PredictionWriter:
         if out is not None:
             check_output_name(out, PREDICTION_SUFFIXES)
         self._out, self._in_time = out, in_time
+        self._tells_unlike = model.rejection is not None
         task = classifier_task(model)
         self._head = {
             "classes": list(task.classes),
@@ -290,7 +291,8 @@ class PredictionWriter:
             self._file.write(dump_json(self._head)[:-1] + ', "files": [')
         else:
             times = ["start", "end"] if self._in_time else []
-            csv.writer(self._file).writerow(["path", *times, "rank", "class", "score"])
+            unlike = ["unlike"] if self._tells_unlike else []
+            csv.writer(self._file).writerow(["path", *times, "rank", "class", "score", *unlike])
 
     def add(self, path: str, prediction: Prediction) -> None:
         """Take the next recording's prediction."""
@@ -306,15 +308,12 @@ class PredictionWriter:
         self._count += 1
 
     def _entry(self, path: str, prediction: Prediction) -> dict[str, Any]:
-        def scores(row: int) -> list[dict[str, Any]]:
-            return [{"class": name, "score": round(score, DIGITS)} for name, score in prediction.ranked(row)]
-
         entry: dict[str, Any] = {"path": path, "seconds": round(prediction.seconds, DIGITS)}
         if not self._in_time:
-            return entry | {"scores": scores(0)}
+            return entry | json_row(prediction, 0)
         spans = prediction.spans.tolist()
         rows = [
-            {"start": round(start, DIGITS), "end": round(end, DIGITS), "scores": scores(i)}
+            {"start": round(start, DIGITS), "end": round(end, DIGITS), **json_row(prediction, i)}
             for i, (start, end) in enumerate(spans)
         ]
         return entry | {"rows": rows}
@@ -324,20 +323,53 @@ class PredictionWriter:
         writer = csv.writer(self._file)
         for row, (start, end) in enumerate(prediction.spans.tolist()):
             times = [f"{round(start, DIGITS):g}", f"{round(end, DIGITS):.10g}"] if self._in_time else []
-            for rank, (name, score) in enumerate(prediction.ranked(row), start=1):
-                writer.writerow([path, *times, rank, name, f"{score:.{DIGITS}f}"])
+            for cells in csv_rows(prediction, row):
+                writer.writerow([path, *times, *cells])
+
+
+NO_CLASS = "-"
+"""Named where no class is: rejected, or all scores below the threshold."""
+
+
+def json_row(prediction: Prediction, row: int) -> dict[str, Any]:
+    """``scores`` of the classes that a row names, before them ``unlike`` where the model knows it."""
+    scores = [{"class": name, "score": round(score, DIGITS)} for name, score in prediction.ranked(row)]
+    if prediction.unlike is None:
+        return {"scores": scores}
+    return {"unlike": round(float(prediction.unlike[row]), DIGITS), "scores": scores}
+
+
+def csv_rows(prediction: Prediction, row: int) -> Iterator[list[Any]]:
+    """Rank, class, score and, where the model knows it, unlike; rank 0 and score 0 where a row names no class."""
+    unlike = [] if prediction.unlike is None else [f"{float(prediction.unlike[row]):.{DIGITS}f}"]
+    named = list(enumerate(prediction.ranked(row), start=1)) or [(0, (NO_CLASS, 0.0))]
+    for rank, (name, score) in named:
+        yield [rank, name, f"{score:.{DIGITS}f}", *unlike]
+
+
+def text_row(prediction: Prediction, row: int) -> str:
+    """What a row names, for a reader, with a mark where it is unlike the training sounds."""
+    named = ", ".join(f"{name} {100 * score:.1f} %" for name, score in prediction.ranked(row))
+    return (named or NO_CLASS) + unlike_mark(prediction, row)
+
+
+def unlike_mark(prediction: Prediction, row: int) -> str:
+    """``  (unlike the training sounds: 1.3)`` for a row that is."""
+    if prediction.unlike is None or prediction.unlike[row] <= 1:
+        return ""
+    return f"  (unlike the training sounds: {float(prediction.unlike[row]):.2f})"
 
 
 def _table(path: str, prediction: Prediction, in_time: bool) -> list[str]:
-    lines = [f"{printable(path)} ({prediction.seconds:.2f} s)"]
+    head = f"{printable(path)} ({prediction.seconds:.2f} s)"
     if not in_time:
         ranked = [(printable(name), score) for name, score in prediction.ranked()]
-        width = max(len(name) for name, _ in ranked)
-        lines += [f"  {name:{width}}  {100 * score:5.1f} %" for name, score in ranked]
-        return lines
+        width = max((len(name) for name, _ in ranked), default=0)
+        scores = [f"  {name:{width}}  {100 * score:5.1f} %" for name, score in ranked] or [f"  {NO_CLASS}"]
+        return [head + unlike_mark(prediction, 0), *scores]
+    lines = [head]
     spans = prediction.spans.tolist()
     width = len(f"{spans[-1][1]:.2f}")
     for row, (start, end) in enumerate(spans):
-        named = ", ".join(f"{printable(name)} {100 * score:.1f} %" for name, score in prediction.ranked(row))
-        lines.append(f"  {start:{width}.2f} - {end:{width}.2f} s  {named}")
+        lines.append(f"  {start:{width}.2f} - {end:{width}.2f} s  {text_row(prediction, row)}")
     return lines

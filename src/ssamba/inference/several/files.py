@@ -9,9 +9,9 @@ import torch
 
 from ssamba.inference.file_stream import FileStream, Progress
 from ssamba.inference.model import Encoder
-from ssamba.inference.predict import check_options, prediction_plan
+from ssamba.inference.predict import prediction_plan
 from ssamba.inference.predict_files import PredictReport
-from ssamba.inference.several.predict import check_shared, predict_segments_of_each
+from ssamba.inference.several.predict import check_options_of_each, check_shared, predict_segments_of_each
 from ssamba.inference.several.writer import EachWriter
 from ssamba.inference.windows import cut_recordings
 from ssamba.utils.errors import ConfigError, DataError, SsambaError
@@ -27,6 +27,8 @@ def predict_files_with_each(
     batch: int | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
+    reject: bool = False,
+    threshold: float | None = None,
 ) -> PredictReport:
     """Classify audio files with several models of one encoder, by name; as ``predict_files`` for the rest.
 
@@ -34,7 +36,7 @@ def predict_files_with_each(
     """
     check_shared(models)
     loaded = list(models.values())
-    options = check_options(loaded[0], every, window)
+    options = check_options_of_each(loaded, every, window, reject, threshold)
     if batch is not None and batch < 1:
         raise ConfigError(f"batch is {batch}: give a whole number above 0")
     if not files:

@@ -18,13 +18,14 @@ from ssamba.audio import log_mel
 from ssamba.inference.batches import by_recording, group_segments, run_passes
 from ssamba.inference.model import Encoder
 from ssamba.inference.predict import (
+    Answer,
     Prediction,
     PredictOptions,
     ScoreAverager,
+    answers_of,
     check_options,
     classifier_task,
     prediction_plan,
-    probabilities,
 )
 from ssamba.inference.predict_files import load_classifier
 from ssamba.inference.windows import Segment, cut_recordings
@@ -72,6 +73,19 @@ def check_shared(models: dict[str, Encoder]) -> None:
             raise ConfigError(f"{answers}: answers for each second, the other does not; classify with one at a time")
 
 
+def check_options_of_each(
+    models: Sequence[Encoder],
+    every: float | None = None,
+    window: float | None = None,
+    reject: bool = False,
+    threshold: float | None = None,
+) -> PredictOptions:
+    """Options that fit all of these models, one or more. Raises ``ConfigError`` as ``check_options``."""
+    for model in models[1:]:
+        check_options(model, every, window, reject, threshold)
+    return check_options(models[0], every, window, reject, threshold)
+
+
 def predict_segments_of_each(
     models: Sequence[Encoder],
     segments: Iterable[Segment],
@@ -86,20 +100,19 @@ def predict_segments_of_each(
     """
     encoder = models[0]
 
-    def scores(features: Tensor) -> list[tuple[Tensor, ...]]:
+    def answers(features: Tensor) -> list[tuple[Answer, ...]]:
         tokens = encoder.infer(features)
         columns = patches.full_columns(features.shape[1], encoder.config)
         found = []
         for model in models:
             assert model.classifier is not None
-            logits = model.classifier(tokens, encoder.prefix_tokens, columns).float()
-            found.append(probabilities(logits, model.classifier.task).cpu())
+            found.append(answers_of(model, model.classifier.pool_and_norm(tokens, encoder.prefix_tokens, columns)))
         return list(zip(*found, strict=True))
 
     def averagers() -> list[ScoreAverager]:
         return [ScoreAverager(model, options) for model in models]
 
-    passes = run_passes(group_segments(encoder, segments, batch, passes_waiting=math.inf), scores)
+    passes = run_passes(group_segments(encoder, segments, batch, passes_waiting=math.inf), answers)
     for segment, found, states in by_recording(passes, averagers, failed):
         for averager, part in zip(states, found, strict=True):
             averager.add(segment, part)
@@ -115,6 +128,8 @@ def predict_each(
     top: int | None = None,
     every: float | None = None,
     window: float | None = None,
+    reject: bool = False,
+    threshold: float | None = None,
 ) -> list[list[Prediction]]:
     """Classify recordings in memory with several models of one encoder, which runs once: predictions[recording][model].
 
@@ -129,7 +144,7 @@ def predict_each(
     }
     check_shared(named)
     loaded = list(named.values())
-    options = check_options(loaded[0], every, window)
+    options = check_options_of_each(loaded, every, window, reject, threshold)
     waveforms = log_mel.to_waveforms(audio, sample_rate, loaded[0].config.sample_rate)
     blocks = enumerate([waveform] for waveform in waveforms)
     segments = cut_recordings(loaded[0], blocks, prediction_plan(loaded[0], options))

@@ -13,7 +13,7 @@ from typing import Any, TextIO
 
 from ssamba.inference.model import Encoder
 from ssamba.inference.predict import Prediction, classifier_task
-from ssamba.inference.writers import DIGITS, PREDICTION_SUFFIXES
+from ssamba.inference.writers import DIGITS, PREDICTION_SUFFIXES, csv_rows, json_row, text_row
 from ssamba.utils.atomic_write import atomic_write, check_output_name, explain
 
 
@@ -29,6 +29,7 @@ class EachWriter:
         self._out, self._in_time = out, in_time
         self._tasks = {_printable(name): classifier_task(model) for name, model in models.items()}
         self._names = list(self._tasks)
+        self._tells_unlike = any(model.rejection is not None for model in models.values())
         self._lines: list[str] = []
         self._count = 0
         self._stack = ExitStack()
@@ -64,7 +65,8 @@ class EachWriter:
     def _begin(self, file: TextIO) -> None:
         if not self._as_json:
             times = ["start", "end"] if self._in_time else []
-            csv.writer(file).writerow(["path", "model", *times, "rank", "class", "score"])
+            unlike = ["unlike"] if self._tells_unlike else []
+            csv.writer(file).writerow(["path", "model", *times, "rank", "class", "score", *unlike])
             return
         heads = [
             {"model": name, "classes": list(task.classes), "multi_label": task.multi_label, "recipe": task.recipe}
@@ -85,14 +87,11 @@ class EachWriter:
         self._count += 1
 
     def _entry(self, name: str, prediction: Prediction) -> dict[str, Any]:
-        rows = [
-            [{"class": label, "score": round(score, DIGITS)} for label, score in prediction.ranked(row)]
-            for row in range(len(prediction.scores))
-        ]
+        rows = [json_row(prediction, row) for row in range(len(prediction.scores))]
         if not self._in_time:
-            return {"model": name, "scores": rows[0]}
+            return {"model": name, **rows[0]}
         spans = [[round(second, DIGITS) for second in span] for span in prediction.spans.tolist()]
-        found = [{"start": s, "end": e, "scores": row} for (s, e), row in zip(spans, rows, strict=True)]
+        found = [{"start": s, "end": e, **row} for (s, e), row in zip(spans, rows, strict=True)]
         return {"model": name, "rows": found}
 
     def _write_rows(self, file: TextIO, path: str, predictions: Sequence[Prediction]) -> None:
@@ -100,15 +99,16 @@ class EachWriter:
         for name, prediction in zip(self._names, predictions, strict=True):
             for row, (start, end) in enumerate(prediction.spans.tolist()):
                 times = [f"{round(start, DIGITS):g}", f"{round(end, DIGITS):.10g}"] if self._in_time else []
-                for rank, (label, score) in enumerate(prediction.ranked(row), start=1):
-                    writer.writerow([path, name, *times, rank, label, f"{score:.{DIGITS}f}"])
+                without = [""] if self._tells_unlike and prediction.unlike is None else []
+                for cells in csv_rows(prediction, row):
+                    writer.writerow([path, name, *times, *cells, *without])
 
     def _table(self, path: str, predictions: Sequence[Prediction]) -> list[str]:
         lines = [f"{path} ({predictions[0].seconds:.2f} s)"]
         for name, prediction in zip(self._names, predictions, strict=True):
             lines.append(f"  {name}")
             for row, (start, end) in enumerate(prediction.spans.tolist()):
-                named = ", ".join(f"{label} {100 * score:.1f} %" for label, score in prediction.ranked(row))
+                named = text_row(prediction, row)
                 lines.append(f"    {start:.2f} - {end:.2f} s  {named}" if self._in_time else f"    {named}")
         return lines
 

@@ -17,6 +17,7 @@ from ssamba.data.loaders.workers import AudioCache, choose_workers
 from ssamba.data.samplers.labelled import EvaluationPlan
 from ssamba.data.scan import SkipList
 from ssamba.evaluation import metrics
+from ssamba.evaluation.calibration import HeldOut
 from ssamba.models import losses
 from ssamba.models.config import Config
 from ssamba.models.encoder import Encoder
@@ -61,16 +62,21 @@ class ClassifierOutputs:
         tensors = load_tensors(path)
         return cls(tensors["logits"], tensors["targets"], tensors["examples"])
 
-    def rows(self, kind: str) -> tuple[metrics.Array, metrics.Array]:
-        """Probabilities and class vectors (rows, classes), a row for each example, or for each labelled second."""
+    def held_out(self) -> HeldOut:
+        """Logits and class vectors (rows, classes), a row for each example, or for each labelled second."""
         logits, targets = self.logits, self.targets
         if logits.dim() == 3:
             seconds = min(logits.shape[1], targets.shape[1])
             labels, logits = targets[:, :seconds].flatten(), logits[:, :seconds].flatten(0, 1)
             logits, labels = logits[labels >= 0], labels[labels >= 0]
             targets = torch.nn.functional.one_hot(labels, logits.shape[1])
+        return HeldOut(logits.numpy(), targets.numpy().astype("float64"))
+
+    def rows(self, kind: str) -> tuple[metrics.Array, metrics.Array]:
+        """Probabilities and class vectors of the rows of :meth:`held_out`."""
         squash = metrics.sigmoid if kind == "bce" else metrics.softmax
-        return squash(logits.numpy()), targets.numpy().astype("float64")
+        logits, targets = self.held_out()
+        return squash(logits), targets
 
     def summary(self, kind: str, multi_label: bool) -> dict[str, float]:
         """``loss``, ``mAP``, ``AUC`` and ``d_prime``, and with one label a row ``accuracy``."""

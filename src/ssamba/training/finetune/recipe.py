@@ -27,7 +27,8 @@ from ssamba.utils.suggest import nearest
 CHOICES = ("auto", "folds", "validation", "last", "average")
 HEAD_INITS = ("random", "probe")
 METRICS = ("auto", "accuracy", "mAP")
-_WITH_AUTO = ("loss", "metric", "choose", "precision")
+CALIBRATE = ("auto", "yes", "no")
+_WITH_AUTO = ("loss", "metric", "choose", "precision", "calibrate")
 _NO_RECIPE = "pretrain"
 NO_OPTIONS = ("name", "auto")
 """Values that are no options of the command line."""
@@ -149,6 +150,11 @@ class FinetuneRecipe(RecipeBase, ModelShape, FinetuneAugmentation, Optimisation,
     )
     average_from: int = option(0, "first epoch whose weights are averaged")
     average_to: int = option(0, "last epoch whose weights are averaged")
+    calibrate: str = option(
+        "auto",
+        "divide the kept model's logits by the temperature that suits held-out clips best; auto: for custom sets",
+        CALIBRATE,
+    )
     seed: int = like(RunSettings, "seed", "seed of weights, order, crops and augmentation")
     workers: int = like(RunSettings, "workers")
     cache_gb: float = option(4.0, "most memory for decoded audio, in gigabytes")

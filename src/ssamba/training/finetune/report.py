@@ -16,6 +16,7 @@ import numpy as np
 
 from ssamba.data.examples import LabelledData
 from ssamba.evaluation import metrics
+from ssamba.evaluation.calibration import Calibration
 from ssamba.models.config import Config
 from ssamba.models.pretrained.model_dir import RESULTS_FILE
 from ssamba.training.finetune.evaluate import ClassifierOutputs
@@ -75,7 +76,8 @@ class FoldResult:
 class Results:
     """All folds of a run, with the resolved recipe, the weights' source, the data and the model's dimensions.
 
-    ``chosen`` says what is reported, ``model`` which of the models the run keeps, ``fitted`` more of a fit.
+    ``chosen`` says what is reported, ``model`` which of the models the run keeps, ``fitted`` more of a fit,
+    ``calibration`` what the kept model's logits were divided by.
     """
 
     recipe: ReportedRecipe
@@ -86,6 +88,7 @@ class Results:
     chosen: str
     model: str
     fitted: dict[str, Any] | None = None
+    calibration: Calibration | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for results.json; a value that does not exist is null."""
@@ -115,6 +118,7 @@ class Results:
             ],
             "model": self.model,
             **({} if self.fitted is None else {"fit": self.fitted}),
+            **({} if self.calibration is None else {"calibration": self.calibration.to_dict()}),
         }
 
 
@@ -241,7 +245,21 @@ def as_table(values: dict[str, Any]) -> str:
         for label, row in (("mean", values["mean"]), ("sample deviation", values["sample_deviation"])):
             cells = [label, "", "", _number(row["loss"]), *(_cell(name, row[name]) for name in names)]
             lines.append("| " + " | ".join(cells) + " |")
+    if (calibration := values.get("calibration")) is not None:
+        lines += ["", _calibrated(calibration)]
     return "\n".join(lines) + "\n"
+
+
+def _calibrated(values: dict[str, Any]) -> str:
+    """What was done to make probabilities true, in a line."""
+    if "note" in values:
+        return f"Calibration: {values['note']}."
+    return (
+        f"Calibration: the kept model's logits are divided by {values['temperature']:.3g}, fitted on {values['clips']} "
+        f"clips of {values['fitted_on']}; expected calibration error {_percent(values['ece_before'])} before, "
+        f"{_percent(values['ece_after'])} after, negative log-likelihood {_number(values['nll_before'])} before, "
+        f"{_number(values['nll_after'])} after. The table above is before."
+    )
 
 
 def _epoch(fold: dict[str, Any], fitted: bool) -> str:

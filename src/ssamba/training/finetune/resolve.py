@@ -21,6 +21,8 @@ def resolve_auto(recipe: FinetuneRecipe, data: LabelledData) -> FinetuneRecipe:
     if recipe.choose == "auto":
         held_out = all(fold.validation for fold in data.folds)
         changes["choose"] = "validation" if held_out else "folds" if len(data.folds) > 1 else "last"
+    if recipe.calibrate == "auto":
+        changes["calibrate"] = "yes" if recipe.layout == "custom" else "no"
     recipe = dataclasses.replace(recipe, **changes)
     if data.multi_label and (recipe.loss != "bce" or recipe.metric != "mAP"):
         raise ConfigError(

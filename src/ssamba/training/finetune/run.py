@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import filecmp
+import dataclasses
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,25 +16,26 @@ from ssamba.data.examples import Fold, LabelledData
 from ssamba.data.loaders.workers import AudioCache
 from ssamba.data.manifest import Clip
 from ssamba.data.scan import SkipList, scan_clips
+from ssamba.evaluation.calibration import Calibration
 from ssamba.models.config import Config
 from ssamba.models.encoder import Encoder
-from ssamba.models.pretrained.model_dir import (
+from ssamba.models.pretrained.model_dir import (, WEIGHTS_FILE
+from ssamba.models.pretrained.transformers_files import write_preprocessor
     CONFIG_FILE,
     RESULTS_FILE,
     SUMMARY_FILE,
-    WEIGHTS_FILE,
     build,
     describe_model,
     read_config,
     read_model,
     save_config,
 )
-from ssamba.models.pretrained.transformers_files import write_preprocessor
 from ssamba.models.registry import make_encoder
 from ssamba.training.distributed import DistContext, distributed_context
 from ssamba.training.finetune.evaluate import ClassifierOutputs, make_evaluation
 from ssamba.training.finetune.facts import Say, fill_open, read_data, report_choices, stored_values, timed_labels
 from ssamba.training.finetune.head_init import init_by_probe
+from ssamba.training.finetune.keep import KeptModel, keep_calibrated, keep_model
 from ssamba.training.finetune.model import make_classification, measured_config, new_model
 from ssamba.training.finetune.recipe import FinetuneRecipe
 from ssamba.training.finetune.report import FoldResult, Results, chosen_text, read_results, write_results
@@ -55,7 +56,7 @@ from ssamba.training.run_folder import (
 )
 from ssamba.training.run_state import has_state, read_state_values, remove_states
 from ssamba.training.schedule import EpochSchedule
-from ssamba.utils.atomic_write import atomic_write, clear_leftovers, make_folder
+from ssamba.utils.atomic_write import clear_leftovers, make_folder
 from ssamba.utils.errors import CheckpointError, ConfigError
 from ssamba.utils.lock import lock_folder
 from ssamba.utils.progress import Bar
@@ -93,13 +94,14 @@ def finetune(
         if not (out / RESULTS_FILE).exists():
             for number in range(run.count):
                 run.train_fold(number)
-        elif dist.main and not run.complete():
-            return read_results(out)  # its folds have been removed since
+        elif dist.main and (run.calibrated or not run.complete()):
+            run.check_kept()
+            return read_results(out)
         if not dist.main:
             return {}
         # Of a finished run, too: what was damaged since is good again.
-        run.keep_model()
-        write_results(out, run.results(source), run.outputs())
+        results = run.results(source)
+        write_results(out, dataclasses.replace(results, calibration=run.keep()), run.outputs())
         for number in range(run.count):
             remove_states(run.folder(number))
             shutil.rmtree(run.folder(number) / EPOCHS_FOLDER, ignore_errors=True)
@@ -330,8 +332,8 @@ class FoldRuns:
         config, kept = read_config(self.folder(0)).config, self.folder(len(folds) - 1).name
         return Results(self.recipe, source, self.data, tuple(folds), config, chosen_text(self.recipe), kept)
 
-    def keep_model(self) -> None:
-        """The last fold's model becomes the run's. Raises ``CheckpointError`` for a damaged one."""
+    def check_folds(self) -> None:
+        """See that the folds' files are good and belong together. Raises ``CheckpointError`` for a damaged one."""
         folder = self.folder(self.count - 1)
         last = read_config(folder)
         for one in (self.folder(n) for n in range(self.count)):
@@ -347,17 +349,29 @@ class FoldRuns:
         kept = read_config_text(self.out) if (self.out / RESULTS_FILE).exists() else None
         if kept is not None and kept != read_config_text(folder):
             raise CheckpointError(f"{self.out / CONFIG_FILE}: is not that of {folder} any more; put back the right one")
-        for name in (WEIGHTS_FILE, CONFIG_FILE):
-            _copy(folder / name, self.out / name)
-        write_preprocessor(self.out, read_config(self.out).config)
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether the model that is kept is another than the last fold's."""
+        return self.recipe.calibrate == "yes"
+
+    def check_kept(self) -> None:
+        """See that a finished run's model is good. Raises ``CheckpointError``."""
+        if problem := check_model_files(self.out):
+            raise CheckpointError(f"{problem}; remove {self.out / RESULTS_FILE} to have it made again from the folds")
+
+    def keep(self) -> Calibration | None:
+        """Make the last fold's model the run's; tells how it was calibrated, where the recipe says so."""
+        self.check_folds()
+        folder, fold = self.folder(self.count - 1), self.data.folds[self.count - 1]
+        if not self.calibrated:
+            keep_model(folder, self.out)
+            return None
+        with precision(self.recipe.precision, self.device):
+            cache = self._audio(self.initial.config)
+            kept = KeptModel(folder, fold, self.recipe, self.device, cache, self.skip)
+            return keep_calibrated(kept, folder, self.out, self.outputs())
 
     def outputs(self) -> list[ClassifierOutputs]:
         """The outputs of all folds for their test clips, at the epochs of :meth:`results`."""
         return [ClassifierOutputs.load(self.folder(n) / OUTPUTS_FILE) for n in range(len(self.data.folds))]
-
-
-def _copy(source: Path, target: Path) -> None:
-    if target.is_file() and filecmp.cmp(source, target, shallow=False):
-        return
-    with atomic_write(target) as temporary:
-        shutil.copyfile(source, temporary)

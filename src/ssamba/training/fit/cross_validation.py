@@ -43,6 +43,16 @@ class Bank:
         rows = self.rows(numbers)
         return head.fit(self.values[rows], self.targets[self.owners[rows]], settings)
 
+    def of_known_classes(self, train: Tensor, held: Tensor) -> Tensor:
+        """Those of ``held`` whose classes ``train`` has an example of: others say nothing about a fit on ``train``."""
+        missing = self.targets[torch.unique(self.owners[self.rows(train)])].sum(dim=0) == 0
+        return held[self.targets[held][:, missing].sum(dim=1) == 0]
+
+    def by_owner(self, values: Tensor, numbers: Tensor) -> Tensor:
+        """Means over each example's rows of ``values``, which belong to the rows of ``numbers``: (examples,)."""
+        _, place, count = self.owners[self.rows(numbers)].unique(return_inverse=True, return_counts=True)
+        return torch.zeros(len(count), dtype=values.dtype, device="cpu").index_add_(0, place, values) / count
+
     def outputs(self, model: LinearModel, numbers: Tensor) -> ClassifierOutputs:
         """A model's logits for these examples, in their order, numbered by their place in ``numbers``."""
         place = {number: i for i, number in enumerate(numbers.tolist())}
@@ -110,8 +120,7 @@ class _Losses:
 
     def add(self, bank: Bank, models: Sequence[LinearModel], train: Tensor, held: Tensor) -> None:
         """Add held-out examples. Those of a class that ``train`` has no example of say nothing about a setting."""
-        missing = bank.targets[torch.unique(bank.owners[bank.rows(train)])].sum(dim=0) == 0
-        held = held[bank.targets[held][:, missing].sum(dim=1) == 0]
+        held = bank.of_known_classes(train, held)
         if not bank.rows(held).any():
             return
         for i, model in enumerate(models):

@@ -28,6 +28,7 @@ class FitRecipe(RecipeBase):
     folds: int = option(0, "custom sets without splits: folds of the cross-validation, 0: 5 where there are enough")
     frames: int = option(0, "length of a clip in log-mel frames of 10 ms, 0: from the clips' lengths")
     stride: int = option(0, "patch stride along both axes, in bins and frames, 0: patches side by side")
+    calibrate: bool = option(True, "divide the logits by the temperature that suits held-out clips best")
     seed: int = option(0, "seed of the division into folds")
 
     def __post_init__(self) -> None:

@@ -8,12 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ssamba.data.examples import Example, LabelledData
 from ssamba.data.scan import SkipList
+from ssamba.evaluation.calibration import Calibration
 from ssamba.evaluation.probe.probe import ProgressBars, no_bar
 from ssamba.evaluation.probe.protocol import Division, all_examples, divisions, target_matrix
 from ssamba.inference.model import KINDS, Encoder
+from ssamba.inference.rejection.file import write_rejection
+from ssamba.inference.rejection.silence import silence_values
 from ssamba.models.classifier import Classification, Classifier
 from ssamba.models.pretrained.load import read_model_source
 from ssamba.models.pretrained.model_dir import CONFIG_FILE, RESULTS_FILE, Description, build_as, save_model
@@ -25,6 +29,7 @@ from ssamba.training.fit.cross_validation import Bank, Validated, cross_validate
 from ssamba.training.fit.data import read_fit_data
 from ssamba.training.fit.features import FeatureParts, collect_features, parts_folder
 from ssamba.training.fit.heads import LinearHead, choose_head
+from ssamba.training.fit.held_out import fit_calibration, rejection_of
 from ssamba.training.fit.recipe import FitRecipe
 from ssamba.training.resume.content import content_digest
 from ssamba.training.run_folder import (
@@ -105,10 +110,15 @@ def _fit(setup: FitSetup, data: Path, out: Path, say: Say, bars: ProgressBars) -
     bank, skip = _features(setup, data, out, bars)
     parts = divisions(setup.data, setup.examples) if setup.tested else []
     found = _validate(bank, setup.head, parts, bars)
-    _load_classifier(setup, bank, parts, found)
+    numbers = parts[0].fit if setup.keeps_split else torch.arange(len(setup.examples), device="cpu")
+    calibration = fit_calibration(bank, setup.head, parts, found) if setup.recipe.calibrate and parts else None
+    values = _load_classifier(setup, bank, numbers, found.best, calibration)
+    rejection = rejection_of(bank, values, parts, numbers, silence_values(setup.model))
     _enter(out, setup, data, skip)
     save_model(out, setup.model)
-    write_results(out, _results(setup, found), found.outputs)
+    if rejection is not None:
+        write_rejection(out, rejection)
+    write_results(out, _results(setup, found, calibration), found.outputs)
     for folder in out.glob("features-*"):
         shutil.rmtree(folder, ignore_errors=True)
     return read_results(out)
@@ -195,18 +205,20 @@ def _validate(bank: Bank, head: LinearHead, parts: list[Division], bars: Progres
         return cross_validate(bank, head, parts, lambda done, total: progress(done, total, f"{done}/{total} fits"))
 
 
-def _load_classifier(setup: FitSetup, bank: Bank, parts: list[Division], found: Validated) -> None:
-    """Fit the model's classifier: on all clips, or where the set has a test split on all others."""
-    numbers = torch.arange(len(setup.examples), device="cpu")
-    if setup.keeps_split:
-        numbers = parts[0].fit
-    (fitted,) = bank.fit(setup.head, numbers, [found.best])
+def _load_classifier(
+    setup: FitSetup, bank: Bank, numbers: Tensor, setting: float, calibration: Calibration | None
+) -> Tensor:
+    """Fit the model's classifier on the examples ``numbers``; gives what its linear layer then reads of the bank."""
+    (fitted,) = bank.fit(setup.head, numbers, [setting])
     assert setup.model.classifier is not None
     standardise = fitted.standardise
-    setup.model.classifier.load_linear(standardise.mean, standardise.scale, fitted.weight, fitted.bias)
+    temperature = 1.0 if calibration is None else calibration.temperature
+    weight, bias = fitted.weight / temperature, fitted.bias / temperature
+    setup.model.classifier.load_linear(standardise.mean, standardise.scale, weight, bias)
+    return standardise(bank.values).float()
 
 
-def _results(setup: FitSetup, found: Validated) -> Results:
+def _results(setup: FitSetup, found: Validated, calibration: Calibration | None) -> Results:
     """What came out, in the form of a fine-tuning run's results."""
     data, several = setup.data, setup.data.multi_label
     loss = "bce" if several else "ce"
@@ -225,4 +237,4 @@ def _results(setup: FitSetup, found: Validated) -> Results:
     kept = "all clips but the test split" if setup.keeps_split else "all clips"
     chosen = by_loss if folds and len(setup.head.settings) > 1 else f"{setup.head.setting} {found.best:g}"
     recipe = ReportedFit(setup.recipe.name, "mAP" if several else "accuracy", "fit", loss)
-    return Results(recipe, setup.source, data, folds, setup.model.config, chosen, kept, fitted)
+    return Results(recipe, setup.source, data, folds, setup.model.config, chosen, kept, fitted, calibration)

@@ -56,6 +56,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="X.png",
         help="with --every or --events: draw the spectrogram and the scores of one file",
     )
+    parser.add_argument(
+        "--reject", action="store_true", help="name no class where a sound is unlike those that the model was fitted on"
+    )
     _add_events(parser)
     add_passes(parser)
 
@@ -66,7 +69,10 @@ def _add_events(parser: argparse.ArgumentParser) -> None:
         "--format", choices=FORMATS, help="of the events; implies --events (default: by --out's ending)"
     )
     parser.add_argument(
-        "--threshold", type=real, metavar="T", help="events: score with which one begins (default: 0.5)"
+        "--threshold",
+        type=real,
+        metavar="T",
+        help="name no class with a lower score; events: score with which one begins (default: 0.5)",
     )
     parser.add_argument(
         "--low", type=real, metavar="T", help="events: score down to which one goes on (default: the threshold)"
@@ -92,7 +98,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.model is None:
         raise UsageError(
             "--model is missing: classes come from a fine-tuned run, and the model that comes with the package has "
-            "none; make one with ssamba finetune"
+            "none; make one with ssamba fit (seconds) or ssamba finetune"
         )
     events = _event_options(arguments)
     if arguments.out is not None:
@@ -123,6 +129,8 @@ def run(arguments: argparse.Namespace) -> int:
             progress=bar.update,
             events=events,
             format=arguments.format,
+            reject=arguments.reject,
+            threshold=None if events is not None else arguments.threshold,
         )
     if arguments.out is None:
         say_lines(report.text)
@@ -141,6 +149,7 @@ def _event_options(arguments: argparse.Namespace) -> EventOptions | None:
         given["without"] = tuple(given["without"])
     if arguments.events or arguments.format is not None:
         return EventOptions(**given)
+    given.pop("threshold", None)
     if given:
         name = next(iter(given)).replace("_", "-")
         raise UsageError(f"--{name} goes with events: give --events as well")
@@ -169,6 +178,8 @@ def _run_several(arguments: argparse.Namespace, files: list[str], problems: list
             batch=arguments.batch,
             threads=arguments.threads,
             progress=bar.update,
+            reject=arguments.reject,
+            threshold=arguments.threshold,
         )
     if arguments.out is None:
         say_lines(report.text)
