@@ -23,8 +23,8 @@ def printable(text: str) -> str:
 
 
 def printable_lines(text: str) -> str:
-    """:func:`printable`, but line ends stay."""
-    return "\n".join(map(printable, text.split("\n")))
+    """:func:`printable`, but line ends and tabs stay."""
+    return "\n".join("\t".join(map(printable, line.split("\t"))) for line in text.split("\n"))
 
 
 def one_line(text: str) -> str:

@@ -19,17 +19,18 @@ from ssamba.data.scan import SkipList, scan_clips
 from ssamba.evaluation.calibration import Calibration
 from ssamba.models.config import Config
 from ssamba.models.encoder import Encoder
-from ssamba.models.pretrained.model_dir import (, WEIGHTS_FILE
-from ssamba.models.pretrained.transformers_files import write_preprocessor
+from ssamba.models.pretrained.model_dir import (
     CONFIG_FILE,
     RESULTS_FILE,
     SUMMARY_FILE,
+    WEIGHTS_FILE,
     build,
     describe_model,
     read_config,
     read_model,
     save_config,
 )
+from ssamba.models.pretrained.transformers_files import write_preprocessor
 from ssamba.models.registry import make_encoder
 from ssamba.training.distributed import DistContext, distributed_context
 from ssamba.training.finetune.evaluate import ClassifierOutputs, make_evaluation
