@@ -47,10 +47,11 @@ class Embeddings:
 
 
 @torch.no_grad()
-def embed_audio(model: GraphedEncoder, audio: Any, sample_rate: int = 16000, whole: bool = False) -> Embeddings:
-    """Embed recordings in memory.
+def embed_audio(model: GraphedEncoder, audio: Any, sample_rate: int | None = None, whole: bool = False) -> Embeddings:
+    """Embed recordings.
 
-    ``audio`` is (samples,), (batch, samples) or a list of different lengths, numpy or torch, at ``sample_rate``.
+    ``audio`` is (samples,), (batch, samples) or a list of different lengths, numpy or torch, at ``sample_rate``; or
+    encoded audio, at its own rate: paths, bytes, binary file objects (``ssamba.audio.log_mel.to_waveforms``).
     Recordings longer than the grid are cut into overlapping windows, or with ``whole`` read in one pass. Raises
     ``AudioError`` for NaN, wrong shapes and recordings under 25 ms.
     """

@@ -18,27 +18,27 @@ from ssamba.models.registry import make_as
 class Encoder(GraphedEncoder):
     """A network that also embeds and classifies recordings. Same weights and state dict as the network alone."""
 
-    def features(self, audio: Any, sample_rate: int = 16000, target_length: int | None = None) -> Tensor:
-        """Normalised log-mel of recordings in memory as this model reads it -> (B, frames, mel_bins).
+    def features(self, audio: Any, sample_rate: int | None = None, target_length: int | None = None) -> Tensor:
+        """Normalised log-mel of recordings as this model reads it -> (B, frames, mel_bins).
 
         What ``encode``, ``classify`` and ``losses`` take: of the model's own rate, mel bins, mean and std, where
         ``ssamba.features`` has those of the published models. Audio and ``target_length`` as there; on the CPU.
         """
         return features_of(audio, sample_rate, target_length, self.config.front_end)
 
-    def embed(self, audio: Any, sample_rate: int = 16000, whole: bool = False) -> Embeddings:
-        """Embeddings of recordings in memory; see ``ssamba.inference.embed.embed_audio``."""
+    def embed(self, audio: Any, sample_rate: int | None = None, whole: bool = False) -> Embeddings:
+        """Embeddings of recordings; see ``ssamba.inference.embed.embed_audio``."""
         return embed_audio(self, audio, sample_rate, whole)
 
     def predict(
         self,
         audio: Any,
-        sample_rate: int = 16000,
+        sample_rate: int | None = None,
         top: int | None = None,
         every: float | None = None,
         window: float | None = None,
     ) -> list[Prediction]:
-        """Class scores of recordings in memory; see ``ssamba.inference.predict.predict_audio``."""
+        """Class scores of recordings; see ``ssamba.inference.predict.predict_audio``."""
         return predict_audio(self, audio, sample_rate, top, every, window)
 
 

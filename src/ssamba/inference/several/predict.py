@@ -111,12 +111,12 @@ def predict_segments_of_each(
 def predict_each(
     models: Sequence[ModelSource | Encoder],
     audio: Any,
-    sample_rate: int = 16000,
+    sample_rate: int | None = None,
     top: int | None = None,
     every: float | None = None,
     window: float | None = None,
 ) -> list[list[Prediction]]:
-    """Classify recordings in memory with several models of one encoder, which runs once: predictions[recording][model].
+    """Classify recordings with several models of one encoder, which runs once: predictions[recording][model].
 
     ``models`` are loaded models or what ``ssamba.load`` takes; the rest is as in ``model.predict``, whose values these
     are, bit for bit. Raises ``ConfigError`` for models whose encoders differ, and as ``model.predict``.
