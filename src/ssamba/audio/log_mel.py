@@ -166,9 +166,9 @@ def to_waveforms(
 ) -> list[Tensor]:
     """One recording, or a list of them -> a list of (samples,) waveforms at ``model_rate``.
 
-    Recordings are samples, (samples,) or a batch (batch, samples), of ``sample_rate`` (None: 16 kHz, with a warning), or
-    encoded audio, whose rate is its own: a path, bytes, a binary file object (``ssamba.audio.encoded``). A list may
-    hold both. With a ``front_end``, whose rate ``model_rate`` is, recordings shorter than one of its frames are refused.
+    Recordings are samples, (samples,) or a batch (batch, samples), of ``sample_rate`` (None: 16 kHz, with a warning),
+    or encoded audio, whose rate is its own: a path, bytes, a binary file object (``ssamba.audio.encoded``). A list may
+    hold both. With a ``front_end``, whose rate ``model_rate`` is, recordings under one of its frames are refused.
 
     Raises ``AudioError`` as ``to_waveform`` and ``read_audio`` do, for a batch of no recordings, and for (samples,
     channels); with the number of the recording, from 1, where there are several.

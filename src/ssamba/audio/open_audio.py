@@ -128,7 +128,7 @@ def _joined(first: Decoded, second: Decoded) -> Decoded:
 
 
 def open_recording(path: PathLike) -> Recording:
-    """Open a file, or an ``Encoded``, for decoding; every failure becomes an AudioError that says what is wrong with the file."""
+    """Open a file, or an ``Encoded``, for decoding; every failure becomes an AudioError that says what is wrong."""
     raw = path.open() if isinstance(path, Encoded) else _open_raw(path)
     try:
         size = raw.seek(0, os.SEEK_END)

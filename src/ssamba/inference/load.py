@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 
 import torch
 
@@ -43,4 +44,5 @@ def load(
     model = build_as(KINDS, dataclasses.replace(description, heads=heads), tensors)
     if stride is not None or frames is not None:
         model = model.with_grid(stride, frames)
+    model.source = os.fspath(DEFAULT if source is None else source)
     return model.to(chosen, kind).eval()

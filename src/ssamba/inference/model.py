@@ -16,7 +16,13 @@ from ssamba.models.registry import make_as
 
 
 class Encoder(GraphedEncoder):
-    """A network that also embeds and classifies recordings. Same weights and state dict as the network alone."""
+    """A network that also embeds and classifies recordings. Same weights and state dict as the network alone.
+
+    Attributes:
+        source: what it was loaded from, a path or a name; "" for a model made in memory.
+    """
+
+    source: str = ""
 
     def features(self, audio: Any, sample_rate: int | None = None, target_length: int | None = None) -> Tensor:
         """Normalised log-mel of recordings as this model reads it -> (B, frames, mel_bins).

@@ -219,7 +219,8 @@ def predict_audio(
 ) -> list[Prediction]:
     """Classify recordings: one ``Prediction`` for each.
 
-    ``audio`` and ``sample_rate`` are those of ``embed_audio``: arrays, paths, bytes, binary file objects. A recording that fits the model's grid goes through in one pass; a longer one in windows that overlap by half, whose
+    ``audio`` and ``sample_rate`` are those of ``embed_audio``: arrays, paths, bytes, binary file objects. A
+    recording that fits the model's grid goes through in one pass; a longer one in windows that overlap by half, whose
     probabilities are averaged. With ``every`` seconds there is a row of scores for each such stretch, from a window
     (of ``window`` s, else of the grid's length) with the same centre; a model that labels each second gives its own
     scores. ``top``: how many classes ``Prediction.ranked`` names. Raises ``AudioError`` for audio that cannot be
