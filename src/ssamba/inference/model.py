@@ -12,7 +12,9 @@ from ssamba.inference.cuda_graphs import GraphedEncoder
 from ssamba.inference.embed import Embeddings, embed_audio
 from ssamba.inference.predict import Prediction, predict_audio
 from ssamba.models import ssamba, ssast
+from ssamba.models.config import WIDTHS
 from ssamba.models.registry import make_as
+from ssamba.utils.terminal import printable
 
 
 class Encoder(GraphedEncoder):
@@ -23,6 +25,19 @@ class Encoder(GraphedEncoder):
     """
 
     source: str = ""
+
+    def __repr__(self) -> str:
+        """One line; ``torch.nn.Module.__repr__(model)`` gives torch's tree of modules."""
+        c, heads = self.config, "" if self.heads is None else ", pretraining heads"
+        size = next((name for name, width in WIDTHS.items() if width == c.width), "")
+        size = f"{size}, " if size and size != self.source else ""
+        parameters = sum(p.numel() for p in self.parameters()) / 1e6
+        count = 0 if self.classifier is None else len(self.classifier.task.classes)
+        classes = f"{count or 'no'} class{'es' * (count != 1)}"
+        return (
+            f"{type(self).__name__}({printable(self.source) or 'in memory'}: {size}width {c.width}, depth {c.depth}, "
+            f"{parameters:.3g} M parameters, window {c.window_seconds:.4g} s at {c.sample_rate} Hz, {classes}{heads})"
+        )
 
     def features(self, audio: Any, sample_rate: int | None = None, target_length: int | None = None) -> Tensor:
         """Normalised log-mel of recordings as this model reads it -> (B, frames, mel_bins).

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,12 +23,19 @@ from ssamba.audio import log_mel
 from ssamba.data.labels.event import Event
 from ssamba.inference.batches import by_recording, group_segments, run_passes
 from ssamba.inference.events.merge import EventOptions, find_events
+from ssamba.inference.outputs.excerpt import Excerpt, take_excerpts
 from ssamba.inference.windows import CentredWindows, Length, Plan, Segment, cut_recordings, frame_windows
 from ssamba.models.classifier import Classification
 from ssamba.utils.errors import ConfigError
+from ssamba.utils.terminal import printable, shorten
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from ssamba.inference.cuda_graphs import GraphedEncoder
+
+MOST_LISTED = 10
+"""Classes that a notebook's table lists."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +45,7 @@ class Prediction:
     scores (rows, classes) float32: probabilities, over each row's classes adding up to 1 unless the model is
     multi-label. spans (rows, 2) float64: second at which each row begins and ends. Without ``every`` there is one row.
     ``top``: how many classes ``ranked`` names, None for all. ``multi_label``: whether several classes may be on at
-    once.
+    once. ``excerpt``: the recording's beginning, of the first ones of a call, for pictures and notebooks.
     """
 
     classes: tuple[str, ...]
@@ -46,6 +54,34 @@ class Prediction:
     seconds: float
     top: int | None = None
     multi_label: bool = False
+    excerpt: Excerpt | None = field(default=None, repr=False, compare=False)
+
+    def __repr__(self) -> str:
+        rows, (name, score) = len(self.scores), self.ranked()[0]
+        first = "" if rows == 1 else " in the first"
+        return (
+            f"Prediction({self.seconds:.2f} s, {rows} row{'s' * (rows != 1)} x {len(self.classes)} classes, "
+            f"{printable(shorten(name, 40))} {100 * score:.1f} %{first})"
+        )
+
+    def _repr_html_(self) -> str:
+        from ssamba.inference.outputs import html
+
+        parts = [] if self.excerpt is None else [html.player(self.excerpt)]
+        parts.append(html.picture(self.plot, "spectrogram, and the class scores below it"))
+        if len(self.scores) == 1:
+            ranked = self.ranked()[:MOST_LISTED]
+            parts.append(html.table(("class", "score"), [(name, f"{100 * score:.1f} %") for name, score in ranked]))
+        return html.page_part(repr(self), parts)
+
+    def plot(self) -> Figure:
+        """The spectrogram (Hz against s; of the beginning, for the first recordings of a call) and the scores below.
+
+        Scores in time are a map against s, one row of scores is bars. Raises ``SsambaError`` without matplotlib.
+        """
+        from ssamba.inference.outputs.figures import scores_figure
+
+        return scores_figure(self.classes, self.scores.numpy(), self.spans.numpy(), self.seconds, self.excerpt)
 
     def ranked(self, row: int = 0) -> list[tuple[str, float]]:
         """Classes of one row with their scores, the likeliest first."""
@@ -230,4 +266,6 @@ def predict_audio(
     waveforms = log_mel.to_waveforms(audio, sample_rate, model.config.sample_rate, model.config.front_end)
     blocks = enumerate([waveform] for waveform in waveforms)
     segments = cut_recordings(model, blocks, prediction_plan(model, options))
-    return [prediction for _, prediction in predict_segments(model, segments, options, top=top)]
+    found = [prediction for _, prediction in predict_segments(model, segments, options, top=top)]
+    excerpts = take_excerpts(audio, waveforms, model.config.front_end)
+    return [replace(p, excerpt=e) for p, e in zip_longest(found, excerpts)]

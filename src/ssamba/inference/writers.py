@@ -241,7 +241,7 @@ class PredictionWriter:
     """Writes predictions to ``out`` as they come; the file appears when the block ends well, or not at all.
 
     Without ``out`` they are gathered in ``text``. ``in_time``: rows of time instead of one row for each recording.
-    ``provenance`` (``provenance_of``) is in the head of JSON, and beside CSV.
+    ``provenance`` (``provenance_of``) is in the head of JSON, and in a file next to CSV.
     """
 
     def __init__(self, out: Path | None, model: Encoder, in_time: bool, provenance: dict[str, Any]) -> None:

@@ -93,7 +93,7 @@ def recording_names(files: Sequence[str], suffix: str) -> list[PurePath]:
 class EventWriter:
     """Writes events as predictions come, each file whole or not at all; a file for all appears at the block's end.
 
-    ``provenance`` (``provenance_of``) goes into JSON and JAMS, and beside another file for all.
+    ``provenance`` (``provenance_of``) goes into JSON and JAMS, and in a file next to another one for all.
     """
 
     def __init__(

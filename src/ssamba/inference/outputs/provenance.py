@@ -25,7 +25,7 @@ PARQUET_KEY = b"ssamba.provenance"
 OUTPUT_LIMIT = 1 << 30
 """Most bytes of a JSON output whose provenance is read."""
 SIDECAR_SUFFIX = ".provenance.json"
-"""What the name of a table as text gets for the file beside it: CSV has no place that every reader skips."""
+"""What the name of a table as text gets for the file next to it: CSV has no place that every reader skips."""
 
 
 def provenance_of(model: Encoder, output: str, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -37,7 +37,7 @@ def provenance_of(model: Encoder, output: str, options: Mapping[str, Any]) -> di
     found: dict[str, Any] = {
         "ssamba": __version__,
         "output": output,
-        "model": stored_name(model.source),
+        "model": stored_name(model.source).encode("utf-8", "backslashreplace").decode(),
         "model_digest": model_key(model),
         "encoder": config.encoder,
         "layer": config.depth,
@@ -116,17 +116,21 @@ def _of_parquet(path: Path) -> Any:
 
 
 def _of_sidecar(path: Path) -> Any:
-    beside = sidecar_of(path)
-    if not beside.exists():
+    held_in = sidecar_of(path)
+    if not held_in.exists():
         return None
-    held = read_json(beside, DataError)
+    held = read_json(held_in, DataError)
     if held.get("sha256") != sha256_of(path, DataError):
-        raise DataError(f"{beside}: is of another content of {path.name}, which was changed since")
+        raise DataError(f"{held_in}: is of another content of {path.name}, which was changed since")
     return held.get(KEY)
 
 
 def _of_json(path: Path) -> Any:
-    return parse_json(read_text(path, OUTPUT_LIMIT, DataError), str(path), DataError).get(KEY)
+    content = parse_json(read_text(path, OUTPUT_LIMIT, DataError), str(path), DataError)
+    heads = content.get("models")
+    if isinstance(heads, list) and all(isinstance(head, dict) and KEY in head for head in heads):
+        return [head[KEY] for head in heads]
+    return content.get(KEY)
 
 
 def _of_jams(path: Path) -> Any:

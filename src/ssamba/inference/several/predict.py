@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -17,6 +19,7 @@ from torch import Tensor
 from ssamba.audio import log_mel
 from ssamba.inference.batches import by_recording, group_segments, run_passes
 from ssamba.inference.model import Encoder
+from ssamba.inference.outputs.excerpt import take_excerpts
 from ssamba.inference.predict import (
     Prediction,
     PredictOptions,
@@ -133,4 +136,6 @@ def predict_each(
     waveforms = log_mel.to_waveforms(audio, sample_rate, loaded[0].config.sample_rate)
     blocks = enumerate([waveform] for waveform in waveforms)
     segments = cut_recordings(loaded[0], blocks, prediction_plan(loaded[0], options))
-    return [found for _, found in predict_segments_of_each(loaded, segments, options, top=top)]
+    found = [each for _, each in predict_segments_of_each(loaded, segments, options, top=top)]
+    excerpts = take_excerpts(audio, waveforms, loaded[0].config.front_end)
+    return [[replace(p, excerpt=excerpt) for p in each] for each, excerpt in zip_longest(found, excerpts)]

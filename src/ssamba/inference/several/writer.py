@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
+from itertools import zip_longest
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
@@ -22,8 +23,8 @@ from ssamba.utils.json_text import dump_json
 class EachWriter:
     """Writes the predictions of ``models`` (by name) to ``out`` as they come; the file appears whole or not at all.
 
-    Without ``out`` a table is gathered in ``text``. ``provenance`` is one of each model (``provenance_of``), in the head
-    of JSON and beside CSV. ``in_time``: rows of time instead of one row for each recording.
+    Without ``out`` a table is gathered in ``text``. ``provenance`` is one of each model (``provenance_of``), in JSON's
+    heads and in a file next to CSV. ``in_time``: rows of time instead of one row for each recording.
     """
 
     def __init__(
@@ -75,9 +76,10 @@ class EachWriter:
             return
         heads = [
             {"model": name, "classes": list(task.classes), "multi_label": task.multi_label, "recipe": task.recipe}
-            for name, task in self._tasks.items()
+            | ({KEY: provenance} if provenance else {})
+            for (name, task), provenance in zip_longest(self._tasks.items(), self._provenance)
         ]
-        file.write(dump_json({"models": heads, KEY: self._provenance})[:-1] + ', "files": [')
+        file.write(dump_json({"models": heads})[:-1] + ', "files": [')
 
     def add(self, path: str, predictions: Sequence[Prediction]) -> None:
         """Take the next recording's predictions, one of each model in their order."""
