@@ -128,7 +128,7 @@ def test_a_notebook_plays_and_draws_embeddings(model: Encoder) -> None:
 def test_what_is_kept_is_bounded(model: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(excerpts, "EXCERPT_SAMPLES", 16000)
     out = model.embed([sound(2.5)] * 10, 16000)
-    assert len(out.excerpts) == excerpts.MOST_EXCERPTS
+    assert len(out.excerpts) == excerpts.KEPT_RECORDINGS
     kept = out.excerpts[0]
     assert (len(kept.waveform), kept.seconds, kept.covered) == (16000, 2.5, 1.0)
     assert kept.waveform.untyped_storage().nbytes() == 4 * 16000

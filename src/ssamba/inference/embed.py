@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from ssamba.inference.cuda_graphs import GraphedEncoder
     from ssamba.models.config import Config
 
-MOST_PLAYERS = 3
+PLAYERS = 3
 """Recordings of a batch that a notebook can play."""
 
 
@@ -63,7 +63,7 @@ class Embeddings:
     def _repr_html_(self) -> str:
         from ssamba.inference.outputs import html
 
-        parts = [html.player(excerpt) for excerpt in self.excerpts[:MOST_PLAYERS]]
+        parts = [html.player(excerpt) for excerpt in self.excerpts[:PLAYERS]]
         parts.append(html.picture(self.plot, "spectrogram, and the similarity of frames below it"))
         return html.page_part(repr(self), parts)
 

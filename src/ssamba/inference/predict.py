@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from ssamba.inference.cuda_graphs import GraphedEncoder
 
-MOST_LISTED = 10
+LISTED_CLASSES = 10
 """Classes that a notebook's table lists."""
 
 
@@ -70,7 +70,7 @@ class Prediction:
         parts = [] if self.excerpt is None else [html.player(self.excerpt)]
         parts.append(html.picture(self.plot, "spectrogram, and the class scores below it"))
         if len(self.scores) == 1:
-            ranked = self.ranked()[:MOST_LISTED]
+            ranked = self.ranked()[:LISTED_CLASSES]
             parts.append(html.table(("class", "score"), [(name, f"{100 * score:.1f} %") for name, score in ranked]))
         return html.page_part(repr(self), parts)
 

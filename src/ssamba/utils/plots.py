@@ -50,7 +50,7 @@ def require_matplotlib(out: Path) -> None:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """A figure to be returned, in inches: not pyplot's, so nothing has to be closed; notebooks draw it as PNG.
+    """A figure to be returned, in inches: not pyplot's, so nothing has to be closed; notebooks display it as PNG.
 
     Raises ``SsambaError`` without matplotlib.
     """
@@ -64,7 +64,7 @@ def new_figure(width: float, height: float) -> Figure:
 
 @functools.lru_cache(maxsize=1)
 def _figure_class() -> type[Figure]:
-    """A figure that notebooks draw without a call of ``%matplotlib``."""
+    """A figure that notebooks display without a call of ``%matplotlib``."""
     from matplotlib.figure import Figure as PlainFigure
 
     class NotebookFigure(PlainFigure):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import wave
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +19,7 @@ from ssamba.utils.files import stored_name
 
 EXCERPT_SAMPLES = 480_000
 """Most samples that are kept of a recording: 30 s at 16 kHz, 1.9 MB."""
-MOST_EXCERPTS = 8
+KEPT_RECORDINGS = 8
 """Recordings of one call of which the beginning is kept."""
 
 
@@ -51,6 +50,8 @@ class Excerpt:
 
     def wav(self) -> bytes:
         """What is kept as a WAV file of 16 bits; samples beyond full scale are clipped."""
+        import wave
+
         samples = (self.waveform.clamp(-1, 1) * 32767).round().to(torch.int16).numpy().astype("<i2")
         file = io.BytesIO()
         with wave.open(file, "wb") as out:
@@ -62,10 +63,10 @@ class Excerpt:
 
 
 def take_excerpts(audio: Any, waveforms: Sequence[Tensor], front_end: FrontEnd) -> tuple[Excerpt, ...]:
-    """The beginnings of the first ``MOST_EXCERPTS`` recordings; ``audio`` is what ``to_waveforms`` took for them."""
+    """The beginnings of the first ``KEPT_RECORDINGS`` recordings; ``audio`` is what ``to_waveforms`` took for them."""
     given = list(audio) if isinstance(audio, (list, tuple)) and len(audio) == len(waveforms) else [audio]
     found = []
-    for i, waveform in enumerate(waveforms[:MOST_EXCERPTS]):
+    for i, waveform in enumerate(waveforms[:KEPT_RECORDINGS]):
         name = _name(given[i]) if i < len(given) else ""
         kept = waveform[:EXCERPT_SAMPLES]
         seconds = len(waveform) / front_end.sample_rate

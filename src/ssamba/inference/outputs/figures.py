@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 HERTZ_TICKS = (100, 500, 1000, 2000, 4000, 8000, 16000, 32000)
-MOST_CLASSES = 8
+DRAWN_CLASSES = 8
 """Classes that a figure of scores draws."""
-MOST_FRAMES = 1500
+COMPARED_FRAMES = 1500
 """Frames that a figure of embeddings compares with each other; of longer recordings the first ones."""
 
-Floats = npt.NDArray[np.float32]
+_Floats = npt.NDArray[np.float32]
 
 
 def hertz_ticks(bins: int, nyquist: float) -> tuple[list[float], list[str]]:
@@ -34,13 +34,13 @@ def hertz_ticks(bins: int, nyquist: float) -> tuple[list[float], list[str]]:
 
 
 def scores_figure(
-    classes: Sequence[str], scores: Floats, spans: npt.NDArray[np.float64], seconds: float, excerpt: Excerpt | None
+    classes: Sequence[str], scores: _Floats, spans: npt.NDArray[np.float64], seconds: float, excerpt: Excerpt | None
 ) -> Figure:
     """Scores (rows, classes) of one recording: bars for one row, a map in time for several.
 
-    Up to ``MOST_CLASSES`` are drawn, those that score highest anywhere. Raises ``SsambaError`` without matplotlib.
+    Up to ``DRAWN_CLASSES`` are drawn, those that score highest anywhere. Raises ``SsambaError`` without matplotlib.
     """
-    chosen = np.argsort(-scores.max(axis=0), kind="stable")[:MOST_CLASSES]
+    chosen = np.argsort(-scores.max(axis=0), kind="stable")[:DRAWN_CLASSES]
     figure = new_figure(8, 1.6 + 0.32 * len(chosen) + (2.6 if excerpt is not None else 0))
     heights = ([] if excerpt is None else [2.6]) + [0.6 + 0.32 * len(chosen)]
     panels = figure.subplots(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
@@ -70,12 +70,12 @@ def scores_figure(
     return figure
 
 
-def frames_figure(frames: Floats, times: npt.NDArray[np.float64], excerpt: Excerpt | None) -> Figure:
+def frames_figure(frames: _Floats, times: npt.NDArray[np.float64], excerpt: Excerpt | None) -> Figure:
     """Which stretches of a recording resemble each other: cosine similarity of its frames (T, d), after their mean.
 
     Raises ``SsambaError`` without matplotlib.
     """
-    frames, times = frames[:MOST_FRAMES], times[:MOST_FRAMES]
+    frames, times = frames[:COMPARED_FRAMES], times[:COMPARED_FRAMES]
     half = float(times[1] - times[0]) / 2 if len(times) > 1 else float(times[0])
     begin, end = float(times[0]) - half, float(times[-1]) + half
     figure = new_figure(6.4, 6.2 if excerpt is None else 8.4)

@@ -29,7 +29,6 @@ from ssamba.inference.predict import (
     prediction_plan,
     probabilities,
 )
-from ssamba.inference.predict_files import load_classifier
 from ssamba.inference.windows import Segment, cut_recordings
 from ssamba.models import patches
 from ssamba.models.pretrained.digest import model_key
@@ -42,6 +41,8 @@ def load_classifiers(sources: Sequence[ModelSource], device: str | torch.device 
 
     Raises ``ConfigError`` for models whose encoders differ, or one given twice; as ``load_classifier``.
     """
+    from ssamba.inference.predict_files import load_classifier  # writers and plots, which arrays need not
+
     models: dict[str, Encoder] = {}
     for source in sources:
         name = os.fspath(source)
@@ -124,6 +125,8 @@ def predict_each(
     ``models`` are loaded models or what ``ssamba.load`` takes; the rest is as in ``model.predict``, whose values these
     are, bit for bit. Raises ``ConfigError`` for models whose encoders differ, and as ``model.predict``.
     """
+    from ssamba.inference.predict_files import load_classifier
+
     named = {
         f"model {i + 1}" if isinstance(m, Encoder) else os.fspath(m): m
         if isinstance(m, Encoder)
