@@ -162,6 +162,22 @@ def test_paths_are_given_relative_or_absolute(folder: Path) -> None:
         EmbedOptions(paths="absolut")
 
 
+@pytest.mark.skipif(os.name == "nt", reason="symbolic links need a privilege there")
+def test_relative_paths_lead_back_through_links(folder: Path) -> None:
+    (folder / "far" / "away").mkdir(parents=True)
+    (folder / "link").symlink_to(folder / "far" / "away")
+    assert run("embed", "sounds", "--model", "one", "--out", "link/x.npz", "--relative") == 0
+    with np.load("link/x.npz") as arrays:
+        assert all((folder / "link" / path).resolve().is_file() for path in arrays["paths"])
+        assert list(arrays["paths"]) == ["../../sounds/a.wav", "../../sounds/b.wav"]
+
+
+def test_the_longest_name_of_a_table_has_a_neighbour_too(folder: Path) -> None:
+    out = Path("x" * 251 + ".csv")
+    assert run("predict", "sounds", "--model", "one", "--out", out) == 0
+    assert read_provenance(out)["model"] == "one"
+
+
 def test_two_runs_write_the_same_bytes(folder: Path) -> None:
     contents = []
     for _ in range(2):

@@ -159,7 +159,7 @@ def _to_array(audio: Audio | Sequence[Audio]) -> np.ndarray:
 
 
 def to_waveforms(
-    audio: Audio | Sequence[Audio],
+    audio: Any,
     sample_rate: int | None = None,
     model_rate: int = SAMPLE_RATE,
     front_end: FrontEnd | None = None,
@@ -195,7 +195,7 @@ def to_waveforms(
 
 
 def features(
-    audio: Audio | Sequence[Audio],
+    audio: Any,
     sample_rate: int | None = None,
     target_length: int | None = None,
     mean: float = AUDIOSET_MEAN,
@@ -212,9 +212,7 @@ def features(
     return features_of(audio, sample_rate, target_length, FrontEnd(mean=mean, std=std))
 
 
-def features_of(
-    audio: Audio | Sequence[Audio], sample_rate: int | None, target_length: int | None, front_end: FrontEnd
-) -> Tensor:
+def features_of(audio: Any, sample_rate: int | None, target_length: int | None, front_end: FrontEnd) -> Tensor:
     """As ``features``, for any front end: (B, frames, mel_bins) at its rate, normalised by its statistics."""
     if target_length is not None and target_length < 1:
         raise ConfigError(f"target_length is {target_length}: give frames of 10 ms, at least 1")

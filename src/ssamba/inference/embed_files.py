@@ -75,7 +75,11 @@ class EmbedOptions:
         if self.paths == "absolute":
             return os.path.abspath(file)
         try:
-            return os.path.relpath(file, out.absolute().parent)
+            # Folders without symbolic links, of which ".." would not lead back; a file's name stays as it is.
+            folder, name = os.path.split(os.path.abspath(file))
+            return os.path.relpath(
+                os.path.join(os.path.realpath(folder), name), os.path.realpath(out.absolute().parent)
+            )
         except ValueError:  # Windows: another drive
             raise ConfigError(f"{file}: has no path relative to {out}, on another drive; write it there") from None
 

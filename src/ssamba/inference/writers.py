@@ -249,12 +249,8 @@ class PredictionWriter:
             check_output_name(out, PREDICTION_SUFFIXES)
         self._out, self._in_time = out, in_time
         task = classifier_task(model)
-        self._head = {
-            "classes": list(task.classes),
-            "multi_label": task.multi_label,
-            "recipe": task.recipe,
-            KEY: provenance,
-        }
+        head = {"classes": list(task.classes), "multi_label": task.multi_label, "recipe": task.recipe}
+        self._head: dict[str, Any] = head | {KEY: provenance}
         self._lines: list[str] = []
         self._count = 0
         self._stack = ExitStack()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 from ssamba import __version__
 from ssamba.inference.model import Encoder
 from ssamba.models.pretrained.digest import add_tensors, model_key
-from ssamba.utils.atomic_write import write_text
+from ssamba.utils.atomic_write import NAME_LIMIT, write_text
 from ssamba.utils.errors import DataError
 from ssamba.utils.files import check_regular, read_text, sha256_of, stored_name
 from ssamba.utils.json_text import dump_json, parse_json, read_json
@@ -70,7 +71,10 @@ def write_sidecar(out: Path, provenance: Any) -> None:
 
 
 def sidecar_of(out: Path) -> Path:
-    """The file that holds the provenance of a table as text."""
+    """The file that holds the provenance of a table as text; a name that would be too long becomes its hash."""
+    name = os.fsencode(out.name)
+    if len(name) + len(SIDECAR_SUFFIX) > NAME_LIMIT:
+        return out.with_name(hashlib.blake2b(name, digest_size=16).hexdigest() + SIDECAR_SUFFIX)
     return out.with_name(out.name + SIDECAR_SUFFIX)
 
 
