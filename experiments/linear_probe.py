@@ -41,7 +41,9 @@ def folds_accuracy(vectors: Floats, labels: NDArray[np.str_], folds: NDArray[np.
 def embed(model: ssamba.SSAMBA, waveforms: list[Floats], label: str) -> Floats:
     """Clip embeddings (N, 2 d): mean and deviation of the patch tokens."""
     starts = tqdm(range(0, len(waveforms), 16), desc=label, leave=False)
-    return np.concatenate([mean_and_deviation(model.embed(waveforms[start : start + 16])) for start in starts])
+    rate = model.config.sample_rate
+    parts = [mean_and_deviation(model.embed(waveforms[start : start + 16], rate)) for start in starts]
+    return np.concatenate(parts)
 
 
 def main() -> None:

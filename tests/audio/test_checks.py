@@ -24,7 +24,7 @@ from ssamba.audio.log_mel import features, to_waveform
 from ssamba.inference.model import Encoder
 from ssamba.utils.errors import AudioError, ConfigError, SsambaError
 
-NO_RATES = [16, 44.1, 0, -16000, 999, 768_001, 10**9, 10**400, math.nan, math.inf, None, "16000", [16000], True]
+NO_RATES = [16, 44.1, 0, -16000, 999, 768_001, 10**9, 10**400, math.nan, math.inf, "16000", [16000], True]
 NO_RATES += [np.bool_(True), np.float64("nan"), np.array([16000, 16000]), torch.tensor([16000.0]), 16000j, {}, object()]
 
 

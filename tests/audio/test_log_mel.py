@@ -148,8 +148,9 @@ def test_batches_and_lists() -> None:
 @pytest.mark.parametrize(
     ("audio", "reason"),
     [
-        ("clip.wav", "holds text"),
-        (["a.wav", "b.wav"], "holds text"),
+        ("clip.wav", "no such file"),
+        (["a.wav", "b.wav"], "recording 1 of 2: no such file"),
+        (np.array(["a.wav", "b.wav"]), "holds text"),
         (np.zeros((2, 3, 400)), r"shape \(2, 3, 400\)"),
         (np.float32(0), r"shape \(\)"),
         (np.zeros((0, 400)), "no recording"),

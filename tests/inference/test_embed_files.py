@@ -65,7 +65,7 @@ def test_rows_equal_the_embedding_of_the_whole_recording(
     assert list(out["paths"]) == files == sorted(files)
     assert out["embedding"].dtype == np.float32
     assert (report.written, report.rows, report.width) == (5, len(out["embedding"]), 16)
-    assert set(out) == {"paths", "embedding"} | ({"file", "time"} if level != "clip" else set()) | (
+    assert set(out) == {"paths", "embedding", "provenance"} | ({"file", "time"} if level != "clip" else set()) | (
         {"row"} if level == "patch" else set()
     )
     for i, path in enumerate(files):

@@ -100,6 +100,8 @@ def test_one_file_may_hold_all_recordings(
     if name == "x.json":
         content = json.loads((tmp_path / name).read_text(encoding="utf-8"))
         head = {key: value for key, value in content.items() if key != "files"}
+        asked = {**OPTIONS, "without": [], "every": 0.25, "window": None}
+        assert head.pop("provenance")["options"] == asked
         assert head == {"classes": list(CLASSES), "multi_label": False, "recipe": "test", **OPTIONS, "without": []}
         assert [(f["path"], f["seconds"]) for f in content["files"]] == [(str(folder / f), 4.5) for f in FILES]
     else:
@@ -138,7 +140,9 @@ def test_the_ending_decides_for_one_recording(
     argv = [path, "--model", run, "--format", "raven", "--out", tmp_path / "x.txt", *WORDS]
     assert command(capsys, *argv)[0] == 0
     assert (tmp_path / "x.txt").read_text(encoding="utf-8").startswith("Selection\tView\t")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["x.csv", "x.jams", "x.txt"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        *("x.csv", "x.csv.provenance.json", "x.jams", "x.txt", "x.txt.provenance.json")
+    ]
 
 
 def test_events_are_drawn(folder: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -184,8 +184,8 @@ def test_a_degraded_copy_comes_first(
 
 def test_a_stretch_of_a_file_and_of_an_array(index: ssamba.Index, originals: list[Path]) -> None:
     sound = melody(4.0, 9)
-    for query in (originals[9], sound):
-        (best,) = index.search(query, start=1.37, seconds=1.5, top=1)
+    for query in (originals[9], originals[9].read_bytes(), sound):
+        (best,) = index.search(query, RATE, start=1.37, seconds=1.5, top=1)
         assert best.path == str(originals[9])
         assert best.offset == pytest.approx(1.37, abs=0.06)
         assert best.score > 0.8

@@ -9,6 +9,8 @@ import contextlib
 import math
 import numbers
 import os
+import sys
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -72,6 +74,31 @@ def check_rate(value: object, name: str = "sample_rate") -> int | float:
     if problem is not None or number is None:
         raise AudioError(None, problem or f"{name} is no number")
     return number
+
+
+_warned: list[str] = []
+
+
+def rate_of_arrays(sample_rate: int | None) -> int:
+    """The rate of arrays, not checked; 16 kHz where none is given, with one warning in a process."""
+    if sample_rate is not None:
+        return sample_rate
+    if not _warned:
+        _warned.append("sample_rate")
+        warnings.warn(
+            "no sample_rate for an array: 16000 Hz is taken; the next version requires it, give sample_rate=16000",
+            UserWarning,
+            stacklevel=_level_outside(),
+        )
+    return SAMPLE_RATE
+
+
+def _level_outside() -> int:
+    """The stack level, for the caller's ``warnings.warn``, of the first frame outside of this package and torch."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("ssamba", "torch"):
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def check_target_rate(value: object) -> int:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 from math import ceil
+from typing import Any
 
 import numpy as np
 import soxr
@@ -18,8 +19,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssamba.audio.checks import check_rate, check_samples, numbered, shape_problem, split_recordings
+from ssamba.audio.checks import (
+    check_rate,
+    check_samples,
+    numbered,
+    rate_of_arrays,
+    shape_problem,
+    split_recordings,
+)
 from ssamba.audio.constants import AUDIOSET_MEAN, AUDIOSET_STD, FRAME_SECONDS, MEL_BINS, SAMPLE_RATE
+from ssamba.audio.decode import read_audio
+from ssamba.audio.encoded import as_source, is_encoded
 from ssamba.audio.front_end import PUBLISHED, FrontEnd
 from ssamba.utils.errors import AudioError, ConfigError
 
@@ -120,7 +130,7 @@ def to_waveform(audio: Audio, sample_rate: int = SAMPLE_RATE, model_rate: int = 
     array = _to_array(audio)
     if array.dtype.kind not in "fiu":
         found = "text" if array.dtype.kind in "US" else f"values of type {array.dtype}"
-        raise AudioError(None, f"holds {found}, not samples: give numbers; a file has to be read first")
+        raise AudioError(None, f"holds {found}, not samples: give numbers, or paths in a list")
     if array.ndim != 1:
         raise AudioError(None, shape_problem(array.shape, ceil(FRAME_SECONDS * rate)))
     if array.dtype.kind in "iu" and array.dtype.itemsize > 4:
@@ -149,41 +159,51 @@ def _to_array(audio: Audio | Sequence[Audio]) -> np.ndarray:
 
 
 def to_waveforms(
-    audio: Audio | Sequence[Audio],
-    sample_rate: int = SAMPLE_RATE,
+    audio: Any,
+    sample_rate: int | None = None,
     model_rate: int = SAMPLE_RATE,
     front_end: FrontEnd | None = None,
 ) -> list[Tensor]:
-    """(samples,), (batch, samples) or a list of recordings -> a list of (samples,) waveforms at ``model_rate``.
+    """One recording, or a list of them -> a list of (samples,) waveforms at ``model_rate``.
 
-    With a ``front_end``, whose rate ``model_rate`` is, recordings shorter than one of its frames are refused, too.
+    Recordings are samples, (samples,) or a batch (batch, samples), of ``sample_rate`` (None: 16 kHz, with a warning),
+    or encoded audio, whose rate is its own: a path, bytes, a binary file object (``ssamba.audio.encoded``). A list may
+    hold both. With a ``front_end``, whose rate ``model_rate`` is, recordings under one of its frames are refused.
 
-    Raises ``AudioError`` as ``to_waveform`` does, for a batch of no recordings, and for (samples, channels); with the
-    number of the recording, from 1, where there are several.
+    Raises ``AudioError`` as ``to_waveform`` and ``read_audio`` do, for a batch of no recordings, and for (samples,
+    channels); with the number of the recording, from 1, where there are several.
     """
-    if isinstance(audio, (list, tuple)) and len(audio) and not np.isscalar(audio[0]):
-        recordings: Sequence[Audio] = audio
+    if is_encoded(audio):
+        recordings: Sequence[Any] = [audio]
+    elif isinstance(audio, (list, tuple)) and len(audio) and (is_encoded(audio[0]) or not np.isscalar(audio[0])):
+        recordings = audio
     else:
+        sample_rate = rate_of_arrays(sample_rate)
         recordings = split_recordings(_to_array(audio), ceil(FRAME_SECONDS * check_rate(sample_rate)))
+    if sample_rate is None and not all(map(is_encoded, recordings)):
+        sample_rate = rate_of_arrays(None)
     found: list[Tensor] = []
     for recording in recordings:
         with numbered(len(found), len(recordings)):
-            found.append(to_waveform(recording, sample_rate, model_rate))
+            if is_encoded(recording):
+                found.append(torch.from_numpy(read_audio(as_source(recording), model_rate)))
+            else:
+                found.append(to_waveform(recording, rate_of_arrays(sample_rate), model_rate))
             if front_end is not None:
                 require_frames(len(found[-1]), front_end)
     return found
 
 
 def features(
-    audio: Audio | Sequence[Audio],
-    sample_rate: int = SAMPLE_RATE,
+    audio: Any,
+    sample_rate: int | None = None,
     target_length: int | None = None,
     mean: float = AUDIOSET_MEAN,
     std: float = AUDIOSET_STD,
 ) -> Tensor:
-    """Normalised log-mel of recordings in memory, for the published front end -> (B, frames, 128).
+    """Normalised log-mel of recordings, for the published front end -> (B, frames, 128).
 
-    ``audio`` is (samples,), (batch, samples) or a list of different lengths; ``target_length`` is in frames of 10 ms.
+    ``audio`` and ``sample_rate`` are those of ``to_waveforms``; ``target_length`` is in frames of 10 ms.
     Without it the longest recording decides. Shorter ones are padded with 0.0 before normalisation, as in the
     reference, so padding is not 0 afterwards. ``mean`` and ``std`` are AudioSet's, those of the published models; a
     model that was trained with others needs its own, which ``model.features`` takes. Raises ``AudioError``, and
@@ -192,9 +212,7 @@ def features(
     return features_of(audio, sample_rate, target_length, FrontEnd(mean=mean, std=std))
 
 
-def features_of(
-    audio: Audio | Sequence[Audio], sample_rate: int, target_length: int | None, front_end: FrontEnd
-) -> Tensor:
+def features_of(audio: Any, sample_rate: int | None, target_length: int | None, front_end: FrontEnd) -> Tensor:
     """As ``features``, for any front end: (B, frames, mel_bins) at its rate, normalised by its statistics."""
     if target_length is not None and target_length < 1:
         raise ConfigError(f"target_length is {target_length}: give frames of 10 ms, at least 1")

@@ -11,6 +11,7 @@ import soundfile
 
 from ssamba.audio.checks import check_header
 from ssamba.audio.containers import examine_container
+from ssamba.audio.encoded import Encoded
 from ssamba.audio.flac_frames import examine_flac
 from ssamba.audio.layout import AS_IT_IS, Layout, Piece, PieceFile, read_at
 from ssamba.audio.mpeg_frames import examine_mpeg, skip_tags
@@ -127,10 +128,10 @@ def _joined(first: Decoded, second: Decoded) -> Decoded:
 
 
 def open_recording(path: PathLike) -> Recording:
-    """Open for decoding; every failure becomes an AudioError that says what is wrong with the file."""
-    raw = _open_raw(path)
+    """Open a file, or an ``Encoded``, for decoding; every failure becomes an AudioError that says what is wrong."""
+    raw = path.open() if isinstance(path, Encoded) else _open_raw(path)
     try:
-        size = os.fstat(raw.fileno()).st_size
+        size = raw.seek(0, os.SEEK_END)
         head = read_at(raw, 0, 16)
         if not head:
             raise AudioError(path, "is empty (0 bytes)")
@@ -197,6 +198,9 @@ def _decoder(path: PathLike, raw: BinaryIO, pieces: tuple[Piece, ...] | None) ->
     source: Any
     if pieces is not None:
         source = PieceFile(raw, pieces)
+    elif isinstance(path, Encoded):
+        raw.seek(0)
+        source = raw
     elif os.name == "nt":  # libsndfile has another C library's numbers of open files there
         source = os.fspath(path)
     else:

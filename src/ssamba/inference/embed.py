@@ -11,7 +11,7 @@ The way is that of predictions (``ssamba.inference.predict``) up to the model: `
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,14 +20,21 @@ from torch import Tensor
 
 from ssamba.audio import log_mel
 from ssamba.inference.batches import by_recording, group_segments, run_passes
+from ssamba.inference.outputs.excerpt import Excerpt, take_excerpts
 from ssamba.inference.pooling import mean_of_padded
 from ssamba.inference.windows import Plan, Segment, WholeRecording, column_windows, cut_recordings
 from ssamba.models.patches import column_times
+from ssamba.utils.errors import ConfigError
 from ssamba.utils.torch_defaults import HOST_FLOAT32
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from ssamba.inference.cuda_graphs import GraphedEncoder
     from ssamba.models.config import Config
+
+PLAYERS = 3
+"""Recordings of a batch that a notebook can play."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +43,7 @@ class Embeddings:
 
     clip (B, d): mean over a recording's patch tokens. frames (B, T, d): time-ordered, mean over frequency. times (T,):
     seconds at the centre of each frame. patches (B, F, T, d). lengths (B,): how many frames each recording has; what
-    lies beyond is 0.
+    lies beyond is 0. excerpts: the beginnings of the first recordings, for pictures and notebooks.
     """
 
     clip: Tensor
@@ -44,13 +51,50 @@ class Embeddings:
     times: Tensor
     patches: Tensor
     lengths: Tensor
+    excerpts: tuple[Excerpt, ...] = field(default=(), repr=False, compare=False)
+
+    def __repr__(self) -> str:
+        count, rows, _, width = self.patches.shape
+        return (
+            f"Embeddings({count} recording{'s' * (count != 1)}, width {width}, {rows} rows x {_extent(self.lengths)} "
+            f"frames, {self.clip.device})"
+        )
+
+    def _repr_html_(self) -> str:
+        from ssamba.inference.outputs import html
+
+        parts = [html.player(excerpt) for excerpt in self.excerpts[:PLAYERS]]
+        parts.append(html.picture(self.plot, "spectrogram, and the similarity of frames below it"))
+        return html.page_part(repr(self), parts)
+
+    def plot(self, recording: int = 0) -> Figure:
+        """One recording's spectrogram (Hz against s) and, below it, the similarity of its frames (s against s).
+
+        The spectrogram is that of the beginning, and only of the first recordings (``Excerpt``). Raises
+        ``ConfigError`` for a recording that is none, ``SsambaError`` without matplotlib.
+        """
+        from ssamba.inference.outputs.figures import frames_figure
+
+        count = len(self.lengths)
+        if not 0 <= recording < count:
+            raise ConfigError(f"recording is {recording}: give 0 to {count - 1}")
+        n = int(self.lengths[recording])
+        excerpt = self.excerpts[recording] if recording < len(self.excerpts) else None
+        times = self.times[:n].cpu().double().numpy()
+        return frames_figure(self.frames[recording, :n].detach().cpu().float().numpy(), times, excerpt)
+
+
+def _extent(lengths: Tensor) -> str:
+    low, high = int(lengths.min()), int(lengths.max())
+    return str(low) if low == high else f"{low} to {high}"
 
 
 @torch.no_grad()
-def embed_audio(model: GraphedEncoder, audio: Any, sample_rate: int = 16000, whole: bool = False) -> Embeddings:
-    """Embed recordings in memory.
+def embed_audio(model: GraphedEncoder, audio: Any, sample_rate: int | None = None, whole: bool = False) -> Embeddings:
+    """Embed recordings.
 
-    ``audio`` is (samples,), (batch, samples) or a list of different lengths, numpy or torch, at ``sample_rate``.
+    ``audio`` is (samples,), (batch, samples) or a list of different lengths, numpy or torch, at ``sample_rate``; or
+    encoded audio, at its own rate: paths, bytes, binary file objects (``ssamba.audio.log_mel.to_waveforms``).
     Recordings longer than the grid are cut into overlapping windows, or with ``whole`` read in one pass. Raises
     ``AudioError`` for NaN, wrong shapes and recordings under 25 ms.
     """
@@ -60,7 +104,8 @@ def embed_audio(model: GraphedEncoder, audio: Any, sample_rate: int = 16000, who
     parts: list[list[Tensor]] = [[] for _ in waveforms]
     for segment, columns_FTd in embed_segments(model, segments):
         parts[segment.recording].append(columns_FTd)
-    return _padded([torch.cat(part, dim=1) for part in parts], model)
+    excerpts = take_excerpts(audio, waveforms, model.config.front_end)
+    return replace(_padded([torch.cat(part, dim=1) for part in parts], model), excerpts=excerpts)
 
 
 def _padded(grids_FTd: list[Tensor], model: GraphedEncoder) -> Embeddings:

@@ -7,8 +7,9 @@ list of them is ever held as a whole, unless ``whole`` asks for one pass over ea
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -17,12 +18,16 @@ from torch import Tensor
 from ssamba.inference.embed import embed_segments, embedding_plan
 from ssamba.inference.file_stream import FileStream, Progress
 from ssamba.inference.model import Encoder
+from ssamba.inference.outputs.provenance import provenance_of
 from ssamba.inference.pooling import CLIP_POOLINGS, StreamPooling
 from ssamba.inference.windows import Segment, cut_recordings
 from ssamba.inference.writers import LEVELS, Spool, check_embedding_output, write_output
 from ssamba.utils.errors import ConfigError, DataError, SsambaError
 from ssamba.utils.lock import lock_output
 from ssamba.utils.suggest import nearest
+
+PATHS = ("given", "relative", "absolute")
+"""How an output may name its files."""
 
 
 @dataclass
@@ -45,17 +50,38 @@ class EmbedOptions:
     """What to write of each recording. Raises ``ConfigError`` for a name that is none of its kind.
 
     ``level`` is clip (one row per file), frame (one per patch column) or patch (one per patch). ``whole`` reads long
-    recordings in one pass. ``pooling``, of ``CLIP_POOLINGS``, makes the row of a clip.
+    recordings in one pass. ``pooling``, of ``CLIP_POOLINGS``, makes the row of a clip. ``paths`` is how files are named
+    in the output: as ``given``, ``absolute``, or ``relative`` to the output's folder.
     """
 
     level: str = "clip"
     whole: bool = False
     pooling: str = "mean"
+    paths: str = "given"
 
     def __post_init__(self) -> None:
-        for name, value, known in (("level", self.level, LEVELS), ("pooling", self.pooling, tuple(CLIP_POOLINGS))):
+        for name, value, known in (
+            ("level", self.level, LEVELS),
+            ("pooling", self.pooling, tuple(CLIP_POOLINGS)),
+            ("paths", self.paths, PATHS),
+        ):
             if value not in known:
                 raise ConfigError(f"{name} '{value}': choose one of {', '.join(known)}{nearest(value, list(known))}")
+
+    def name_of(self, file: str, out: Path) -> str:
+        """How ``file`` is named in the output ``out``. Raises ``ConfigError`` where there is no relative path."""
+        if self.paths == "given":
+            return file
+        if self.paths == "absolute":
+            return os.path.abspath(file)
+        try:
+            # Folders without symbolic links, of which ".." would not lead back; a file's name stays as it is.
+            folder, name = os.path.split(os.path.abspath(file))
+            return os.path.relpath(
+                os.path.join(os.path.realpath(folder), name), os.path.realpath(out.absolute().parent)
+            )
+        except ValueError:  # Windows: another drive
+            raise ConfigError(f"{file}: has no path relative to {out}, on another drive; write it there") from None
 
 
 def embed_files(
@@ -120,7 +146,8 @@ def _write_locked(
             for segment, columns_FTd in embed_segments(model, segments, batch, stream.failed):
                 spool.append(segment.recording, rows.take(segment, columns_FTd).float().cpu().numpy())
         readable = stream.readable_files()
-        write_output(spool, readable, [stream.files[i] for i in readable], options.level, config)
+        names = [options.name_of(stream.files[i], out) for i in readable]
+        write_output(spool, readable, names, options.level, config, provenance_of(model, "embedding", asdict(options)))
         written = spool.rows_of(readable)
         return Report(width, len(readable), written, stream.audio_seconds, stream.failures)
     except torch.OutOfMemoryError:

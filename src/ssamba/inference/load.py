@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 
 import torch
 
@@ -46,4 +47,5 @@ def load(
         model = model.with_grid(stride, frames)  # another grid, other features: nothing is known of unlike ones
     elif model.classifier is not None and (folder := locate(source)).is_dir():
         model.rejection = read_rejection(folder, model.classifier.linear.in_features)
+    model.source = os.fspath(DEFAULT if source is None else source)
     return model.to(chosen, kind).eval()

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ssamba.audio.front_end import PUBLISHED
-from ssamba.audio.log_mel import LOW_FREQUENCY, mel
+from ssamba.inference.outputs.figures import hertz_ticks
 from ssamba.inference.reconstruct import Reconstruction, reconstruct
 from ssamba.utils.plots import figure_file, require_matplotlib, short_name
 
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from ssamba.data.labels.event import Event
     from ssamba.inference.model import Encoder
     from ssamba.inference.predict import Prediction
-
-HERTZ_TICKS = (100, 500, 1000, 2000, 4000, 8000, 16000, 32000)
 
 
 def reconstruction_picture(
@@ -69,16 +67,9 @@ def three_spectrograms(found: Reconstruction, out: Path) -> None:
             )
             panel.set_title(title)
             panel.set_ylabel("Hz (mel scale)")
-            panel.set_yticks(*_hertz_ticks(found.original.shape[1], found.front_end.nyquist))
+            panel.set_yticks(*hertz_ticks(found.original.shape[1], found.front_end.nyquist))
         axes[-1].set_xlabel("time (s)")
         figure.colorbar(image, ax=axes, label="log-mel energy (natural log)", fraction=0.04, pad=0.02)
-
-
-def _hertz_ticks(bins: int, nyquist: float) -> tuple[list[float], list[str]]:
-    """Positions of round frequencies on the axis of mel bins, from 20 Hz to half the sample rate."""
-    low, high = float(mel(LOW_FREQUENCY)), float(mel(nyquist))
-    ticks = [hertz for hertz in HERTZ_TICKS if hertz <= nyquist]
-    return [bins * (float(mel(hertz)) - low) / (high - low) for hertz in ticks], [str(hertz) for hertz in ticks]
 
 
 def timeline(
@@ -113,7 +104,7 @@ def timeline(
         image = above.imshow(log_mel.T, extent=extent, interpolation="nearest", **look)
         above.set_title("spectrogram")
         above.set_ylabel("Hz (mel scale)")
-        above.set_yticks(*_hertz_ticks(bins, nyquist))
+        above.set_yticks(*hertz_ticks(bins, nyquist))
         figure.colorbar(image, ax=above, label="log-mel energy", fraction=0.04, pad=0.02)
         # The first class on top, as one reads.
         mesh = below.pcolormesh(edges, np.arange(len(chosen) + 1), scores[:, chosen[::-1]].T, cmap="viridis")

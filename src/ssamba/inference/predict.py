@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,12 +23,19 @@ from ssamba.audio import log_mel
 from ssamba.data.labels.event import Event
 from ssamba.inference.batches import by_recording, group_segments, run_passes
 from ssamba.inference.events.merge import EventOptions, find_events
+from ssamba.inference.outputs.excerpt import Excerpt, take_excerpts
 from ssamba.inference.windows import CentredWindows, Length, Plan, Segment, cut_recordings, frame_windows
 from ssamba.models.classifier import Classification
 from ssamba.utils.errors import ConfigError
+from ssamba.utils.terminal import printable, shorten
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from ssamba.inference.cuda_graphs import GraphedEncoder
+
+LISTED_CLASSES = 10
+"""Classes that a notebook's table lists."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +47,7 @@ class Prediction:
     ``top``: how many classes ``ranked`` names, None for all. ``multi_label``: whether several classes may be on at
     once. unlike (rows,) float32, None where the model does not know: distance to the training sounds; above 1 the row
     is unlike them (docs/prediction.md). ``reject``: such rows have no class. ``threshold``: nor have scores below it.
+    ``excerpt``: the recording's beginning, of the first ones of a call, for pictures and notebooks.
     """
 
     classes: tuple[str, ...]
@@ -50,6 +59,7 @@ class Prediction:
     unlike: Tensor | None = None
     reject: bool = False
     threshold: float = 0.0
+    excerpt: Excerpt | None = field(default=None, repr=False, compare=False)
 
     @property
     def rejected(self) -> Tensor:
@@ -57,6 +67,32 @@ class Prediction:
         if self.unlike is None or not self.reject:
             return torch.zeros(len(self.scores), dtype=torch.bool, device="cpu")
         return self.unlike > 1
+
+    def __repr__(self) -> str:
+        rows, ranked = len(self.scores), self.ranked()
+        named = f"{printable(shorten(ranked[0][0], 40))} {100 * ranked[0][1]:.1f} %" if ranked else "no class"
+        first = "" if rows == 1 else " in the first"
+        size = f"{rows} row{'s' * (rows != 1)} x {len(self.classes)} classes"
+        return f"Prediction({self.seconds:.2f} s, {size}, {named}{first})"
+
+    def _repr_html_(self) -> str:
+        from ssamba.inference.outputs import html
+
+        parts = [] if self.excerpt is None else [html.player(self.excerpt)]
+        parts.append(html.picture(self.plot, "spectrogram, and the class scores below it"))
+        if len(self.scores) == 1:
+            ranked = self.ranked()[:LISTED_CLASSES]
+            parts.append(html.table(("class", "score"), [(name, f"{100 * score:.1f} %") for name, score in ranked]))
+        return html.page_part(repr(self), parts)
+
+    def plot(self) -> Figure:
+        """The spectrogram (Hz against s; of the beginning, for the first recordings of a call) and the scores below.
+
+        Scores in time are a map against s, one row of scores is bars. Raises ``SsambaError`` without matplotlib.
+        """
+        from ssamba.inference.outputs.figures import scores_figure
+
+        return scores_figure(self.classes, self.scores.numpy(), self.spans.numpy(), self.seconds, self.excerpt)
 
     def ranked(self, row: int = 0) -> list[tuple[str, float]]:
         """Classes of one row with their scores, the likeliest first; none of a rejected row."""
@@ -270,16 +306,16 @@ class ScoreAverager:
 def predict_audio(
     model: GraphedEncoder,
     audio: Any,
-    sample_rate: int = 16000,
+    sample_rate: int | None = None,
     top: int | None = None,
     every: float | None = None,
     window: float | None = None,
     reject: bool = False,
     threshold: float | None = None,
 ) -> list[Prediction]:
-    """Classify recordings in memory: one ``Prediction`` for each.
+    """Classify recordings: one ``Prediction`` for each.
 
-    ``audio`` is (samples,), (batch, samples) or a list of different lengths, numpy or torch, at ``sample_rate``. A
+    ``audio`` and ``sample_rate`` are those of ``embed_audio``: arrays, paths, bytes, binary file objects. A
     recording that fits the model's grid goes through in one pass; a longer one in windows that overlap by half, whose
     probabilities are averaged. With ``every`` seconds there is a row of scores for each such stretch, from a window
     (of ``window`` s, else of the grid's length) with the same centre; a model that labels each second gives its own
@@ -291,4 +327,6 @@ def predict_audio(
     waveforms = log_mel.to_waveforms(audio, sample_rate, model.config.sample_rate, model.config.front_end)
     blocks = enumerate([waveform] for waveform in waveforms)
     segments = cut_recordings(model, blocks, prediction_plan(model, options))
-    return [prediction for _, prediction in predict_segments(model, segments, options, top=top)]
+    found = [prediction for _, prediction in predict_segments(model, segments, options, top=top)]
+    excerpts = take_excerpts(audio, waveforms, model.config.front_end)
+    return [replace(p, excerpt=e) for p, e in zip_longest(found, excerpts)]

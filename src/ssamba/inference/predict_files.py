@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,7 @@ from ssamba.inference.events.write import EventWriter, plan_event_output
 from ssamba.inference.file_stream import BLOCK_SECONDS, FileStream, Progress
 from ssamba.inference.load import load
 from ssamba.inference.model import Encoder
+from ssamba.inference.outputs.provenance import provenance_of
 from ssamba.inference.plots import timeline
 from ssamba.inference.predict import PredictOptions, check_options, default_every, predict_segments, prediction_plan
 from ssamba.inference.windows import cut_recordings
@@ -101,7 +102,7 @@ def predict_files(
         with (
             lock_output(out),
             FileStream(files, threads, progress, rate) as stream,
-            make_writer(out, model, options, files, events, format) as writer,
+            make_writer(out, model, options, files, events, format, top) as writer,
         ):
             written = 0
             segments = cut_recordings(model, stream.recordings(), prediction_plan(model, options), stream.failed)
@@ -125,13 +126,16 @@ def make_writer(
     files: Sequence[str],
     events: EventOptions | None = None,
     format: str | None = None,
+    top: int | None = None,
 ) -> PredictionWriter | EventWriter:
     """The writer of rows, or of events. Raises ``ConfigError`` for an output that cannot be."""
+    asked = asdict(options) | ({"top": top} if events is None else asdict(events))
+    provenance = {} if out is None else provenance_of(model, "scores" if events is None else "events", asked)
     if events is not None:
-        return EventWriter(plan_event_output(out, format, files), model, events)
+        return EventWriter(plan_event_output(out, format, files), model, events, provenance)
     if format is not None:
         raise ConfigError(f"format is {format}: it is one of events; give them as well")
-    return PredictionWriter(out, model, options.every is not None)
+    return PredictionWriter(out, model, options.every is not None, provenance)
 
 
 def _check_picture(picture: Path, files: Sequence[str], options: PredictOptions) -> None:

@@ -22,6 +22,7 @@ import numpy.typing as npt
 import torch
 
 from ssamba.inference.model import Encoder
+from ssamba.inference.outputs.provenance import KEY, PARQUET_KEY, write_sidecar
 from ssamba.inference.predict import Prediction, classifier_task
 from ssamba.models.config import Config
 from ssamba.models.patches import column_times
@@ -159,14 +160,16 @@ def _join(parts: list[Chunk]) -> Chunk:
     )
 
 
-def write_output(spool: Spool, files: Sequence[int], paths: Sequence[str], level: str, config: Config) -> None:
+def write_output(
+    spool: Spool, files: Sequence[int], paths: Sequence[str], level: str, config: Config, provenance: dict[str, Any]
+) -> None:
     """Write the rows of ``files`` (named by ``paths``) to ``spool.out``, all or nothing. Raises ``SsambaError``.
 
-    ``config``, the model's, tells the times of patch columns.
+    ``config``, the model's, tells the times of patch columns; ``provenance`` (``provenance_of``) is kept with the rows.
     """
     write = _write_npz if spool.out.suffix == ".npz" else _write_parquet
     with atomic_write(spool.out) as temporary:
-        write(temporary, spool, files, paths, level, config)
+        write(temporary, spool, files, paths, level, config, dump_json(provenance))
 
 
 def _times(chunk: Chunk, config: Config) -> npt.NDArray[np.float64]:
@@ -175,7 +178,7 @@ def _times(chunk: Chunk, config: Config) -> npt.NDArray[np.float64]:
 
 
 def _write_npz(
-    path: Path, spool: Spool, files: Sequence[int], paths: Sequence[str], level: str, config: Config
+    path: Path, spool: Spool, files: Sequence[int], paths: Sequence[str], level: str, config: Config, provenance: str
 ) -> None:
     n_rows = spool.rows_of(files)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
@@ -195,10 +198,12 @@ def _write_npz(
             add("time", "<f8", (n_rows,), (_times(c, config) for c in spool.chunks(files, embeddings=False)))
         if level == "patch":
             add("row", "<i8", (n_rows,), (c.row for c in spool.chunks(files, embeddings=False)))
+        text = np.array(provenance, dtype=np.str_)
+        add(KEY, text.dtype.str, (), iter([text]))
 
 
 def _write_parquet(
-    path: Path, spool: Spool, files: Sequence[int], paths: Sequence[str], level: str, config: Config
+    path: Path, spool: Spool, files: Sequence[int], paths: Sequence[str], level: str, config: Config, provenance: str
 ) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -210,7 +215,8 @@ def _write_parquet(
     fields += [] if all(map(_is_utf8, stored)) else [("path_bytes", pa.binary())]
     fields += [("time", pa.float64())] if level != "clip" else []
     fields += [("row", pa.int32())] if level == "patch" else []
-    schema = pa.schema([*fields, ("embedding", pa.list_(pa.float32(), spool.width))])
+    metadata = {PARQUET_KEY: provenance.encode()}
+    schema = pa.schema([*fields, ("embedding", pa.list_(pa.float32(), spool.width))], metadata)
     with open(path, "wb") as file, pq.ParquetWriter(file, schema) as writer:  # a name of any bytes
         for chunk in spool.chunks(files):
             columns = {
@@ -235,19 +241,17 @@ class PredictionWriter:
     """Writes predictions to ``out`` as they come; the file appears when the block ends well, or not at all.
 
     Without ``out`` they are gathered in ``text``. ``in_time``: rows of time instead of one row for each recording.
+    ``provenance`` (``provenance_of``) is in the head of JSON, and in a file next to CSV.
     """
 
-    def __init__(self, out: Path | None, model: Encoder, in_time: bool) -> None:
+    def __init__(self, out: Path | None, model: Encoder, in_time: bool, provenance: dict[str, Any]) -> None:
         if out is not None:
             check_output_name(out, PREDICTION_SUFFIXES)
         self._out, self._in_time = out, in_time
         self._tells_unlike = model.rejection is not None
         task = classifier_task(model)
-        self._head = {
-            "classes": list(task.classes),
-            "multi_label": task.multi_label,
-            "recipe": task.recipe,
-        }
+        head = {"classes": list(task.classes), "multi_label": task.multi_label, "recipe": task.recipe}
+        self._head: dict[str, Any] = head | {KEY: provenance}
         self._lines: list[str] = []
         self._count = 0
         self._stack = ExitStack()
@@ -276,6 +280,8 @@ class PredictionWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stack.__exit__(kind, error, trace)
+        if kind is None and self._out is not None and not self._as_json:
+            write_sidecar(self._out, self._head[KEY])
 
     def _end(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if kind is None and self._file is not None and self._as_json:

@@ -7,6 +7,7 @@ import io
 import os
 import stat
 import sys
+from typing import Any
 
 from ssamba.utils.errors import ConfigError, SsambaError
 
@@ -104,3 +105,30 @@ def native_name(name: str) -> str:
     if name.isascii() or sys.getfilesystemencoding() == "utf-8":
         return name
     return os.fsdecode(name.encode("utf-8", "surrogateescape"))
+
+
+def read_stream(file: Any, limit: int) -> bytes:
+    """What an open binary file has left, at most ``limit`` bytes; it is not closed.
+
+    Raises ``ValueError`` with the reason for more bytes, text, a closed file, or one that cannot be read.
+    """
+    parts: list[bytes] = []
+    left = limit + 1
+    while left > 0:
+        try:
+            part = file.read(min(left, 1 << 20))
+        except (OSError, ValueError) as problem:
+            raise ValueError(f"cannot be read ({getattr(problem, 'strerror', None) or problem})") from None
+        if isinstance(part, str):
+            raise ValueError("is opened as text: open it in binary mode ('rb')")
+        if part is None:
+            raise ValueError("has no bytes ready: open it in blocking mode")
+        if not isinstance(part, (bytes, bytearray, memoryview)):
+            raise ValueError(f"gives {type(part).__name__} instead of bytes: open it in binary mode ('rb')")
+        if not part:
+            break
+        parts.append(bytes(part))
+        left -= len(part)
+    if left <= 0:
+        raise ValueError(f"has more than {limit:,} bytes: give its path")
+    return b"".join(parts)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
+import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -45,6 +47,33 @@ def require_matplotlib(out: Path) -> None:
         raise ConfigError(f"{out}: unknown ending '{out.suffix}', give a name that ends in .png")
     if importlib.util.find_spec("matplotlib") is None:
         raise SsambaError(f'{out}: drawing needs matplotlib: pip install "ssamba[plot]"')
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """A figure to be returned, in inches: not pyplot's, so nothing has to be closed; notebooks display it as PNG.
+
+    Raises ``SsambaError`` without matplotlib.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        raise SsambaError('drawing needs matplotlib: pip install "ssamba[plot]"')
+    import matplotlib
+
+    with matplotlib.rc_context(STYLE):
+        return _figure_class()(figsize=(width, height), dpi=DPI, layout="constrained")
+
+
+@functools.lru_cache(maxsize=1)
+def _figure_class() -> type[Figure]:
+    """A figure that notebooks display without a call of ``%matplotlib``."""
+    from matplotlib.figure import Figure as PlainFigure
+
+    class NotebookFigure(PlainFigure):
+        def _repr_png_(self) -> bytes:
+            file = io.BytesIO()
+            self.savefig(file, format="png", dpi=80)
+            return file.getvalue()
+
+    return NotebookFigure
 
 
 @contextlib.contextmanager

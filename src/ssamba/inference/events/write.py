@@ -14,6 +14,7 @@ from ssamba.data.labels.event import Event, RecordingEvents
 from ssamba.data.labels.formats import LABEL_FORMATS
 from ssamba.inference.events.merge import EventOptions
 from ssamba.inference.model import Encoder
+from ssamba.inference.outputs.provenance import KEY, write_sidecar
 from ssamba.inference.predict import Prediction, classifier_task
 from ssamba.utils.atomic_write import check_output_name, make_folder, write_text
 from ssamba.utils.errors import ConfigError
@@ -90,9 +91,14 @@ def recording_names(files: Sequence[str], suffix: str) -> list[PurePath]:
 
 
 class EventWriter:
-    """Writes events as predictions come, each file whole or not at all; a file for all appears at the block's end."""
+    """Writes events as predictions come, each file whole or not at all; a file for all appears at the block's end.
 
-    def __init__(self, output: EventOutput, model: Encoder, options: EventOptions) -> None:
+    ``provenance`` (``provenance_of``) goes into JSON and JAMS, and in a file next to another one for all.
+    """
+
+    def __init__(
+        self, output: EventOutput, model: Encoder, options: EventOptions, provenance: Mapping[str, object]
+    ) -> None:
         self._output, self._options = output, options
         self._highest_hz = model.config.front_end.nyquist
         task = classifier_task(model)
@@ -107,6 +113,7 @@ class EventWriter:
             "merge_gap": options.merge_gap,
             "without": list(options.without),
         }
+        self._details |= {KEY: dict(provenance)} if provenance else {}
         self._recordings: list[RecordingEvents] = []
         self._made: list[Path] = []
 
@@ -134,7 +141,9 @@ class EventWriter:
             with contextlib.suppress(OSError):  # not empty: it holds files that are whole
                 folder.rmdir()
         if kind is None and self._output.file is not None and self._output.format is not None and self._recordings:
-            write_text(self._output.file, LABEL_FORMATS[self._output.format].write(self._recordings))
+            self._write(self._output.file, self._recordings)
+            if self._output.format not in ("json", "jams"):  # these hold it
+                write_sidecar(self._output.file, self._details[KEY])
 
     def add(self, path: str, prediction: Prediction) -> None:
         """Take the next recording's prediction, which has rows in time."""
@@ -143,9 +152,13 @@ class EventWriter:
         events = tuple(prediction.find_events(self._options))
         recording = RecordingEvents(name, prediction.seconds, events, self._highest_hz, self._details)
         if self._output.each is not None and self._output.format is not None:
-            write_text(self._output.each[path], LABEL_FORMATS[self._output.format].write([recording]))
+            self._write(self._output.each[path], [recording])
         else:
             self._recordings.append(recording)
+
+    def _write(self, path: Path, recordings: Sequence[RecordingEvents]) -> None:
+        assert self._output.format is not None
+        write_text(path, LABEL_FORMATS[self._output.format].write(recordings))
 
 
 def event_table(recording: RecordingEvents) -> list[str]:

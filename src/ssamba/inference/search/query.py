@@ -12,6 +12,7 @@ import torch
 
 from ssamba.audio import log_mel
 from ssamba.audio.decode import read_audio
+from ssamba.audio.encoded import as_source, is_encoded
 from ssamba.inference.load import load
 from ssamba.inference.search import store
 from ssamba.inference.search.arrays import FloatArray, HalfArray
@@ -113,12 +114,12 @@ class Index:
         return store.resolve(self.folder, self.header, entry.path)
 
     def embed(
-        self, query: Any, sample_rate: int = 16000, start: float | None = None, seconds: float | None = None
+        self, query: Any, sample_rate: int | None = None, start: float | None = None, seconds: float | None = None
     ) -> Query:
         """A query as vectors. See ``search`` for the arguments."""
         rate = self.model.config.sample_rate
-        if isinstance(query, (str, os.PathLike)):
-            waveform = torch.from_numpy(read_audio(query, rate, start, seconds))
+        if is_encoded(query):
+            waveform = torch.from_numpy(read_audio(as_source(query), rate, start, seconds))
         else:
             (waveform,) = log_mel.to_waveforms(query, sample_rate, rate)
             begin = round((start or 0.0) * rate)
@@ -139,7 +140,7 @@ class Index:
     def search(
         self,
         query: Any,
-        sample_rate: int = 16000,
+        sample_rate: int | None = None,
         start: float | None = None,
         seconds: float | None = None,
         top: int = 10,
@@ -147,9 +148,10 @@ class Index:
     ) -> list[Match]:
         """The ``top`` recordings that are most like a query, best first.
 
-        ``query`` is a file, or one waveform (samples,) at ``sample_rate``; ``start`` and ``seconds`` choose a stretch
-        of it. ``fast`` aligns those recordings alone whose pieces come nearest. Raises ``AudioError`` for a query that
-        cannot be read, ``DataError`` for an empty or damaged index and for a query in which nothing is audible.
+        ``query`` is one recording as ``model.embed`` takes it, an array of ``sample_rate`` or encoded audio; ``start``
+        and ``seconds`` choose a stretch of it. ``fast`` aligns those recordings alone whose pieces come nearest. Raises
+        ``AudioError`` for a query that cannot be read, ``DataError`` for an empty or damaged index and for a query in
+        which nothing is audible.
         """
         if top < 1:
             raise ConfigError(f"top is {top}: give a whole number above 0")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
 from ssamba.inference.file_stream import FileStream, Progress
 from ssamba.inference.model import Encoder
+from ssamba.inference.outputs.provenance import provenance_of
 from ssamba.inference.predict import prediction_plan
 from ssamba.inference.predict_files import PredictReport
 from ssamba.inference.several.predict import check_options_of_each, check_shared, predict_segments_of_each
@@ -43,7 +45,12 @@ def predict_files_with_each(
         raise DataError("no audio files given")
     rate = loaded[0].config.sample_rate
     try:
-        with FileStream(files, threads, progress, rate) as stream, EachWriter(out, models, every is not None) as writer:
+        asked = asdict(options) | {"top": top}
+        of_each = [] if out is None else [provenance_of(model, "scores", asked) for model in loaded]
+        with (
+            FileStream(files, threads, progress, rate) as stream,
+            EachWriter(out, models, every is not None, of_each) as writer,
+        ):
             plan, written = prediction_plan(loaded[0], options), 0
             segments = cut_recordings(loaded[0], stream.recordings(), plan, stream.failed)
             for file, each in predict_segments_of_each(loaded, segments, options, batch, top, stream.failed):

@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -17,6 +19,7 @@ from torch import Tensor
 from ssamba.audio import log_mel
 from ssamba.inference.batches import by_recording, group_segments, run_passes
 from ssamba.inference.model import Encoder
+from ssamba.inference.outputs.excerpt import take_excerpts
 from ssamba.inference.predict import (
     Answer,
     Prediction,
@@ -27,7 +30,6 @@ from ssamba.inference.predict import (
     classifier_task,
     prediction_plan,
 )
-from ssamba.inference.predict_files import load_classifier
 from ssamba.inference.windows import Segment, cut_recordings
 from ssamba.models import patches
 from ssamba.models.pretrained.digest import model_key
@@ -40,6 +42,8 @@ def load_classifiers(sources: Sequence[ModelSource], device: str | torch.device 
 
     Raises ``ConfigError`` for models whose encoders differ, or one given twice; as ``load_classifier``.
     """
+    from ssamba.inference.predict_files import load_classifier  # writers and plots, which arrays need not
+
     models: dict[str, Encoder] = {}
     for source in sources:
         name = os.fspath(source)
@@ -124,18 +128,20 @@ def predict_segments_of_each(
 def predict_each(
     models: Sequence[ModelSource | Encoder],
     audio: Any,
-    sample_rate: int = 16000,
+    sample_rate: int | None = None,
     top: int | None = None,
     every: float | None = None,
     window: float | None = None,
     reject: bool = False,
     threshold: float | None = None,
 ) -> list[list[Prediction]]:
-    """Classify recordings in memory with several models of one encoder, which runs once: predictions[recording][model].
+    """Classify recordings with several models of one encoder, which runs once: predictions[recording][model].
 
     ``models`` are loaded models or what ``ssamba.load`` takes; the rest is as in ``model.predict``, whose values these
     are, bit for bit. Raises ``ConfigError`` for models whose encoders differ, and as ``model.predict``.
     """
+    from ssamba.inference.predict_files import load_classifier
+
     named = {
         f"model {i + 1}" if isinstance(m, Encoder) else os.fspath(m): m
         if isinstance(m, Encoder)
@@ -148,4 +154,6 @@ def predict_each(
     waveforms = log_mel.to_waveforms(audio, sample_rate, loaded[0].config.sample_rate)
     blocks = enumerate([waveform] for waveform in waveforms)
     segments = cut_recordings(loaded[0], blocks, prediction_plan(loaded[0], options))
-    return [found for _, found in predict_segments_of_each(loaded, segments, options, top=top)]
+    found = [each for _, each in predict_segments_of_each(loaded, segments, options, top=top)]
+    excerpts = take_excerpts(audio, waveforms, loaded[0].config.front_end)
+    return [[replace(p, excerpt=excerpt) for p in each] for each, excerpt in zip_longest(found, excerpts)]

@@ -7,26 +7,32 @@ import json
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
+from itertools import zip_longest
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
 from ssamba.inference.model import Encoder
+from ssamba.inference.outputs.provenance import KEY, write_sidecar
 from ssamba.inference.predict import Prediction, classifier_task
 from ssamba.inference.writers import DIGITS, PREDICTION_SUFFIXES, csv_rows, json_row, text_row
 from ssamba.utils.atomic_write import atomic_write, check_output_name, explain
+from ssamba.utils.json_text import dump_json
 
 
 class EachWriter:
     """Writes the predictions of ``models`` (by name) to ``out`` as they come; the file appears whole or not at all.
 
-    Without ``out`` a table is gathered in ``text``. ``in_time``: rows of time instead of one row for each recording.
+    Without ``out`` a table is gathered in ``text``. ``provenance`` is one of each model (``provenance_of``), in JSON's
+    heads and in a file next to CSV. ``in_time``: rows of time instead of one row for each recording.
     """
 
-    def __init__(self, out: Path | None, models: dict[str, Encoder], in_time: bool) -> None:
+    def __init__(
+        self, out: Path | None, models: dict[str, Encoder], in_time: bool, provenance: Sequence[Any] = ()
+    ) -> None:
         if out is not None:
             check_output_name(out, PREDICTION_SUFFIXES)
-        self._out, self._in_time = out, in_time
+        self._out, self._in_time, self._provenance = out, in_time, list(provenance)
         self._tasks = {_printable(name): classifier_task(model) for name, model in models.items()}
         self._names = list(self._tasks)
         self._tells_unlike = any(model.rejection is not None for model in models.values())
@@ -57,6 +63,8 @@ class EachWriter:
         if kind is None and self._file is not None and self._as_json:
             self._file.write("\n]}\n")
         self._stack.__exit__(kind, error, trace)
+        if kind is None and self._out is not None and not self._as_json:
+            write_sidecar(self._out, self._provenance)
 
     @property
     def _as_json(self) -> bool:
@@ -70,9 +78,10 @@ class EachWriter:
             return
         heads = [
             {"model": name, "classes": list(task.classes), "multi_label": task.multi_label, "recipe": task.recipe}
-            for name, task in self._tasks.items()
+            | ({KEY: provenance} if provenance else {})
+            for (name, task), provenance in zip_longest(self._tasks.items(), self._provenance)
         ]
-        file.write(json.dumps({"models": heads}, ensure_ascii=False)[:-1] + ', "files": [')
+        file.write(dump_json({"models": heads})[:-1] + ', "files": [')
 
     def add(self, path: str, predictions: Sequence[Prediction]) -> None:
         """Take the next recording's predictions, one of each model in their order."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 
 import torch
+from torch import Tensor
 
 from ssamba.models.encoder import Encoder
 
@@ -13,8 +15,12 @@ from ssamba.models.encoder import Encoder
 def model_key(model: Encoder) -> str:
     """A hash of what the encoder computes: configuration and weights, without heads and classifier."""
     digest = hashlib.blake2b(json.dumps(model.config.to_dict(), sort_keys=True).encode(), digest_size=16)
-    for name, tensor in sorted(model.state_dict().items()):
-        if not name.startswith(("heads.", "classifier.")):
-            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    add_tensors(digest, {k: v for k, v in model.state_dict().items() if not k.startswith(("heads.", "classifier."))})
     return digest.hexdigest()
+
+
+def add_tensors(digest: hashlib.blake2b, tensors: Mapping[str, Tensor]) -> None:
+    """Add names, shapes, types and bytes of tensors to a hash, by name."""
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
