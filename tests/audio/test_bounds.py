@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +16,13 @@ import pytest
 import soundfile
 
 from ssamba.audio.decode import read_audio
+from ssamba.data.datasets.common import file_example
 from ssamba.data.loaders import audio_cache
 from ssamba.data.loaders.audio_cache import AudioCache, read_quantised
 from ssamba.data.manifest import Clip
+from ssamba.training.finetune.auto import FREE_FEATURE_BYTES
+from ssamba.training.finetune.evaluate import may_keep
+from ssamba.training.finetune.recipe import load_finetune_recipe
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="measures as Linux does")
 
@@ -122,3 +129,56 @@ def test_the_cache_takes_what_files_on_disk_justify(tmp_path: Path, monkeypatch:
     assert not any(clip.path in cache for clip in clips)
     assert all(clip.path in AudioCache(clips, 10_000_000) for clip in clips)  # half of their size is on the disk
     assert AudioCache(clips, 700_000).bytes <= 700_000
+
+
+def test_features_are_kept_as_files_on_disk_justify(tmp_path: Path, near_silence: Path) -> None:
+    recipe = load_finetune_recipe("custom", {"cache_gb": 4.0})
+    small = [file_example(near_silence, "long", (0,))]
+    assert may_keep(FREE_FEATURE_BYTES, small, recipe)
+    assert not may_keep(FREE_FEATURE_BYTES + 33 * near_silence.stat().st_size, small, recipe)
+    real = tmp_path / "noise.wav"
+    os.truncate(os.open(real, os.O_CREAT | os.O_WRONLY), 100_000_000)
+    assert may_keep(3e9, [file_example(real, "noise", (0,))], recipe)
+    assert not may_keep(5e9, [file_example(real, "noise", (0,))], recipe)
+
+
+SMALL = ["--width", "32", "--depth", "2", "--frames", "64", "--epochs", "1", "--device", "cpu", "--from", "none"]
+
+
+@pytest.fixture(scope="module")
+def labelled(near_silence: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two classes of hours of near silence and of noise; a split, so that there is one fold."""
+    root = tmp_path_factory.mktemp("labelled")
+    rows = ["path,label,split"]
+    for split in ("train", "val", "test"):
+        for name in ("low", "high"):
+            noise = np.random.default_rng(len(rows)).standard_normal(16000) * (0.3 if name == "high" else 0.01)
+            soundfile.write(root / f"{split}-{name}.wav", noise, 16000)
+            rows.append(f"{split}-{name}.wav,{name},{split}")
+        os.symlink(near_silence, root / f"{split}.flac")
+        rows.append(f"{split}.flac,low,{split}")
+    (root / "labels.csv").write_text("\n".join(rows) + "\n")
+    return root
+
+
+@pytest.mark.slow
+def test_fine_tuning_on_hours_stops_within_its_validation(labelled: Path, tmp_path: Path) -> None:
+    """12 hours of windows: memory stays, a signal is followed in seconds, and the run goes on at the validation."""
+    out, log = tmp_path / "run", tmp_path / "log.txt"
+    words = ["finetune", "custom", "--data", str(labelled), "--out", str(out), *SMALL, "--window", "0.66"]
+    with open(log, "w") as file:
+        process = subprocess.Popen([sys.executable, "-m", "ssamba", *words], stderr=file, stdout=file)
+    deadline = time.monotonic() + 60
+    while "50%" not in log.read_text() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(3)  # into the validation
+    begin = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    _, status, used = os.wait4(process.pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 130, log.read_text()
+    assert time.monotonic() - begin < 15
+    assert "before its validation; the same command goes on from there" in log.read_text()
+    assert used.ru_maxrss / 1024 < 1500
+    state = json.loads((out / "fold-1" / "state.json").read_text())
+    assert state["step"] == state["total_steps"]
+    assert not state["finished"]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ssamba.audio.front_end import FrontEnd
 from ssamba.data.examples import Example
-from ssamba.data.loaders.audio_cache import bytes_on_disk
+from ssamba.data.loaders.audio_cache import MAX_UNPACKED, bytes_on_disk
 from ssamba.data.loaders.labelled import LabelledBatch, LabelledLoader
 from ssamba.data.loaders.workers import AudioCache, choose_workers
 from ssamba.data.samplers.labelled import EvaluationPlan
@@ -24,15 +24,13 @@ from ssamba.models.config import Config
 from ssamba.models.encoder import Encoder
 from ssamba.models.pretrained.model_dir import load_tensors
 from ssamba.training.features import batch_features
+from ssamba.training.finetune.auto import FREE_FEATURE_BYTES
 from ssamba.training.finetune.recipe import FinetuneRecipe
 from ssamba.utils.progress import Bar
 from ssamba.utils.tensor_file import read_header, write_tensors
 
 FEATURE_BYTES = 4 << 30
 """Features of a set are kept on the model's device between evaluations when they are no larger."""
-FREE_FEATURE_BYTES = 256_000_000
-MAX_UNPACKED = 32
-"""Beyond ``FREE_FEATURE_BYTES`` kept features take at most so many times the size of their files."""
 MIN_BATCH = 16
 
 
