@@ -9,17 +9,23 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 from ssamba.audio.decode import read_audio
 from ssamba.data.datasets.common import file_example
 from ssamba.data.loaders import audio_cache
+from ssamba.data.loaders import read_example as read_example_module
 from ssamba.data.loaders.audio_cache import AudioCache, read_quantised
+from ssamba.data.loaders.read_example import is_long, read_example, stream_example
 from ssamba.data.manifest import Clip
+from ssamba.evaluation.probe.features import Wanted, extract
+from ssamba.inference.load import load
 from ssamba.training.finetune.auto import FREE_FEATURE_BYTES
 from ssamba.training.finetune.evaluate import may_keep
 from ssamba.training.finetune.recipe import load_finetune_recipe
@@ -182,3 +188,31 @@ def test_fine_tuning_on_hours_stops_within_its_validation(labelled: Path, tmp_pa
     state = json.loads((out / "fold-1" / "state.json").read_text())
     assert state["step"] == state["total_steps"]
     assert not state["finished"]
+
+
+def test_long_examples_are_read_in_blocks_that_join(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For ``fit`` and ``probe``: a file, and a stretch of it; the features are those of the whole."""
+    path = tmp_path / "a.flac"
+    soundfile.write(path, 0.2 * np.random.default_rng(0).standard_normal(16000 * 65), 16000)
+    whole = file_example(path, "a", (0,))
+    stretch = replace(whole, parts=(replace(whole.parts[0], start=2.5, seconds=41.2),))
+    model = load("tiny")
+    plain = extract([whole], Wanted(model, (1,), True))
+    for example in (whole, stretch):
+        assert not is_long(example)
+        np.testing.assert_array_equal(np.concatenate(list(stream_example(example))), read_example(example))
+    monkeypatch.setattr(read_example_module, "LONG_SECONDS", 30.0)
+    assert is_long(stretch)
+    blocks = extract([whole], Wanted(model, (1,), True))
+    torch.testing.assert_close(blocks["layer.1"], plain["layer.1"], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(blocks["log_mel"], plain["log_mel"], rtol=0.01, atol=0.01)
+
+
+@pytest.mark.slow
+def test_log_mel_of_hours_of_near_silence(near_silence: Path) -> None:
+    code = """from pathlib import Path
+from ssamba.data.datasets.common import file_example
+from ssamba.evaluation.probe.features import Wanted, extract
+found = extract([file_example(Path(path), "long", (0,))], Wanted(None, (), True))
+assert bool(found["log_mel"].isfinite().all())"""
+    assert grown(code, near_silence) < 500

@@ -83,7 +83,7 @@ def extract(examples: Sequence[Example], wanted: Wanted, progress: Progress | No
     if wanted.log_mel:
         out[LOG_MEL] = torch.empty(len(examples), 2 * front_end.mel_bins, **HOST_FLOAT32)
     if model is None:
-        for i, blocks in _recordings(examples, front_end, out, progress):
+        for _, blocks in _recordings(examples, front_end, out, progress):
             for _ in blocks:
                 pass
         return out

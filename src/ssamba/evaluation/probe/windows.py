@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -46,7 +46,7 @@ def classifier_windows(
 
 def _recordings(
     examples: Sequence[Example], model: Encoder, skip: SkipList, failed: set[int]
-) -> Iterator[tuple[int, list[Tensor]]]:
+) -> Iterator[tuple[int, Iterable[Tensor]]]:
     rate = model.config.sample_rate
 
     def read(example: Example) -> Waveform | AudioError | None:
