@@ -193,7 +193,7 @@ def make_evaluation(
 
 
 def may_keep(size: float, examples: Sequence[Example], recipe: FinetuneRecipe) -> bool:
-    """Whether features of so many bytes are kept: where the cache of audio is kept small, so are they.
+    """Whether features of ``size`` bytes are kept: where the cache of audio is kept small, so are they.
 
     Hours of near silence in a few megabytes are not worth gigabytes: they are decoded again for each evaluation.
     """
