@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
+import signal
 import subprocess
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 from ssamba.audio.decode import read_audio
+from ssamba.data.datasets.common import file_example
 from ssamba.data.loaders import audio_cache
+from ssamba.data.loaders import read_example as read_example_module
 from ssamba.data.loaders.audio_cache import AudioCache, read_quantised
+from ssamba.data.loaders.read_example import is_long, read_example, stream_example
 from ssamba.data.manifest import Clip
+from ssamba.evaluation.probe.features import Wanted, extract
+from ssamba.inference.load import load
+from ssamba.training.finetune.auto import FREE_FEATURE_BYTES
+from ssamba.training.finetune.evaluate import may_keep
+from ssamba.training.finetune.recipe import load_finetune_recipe
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="measures as Linux does")
 
@@ -122,3 +135,84 @@ def test_the_cache_takes_what_files_on_disk_justify(tmp_path: Path, monkeypatch:
     assert not any(clip.path in cache for clip in clips)
     assert all(clip.path in AudioCache(clips, 10_000_000) for clip in clips)  # half of their size is on the disk
     assert AudioCache(clips, 700_000).bytes <= 700_000
+
+
+def test_features_are_kept_as_files_on_disk_justify(tmp_path: Path, near_silence: Path) -> None:
+    recipe = load_finetune_recipe("custom", {"cache_gb": 4.0})
+    small = [file_example(near_silence, "long", (0,))]
+    assert may_keep(FREE_FEATURE_BYTES, small, recipe)
+    assert not may_keep(FREE_FEATURE_BYTES + 33 * near_silence.stat().st_size, small, recipe)
+    real = tmp_path / "noise.wav"
+    os.truncate(os.open(real, os.O_CREAT | os.O_WRONLY), 100_000_000)
+    assert may_keep(3e9, [file_example(real, "noise", (0,))], recipe)
+    assert not may_keep(5e9, [file_example(real, "noise", (0,))], recipe)
+
+
+SMALL = ["--width", "32", "--depth", "2", "--frames", "64", "--epochs", "1", "--device", "cpu", "--from", "none"]
+
+
+@pytest.fixture(scope="module")
+def labelled(near_silence: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two classes of hours of near silence and of noise; a split, so that there is one fold."""
+    root = tmp_path_factory.mktemp("labelled")
+    rows = ["path,label,split"]
+    for split in ("train", "val", "test"):
+        for name in ("low", "high"):
+            noise = np.random.default_rng(len(rows)).standard_normal(16000) * (0.3 if name == "high" else 0.01)
+            soundfile.write(root / f"{split}-{name}.wav", noise, 16000)
+            rows.append(f"{split}-{name}.wav,{name},{split}")
+        os.symlink(near_silence, root / f"{split}.flac")
+        rows.append(f"{split}.flac,low,{split}")
+    (root / "labels.csv").write_text("\n".join(rows) + "\n")
+    return root
+
+
+@pytest.mark.slow
+def test_fine_tuning_on_hours_stops_within_its_validation(labelled: Path, tmp_path: Path) -> None:
+    """12 hours of windows: memory stays, a signal is followed in seconds, and the run goes on at the validation."""
+    out, log = tmp_path / "run", tmp_path / "log.txt"
+    words = ["finetune", "custom", "--data", str(labelled), "--out", str(out), *SMALL, "--window", "0.66"]
+    with open(log, "w") as file:
+        process = subprocess.Popen([sys.executable, "-m", "ssamba", *words], stderr=file, stdout=file)
+    deadline = time.monotonic() + 60
+    while not (out / "fold-1" / "log.csv").exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(8)  # into the validation
+    begin = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    _, status, used = os.wait4(process.pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 130, log.read_text()
+    assert time.monotonic() - begin < 15
+    assert "before its validation; the same command goes on from there" in log.read_text()
+    assert used.ru_maxrss / 1024 < 1500
+    state = json.loads((out / "fold-1" / "state.json").read_text())
+    assert state["step"] == state["total_steps"]
+    assert not state["finished"]
+
+
+def test_long_examples_are_read_in_blocks_that_join(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For ``fit`` and ``probe``: a file, and a stretch of it; the features are those of the whole."""
+    path = tmp_path / "a.flac"
+    soundfile.write(path, 0.2 * np.random.default_rng(0).standard_normal(16000 * 65), 16000)
+    whole = file_example(path, "a", (0,))
+    stretch = replace(whole, parts=(replace(whole.parts[0], start=2.5, seconds=41.2),))
+    model = load("tiny")
+    plain = extract([whole], Wanted(model, (1,), True))
+    for example in (whole, stretch):
+        assert not is_long(example)
+        np.testing.assert_array_equal(np.concatenate(list(stream_example(example))), read_example(example))
+    monkeypatch.setattr(read_example_module, "LONG_SECONDS", 30.0)
+    assert is_long(stretch)
+    blocks = extract([whole], Wanted(model, (1,), True))
+    torch.testing.assert_close(blocks["layer.1"], plain["layer.1"], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(blocks["log_mel"], plain["log_mel"], rtol=0.01, atol=0.01)
+
+
+@pytest.mark.slow
+def test_log_mel_of_hours_of_near_silence(near_silence: Path) -> None:
+    code = """from pathlib import Path
+from ssamba.data.datasets.common import file_example
+from ssamba.evaluation.probe.features import Wanted, extract
+found = extract([file_example(Path(path), "long", (0,))], Wanted(None, (), True))
+assert bool(found["log_mel"].isfinite().all())"""
+    assert grown(code, near_silence) < 500

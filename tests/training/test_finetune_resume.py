@@ -1,15 +1,23 @@
 """Exact resume of fine-tuning: a real process killed without warning, in one fold and in the next."""
 
+import itertools
+import json
+import os
+import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import layout_trees as trees
 import pytest
 from pretrain_runs import killed_at, log_of, step_of
 
+from ssamba.models.encoder import Encoder
+from ssamba.training.finetune.evaluate import ClassifierOutputs, Evaluation
 from ssamba.training.finetune.recipe import load_finetune_recipe
 from ssamba.training.finetune.run import finetune
+from ssamba.training.loop import Interrupted
 
 VALUES: dict[str, object] = {
     "width": 32,
@@ -80,3 +88,33 @@ def test_the_state_holds_averaged_weights(tmp_path: Path) -> None:
     finetune(recipe, data, tmp_path / "broken", device="cpu")
     for name in ("model.safetensors", "results.json"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "broken" / name).read_bytes()
+
+
+@pytest.mark.parametrize("choose", ["last", "folds"])
+def test_stopped_in_a_validation_ends_as_an_unbroken_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, choose: str
+) -> None:
+    """Asked to stop before and after the last step's validation has begun: it is made when the run goes on."""
+    data = trees.custom_table(tmp_path / "data", split="fold")
+    recipe = load_finetune_recipe("custom", VALUES | {"epochs": 2, "choose": choose})
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    finetune(recipe, data, whole, device="cpu")
+    plain, calls = Evaluation.outputs, itertools.count()
+
+    def outputs(self: Evaluation, model: Encoder, step: Callable[[], None] | None = None) -> ClassifierOutputs:
+        if step is not None and next(calls) in (0, 2, 5):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return plain(self, model, step)
+
+    monkeypatch.setattr(Evaluation, "outputs", outputs)
+    for _ in range(3):
+        with pytest.raises(Interrupted, match="before its validation"):
+            finetune(recipe, data, broken, device="cpu")
+    assert not json.loads((broken / "fold-2/state.json").read_text())["finished"]
+    finetune(recipe, data, broken, device="cpu")
+    for n in range(1, 6):
+        one, other = whole / f"fold-{n}", broken / f"fold-{n}"
+        assert log_of(one) == log_of(other)
+        for name in ("model.safetensors", "answers.safetensors", "config.json", "state.json"):
+            assert (one / name).read_bytes() == (other / name).read_bytes(), (n, name)
+    assert (whole / "results.json").read_bytes() == (broken / "results.json").read_bytes()

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from math import sqrt
+from threading import Event
 
 import numpy as np
 import torch
@@ -117,20 +118,27 @@ def _measure_all(
 ) -> Iterator[tuple[Clip, _Moments | AudioError]]:
     """Results in the clips' order, so that rounding is the same for any number of threads."""
     waiting: deque[tuple[Clip, Future[_Moments | AudioError]]] = deque()
-    with ThreadPoolExecutor(max_workers=max(1, threads)) as pool:
+    ended = Event()
+    pool = ThreadPoolExecutor(max_workers=max(1, threads))
+    try:
         for clip in clips:
-            waiting.append((clip, pool.submit(_measure, clip, front_end)))
+            waiting.append((clip, pool.submit(_measure, clip, front_end, ended)))
             if len(waiting) > _IN_FLIGHT:
                 first, future = waiting.popleft()
                 yield first, future.result()
         for first, future in waiting:
             yield first, future.result()
+    finally:  # also after Ctrl-C: hours of audio are not read to their end
+        ended.set()
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _measure(clip: Clip, front_end: FrontEnd) -> _Moments | AudioError:
+def _measure(clip: Clip, front_end: FrontEnd, ended: Event) -> _Moments | AudioError:
     moments = _Moments()
     try:
         for block in stream_audio(clip.path, _BLOCK_SECONDS, front_end.sample_rate):
+            if ended.is_set():
+                break
             if front_end.frame_count(len(block)) == 0:
                 continue  # the rest of a long file
             with torch.inference_mode():

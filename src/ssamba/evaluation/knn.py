@@ -36,6 +36,27 @@ def log_mel_statistics(waveforms: Sequence[FeatureRows], front_end: FrontEnd = P
     return np.stack(rows)
 
 
+class ColumnSums:
+    """The same of a waveform that comes in blocks, whose ends drop frames that would reach into the next."""
+
+    def __init__(self) -> None:
+        self._frames, self._sum, self._square = 0, np.zeros(()), np.zeros(())
+
+    def add(self, block: FeatureRows, front_end: FrontEnd) -> None:
+        """A block (samples,); one without a whole frame adds nothing."""
+        if not front_end.frame_count(len(block)):
+            return
+        log_mel = filter_bank(to_waveform(block), front_end).numpy().astype(np.float64)
+        self._frames += len(log_mel)
+        self._sum, self._square = self._sum + log_mel.sum(axis=0), self._square + np.square(log_mel).sum(axis=0)
+
+    def result(self) -> FeatureRows:
+        """(2 mel_bins,) float32 of all blocks."""
+        mean = self._sum / self._frames
+        deviation = np.sqrt(np.maximum(self._square / self._frames - np.square(mean), 0.0))
+        return np.concatenate([mean, deviation]).astype(np.float32)
+
+
 def mean_and_deviation(embeddings: Embeddings) -> FeatureRows:
     """Mean and deviation of each recording's patch tokens, (B, 2 d): what log-mel statistics are to log-mel."""
     pooled = mean_and_deviation_of_padded(embeddings.patches, embeddings.lengths)

@@ -33,7 +33,7 @@ from ssamba.training.resume.run_files import (
 from ssamba.training.resume.signals import StopSignals
 from ssamba.training.run_state import RunStates, RunValues
 from ssamba.training.schedule import Schedule
-from ssamba.training.task import AnyTask, grouped
+from ssamba.training.task import AnyTask, StopAsked, grouped
 from ssamba.utils.errors import ConfigError, SsambaError, WriteError
 from ssamba.utils.terminal import note
 
@@ -96,6 +96,7 @@ class Loop:
         self.log_mark: dict[str, Any] | None = None
         self.signals = StopSignals(self.dist.main)
         self.config_text: bytes | None = None
+        task.stop_asked = lambda: self.signals.asked
         self._restore()
         trained = [parameter for _, parameter in self._named_parameters()]
         self.gradients = Gradients(task.losses, trained, autocast, graphs=settings.accumulate == 1)
@@ -132,7 +133,7 @@ class Loop:
         if self.best is None:
             return  # the next save writes the model
         known = self.chosen if self.averaged else self.task.weights() if self.best["step"] == self.step else None
-        may_lose = self.settings.may_lose_best and self.step < self.task.total_steps
+        may_lose = self.settings.may_lose_best and (self.step < self.task.total_steps or self._open)
         if repair_model(self.folder, self.task.model, known, f"of step {self.best['step']:g}", may_lose):
             self.best = None
 
@@ -185,7 +186,17 @@ class Loop:
 
     def _write_summary(self) -> None:
         """Write ``state.json``, unless it is there as it should be."""
-        write_summary(self.folder, self.step, self.task, self.best, self.schedule.rate(self.step))
+        rate, finished = self.schedule.rate(self.step), self.step >= self.task.total_steps and not self._open
+        write_summary(self.folder, self.step, self.task, self.best, rate, finished)
+
+    @property
+    def _validating(self) -> bool:
+        return self.step % self.settings.validate_every == 0 or self.step == self.task.total_steps
+
+    @property
+    def _open(self) -> bool:
+        """Whether the latest step's validation is still to be made: the run was stopped in it."""
+        return self._validating and self.summed > 0
 
     def run(self) -> None:
         """Train to the last step. Raises ``Interrupted`` after saving when asked to stop, ``SsambaError`` on NaN."""
@@ -195,7 +206,7 @@ class Loop:
             raise SsambaError(
                 f"{self.folder}: another run is still writing its state there; start again when it has ended"
             )
-        if self.step >= self.task.total_steps:
+        if self.step >= self.task.total_steps and not self._open:
             if self.dist.main:
                 self._write_summary()
             return
@@ -216,26 +227,29 @@ class Loop:
             raise WriteError(f"{error}; {what_is_safe(self.safe_step)}") from None
 
     def _steps(self, log: RunLog | None) -> None:
-        total, settings = self.task.total_steps, self.settings
+        settings = self.settings
         saved = logged = time.monotonic()
         started = saved - (0.0 if log is None else log.seconds)  # seconds go on from the row before
         self.task.model.train()
-        with step_bar(settings.label, total, self.step, settings.columns, self.dist.main) as bar:
-            for batches in grouped(self.task.batches(self.step * settings.accumulate), settings.accumulate):
-                self.one_step(batches)
-                last = self.step == total
-                validating = self.step % settings.validate_every == 0 or last
+        with step_bar(settings.label, self.task.total_steps, self.step, settings.columns, self.dist.main) as bar:
+            for _ in self._steps_taken():
+                last, validating, stopped = self.step == self.task.total_steps, self._validating, False
                 if validating or self.step % settings.log_every == 0:
+                    sums, summed = self.sums, self.summed
                     row = self._averages()
                     rate = row.pop("steps") * self.task.batch_size / max(time.monotonic() - logged, 1e-9)
-                    if validating:
-                        row |= {f"val_{k}": v for k, v in self._validate().items()}
-                    self.latest |= row
-                    bar.set_postfix_str(self._postfix(settings.columns is not None), refresh=False)
-                    now = logged = time.monotonic()
-                    if log is not None:
-                        log.write(row | {"clips_per_second": round(rate, 2), "seconds": round(now - started, 2)})
-                bar.update()
+                    try:
+                        found = self._validate() if validating else {}
+                    except StopAsked:
+                        self.sums, self.summed, stopped = sums, summed, True
+                    else:
+                        row |= {f"val_{k}": v for k, v in found.items()}
+                        self.latest |= row
+                        bar.set_postfix_str(self._postfix(settings.columns is not None), refresh=False)
+                        now = logged = time.monotonic()
+                        if log is not None:
+                            log.write(row | {"clips_per_second": round(rate, 2), "seconds": round(now - started, 2)})
+                bar.update(self.step - bar.n)
                 due = validating and settings.save_at_validation
                 late = time.monotonic() - saved >= 60 * settings.save_minutes
                 # A signal that comes during this call is seen after the next step.
@@ -243,10 +257,20 @@ class Loop:
                 if due or last or stop or late:
                     self.save()
                     saved = time.monotonic()
-                if stop and not last:
-                    raise Interrupted(f"stopped at step {self.step} of {total}; the same command goes on from there")
+                if stopped or (stop and not last):
+                    at = f"{self.step} of {self.task.total_steps}{', before its validation' if stopped else ''}"
+                    raise Interrupted(f"stopped at step {at}; the same command goes on from there")
                 if last:
                     return
+
+    def _steps_taken(self) -> Iterator[None]:
+        """Yields after each step; first of all for one whose validation is still to be made."""
+        if self._open:
+            yield
+        accumulate = self.settings.accumulate
+        for batches in grouped(self.task.batches(self.step * accumulate), accumulate):
+            self.one_step(batches)
+            yield
 
     def one_step(self, batches: Sequence[Any]) -> None:
         """Take one step with ``accumulate`` batches."""
@@ -302,12 +326,19 @@ class Loop:
             )
 
     def _validate(self) -> dict[str, float]:
+        """Validate. Raises ``StopAsked``, in all processes, when the first one was asked to stop."""
         model = self.task.model
         model.eval()
-        found = None
+        found, stopped = None, False
         if self.dist.main:
-            with torch.no_grad(), self.autocast:
-                found = self.task.validate(self.step)
+            try:
+                with torch.no_grad(), self.autocast:
+                    found = self.task.validate(self.step)
+            except StopAsked:
+                stopped = True
+        if any(self.dist.all_reduce_any(stopped)):
+            model.train()
+            raise StopAsked
         metrics = self.dist.broadcast_from_main(found, self.task.validation_metrics)
         model.train()
         score = self.task.score(self.step, metrics)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any, Generic, TypeVar
 
@@ -16,6 +16,10 @@ from ssamba.training.tensors import Group, TensorGroup
 
 TaskBatch = TypeVar("TaskBatch")
 TaskInputs = TypeVar("TaskInputs", bound=TensorGroup)
+
+
+class StopAsked(Exception):
+    """A validation was left since the run was asked to stop; it is made when the run goes on."""
 
 
 class Task(ABC, Generic[TaskBatch, TaskInputs]):
@@ -44,6 +48,12 @@ class Task(ABC, Generic[TaskBatch, TaskInputs]):
     def __init__(self, model: Encoder, ema_decay: float, dist: DistContext | None = None) -> None:
         self.model, self.dist = model, dist or DistContext()
         self.ema = EmaModel(model, ema_decay) if ema_decay else None
+        self.stop_asked: Callable[[], bool] = lambda: False
+
+    def check_stop(self) -> None:
+        """Called between the batches of a validation. Raises ``StopAsked`` when the run was asked to stop."""
+        if self.stop_asked():
+            raise StopAsked
 
     @abstractmethod
     def batches(self, start: int) -> Iterator[TaskBatch]:
@@ -63,7 +73,7 @@ class Task(ABC, Generic[TaskBatch, TaskInputs]):
 
     @abstractmethod
     def validate(self, step: int) -> dict[str, float]:
-        """Scalars of ``eval_model`` on held-out data after ``step`` steps."""
+        """Scalars of ``eval_model`` on held-out data after ``step`` steps. Calls ``check_stop`` now and then."""
 
     @abstractmethod
     def score(self, step: int, metrics: dict[str, float]) -> float:

@@ -7,7 +7,7 @@ import mmap
 import os
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import NamedTuple
 
@@ -19,7 +19,7 @@ from ssamba.audio.decode import Waveform, read_audio, stream_audio
 from ssamba.audio.front_end import PUBLISHED
 from ssamba.data.manifest import Clip
 
-__all__ = ["AudioCache", "CacheReader", "CacheSlot", "SharedBlock", "read_quantised"]
+__all__ = ["AudioCache", "CacheReader", "CacheSlot", "SharedBlock", "bytes_on_disk", "read_quantised"]
 
 
 class SharedBlock:
@@ -151,11 +151,16 @@ def _bounded(clips: Sequence[Clip], budget_bytes: int, sample_rate: int) -> int:
     whole = sum(2 * sample_rate * (clip.seconds or 0.0) for clip in clips)
     if min(budget_bytes, whole) <= FREE_BYTES:
         return budget_bytes
-    on_disk = 0
-    for path in {clip.path for clip in clips}:
+    return min(budget_bytes, FREE_BYTES + MAX_UNPACKED * bytes_on_disk({clip.path for clip in clips}))
+
+
+def bytes_on_disk(paths: Iterable[str]) -> int:
+    """The files' sizes together; of those that are not there, nothing."""
+    found = 0
+    for path in paths:
         with contextlib.suppress(OSError, ValueError):
-            on_disk += os.stat(path).st_size
-    return min(budget_bytes, FREE_BYTES + MAX_UNPACKED * on_disk)
+            found += os.stat(path).st_size
+    return found
 
 
 class AudioCache:

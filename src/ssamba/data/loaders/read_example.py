@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import numpy.typing as npt
 
 from ssamba.audio.constants import FRAME_SECONDS
-from ssamba.audio.decode import Waveform, read_audio
+from ssamba.audio.decode import Waveform, read_audio, stream_audio
 from ssamba.audio.front_end import PUBLISHED
 from ssamba.data.examples import Example, Part
 from ssamba.data.scan import cached_info
 from ssamba.utils.errors import AudioError
 
-__all__ = ["ReadPart", "class_vector", "example_seconds", "mix", "read_example", "read_window"]
+__all__ = [
+    "ReadPart",
+    "class_vector",
+    "example_seconds",
+    "is_long",
+    "mix",
+    "read_example",
+    "read_window",
+    "stream_example",
+]
 
 ReadPart = Callable[[str, float, float | None], Waveform]
 """(path, start, seconds or None) -> (samples,) at one rate, as :func:`ssamba.audio.decode.read_audio` gives them."""
+
+LONG_SECONDS = 600.0
+"""Longer examples are not held in memory as a whole: 38 MB at 16 kHz."""
+BLOCK_SECONDS = 30.0
 
 _MIN_SECONDS = FRAME_SECONDS + 0.001
 
@@ -68,6 +81,32 @@ def read_example(
     for part in example.parts:
         _add_part(waveform, part, start, end, read, sample_rate)
     return waveform
+
+
+def is_long(example: Example) -> bool:
+    """Whether an example lasts over ``LONG_SECONDS`` and is read in blocks. False where its header cannot be read."""
+    try:
+        return example_seconds(example) > LONG_SECONDS
+    except AudioError:
+        return False
+
+
+def stream_example(example: Example, sample_rate: int = PUBLISHED.sample_rate) -> Iterator[Waveform]:
+    """The waveform of an example in blocks of ``BLOCK_SECONDS``, which joined are what :func:`read_example` gives.
+
+    Raises ``AudioError`` as that function, when it comes to what cannot be read.
+    """
+    part = example.parts[0]
+    if len(example.parts) == 1 and example.per_second is None and (part.at, part.start, part.seconds) == (0, 0, None):
+        yield from stream_audio(part.path, BLOCK_SECONDS, sample_rate)
+        return
+    whole = example_seconds(example)
+    start = 0.0
+    while start < whole:
+        # A rest that is too short to be decoded alone goes with the block before.
+        seconds = BLOCK_SECONDS if whole - start > BLOCK_SECONDS + 1 else None
+        yield read_example(example, start, seconds, sample_rate=sample_rate)
+        start = whole if seconds is None else start + seconds
 
 
 def read_window(

@@ -231,6 +231,11 @@ class EvaluationPlan:
             self._rows = _window_rows(self.examples, max_seconds, sample_rate, skip, threads, progress)
 
     @property
+    def windows(self) -> int:
+        """Rows of all batches together."""
+        return len(self._rows)
+
+    @property
     def steps(self) -> int:
         """Batches in all."""
         return ceil(len(self._rows) / self.batch_size)

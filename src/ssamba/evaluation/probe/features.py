@@ -7,7 +7,7 @@ as for embedding, whose tokens are pooled together.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,9 +16,9 @@ from torch import Tensor
 from ssamba.audio.decode import Waveform
 from ssamba.audio.front_end import PUBLISHED, FrontEnd
 from ssamba.data.examples import Example
-from ssamba.data.loaders.read_example import read_example
+from ssamba.data.loaders.read_example import example_seconds, is_long, read_example, stream_example
 from ssamba.data.loaders.workers import decode_ahead
-from ssamba.evaluation.knn import log_mel_statistics
+from ssamba.evaluation.knn import ColumnSums, log_mel_statistics
 from ssamba.inference.batches import by_recording, group_segments, run_passes
 from ssamba.inference.embed import embedding_plan
 from ssamba.inference.file_stream import Progress
@@ -83,15 +83,16 @@ def extract(examples: Sequence[Example], wanted: Wanted, progress: Progress | No
     if wanted.log_mel:
         out[LOG_MEL] = torch.empty(len(examples), 2 * front_end.mel_bins, **HOST_FLOAT32)
     if model is None:
-        for i, waveform in _waveforms(examples, front_end.sample_rate, progress):
-            _log_mel(out, i, waveform, front_end)
+        for _, blocks in _recordings(examples, front_end, out, progress):
+            for _ in blocks:
+                pass
         return out
     width = model.config.width
     out |= {layer_name(layer): torch.empty(len(examples), 2 * width, **HOST_FLOAT32) for layer in wanted.layers}
     if wanted.rows:
         values = 2 * width * model.config.grid[0]
         out |= {rows_name(layer): torch.empty(len(examples), values, **HOST_FLOAT32) for layer in wanted.layers}
-    segments = cut_recordings(model, _recordings(examples, model, out, progress), embedding_plan(model.config))
+    segments = cut_recordings(model, _recordings(examples, front_end, out, progress), embedding_plan(model.config))
     with torch.no_grad():
         passes = run_passes(group_segments(model, segments), lambda features: _pool(model, features, wanted.layers))
         for segment, (mean, square, count), moments in by_recording(passes, Moments):
@@ -106,34 +107,39 @@ def extract(examples: Sequence[Example], wanted: Wanted, progress: Progress | No
     return out
 
 
-def _waveforms(
-    examples: Sequence[Example], sample_rate: int, progress: Progress | None
-) -> Iterator[tuple[int, Waveform]]:
-    begin, seconds = time.monotonic(), 0.0
+def _recordings(
+    examples: Sequence[Example], front_end: FrontEnd, out: dict[str, Tensor], progress: Progress | None
+) -> Iterator[tuple[int, Iterable[Tensor]]]:
+    """Each example's number and the blocks of its waveform; where they are asked for, log-mel statistics go to ``out``.
 
-    def read(example: Example) -> Waveform:
-        return read_example(example, sample_rate=sample_rate)
+    Examples are read whole and ahead, long ones in blocks.
+    """
+    begin, seconds, sample_rate = time.monotonic(), 0.0, front_end.sample_rate
+
+    def read(example: Example) -> Waveform | None:
+        return None if is_long(example) else read_example(example, sample_rate=sample_rate)
+
+    def blocks(i: int, waveform: Waveform | None) -> Iterator[Tensor]:
+        nonlocal seconds
+        whole = example_seconds(examples[i]) if waveform is None else len(waveform) / sample_rate
+        before, sums = seconds, ColumnSums()
+        for block in stream_example(examples[i], sample_rate) if waveform is None else [waveform]:
+            if LOG_MEL in out:
+                if waveform is None:
+                    sums.add(block, front_end)
+                else:
+                    out[LOG_MEL][i] = torch.from_numpy(log_mel_statistics([waveform], front_end)[0])
+            yield torch.from_numpy(block)
+            seconds += len(block) / sample_rate
+            if progress is not None:
+                rate = seconds / max(time.monotonic() - begin, 1e-3)
+                done = i + min(1.0, (seconds - before) / whole)
+                progress(done, len(examples), f"{int(done)}/{len(examples)} recordings, {rate:,.0f} x real time")
+        if waveform is None and LOG_MEL in out:
+            out[LOG_MEL][i] = torch.from_numpy(sums.result())
 
     for i, (waveform,) in decode_ahead(range(len(examples)), lambda i: [examples[i]], read, THREADS, AHEAD):
-        yield i, waveform
-        seconds += len(waveform) / sample_rate
-        if progress is not None:
-            rate = seconds / max(time.monotonic() - begin, 1e-3)
-            progress(i + 1, len(examples), f"{i + 1}/{len(examples)} recordings, {rate:,.0f} x real time")
-
-
-def _log_mel(out: dict[str, Tensor], i: int, waveform: Waveform, front_end: FrontEnd) -> None:
-    if LOG_MEL in out:
-        out[LOG_MEL][i] = torch.from_numpy(log_mel_statistics([waveform], front_end)[0])
-
-
-def _recordings(
-    examples: Sequence[Example], model: Encoder, out: dict[str, Tensor], progress: Progress | None
-) -> Iterator[tuple[int, list[Tensor]]]:
-    front_end = model.config.front_end
-    for i, waveform in _waveforms(examples, front_end.sample_rate, progress):
-        _log_mel(out, i, waveform, front_end)
-        yield i, [torch.from_numpy(waveform)]
+        yield i, blocks(i, waveform)
 
 
 def _pool(model: Encoder, features: Tensor, layers: Sequence[int]) -> list[tuple[Tensor, Tensor, int]]:

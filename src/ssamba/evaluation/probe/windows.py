@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from ssamba.audio.decode import Waveform
 from ssamba.data.examples import Example
-from ssamba.data.loaders.read_example import read_example
+from ssamba.data.loaders.read_example import example_seconds, is_long, read_example, stream_example
 from ssamba.data.loaders.workers import decode_ahead
 from ssamba.data.scan import SkipList
 from ssamba.evaluation.probe.features import THREADS
@@ -19,6 +19,7 @@ from ssamba.inference.model import Encoder
 from ssamba.inference.predict import PredictOptions, prediction_plan
 from ssamba.inference.windows import cut_recordings
 from ssamba.utils.errors import AudioError
+from ssamba.utils.progress import Bar
 
 DECODED_AHEAD = 8
 
@@ -45,12 +46,12 @@ def classifier_windows(
 
 def _recordings(
     examples: Sequence[Example], model: Encoder, skip: SkipList, failed: set[int]
-) -> Iterator[tuple[int, list[Tensor]]]:
+) -> Iterator[tuple[int, Iterable[Tensor]]]:
     rate = model.config.sample_rate
 
-    def read(example: Example) -> Waveform | AudioError:
+    def read(example: Example) -> Waveform | AudioError | None:
         try:
-            return read_example(example, sample_rate=rate)
+            return None if is_long(example) else read_example(example, sample_rate=rate)
         except AudioError as error:
             return error
 
@@ -59,7 +60,26 @@ def _recordings(
             failed.add(i)
             skip.record(found.path or examples[i].key, found.reason)
             yield i, []
+        elif found is None:
+            yield i, _long(examples[i], i, rate, skip, failed)
         else:
             skip.succeeded(part.path for part in examples[i].parts)
             yield i, [torch.from_numpy(found)]
         skip.check()
+
+
+def _long(example: Example, number: int, rate: int, skip: SkipList, failed: set[int]) -> Iterator[Tensor]:
+    """The blocks of a long example with a progress bar; they end early, and it is noted, where it cannot be read."""
+    try:
+        whole = example_seconds(example)
+        with Bar(example.key, "s") as bar:
+            done = 0
+            for block in stream_example(example, rate):
+                yield torch.from_numpy(block)
+                done += len(block)
+                bar.update(done / rate, whole)
+    except AudioError as error:
+        failed.add(number)
+        skip.record(error.path or example.key, error.reason)
+    else:
+        skip.succeeded(part.path for part in example.parts)

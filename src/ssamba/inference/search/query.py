@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ssamba.audio import log_mel
-from ssamba.audio.decode import read_audio
+from ssamba.audio.decode import audio_info, read_audio, stream_audio
 from ssamba.audio.encoded import as_source, is_encoded
 from ssamba.inference.load import load
 from ssamba.inference.search import store
@@ -39,6 +39,10 @@ DUPLICATE_SCORE = 0.8
 """Score from which two recordings count as near-duplicates (docs/similarity.md has what others give)."""
 
 
+LONG_SECONDS = 600.0
+"""Longer files are read in blocks, once for each phase."""
+
+
 class Match(NamedTuple):
     """A recording of an index: its path, its score, and the second in it at which the query begins (may be below 0)."""
 
@@ -59,6 +63,12 @@ class Query(NamedTuple):
 
     phases: list[Phase]
     pieces: FloatArray
+
+
+def _stream_from(path: str, first: int, rate: int) -> Iterator[torch.Tensor]:
+    """The blocks of a long file, without its first samples; there are fewer of those than a block has."""
+    for number, block in enumerate(stream_audio(path, sample_rate=rate)):
+        yield torch.from_numpy(block if number else block[first:])
 
 
 class Index:
@@ -118,7 +128,11 @@ class Index:
     ) -> Query:
         """A query as vectors. See ``search`` for the arguments."""
         rate = self.model.config.sample_rate
-        if is_encoded(query):
+        path = os.fspath(query) if isinstance(query, (str, os.PathLike)) else None
+        long = path is not None and seconds is None and not start and audio_info(path).seconds > LONG_SECONDS
+        if long:
+            waveform = torch.empty(0, dtype=torch.float32, device="cpu")
+        elif is_encoded(query):
             waveform = torch.from_numpy(read_audio(as_source(query), rate, start, seconds))
         else:
             (waveform,) = log_mel.to_waveforms(query, sample_rate, rate)
@@ -127,7 +141,11 @@ class Index:
         steps = self.model.config.stride_time * self.model.config.front_end.hop / PHASES
         shifts = [round(phase * steps) for phase in range(PHASES)]
         least = self.model.config.front_end.frame_length
-        versions = [(i, [waveform[s:]]) for i, s in enumerate(shifts) if i == 0 or len(waveform) >= s + least]
+        versions: list[tuple[int, Iterable[torch.Tensor]]]
+        if long and path is not None:
+            versions = [(i, _stream_from(path, s, rate)) for i, s in enumerate(shifts)]
+        else:
+            versions = [(i, [waveform[s:]]) for i, s in enumerate(shifts) if i == 0 or len(waveform) >= s + least]
         means, space = PieceMeans(), self.space
         columns: dict[int, list[FloatArray]] = {i: [] for i, _ in versions}
         for segment, vectors, audible in column_vectors(self.model, versions, space.layer, space.level):

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ssamba.data.examples import LabelledData
+from ssamba.data.loaders.audio_cache import FREE_BYTES, MAX_UNPACKED
 
 MAX_FRAMES, MIN_FRAMES = 1024, 32
 FEW_CLIPS, MAX_FOLDS = 300, 5
@@ -30,6 +31,8 @@ GPU_FACTOR = 100
 """How many times as fast a GPU is as two cores."""
 ACTIVATIONS = 0.4e9
 """Most bytes of activations on a processor, where more clips in a pass are no faster."""
+FREE_FEATURE_BYTES = 256_000_000
+"""Beyond it kept features take at most ``MAX_UNPACKED`` times the size of their files, as the audio cache does."""
 TRAINING_SECONDS = 60.0
 """Time allowed for 40 clips; it grows with the power 3/4 of their number."""
 
@@ -52,6 +55,7 @@ class Facts:
         memory: bytes that are free on the device.
         gpu: whether the device is a GPU.
         threads: processor threads that the model runs on.
+        disk: bytes of the clips' files, which bound what is kept of them in memory.
     """
 
     clips: int
@@ -68,6 +72,7 @@ class Facts:
     memory: float = 8e9
     gpu: bool = False
     threads: int = 2
+    disk: float = math.inf
 
 
 def choose_folds(data: LabelledData) -> int:
@@ -202,18 +207,28 @@ def _choose_epochs(facts: Facts, values: Mapping[str, Any]) -> int:
     return max(3, min(tuned, int(budget / epoch)))
 
 
+def windows_per_clip(facts: Facts, values: Mapping[str, Any]) -> float:
+    """Windows of a clip in an evaluation, in the mean; 1 without windows."""
+    window = values.get("window") or math.inf
+    counts = [max(1, math.ceil(seconds / window - 0.05)) for seconds in facts.seconds]
+    return sum(counts) / len(counts) if counts else 1.0
+
+
 def expected_bytes(facts: Facts, values: Mapping[str, Any], parameters: int) -> float:
     """Peak memory of a run: the process, weights and what training adds to them, activations, audio, features."""
     process = 0.6e9
     weights = 4 * parameters * 8  # gradients, Adam's two, the average, the best, copies while they are saved
-    held = min(values["cache_gb"] * 1e9, 32000 * facts.clips * sum(facts.seconds) / max(1, len(facts.seconds)))
-    features = 4 * values["frames"] * facts.mel_bins * (facts.clips - facts.train)
+    audio = 32000 * facts.clips * sum(facts.seconds) / max(1, len(facts.seconds))
+    held = min(values["cache_gb"] * 1e9, audio, FREE_BYTES + MAX_UNPACKED * facts.disk)
+    features = 4 * values["frames"] * facts.mel_bins * (facts.clips - facts.train) * windows_per_clip(facts, values)
+    features = min(features, FREE_FEATURE_BYTES + MAX_UNPACKED * facts.disk)
     return process + weights + values["batch"] * activation_bytes(facts, values) * 1.1 + held + features
 
 
 def expected_seconds(facts: Facts, values: Mapping[str, Any], per_clip: float) -> float:
     """Time of a run where a training clip takes ``per_clip`` seconds, a third of it without gradients."""
-    held = facts.clips - facts.train
+    windows = windows_per_clip(facts, values)
+    held = (facts.clips - facts.train) * windows
     trained = values["epochs"] * (facts.train + held / 3)
-    probe = facts.train / 3 if values["head_init"] == "probe" else 0.0
+    probe = facts.train * windows / 3 if values["head_init"] == "probe" else 0.0
     return 8 + facts.folds * (per_clip * (trained + probe + held / 3) + 1 + facts.train / 100)

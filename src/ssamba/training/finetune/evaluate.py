@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from ssamba.audio.front_end import FrontEnd
 from ssamba.data.examples import Example
+from ssamba.data.loaders.audio_cache import MAX_UNPACKED, bytes_on_disk
 from ssamba.data.loaders.labelled import LabelledBatch, LabelledLoader
 from ssamba.data.loaders.workers import AudioCache, choose_workers
 from ssamba.data.samplers.labelled import EvaluationPlan
@@ -23,7 +25,9 @@ from ssamba.models.config import Config
 from ssamba.models.encoder import Encoder
 from ssamba.models.pretrained.model_dir import load_tensors
 from ssamba.training.features import batch_features
+from ssamba.training.finetune.auto import FREE_FEATURE_BYTES
 from ssamba.training.finetune.recipe import FinetuneRecipe
+from ssamba.utils.progress import Bar
 from ssamba.utils.tensor_file import read_header, write_tensors
 
 FEATURE_BYTES = 4 << 30
@@ -105,13 +109,28 @@ class Evaluation:
         device: where the models are.
         loss: that the models are trained with: ``ce`` or ``bce``.
         keep: features stay on the device between evaluations.
+        windows: how many there are, for the progress bar; 0 where that is not known.
     """
 
-    def __init__(self, loader: LabelledLoader, config: Config, device: torch.device, loss: str, keep: bool) -> None:
+    def __init__(
+        self, loader: LabelledLoader, config: Config, device: torch.device, loss: str, keep: bool, windows: int = 0
+    ) -> None:
         self.loader, self.config, self.device, self.loss, self.keep = loader, config, device, loss, keep
+        self.windows = windows
         self._kept: list[tuple[Tensor, LabelledBatch]] = []
 
-    def _batches(self) -> Iterator[tuple[Tensor, LabelledBatch]]:
+    def _batches(self, label: str, step: Callable[[], None] | None = None) -> Iterator[tuple[Tensor, LabelledBatch]]:
+        """Features and batches with a progress bar; ``step`` is called before each, and may raise to end it."""
+        done = 0
+        with Bar(label, "windows") as bar, contextlib.closing(self._features()) as batches:
+            for features, batch in batches:
+                if step is not None:
+                    step()
+                yield features, batch
+                done += len(batch.keys)
+                bar.update(done, max(done, self.windows))
+
+    def _features(self) -> Generator[tuple[Tensor, LabelledBatch], None, None]:
         if self._kept:
             yield from self._kept
             return
@@ -132,16 +151,19 @@ class Evaluation:
         Both on the CPU, in the examples' order. The caller chooses evaluation mode and precision.
         """
         values, examples = [], []
-        for features, batch in self._batches():
+        for features, batch in self._batches("features for the classifier"):
             values.append(model.classifier_values(features))
             examples.append(batch.examples)
         return torch.cat(values).cpu(), torch.cat(examples)
 
     @torch.no_grad()
-    def outputs(self, model: Encoder) -> ClassifierOutputs:
-        """The model's logits and the targets, in the examples' order. The caller chooses mode and precision."""
+    def outputs(self, model: Encoder, step: Callable[[], None] | None = None) -> ClassifierOutputs:
+        """The model's logits and the targets, in the examples' order. The caller chooses mode and precision.
+
+        ``step`` is called before each batch; what it raises ends the evaluation, and nothing of it is kept.
+        """
         logits, batches = [], []
-        for features, batch in self._batches():
+        for features, batch in self._batches("evaluating", step):
             logits.append(model.classify(features).float())  # read below, all at once
             batches.append(batch)
         examples = torch.cat([b.examples for b in batches])
@@ -167,16 +189,25 @@ def make_evaluation(
     seconds = longest_seconds(recipe, model.config.front_end, examples[0].per_second is not None)
     batch = recipe.eval_batch or max(recipe.batch, MIN_BATCH)
     workers = choose_workers(recipe.workers)
-    plan = EvaluationPlan(examples, batch, seconds, bool(recipe.window), skip, workers)
+    rate = model.config.sample_rate
+    plan = EvaluationPlan(examples, batch, seconds, bool(recipe.window), skip, workers, sample_rate=rate)
     loader = LabelledLoader(plan, len(model.classifier.task.classes), workers, skip=skip)
     loader.cache = cache
-    keep = plan.steps * batch * model.config.frames * model.config.mel_bins * 4 <= _feature_bytes(recipe)
-    return Evaluation(loader, model.config, model.device, recipe.loss, keep and again)
+    size = plan.steps * batch * model.config.frames * model.config.mel_bins * 4
+    keep = again and may_keep(size, examples, recipe)
+    return Evaluation(loader, model.config, model.device, recipe.loss, keep, plan.windows)
 
 
-def _feature_bytes(recipe: FinetuneRecipe) -> float:
-    """Where the cache of audio is kept small, so are the features."""
-    return min(FEATURE_BYTES, recipe.cache_gb * 1e9) if 0 < recipe.cache_gb < 4 else FEATURE_BYTES
+def may_keep(size: float, examples: Sequence[Example], recipe: FinetuneRecipe) -> bool:
+    """Whether features of ``size`` bytes are kept: where the cache of audio is kept small, so are they.
+
+    Hours of near silence in a few megabytes are not worth gigabytes: they are decoded again for each evaluation.
+    """
+    most = min(FEATURE_BYTES, recipe.cache_gb * 1e9) if 0 < recipe.cache_gb < 4 else FEATURE_BYTES
+    if size > most or size <= FREE_FEATURE_BYTES:
+        return size <= most
+    on_disk = bytes_on_disk({part.path for example in examples for part in example.parts})
+    return size <= FREE_FEATURE_BYTES + MAX_UNPACKED * on_disk
 
 
 def _widened(targets: Tensor, width: int) -> Tensor:

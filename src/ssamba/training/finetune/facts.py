@@ -14,6 +14,7 @@ import torch
 
 from ssamba.data.datasets import read_layout
 from ssamba.data.examples import Example, LabelledData
+from ssamba.data.loaders.audio_cache import bytes_on_disk
 from ssamba.data.loaders.read_example import example_seconds
 from ssamba.models.encoder import Encoder
 from ssamba.models.pretrained.load import read_model_source
@@ -109,6 +110,8 @@ def gather_facts(recipe: FinetuneRecipe, data: LabelledData, source: str | None,
         memory=free_memory(device),
         gpu=device.type == "cuda",
         threads=torch.get_num_threads(),
+        disk=bytes_on_disk({part.path for example in examples[:MAX_LENGTHS] for part in example.parts})
+        * (len(examples) / len(examples[:MAX_LENGTHS])),
     )
 
 

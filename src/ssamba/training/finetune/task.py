@@ -186,7 +186,7 @@ class FinetuneTask(Task[FinetuneBatch, FinetuneInputs]):
 
     def validate(self, step: int) -> dict[str, float]:
         """Metrics on the held-out clips; where all folds share the choice, the outputs are kept for it."""
-        outputs = self.data.validation.outputs(self.eval_model)
+        outputs = self.data.validation.outputs(self.eval_model, self.check_stop)
         if self.recipe.choose == "folds":
             outputs.save(epoch_file(self.folder, step // self.steps_per_epoch))
         found = outputs.summary(self.recipe.loss, self.classification.multi_label)

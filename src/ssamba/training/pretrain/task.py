@@ -226,6 +226,7 @@ class PretrainTask(Task[PretrainBatch, PretrainInputs]):
         features, mask_a, mask_b = self.validation.features, self.validation.mask_a, self.validation.mask_b
         sums = dict.fromkeys(self.validation_metrics, 0.0)
         for start in range(0, len(features), self.recipe.batch):
+            self.check_stop()
             rows = slice(start, start + self.recipe.batch)
             two = None if mask_b is None else mask_b[rows]
             losses = self.eval_model.losses(features[rows], mask_a[rows], two, self.recipe.objective)

@@ -92,7 +92,9 @@ def stored_values_fit(path: Path) -> Iterator[None]:
         ) from None
 
 
-def write_summary(folder: Path, step: int, task: AnyTask, best: Mapping[str, float] | None, rate: float) -> None:
+def write_summary(
+    folder: Path, step: int, task: AnyTask, best: Mapping[str, float] | None, rate: float, finished: bool
+) -> None:
     """Write ``state.json``. Raises ``WriteError``."""
     values = {
         "step": step,
@@ -100,7 +102,7 @@ def write_summary(folder: Path, step: int, task: AnyTask, best: Mapping[str, flo
         "epochs_done": round(step / task.steps_per_epoch, 4),
         "best": best,
         "learning_rate": rate,
-        "finished": step >= task.total_steps,
+        "finished": finished,
     }
     write_text(folder / SUMMARY_FILE, json.dumps(values, indent=2) + "\n")
 

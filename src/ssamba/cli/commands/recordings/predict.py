@@ -57,7 +57,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="with --every or --events: draw the spectrogram and the scores of one file",
     )
     parser.add_argument(
-        "--reject", action="store_true", help="name no class where a sound is unlike those that the model was fitted on"
+        "--reject",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="name no class where a sound is unlike those that the model was fitted on",
     )
     _add_events(parser)
     add_passes(parser)
