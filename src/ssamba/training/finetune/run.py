@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import filecmp
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from ssamba.data.manifest import Clip
 from ssamba.data.scan import SkipList, scan_clips
 from ssamba.models.config import Config
 from ssamba.models.encoder import Encoder
+from ssamba.models.pretrained.file_checks import changed_files
 from ssamba.models.pretrained.model_dir import (
     CONFIG_FILE,
     RESULTS_FILE,
@@ -29,22 +29,28 @@ from ssamba.models.pretrained.model_dir import (
     read_model,
     save_config,
 )
-from ssamba.models.pretrained.transformers_files import write_preprocessor
 from ssamba.models.registry import make_encoder
 from ssamba.training.distributed import DistContext, distributed_context
 from ssamba.training.finetune.evaluate import ClassifierOutputs, make_evaluation
 from ssamba.training.finetune.facts import Say, fill_open, read_data, report_choices, stored_values, timed_labels
 from ssamba.training.finetune.head_init import init_by_probe
+from ssamba.training.finetune.keep import check_folds, keep_last_model
 from ssamba.training.finetune.model import make_classification, measured_config, new_model
 from ssamba.training.finetune.recipe import FinetuneRecipe
-from ssamba.training.finetune.report import FoldResult, Results, chosen_text, read_results, write_results
+from ssamba.training.finetune.report import (
+    FoldResult,
+    Results,
+    chosen_text,
+    read_results,
+    write_results,
+)
 from ssamba.training.finetune.resolve import data_files, fingerprint, resolve_auto
 from ssamba.training.finetune.task import EPOCHS_FOLDER, FinetuneTask, FoldData, Scores, epoch_file, prepare_fold
 from ssamba.training.log import check_log, read_log
 from ssamba.training.loop import Loop, LoopSettings, precision
 from ssamba.training.optim import make_optimizer, parameter_groups
 from ssamba.training.resume.content import content_digest
-from ssamba.training.resume.run_files import check_config, check_model_files, is_good, read_config_text, read_summary
+from ssamba.training.resume.run_files import check_config, check_model_files, is_good, read_summary
 from ssamba.training.run_folder import (
     RECIPE_FILE,
     check_same_content,
@@ -55,7 +61,7 @@ from ssamba.training.run_folder import (
 )
 from ssamba.training.run_state import has_state, read_state_values, remove_states
 from ssamba.training.schedule import EpochSchedule
-from ssamba.utils.atomic_write import atomic_write, clear_leftovers, make_folder
+from ssamba.utils.atomic_write import clear_leftovers, make_folder
 from ssamba.utils.errors import CheckpointError, ConfigError
 from ssamba.utils.lock import lock_folder
 from ssamba.utils.progress import Bar
@@ -90,6 +96,8 @@ def finetune(
     with distributed_context(device) as (dist, chosen), lock_folder(out, dist.main):
         setup = prepare_run(recipe, data, out, source, chosen, dist, say, timed_labels(recipe, labels, background))
         run = FoldRuns(setup, out, chosen, dist)
+        if dist.main:
+            check_folds(run.folders)
         if not (out / RESULTS_FILE).exists():
             for number in range(run.count):
                 run.train_fold(number)
@@ -98,11 +106,11 @@ def finetune(
         if not dist.main:
             return {}
         # Of a finished run, too: what was damaged since is good again.
-        run.keep_model()
+        keep_last_model(out, run.folders)
         write_results(out, run.results(source), run.outputs())
-        for number in range(run.count):
-            remove_states(run.folder(number))
-            shutil.rmtree(run.folder(number) / EPOCHS_FOLDER, ignore_errors=True)
+        for folder in run.folders:
+            remove_states(folder)
+            shutil.rmtree(folder / EPOCHS_FOLDER, ignore_errors=True)
         return read_results(out)
 
 
@@ -152,6 +160,7 @@ def _enter(out: Path, recipe: FinetuneRecipe, source: str | None, root: Path, da
     clear_leftovers(make_folder(out))
     digest, content = fingerprint(data), content_digest(data_files(data))
     if (out / RECIPE_FILE).exists():
+        changed_files(out)
         check_same_recipe(out, recipe, source, FINETUNE_MAY_CHANGE)
         check_same_data(out, digest)
         check_same_content(out, content)
@@ -169,11 +178,12 @@ class FoldRuns:
         self.out, self.device, self.dist = out, device, dist
         self.skip = SkipList(skipped_file(out, dist.rank))
         self.count = len(self.data.folds)
+        self.folders = [out / f"fold-{number + 1}" for number in range(self.count)]
         self._cache: AudioCache | None = None
 
     def folder(self, number: int) -> Path:
         """A fold's run directory."""
-        return self.out / f"fold-{number + 1}"
+        return self.folders[number]
 
     def train_fold(self, number: int) -> None:
         """Train a fold to its end, unless that is done, and keep its model's outputs for the test clips."""
@@ -330,34 +340,6 @@ class FoldRuns:
         config, kept = read_config(self.folder(0)).config, self.folder(len(folds) - 1).name
         return Results(self.recipe, source, self.data, tuple(folds), config, chosen_text(self.recipe), kept)
 
-    def keep_model(self) -> None:
-        """The last fold's model becomes the run's. Raises ``CheckpointError`` for a damaged one."""
-        folder = self.folder(self.count - 1)
-        last = read_config(folder)
-        for one in (self.folder(n) for n in range(self.count)):
-            problem = check_model_files(one)
-            if problem is not None:
-                raise CheckpointError(f"{problem}; restore it, or remove {self.out / RESULTS_FILE} and {one}")
-            # Folds differ in measured statistics at most.
-            found = read_config(one)
-            same = found.config.replace(mean=last.config.mean, std=last.config.std) == last.config
-            if not same or found.classification != last.classification or found.heads != last.heads:
-                raise CheckpointError(f"{one / CONFIG_FILE}: is not of this run any more; put back the right one")
-            write_preprocessor(one, found.config)
-        kept = read_config_text(self.out) if (self.out / RESULTS_FILE).exists() else None
-        if kept is not None and kept != read_config_text(folder):
-            raise CheckpointError(f"{self.out / CONFIG_FILE}: is not that of {folder} any more; put back the right one")
-        for name in (WEIGHTS_FILE, CONFIG_FILE):
-            _copy(folder / name, self.out / name)
-        write_preprocessor(self.out, read_config(self.out).config)
-
     def outputs(self) -> list[ClassifierOutputs]:
         """The outputs of all folds for their test clips, at the epochs of :meth:`results`."""
         return [ClassifierOutputs.load(self.folder(n) / OUTPUTS_FILE) for n in range(len(self.data.folds))]
-
-
-def _copy(source: Path, target: Path) -> None:
-    if target.is_file() and filecmp.cmp(source, target, shallow=False):
-        return
-    with atomic_write(target) as temporary:
-        shutil.copyfile(source, temporary)

@@ -15,11 +15,12 @@ from ssamba.evaluation.probe.probe import ProgressBars, no_bar
 from ssamba.evaluation.probe.protocol import Division, all_examples, divisions, target_matrix
 from ssamba.inference.model import KINDS, Encoder
 from ssamba.models.classifier import Classification, Classifier
+from ssamba.models.pretrained.file_checks import changed_files
 from ssamba.models.pretrained.load import read_model_source
 from ssamba.models.pretrained.model_dir import CONFIG_FILE, RESULTS_FILE, Description, build_as, save_model
 from ssamba.training.finetune.auto import choose_frames
 from ssamba.training.finetune.facts import Say, clip_lengths
-from ssamba.training.finetune.report import FoldResult, Results, read_results, write_results
+from ssamba.training.finetune.report import FoldResult, Results, read_results, record_results, write_results
 from ssamba.training.finetune.resolve import data_files, fingerprint
 from ssamba.training.fit.cross_validation import Bank, Validated, cross_validate
 from ssamba.training.fit.data import read_fit_data
@@ -98,6 +99,7 @@ def fit(
 def _fit(setup: FitSetup, data: Path, out: Path, say: Say, bars: ProgressBars) -> dict[str, Any]:
     _check_folder(out, setup)
     if (out / RESULTS_FILE).exists():
+        record_results(out, rewritten=False)
         return read_results(out)
     for note in setup.data.notes:
         say(note)
@@ -150,6 +152,7 @@ def _report_choices(setup: FitSetup, say: Say) -> None:
 def _check_folder(out: Path, setup: FitSetup) -> None:
     """See that a run in the directory is this one. Writes nothing."""
     if (out / RECIPE_FILE).exists():
+        changed_files(out)
         check_same_recipe(out, setup.recipe, setup.source, ())
         check_same_data(out, fingerprint(setup.data))
         check_same_content(out, content_digest(data_files(setup.data)))

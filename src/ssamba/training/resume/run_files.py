@@ -12,7 +12,10 @@ from torch import Tensor
 
 from ssamba.models.config import Config
 from ssamba.models.encoder import Encoder
+from ssamba.models.pretrained.file_checks import record_files
 from ssamba.models.pretrained.model_dir import CONFIG_FILE, SUMMARY_FILE, WEIGHTS_FILE, read_config, save_model
+from ssamba.models.pretrained.transformers_files import PREPROCESSOR_FILE
+from ssamba.training.log import BOARD_FOLDER, LOG_FILE
 from ssamba.training.run_state import RunValues
 from ssamba.training.task import AnyTask
 from ssamba.utils.atomic_write import write_text
@@ -93,7 +96,7 @@ def stored_values_fit(path: Path) -> Iterator[None]:
 
 
 def write_summary(folder: Path, step: int, task: AnyTask, best: Mapping[str, float] | None, rate: float) -> None:
-    """Write ``state.json``. Raises ``WriteError``."""
+    """Write ``state.json``; after the last step also list the run's files in ``checks.json``. Raises ``WriteError``."""
     values = {
         "step": step,
         "total_steps": task.total_steps,
@@ -103,6 +106,9 @@ def write_summary(folder: Path, step: int, task: AnyTask, best: Mapping[str, flo
         "finished": step >= task.total_steps,
     }
     write_text(folder / SUMMARY_FILE, json.dumps(values, indent=2) + "\n")
+    if values["finished"]:
+        events = [path.relative_to(folder).as_posix() for path in folder.glob(f"{BOARD_FOLDER}/*")]
+        record_files(folder, [SUMMARY_FILE, CONFIG_FILE, PREPROCESSOR_FILE], kept=[LOG_FILE, *events])
 
 
 def read_summary(folder: Path) -> dict[str, Any]:

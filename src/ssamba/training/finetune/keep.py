@@ -1,0 +1,56 @@
+"""The model that a finished fine-tuning keeps: that of its last fold, once the models of all folds are good."""
+
+from __future__ import annotations
+
+import filecmp
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from ssamba.models.pretrained.file_checks import changed_files
+from ssamba.models.pretrained.model_dir import CONFIG_FILE, RESULTS_FILE, SUMMARY_FILE, WEIGHTS_FILE, read_config
+from ssamba.models.pretrained.transformers_files import write_preprocessor
+from ssamba.training.resume.run_files import check_model_files, read_config_text
+from ssamba.training.run_state import has_state
+from ssamba.utils.atomic_write import atomic_write, remove_file
+from ssamba.utils.errors import CheckpointError
+
+
+def check_folds(folders: Sequence[Path]) -> None:
+    """Warn of files of finished folds that are not what the run wrote. A summary that can be written again is removed:
+    the fold then goes on from its state, at its end. Raises ``WriteError``."""
+    for folder in folders:
+        if SUMMARY_FILE in changed_files(folder) and has_state(folder):
+            remove_file(folder / SUMMARY_FILE)
+
+
+def keep_last_model(out: Path, folders: Sequence[Path]) -> None:
+    """Copy the model of the last of the folds' ``folders`` to the run's, ``out``.
+
+    Raises ``CheckpointError`` for a damaged one, of any fold.
+    """
+    folder = folders[-1]
+    last = read_config(folder)
+    for one in folders:
+        problem = check_model_files(one)
+        if problem is not None:
+            raise CheckpointError(f"{problem}; restore it, or remove {out / RESULTS_FILE} and {one}")
+        # Folds differ in measured statistics at most.
+        found = read_config(one)
+        same = found.config.replace(mean=last.config.mean, std=last.config.std) == last.config
+        if not same or found.classification != last.classification or found.heads != last.heads:
+            raise CheckpointError(f"{one / CONFIG_FILE}: is not of this run any more; put back the right one")
+        write_preprocessor(one, found.config)
+    kept = read_config_text(out) if (out / RESULTS_FILE).exists() else None
+    if kept is not None and kept != read_config_text(folder):
+        raise CheckpointError(f"{out / CONFIG_FILE}: is not that of {folder} any more; put back the right one")
+    for name in (WEIGHTS_FILE, CONFIG_FILE):
+        _copy(folder / name, out / name)
+    write_preprocessor(out, read_config(out).config)
+
+
+def _copy(source: Path, target: Path) -> None:
+    if target.is_file() and filecmp.cmp(source, target, shallow=False):
+        return
+    with atomic_write(target) as temporary:
+        shutil.copyfile(source, temporary)
