@@ -33,7 +33,8 @@ def describe(source: ModelSource | None = None, attention_heads: int | None = No
     """Sizes, front end and, for a run, its training state or what it reached.
 
     Of a directory's weights only the header is read; a warning names files that ``checks.json`` does not fit.
-    ``source`` and ``attention_heads`` as for ``ssamba.load``. Raises ``CheckpointError`` or ``ConfigError`` for what is no model.
+    ``source`` and ``attention_heads`` as for ``ssamba.load``. Raises ``CheckpointError`` or ``ConfigError`` for what is
+    no model.
     """
     path = locate(source)
     if path.is_dir():

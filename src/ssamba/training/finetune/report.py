@@ -137,7 +137,7 @@ def read_results(out: Path) -> dict[str, Any]:
 
 
 def write_results(out: Path, results: Results, outputs: Sequence[ClassifierOutputs]) -> dict[str, Any]:
-    """Write all reports into ``out``, results.json last: it says that the run is finished. Then lists them in checks.json."""
+    """Write all reports into ``out``, results.json last: it says that the run is finished. List them in checks.json."""
     if not outputs:
         return _write_last(out, results.to_dict())
     rows = [a.rows(results.recipe.loss) for a in outputs]
