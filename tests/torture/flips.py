@@ -86,7 +86,7 @@ class Flips:
             return self.state.words(kind, out, "0")
         data, source = self.state.work / "labelled", self.state.work / "whole-pretrain"
         places = ["--data", str(data), "--from", str(source), "--out", str(out)]
-        return ["fit", *places, *"--frames 32 --stride 16 --device cpu".split()]
+        return ["fit", *places, *["--frames", "32", "--stride", "16", "--device", "cpu"]]
 
     def __call__(self, number: int) -> Flip:
         """One flip."""

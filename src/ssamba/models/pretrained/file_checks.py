@@ -27,8 +27,8 @@ def record_files(folder: Path, written: Iterable[str], kept: Iterable[str] = ())
     does what else is listed. Raises ``WriteError``.
     """
     files = _listed(folder)[0]
-    written, kept = set(written), set(kept)
-    for name in written | kept:
+    written = set(written)
+    for name in written.union(kept):
         if (name in written or name not in files) and (folder / name).is_file():
             files[name] = sha256_of(folder / name)
     _write(folder, files)

@@ -7,21 +7,27 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from ssamba.models.pretrained.file_checks import changed_files
+from ssamba.models.pretrained.file_checks import CHECKS_FILE, changed_files
 from ssamba.models.pretrained.model_dir import CONFIG_FILE, RESULTS_FILE, SUMMARY_FILE, WEIGHTS_FILE, read_config
 from ssamba.models.pretrained.transformers_files import write_preprocessor
-from ssamba.training.resume.run_files import check_model_files, read_config_text
+from ssamba.training.resume.run_files import check_model_files, read_config_text, record_run
 from ssamba.training.run_state import has_state
 from ssamba.utils.atomic_write import atomic_write, remove_file
 from ssamba.utils.errors import CheckpointError
 
 
 def check_folds(folders: Sequence[Path]) -> None:
-    """Warn of files of finished folds that are not what the run wrote. A summary that can be written again is removed:
-    the fold then goes on from its state, at its end. Raises ``WriteError``."""
+    """Warn of files of finished folds that are not what the run wrote.
+
+    A summary that can be written again is removed: the fold then goes on from its state, at its end. A list of digests
+    that is damaged is made anew. Raises ``WriteError``.
+    """
     for folder in folders:
-        if SUMMARY_FILE in changed_files(folder) and has_state(folder):
+        changed = changed_files(folder)
+        if SUMMARY_FILE in changed and has_state(folder):
             remove_file(folder / SUMMARY_FILE)
+        elif CHECKS_FILE in changed:
+            record_run(folder)
 
 
 def keep_last_model(out: Path, folders: Sequence[Path]) -> None:

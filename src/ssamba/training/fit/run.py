@@ -28,6 +28,7 @@ from ssamba.training.fit.features import FeatureParts, collect_features, parts_f
 from ssamba.training.fit.heads import LinearHead, choose_head
 from ssamba.training.fit.recipe import FitRecipe
 from ssamba.training.resume.content import content_digest
+from ssamba.training.resume.run_files import check_model_files
 from ssamba.training.run_folder import (
     RECIPE_FILE,
     check_same_content,
@@ -38,7 +39,7 @@ from ssamba.training.run_folder import (
 )
 from ssamba.utils.atomic_write import clear_leftovers, make_folder
 from ssamba.utils.device import pick_device
-from ssamba.utils.errors import ConfigError, DataError
+from ssamba.utils.errors import CheckpointError, ConfigError, DataError
 from ssamba.utils.lock import lock_folder
 
 
@@ -99,6 +100,9 @@ def fit(
 def _fit(setup: FitSetup, data: Path, out: Path, say: Say, bars: ProgressBars) -> dict[str, Any]:
     _check_folder(out, setup)
     if (out / RESULTS_FILE).exists():
+        problem = check_model_files(out)
+        if problem is not None:
+            raise CheckpointError(f"{problem}; or remove {out / RESULTS_FILE} to fit it again")
         record_results(out, rewritten=False)
         return read_results(out)
     for note in setup.data.notes:

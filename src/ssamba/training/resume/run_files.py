@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,8 +107,16 @@ def write_summary(folder: Path, step: int, task: AnyTask, best: Mapping[str, flo
     }
     write_text(folder / SUMMARY_FILE, json.dumps(values, indent=2) + "\n")
     if values["finished"]:
-        events = [path.relative_to(folder).as_posix() for path in folder.glob(f"{BOARD_FOLDER}/*")]
-        record_files(folder, [SUMMARY_FILE, CONFIG_FILE, PREPROCESSOR_FILE], kept=[LOG_FILE, *events])
+        record_run(folder, written=[SUMMARY_FILE, CONFIG_FILE, PREPROCESSOR_FILE])
+
+
+def record_run(folder: Path, written: Sequence[str] = ()) -> None:
+    """List the files of a run that has ended in ``checks.json``, of which these were ``written`` just now.
+
+    Raises ``WriteError``.
+    """
+    events = [path.relative_to(folder).as_posix() for path in folder.glob(f"{BOARD_FOLDER}/*")]
+    record_files(folder, written, kept=[SUMMARY_FILE, CONFIG_FILE, PREPROCESSOR_FILE, LOG_FILE, *events])
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
