@@ -1,4 +1,4 @@
-"""Digests of a run's small files, in ``checks.json`` beside them: a changed number there is seen, and told.
+"""Digests of a run's small files, listed in ``checks.json``: a changed number in one of them is seen, and reported.
 
 Weights and states have digests of their own. What a run has written to its end (its recipe, log, summary and results)
 is listed here with its SHA-256. A folder without the list, of an older version, is not checked.

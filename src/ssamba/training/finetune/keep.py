@@ -16,7 +16,7 @@ from ssamba.utils.atomic_write import atomic_write, remove_file
 from ssamba.utils.errors import CheckpointError
 
 
-def check_folds(folders: Sequence[Path]) -> None:
+def check_finished_folds(folders: Sequence[Path]) -> None:
     """Warn of files of finished folds that are not what the run wrote.
 
     A summary that can be written again is removed: the fold then goes on from its state, at its end. A list of digests

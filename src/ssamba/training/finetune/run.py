@@ -34,7 +34,7 @@ from ssamba.training.distributed import DistContext, distributed_context
 from ssamba.training.finetune.evaluate import ClassifierOutputs, make_evaluation
 from ssamba.training.finetune.facts import Say, fill_open, read_data, report_choices, stored_values, timed_labels
 from ssamba.training.finetune.head_init import init_by_probe
-from ssamba.training.finetune.keep import check_folds, keep_last_model
+from ssamba.training.finetune.keep import check_finished_folds, keep_last_model
 from ssamba.training.finetune.model import make_classification, measured_config, new_model
 from ssamba.training.finetune.recipe import FinetuneRecipe
 from ssamba.training.finetune.report import (
@@ -97,7 +97,7 @@ def finetune(
         setup = prepare_run(recipe, data, out, source, chosen, dist, say, timed_labels(recipe, labels, background))
         run = FoldRuns(setup, out, chosen, dist)
         if dist.main:
-            check_folds(run.folders)
+            check_finished_folds(run.folders)
         if not (out / RESULTS_FILE).exists():
             for number in range(run.count):
                 run.train_fold(number)
