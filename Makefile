@@ -27,8 +27,8 @@ fuzz: $(STAMP)
 
 # Runs killed at moments drawn from a seed, and bits flipped in their files: about an hour.
 torture: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python tests/torture/rounds.py --rounds 200 --seed $(SEED)
-	OMP_NUM_THREADS=1 $(BIN)/python tests/torture/flips.py --flips 200 --seed $(SEED)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/torture/rounds.py --rounds 200 --seed $(SEED) --jobs $(JOBS)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/torture/flips.py --flips 200 --seed $(SEED) --jobs $(JOBS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

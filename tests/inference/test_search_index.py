@@ -21,6 +21,7 @@ import ssamba
 from ssamba.inference.search import store
 from ssamba.models.pretrained.model_dir import save_model
 from ssamba.utils.errors import ConfigError, DataError, SsambaError
+from ssamba.utils.lock import lock_folder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -186,12 +187,12 @@ def test_killed_in_the_middle(sounds: Path, model: ssamba.SSAMBA, tmp_path: Path
     assert finished.report.kept == held
     assert contents(finished) == contents(ssamba.index([sounds], tmp_path / "fresh", tmp_path / "model"))
     names = {block.name for block in finished.header.blocks}
-    assert {path.name for path in out.iterdir()} == {"index.json", "space.safetensors", "lock", *names}
+    assert {path.name for path in out.iterdir()} == {"index.json", "space.safetensors", *names}
 
 
 def test_one_process_at_a_time(sounds: Path, model: ssamba.SSAMBA, tmp_path: Path) -> None:
     ssamba.index([sounds], tmp_path / "index", model)
-    with store.lock(tmp_path / "index"), pytest.raises(DataError, match="another process is changing this index"):
+    with lock_folder(tmp_path / "index"), pytest.raises(SsambaError, match=r"another process writes there \(process"):
         ssamba.index([sounds], tmp_path / "index", model)
 
 

@@ -72,12 +72,12 @@ def test_a_flipped_bit_of_the_state(
     sounds: Path,
     small: dict[str, object],
     place: float,
-    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """The run goes on from the state before, says so, and ends as an undisturbed one."""
     flip(half / STATE_FILE, place)
     train(sounds, half, small)
-    assert f"{STATE_FILE}: is damaged" in (err := capsys.readouterr().err)
+    assert f"{STATE_FILE}: is damaged" in (err := caplog.text)
     assert "going on from the state before, of step 15" in err
     same_results(runs[0], half)
     verify_tensors(half / PREVIOUS_FILE)
@@ -182,7 +182,7 @@ def test_a_damaged_model_is_written_again(
     sounds: Path,
     small: dict[str, object],
     damage: str,
-    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """The state is that of the best validation: its weights are known."""
     path = half / "model.safetensors"
@@ -199,7 +199,7 @@ def test_a_damaged_model_is_written_again(
         if damage == "pipe":
             os.mkfifo(path)
     train(sounds, half, small)
-    err = capsys.readouterr().err
+    err = caplog.text
     assert "model.safetensors" in err
     assert ("written again from the state" if known else "are lost") in err
     verify_tensors(path)
@@ -243,14 +243,14 @@ def test_a_finished_run_is_good_again(runs: tuple[Path, Path], sounds: Path, tmp
     ids=["text", "latin", "cut", "empty", "zeros", "semicolons", "digit"],
 )
 def test_a_damaged_log_is_reported(
-    half: Path, sounds: Path, small: Any, damage: Callable[[bytes], bytes], capsys: pytest.CaptureFixture[str]
+    half: Path, sounds: Path, small: Any, damage: Callable[[bytes], bytes], caplog: pytest.LogCaptureFixture
 ) -> None:
     path = half / "log.csv"
     before = path.read_bytes()
     assert damage(before) != before
     path.write_bytes(damage(before))
     train(sounds, half, small)
-    assert "log.csv: " in capsys.readouterr().err
+    assert "log.csv: " in caplog.text
     assert [row["step"] for row in read_log(half)][-1] == "24"
 
 

@@ -101,7 +101,7 @@ def test_the_directory_is_that_of_a_fine_tuning_run(run: Path, folders: Path) ->
     names = {path.name for path in run.iterdir()} - {"confusion.png"}
     assert names == {
         *("config.json", "model.safetensors", "preprocessor_config.json", "recipe.yaml"),
-        *("results.json", "results.md", "classes.csv", "predictions.csv", "rejection.safetensors"),
+        *("results.json", "results.md", "classes.csv", "predictions.csv", "rejection.safetensors", "checks.json"),
     }
     results = json.loads((run / "results.json").read_text())
     predictions = table(run / "predictions.csv")

@@ -20,6 +20,8 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 from tqdm import tqdm
 
+from ssamba.models.pretrained.file_checks import forget_files
+from ssamba.training.run_folder import RECIPE_FILE
 from ssamba.utils.atomic_write import explain, make_folder, write_text
 from ssamba.utils.errors import CheckpointError, WriteError
 from ssamba.utils.files import read_bytes, read_text
@@ -135,6 +137,7 @@ class RunLog:
     def __init__(self, folder: Path, columns: list[str], step: int) -> None:
         self.columns = columns
         self.path = folder / LOG_FILE
+        forget_files(folder, but=[RECIPE_FILE])  # what a run writes anew
         rows = [row for row in _readable_rows(self.path) if int(float(row["step"])) <= step]
         self.seconds = float(rows[-1].get("seconds") or 0) if rows else 0.0
         text = io.StringIO()

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from ssamba.models.pretrained.file_checks import record_files
 from ssamba.utils.atomic_write import write_text
 from ssamba.utils.errors import ConfigError, DataError
 from ssamba.utils.yaml_text import read_yaml
@@ -32,6 +33,7 @@ def write_recipe(
     """
     values = {"recipe": dict(recipe), "from": source, "data": list(data), "plan": fingerprint, "content": content}
     write_text(out / RECIPE_FILE, yaml.safe_dump(values, sort_keys=False))
+    record_files(out, [RECIPE_FILE])
 
 
 def check_same_recipe(out: Path, recipe: Any, source: str | None, may_change: Collection[str]) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from ssamba.training.resume.values import StoredValues
-from ssamba.utils.atomic_write import atomic_write, explain, sync_file
+from ssamba.utils.atomic_write import atomic_write, remove_file, sync_file
 from ssamba.utils.errors import CheckpointError, WriteError
 from ssamba.utils.json_text import parse_json
 from ssamba.utils.tensor_file import read_header, read_tensors, verify_tensors, write_content
@@ -139,10 +139,7 @@ def has_state(folder: Path) -> bool:
 def remove_states(folder: Path) -> None:
     """Remove what only a run that goes on needs. Raises ``WriteError``."""
     for name in (STATE_FILE, PREVIOUS_FILE):
-        try:
-            (folder / name).unlink(missing_ok=True)
-        except OSError as error:
-            raise explain(error, folder / name) from None
+        remove_file(folder / name)
 
 
 def read_state_values(folder: Path) -> RunValues | None:

@@ -133,6 +133,14 @@ def atomic_write(path: Path, mode: int | None = None) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def remove_file(path: Path) -> None:
+    """Remove a file that may be missing. Raises ``WriteError``."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise explain(error, path) from None
+
+
 def clear_leftovers(folder: Path) -> None:
     """Remove the temporary files that a killed process left in ``folder``; nobody else may be writing there.
 

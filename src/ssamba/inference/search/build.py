@@ -19,8 +19,8 @@ from ssamba.inference.search.fit import choose_space
 from ssamba.inference.search.space import SPACES, Space, load_space, save_space, weights_digest
 from ssamba.inference.search.store import FileEntry, IndexHeader
 from ssamba.models.patches import column_times
-from ssamba.utils.atomic_write import make_folder
 from ssamba.utils.errors import ConfigError, DataError
+from ssamba.utils.lock import lock_folder
 
 
 @dataclass(frozen=True)
@@ -70,16 +70,15 @@ def update_index(
     """Make the index ``out`` or bring it up to date: the work of ``ssamba.index``, which has the details.
 
     ``name`` stands for the model in messages. Raises ``ConfigError`` for an index of another model or other options,
-    ``DataError`` when it is damaged or no file can be read.
+    ``DataError`` when it is damaged or no file can be read, ``SsambaError`` when another process writes there.
     """
     fresh = not store.is_index(out)
     if fresh and out.exists() and not store.is_unfinished(out):
         raise ConfigError(f"{out}: exists and is no index; give another --out")
     if fresh and not files:
         raise DataError("no audio files given")
-    make_folder(out)
     try:
-        with store.lock(out):
+        with lock_folder(out):
             return _Update(out, model, name, options, work or Work()).run(files)
     finally:
         if not store.is_index(out):
@@ -88,9 +87,9 @@ def update_index(
 
 def _remove_empty(folder: Path) -> None:
     """What a new index leaves when it comes to nothing."""
-    for path in (folder / store.LOCK_FILE, folder / store.SPACE_FILE):
-        path.unlink(missing_ok=True)
-    if not any(folder.iterdir()):
+    for name in (*store.LOCK_FILES, store.SPACE_FILE):
+        (folder / name).unlink(missing_ok=True)
+    if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
 
 

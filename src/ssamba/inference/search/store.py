@@ -8,13 +8,11 @@ compared with the files' before anything is read.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -27,8 +25,11 @@ from ssamba.inference.search.pieces import piece_count
 from ssamba.utils.atomic_write import clear_leftovers, explain, make_folder, write_text
 from ssamba.utils.errors import DataError
 from ssamba.utils.json_text import read_json
+from ssamba.utils.lock import FOLDER_LOCK
 
-INDEX_FILE, SPACE_FILE, FILES_FILE, LOCK_FILE = "index.json", "space.safetensors", "files.json", "lock"
+INDEX_FILE, SPACE_FILE, FILES_FILE = "index.json", "space.safetensors", "files.json"
+LOCK_FILES = (FOLDER_LOCK, "lock")
+"""Names of the lock, now and in earlier versions."""
 INDEX_FORMAT = 1
 LARGEST_JSON = 1 << 28
 """Bytes of a table that are read."""
@@ -270,8 +271,9 @@ def drop(header: IndexHeader, gone: dict[str, set[int]]) -> IndexHeader:
 
 def is_unfinished(folder: Path) -> bool:
     """Whether a folder is empty, or holds nothing but what a killed process left of an index that never was one."""
-    ours = re.compile(rf"{BLOCK_NAME.pattern}|{LOCK_FILE}|{re.escape(SPACE_FILE)}|\.(space|index)\.[0-9a-f]{{8}}\.\w+")
-    return folder.is_dir() and all(ours.fullmatch(path.name) for path in folder.iterdir())
+    ours = re.compile(rf"{BLOCK_NAME.pattern}|{re.escape(SPACE_FILE)}|\.(space|index)\.[0-9a-f]{{8}}\.\w+")
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else ["no folder"]
+    return all(name in LOCK_FILES or ours.fullmatch(name) for name in names)
 
 
 def clean(folder: Path, header: IndexHeader | None) -> None:
@@ -281,19 +283,3 @@ def clean(folder: Path, header: IndexHeader | None) -> None:
         if BLOCK_NAME.fullmatch(path.name) and path.name not in names:
             shutil.rmtree(path, ignore_errors=True)
     clear_leftovers(folder)
-
-
-@contextlib.contextmanager
-def lock(folder: Path) -> Iterator[None]:
-    """Only one process changes an index at a time; a process that ends gives the lock back. Raises ``DataError``."""
-    try:
-        import fcntl
-    except ImportError:  # Windows: whoever comes last wins
-        yield
-        return
-    with open(folder / LOCK_FILE, "a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise DataError(f"{folder}: another process is changing this index; wait for it to end") from None
-        yield

@@ -14,6 +14,7 @@ from ssamba.data.scan import CountProgress, SkipList
 from ssamba.data.statistics import compute_statistics
 from ssamba.models.config import ENCODERS, HEAD_WIDTH, WIDTHS, Config
 from ssamba.models.patches import covered_frames
+from ssamba.models.pretrained.file_checks import changed_files
 from ssamba.models.pretrained.load import ModelSource, locate, read_model_source
 from ssamba.models.pretrained.model_dir import (
     EXTRAS,
@@ -31,8 +32,9 @@ from ssamba.utils.terminal import printable
 def describe(source: ModelSource | None = None, attention_heads: int | None = None) -> dict[str, Any]:
     """Sizes, front end and, for a run, its training state or what it reached.
 
-    Of a directory only headers are read, not the weights. ``source`` and ``attention_heads`` as for
-    ``ssamba.load``. Raises ``CheckpointError`` or ``ConfigError`` for what is no model.
+    Of a directory's weights only the header is read; a warning names files that ``checks.json`` does not fit.
+    ``source`` and ``attention_heads`` as for ``ssamba.load``. Raises ``CheckpointError`` or ``ConfigError`` for what is
+    no model.
     """
     path = locate(source)
     if path.is_dir():
@@ -40,6 +42,7 @@ def describe(source: ModelSource | None = None, attention_heads: int | None = No
         shapes = read_shapes(path / WEIGHTS_FILE)
         kind = "run" if (path / SUMMARY_FILE).exists() else "model directory"
         kind = "fine-tuned run" if (path / RESULTS_FILE).exists() else kind
+        changed_files(path)
     else:
         description, tensors = read_model_source(source, attention_heads)
         shapes = {k: tuple(v.shape) for k, v in tensors.items()}

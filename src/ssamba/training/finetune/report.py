@@ -18,9 +18,12 @@ from ssamba.data.examples import LabelledData
 from ssamba.evaluation import metrics
 from ssamba.evaluation.calibration import Calibration
 from ssamba.models.config import Config
-from ssamba.models.pretrained.model_dir import RESULTS_FILE
+from ssamba.models.pretrained.file_checks import record_files
+from ssamba.models.pretrained.model_dir import CONFIG_FILE, RESULTS_FILE
+from ssamba.models.pretrained.transformers_files import PREPROCESSOR_FILE
 from ssamba.training.finetune.evaluate import ClassifierOutputs
 from ssamba.training.finetune.recipe import FinetuneRecipe
+from ssamba.training.run_folder import RECIPE_FILE
 from ssamba.utils.atomic_write import write_text
 from ssamba.utils.json_text import read_json
 
@@ -138,7 +141,7 @@ def read_results(out: Path) -> dict[str, Any]:
 
 
 def write_results(out: Path, results: Results, outputs: Sequence[ClassifierOutputs]) -> dict[str, Any]:
-    """Write all reports into ``out``, results.json last: it says that the run is finished."""
+    """Write all reports into ``out``, results.json last: it says that the run is finished. List them in checks.json."""
     if not outputs:
         return _write_last(out, results.to_dict())
     rows = [a.rows(results.recipe.loss) for a in outputs]
@@ -160,9 +163,17 @@ def write_results(out: Path, results: Results, outputs: Sequence[ClassifierOutpu
     return _write_last(out, values)
 
 
+def record_results(out: Path, rewritten: bool = True) -> None:
+    """List the files of a finished run in ``checks.json``: as they are where they were ``rewritten``."""
+    files = [RESULTS_FILE, TABLE_FILE, CLASSES_FILE, PREDICTIONS_FILE, CONFIG_FILE, PREPROCESSOR_FILE]
+    kept = [RECIPE_FILE, CONFUSION_FILE]
+    record_files(out, files if rewritten else (), kept if rewritten else [*files, *kept])
+
+
 def _write_last(out: Path, values: dict[str, Any]) -> dict[str, Any]:
     write_text(out / TABLE_FILE, as_table(values))
     write_text(out / RESULTS_FILE, json.dumps(values, indent=2) + "\n")
+    record_results(out)
     return values
 
 

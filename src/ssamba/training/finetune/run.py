@@ -19,6 +19,7 @@ from ssamba.data.scan import SkipList, scan_clips
 from ssamba.evaluation.calibration import Calibration
 from ssamba.models.config import Config
 from ssamba.models.encoder import Encoder
+from ssamba.models.pretrained.file_checks import changed_files
 from ssamba.models.pretrained.model_dir import (
     CONFIG_FILE,
     RESULTS_FILE,
@@ -30,23 +31,29 @@ from ssamba.models.pretrained.model_dir import (
     read_model,
     save_config,
 )
-from ssamba.models.pretrained.transformers_files import write_preprocessor
 from ssamba.models.registry import make_encoder
 from ssamba.training.distributed import DistContext, distributed_context
+from ssamba.training.finetune.check_folds import check_finished_folds, check_folds
 from ssamba.training.finetune.evaluate import ClassifierOutputs, make_evaluation
 from ssamba.training.finetune.facts import Say, fill_open, read_data, report_choices, stored_values, timed_labels
 from ssamba.training.finetune.head_init import init_by_probe
 from ssamba.training.finetune.keep import KeptModel, keep_calibrated, keep_model
 from ssamba.training.finetune.model import make_classification, measured_config, new_model
 from ssamba.training.finetune.recipe import FinetuneRecipe
-from ssamba.training.finetune.report import FoldResult, Results, chosen_text, read_results, write_results
+from ssamba.training.finetune.report import (
+    FoldResult,
+    Results,
+    chosen_text,
+    read_results,
+    write_results,
+)
 from ssamba.training.finetune.resolve import data_files, fingerprint, resolve_auto
 from ssamba.training.finetune.task import EPOCHS_FOLDER, FinetuneTask, FoldData, Scores, epoch_file, prepare_fold
 from ssamba.training.log import check_log, read_log
 from ssamba.training.loop import Loop, LoopSettings, precision
 from ssamba.training.optim import make_optimizer, parameter_groups
 from ssamba.training.resume.content import content_digest
-from ssamba.training.resume.run_files import check_config, check_model_files, is_good, read_config_text, read_summary
+from ssamba.training.resume.run_files import check_config, check_model_files, is_good, read_summary
 from ssamba.training.run_folder import (
     RECIPE_FILE,
     check_same_content,
@@ -92,6 +99,8 @@ def finetune(
     with distributed_context(device) as (dist, chosen), lock_folder(out, dist.main):
         setup = prepare_run(recipe, data, out, source, chosen, dist, say, timed_labels(recipe, labels, background))
         run = FoldRuns(setup, out, chosen, dist)
+        if dist.main:
+            check_finished_folds(run.folders)
         if not (out / RESULTS_FILE).exists():
             for number in range(run.count):
                 run.train_fold(number)
@@ -103,9 +112,9 @@ def finetune(
         # Of a finished run, too: what was damaged since is good again.
         results = run.results(source)
         write_results(out, dataclasses.replace(results, calibration=run.keep()), run.outputs())
-        for number in range(run.count):
-            remove_states(run.folder(number))
-            shutil.rmtree(run.folder(number) / EPOCHS_FOLDER, ignore_errors=True)
+        for folder in run.folders:
+            remove_states(folder)
+            shutil.rmtree(folder / EPOCHS_FOLDER, ignore_errors=True)
         return read_results(out)
 
 
@@ -155,6 +164,7 @@ def _enter(out: Path, recipe: FinetuneRecipe, source: str | None, root: Path, da
     clear_leftovers(make_folder(out))
     digest, content = fingerprint(data), content_digest(data_files(data))
     if (out / RECIPE_FILE).exists():
+        changed_files(out)
         check_same_recipe(out, recipe, source, FINETUNE_MAY_CHANGE)
         check_same_data(out, digest)
         check_same_content(out, content)
@@ -172,11 +182,12 @@ class FoldRuns:
         self.out, self.device, self.dist = out, device, dist
         self.skip = SkipList(skipped_file(out, dist.rank))
         self.count = len(self.data.folds)
+        self.folders = [out / f"fold-{number + 1}" for number in range(self.count)]
         self._cache: AudioCache | None = None
 
     def folder(self, number: int) -> Path:
         """A fold's run directory."""
-        return self.out / f"fold-{number + 1}"
+        return self.folders[number]
 
     def train_fold(self, number: int) -> None:
         """Train a fold to its end, unless that is done, and keep its model's outputs for the test clips."""
@@ -333,24 +344,6 @@ class FoldRuns:
         config, kept = read_config(self.folder(0)).config, self.folder(len(folds) - 1).name
         return Results(self.recipe, source, self.data, tuple(folds), config, chosen_text(self.recipe), kept)
 
-    def check_folds(self) -> None:
-        """See that the folds' files are good and belong together. Raises ``CheckpointError`` for a damaged one."""
-        folder = self.folder(self.count - 1)
-        last = read_config(folder)
-        for one in (self.folder(n) for n in range(self.count)):
-            problem = check_model_files(one)
-            if problem is not None:
-                raise CheckpointError(f"{problem}; restore it, or remove {self.out / RESULTS_FILE} and {one}")
-            # Folds differ in measured statistics at most.
-            found = read_config(one)
-            same = found.config.replace(mean=last.config.mean, std=last.config.std) == last.config
-            if not same or found.classification != last.classification or found.heads != last.heads:
-                raise CheckpointError(f"{one / CONFIG_FILE}: is not of this run any more; put back the right one")
-            write_preprocessor(one, found.config)
-        kept = read_config_text(self.out) if (self.out / RESULTS_FILE).exists() else None
-        if kept is not None and kept != read_config_text(folder):
-            raise CheckpointError(f"{self.out / CONFIG_FILE}: is not that of {folder} any more; put back the right one")
-
     @property
     def calibrated(self) -> bool:
         """Whether the model that is kept is another than the last fold's."""
@@ -363,8 +356,8 @@ class FoldRuns:
 
     def keep(self) -> Calibration | None:
         """Make the last fold's model the run's; tells how it was calibrated, where the recipe says so."""
-        self.check_folds()
-        folder, fold = self.folder(self.count - 1), self.data.folds[self.count - 1]
+        check_folds(self.out, self.folders)
+        folder, fold = self.folders[-1], self.data.folds[-1]
         if not self.calibrated:
             keep_model(folder, self.out)
             return None

@@ -19,11 +19,12 @@ from ssamba.inference.model import KINDS, Encoder
 from ssamba.inference.rejection.file import write_rejection
 from ssamba.inference.rejection.silence import silence_values
 from ssamba.models.classifier import Classification, Classifier
+from ssamba.models.pretrained.file_checks import changed_files
 from ssamba.models.pretrained.load import read_model_source
 from ssamba.models.pretrained.model_dir import CONFIG_FILE, RESULTS_FILE, Description, build_as, save_model
 from ssamba.training.finetune.auto import choose_frames
 from ssamba.training.finetune.facts import Say, clip_lengths
-from ssamba.training.finetune.report import FoldResult, Results, read_results, write_results
+from ssamba.training.finetune.report import FoldResult, Results, read_results, record_results, write_results
 from ssamba.training.finetune.resolve import data_files, fingerprint
 from ssamba.training.fit.cross_validation import Bank, Validated, cross_validate
 from ssamba.training.fit.data import read_fit_data
@@ -32,6 +33,7 @@ from ssamba.training.fit.heads import LinearHead, choose_head
 from ssamba.training.fit.held_out import fit_calibration, rejection_of
 from ssamba.training.fit.recipe import FitRecipe
 from ssamba.training.resume.content import content_digest
+from ssamba.training.resume.run_files import check_model_files
 from ssamba.training.run_folder import (
     RECIPE_FILE,
     check_same_content,
@@ -42,7 +44,7 @@ from ssamba.training.run_folder import (
 )
 from ssamba.utils.atomic_write import clear_leftovers, make_folder
 from ssamba.utils.device import pick_device
-from ssamba.utils.errors import ConfigError, DataError
+from ssamba.utils.errors import CheckpointError, ConfigError, DataError
 from ssamba.utils.lock import lock_folder
 
 
@@ -103,6 +105,10 @@ def fit(
 def _fit(setup: FitSetup, data: Path, out: Path, say: Say, bars: ProgressBars) -> dict[str, Any]:
     _check_folder(out, setup)
     if (out / RESULTS_FILE).exists():
+        problem = check_model_files(out)
+        if problem is not None:
+            raise CheckpointError(f"{problem}; or remove {out / RESULTS_FILE} to fit it again")
+        record_results(out, rewritten=False)
         return read_results(out)
     for note in setup.data.notes:
         say(note)
@@ -160,6 +166,7 @@ def _report_choices(setup: FitSetup, say: Say) -> None:
 def _check_folder(out: Path, setup: FitSetup) -> None:
     """See that a run in the directory is this one. Writes nothing."""
     if (out / RECIPE_FILE).exists():
+        changed_files(out)
         check_same_recipe(out, setup.recipe, setup.source, ())
         check_same_data(out, fingerprint(setup.data))
         check_same_content(out, content_digest(data_files(setup.data)))

@@ -11,6 +11,7 @@ from ssamba.data.folders import Problems
 from ssamba.data.manifest import read_sources
 from ssamba.data.scan import SkipList
 from ssamba.models.encoder import Encoder
+from ssamba.models.pretrained.file_checks import CHECKS_FILE, changed_files, record_files
 from ssamba.models.pretrained.model_dir import CONFIG_FILE, describe_model, save_config
 from ssamba.training.distributed import DistContext, distributed_context
 from ssamba.training.loop import Loop, LoopSettings, precision
@@ -105,6 +106,8 @@ def _enter(out: Path, recipe: PretrainRecipe, source: str | None, dist: DistCont
     make_folder(out)
     resuming = has_state(out)
     if resuming:
+        if dist.main and CHECKS_FILE in changed_files(out):
+            record_files(out, [RECIPE_FILE])  # which is compared with the command now
         # A cosine ends with the run: with more steps, those before would have had another rate.
         plateau = recipe.schedule == "plateau"
         free = [name for name in PRETRAIN_MAY_CHANGE if plateau or name not in ("epochs", "steps")]

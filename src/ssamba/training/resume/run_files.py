@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,10 @@ from torch import Tensor
 
 from ssamba.models.config import Config
 from ssamba.models.encoder import Encoder
+from ssamba.models.pretrained.file_checks import record_files
 from ssamba.models.pretrained.model_dir import CONFIG_FILE, SUMMARY_FILE, WEIGHTS_FILE, read_config, save_model
+from ssamba.models.pretrained.transformers_files import PREPROCESSOR_FILE
+from ssamba.training.log import BOARD_FOLDER, LOG_FILE
 from ssamba.training.run_state import RunValues
 from ssamba.training.task import AnyTask
 from ssamba.utils.atomic_write import write_text
@@ -95,7 +98,7 @@ def stored_values_fit(path: Path) -> Iterator[None]:
 def write_summary(
     folder: Path, step: int, task: AnyTask, best: Mapping[str, float] | None, rate: float, finished: bool
 ) -> None:
-    """Write ``state.json``. Raises ``WriteError``."""
+    """Write ``state.json``; after the end also list the run's files in ``checks.json``. Raises ``WriteError``."""
     values = {
         "step": step,
         "total_steps": task.total_steps,
@@ -105,6 +108,17 @@ def write_summary(
         "finished": finished,
     }
     write_text(folder / SUMMARY_FILE, json.dumps(values, indent=2) + "\n")
+    if values["finished"]:
+        record_run(folder, written=[SUMMARY_FILE, CONFIG_FILE, PREPROCESSOR_FILE])
+
+
+def record_run(folder: Path, written: Sequence[str] = ()) -> None:
+    """List the files of a run that has ended in ``checks.json``, of which these were ``written`` just now.
+
+    Raises ``WriteError``.
+    """
+    events = [path.relative_to(folder).as_posix() for path in folder.glob(f"{BOARD_FOLDER}/*")]
+    record_files(folder, written, kept=[SUMMARY_FILE, CONFIG_FILE, PREPROCESSOR_FILE, LOG_FILE, *events])
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
