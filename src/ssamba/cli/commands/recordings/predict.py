@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ from ssamba.cli.streams import say, say_lines
 
 if TYPE_CHECKING:
     from ssamba.inference.events.merge import EventOptions
+    from ssamba.inference.model import Encoder
 
 FORMATS = ("audacity", "raven", "csv", "json", "jams")
 """Names of ``ssamba.data.labels.formats.LABEL_FORMATS``, which is not imported for a help text."""
@@ -59,8 +61,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--reject",
         action=argparse.BooleanOptionalAction,
-        default=True,
-        help="name no class where a sound is unlike those that the model was fitted on",
+        help="name no class where a sound is unlike the training sounds (default: where the model can tell)",
     )
     _add_events(parser)
     add_passes(parser)
@@ -132,7 +133,7 @@ def run(arguments: argparse.Namespace) -> int:
             progress=bar.update,
             events=events,
             format=arguments.format,
-            reject=arguments.reject,
+            reject=_reject(arguments, [model]),
             threshold=None if events is not None else arguments.threshold,
         )
     if arguments.out is None:
@@ -140,6 +141,12 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         say(f"{arguments.out}: {report.written} files")
     return list_unreadable([*problems, *report.failures])
+
+
+def _reject(arguments: argparse.Namespace, models: Sequence[Encoder]) -> bool:
+    if arguments.reject is not None:
+        return bool(arguments.reject)
+    return all(model.rejection is not None for model in models)
 
 
 def _event_options(arguments: argparse.Namespace) -> EventOptions | None:
@@ -181,7 +188,7 @@ def _run_several(arguments: argparse.Namespace, files: list[str], problems: list
             batch=arguments.batch,
             threads=arguments.threads,
             progress=bar.update,
-            reject=arguments.reject,
+            reject=_reject(arguments, list(models.values())),
             threshold=arguments.threshold,
         )
     if arguments.out is None:
