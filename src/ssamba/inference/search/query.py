@@ -12,6 +12,7 @@ import torch
 
 from ssamba.audio import log_mel
 from ssamba.audio.decode import audio_info, read_audio, stream_audio
+from ssamba.data.loaders.read_example import LONG_SECONDS
 from ssamba.inference.load import load
 from ssamba.inference.search import store
 from ssamba.inference.search.arrays import FloatArray, HalfArray
@@ -36,10 +37,6 @@ FAST_CANDIDATES = 100
 """Recordings that a fast search aligns."""
 DUPLICATE_SCORE = 0.8
 """Score from which two recordings count as near-duplicates (docs/similarity.md has what others give)."""
-
-
-LONG_SECONDS = 600.0
-"""Longer files are read in blocks, once for each phase."""
 
 
 class Match(NamedTuple):
