@@ -30,7 +30,7 @@ ReadPart = Callable[[str, float, float | None], Waveform]
 
 LONG_SECONDS = 600.0
 """Longer examples are not held in memory as a whole: 38 MB at 16 kHz."""
-BLOCK_SECONDS = 30.0
+STREAM_SECONDS = 30.0
 
 _MIN_SECONDS = FRAME_SECONDS + 0.001
 
@@ -92,19 +92,19 @@ def is_long(example: Example) -> bool:
 
 
 def stream_example(example: Example, sample_rate: int = PUBLISHED.sample_rate) -> Iterator[Waveform]:
-    """The waveform of an example in blocks of ``BLOCK_SECONDS``, which joined are what :func:`read_example` gives.
+    """The waveform of an example in blocks of ``STREAM_SECONDS``, which joined are what :func:`read_example` gives.
 
     Raises ``AudioError`` as that function, when it comes to what cannot be read.
     """
     part = example.parts[0]
     if len(example.parts) == 1 and example.per_second is None and (part.at, part.start, part.seconds) == (0, 0, None):
-        yield from stream_audio(part.path, BLOCK_SECONDS, sample_rate)
+        yield from stream_audio(part.path, STREAM_SECONDS, sample_rate)
         return
     whole = example_seconds(example)
     start = 0.0
     while start < whole:
         # A rest that is too short to be decoded alone goes with the block before.
-        seconds = BLOCK_SECONDS if whole - start > BLOCK_SECONDS + 1 else None
+        seconds = STREAM_SECONDS if whole - start > STREAM_SECONDS + 1 else None
         yield read_example(example, start, seconds, sample_rate=sample_rate)
         start = whole if seconds is None else start + seconds
 

@@ -35,12 +35,10 @@ PHASES = 4
 """Times between two columns at which a query is read: the recordings' own columns begin anywhere."""
 FAST_CANDIDATES = 100
 """Recordings that a fast search aligns."""
+LONG_QUERY_SECONDS = 600.0
+"""Longer files are read in blocks, once for each phase."""
 DUPLICATE_SCORE = 0.8
 """Score from which two recordings count as near-duplicates (docs/similarity.md has what others give)."""
-
-
-LONG_SECONDS = 600.0
-"""Longer files are read in blocks, once for each phase."""
 
 
 class Match(NamedTuple):
@@ -129,7 +127,7 @@ class Index:
         """A query as vectors. See ``search`` for the arguments."""
         rate = self.model.config.sample_rate
         path = os.fspath(query) if isinstance(query, (str, os.PathLike)) else None
-        long = path is not None and seconds is None and not start and audio_info(path).seconds > LONG_SECONDS
+        long = path is not None and seconds is None and not start and audio_info(path).seconds > LONG_QUERY_SECONDS
         if long:
             waveform = torch.empty(0, dtype=torch.float32, device="cpu")
         elif is_encoded(query):
