@@ -76,6 +76,7 @@ def in_process(words: list[str], before: Callable[[], None], after: Callable[[in
                 os.dup2(file.fileno(), 2)
                 os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
                 sys.stdout, sys.stderr = (open(n, "w", buffering=1, closefd=False) for n in (1, 2))  # noqa: SIM115
+                sys.__stderr__ = sys.stderr  # type: ignore[misc]  # pytest has put others in their place
                 logging.getLogger().handlers.clear()
                 before()
                 code = ssamba(words)
