@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import csv
+import logging
 import multiprocessing
 import os
 import random
@@ -74,6 +75,9 @@ def in_process(words: list[str], before: Callable[[], None], after: Callable[[in
             try:
                 os.dup2(file.fileno(), 2)
                 os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+                sys.stdout, sys.stderr = (open(n, "w", buffering=1, closefd=False) for n in (1, 2))  # noqa: SIM115
+                sys.__stderr__ = sys.stderr  # type: ignore[misc]  # pytest has put others in their place
+                logging.getLogger().handlers.clear()
                 before()
                 code = ssamba(words)
             finally:
