@@ -283,6 +283,10 @@ def test_kernels_gpu() -> None:
     assert run("benchmarks/kernels_gpu.py", "--dry-run", "--cases", *words).count(": runs") == 2
 
 
+def test_manifest(tmp_path: Path) -> None:
+    assert "100" in run("benchmarks/manifest.py", "rows", tmp_path, "--rows", 100, "--folders", 3)
+
+
 def test_compiled_peer() -> None:
     assert run("benchmarks/compiled_peer.py", "--dry-run").count("| tiny ") == 2
 

@@ -66,6 +66,7 @@ def test_help_needs_nothing_heavy() -> None:
             "ssamba.cli.commands.training",
             "ssamba.cli.parser",
             "ssamba.cli.streams",
+            "ssamba.data.unread",
             "ssamba.utils.errors",
             "ssamba.utils.suggest",
             "ssamba.utils.terminal",
@@ -146,7 +147,7 @@ def test_pretrain_passes_only_what_was_given(monkeypatch: pytest.MonkeyPatch, tm
     ]
     assert main.main(argv) == 0
     values = recipe.make_recipe(tmp_path / "r.yaml", {"lr": 0.003})
-    assert calls == [(["a", "b=2"], Path("run"), values, "m", "auto")]
+    assert calls == [(["a", "b=2"], Path("run"), values, "m", "auto", [])]
     assert (values.batch, values.lr) == (7, 0.003)
 
 

@@ -100,7 +100,7 @@ def test_one_file_may_hold_all_recordings(
     if name == "x.json":
         content = json.loads((tmp_path / name).read_text(encoding="utf-8"))
         head = {key: value for key, value in content.items() if key != "files"}
-        asked = {**OPTIONS, "without": [], "every": 0.25, "window": None}
+        asked = {**OPTIONS, "without": [], "every": 0.25, "window": None, "reject": False}
         assert head.pop("provenance")["options"] == asked
         assert head == {"classes": list(CLASSES), "multi_label": False, "recipe": "test", **OPTIONS, "without": []}
         assert [(f["path"], f["seconds"]) for f in content["files"]] == [(str(folder / f), 4.5) for f in FILES]

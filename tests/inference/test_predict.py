@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssamba.audio import log_mel as frontend
-from ssamba.audio.front_end import PUBLISHED
+from ssamba.audio.front_end import PUBLISHED, normalise_log_mel
 from ssamba.inference.model import make_encoder
 from ssamba.models.classifier import Classification
 from ssamba.models.config import Config
@@ -47,7 +47,7 @@ def heard(model: Encoder, log_mel: Tensor) -> Tensor:
     """Probabilities of one excerpt (frames, bins), filled up to the grid as in fine-tuning."""
     c, task = model.config, model.classifier
     assert task is not None
-    features = frontend.normalise_log_mel(frontend.fit_length(log_mel, c.frames), c.mean, c.std)
+    features = normalise_log_mel(frontend.fit_length(log_mel, c.frames), c.mean, c.std)
     with torch.no_grad():
         logits = model.classify(features[None])[0]
     return logits.sigmoid() if task.task.multi_label else logits.softmax(-1)

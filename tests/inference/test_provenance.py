@@ -96,7 +96,7 @@ def test_predictions_say_where_they_come_from(folder: Path, name: str) -> None:
     if events:
         assert (found["options"]["threshold"], found["options"]["without"]) == (0.2, [])
     else:
-        assert found["options"] == {"every": 0.5, "window": None, "top": 1}
+        assert found["options"] == {"every": 0.5, "window": None, "top": 1, "reject": False, "threshold": 0.0}
 
 
 def test_digests_tell_encoders_and_classifiers_apart(folder: Path) -> None:

@@ -68,7 +68,9 @@ def test_a_disk_that_fills_at_the_log(disk: Path, sounds: Path, small: dict[str,
     assert run(command(sounds, out, small | {"steps": 8})).returncode == 0
     (disk / "ballast").write_bytes(bytes(shutil.disk_usage(disk).free))
     line = last_line(run(command(sounds, out, small)))
-    assert re.search(r"run/(log\.csv|tensorboard): cannot be written \(No space left on device\)", line), line
+    assert re.search(r"run/(log\.csv|tensorboard|checks\.json): cannot be written \(No space left on device\)", line), (
+        line
+    )
 
 
 def test_no_inodes(disk: Path, sounds: Path, small: dict[str, object]) -> None:

@@ -66,7 +66,8 @@ class FrontEnd:
         object.__setattr__(self, "sample_rate", rate_number(self.sample_rate))
         for name in ("sample_rate", "mel_bins", "frame_length", "hop"):
             if isinstance(getattr(self, name), bool) or not isinstance(getattr(self, name), (int, np.integer)):
-                raise ConfigError(f"{name} is {shorten(getattr(self, name))}: give a whole number")
+                unit = " of Hz" if name == "sample_rate" else ""
+                raise ConfigError(f"{name} is {shorten(getattr(self, name))}: give a whole number{unit}")
         for name in ("mean", "std"):
             if isinstance(getattr(self, name), bool) or not isinstance(getattr(self, name), (int, float, np.number)):
                 raise ConfigError(f"{name} is {shorten(getattr(self, name))}: give a number")

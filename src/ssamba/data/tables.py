@@ -229,7 +229,10 @@ def _delimiter(header: str, default: str, wanted: Collection[str]) -> str:
     """The delimiter that gives a wanted column, the default first; else the one that gives most columns."""
     counts = {}
     for delimiter in (default, *(other for other in DELIMITERS if other != default)):
-        columns = [value.strip() for value in next(csv.reader([header], delimiter=delimiter), [])]
+        try:
+            columns = [value.strip() for value in next(csv.reader([header], delimiter=delimiter), [])]
+        except csv.Error:  # a name of over 100,000 characters
+            columns = []
         if any(name in columns for name in wanted):
             return delimiter
         counts[delimiter] = len(columns)

@@ -105,6 +105,17 @@ def write_content(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     return digest
 
 
+def renew_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """As ``write_tensors``; a good file that holds the same already is not touched."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    try:
+        found = read_tensors(path, digest_required=True)[1][DIGEST]
+    except CheckpointError:
+        found = ""
+    if found != digest_of(plain, {"format": "pt", **(metadata or {})}):
+        write_tensors(path, plain, metadata)
+
+
 def read_tensors(
     path: Path, error: type[SsambaError] = CheckpointError, digest_required: bool = False
 ) -> tuple[dict[str, Tensor], dict[str, str]]:

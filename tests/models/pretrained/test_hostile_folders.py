@@ -240,9 +240,11 @@ def test_statistics_are_checked_in_every_place(name: str, std: Any) -> None:
         Config(**{name: std})
 
 
-@pytest.mark.parametrize("values", [{"sample_rate": "16000"}, {"sample_rate": 16e3}, {"mel_bins": None}, {"hop": 1.5}])
+@pytest.mark.parametrize(
+    "values", [{"sample_rate": "16000"}, {"sample_rate": 16000.5}, {"mel_bins": None}, {"hop": 1.5}]
+)
 def test_a_front_end_of_another_type(values: Values) -> None:
-    with pytest.raises(ConfigError, match="give a whole number"):
+    with pytest.raises(ConfigError, match=r"give (a whole number|1000 to)"):
         FrontEnd(**values)
 
 

@@ -86,7 +86,7 @@ def test_sources_that_are_none(tmp_path: Path, folder: Path) -> None:
     ):
         with pytest.raises(SsambaError, match=reason) as caught:
             ssamba.load(source, device="cpu")
-        assert str(source) in str(caught.value)
+        assert str(source)[:400] in str(caught.value)
         assert "\n" not in str(caught.value)
 
 

@@ -180,7 +180,7 @@ def test_finetuning_and_probing_begin_with_it(
 
     seen: list[object] = []
 
-    def stop(*arguments: object) -> None:
+    def stop(*arguments: object, **others: object) -> None:
         seen.append(arguments[3] if len(arguments) == 6 else arguments[5])
         raise SsambaError("enough")
 

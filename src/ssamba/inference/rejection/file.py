@@ -8,7 +8,7 @@ from pathlib import Path
 from ssamba.inference.rejection.score import Rejection
 from ssamba.models.pretrained.model_dir import WEIGHTS_FILE
 from ssamba.utils.errors import CheckpointError, ConfigError
-from ssamba.utils.tensor_file import DIGEST, read_header, read_tensors, write_tensors
+from ssamba.utils.tensor_file import DIGEST, read_header, read_tensors, renew_tensors
 
 REJECTION_FILE = "rejection.safetensors"
 _WEIGHTS = "weights"
@@ -17,7 +17,7 @@ _WEIGHTS = "weights"
 def write_rejection(folder: Path, rejection: Rejection) -> None:
     """Write the file next to the weights that lie there. Raises ``SsambaError``."""
     digest = read_header(folder / WEIGHTS_FILE).metadata.get(DIGEST, "")
-    write_tensors(folder / REJECTION_FILE, rejection.tensors(), {_WEIGHTS: digest})
+    renew_tensors(folder / REJECTION_FILE, rejection.tensors(), {_WEIGHTS: digest})
 
 
 def read_rejection(folder: Path, values: int) -> Rejection | None:

@@ -28,7 +28,7 @@ def check_finished_folds(folders: Sequence[Path]) -> None:
             record_run(folder)
 
 
-def check_folds(out: Path, folders: Sequence[Path]) -> None:
+def check_kept_folds(out: Path, folders: Sequence[Path]) -> None:
     """See that the folds' files are good and belong together, and to the run in ``out``.
 
     Raises ``CheckpointError`` for a damaged one.

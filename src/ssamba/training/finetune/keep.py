@@ -23,7 +23,7 @@ from ssamba.models.pretrained.transformers_files import write_preprocessor
 from ssamba.training.finetune.evaluate import ClassifierOutputs, make_evaluation
 from ssamba.training.finetune.recipe import FinetuneRecipe
 from ssamba.utils.atomic_write import atomic_write
-from ssamba.utils.tensor_file import write_tensors
+from ssamba.utils.tensor_file import renew_tensors
 
 MAX_TRAINING_CLIPS = 2000
 """Read again for the class means, evenly chosen."""
@@ -44,7 +44,7 @@ def keep_model(folder: Path, out: Path, temperature: float = 1.0) -> None:
         copy_file(folder / WEIGHTS_FILE, out / WEIGHTS_FILE)
     else:
         _, tensors = read_model(folder)
-        write_tensors(out / WEIGHTS_FILE, tensors | {name: tensors[name] / temperature for name in LOGITS})
+        renew_tensors(out / WEIGHTS_FILE, tensors | {name: tensors[name] / temperature for name in LOGITS})
     copy_file(folder / CONFIG_FILE, out / CONFIG_FILE)
     write_preprocessor(out, read_config(out).config)
 

@@ -33,7 +33,7 @@ from ssamba.models.pretrained.model_dir import (
 )
 from ssamba.models.registry import make_encoder
 from ssamba.training.distributed import DistContext, distributed_context
-from ssamba.training.finetune.check_folds import check_finished_folds, check_folds
+from ssamba.training.finetune.check_folds import check_finished_folds, check_kept_folds
 from ssamba.training.finetune.evaluate import ClassifierOutputs, make_evaluation
 from ssamba.training.finetune.facts import Say, fill_open, read_data, report_choices, stored_values, timed_labels
 from ssamba.training.finetune.head_init import init_by_probe
@@ -104,9 +104,8 @@ def finetune(
         if not (out / RESULTS_FILE).exists():
             for number in range(run.count):
                 run.train_fold(number)
-        elif dist.main and (run.calibrated or not run.complete()):
-            run.check_kept()
-            return read_results(out)
+        elif dist.main and not run.complete():
+            return read_results(out)  # its folds have been removed since
         if not dist.main:
             return {}
         # Of a finished run, too: what was damaged since is good again.
@@ -344,21 +343,11 @@ class FoldRuns:
         config, kept = read_config(self.folder(0)).config, self.folder(len(folds) - 1).name
         return Results(self.recipe, source, self.data, tuple(folds), config, chosen_text(self.recipe), kept)
 
-    @property
-    def calibrated(self) -> bool:
-        """Whether the model that is kept is another than the last fold's."""
-        return self.recipe.calibrate == "yes"
-
-    def check_kept(self) -> None:
-        """See that a finished run's model is good. Raises ``CheckpointError``."""
-        if problem := check_model_files(self.out):
-            raise CheckpointError(f"{problem}; remove {self.out / RESULTS_FILE} to have it made again from the folds")
-
     def keep(self) -> Calibration | None:
         """Make the last fold's model the run's; tells how it was calibrated, where the recipe says so."""
-        check_folds(self.out, self.folders)
+        check_kept_folds(self.out, self.folders)
         folder, fold = self.folders[-1], self.data.folds[-1]
-        if not self.calibrated:
+        if self.recipe.calibrate != "yes":
             keep_model(folder, self.out)
             return None
         with precision(self.recipe.precision, self.device):
