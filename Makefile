@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 JOBS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
-.PHONY: demo test test-slow fuzz torture lint bench clean
+.PHONY: demo test test-slow test-ci-slow fuzz torture lint bench clean
 
 demo: $(STAMP)
 	$(BIN)/ssamba demo --out demo
@@ -18,6 +18,10 @@ test: $(STAMP) lint
 # What takes long: runs that are killed at several points, several processes, CUDA C++ emulated and compiled, whole grids.
 test-slow: $(STAMP)
 	$(PYTEST) -m 'slow and not gpu'
+
+# The part of them that continuous integration runs: without those that take minutes each (tutorials, long damage runs).
+test-ci-slow: $(STAMP)
+	$(PYTEST) -m 'slow and not gpu and not long' --durations=15
 
 # Damaged files of every kind, CASES of them from SEED; findings are written to fuzz-findings/.
 CASES ?= 1000000

@@ -83,6 +83,7 @@ def test_each_tutorial_has_commands() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_own_sounds(tmp_path: Path) -> None:
     folder = tmp_path / "work"

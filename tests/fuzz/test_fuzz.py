@@ -49,8 +49,8 @@ def test_campaign_in_short() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_campaign_of_two_minutes() -> None:
+def test_campaign_of_two_processor_minutes() -> None:
     """Other cases for each value of ``SSAMBA_FUZZ_SEED``."""
-    report = campaign(cases=10**7, seed=int(os.environ.get("SSAMBA_FUZZ_SEED", "0")), jobs=2, seconds=100, quiet=True)
+    report = campaign(cases=10**7, seed=int(os.environ.get("SSAMBA_FUZZ_SEED", "0")), jobs=2, seconds=60, quiet=True)
     assert [finding[:4] for finding in report.findings] == []
-    assert report.cases > 10_000
+    assert report.cases > 3_000

@@ -25,6 +25,7 @@ def test_kills(state: Torture) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_flips(state: Torture) -> None:
     counts, silent = flips(state, 20, JOBS)
     assert counts.total() == 20
