@@ -61,7 +61,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--reject",
         action=argparse.BooleanOptionalAction,
-        help="name no class where a sound is unlike the training sounds (default: where the model can tell)",
+        help="name no class where a sound is unlike the training sounds (default, but not for rows in time)",
     )
     _add_events(parser)
     add_passes(parser)
@@ -146,7 +146,8 @@ def run(arguments: argparse.Namespace) -> int:
 def _reject(arguments: argparse.Namespace, models: Sequence[Encoder]) -> bool:
     if arguments.reject is not None:
         return bool(arguments.reject)
-    return all(model.rejection is not None for model in models)
+    in_time = arguments.every is not None or arguments.events or arguments.format is not None
+    return not in_time and all(model.rejection is not None for model in models)
 
 
 def _event_options(arguments: argparse.Namespace) -> EventOptions | None:
