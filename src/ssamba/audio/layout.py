@@ -37,6 +37,10 @@ class Layout:
 AS_IT_IS = Layout()
 
 
+LARGEST_POSITION = 1 << 62
+"""No file is longer."""
+
+
 def patched(size: int, patches: Sequence[tuple[int, bytes]]) -> tuple[Piece, ...]:
     """The pieces of a file of that size with bytes replaced: (position, bytes) in order."""
     pieces: list[Piece] = []
@@ -49,6 +53,8 @@ def patched(size: int, patches: Sequence[tuple[int, bytes]]) -> tuple[Piece, ...
 
 def read_at(raw: BinaryIO, position: int, count: int) -> bytes:
     """Up to `count` bytes from `position` on; fewer at the end of the file."""
+    if position > LARGEST_POSITION:  # of a header that claims it
+        return b""
     raw.seek(position)
     return raw.read(count)
 

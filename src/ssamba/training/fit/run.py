@@ -16,7 +16,7 @@ from ssamba.evaluation.calibration import Calibration
 from ssamba.evaluation.probe.probe import ProgressBars, no_bar
 from ssamba.evaluation.probe.protocol import Division, all_examples, divisions, target_matrix
 from ssamba.inference.model import KINDS, Encoder
-from ssamba.inference.rejection.file import write_rejection
+from ssamba.inference.rejection.file import REJECTION_FILE, write_rejection
 from ssamba.inference.rejection.silence import silence_values
 from ssamba.models.classifier import Classification, Classifier
 from ssamba.models.pretrained.file_checks import changed_files
@@ -46,6 +46,7 @@ from ssamba.utils.atomic_write import clear_leftovers, make_folder
 from ssamba.utils.device import pick_device
 from ssamba.utils.errors import CheckpointError, ConfigError, DataError
 from ssamba.utils.lock import lock_folder
+from ssamba.utils.tensor_file import verify_tensors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +109,8 @@ def _fit(setup: FitSetup, data: Path, out: Path, say: Say, bars: ProgressBars) -
         problem = check_model_files(out)
         if problem is not None:
             raise CheckpointError(f"{problem}; or remove {out / RESULTS_FILE} to fit it again")
+        if (out / REJECTION_FILE).exists():
+            verify_tensors(out / REJECTION_FILE)
         record_results(out, rewritten=False)
         return read_results(out)
     for note in setup.data.notes:

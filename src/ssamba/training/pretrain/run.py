@@ -76,8 +76,8 @@ def pretrain(
         model = build_model(recipe, prepared, source, resume=out if resuming else None)
         task = build_task(recipe, prepared, model.to(chosen), dist)
         if not resuming and dist.main:
-            save_config(out, describe_model(model))
             write_recipe(out, recipe.to_dict(), source, list(data), prepared.plan.fingerprint, content)
+            save_config(out, describe_model(model))  # after the recipe: a folder with a model alone is no run
         loop = make_loop(task, out, chosen)
         if resuming and dist.main:
             save_config(out, describe_model(model))  # the state agrees with it; what else was damaged is good again
