@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from peak_memory import PEAK
 
 from ssamba.audio.decode import read_audio
 from ssamba.data.datasets.common import file_example
@@ -32,20 +33,21 @@ from ssamba.training.finetune.recipe import load_finetune_recipe
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="measures as Linux does")
 
-MEASURE = """import resource, sys
+MEASURE = """import sys
 from ssamba.audio.decode import audio_info, read_audio, stream_audio
 from ssamba.data.loaders.audio_cache import AudioCache
 from ssamba.data.manifest import Clip
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+{peak}
+before = peak()
 path = sys.argv[1]
 {code}
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"""
+print(peak() - before)"""
 
 
 def grown(code: str, path: Path) -> float:
     """Megabytes by which a process grows that runs the code; address space is limited as a second guard."""
     done = subprocess.run(
-        [sys.executable, "-c", MEASURE.format(code=code), path],
+        [sys.executable, "-c", MEASURE.format(code=code, peak=PEAK), path],
         capture_output=True,
         text=True,
         timeout=300,
@@ -53,7 +55,7 @@ def grown(code: str, path: Path) -> float:
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30)),
     )
     assert done.returncode == 0, done.stderr
-    return float(done.stdout) / 1024
+    return float(done.stdout)
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from peak_memory import PEAK
 
 import ssamba
 from ssamba.audio.decode import read_audio
@@ -167,13 +168,13 @@ def test_times_are_those_of_the_model(model: ssamba.SSAMBA) -> None:
     assert column_times(torch.arange(2), model.config).tolist() == pytest.approx([0.0875, 0.2475])
 
 
-MEASURE = """
-import resource, sys
+MEASURE = f"""
+import sys
 from pathlib import Path
 import numpy as np, soundfile
 import ssamba
 from ssamba.embed_files import embed_files
-
+{PEAK}
 folder, level, rate = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 config = ssamba.Config(width=16, depth=2, frames=256, patch_frequency=128, stride_frequency=128)
 model = ssamba.SSAMBA(config).eval()
@@ -183,7 +184,7 @@ for minutes in sys.argv[4:]:
         for _ in range(int(minutes)):
             file.write(noise)
     embed_files([str(folder / "long.wav")], model, folder / "x.npz", level=level, threads=2, batch=16)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+    print(round(peak()))
 """
 
 
@@ -196,14 +197,14 @@ def peaks(folder: Path, level: str, rate: int, *minutes: int) -> list[int]:
     return [int(x) for x in done.stdout.split()]
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss has another unit elsewhere")
+@pytest.mark.skipif(sys.platform != "linux", reason="measures as Linux does")
 def test_memory_does_not_grow_with_the_recording(tmp_path: Path) -> None:
     five, twenty = peaks(tmp_path, "frame", 16000, 5, 20)
     assert twenty - five < 24  # the audio alone would be 55 MiB more, its log-mel 44 MiB
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss has another unit elsewhere")
+@pytest.mark.skipif(sys.platform != "linux", reason="measures as Linux does")
 @pytest.mark.parametrize("rate", [8000, 16000])
 def test_two_hours_in_bounded_memory(tmp_path: Path, rate: int) -> None:
     short, long = peaks(tmp_path, "patch", rate, 5, 120)

@@ -31,6 +31,12 @@ def sounds(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def small_run() -> dict[str, object]:
+    """Those values for fixtures of a wider scope, which do not change them."""
+    return SMALL
+
+
 @pytest.fixture
 def small() -> dict[str, object]:
     return dict(SMALL)

@@ -40,13 +40,11 @@ def flip(path: Path, place: float, bit: int = 6) -> None:
 
 
 @pytest.fixture(scope="module")
-def runs(sounds: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def runs(sounds: Path, small_run: dict[str, object], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A run of 24 steps, and the same one stopped after 16 of them."""
-    from conftest import SMALL  # type: ignore[attr-defined]
-
     whole, half = tmp_path_factory.mktemp("runs") / "whole", tmp_path_factory.mktemp("runs") / "half"
-    train(sounds, whole, SMALL)
-    train(sounds, half, SMALL | HALF)
+    train(sounds, whole, small_run)
+    train(sounds, half, small_run | HALF)
     return whole, half
 
 

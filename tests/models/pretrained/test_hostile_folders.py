@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from peak_memory import peak_of_this_process
 from torch import Tensor
 
 import ssamba
@@ -210,12 +211,6 @@ def test_sizes_take_no_memory(folder: Path, kind: str) -> None:
     before = peak_of_this_process()
     refused(folder, r"make about .* parameters|does not fit into|has shape .* says|missing|at most")
     assert peak_of_this_process() < before + 100
-
-
-def peak_of_this_process() -> float:
-    """MB."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) / 1024
 
 
 @pytest.mark.parametrize("size", ["tiny", "small", "base"])

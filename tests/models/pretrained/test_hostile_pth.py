@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 import torch
+from peak_memory import PEAK
 from torch import Tensor
 
 import ssamba
@@ -197,8 +198,9 @@ def convert_tiny(folder: Path) -> None:
 
 # ---- archives that blow up
 
-MEASURE = """
+MEASURE = f"""
 import sys
+{PEAK}
 import ssamba
 from ssamba.utils.errors import SsambaError
 from ssamba.models.pretrained.pth_file import read_pth
@@ -207,7 +209,7 @@ try:
     read_pth(Path(sys.argv[1]))
 except SsambaError as error:
     print(error)
-print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
+print(peak())
 """
 
 
@@ -215,7 +217,7 @@ def in_a_process(path: Path) -> tuple[str, float]:
     """The message about a file, and the most memory of the process that read it in MB."""
     done = subprocess.run([sys.executable, "-c", MEASURE, str(path)], capture_output=True, text=True, check=True)
     *lines, peak = done.stdout.splitlines()
-    return " ".join(lines), int(peak) / 1024
+    return " ".join(lines), float(peak)
 
 
 def rezipped(source: Path, dest: Path, compression: int, more: dict[str, bytes] | None = None) -> Path:
