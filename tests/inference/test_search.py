@@ -15,7 +15,7 @@ from ssamba.inference.search.columns import Level, column_vectors, shortened
 from ssamba.inference.search.duplicates import Pair, groups
 from ssamba.inference.search.match import best_offsets
 from ssamba.inference.search.nearest import nearest_rows
-from ssamba.inference.search.pieces import PIECE_COLUMNS, PieceMeans, piece_count, piece_starts
+from ssamba.inference.search.pieces import PIECE_COLUMNS, PIECE_HOP, PieceMeans, piece_count
 from ssamba.inference.search.space import fitted_space, learned_space, load_space, save_space, weights_digest, whitening
 from ssamba.utils.errors import CheckpointError, ConfigError, DataError
 
@@ -39,6 +39,14 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 @pytest.fixture(scope="module")
 def index(originals: list[Path], tiny: ssamba.Encoder) -> ssamba.Index:
     return ssamba.index([originals[0].parent], originals[0].parent.parent / "index", tiny)
+
+
+def piece_starts(columns: int) -> list[int]:
+    """First columns of the pieces of a recording: one for a short one, else overlapping by half up to its end."""
+    last = columns - PIECE_COLUMNS
+    if last <= 0:
+        return [0]
+    return [*range(0, last, PIECE_HOP), last]
 
 
 @pytest.mark.parametrize("columns", [1, 5, 61, 62, 63, 92, 93, 94, 124, 125, 200, 311])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +23,8 @@ from ssamba.inference.several.predict import load_classifiers
 from ssamba.models.classifier import Classification, Classifier
 from ssamba.models.config import Config
 from ssamba.models.pretrained.model_dir import save_model
-from ssamba.utils.errors import ConfigError
+from ssamba.utils.errors import ConfigError, SsambaError
+from ssamba.utils.lock import lock_output
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CONFIG = Config(width=32, depth=2, frames=128)
@@ -179,3 +182,23 @@ def test_one_model_is_as_before(runs: list[str], files: list[str], tmp_path: Pat
     assert (tmp_path / "x.json").read_bytes() == (tmp_path / "library.json").read_bytes()
     report = predict_files_with_each(files, load_classifiers(runs[:1], "cpu"), tmp_path / "each.csv", batch=2)
     assert report.written == 3
+
+
+def test_names_of_any_bytes_come_back(runs: list[str], files: list[str], tmp_path: Path) -> None:
+    """As with one model: CSV holds the name's bytes, JSON escapes those that are no UTF-8."""
+    folder = tmp_path / "recordings"
+    folder.mkdir()
+    name = os.fsdecode(os.fsencode(folder) + b"/caf\xe9.wav")
+    shutil.copyfile(files[0], name)
+    for ending in ("csv", "json"):
+        words = [word for run in runs[:2] for word in ("--model", run)]
+        assert main(["predict", name, *words, "--out", str(tmp_path / f"x.{ending}")]) == 0
+    with open(tmp_path / "x.csv", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        assert {row["path"] for row in csv.DictReader(file)} == {name}
+    (entry,) = json.loads((tmp_path / "x.json").read_text(encoding="utf-8"))["files"]
+    assert entry["path"] == name
+
+
+def test_a_second_writer_is_refused(runs: list[str], files: list[str], tmp_path: Path) -> None:
+    with lock_output(tmp_path / "x.csv"), pytest.raises(SsambaError, match="another process writes there"):
+        predict_files_with_each(files[:1], load_classifiers(runs[:2], "cpu"), tmp_path / "x.csv")

@@ -7,22 +7,23 @@ list of them is ever held as a whole, unless ``whole`` asks for one pass over ea
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from ssamba.inference.embed import embed_segments, embedding_plan
-from ssamba.inference.file_stream import FileStream, Progress
+from ssamba.inference.file_stream import FileStream, Progress, check_request
 from ssamba.inference.model import Encoder
 from ssamba.inference.outputs.provenance import provenance_of
 from ssamba.inference.pooling import CLIP_POOLINGS, StreamPooling
 from ssamba.inference.windows import Segment, cut_recordings
 from ssamba.inference.writers import LEVELS, Spool, check_embedding_output, write_output
-from ssamba.utils.errors import ConfigError, DataError, SsambaError
+from ssamba.utils.device import device_memory
+from ssamba.utils.errors import ConfigError
 from ssamba.utils.lock import lock_output
 from ssamba.utils.suggest import nearest
 
@@ -116,11 +117,8 @@ def write_embeddings(
     progress: Progress | None = None,
 ) -> Report:
     """``embed_files`` with all of its options in one value."""
-    if batch is not None and batch < 1:
-        raise ConfigError(f"batch is {batch}: give a whole number above 0")
+    check_request(files, batch)
     check_embedding_output(out)
-    if not files:
-        raise DataError("no audio files given")
     with lock_output(out):
         return _write_locked(files, model, out, options, batch, threads, progress)
 
@@ -139,7 +137,8 @@ def _write_locked(
     if options.level == "clip":
         width = CLIP_POOLINGS[options.pooling].values(config)
     spool = Spool(out, width, config.grid[0] if options.level == "patch" else 1)
-    try:
+    fix = "shorter recordings, or no --whole" if options.whole else "a smaller --batch"
+    with contextlib.closing(spool), device_memory(fix):
         with FileStream(files, threads, progress, config.sample_rate) as stream:
             plan = embedding_plan(config, options.whole)
             segments = cut_recordings(model, stream.recordings(), plan, stream.failed)
@@ -150,11 +149,6 @@ def _write_locked(
         write_output(spool, readable, names, options.level, config, provenance_of(model, "embedding", asdict(options)))
         written = spool.rows_of(readable)
         return Report(width, len(readable), written, stream.audio_seconds, stream.failures)
-    except torch.OutOfMemoryError:
-        fix = "shorter recordings, or no --whole" if options.whole else "a smaller --batch"
-        raise SsambaError(f"the device's memory does not suffice: give {fix}") from None
-    finally:
-        spool.close()
 
 
 class _Rows:

@@ -21,7 +21,7 @@ from ssamba.data.folders import Problems
 from ssamba.data.manifest import read_source
 from ssamba.inference.model import Encoder
 from ssamba.models import patches
-from ssamba.utils.errors import AudioError, DataError
+from ssamba.utils.errors import AudioError, ConfigError, DataError
 
 BLOCK_SECONDS = 30.0
 """Audio decoded at a time; files up to this length are decoded whole, ahead of the model."""
@@ -72,6 +72,14 @@ def _open(path: str, sample_rate: int) -> _Opened:
     first, second = next(rest), next(rest, None)
     seconds = len(first) / sample_rate if second is None else audio_info(path).seconds
     return _Opened(first, second, rest, seconds)
+
+
+def check_request(files: Sequence[str], batch: int | None) -> None:
+    """Refuse what no command on recordings takes. Raises ``ConfigError``, ``DataError``."""
+    if batch is not None and batch < 1:
+        raise ConfigError(f"batch is {batch}: give a whole number above 0")
+    if not files:
+        raise DataError("no audio files given")
 
 
 class FileStream:

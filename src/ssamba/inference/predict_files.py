@@ -20,16 +20,17 @@ from ssamba.audio.decode import audio_info, stream_audio
 from ssamba.audio.feature_stream import FeatureStream
 from ssamba.inference.events.merge import EventOptions
 from ssamba.inference.events.write import EventWriter, plan_event_output
-from ssamba.inference.file_stream import BLOCK_SECONDS, FileStream, Progress
+from ssamba.inference.file_stream import BLOCK_SECONDS, FileStream, Progress, check_request
 from ssamba.inference.load import load
 from ssamba.inference.model import Encoder
 from ssamba.inference.outputs.provenance import provenance_of
+from ssamba.inference.outputs.score_writers import PredictionWriter
 from ssamba.inference.plots import timeline
 from ssamba.inference.predict import PredictOptions, check_options, default_every, predict_segments, prediction_plan
 from ssamba.inference.windows import cut_recordings
-from ssamba.inference.writers import PredictionWriter
 from ssamba.models.pretrained.load import ModelSource
-from ssamba.utils.errors import CheckpointError, ConfigError, DataError, SsambaError
+from ssamba.utils.device import device_memory
+from ssamba.utils.errors import CheckpointError, ConfigError
 from ssamba.utils.lock import lock_output
 from ssamba.utils.plots import require_matplotlib
 from ssamba.utils.torch_defaults import HOST_FLOAT32
@@ -91,31 +92,25 @@ def predict_files(
     if events is not None and every is None:
         every = default_every(model)
     options = check_options(model, every, window, reject, threshold)
-    if batch is not None and batch < 1:
-        raise ConfigError(f"batch is {batch}: give a whole number above 0")
-    if not files:
-        raise DataError("no audio files given")
+    check_request(files, batch)
     if picture is not None:
         _check_picture(picture, files, options)
-    try:
-        rate = model.config.sample_rate
-        with (
-            lock_output(out),
-            FileStream(files, threads, progress, rate) as stream,
-            make_writer(out, model, options, files, events, format, top) as writer,
-        ):
-            written = 0
-            segments = cut_recordings(model, stream.recordings(), prediction_plan(model, options), stream.failed)
-            for file, prediction in predict_segments(model, segments, options, batch, top, stream.failed):
-                writer.add(stream.files[file], prediction)
-                written += 1
-                if picture is not None:
-                    name, nyquist = stream.files[file], model.config.front_end.nyquist
-                    found = None if events is None else prediction.find_events(events)
-                    timeline(prediction, spectrogram(name, model), name, picture, nyquist=nyquist, events=found)
-            stream.readable_files()
-    except torch.OutOfMemoryError:
-        raise SsambaError("the device's memory does not suffice: give a smaller --batch") from None
+    with (
+        device_memory("a smaller --batch"),
+        lock_output(out),
+        FileStream(files, threads, progress, model.config.sample_rate) as stream,
+        make_writer(out, model, options, files, events, format, top) as writer,
+    ):
+        written = 0
+        segments = cut_recordings(model, stream.recordings(), prediction_plan(model, options), stream.failed)
+        for file, prediction in predict_segments(model, segments, options, batch, top, stream.failed):
+            writer.add(stream.files[file], prediction)
+            written += 1
+            if picture is not None:
+                name, nyquist = stream.files[file], model.config.front_end.nyquist
+                found = None if events is None else prediction.find_events(events)
+                timeline(prediction, spectrogram(name, model), name, picture, nyquist=nyquist, events=found)
+        stream.readable_files()
     return PredictReport(written, stream.failures, writer.text)
 
 

@@ -1,42 +1,32 @@
-"""Results on disk, whole or not at all.
+"""Embeddings on disk, whole or not at all.
 
-Embeddings: rows are spooled while the model runs, then written as one .npz or .parquet in the files' order.
-Predictions: JSON or CSV, file after file, or a table for a reader.
+Rows are spooled while the model runs, then written as one .npz or .parquet in the files' order.
 """
 
 from __future__ import annotations
 
-import csv
 import importlib.util
 import tempfile
 import zipfile
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, BinaryIO, TextIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from ssamba.inference.model import Encoder
-from ssamba.inference.outputs.provenance import KEY, PARQUET_KEY, write_sidecar
-from ssamba.inference.predict import Prediction, classifier_task
+from ssamba.inference.outputs.provenance import KEY, PARQUET_KEY
 from ssamba.models.config import Config
 from ssamba.models.patches import column_times
 from ssamba.utils.atomic_write import atomic_write, check_output_name, explain
 from ssamba.utils.errors import SsambaError
 from ssamba.utils.files import stored_name
 from ssamba.utils.json_text import dump_json
-from ssamba.utils.terminal import printable
 
 LEVELS = ("clip", "frame", "patch")
 EMBEDDING_SUFFIXES = (".npz", ".parquet")
-PREDICTION_SUFFIXES = (".json", ".csv")
-DIGITS = 6
-"""Decimal places of a score in a file."""
 CHUNK_BYTES = 64 << 20
 """Embeddings held at a time while the output is written; also the size of a Parquet row group."""
 
@@ -58,16 +48,10 @@ def check_embedding_output(out: Path) -> None:
     check_output_name(out, EMBEDDING_SUFFIXES)
     if out.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
         raise SsambaError(f'{out}: writing .parquet needs pyarrow: pip install "ssamba[parquet]", or give a .npz')
-    _spool_file(out).close()
+    spool_file(out).close()
 
 
-def check_prediction_output(out: Path) -> None:
-    """As :func:`check_embedding_output`."""
-    check_output_name(out, PREDICTION_SUFFIXES)
-    _spool_file(out).close()
-
-
-def _spool_file(out: Path) -> BinaryIO:
+def spool_file(out: Path) -> BinaryIO:
     """An anonymous temporary file on the output's disk; the system removes it however the program ends."""
     folder = out.absolute().parent
     while not folder.exists() and folder != folder.parent:
@@ -88,7 +72,7 @@ class Spool:
 
     def __init__(self, out: Path, width: int, rows_per_column: int = 1) -> None:
         self.out, self.width, self.rows_per_column = out, width, rows_per_column
-        self._file = _spool_file(out)
+        self._file = spool_file(out)
         self._segments: dict[int, list[tuple[int, int]]] = {}
         self._rows = 0
 
@@ -235,147 +219,3 @@ def _is_utf8(name: bytes) -> bool:
     except UnicodeDecodeError:
         return False
     return True
-
-
-class PredictionWriter:
-    """Writes predictions to ``out`` as they come; the file appears when the block ends well, or not at all.
-
-    Without ``out`` they are gathered in ``text``. ``in_time``: rows of time instead of one row for each recording.
-    ``provenance`` (``provenance_of``) is in the head of JSON, and in a file next to CSV.
-    """
-
-    def __init__(self, out: Path | None, model: Encoder, in_time: bool, provenance: dict[str, Any]) -> None:
-        if out is not None:
-            check_output_name(out, PREDICTION_SUFFIXES)
-        self._out, self._in_time = out, in_time
-        self._tells_unlike = model.rejection is not None
-        task = classifier_task(model)
-        head = {"classes": list(task.classes), "multi_label": task.multi_label, "recipe": task.recipe}
-        self._head: dict[str, Any] = head | {KEY: provenance}
-        self._lines: list[str] = []
-        self._count = 0
-        self._stack = ExitStack()
-        self._file: TextIO | None = None
-
-    @property
-    def text(self) -> str:
-        """The table so far, without an output file."""
-        return "\n".join(self._lines)
-
-    def __enter__(self) -> PredictionWriter:
-        if self._out is not None:
-            temporary = self._stack.enter_context(atomic_write(self._out))
-            try:
-                self._file = self._stack.enter_context(
-                    open(temporary, "w", encoding="utf-8", errors="surrogateescape", newline="")
-                )
-            except OSError as error:
-                self._stack.close()
-                raise explain(error, self._out) from None
-            self._stack.push(self._end)
-            self._begin()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stack.__exit__(kind, error, trace)
-        if kind is None and self._out is not None and not self._as_json:
-            write_sidecar(self._out, self._head[KEY])
-
-    def _end(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if kind is None and self._file is not None and self._as_json:
-            self._file.write("\n]}\n")
-
-    @property
-    def _as_json(self) -> bool:
-        return self._out is not None and self._out.suffix == ".json"
-
-    def _begin(self) -> None:
-        assert self._file is not None
-        if self._as_json:
-            self._file.write(dump_json(self._head)[:-1] + ', "files": [')
-        else:
-            times = ["start", "end"] if self._in_time else []
-            unlike = ["unlike"] if self._tells_unlike else []
-            csv.writer(self._file).writerow(["path", *times, "rank", "class", "score", *unlike])
-
-    def add(self, path: str, prediction: Prediction) -> None:
-        """Take the next recording's prediction."""
-        if self._file is None:
-            self._lines += _table(path, prediction, self._in_time)
-            return
-        path = stored_name(path)
-        if self._as_json:
-            entry = dump_json(self._entry(path, prediction))
-            self._file.write((",\n" if self._count else "\n") + entry)
-        else:
-            self._write_rows(path, prediction)
-        self._count += 1
-
-    def _entry(self, path: str, prediction: Prediction) -> dict[str, Any]:
-        entry: dict[str, Any] = {"path": path, "seconds": round(prediction.seconds, DIGITS)}
-        if not self._in_time:
-            return entry | json_row(prediction, 0)
-        spans = prediction.spans.tolist()
-        rows = [
-            {"start": round(start, DIGITS), "end": round(end, DIGITS), **json_row(prediction, i)}
-            for i, (start, end) in enumerate(spans)
-        ]
-        return entry | {"rows": rows}
-
-    def _write_rows(self, path: str, prediction: Prediction) -> None:
-        assert self._file is not None
-        writer = csv.writer(self._file)
-        for row, (start, end) in enumerate(prediction.spans.tolist()):
-            times = [f"{round(start, DIGITS):g}", f"{round(end, DIGITS):.10g}"] if self._in_time else []
-            for cells in csv_rows(prediction, row):
-                writer.writerow([path, *times, *cells])
-
-
-NO_CLASS = "-"
-"""Named where no class is: rejected, or all scores below the threshold."""
-
-
-def json_row(prediction: Prediction, row: int) -> dict[str, Any]:
-    """``scores`` of the classes that a row names, before them ``unlike`` where the model knows it."""
-    scores = [{"class": name, "score": round(score, DIGITS)} for name, score in prediction.ranked(row)]
-    if prediction.unlike is None:
-        return {"scores": scores}
-    return {"unlike": round(float(prediction.unlike[row]), DIGITS), "scores": scores}
-
-
-def csv_rows(prediction: Prediction, row: int) -> Iterator[list[Any]]:
-    """Rank, class, score and, where the model knows it, unlike; rank 0 and score 0 where a row names no class."""
-    unlike = [] if prediction.unlike is None else [f"{float(prediction.unlike[row]):.{DIGITS}f}"]
-    named = list(enumerate(prediction.ranked(row), start=1)) or [(0, (NO_CLASS, 0.0))]
-    for rank, (name, score) in named:
-        yield [rank, name, f"{score:.{DIGITS}f}", *unlike]
-
-
-def text_row(prediction: Prediction, row: int) -> str:
-    """What a row names, for a reader, with a mark where it is unlike the training sounds."""
-    named = ", ".join(f"{name} {100 * score:.1f} %" for name, score in prediction.ranked(row))
-    return (named or NO_CLASS) + unlike_mark(prediction, row)
-
-
-def unlike_mark(prediction: Prediction, row: int) -> str:
-    """``  (unlike the training sounds: 1.3)`` for a row that is."""
-    if prediction.unlike is None or prediction.unlike[row] <= 1:
-        return ""
-    return f"  (unlike the training sounds: {float(prediction.unlike[row]):.2f})"
-
-
-def _table(path: str, prediction: Prediction, in_time: bool) -> list[str]:
-    head = f"{printable(path)} ({prediction.seconds:.2f} s)"
-    if not in_time:
-        ranked = [(printable(name), score) for name, score in prediction.ranked()]
-        width = max((len(name) for name, _ in ranked), default=0)
-        scores = [f"  {name:{width}}  {100 * score:5.1f} %" for name, score in ranked] or [f"  {NO_CLASS}"]
-        return [head + unlike_mark(prediction, 0), *scores]
-    lines = [head]
-    spans = prediction.spans.tolist()
-    width = len(f"{spans[-1][1]:.2f}")
-    for row, (start, end) in enumerate(spans):
-        lines.append(f"  {start:{width}.2f} - {end:{width}.2f} s  {text_row(prediction, row)}")
-    return lines

@@ -41,11 +41,13 @@ def read_log(folder: Path) -> list[dict[str, str]]:
     if not path.exists():
         return []
     text = read_text(path, LOG_LIMIT, CheckpointError)
-    rows = _rows(text[: text.rfind("\n") + 1])
-    for row in rows:
-        wrong = _wrong_value(row)
-        if wrong is not None:
-            raise CheckpointError(f"{path}: is damaged ({wrong}); restore it from a copy")
+    try:
+        rows = _rows(text)
+        wrong = next(filter(None, map(_wrong_value, rows)), None)
+    except csv.Error as error:
+        wrong = str(error)
+    if wrong is not None:
+        raise CheckpointError(f"{path}: is damaged ({wrong}); restore it from a copy")
     return rows
 
 
@@ -74,10 +76,9 @@ def _content(row: Mapping[str, str]) -> bytes:
 
 
 def _rows(text: str) -> list[dict[str, str]]:
-    try:
-        return list(csv.DictReader(io.StringIO(text.replace("\0", "?").replace("\r", "?"), newline="")))
-    except csv.Error:  # a value of over 100,000 characters: no row that a run has written
-        return [{"": "a value that is too long"}]
+    """The whole lines of a log's text as rows. Raises ``csv.Error`` for a value of over 100,000 characters."""
+    whole = text[: text.rfind("\n") + 1]
+    return list(csv.DictReader(io.StringIO(whole.replace("\0", "?").replace("\r", "?"), newline="")))
 
 
 def _wrong_value(row: Mapping[Any, Any]) -> str | None:
@@ -97,10 +98,10 @@ def _wrong_value(row: Mapping[Any, Any]) -> str | None:
 def _readable_rows(path: Path) -> list[dict[str, str]]:
     """The rows that can be read of a log that may be damaged."""
     try:
-        text = read_bytes(path, LOG_LIMIT, CheckpointError).decode("utf-8", "replace")
-    except CheckpointError:
+        rows = _rows(read_bytes(path, LOG_LIMIT, CheckpointError).decode("utf-8", "replace"))
+    except (CheckpointError, csv.Error):
         return []
-    return [row for row in _rows(text[: text.rfind("\n") + 1]) if _wrong_value(row) is None]
+    return [row for row in rows if _wrong_value(row) is None]
 
 
 class EventFile:

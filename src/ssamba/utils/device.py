@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 
-from ssamba.utils.errors import ConfigError
+from ssamba.utils.errors import ConfigError, SsambaError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -36,3 +39,12 @@ def pick_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
         raise ConfigError(f"dtype '{dtype}': give auto, {', '.join(DTYPES)}")
     assert found is not None
     return found
+
+
+@contextlib.contextmanager
+def device_memory(fix: str) -> Iterator[None]:
+    """One line where the block takes more memory than the device has; ``fix`` is what to give instead."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise SsambaError(f"the device's memory does not suffice: give {fix}") from None

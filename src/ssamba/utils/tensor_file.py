@@ -109,9 +109,9 @@ def renew_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     """As ``write_tensors``; a good file that holds the same already is not touched."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:
-        found = read_tensors(path, digest_required=True)[1][DIGEST]
+        found = verify_tensors(path)
     except CheckpointError:
-        found = ""
+        found = None
     if found != digest_of(plain, {"format": "pt", **(metadata or {})}):
         write_tensors(path, plain, metadata)
 

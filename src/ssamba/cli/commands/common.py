@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from ssamba.cli.streams import warn
+from ssamba.cli.streams import say, warn
 from ssamba.utils.terminal import printable
 
 EXIT_DONE, EXIT_SOME_UNREADABLE = 0, 1
@@ -28,6 +30,18 @@ def list_unreadable(failures: Sequence[tuple[str, str]]) -> int:
     for path, reason in failures:
         warn(f"left out {printable(path)}: {reason}")
     return EXIT_SOME_UNREADABLE if failures else EXIT_DONE
+
+
+def say_note(line: str) -> None:
+    """A line about what the command chose or left out, on stderr."""
+    warn(f"note: {line}")
+
+
+def say_classifier(out: Path, headline: str, table: Path, about: str = "") -> None:
+    """How good a new classifier is, where its files are and what to do next."""
+    say(headline)
+    say(f"{table} has every fold, {out} the model{about}")
+    say(f"next: ssamba predict FILES --model {shlex.quote(str(out))}")
 
 
 def launch_processes(arguments: argparse.Namespace) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import io
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,6 +15,7 @@ from ssamba.data.examples import Example, Fold, LabelledData, Part
 from ssamba.data.manifest import nearest_file
 from ssamba.data.tables import LABEL_COLUMNS, PATH_COLUMNS, open_table
 from ssamba.utils.errors import DataError
+from ssamba.utils.files import read_text
 from ssamba.utils.suggest import nearest
 
 __all__ = [
@@ -31,6 +33,9 @@ __all__ = [
     "require_folder",
     "size_note",
 ]
+
+LIST_LIMIT = 1 << 30
+"""Most bytes of a set's list; that of all of AudioSet has 100 million."""
 
 
 class Table(NamedTuple):
@@ -88,7 +93,7 @@ def read_table(path: Path, required: Sequence[str] = (), delimiter: str | None =
     Raises:
         DataError: unreadable, not UTF-8, empty, without a row, or a required column is missing (the nearest is named).
     """
-    if not path.exists():
+    if not os.path.lexists(path):
         raise DataError(f"{path}: no such file{nearest_file(str(path))}")
     rows = []
     with open_table(path, required or (*PATH_COLUMNS, *LABEL_COLUMNS, "split", "fold"), delimiter) as table:
@@ -110,15 +115,9 @@ def read_table(path: Path, required: Sequence[str] = (), delimiter: str | None =
 
 def read_lines(path: Path) -> list[str]:
     """Lines of a UTF-8 text file, line ends kept. Raises ``DataError`` when it is missing or no text."""
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            return list(file)
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file{nearest_file(str(path))}") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: is not UTF-8 text (byte {error.start})") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
+    if not os.path.lexists(path):
+        raise DataError(f"{path}: no such file{nearest_file(str(path))}")
+    return list(io.StringIO(read_text(path, LIST_LIMIT, DataError, "utf-8-sig"), newline=""))
 
 
 def class_number(label: str, numbers: Mapping[str, int], where: str) -> int:

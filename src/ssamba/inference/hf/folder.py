@@ -13,6 +13,7 @@ from ssamba.models.pretrained.model_dir import CONFIG_FILE, WEIGHTS_FILE, save_c
 from ssamba.models.pretrained.transformers_files import MODEL_MAP, write_preprocessor
 from ssamba.utils.atomic_write import explain, make_folder, write_text
 from ssamba.utils.errors import ConfigError
+from ssamba.utils.files import read_text
 from ssamba.utils.json_text import read_json
 from ssamba.utils.tensor_file import write_tensors
 
@@ -51,7 +52,7 @@ def export(
     folder = Path(folder)
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise ConfigError(f"{folder}: exists already and is no empty folder; give a new name")
-    text = None if card is None else _read_card(Path(card))
+    text = None if card is None else read_text(card)
     description, tensors = read_model_source(source)
     make_folder(folder)
     save_config(folder, description)
@@ -65,10 +66,3 @@ def export(
         text = model_card(name or folder.name, description, tensors, locate(source), licence, remote_code)
     write_text(folder / CARD_FILE, text)
     return sorted(folder.iterdir())
-
-
-def _read_card(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: cannot be read as a model card ({error})") from None

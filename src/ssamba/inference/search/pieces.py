@@ -10,14 +10,6 @@ PIECE_COLUMNS, PIECE_HOP = 62, 31
 """Columns in a piece (10 s with the standard patches), and from one piece to the next."""
 
 
-def piece_starts(columns: int) -> list[int]:
-    """First columns of the pieces of a recording: one for a short one, else overlapping by half up to its end."""
-    last = columns - PIECE_COLUMNS
-    if last <= 0:
-        return [0]
-    return [*range(0, last, PIECE_HOP), last]
-
-
 def piece_count(columns: int) -> int:
     """How many pieces a recording has."""
     return 1 + max(0, -(-(columns - PIECE_COLUMNS) // PIECE_HOP))

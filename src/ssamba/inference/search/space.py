@@ -16,13 +16,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors import safe_open
 
 from ssamba.inference.search.arrays import FloatArray
 from ssamba.inference.search.columns import Level
-from ssamba.models.pretrained.model_dir import load_tensors
-from ssamba.utils.atomic_write import atomic_write
-from ssamba.utils.errors import CheckpointError
+from ssamba.utils.errors import CheckpointError, ConfigError
+from ssamba.utils.json_text import parse_json
+from ssamba.utils.tensor_file import read_tensors, write_tensors
 
 if TYPE_CHECKING:
     from ssamba.inference.model import Encoder
@@ -36,6 +35,9 @@ ENOUGH_RECORDINGS = 50
 """Recordings from which a space can be fitted."""
 PIECE_VALUES, COLUMN_VALUES = 128, 64
 """Values of a fitted space's vectors, where there is data for as many."""
+_ARRAYS = ("piece_mean", "piece_map", "column_mean", "column_map")
+_FACTS = "ssamba_space"
+"""Tensors of a space's file, and the key of its other values in the metadata."""
 SPACE_SHRINKAGE = 0.1
 """Share of the mean variance that is added to each direction's before whitening."""
 
@@ -127,27 +129,21 @@ def whitening(samples: FloatArray, values: int, shrinkage: float = SPACE_SHRINKA
 
 def save_space(path: Path, space: Space, dtype: torch.dtype = torch.float32) -> None:
     """Write a space whole or not at all. Raises ``SsambaError`` when it cannot be written."""
-    from safetensors.torch import save_file
-
-    names = ("piece_mean", "piece_map", "column_mean", "column_map")
-    tensors = {name: torch.tensor(getattr(space, name), dtype=dtype, device="cpu") for name in names}
+    tensors = {name: torch.tensor(getattr(space, name), dtype=dtype, device="cpu") for name in _ARRAYS}
     level = None if space.level is None else asdict(space.level)
     facts = {"kind": space.kind, "digest": space.digest, "layer": space.layer, "level": level}
-    with atomic_write(path) as temporary:
-        save_file(tensors, temporary, metadata={"ssamba_space": json.dumps(facts)})
+    write_tensors(path, tensors, {_FACTS: json.dumps(facts)})
 
 
 def load_space(path: Path) -> Space:
     """Read a space. Raises ``CheckpointError`` for a file that holds none, values that are not finite among it."""
-    tensors = load_tensors(path)
-    with safe_open(path, framework="pt") as file:
-        text = (file.metadata() or {}).get("ssamba_space", "")
+    tensors, metadata = read_tensors(path)
     try:
-        facts = json.loads(text)
+        facts = parse_json(metadata[_FACTS], str(path))
         level = None if facts["level"] is None else Level(**{k: float(v) for k, v in facts["level"].items()})
-        arrays = {k: tensors[k].float().numpy() for k in ("piece_mean", "piece_map", "column_mean", "column_map")}
+        arrays = {name: tensors[name].float().numpy() for name in _ARRAYS}
         space = Space(str(facts["kind"]), str(facts["digest"]), int(facts["layer"]), level, **arrays)
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ConfigError, ValueError, TypeError, KeyError, AttributeError):
         raise CheckpointError(f"{path}: is no space of ssamba; make the index again") from None
     values = space.piece_mean.shape
     fits = len(values) == 1 and space.column_mean.shape == values

@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
-
-from ssamba.inference.file_stream import FileStream, Progress
+from ssamba.inference.file_stream import FileStream, Progress, check_request
 from ssamba.inference.model import Encoder
 from ssamba.inference.outputs.provenance import provenance_of
 from ssamba.inference.predict import prediction_plan
@@ -16,7 +14,8 @@ from ssamba.inference.predict_files import PredictReport
 from ssamba.inference.several.predict import check_options_of_each, check_shared, predict_segments_of_each
 from ssamba.inference.several.writer import EachWriter
 from ssamba.inference.windows import cut_recordings
-from ssamba.utils.errors import ConfigError, DataError, SsambaError
+from ssamba.utils.device import device_memory
+from ssamba.utils.lock import lock_output
 
 
 def predict_files_with_each(
@@ -39,24 +38,19 @@ def predict_files_with_each(
     check_shared(models)
     loaded = list(models.values())
     options = check_options_of_each(loaded, every, window, reject, threshold)
-    if batch is not None and batch < 1:
-        raise ConfigError(f"batch is {batch}: give a whole number above 0")
-    if not files:
-        raise DataError("no audio files given")
-    rate = loaded[0].config.sample_rate
-    try:
-        asked = asdict(options) | {"top": top}
-        of_each = [] if out is None else [provenance_of(model, "scores", asked) for model in loaded]
-        with (
-            FileStream(files, threads, progress, rate) as stream,
-            EachWriter(out, models, every is not None, of_each) as writer,
-        ):
-            plan, written = prediction_plan(loaded[0], options), 0
-            segments = cut_recordings(loaded[0], stream.recordings(), plan, stream.failed)
-            for file, each in predict_segments_of_each(loaded, segments, options, batch, top, stream.failed):
-                writer.add(stream.files[file], each)
-                written += 1
-            stream.readable_files()
-    except torch.OutOfMemoryError:
-        raise SsambaError("the device's memory does not suffice: give a smaller --batch") from None
+    check_request(files, batch)
+    asked = asdict(options) | {"top": top}
+    of_each = [] if out is None else [provenance_of(model, "scores", asked) for model in loaded]
+    with (
+        device_memory("a smaller --batch"),
+        lock_output(out),
+        FileStream(files, threads, progress, loaded[0].config.sample_rate) as stream,
+        EachWriter(out, models, every is not None, of_each) as writer,
+    ):
+        plan, written = prediction_plan(loaded[0], options), 0
+        segments = cut_recordings(loaded[0], stream.recordings(), plan, stream.failed)
+        for file, each in predict_segments_of_each(loaded, segments, options, batch, top, stream.failed):
+            writer.add(stream.files[file], each)
+            written += 1
+        stream.readable_files()
     return PredictReport(written, stream.failures, writer.text)

@@ -21,6 +21,7 @@ from ssamba.cli.streams import say, say_lines
 if TYPE_CHECKING:
     from ssamba.inference.events.merge import EventOptions
     from ssamba.inference.model import Encoder
+    from ssamba.inference.predict_files import PredictReport
 
 FORMATS = ("audacity", "raven", "csv", "json", "jams")
 """Names of ``ssamba.data.labels.formats.LABEL_FORMATS``, which is not imported for a help text."""
@@ -94,8 +95,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Do it, and return the exit code."""
     from ssamba.inference.events.write import plan_event_output
     from ssamba.inference.file_stream import list_files, prefer_reference_if_short
+    from ssamba.inference.outputs.score_writers import check_prediction_output
     from ssamba.inference.predict_files import load_classifier, predict_files
-    from ssamba.inference.writers import check_prediction_output
     from ssamba.utils.atomic_write import refuse_input
     from ssamba.utils.progress import Bar
 
@@ -136,11 +137,7 @@ def run(arguments: argparse.Namespace) -> int:
             reject=_reject(arguments, [model]),
             threshold=None if events is not None else arguments.threshold,
         )
-    if arguments.out is None:
-        say_lines(report.text)
-    else:
-        say(f"{arguments.out}: {report.written} files")
-    return list_unreadable([*problems, *report.failures])
+    return _end(arguments, report, problems)
 
 
 def _reject(arguments: argparse.Namespace, models: Sequence[Encoder]) -> bool:
@@ -192,6 +189,11 @@ def _run_several(arguments: argparse.Namespace, files: list[str], problems: list
             reject=_reject(arguments, list(models.values())),
             threshold=arguments.threshold,
         )
+    return _end(arguments, report, problems)
+
+
+def _end(arguments: argparse.Namespace, report: PredictReport, problems: list[tuple[str, str]]) -> int:
+    """Print the table, or where it is; the exit code."""
     if arguments.out is None:
         say_lines(report.text)
     else:

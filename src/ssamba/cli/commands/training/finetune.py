@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 from pathlib import Path
 
-from ssamba.cli.commands.common import EXIT_DONE, Command, launch_processes
+from ssamba.cli.commands.common import EXIT_DONE, Command, launch_processes, say_classifier, say_note
 from ssamba.cli.parser import SHIPPED_HELP, add_dataclass, add_devices, add_run, given
-from ssamba.cli.streams import say, warn
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -50,18 +48,12 @@ def run(arguments: argparse.Namespace) -> int:
     check_shape(source, given(arguments, FinetuneRecipe))
     if arguments.devices:
         return launch_processes(arguments)
-    places = (arguments.data, arguments.out, source, arguments.device, _note)
+    places = (arguments.data, arguments.out, source, arguments.device, say_note)
     values = finetune(recipe, *places, labels=arguments.labels, background=arguments.background)
     if not values:  # another process of the run has them
         return EXIT_DONE
-    say(headline(values))
-    say(f"{arguments.out / TABLE_FILE} has every fold, {arguments.out} the model")
-    say(f"next: ssamba predict FILES --model {shlex.quote(str(arguments.out))}")
+    say_classifier(arguments.out, headline(values), arguments.out / TABLE_FILE)
     return EXIT_DONE
-
-
-def _note(line: str) -> None:
-    warn(f"note: {line}")
 
 
 COMMAND = Command("train a classifier on a labelled set, from a pretrained model", add_options, run)

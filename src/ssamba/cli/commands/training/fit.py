@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 from pathlib import Path
 
-from ssamba.cli.commands.common import EXIT_DONE, Command
+from ssamba.cli.commands.common import EXIT_DONE, Command, say_classifier, say_note
 from ssamba.cli.parser import SHIPPED_HELP, add_dataclass, add_device, add_run, given
-from ssamba.cli.streams import say, warn
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -33,15 +31,9 @@ def run(arguments: argparse.Namespace) -> int:
     from ssamba.utils.progress import progress_bar
 
     recipe = FitRecipe(**given(arguments, FitRecipe))
-    values = fit(recipe, arguments.data, arguments.out, arguments.source, arguments.device, _note, progress_bar)
-    say(headline(values))
-    say(f"{arguments.out / TABLE_FILE} has every fold, {arguments.out} the model, fitted on {values['model']}")
-    say(f"next: ssamba predict FILES --model {shlex.quote(str(arguments.out))}")
+    values = fit(recipe, arguments.data, arguments.out, arguments.source, arguments.device, say_note, progress_bar)
+    say_classifier(arguments.out, headline(values), arguments.out / TABLE_FILE, f", fitted on {values['model']}")
     return EXIT_DONE
-
-
-def _note(line: str) -> None:
-    warn(f"note: {line}")
 
 
 COMMAND = Command("fit a classifier on a frozen model's features, in seconds", add_options, run)
