@@ -106,6 +106,8 @@ def _wait_for_all(processes: Sequence[subprocess.Popen[bytes]], errors: Sequence
     rank, code = failed_ranks[0], codes[failed_ranks[0]]
     assert code is not None
     if code < 0:
+        errors[rank].seek(0)
+        sys.stderr.write(printable_lines(errors[rank].read().decode(errors="replace")))
         why = " (too little memory?)" if code == -signal.SIGKILL else ""
         raise SsambaError(
             f"process {rank} of {len(codes)} was ended by signal {-code}{why}; the same command goes on from the last "

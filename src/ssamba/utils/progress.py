@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from types import TracebackType
+from typing import Any
 
 from tqdm import tqdm
 
@@ -15,6 +16,18 @@ from ssamba.utils.terminal import printable
 
 QUIET_SECONDS = 30.0
 """Without a terminal nothing is printed before this time, and then one line each such interval."""
+
+
+class _Line(tqdm):
+    """A line that ``close`` clears as soon as it was shown.
+
+    With a ``delay``, tqdm takes a line for unseen until the ``update`` that showed it has returned, so that an error in
+    between, such as Ctrl-C, would be printed behind it.
+    """
+
+    def display(self, *arguments: Any, **named: Any) -> Any:
+        self.delay = 0.0
+        return super().display(*arguments, **named)
 
 
 class Bar:
@@ -28,7 +41,7 @@ class Bar:
         stream = sys.stderr or io.StringIO()  # an interpreter without a stderr
         terminal = stream.isatty()
         self._unit = unit
-        self._bar = tqdm(
+        self._bar = _Line(
             total=None,
             desc=printable(label),
             file=stream,
