@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -15,8 +16,10 @@ import torch
 from pretrain_runs import command, log_of, step_of
 from safetensors.torch import load_file
 
+from ssamba.training.launch import _wait_for_all
 from ssamba.training.pretrain.recipe import make_recipe
 from ssamba.training.pretrain.run import pretrain
+from ssamba.utils.errors import SsambaError
 
 WITH_VIEWS: dict[str, object] = {
     "ema": 0.9,
@@ -163,6 +166,28 @@ def test_stopping_the_launcher_saves_and_ends_all(
     assert process.returncode == (130 if number != signal.SIGKILL else -9)
     assert errors.count("the same command goes on from there") == 1
     assert "Traceback" not in errors
+
+
+ENDS = {"abort": "os.abort()", "abort when done": "os.write(done, (1).to_bytes(4, 'little')); os.abort()"}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_how_a_process_ends_after_its_work_says_nothing(end: str) -> None:
+    """Gloo aborts a process whose peer's connection is reset, also when both are done."""
+    done, there = os.pipe()
+    os.set_blocking(done, False)
+    first = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1.5)"])
+    script = f"import os; done = {there}; {ENDS[end]}"
+    other = subprocess.Popen([sys.executable, "-c", script], pass_fds=(there,), stderr=subprocess.DEVNULL)
+    os.close(there)
+    with tempfile.TemporaryFile() as errors:
+        if end == "abort":
+            with pytest.raises(SsambaError, match="process 1 of 2 was ended by signal 6"):
+                _wait_for_all([first, other], [errors, errors], done)
+        else:
+            assert _wait_for_all([first, other], [errors, errors], done) == 0
+    os.close(done)
+    first.wait()
 
 
 def test_bad_input_is_told_once(sounds: Path, tmp_path: Path, tiny: dict[str, object]) -> None:

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ssamba.training.launch import EXIT_LOST, LAUNCHER_PIPE
+from ssamba.training.launch import EXIT_LOST, LAUNCHER_DONE, LAUNCHER_PIPE, RANK_BYTES
 from ssamba.utils.device import pick_device
 from ssamba.utils.errors import ConfigError, SsambaError
 
@@ -146,8 +146,23 @@ def distributed_context(device: str) -> Iterator[tuple[DistContext, torch.device
         context = DistContext(dist.get_rank(), world)
     try:
         yield context, chosen
+        _wait_when_done(context.rank)
     finally:
         context.close()
+
+
+def _wait_when_done(rank: int) -> None:
+    """Under ``launch``: tell that the work is done, and wait, but for the first process, to be ended.
+
+    Gloo aborts a process when the connection to another one is reset (github.com/pytorch/gloo/issues/514), as happens
+    when that one ends first.
+    """
+    pipe = os.environ.get(LAUNCHER_DONE)
+    if pipe is None or rank == 0:
+        return
+    os.write(int(pipe), rank.to_bytes(RANK_BYTES, "little"))
+    os.read(int(os.environ[LAUNCHER_PIPE]), 1)  # returns when the launcher has ended
+    raise SystemExit(EXIT_LOST)
 
 
 def _watch_launcher() -> None:

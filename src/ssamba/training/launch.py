@@ -21,6 +21,9 @@ EXIT_LOST = 75
 """A process ends with this code when another one has gone: it is not the one to report."""
 LAUNCHER_PIPE = "SSAMBA_LAUNCHER_PIPE"
 """Variable with the descriptor of a pipe whose other end the launcher holds."""
+LAUNCHER_DONE = "SSAMBA_LAUNCHER_DONE"
+"""Variable with the descriptor of a pipe to the launcher into which a process writes its rank when its work is done."""
+RANK_BYTES = 4
 GRACE_SECONDS = 10.0
 POLL_SECONDS = 0.05
 
@@ -35,6 +38,8 @@ def launch(words: Sequence[str], count: int) -> int:
         raise ConfigError("devices: torchrun has started this process already; leave --devices out")
     words = _without_devices(words)
     here, there = os.pipe()
+    done, done_there = os.pipe()
+    os.set_blocking(done, False)
     with socket.socket() as probe, contextlib.ExitStack() as stack:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -43,24 +48,29 @@ def launch(words: Sequence[str], count: int) -> int:
         processes = []
         for rank in range(count):
             ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
-            rendezvous = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, LAUNCHER_PIPE: here}
+            rendezvous = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            pipes = {LAUNCHER_PIPE: here, LAUNCHER_DONE: done_there}
             streams: dict[str, Any] = {} if rank == 0 else {"stdout": subprocess.DEVNULL, "stderr": errors[rank]}
-            environment = {**os.environ, **{k: str(v) for k, v in {**ranks, **rendezvous}.items()}}
+            environment = {**os.environ, **{k: str(v) for k, v in {**ranks, **rendezvous, **pipes}.items()}}
             command = [sys.executable, "-m", "ssamba", *words]
             # In a session of its own: Ctrl-C in the terminal reaches it once, from here.
             processes.append(
-                subprocess.Popen(command, env=environment, pass_fds=(here,), start_new_session=True, **streams)
+                subprocess.Popen(
+                    command, env=environment, pass_fds=tuple(pipes.values()), start_new_session=True, **streams
+                )
             )
         os.close(here)
+        os.close(done_there)
         try:
             with _signals_forwarded(processes):
-                return _wait_for_all(processes, errors)
+                return _wait_for_all(processes, errors, done)
         finally:
             for process in processes:
                 if process.poll() is None:
                     process.kill()
                 process.wait()
             os.close(there)
+            os.close(done)
 
 
 def _without_devices(words: Sequence[str]) -> list[str]:
@@ -88,18 +98,24 @@ def _signals_forwarded(processes: Sequence[subprocess.Popen[bytes]]) -> Iterator
             signal.signal(number, handler)
 
 
-def _wait_for_all(processes: Sequence[subprocess.Popen[bytes]], errors: Sequence[IO[bytes]]) -> int:
-    """The exit code: 0, or that of the process that failed first."""
+def _wait_for_all(processes: Sequence[subprocess.Popen[bytes]], errors: Sequence[IO[bytes]], done: int) -> int:
+    """The exit code: 0, or that of the process that failed first.
+
+    Processes but the first wait when their work is done, so that no connection closes while another one works; how they
+    end then says nothing.
+    """
     failed: list[int] = []
+    finished: set[int] = set()
     deadline = None
-    while any(process.poll() is None for process in processes):
-        failed += [i for i, process in enumerate(processes) if i not in failed and process.poll()]
+    while any(process.poll() is None and i not in finished for i, process in enumerate(processes)):
+        finished |= {rank for rank in _ranks_done(done) if rank > 0}
+        failed += [i for i, process in enumerate(processes) if i not in {*failed, *finished} and process.poll()]
         if failed and deadline is None:
             deadline = time.monotonic() + GRACE_SECONDS
         if deadline is not None and time.monotonic() > deadline:
             break
         time.sleep(POLL_SECONDS)
-    codes = [process.poll() for process in processes]
+    codes = [0 if i in finished else process.poll() for i, process in enumerate(processes)]
     failed_ranks = sorted((i for i, code in enumerate(codes) if code not in (0, None, EXIT_LOST)), key=_order(failed))
     if not failed_ranks:
         return 0 if not any(codes) else EXIT_LOST
@@ -117,6 +133,14 @@ def _wait_for_all(processes: Sequence[subprocess.Popen[bytes]], errors: Sequence
         errors[rank].seek(0)
         sys.stderr.write(printable_lines(errors[rank].read().decode(errors="replace")))
     return code
+
+
+def _ranks_done(done: int) -> list[int]:
+    try:
+        data = os.read(done, 4096)
+    except BlockingIOError:
+        return []
+    return [int.from_bytes(data[i : i + RANK_BYTES], "little") for i in range(0, len(data), RANK_BYTES)]
 
 
 def _order(failed: Sequence[int]) -> Any:

@@ -99,7 +99,7 @@ class Loop:
         task.stop_asked = lambda: self.signals.asked
         self._restore()
         trained = [parameter for _, parameter in self._named_parameters()]
-        self.gradients = Gradients(task.losses, trained, autocast, graphs=settings.accumulate == 1)
+        self.gradients = Gradients(task.losses, trained, autocast, graphs=settings.accumulate == 1 and not task.splits)
 
     def _restore(self) -> None:
         saved = self.states.load(self.dist.main)
@@ -284,10 +284,10 @@ class Loop:
                     self.optimizer.zero_grad(set_to_none=True)
                 continue
             inputs = self.task.inputs(number, batch)
-            # Sums stay on the device: reading a number every step would make the host wait for it.
-            for key, value in self.gradients(inputs, first=i == 0, scale=fraction).items():
-                value = value.double() * fraction
-                self.sums[key] = self.sums[key] + value if key in self.sums else value
+            first = i == 0
+            for part, share in self.task.passes(inputs):
+                self._add(self.gradients(part, first=first, scale=fraction * share), fraction * share)
+                first = False
         for key in self.task.metrics:
             self.sums.setdefault(key, torch.zeros((), dtype=torch.float64, device=self.task.model.device))
         self.dist.all_reduce_grads([p for _, p in self._named_parameters()])
@@ -297,6 +297,12 @@ class Loop:
         self.step += 1
         self.task.after_step(self.step)
         self.summed += 1
+
+    def _add(self, values: dict[str, Tensor], weight: float) -> None:
+        # Sums stay on the device: reading a number every step would make the host wait for it.
+        for key, value in values.items():
+            value = value.double() * weight
+            self.sums[key] = self.sums[key] + value if key in self.sums else value
 
     def _averages(self) -> dict[str, float]:
         row: dict[str, float] = {

@@ -14,6 +14,11 @@ from ssamba.training.distributed import DistContext
 from ssamba.training.ema import EmaModel
 from ssamba.training.tensors import Group, TensorGroup
 
+ACTIVATION_BYTES = 84
+"""Kept for the backward pass per token, unit of width and block, in float32 (383 kB a token with ``tiny``)."""
+ACTIVATIONS = 0.4e9
+"""Most bytes of activations on a processor, where more clips in a pass are no faster."""
+
 TaskBatch = TypeVar("TaskBatch")
 TaskInputs = TypeVar("TaskInputs", bound=TensorGroup)
 
@@ -50,6 +55,11 @@ class Task(ABC, Generic[TaskBatch, TaskInputs]):
         self.ema = EmaModel(model, ema_decay) if ema_decay else None
         self.stop_asked: Callable[[], bool] = lambda: False
 
+    @property
+    def splits(self) -> bool:
+        """Whether ``passes`` may give more than one part."""
+        return False
+
     def check_stop(self) -> None:
         """Called between the batches of a validation. Raises ``StopAsked`` when the run was asked to stop."""
         if self.stop_asked():
@@ -66,6 +76,13 @@ class Task(ABC, Generic[TaskBatch, TaskInputs]):
     @abstractmethod
     def inputs(self, number: int, batch: TaskBatch) -> TaskInputs:
         """What the losses of the batch of that number need, on the model's device. Nothing here has a gradient."""
+
+    def passes(self, inputs: TaskInputs) -> Iterator[tuple[TaskInputs, float]]:
+        """The inputs of a batch in parts, each with its share of the clips: one forward and backward pass for each.
+
+        The weighted mean of the parts' losses is the loss of the whole.
+        """
+        yield inputs, 1.0
 
     @abstractmethod
     def losses(self, inputs: TaskInputs) -> dict[str, Tensor]:

@@ -15,22 +15,19 @@ from typing import Any
 
 from ssamba.data.examples import LabelledData
 from ssamba.data.loaders.audio_cache import FREE_BYTES, MAX_UNPACKED
+from ssamba.training.task import ACTIVATION_BYTES, ACTIVATIONS
 
 MAX_FRAMES, MIN_FRAMES = 1024, 32
 FEW_CLIPS, MAX_FOLDS = 300, 5
 MANY_CLIPS = 1000
 SHORT_SECONDS = 2.0
 PERCENTILE = 0.95
-ACTIVATION_BYTES = 84
-"""Kept for the backward pass per token, unit of width and block, in float32 (383 kB a token with ``tiny``)."""
 PASS_BYTES = ACTIVATION_BYTES / 6
 """The same without gradients: one pair of blocks at a time, and the features."""
 TOKEN_SECONDS = 0.00042 / (192 * 24)
 """One training pass on two cores per token, unit of width and block (``tiny``: 0.11 s for 5 s of audio)."""
 GPU_FACTOR = 100
 """How many times as fast a GPU is as two cores."""
-ACTIVATIONS = 0.4e9
-"""Most bytes of activations on a processor, where more clips in a pass are no faster."""
 FREE_FEATURE_BYTES = 256_000_000
 """Beyond it kept features take at most ``MAX_UNPACKED`` times the size of their files, as the audio cache does."""
 TRAINING_SECONDS = 60.0

@@ -75,6 +75,9 @@ class PretrainRecipe(RecipeBase, ModelShape, PretrainAugmentation, Optimisation,
     mix: float = like(PretrainAugmentation, "mix")
     gain_db: float = like(PretrainAugmentation, "gain_db")
     batch: int = like(Optimisation, "batch")
+    clips_per_pass: int = option(
+        0, "clips of a forward and backward pass; 0: all of the batch, on a processor as many as take 0.4 GB"
+    )
     epochs: float = option(10.0, "epochs; an epoch shows every recording about once in full length")
     steps: int = option(0, "steps instead of epochs, where above 0")
     lr: float = like(Optimisation, "lr")
@@ -113,6 +116,11 @@ class PretrainRecipe(RecipeBase, ModelShape, PretrainAugmentation, Optimisation,
             )
         if self.views > 1 and not (self.latent_clip or self.contrast):
             raise ConfigError(f"views: {self.views} are for --latent-clip or --contrast; give one of them")
+        if self.clips_per_pass and self.needs_teacher:
+            raise ConfigError(
+                f"clips_per_pass: {self.clips_per_pass}, but the averaged model's targets are standardised over the "
+                "batch; give a smaller --batch"
+            )
         if self.clean_targets and not self.needs_teacher:
             raise ConfigError("clean_targets: nothing is predicted; give --latent, --latent-clip or --contrast too")
 

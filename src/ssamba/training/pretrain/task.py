@@ -25,7 +25,7 @@ from ssamba.training.features import batch_features
 from ssamba.training.pretrain.recipe import PretrainRecipe
 from ssamba.training.pretrain.teacher_targets import LatentHeads, active_losses, predict, teacher_targets
 from ssamba.training.seeds import torch_generator
-from ssamba.training.task import Task
+from ssamba.training.task import ACTIVATION_BYTES, ACTIVATIONS, Task
 from ssamba.training.tensors import TensorGroup
 
 STEPS_AHEAD = 3
@@ -72,6 +72,19 @@ class PretrainInputs(TensorGroup):
     keep_b: Tensor | None = None
     clean_features: Tensor | None = None
 
+    def of_clips(self, clips: slice, masks_per_clip: int) -> PretrainInputs:
+        """Those of some clips of the batch."""
+        masked = slice(clips.start * masks_per_clip, clips.stop * masks_per_clip)
+        mask_b, keep_a, keep_b, clean = self.mask_b, self.keep_a, self.keep_b, self.clean_features
+        return PretrainInputs(
+            self.features[clips],
+            self.mask_a[masked],
+            None if mask_b is None else mask_b[masked],
+            None if keep_a is None else keep_a[:, masked],
+            None if keep_b is None else keep_b[:, masked],
+            None if clean is None else clean[clips],
+        )
+
 
 @dataclass(frozen=True)
 class ValidationSet:
@@ -95,6 +108,21 @@ def draw_masks(
 
     two = OBJECTIVES[recipe.objective].uses_two_masks and recipe.passes == 2
     return draw(0), draw(1) if two else None
+
+
+def choose_pass_clips(recipe: PretrainRecipe, model: Encoder) -> int:
+    """Clips of a forward and backward pass.
+
+    What the recipe says, or on a processor as many as keep at most ``ACTIVATIONS`` bytes for the backward pass, or the
+    whole batch: on a GPU, and where a loss reads all clips of the batch at once.
+    """
+    if recipe.clips_per_pass or recipe.needs_teacher or model.device.type != "cpu":
+        return min(recipe.batch, recipe.clips_per_pass or recipe.batch)
+    config = model.config
+    blocks = config.depth + config.decoder_depth
+    of_clip = ACTIVATION_BYTES * config.width * blocks * (math.prod(config.grid) + 1) * recipe.masks_per_clip
+    two = OBJECTIVES[recipe.objective].uses_two_masks and recipe.passes == 2
+    return max(1, min(recipe.batch, int(ACTIVATIONS / (of_clip * (2 if two else 1)))))
 
 
 class PretrainTask(Task[PretrainBatch, PretrainInputs]):
@@ -132,6 +160,7 @@ class PretrainTask(Task[PretrainBatch, PretrainInputs]):
             heads = LatentHeads(model.config.width, torch_generator(recipe.seed, "latent heads"))
             self.latent = heads.to(model.device)
         self.batch_size = recipe.batch
+        self.pass_clips = choose_pass_clips(recipe, model)
         self.steps_per_epoch = plan.steps_per_epoch
         self.total_steps = recipe.steps or max(1, math.ceil(recipe.epochs * plan.crops_per_epoch / recipe.batch))
         samples = round(plan.crop_seconds * plan.sample_rate)
@@ -200,6 +229,20 @@ class PretrainTask(Task[PretrainBatch, PretrainInputs]):
         samples, repeat = round(self.plan.read_seconds * self.plan.sample_rate), self.recipe.short_clips == "repeat"
         waveforms = self.resident.cut(batch.waveforms, batch.lengths, batch.scale, samples, repeat)
         return waveforms, torch.full_like(batch.lengths, samples) if repeat else batch.lengths
+
+    @property
+    def splits(self) -> bool:
+        """Whether a batch takes several passes."""
+        rows = self.dist.rows(self.recipe.batch)
+        return self.pass_clips < rows.stop - rows.start
+
+    def passes(self, inputs: PretrainInputs) -> Iterator[tuple[PretrainInputs, float]]:
+        """The batch by ``pass_clips`` clips. Every loss that allows it is a mean over clips."""
+        clips, each = len(inputs.features), self.recipe.masks_per_clip
+        for start in range(0, clips, self.pass_clips):
+            rows = slice(start, start + self.pass_clips)
+            part = inputs if self.pass_clips >= clips else inputs.of_clips(rows, each)
+            yield part, len(part.features) / clips
 
     def losses(self, inputs: PretrainInputs) -> dict[str, Tensor]:
         """The objective's scalars and those of additional losses, whose weighted sum is ``loss``."""
