@@ -19,27 +19,34 @@ from torch import Tensor
 
 from ssamba.ops import derivatives, dispatch
 from ssamba.ops.mamba import naive
+from ssamba.ops.mamba.alternating import by_block
 from ssamba.ops.mamba.params import SCHEMA, MixerParams
 
 COUNT = len(MixerParams._fields)
 
 
-def bimamba_inner(x_BLKE: Tensor, z_BLKE: Tensor, params: MixerParams) -> Tensor:
+def bimamba_inner(x_BLKE: Tensor, z_BLKE: Tensor, params: MixerParams, alternating: bool = False) -> Tensor:
     """``naive.bimamba_inner`` on a GPU. ``x`` and ``z`` may be strided views of one tensor.
 
     Differentiable as often as wanted: from the second time on through the plain form.
     Computed in float32 from float32, bfloat16 or float16 activations (parameters in any of them). Up to 64 states and 2
     directions.
     """
-    return _gpu_inner(x_BLKE, z_BLKE.to(x_BLKE.dtype), *params, dispatch.gpu_backends())[0]
+    if alternating:
+        return by_block(
+            lambda k: bimamba_inner(k.steps(x_BLKE, 2), k.steps(z_BLKE, 2), k.params(params)), x_BLKE.shape[2], 2
+        )
+    return _gpu_inner(x_BLKE, z_BLKE.to(x_BLKE.dtype), *params.expanded(), dispatch.gpu_backends())[0]
 
 
-def bimamba_inner_packed(xz_BLhKE: Tensor, params: MixerParams) -> Tensor:
+def bimamba_inner_packed(xz_BLhKE: Tensor, params: MixerParams, alternating: bool = False) -> Tensor:
     """``bimamba_inner`` with x and z as ``xz[:, :, 0]`` and ``xz[:, :, 1]``: an input product's output as it is.
 
     Its gradient comes back in one piece too, which saves the backward one copy of 4 E values for each token.
     """
-    return _gpu_inner_packed(xz_BLhKE, *params, dispatch.gpu_backends())[0]
+    if alternating:
+        return by_block(lambda k: bimamba_inner_packed(k.steps(xz_BLhKE, 3), k.params(params)), xz_BLhKE.shape[3], 2)
+    return _gpu_inner_packed(xz_BLhKE, *params.expanded(), dispatch.gpu_backends())[0]
 
 
 def _dense(x: Tensor) -> Tensor:

@@ -23,14 +23,16 @@ PIECE_VALUES = 2**24
 """Values of z that exist at once: they stay in a GPU's second-level cache, or nearly."""
 
 
-def supports_ungated(like: Tensor, A_log_RKEN: Tensor) -> str | None:
+def supports_ungated(like: Tensor, A_log_RKEN: Tensor, states: int, alternating: bool = False) -> str | None:
     """Why no product of ``like`` can go through ``bimamba_ungated``, or None: it still may refuse one.
 
-    Products must be bfloat16, the GPU's tensor cores must take them, and N must be 16.
+    Products must be bfloat16, the GPU's tensor cores must take them, and N (``states``) must be 16.
     """
+    if alternating:
+        return "the scan without a gate has no alternating form"
     mixed = torch.is_autocast_enabled(like.device.type)
     dtype = torch.get_autocast_dtype(like.device.type) if mixed else like.dtype
-    channels, states = A_log_RKEN.shape[-2:]
+    channels = A_log_RKEN.shape[-2]
     if dtype != torch.bfloat16 or states != 16 or channels % 16 or not like.is_cuda:
         return "the scan without a gate takes bfloat16, 16 states and channels in multiples of 16"
     if not nvrtc.multiplies_bfloat16(like.device.index or 0):
@@ -38,13 +40,14 @@ def supports_ungated(like: Tensor, A_log_RKEN: Tensor) -> str | None:
     return None
 
 
-def bimamba_ungated(x_BLKE: Tensor, work: Tensor, params: MixerParams) -> Tensor | None:
+def bimamba_ungated(x_BLKE: Tensor, work: Tensor, params: MixerParams, alternating: bool = False) -> Tensor | None:
     """``naive.bimamba_ungated``, or None where only the gated form serves.
 
     ``work`` is memory that the caller no longer needs: the projection is written there when it fits.
     """
-    if x_BLKE.dtype != torch.bfloat16 or torch.is_grad_enabled():
+    if alternating or x_BLKE.dtype != torch.bfloat16 or torch.is_grad_enabled():
         return None
+    params = params.expanded()
     params = params._replace(x_proj_RKPE=params.x_proj_RKPE.to(x_BLKE.dtype))
     if not mixer.supports_ungated(x_BLKE, work, params):
         return None

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from ssamba.ops import derivatives
 from ssamba.ops.mamba import naive
+from ssamba.ops.mamba.alternating import Block, by_block
 from ssamba.ops.mamba.cpu import launch, mixer_inference
 from ssamba.ops.mamba.cpu.launch import ScanInputs, rows
-from ssamba.ops.mamba.params import SCHEMA, MixerParams
+from ssamba.ops.mamba.params import SCHEMA, MixerParams, expanded_rates
 
 _SCAN = ", ".join(f"Tensor {name}" for name in ScanInputs._fields)
 _library = torch.library.Library("ssamba", "DEF")
@@ -193,22 +194,43 @@ def _register_kernels() -> None:
 _register()
 
 
-def conv_silu(x_BLKE: Tensor, weight_RKEW: Tensor, bias_RKE: Tensor) -> Tensor:
+def conv_silu(x_BLKE: Tensor, weight_RKEW: Tensor, bias_RKE: Tensor, alternating: bool = False) -> Tensor:
     """``naive.conv_silu``. The result lies in memory as (R, K, B, L, E), ready for matrix products."""
+    if alternating:
+        return by_block(
+            lambda k: conv_silu(k.steps(x_BLKE, 2), k.weight(weight_RKEW), k.weight(bias_RKE)), x_BLKE.shape[2], 3
+        )
     return torch.ops.ssamba.conv_silu(x_BLKE, weight_RKEW, bias_RKE)
 
 
-def selective_scan(*inputs: Tensor | None) -> Tensor:
+def selective_scan(
+    u_BLRKE: Tensor, dt_BLRKE: Tensor, A_RKEN: Tensor, B_BLRKN: Tensor, C_BLRKN: Tensor, D_RKE: Tensor,
+    dt_bias_RKE: Tensor, z_BLKE: Tensor | None = None, alternating: bool = False,
+) -> Tensor:  # fmt: skip
     """``naive.selective_scan``. States are kept for the gradient (L / 32 of them) only where one is wanted."""
-    inputs = inputs if len(inputs) > len(ScanInputs._fields) else (*inputs, None)
+    if alternating:
+
+        def one_block(k: Block) -> Tensor:
+            u, dt, B, C = (k.steps(x, 3) for x in (u_BLRKE, dt_BLRKE, B_BLRKN, C_BLRKN))
+            z = None if z_BLKE is None else k.steps(z_BLKE, 2)
+            return selective_scan(u, dt, k.weight(A_RKEN), B, C, k.weight(D_RKE), k.weight(dt_bias_RKE), z)
+
+        return by_block(one_block, u_BLRKE.shape[3], 2)
+    A_RKEN = expanded_rates(A_RKEN, B_BLRKN.shape[-1])
+    inputs = u_BLRKE, dt_BLRKE, A_RKEN, B_BLRKN, C_BLRKN, D_RKE, dt_bias_RKE, z_BLKE
     return torch.ops.ssamba.selective_scan(*inputs, derivatives.wants_gradient(*inputs))[0]
 
 
-def bimamba_inner(x_BLKE: Tensor, z_BLKE: Tensor, params: MixerParams) -> Tensor:
+def bimamba_inner(x_BLKE: Tensor, z_BLKE: Tensor, params: MixerParams, alternating: bool = False) -> Tensor:
     """``naive.bimamba_inner``: the two operators and, between them, two matrix products for each direction and block.
 
     Where no gradient is wanted, one operator runs the same kernels part by part, in memory that does not grow with L.
     """
+    if alternating:
+        return by_block(
+            lambda k: bimamba_inner(k.steps(x_BLKE, 2), k.steps(z_BLKE, 2), k.params(params)), x_BLKE.shape[2], 2
+        )
+    params = params.expanded()
     if not derivatives.wants_gradient(x_BLKE, z_BLKE, *params):
         return torch.ops.ssamba.bimamba_inference(x_BLKE, z_BLKE, *params)
     directions, blocks, channels, rank = params.dt_proj_RKEr.shape
@@ -226,7 +248,7 @@ def bimamba_inner(x_BLKE: Tensor, z_BLKE: Tensor, params: MixerParams) -> Tensor
     return selective_scan(u_BLRKE, dt_BLRKE, A_RKEN, B_BLRKN, C_BLRKN, params.D_RKE, params.dt_bias_RKE, z_BLKE)
 
 
-def bimamba_inner_packed(xz_BLhKE: Tensor, params: MixerParams) -> Tensor:
+def bimamba_inner_packed(xz_BLhKE: Tensor, params: MixerParams, alternating: bool = False) -> Tensor:
     """``bimamba_inner`` of the two inputs in one tensor."""
     x_BLKE, z_BLKE = xz_BLhKE.unbind(2)
-    return bimamba_inner(x_BLKE, z_BLKE, params)
+    return bimamba_inner(x_BLKE, z_BLKE, params, alternating)
