@@ -67,7 +67,7 @@ def _forward(
     b = (tl.program_id(1) // K).to(tl.int64)
     k = tl.program_id(1) % K
     r = tl.program_id(2)
-    back = k % 2 if ALT else r  # whether steps go from right to left
+    reverse = k % 2 if ALT else r  # whether steps go from right to left
     rk = (r * K + k).to(tl.int64)
     col_ok = col < width
     n_ok = n < N
@@ -91,7 +91,7 @@ def _forward(
         if R == 2:
             tile0 = tl.where(r == 0, tile0, (length // 2 + TILE - 1) // TILE)
     for s in range(lo, hi):
-        t = tl.where(back == 0, s, length - 1 - s).to(tl.int64)
+        t = tl.where(reverse == 0, s, length - 1 - s).to(tl.int64)
         if GRAD and (s - lo) % TILE == 0:
             tl.store(ckpt_ptr + (tile0 + (s - lo) // TILE) * width * N + en, h, mask=en_ok)
         row = row0 + t
@@ -132,7 +132,7 @@ def _backward(
     b = (tl.program_id(1) // K).to(tl.int64)
     k = tl.program_id(1) % K
     r = tl.program_id(2)
-    back = k % 2 if ALT else r  # whether steps go from right to left
+    reverse = k % 2 if ALT else r  # whether steps go from right to left
     rk = (r * K + k).to(tl.int64)
     col_ok = col < width
     n_ok = n < N
@@ -164,7 +164,7 @@ def _backward(
         h = tl.load(ckpt_ptr + tile * width * N + en, mask=en_ok, other=0.0)
         for j in range(steps):
             tl.store(hist_ptr + j * (NP * BE), h)
-            row = row0 + tl.where(back == 0, s0 + j, length - 1 - s0 - j)
+            row = row0 + tl.where(reverse == 0, s0 + j, length - 1 - s0 - j)
             u = tl.load(u_ptr + row * width + col, mask=col_ok, other=0.0).to(tl.float32)
             delta = _softplus(tl.load(dt_ptr + row * width + col, mask=col_ok, other=0.0).to(tl.float32) + bias)
             b_in = tl.load(p_ptr + row * P + RANK + n, mask=n_ok, other=0.0).to(tl.float32)
@@ -172,7 +172,7 @@ def _backward(
         tl.debug_barrier()
         for jj in range(steps):
             j = steps - 1 - jj
-            t = tl.where(back == 0, s0 + j, length - 1 - s0 - j).to(tl.int64)
+            t = tl.where(reverse == 0, s0 + j, length - 1 - s0 - j).to(tl.int64)
             row = row0 + t
             before = tl.load(hist_ptr + j * (NP * BE))
             u = tl.load(u_ptr + row * width + col, mask=col_ok, other=0.0).to(tl.float32)

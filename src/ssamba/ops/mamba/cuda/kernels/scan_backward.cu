@@ -195,15 +195,17 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, MIN_BLOCKS) scan_backwa
     }
     if (tile > 0) loader.put(low + (buf ^ 1) * 16 * RW, bc + (buf ^ 1) * TT * 2 * NP);
   }
+#if TIED
+  float rate_sum = 0.0f;  // the gradient of the rate that all states share
+#pragma unroll
+  for (int i = 0; i < SPT; ++i) rate_sum += da[i] * a2[i] * LN2;
+#pragma unroll
+  for (int w = 1; w < LPC; w *= 2) rate_sum += __shfl_xor_sync(0xffffffffu, rate_sum, w);
+#endif
   if (on) {
     long long to = (long long)b * (a.R * a.K) + dir_block;
 #if TIED
-    float sum = 0.0f;
-#pragma unroll
-    for (int i = 0; i < SPT; ++i) sum += da[i] * a2[i] * LN2;
-#pragma unroll
-    for (int w = 1; w < LPC; w *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, w);
-    if (s == 0) a.da[to * a.E + e] = sum;
+    if (s == 0) a.da[to * a.E + e] = rate_sum;
 #else
 #pragma unroll
     for (int i = 0; i < SPT; ++i)
