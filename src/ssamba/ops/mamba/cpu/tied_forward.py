@@ -1,7 +1,8 @@
 """The forward scan kernel of tied decays: one exponential a channel and step.
 
-With ``r = exp(delta A)`` state n of 1 .. N decays by ``r^n``. The powers are products: a group of states begins with the power that the group before ended with, and its others
-follow by ``r`` and ``r^2``, two chains half as long as one. Everything else is ``scan_forward``'s.
+With ``r = exp(delta A)`` state n of 1 .. N decays by ``r^n``. The powers are products: a group of states begins with
+the power that the group before ended with, and its others follow by ``r`` and ``r^2``, two chains half as long as one.
+Everything else is ``scan_forward``'s.
 """
 
 from __future__ import annotations
