@@ -21,9 +21,7 @@ def supports(x_BLKE: Tensor, params: MixerParams) -> str | None:
     return "the CUDA C++ scan takes neither this device nor sizes beyond its shared memory and offsets"
 
 
-def forward(
-    x_BLKE: Tensor, z_BLKE: Tensor, params: MixerParams, alternating: bool = False
-) -> tuple[Tensor, Tensor]:
+def forward(x_BLKE: Tensor, z_BLKE: Tensor, params: MixerParams, alternating: bool = False) -> tuple[Tensor, Tensor]:
     """``y_BLKE`` and the projection ``p_GBLP``, which the backward starts from. ``params`` are contiguous."""
     params = _small_in_float32(params)
     weights = params.conv_weight_RKEW, params.conv_bias_RKE, params.x_proj_RKPE

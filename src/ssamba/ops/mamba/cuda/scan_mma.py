@@ -15,6 +15,7 @@ from ssamba.ops.mamba.cuda.sources import unit
 
 _MIN_CHUNKS, _MAX_CHUNKS, _BLOCKS = 4, 16, 384
 _MIN_CHUNK_STEPS = 256  # with fewer or shorter chunks, the pass that finds their first states does not pay
+_MIN_CHUNK_STEPS_CHEAP = 64  # likewise, with tied decays or with one direction for each mixer
 _ENVIRONMENT_NAMES = {"split": "state_split", "blocks": "min_blocks_per_sm"}
 
 
@@ -47,7 +48,8 @@ def choose_tiling(shape: Shape) -> ScanTiling:
 def _default_tiling(shape: Shape) -> ScanTiling:
     groups, splits = shape.dir_blocks * shape.batch * shape.width // 16, shape.states == 16
     enough = max(1, 4 * _BLOCKS // groups)  # chunks for so many blocks of 4 warps
-    chunks = min(_MAX_CHUNKS, enough, shape.length // (shape.directions * _MIN_CHUNK_STEPS))
+    least = _MIN_CHUNK_STEPS_CHEAP if shape.tied or shape.alternating else _MIN_CHUNK_STEPS
+    chunks = min(_MAX_CHUNKS, enough, shape.length // (shape.directions * least))
     if groups <= (192 if splits else 384) and chunks >= _MIN_CHUNKS:
         return ScanTiling(state_split=1, warps=4, stages=3, min_blocks_per_sm=3, chunks=chunks)
     if groups < 1024 and splits:

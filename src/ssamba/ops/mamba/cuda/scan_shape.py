@@ -54,8 +54,15 @@ class Shape:
     def defines(self, **more: int) -> tuple[str, ...]:
         """The macros that every form of the scan reads, and ``more``."""
         return defines(
-            DTYPE=self.kind, N=self.states, NP=self.padded, P=self.outputs, RANK=self.rank, W=self.taps,
-            TIED=int(self.tied), ALTERNATING=int(self.alternating), **more,
+            DTYPE=self.kind,
+            N=self.states,
+            NP=self.padded,
+            P=self.outputs,
+            RANK=self.rank,
+            W=self.taps,
+            TIED=int(self.tied),
+            ALTERNATING=int(self.alternating),
+            **more,
         )
 
     def _low(self) -> tuple[int, int, bool]:

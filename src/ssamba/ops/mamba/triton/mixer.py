@@ -12,9 +12,7 @@ from ssamba.ops.mamba.params import MixerParams
 from ssamba.ops.mamba.triton import conv, scan
 
 
-def forward(
-    x_BLKE: Tensor, z_BLKE: Tensor, params: MixerParams, alternating: bool = False
-) -> tuple[Tensor, Tensor]:
+def forward(x_BLKE: Tensor, z_BLKE: Tensor, params: MixerParams, alternating: bool = False) -> tuple[Tensor, Tensor]:
     """``y_BLKE`` and the projection ``p_GBLP``, which the backward starts from. ``params`` are contiguous."""
     params = params.expanded()
     p_GBLP = conv.conv_proj(x_BLKE, params.conv_weight_RKEW, params.conv_bias_RKE, params.x_proj_RKPE, alternating)
