@@ -291,6 +291,10 @@ def test_compiled_peer() -> None:
     assert run("benchmarks/compiled_peer.py", "--dry-run").count("| tiny ") == 2
 
 
+def test_fast_forms() -> None:
+    assert run("benchmarks/fast_forms.py", "--dry-run", "--forms", "fast", "tied").count("| tiny ") == 2
+
+
 def test_pretrain_speed(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for i in range(60):

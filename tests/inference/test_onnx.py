@@ -40,6 +40,12 @@ CONFIGS = {
     "one direction": {"directions": 1},
     "stream that sums up": {"residual_scale": 1, "depth": 4},
     "one direction that sums up": {"directions": 1, "residual_scale": 1, "depth": 4},
+    "tied": {"decay": "tied"},
+    "alternating": {"scan": "alternating", "depth": 4},
+    "tied, alternating, states, taps": {
+        "decay": "tied", "scan": "alternating", "state_size": 5, "conv_width": 3, "residual_scale": 1,
+    },
+    "alternating, one tap": {"scan": "alternating", "conv_width": 1, "state_size": 1},
     "states, expand, taps": {"state_size": 5, "expand": 3, "conv_width": 3, "dt_rank": 7},
     "one tap": {"conv_width": 1, "expand": 1, "state_size": 1, "dt_rank": 1},
     "overlapping patches": {"stride_frequency": 10, "stride_time": 10},

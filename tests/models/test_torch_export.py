@@ -19,7 +19,13 @@ GRID = 20
 @pytest.mark.parametrize("frames", [160, 416], ids=["traced below the grid", "traced beyond the grid"])
 @pytest.mark.parametrize(
     "values",
-    [{}, {"directions": 1, "residual_scale": 1, "depth": 4}, {"stride_time": 10}, {"encoder": "ssast", "depth": 2}],
+    [
+        {},
+        {"directions": 1, "residual_scale": 1, "depth": 4},
+        {"stride_time": 10},
+        {"encoder": "ssast", "depth": 2},
+        {"decay": "tied", "scan": "alternating"},
+    ],
     ids=str,
 )
 @torch.no_grad()

@@ -28,6 +28,7 @@ DEVICES = [
 KINDS: dict[str, dict[str, Any]] = {
     "ssamba": {"state_size": 4},
     "one direction": {"state_size": 4, "directions": 1, "residual_scale": 1},
+    "tied, alternating": {"state_size": 4, "decay": "tied", "scan": "alternating"},
     "ssast": {"encoder": "ssast", "attention_heads": 2},
 }
 BOUND = 1e-4

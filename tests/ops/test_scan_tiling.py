@@ -7,11 +7,13 @@ import torch
 
 from ssamba.ops.mamba.cuda import scan_mma
 from ssamba.ops.mamba.cuda.scan_shape import Shape
+from ssamba.ops.mamba.params import MixerParams
 
 
-def shape(batch: int, length: int) -> Shape:
+def shape(batch: int, length: int, states: int = 16, directions: int = 2) -> Shape:
     x = torch.empty(batch, length, 2, 384, device="meta", dtype=torch.bfloat16)
-    return Shape(x, torch.empty(2, 2, 384, 16, device="meta"), 4, 44)
+    sizes = ((384, 4), (384,), (12 + 2 * states, 384), (384, 12), (384,), (384, states), (384,))
+    return Shape(x, MixerParams(*(torch.empty(directions, 2, *size, device="meta") for size in sizes)))
 
 
 def test_few_channels_are_split_finer() -> None:

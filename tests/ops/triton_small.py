@@ -76,8 +76,8 @@ def build(unit: nvrtc.Unit, name: str, defines: tuple[str, ...], device: int) ->
     return _built[key]
 
 
-def plain_proj(x: Tensor, weight: Tensor, bias: Tensor, proj: Tensor) -> Tensor:
-    u_BLRKE = naive.conv_silu(x.float(), weight, bias)
+def plain_proj(x: Tensor, weight: Tensor, bias: Tensor, proj: Tensor, alternating: bool = False) -> Tensor:
+    u_BLRKE = naive.conv_silu(x.float(), weight, bias, alternating)
     return torch.einsum("blrke,rkpe->rkblp", u_BLRKE, proj).to(x.dtype).flatten(0, 1).contiguous()
 
 
@@ -149,7 +149,7 @@ def check_ungated(B: int, L: int, K: int, E: int, r: int, R: int) -> None:
     params[2] = params[2].bfloat16()
     work = torch.full((B, L, 2 * K * R * E), float("nan")).bfloat16()
     expected = naive.bimamba_ungated(x.double(), work, MixerParams(*params).to(torch.float64))
-    error = float((gpu_inference.ungated(x, work, *params).double() - expected).norm() / expected.norm())
+    error = float((gpu_inference.ungated(x, work, *params, False).double() - expected).norm() / expected.norm())
     assert error < 8e-3, f"without a gate {(B, L, K, E, r, R)}: off by {error:.1e}"
     assert not work.isnan().all()
 
@@ -226,11 +226,11 @@ def check_ops() -> None:
     inner, inner_packed = torch.ops.ssamba.gpu_inner.default, torch.ops.ssamba.gpu_inner_packed.default
     backward = torch.ops.ssamba.gpu_inner_backward.default
     backward_packed = torch.ops.ssamba.gpu_inner_packed_backward.default
-    y, p = inner(x, z, *params, "triton")
-    torch.library.opcheck(inner, (x, z, *params, "triton"), test_utils=tests)
-    torch.library.opcheck(inner_packed, (xz, *params, "triton"), test_utils=tests)
-    torch.library.opcheck(backward, (y, x, z, y, p, *params, "triton"), test_utils=tests)
-    torch.library.opcheck(backward_packed, (y, xz, y, p, *params, "triton"), test_utils=tests)
+    y, p = inner(x, z, *params, "triton", False)
+    torch.library.opcheck(inner, (x, z, *params, "triton", False), test_utils=tests)
+    torch.library.opcheck(inner_packed, (xz, *params, "triton", False), test_utils=tests)
+    torch.library.opcheck(backward, (y, x, z, y, p, *params, "triton", False), test_utils=tests)
+    torch.library.opcheck(backward_packed, (y, xz, y, p, *params, "triton", False), test_utils=tests)
 
 
 def check_traced() -> None:

@@ -19,6 +19,8 @@ DT_MIN, DT_MAX, DT_FLOOR = 0.001, 0.1, 1e-4
 class MambaPair(BlockPair):
     """Direction 0 runs left to right; a model of one direction has only that.
 
+    With alternating scans each block has one direction: the first runs left to right, the second right to left.
+
     In the second block the official checkpoint's unsuffixed weights belong to direction 1:
     ``ssamba.models.pretrained.official`` does that exchange.
     """
@@ -26,12 +28,13 @@ class MambaPair(BlockPair):
     def _make_mixer(self, config: Config) -> None:
         e, n, r = config.inner, config.state_size, config.dt_rank
         of_each = (config.directions, BLOCKS)
+        self.states, self.alternating = n, config.scan == "alternating"
         self.conv_weight_RKEW = empty_parameter(*of_each, e, config.conv_width)
         self.conv_bias_RKE = empty_parameter(*of_each, e)
         self.x_proj_RKPE = empty_parameter(*of_each, r + 2 * n, e)
         self.dt_proj_RKEr = empty_parameter(*of_each, e, r)
         self.dt_bias_RKE = empty_parameter(*of_each, e)
-        self.A_log_RKEN = empty_parameter(*of_each, e, n)
+        self.A_log_RKEN = empty_parameter(*of_each, e, 1 if config.decay == "tied" else n)
         self.D_RKE = empty_parameter(*of_each, e)
 
     @torch.no_grad()
@@ -66,11 +69,11 @@ class MambaPair(BlockPair):
 
     def mix(self, xz_BLhKE: Tensor) -> Tensor:
         """Convolution, both scans and gate: see ``ops.bimamba_inner``."""
-        return ops.bimamba_inner_packed(xz_BLhKE, *self.mixer_params())
+        return ops.bimamba_inner_packed(xz_BLhKE, *self.mixer_params(), self.alternating)
 
     def supports_deferred_gate(self, like: Tensor) -> bool:
         """See ``ops.runs_ungated``."""
-        return ops.runs_ungated(like, self.A_log_RKEN)
+        return ops.runs_ungated(like, self.A_log_RKEN, self.states, self.alternating)
 
     def inference_weights(self, dtype: torch.dtype) -> PairWeights:
         """See ``ops.ready_weights``."""
@@ -80,4 +83,4 @@ class MambaPair(BlockPair):
 
     def mix_without_gate(self, x_BLKE: Tensor, work: Tensor, weights: tuple[Tensor, ...]) -> Tensor | None:
         """See ``ops.bimamba_ungated``."""
-        return ops.bimamba_ungated(x_BLKE, work, *weights)
+        return ops.bimamba_ungated(x_BLKE, work, *weights, alternating=self.alternating)

@@ -18,6 +18,10 @@ ENCODERS = {"ssamba": 24, "ssast": 12}
 HEAD_WIDTH = 64
 """Width of an attention head in the published sizes of SSAST."""
 DROP_PATH = {"ssamba": 0.1, "ssast": 0.0}
+DECAYS = ("free", "tied")
+"""A rate for each state, or one for each channel: state n of 1 .. N then decays n times as fast."""
+SCANS = {"both": 2, "alternating": 1, "forward": 1}
+"""How a pair of blocks scans, and the directions of each block."""
 FORMAT = 1
 FIELDS_WITH_DEFAULT = ("depth", "dt_rank", "attention_heads", "decoder_depth")
 """Whole numbers that may be 0: the published value, and no decoder."""
@@ -39,6 +43,9 @@ class Config:
     for the published value. ``residual_scale`` is the factor on the residual stream at the end of each pair: 2 in the
     reference, 1 for a stream that only sums up. ``decoder_depth`` blocks fill in the masked patches of pretraining,
     which the encoder then does not read; with 0, the reference, it reads a learned token in their place.
+    ``decay`` and ``scan``: see ``DECAYS`` and ``SCANS``; with ``alternating`` even blocks run left to right and odd
+    ones right to left, with ``forward`` all run left to right. ``scan`` decides ``directions``, and ``directions`` 1
+    alone means ``forward``.
     ``sample_rate``, ``mel_bins``, ``mean`` and ``std`` make the ``front_end``. Raises ``ConfigError`` on values that no
     model can have.
     """
@@ -64,13 +71,18 @@ class Config:
     sample_rate: int = PUBLISHED.sample_rate
     mean: float = PUBLISHED.mean
     std: float = PUBLISHED.std
+    decay: str = "free"
+    scan: str = "both"
 
     def __post_init__(self) -> None:
         if not isinstance(self.encoder, str) or self.encoder not in ENCODERS:
             raise ConfigError(f"encoder is {shorten(self.encoder)}: give {' or '.join(ENCODERS)}")
         for field in dataclasses.fields(self):
-            if field.name != "encoder":
+            if field.type != "str":
                 self._check(field.name, field.type == "int")
+        for name, known in (("decay", DECAYS), ("scan", SCANS)):
+            if not isinstance(getattr(self, name), str) or getattr(self, name) not in known:
+                raise ConfigError(f"{name} is {shorten(getattr(self, name))}: give {' or '.join(known)}")
         self._fill()
         if self.encoder == "ssamba" and self.depth % 2:
             raise ConfigError(f"depth is {self.depth}: blocks come in pairs, give an even number")
@@ -78,6 +90,8 @@ class Config:
             raise ConfigError(f"decoder_depth is {self.decoder_depth}: blocks come in pairs, give an even number")
         if self.directions > 2:
             raise ConfigError(f"directions is {self.directions}: give 2, or 1 for scans from left to right alone")
+        if self.encoder == "ssast" and (self.decay != "free" or self.scan == "alternating"):
+            raise ConfigError(f"decay {self.decay} and scan {self.scan} are SSAMBA's: leave them out for ssast")
         if self.residual_scale > 2:
             raise ConfigError(f"residual_scale is {self.residual_scale}: give 2 as in the reference, or 1")
         if self.encoder == "ssast" and self.width % self.attention_heads:
@@ -107,6 +121,10 @@ class Config:
         for name, value in published.items():
             if getattr(self, name) == 0:
                 object.__setattr__(self, name, value)
+        if self.scan != "both":
+            object.__setattr__(self, "directions", SCANS[self.scan])
+        elif self.directions == 1:
+            object.__setattr__(self, "scan", "forward")
         if self.drop_path == -1:
             object.__setattr__(self, "drop_path", DROP_PATH[self.encoder])
 
@@ -181,7 +199,11 @@ class Config:
         return (self.stride_frequency, self.stride_time) == (self.patch_frequency, self.patch_time)
 
     def replace(self, **changes: Any) -> Config:
-        """A copy with some values changed, validated again."""
+        """A copy with some values changed, validated again. One of ``directions`` and ``scan`` sets the other too."""
+        if "directions" in changes and "scan" not in changes:
+            changes["scan"] = "both"
+        elif "scan" in changes and "directions" not in changes:
+            changes["directions"] = SCANS.get(changes["scan"], 2)
         return dataclasses.replace(self, **changes)
 
     def decoder(self) -> Config:
@@ -189,8 +211,13 @@ class Config:
         return self.replace(depth=self.decoder_depth, decoder_depth=0, drop_path=0.0)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for ``config.json``."""
-        return dataclasses.asdict(self)
+        """Plain values for ``config.json``; ``decay`` and ``scan`` only where older versions have no such model."""
+        values = dataclasses.asdict(self)
+        if self.decay == "free":
+            del values["decay"]
+        if self.scan != "alternating":
+            del values["scan"]
+        return values
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], source: str = "config") -> Config:

@@ -13,6 +13,7 @@ from ssamba.ops import dispatch
 from ssamba.ops.dispatch import SHORT as SHORT
 from ssamba.ops.dispatch import short_work, use_backend
 from ssamba.ops.mamba.params import MixerParams
+from ssamba.utils.errors import ConfigError
 
 __all__ = [
     "add_layer_norm",
@@ -29,50 +30,63 @@ __all__ = [
 ]
 
 
-def conv_silu(x_BLKE: Tensor, weight_RKEW: Tensor, bias_RKE: Tensor) -> Tensor:
+def _check_directions(alternating: bool, of_each_RKx: Tensor) -> None:
+    if alternating and of_each_RKx.shape[0] != 1:
+        raise ConfigError(f"alternating scans have parameters of one direction, got {of_each_RKx.shape[0]}; give R = 1")
+
+
+def conv_silu(x_BLKE: Tensor, weight_RKEW: Tensor, bias_RKE: Tensor, alternating: bool = False) -> Tensor:
     """Depthwise causal convolution and SiLU for each direction: see ``naive.conv_silu``."""
-    return dispatch.run("conv_silu", x_BLKE, weight_RKEW, bias_RKE)
+    _check_directions(alternating, weight_RKEW)
+    return dispatch.run("conv_silu", x_BLKE, weight_RKEW, bias_RKE, alternating)
 
 
 def selective_scan(
     u_BLRKE: Tensor, dt_BLRKE: Tensor, A_RKEN: Tensor, B_BLRKN: Tensor, C_BLRKN: Tensor, D_RKE: Tensor,
-    dt_bias_RKE: Tensor, z_BLKE: Tensor | None = None,
+    dt_bias_RKE: Tensor, z_BLKE: Tensor | None = None, alternating: bool = False,
 ) -> Tensor:  # fmt: skip
     """Gated mean of the directions' selective scans: see ``naive.selective_scan``."""
+    _check_directions(alternating, A_RKEN)
     inputs = u_BLRKE, dt_BLRKE, A_RKEN, B_BLRKN, C_BLRKN, D_RKE, dt_bias_RKE, z_BLKE
-    return dispatch.run("selective_scan", *inputs)
+    return dispatch.run("selective_scan", *inputs, alternating)
 
 
 def bimamba_inner(
     x_BLKE: Tensor, z_BLKE: Tensor, conv_weight_RKEW: Tensor, conv_bias_RKE: Tensor, x_proj_RKPE: Tensor,
-    dt_proj_RKEr: Tensor, dt_bias_RKE: Tensor, A_log_RKEN: Tensor, D_RKE: Tensor,
+    dt_proj_RKEr: Tensor, dt_bias_RKE: Tensor, A_log_RKEN: Tensor, D_RKE: Tensor, alternating: bool = False,
 ) -> Tensor:  # fmt: skip
     """The mixer between its input and its output projection: see ``naive.bimamba_inner``.
 
     The parameters are those of ``MixerParams``, in its order.
     """
     params = MixerParams(conv_weight_RKEW, conv_bias_RKE, x_proj_RKPE, dt_proj_RKEr, dt_bias_RKE, A_log_RKEN, D_RKE)
-    return dispatch.run("bimamba_inner", x_BLKE, z_BLKE, params)
+    _check_directions(alternating, A_log_RKEN)
+    return dispatch.run("bimamba_inner", x_BLKE, z_BLKE, params, alternating)
 
 
 def bimamba_inner_packed(
     xz_BLJKE: Tensor, conv_weight_RKEW: Tensor, conv_bias_RKE: Tensor, x_proj_RKPE: Tensor, dt_proj_RKEr: Tensor,
-    dt_bias_RKE: Tensor, A_log_RKEN: Tensor, D_RKE: Tensor,
+    dt_bias_RKE: Tensor, A_log_RKEN: Tensor, D_RKE: Tensor, alternating: bool = False,
 ) -> Tensor:  # fmt: skip
     """``bimamba_inner`` of ``x = xz[:, :, 0]`` and ``z = xz[:, :, 1]``, with any strides: an input product as it is.
 
     J, in this parameter's name alone, is the legend's h.
     """
     params = MixerParams(conv_weight_RKEW, conv_bias_RKE, x_proj_RKPE, dt_proj_RKEr, dt_bias_RKE, A_log_RKEN, D_RKE)
-    return dispatch.run("bimamba_inner_packed", xz_BLJKE, params, name="bimamba_inner")
+    _check_directions(alternating, A_log_RKEN)
+    return dispatch.run("bimamba_inner_packed", xz_BLJKE, params, alternating, name="bimamba_inner")
 
 
-def runs_ungated(like: Tensor, A_log_RKEN: Tensor) -> bool:
+def runs_ungated(like: Tensor, A_log_RKEN: Tensor, states: int | None = None, alternating: bool = False) -> bool:
     """Whether ``bimamba_ungated`` is likely to have a form for a product of ``like``: ask before making x for it.
 
-    Never while a graph is traced: the form looks at addresses.
+    ``states``: N, which the rates of tied decays do not say; None takes it from ``A_log_RKEN``. Never while a graph is
+    traced: the form looks at addresses.
     """
-    return not torch.compiler.is_compiling() and dispatch.find("bimamba_ungated", like, A_log_RKEN) is not None
+    if torch.compiler.is_compiling():
+        return False
+    states = A_log_RKEN.shape[-1] if states is None else states
+    return dispatch.find("bimamba_ungated", like, A_log_RKEN, states, alternating) is not None
 
 
 def ready_weights(
@@ -88,15 +102,16 @@ def ready_weights(
     return weight, bias, out_proj, *params
 
 
-def bimamba_ungated(x_BLKE: Tensor, work: Tensor, *parameters: Tensor) -> Tensor | None:
+def bimamba_ungated(x_BLKE: Tensor, work: Tensor, *parameters: Tensor, alternating: bool = False) -> Tensor | None:
     """``bimamba_inner`` without its gate, in inference, for a caller that goes on with ``gated_output_``.
 
     ``parameters``: those of ``bimamba_inner``. ``work`` is memory that the caller no longer needs and that may be
     overwritten. None, and ``work`` untouched, where there is no such form: use ``bimamba_inner``.
     """
     params = MixerParams(*parameters)
-    form = dispatch.find("bimamba_ungated", x_BLKE, params.A_log_RKEN)
-    return None if form is None else form.bimamba_ungated(x_BLKE, work, params)
+    _check_directions(alternating, params.A_log_RKEN)
+    form = dispatch.find("bimamba_ungated", x_BLKE, params.A_log_RKEN, params.states, alternating)
+    return None if form is None else form.bimamba_ungated(x_BLKE, work, params, alternating)
 
 
 def gated_output_(

@@ -80,16 +80,16 @@ def _limits(x: Tensor, directions: int, states: int) -> str | None:
     return None
 
 
-def _conv_limits(x: Tensor, weight_RKEW: Tensor, *_: Tensor) -> str | None:
+def _conv_limits(x: Tensor, weight_RKEW: Tensor, *_: Any) -> str | None:
     return _limits(x, weight_RKEW.shape[0], 1)
 
 
-def _scan_limits(u: Tensor, dt: Tensor, A_RKEN: Tensor, *_: Tensor | None) -> str | None:
-    return _limits(u, A_RKEN.shape[0], A_RKEN.shape[-1])
+def _scan_limits(u: Tensor, dt: Tensor, A_RKEN: Tensor, B_BLRKN: Tensor, *_: Any) -> str | None:
+    return _limits(u, A_RKEN.shape[0], B_BLRKN.shape[-1])
 
 
 def _mixer_limits(x: Tensor, *rest: Any) -> str | None:
-    params: MixerParams = rest[-1]
+    params: MixerParams = rest[-2]
     return _limits(x, params.directions, params.states)
 
 
@@ -109,15 +109,15 @@ def _weights_on_gpu(in_proj: Tensor, *rest: Any) -> str | None:
     return None if in_proj.is_cuda and rest[-1] in _DTYPES else _ON_GPU_ONLY
 
 
-def _ungated_on_gpu(like: Tensor, A_log_RKEN: Tensor) -> str | None:
-    reason = _limits(like, A_log_RKEN.shape[0], A_log_RKEN.shape[-1])
+def _ungated_on_gpu(like: Tensor, A_log_RKEN: Tensor, states: int, alternating: bool) -> str | None:
+    reason = _limits(like, A_log_RKEN.shape[0], states)
     if reason is None and "cuda" not in gpu_backends().split(","):
         reason = "there is no portable form without a gate"
     if reason is None and not like.is_cuda:
         reason = "the tensors are not on a GPU"
     if reason is None:
         module = _load(_GPU_INFERENCE)
-        reason = module if isinstance(module, str) else module.supports_ungated(like, A_log_RKEN)
+        reason = module if isinstance(module, str) else module.supports_ungated(like, A_log_RKEN, states, alternating)
     return reason
 
 

@@ -70,7 +70,10 @@ def test_tokens_without_ssamba(
 ) -> None:
     one = Config(width=16, depth=2, frames=128, state_size=4, directions=1, residual_scale=1, stride_time=10)
     save_model(tmp_path / "one", make_encoder(one))
-    sources = {"folder": folder, "ssast": ssast_folder, "one": tmp_path / "one", "tiny": locate("tiny")}
+    forms = Config(width=16, depth=2, frames=128, state_size=4, decay="tied", scan="alternating")
+    save_model(tmp_path / "forms", make_encoder(forms))
+    sources = {"folder": folder, "ssast": ssast_folder, "tiny": locate("tiny")}
+    sources |= {name: tmp_path / name for name in ("one", "forms")}
     for name, source in sources.items():
         auto(source).save_pretrained(tmp_path / "saved" / name)
     code = f"""

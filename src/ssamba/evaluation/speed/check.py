@@ -71,12 +71,13 @@ def _mixers(pair: MambaPair, joined: Tensor) -> Tensor:
 def _one_direction(pair: MambaPair, r: int, k: int, x_BLE: Tensor) -> Tensor:
     """Convolution, projections and scan of one direction of one block, the scan by chunks of time."""
     weight, bias = pair.conv_weight_RKEW[r, k], pair.conv_bias_RKE[r, k]
-    x_BLE = x_BLE if r == 0 else x_BLE.flip(1)
+    backwards = k % 2 == 1 if pair.alternating else r == 1
+    x_BLE = x_BLE.flip(1) if backwards else x_BLE
     u_BLE = naive.conv_silu(x_BLE[:, :, None], weight[None, None], bias[None, None])[:, :, 0, 0]
-    rank, states = pair.dt_proj_RKEr.shape[-1], pair.A_log_RKEN.shape[-1]
+    rank, states = pair.dt_proj_RKEr.shape[-1], pair.states
     dt, B_BLN, C_BLN = (u_BLE @ pair.x_proj_RKPE[r, k].T).split([rank, states, states], dim=-1)
     delta_BLE = F.softplus(dt @ pair.dt_proj_RKEr[r, k].T + pair.dt_bias_RKE[r, k])
-    A_EN = -torch.exp(pair.A_log_RKEN[r, k])
+    A_EN = -torch.exp(pair.mixer_params().expanded().A_log_RKEN[r, k])
     h_BEN = torch.zeros(x_BLE.shape[0], *A_EN.shape, device=x_BLE.device, dtype=torch.float32)
     parts = []
     for start in range(0, x_BLE.shape[1], SCAN_CHUNK):
@@ -87,7 +88,7 @@ def _one_direction(pair: MambaPair, r: int, k: int, x_BLE: Tensor) -> Tensor:
         parts.append((states_BLEN * C_BLN[:, cut, None]).sum(-1))
         h_BEN = states_BLEN[:, -1]
     y_BLE = torch.cat(parts, dim=1) + pair.D_RKE[r, k] * u_BLE
-    return y_BLE if r == 0 else y_BLE.flip(1)
+    return y_BLE.flip(1) if backwards else y_BLE
 
 
 def _unroll(decay_BLEN: Tensor, drive_BLEN: Tensor, first_BEN: Tensor) -> Tensor:

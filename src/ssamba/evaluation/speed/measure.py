@@ -82,7 +82,8 @@ class Settings:
     """What to measure and how: empty choices mean those that suit the device.
 
     ``limit_seconds`` is for one case, longer ones of the same model are then left out. With ``training`` a pass is
-    forward and backward of float32 weights under autocast to ``dtype``, without an optimiser.
+    forward and backward of float32 weights under autocast to ``dtype``, without an optimiser. ``decay`` and ``scan``:
+    the form of SSAMBA's models (``Config``).
     """
 
     device: torch.device
@@ -94,6 +95,8 @@ class Settings:
     repeats: int = 10
     limit_seconds: float = 120.0
     training: bool = False
+    decay: str = "free"
+    scan: str = "both"
 
     def filled(self) -> Settings:
         """With the device's choices in place of empty ones. Raises ``ConfigError`` for sizes that do not exist."""
@@ -170,7 +173,9 @@ def _guarded(case: Case, settings: Settings) -> Result:
 def make_model(case: Case, settings: Settings) -> tuple[Encoder, Tensor]:
     """The case's encoder with random weights in float32, and random features (B, frames, mel_bins) on the device."""
     frames = case.tokens // FREQUENCY_ROWS * Config().patch_time
-    config = Config(encoder=case.model.split("-")[0], width=WIDTHS[case.size], frames=frames)
+    encoder = case.model.split("-")[0]
+    form = {"decay": settings.decay, "scan": settings.scan} if encoder == "ssamba" else {}
+    config = Config(encoder=encoder, width=WIDTHS[case.size], frames=frames, **form)
     model = KINDS[config.encoder](config, generator=torch.Generator().manual_seed(1)).to(settings.device).eval()
     if isinstance(model, SSAMBA):
         _weigh_alike(model)

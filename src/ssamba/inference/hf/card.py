@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ssamba.models.config import WIDTHS
 from ssamba.models.patches import covered_frames
+from ssamba.models.pretrained.describe import forms_text
 from ssamba.models.pretrained.model_dir import RESULTS_FILE, Description
 from ssamba.utils.errors import SsambaError
 from ssamba.utils.json_text import read_json
@@ -50,7 +51,7 @@ def _what(description: Description, tensors: dict[str, Tensor]) -> str:
 
 | | |
 |---|---|
-| encoder | {paper}, width {c.width}{size}, {c.depth} blocks |
+| encoder | {paper}, width {c.width}{size}, {c.depth} blocks{forms_text(c.to_dict())} |
 | parameters | {count:,}, stored as {", ".join(kinds)}{f", with {' and '.join(holds)}" if holds else ""} |
 | input | {rate:g} kHz mono; {c.mel_bins} mel bins, a frame every 10 ms, mean {c.mean:.4f} and std {c.std:.4f} |
 | patches | {c.patch_frequency} bins x {c.patch_time} frames, every {c.stride_frequency} x {c.stride_time} |

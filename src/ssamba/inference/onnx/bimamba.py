@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from onnx import GraphProto
 
 from ssamba.inference.onnx.graph import Graph, Shape, Value
@@ -65,6 +66,7 @@ class _Pair:
 
     def __init__(self, graph: Graph, config: Config, weights: Weights, prefix: str) -> None:
         self._graph, self._config, self._weights, self._prefix = graph, config, weights, prefix
+        self._alternating = config.scan == "alternating"
 
     def add(self, stream_Td: Value, batch: Value) -> Value:
         """The pair's output (T, d) of the residual stream (T, d)."""
@@ -118,12 +120,20 @@ class _Pair:
         )
 
     def _convolved(self, x_1XLB: Value, r: int) -> Value:
-        """Depthwise convolution and SiLU -> u (T, K E). Direction 1 reads ahead, its taps mirrored."""
+        """Depthwise convolution and SiLU -> u (T, K E). Direction 1 reads ahead, its taps mirrored.
+
+        Of alternating blocks one reads back and one ahead: all have taps on both sides, half of them 0.
+        """
         graph, width = self._graph, self._config.conv_width
         channels = BLOCKS * self._config.inner
         taps = self._values("conv_weight_RKEW")[r].reshape(channels, 1, width, 1)
         taps = taps if r == 0 else taps.flip(2)
         pads = [width - 1, 0, 0, 0] if r == 0 else [0, 0, width - 1, 0]
+        if self._alternating:
+            sides = (0, 0, 0, width - 1), (0, 0, width - 1, 0)
+            halves = [half.flip(2) if k % 2 else half for k, half in enumerate(taps.chunk(BLOCKS))]
+            taps = torch.cat([F.pad(half, sides[k % 2]) for k, half in enumerate(halves)])
+            pads, width = [width - 1, 0, width - 1, 0], 2 * width - 1
         bias_X = graph.constant(self._values("conv_bias_RKE")[r].flatten().numpy())
         weight = graph.constant(taps.numpy(), f"{self._prefix}conv_weight.{r}")
         # Over an image: ONNX Runtime has a fast form of depthwise convolutions for those alone.
@@ -132,40 +142,56 @@ class _Pair:
         return self._silu(u_TX)
 
     def _scanned(self, ways: list[_Direction], batch: Value) -> Value:
-        """Both scans with their skips, summed: (T, K E). One loop over the tokens; direction 1 reads from the end."""
-        graph, config, n = self._graph, self._config, len(ways)
-        shape = graph("Concat", batch, graph.integers(BLOCKS, config.state_size, config.inner), axis=0)
+        """Both scans with their skips, summed: (T, K E). One loop over the tokens; direction 1 reads from the end.
+
+        Where the blocks alternate, each has a scan of its own, the second from the end.
+        """
+        graph, config = self._graph, self._config
+        read = [(way.delta_LBK1E, way.drive_LBK1E, way.B_LBKN1, way.C_LBK1N) for way in ways]
+        rates = [-torch.exp(self._rates()[r]).transpose(1, 2) for r in range(len(ways))]
+        blocks = BLOCKS
+        if self._alternating:
+            halves = [graph.several("Split", BLOCKS, x, axis=2, num_outputs=BLOCKS) for x in read[0]]
+            read, rates, blocks = list(zip(*halves, strict=True)), list(rates[0].split(1)), 1
+        n = len(read)
+        shape = graph("Concat", batch, graph.integers(blocks, config.state_size, config.inner), axis=0)
         begin = graph("ConstantOfShape", shape)
-        inputs = [x for way in ways for x in (way.delta_LBK1E, way.drive_LBK1E, way.B_LBKN1, way.C_LBK1N)]
+        inputs = [x for of_scan in read for x in of_scan]
         results = graph.several(
-            "Scan", 2 * n, *[begin] * n, *inputs, body=self._step(n), num_scan_inputs=4 * n,
+            "Scan", 2 * n, *[begin] * n, *inputs, body=self._step(rates), num_scan_inputs=4 * n,
             scan_input_directions=[r for r in range(n) for _ in range(4)],
             scan_output_directions=list(range(n)),
         )  # fmt: skip
-        total, *others = [graph.reshape(y, -1, BLOCKS * config.inner) for y in results[n:]]
+        scanned = [graph("Concat", *results[n:], axis=2)] if self._alternating else results[n:]
+        total, *others = [graph.reshape(y, -1, BLOCKS * config.inner) for y in scanned]
         for term in (*others, *(way.skip_TX for way in ways)):
             total = graph("Add", total, term)
         return total
 
-    def _step(self, directions: int) -> GraphProto:
-        """One token of each direction's scan: the states, then what the token gives, to the states and C . state."""
-        inner, states = self._config.inner, self._config.state_size
-        state, wide = (None, BLOCKS, states, inner), (None, BLOCKS, 1, inner)
+    def _step(self, rates: list[torch.Tensor]) -> GraphProto:
+        """One token of each scan, of rates (K, N, E): the states, then what the token gives, to those and C . state."""
+        blocks, states, inner = rates[0].shape
+        state, wide = (None, blocks, states, inner), (None, blocks, 1, inner)
         body = self._graph.body(f"{self._prefix}step")
         before: dict[Value, Shape] = {}
         read: dict[Value, Shape] = {}
         after: dict[Value, Shape] = {}
         given: dict[Value, Shape] = {}
-        for r in range(directions):
-            A_KNE = -torch.exp(self._values("A_log_RKEN")[r]).transpose(1, 2)
+        for r, A_KNE in enumerate(rates):
             A = self._graph.constant(A_KNE.numpy(), f"{self._prefix}A.{r}")
             h, delta, drive, B, C = (f"{self._prefix}{name}.{r}" for name in ("h", "delta", "drive", "B", "C"))
             decay = body("Exp", body("Mul", delta, A))
             new = body("Add", body("Mul", decay, h), body("MatMul", B, drive))
             before[h] = after[new] = state
             given[body("MatMul", C, new)] = wide
-            read |= {delta: wide, drive: wide, B: (None, BLOCKS, states, 1), C: (None, BLOCKS, 1, states)}
+            read |= {delta: wide, drive: wide, B: (None, blocks, states, 1), C: (None, blocks, 1, states)}
         return body.finish(f"{self._prefix}step", before | read, after | given)
+
+    def _rates(self) -> torch.Tensor:
+        """A_log of each state (R, K, E, N), of tied decays too."""
+        A_log = self._values("A_log_RKEN")
+        states = self._config.state_size
+        return A_log if A_log.shape[-1] == states else A_log + torch.arange(1, states + 1).log()
 
     def _by_blocks(self, name: str, r: int) -> Value:
         """Direction r of a product (R, K, y, x) for all blocks at once: (K x, K y), blocks off the diagonal are 0."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import shutil
 from collections.abc import Iterator
@@ -16,8 +17,15 @@ from ssamba.audio.front_end import FrontEnd
 from ssamba.models.config import WIDTHS, Config
 from ssamba.models.encoder import Encoder
 from ssamba.models.pretrained.load import ModelSource, locate, read_model_source
-from ssamba.models.pretrained.model_dir import EXTRAS, WEIGHTS_FILE, build, read_model, save_config
-from ssamba.models.pretrained.official import PREFIX, doubling, from_official, to_official
+from ssamba.models.pretrained.model_dir import EXTRAS, WEIGHTS_FILE, Description, build, read_model, save_config
+from ssamba.models.pretrained.official import (
+    PREFIX,
+    doubling,
+    from_official,
+    to_official,
+    with_free_decays,
+    with_tied_decays,
+)
 from ssamba.models.pretrained.tensor_checks import check_tensors
 from ssamba.utils.atomic_write import atomic_write, explain, make_folder, missing_parents, temporary_name
 from ssamba.utils.errors import CheckpointError, ConfigError, SsambaError
@@ -36,27 +44,34 @@ UNSTORED = ("mean", "std", "drop_path")
 
 
 def convert(
-    source: ModelSource | None, dest: Path, half: bool = False, attention_heads: int | None = None
+    source: ModelSource | None,
+    dest: Path,
+    half: bool = False,
+    attention_heads: int | None = None,
+    decay: str | None = None,
 ) -> list[str]:
     """Convert an official `.pth` to a new model directory, or a directory to a new official `.pth`.
 
     With ``half`` either becomes a new model directory in fp16. ``attention_heads`` is for an official SSAST of another
-    width than the published, whose file does not say. Returns lines to show: what was written, and what the
+    width than the published, whose file does not say. ``decay`` "tied" makes a directory of tied decays from an
+    official file whose decays are exactly those. Returns lines to show: what was written, and what the
     official form could not hold. Raises ``SsambaError`` when ``dest`` exists, is of the wrong kind or cannot be
     written; then nothing is left behind.
     """
     if dest.exists() or dest.is_symlink():
         raise SsambaError(f"{dest}: exists already; give a new name, or remove it first")
     with lock_output(dest):
-        return _convert(source, dest, half, attention_heads)
+        return _convert(source, dest, half, attention_heads, decay == "tied")
 
 
-def _convert(source: ModelSource | None, dest: Path, half: bool, attention_heads: int | None) -> list[str]:
+def _convert(source: ModelSource | None, dest: Path, half: bool, attention_heads: int | None, tie: bool) -> list[str]:
     path = locate(source)
+    if tie and path.is_dir():
+        raise ConfigError(f"{source}: --decay is for official files, this is a directory; leave --decay out")
     if half:
         if dest.suffix in FILES:
             raise ConfigError(f"{dest}: half precision goes to a directory, give a name without '{dest.suffix}'")
-        return _to_half(source, dest, attention_heads)
+        return _to_half(source, dest, attention_heads, tie)
     if path.is_dir():
         if dest.suffix != ".pth":
             raise ConfigError(
@@ -65,11 +80,19 @@ def _convert(source: ModelSource | None, dest: Path, half: bool, attention_heads
         return _to_file(path, dest)
     if dest.suffix in FILES:
         raise ConfigError(f"{dest}: an official file is converted to a directory, give a name without '{dest.suffix}'")
-    return _to_directory(source, dest, attention_heads)
+    return _to_directory(source, dest, attention_heads, tie)
 
 
-def _to_directory(source: ModelSource | None, dest: Path, attention_heads: int | None) -> list[str]:
+def _read(source: ModelSource | None, attention_heads: int | None, tie: bool) -> tuple[Description, dict[str, Tensor]]:
     description, tensors = read_model_source(source, attention_heads)
+    if not tie:
+        return description, tensors
+    config, tensors = with_tied_decays(description.config, tensors, str(source))
+    return dataclasses.replace(description, config=config), tensors
+
+
+def _to_directory(source: ModelSource | None, dest: Path, attention_heads: int | None, tie: bool) -> list[str]:
+    description, tensors = _read(source, attention_heads, tie)
     heads = description.heads
     with _new_directory(dest) as folder:
         save_config(folder, description)
@@ -77,9 +100,9 @@ def _to_directory(source: ModelSource | None, dest: Path, attention_heads: int |
     return [f"{dest}: {len(tensors)} tensors {'with' if heads else 'without'} pretraining heads"]
 
 
-def _to_half(source: ModelSource | None, dest: Path, attention_heads: int | None) -> list[str]:
+def _to_half(source: ModelSource | None, dest: Path, attention_heads: int | None, tie: bool) -> list[str]:
     """Everything that the model uses in fp16: its encoder, its pretraining heads or its classifier."""
-    description, tensors = read_model_source(source, attention_heads)
+    description, tensors = _read(source, attention_heads, tie)
     used = {k: v for k, v in tensors.items() if not k.startswith(EXTRAS)}
     halved = {k: v.to(HALF) for k, v in used.items()}
     lost = [k for k, v in halved.items() if not torch.isfinite(v).all()]
@@ -139,10 +162,14 @@ def _to_file(path: Path, dest: Path) -> list[str]:
     if description.classification is not None:
         raise CheckpointError(f"{path}: the official form has no place for a classifier; no file was written")
     if config.directions != 2:
-        raise CheckpointError(f"{path}: the official form has two directions, this model one; no file was written")
+        how = "" if config.scan == "forward" else " in each block"
+        raise CheckpointError(f"{path}: the official form has two directions, this model one{how}; no file was written")
     if config.encoder == "ssamba" and config.residual_scale == 1:
         config, tensors = config.replace(residual_scale=2), doubling(tensors)
     notes = []
+    if config.decay == "tied":
+        config, tensors = with_free_decays(config, tensors)
+        notes.append("note: the official form has a decay for each state: give --decay tied when the file is read")
     if description.heads and config.decoder_depth:
         # The heads read the decoder's tokens: without it they mean nothing.
         tensors = {k: v for k, v in tensors.items() if not k.startswith(("decoder.", "heads."))}

@@ -114,7 +114,10 @@ def as_text(facts: dict[str, Any]) -> str:
     inside = f"state {c['state_size']}" if c["encoder"] == "ssamba" else f"{c['attention_heads']} attention heads"
     lines = [
         ("source", f"{facts['source']} ({facts['kind']})"),
-        ("model", f"{c['encoder'].upper()} {facts['size']}: width {c['width']}, {c['depth']} blocks, {inside}"),
+        (
+            "model",
+            f"{c['encoder'].upper()} {facts['size']}: width {c['width']}, {c['depth']} blocks, {inside}{forms_text(c)}",
+        ),
         (
             "parameters",
             f"{used:,}, of them {counts['heads']:,} in pretraining heads",
@@ -138,6 +141,14 @@ def as_text(facts: dict[str, Any]) -> str:
         lines += _result_lines(facts["results"])
     width = max(len(name) for name, _ in lines) + 2
     return "\n".join(f"{name:{width}}{printable(text)}" for name, text in lines)
+
+
+def forms_text(config: dict[str, Any]) -> str:
+    """What differs from the reference's decays and scans, to be added to a line, of ``Config.to_dict``'s values."""
+    text = ", tied decays" if config.get("decay") == "tied" else ""
+    if config["encoder"] == "ssamba" and config["directions"] == 1:
+        text += f", {config.get('scan', 'forward')} scans"
+    return text
 
 
 def _patches_text(c: dict[str, Any]) -> str:

@@ -19,7 +19,7 @@ from ssamba.utils.errors import CheckpointError, ConfigError
 from ssamba.utils.suggest import nearest
 
 ModelSource = str | os.PathLike[str]
-SHAPE = ("encoder", "size", "width", "depth", "directions", "residual_scale")
+SHAPE = ("encoder", "size", "width", "depth", "directions", "decay", "scan", "residual_scale")
 LONGEST_NAME = 60
 """Nothing longer is compared with the names of models."""
 

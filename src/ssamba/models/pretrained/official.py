@@ -23,6 +23,8 @@ PREFIX = "module."
 DIRECTIONS = 2
 SSAMBA_EXTRAS = ("v.head.weight", "v.head.bias", "p_input_fdim", "p_input_tdim")
 """Keys that official files carry and the model does not use."""
+RATES = "A_log_RKEN"
+"""What the names of the decay rates end with."""
 EXTRAS_OF = {"ssamba": SSAMBA_EXTRAS, "ssast": SSAST_EXTRAS}
 
 SSAMBA_NAMES = PATCHES | HEADS | {"v.norm_f.weight": "norm.weight", "v.norm_f.bias": "norm.bias"}
@@ -133,6 +135,37 @@ def to_official(state: dict[str, Tensor], prefix: str = PREFIX) -> dict[str, Ten
             block = f"{prefix}v.layers.{BLOCKS * int(number) + k}."
             out |= {block + n: t for n, t in _unstack_block(name, tensor, k).items()}
     return out
+
+
+def with_free_decays(config: Config, state: dict[str, Tensor]) -> tuple[Config, dict[str, Tensor]]:
+    """The same model with a decay rate for each state, as official files have them: ``A_log = log(n) + log a_d``."""
+    if config.decay == "free":
+        return config, state
+    return config.replace(decay="free"), {
+        k: _rates(v, config.state_size) if k.endswith(RATES) else v for k, v in state.items()
+    }
+
+
+def with_tied_decays(config: Config, state: dict[str, Tensor], source: str) -> tuple[Config, dict[str, Tensor]]:
+    """The reverse of ``with_free_decays``. Raises ``CheckpointError`` naming ``source`` for rates that are not tied."""
+    if config.encoder != "ssamba":
+        raise CheckpointError(f"{source}: is an {config.encoder.upper()}, which has no decays; leave --decay out")
+    tied = {k: v[..., :1].clone() if k.endswith(RATES) else v for k, v in state.items()}
+    for key in (k for k in state if k.endswith(RATES)):
+        expected, found = _rates(tied[key], config.state_size), state[key]
+        if not torch.equal(found, expected):
+            most = (found.double() - expected.double()).abs().max().expm1().item()
+            raise CheckpointError(
+                f"{source}: its decays are no tied ones, those of {key} differ from 1 .. N times a channel's by up to "
+                f"{most:.2g} of their value; leave --decay tied out"
+            )
+    return config.replace(decay="tied"), tied
+
+
+def _rates(tied_RKE1: Tensor, states: int) -> Tensor:
+    """``A_log`` of N states, rounded once."""
+    counts_N = torch.arange(1, states + 1, dtype=torch.float64, device=tied_RKE1.device)
+    return (tied_RKE1.double() + counts_N.log()).to(tied_RKE1.dtype)
 
 
 def doubling(state: dict[str, Tensor]) -> dict[str, Tensor]:

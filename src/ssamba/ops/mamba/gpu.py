@@ -24,22 +24,22 @@ from ssamba.ops.mamba.params import SCHEMA, MixerParams
 COUNT = len(MixerParams._fields)
 
 
-def bimamba_inner(x_BLKE: Tensor, z_BLKE: Tensor, params: MixerParams) -> Tensor:
+def bimamba_inner(x_BLKE: Tensor, z_BLKE: Tensor, params: MixerParams, alternating: bool = False) -> Tensor:
     """``naive.bimamba_inner`` on a GPU. ``x`` and ``z`` may be strided views of one tensor.
 
     Differentiable as often as wanted: from the second time on through the plain form.
     Computed in float32 from float32, bfloat16 or float16 activations (parameters in any of them). Up to 64 states and 2
     directions.
     """
-    return _gpu_inner(x_BLKE, z_BLKE.to(x_BLKE.dtype), *params, dispatch.gpu_backends())[0]
+    return _gpu_inner(x_BLKE, z_BLKE.to(x_BLKE.dtype), *params, dispatch.gpu_backends(), alternating)[0]
 
 
-def bimamba_inner_packed(xz_BLhKE: Tensor, params: MixerParams) -> Tensor:
+def bimamba_inner_packed(xz_BLhKE: Tensor, params: MixerParams, alternating: bool = False) -> Tensor:
     """``bimamba_inner`` with x and z as ``xz[:, :, 0]`` and ``xz[:, :, 1]``: an input product's output as it is.
 
     Its gradient comes back in one piece too, which saves the backward one copy of 4 E values for each token.
     """
-    return _gpu_inner_packed(xz_BLhKE, *params, dispatch.gpu_backends())[0]
+    return _gpu_inner_packed(xz_BLhKE, *params, dispatch.gpu_backends(), alternating)[0]
 
 
 def _dense(x: Tensor) -> Tensor:
@@ -59,16 +59,16 @@ def _products_over_tokens(a_GTm: Tensor, b_GTn: Tensor) -> Tensor:
     return (a.transpose(1, 2) @ b).unflatten(0, (matrices, parts)).sum(1, dtype=torch.float32)
 
 
-def _forward(x: Tensor, z: Tensor, params: MixerParams, backends: str) -> tuple[Tensor, Tensor]:
+def _forward(x: Tensor, z: Tensor, params: MixerParams, backends: str, alternating: bool) -> tuple[Tensor, Tensor]:
     """``y_BLKE`` and the projection ``p_GBLP``, which the backward starts from."""
     x, z, params = _dense(x), _dense(z), params.contiguous()
     with torch.autocast(x.device.type, enabled=False):
-        return dispatch.kernels("mixer", x, params, backends=backends).forward(x, z, params)
+        return dispatch.kernels("mixer", x, params, backends=backends).forward(x, z, params, alternating)
 
 
 def _backward(
-    dy: Tensor, x: Tensor, z: Tensor, y: Tensor, p_GBLP: Tensor, params: MixerParams, backends: str, dx: Tensor,
-    dz: Tensor,
+    dy: Tensor, x: Tensor, z: Tensor, y: Tensor, p_GBLP: Tensor, params: MixerParams, backends: str,
+    alternating: bool, dx: Tensor, dz: Tensor,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Writes ``dx`` and ``dz`` (views with free strides) and returns the gradients of ``params``, in their dtypes."""
     given, params = params, params.contiguous()
@@ -76,7 +76,7 @@ def _backward(
     rank, outputs = params.rank, params.outputs
     with torch.autocast(x.device.type, enabled=False):
         kernels = dispatch.kernels("mixer", x, params, backends=backends)
-        du, ddt, dbc, da_log, dvec_2RKE = kernels.scan_backward(dy, x, z, y, p_GBLP, params, dz)
+        du, ddt, dbc, da_log, dvec_2RKE = kernels.scan_backward(dy, x, z, y, p_GBLP, params, dz, alternating)
         ddt_GTE, du_GTE = ddt.flatten(1, 2), du.flatten(1, 2)
         ddt_proj = _products_over_tokens(ddt_GTE, p_GBLP.flatten(1, 2)[..., :rank])
         # Rows of a multiple of eight: the products' fast kernels want them aligned.
@@ -86,7 +86,7 @@ def _backward(
         dp_GTP[..., rank:outputs] = dbc.flatten(1, 2)
         del ddt, ddt_GTE, dbc
         du_GTE.baddbmm_(dp_GTP, F.pad(params.x_proj_RKPE.flatten(0, 1).to(x.dtype), (0, 0, 0, pad)))
-        u, dconv_weight, dconv_bias = kernels.conv_backward(x, params, du, dx)
+        u, dconv_weight, dconv_bias = kernels.conv_backward(x, params, du, dx, alternating)
         dx_proj = _products_over_tokens(dp_GTP, u.flatten(1, 2))[:, :outputs]
     # An op may not return two views of one tensor; with one block and direction the second would be one.
     dD = dvec_2RKE[0].clone(memory_format=torch.contiguous_format)
@@ -98,7 +98,7 @@ def _backward(
 
 
 def _run_inner(x: Tensor, z: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    return _forward(x, z, MixerParams(*rest[:COUNT]), rest[COUNT])
+    return _forward(x, z, MixerParams(*rest[:COUNT]), *rest[COUNT:])
 
 
 def _run_inner_packed(xz: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
@@ -107,19 +107,19 @@ def _run_inner_packed(xz: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
 
 def _run_backward(dy: Tensor, x: Tensor, z: Tensor, y: Tensor, p: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     dx, dz = x.new_empty(x.shape), z.new_empty(z.shape)
-    return (dx, dz, *_backward(dy, x, z, y, p, MixerParams(*rest[:COUNT]), rest[COUNT], dx, dz))
+    return (dx, dz, *_backward(dy, x, z, y, p, MixerParams(*rest[:COUNT]), *rest[COUNT:], dx, dz))
 
 
 def _run_backward_packed(dy: Tensor, xz: Tensor, y: Tensor, p: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     dxz = torch.empty_like(xz)  # with xz's order of axes: the product before has its own
-    halves = xz[:, :, 0], xz[:, :, 1], y, p, MixerParams(*rest[:COUNT]), rest[COUNT], dxz[:, :, 0], dxz[:, :, 1]
+    halves = xz[:, :, 0], xz[:, :, 1], y, p, MixerParams(*rest[:COUNT]), *rest[COUNT:], dxz[:, :, 0], dxz[:, :, 1]
     return (dxz, *_backward(dy, *halves))
 
 
 def _op(name: str, inputs: str, outputs: int, run: Any) -> Any:
-    """A custom op of the tensors ``inputs``, a mixer's parameters and the backends that it may use."""
+    """A custom op of the tensors ``inputs``, a mixer's parameters, the backends that it may use, and the directions."""
     tensors = ", ".join(["Tensor"] * outputs)
-    schema = f"({inputs}, {SCHEMA}, str backends) -> ({tensors})"
+    schema = f"({inputs}, {SCHEMA}, str backends, bool alternating) -> ({tensors})"
     return torch.library.custom_op(f"ssamba::{name}", run, mutates_args=(), schema=schema)
 
 
@@ -157,39 +157,40 @@ def _(dy: Tensor, xz: Tensor, y: Tensor, p: Tensor, *rest: Any) -> tuple[Tensor,
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, ctx.backends = inputs
+    *tensors, ctx.backends, ctx.alternating = inputs
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*tensors, *output)  # the product after the mixer keeps its output anyway
 
 
-def _plain_inner(x: Tensor, z: Tensor, *parameters: Tensor) -> Tensor:
-    return naive.bimamba_inner(x.float(), z.float(), MixerParams(*parameters).to(torch.float32)).to(x.dtype)
+def _plain_inner(x: Tensor, z: Tensor, *rest: Any) -> Tensor:
+    params = MixerParams(*rest[:COUNT]).to(torch.float32)
+    return naive.bimamba_inner(x.float(), z.float(), params, rest[COUNT]).to(x.dtype)
 
 
-def _plain_inner_packed(xz: Tensor, *parameters: Tensor) -> Tensor:
-    return _plain_inner(xz[:, :, 0], xz[:, :, 1], *parameters)
+def _plain_inner_packed(xz: Tensor, *rest: Any) -> Tensor:
+    return _plain_inner(xz[:, :, 0], xz[:, :, 1], *rest)
 
 
 def _plain_backward(dy: Tensor, x: Tensor, z: Tensor, y: Tensor, p: Tensor, *rest: Any) -> list[Tensor | None]:
-    return derivatives.gradient(_plain_inner, (x, z, *rest[:COUNT]), [dy])
+    return derivatives.gradient(_plain_inner, (x, z, *rest[:COUNT], rest[-1]), [dy])[:-1]
 
 
 def _plain_backward_packed(dy: Tensor, xz: Tensor, y: Tensor, p: Tensor, *rest: Any) -> list[Tensor | None]:
-    return derivatives.gradient(_plain_inner_packed, (xz, *rest[:COUNT]), [dy])
+    return derivatives.gradient(_plain_inner_packed, (xz, *rest[:COUNT], rest[-1]), [dy])[:-1]
 
 
 def _differentiate(ctx: Any, dy: Tensor | None, dp: Tensor | None) -> Any:
     *inputs, y, p = ctx.saved_tensors
     if dy is None:
-        return (None,) * (len(inputs) + 1)
+        return (None,) * (len(inputs) + 2)
     activations, params = inputs[:-COUNT], inputs[-COUNT:]
     apart = len(activations) == 2
     if derivatives.in_forward_mode():
         plain = _plain_inner if apart else _plain_inner_packed
-        return (*derivatives.gradient(plain, inputs, [dy], required_only=True), None)
+        return (*derivatives.gradient(plain, [*inputs, ctx.alternating], [dy], required_only=True), None)
     op = _gpu_inner_backward if apart else _gpu_inner_packed_backward
-    return (*op(dy, *activations, y, p, *params, ctx.backends), None)
+    return (*op(dy, *activations, y, p, *params, ctx.backends, ctx.alternating), None, None)
 
 
 _gpu_inner.register_autograd(_differentiate, setup_context=_save)

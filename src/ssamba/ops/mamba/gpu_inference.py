@@ -23,22 +23,22 @@ PIECE_VALUES = 2**24
 """Values of z that exist at once: they stay in a GPU's second-level cache, or nearly."""
 
 
-def supports_ungated(like: Tensor, A_log_RKEN: Tensor) -> str | None:
+def supports_ungated(like: Tensor, A_log_RKEN: Tensor, states: int, alternating: bool = False) -> str | None:
     """Why no product of ``like`` can go through ``bimamba_ungated``, or None: it still may refuse one.
 
-    Products must be bfloat16, the GPU's tensor cores must take them, and N must be 16.
+    Products must be bfloat16, the GPU's tensor cores must take them, and N (``states``) must be 8 or 16.
     """
     mixed = torch.is_autocast_enabled(like.device.type)
     dtype = torch.get_autocast_dtype(like.device.type) if mixed else like.dtype
-    channels, states = A_log_RKEN.shape[-2:]
-    if dtype != torch.bfloat16 or states != 16 or channels % 16 or not like.is_cuda:
-        return "the scan without a gate takes bfloat16, 16 states and channels in multiples of 16"
+    channels = A_log_RKEN.shape[-2]
+    if dtype != torch.bfloat16 or states not in (8, 16) or channels % 16 or not like.is_cuda:
+        return "the scan without a gate takes bfloat16, 8 or 16 states and channels in multiples of 16"
     if not nvrtc.multiplies_bfloat16(like.device.index or 0):
         return "this GPU has no bfloat16 matrix products that NVRTC compiles for"
     return None
 
 
-def bimamba_ungated(x_BLKE: Tensor, work: Tensor, params: MixerParams) -> Tensor | None:
+def bimamba_ungated(x_BLKE: Tensor, work: Tensor, params: MixerParams, alternating: bool = False) -> Tensor | None:
     """``naive.bimamba_ungated``, or None where only the gated form serves.
 
     ``work`` is memory that the caller no longer needs: the projection is written there when it fits.
@@ -48,25 +48,26 @@ def bimamba_ungated(x_BLKE: Tensor, work: Tensor, params: MixerParams) -> Tensor
     params = params._replace(x_proj_RKPE=params.x_proj_RKPE.to(x_BLKE.dtype))
     if not mixer.supports_ungated(x_BLKE, work, params):
         return None
-    return ungated(x_BLKE, work, *params)
+    return ungated(x_BLKE, work, *params, alternating)
 
 
-def _run_ungated(x: Tensor, work: Tensor, *params: Tensor) -> Tensor:
+def _run_ungated(x: Tensor, work: Tensor, *rest: Any) -> Tensor:
+    *params, alternating = rest
     with torch.autocast(x.device.type, enabled=False):
-        return mixer.forward_ungated(x, work, MixerParams(*params))
+        return mixer.forward_ungated(x, work, MixerParams(*params), alternating)
 
 
 ungated = torch.library.custom_op(
     "ssamba::gpu_inner_ungated_",
     _run_ungated,
     mutates_args=("work",),
-    schema=f"(Tensor x, Tensor(a!) work, {SCHEMA}) -> Tensor",
+    schema=f"(Tensor x, Tensor(a!) work, {SCHEMA}, bool alternating) -> Tensor",
 )
 """The custom op of ``bimamba_ungated``: it takes what ``supports_ungated`` took."""
 
 
 @ungated.register_fake
-def _(x: Tensor, work: Tensor, *params: Tensor) -> Tensor:
+def _(x: Tensor, work: Tensor, *rest: Any) -> Tensor:
     return x.new_empty(x.shape)
 
 

@@ -8,7 +8,7 @@ L     tokens of a clip (time steps of the scan)
 R     directions of the scan: 0 runs left to right, 1 runs right to left
 K     blocks that read the same input (2 in a reference pair)
 E     inner channels of one block (2 x width)
-N     states of one channel (16)
+N     states of one channel (16); 1 in the rates of tied decays, see ``MixerParams``
 W     taps of the depthwise convolution (4)
 P     outputs of the input-dependent projection: r + 2 N
 r     rank: of dt, of a regression's features
@@ -48,19 +48,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssamba.ops.mamba.params import MixerParams
+from ssamba.ops.mamba.alternating import Block, by_block
+from ssamba.ops.mamba.params import MixerParams, expanded_rates
 
 
 def _compute_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def conv_silu(x_BLKE: Tensor, weight_RKEW: Tensor, bias_RKE: Tensor) -> Tensor:
+def conv_silu(x_BLKE: Tensor, weight_RKEW: Tensor, bias_RKE: Tensor, alternating: bool = False) -> Tensor:
     """Depthwise causal convolution and SiLU, once for each direction.
 
     Direction 0 reads positions ``t-W+1 .. t``, direction 1 (anti-causal) ``t .. t+W-1`` with the taps mirrored, which
-    is what the causal convolution does on the reversed sequence (docs/reference.md, "Encoder"). Returns ``u_BLRKE``.
+    is what the causal convolution does on the reversed sequence (docs/reference.md, "Encoder"). With ``alternating`` R
+    is 1, and block k has the direction ``k % 2``. Returns ``u_BLRKE``.
     """
+    if alternating:
+        return by_block(
+            lambda k: conv_silu(k.steps(x_BLKE, 2), k.weight(weight_RKEW), k.weight(bias_RKE)), x_BLKE.shape[2], 3
+        )
     dtype = _compute_dtype(x_BLKE)
     batch, length, blocks, channels = x_BLKE.shape
     directions, width = weight_RKEW.shape[0], weight_RKEW.shape[-1]
@@ -85,14 +91,26 @@ def selective_scan(
     D_RKE: Tensor,
     dt_bias_RKE: Tensor,
     z_BLKE: Tensor | None = None,
+    alternating: bool = False,
 ) -> Tensor:
     """Selective scan in both directions, averaged over the directions and gated (Mamba, arXiv 2312.00752, eq. 2 and 4).
 
     ``delta = softplus(dt + dt_bias)``; ``h[t] = exp(delta A) h[t-1] + delta B u``; ``y[t] = C . h[t] + D u``; then
-    ``silu(z) * mean over R of y``. ``A`` is negative. Without ``z`` there is no gate. Returns ``y_BLKE``.
+    ``silu(z) * mean over R of y``. ``A`` is negative; with a last axis of 1 its decays are tied: state n of 1 .. N has
+    the rate ``n A``. Without ``z`` there is no gate. With ``alternating`` R is 1, and block k has the direction
+    ``k % 2``. Returns ``y_BLKE``.
     """
+    if alternating:
+
+        def one_block(k: Block) -> Tensor:
+            u, dt, B, C = (k.steps(x, 3) for x in (u_BLRKE, dt_BLRKE, B_BLRKN, C_BLRKN))
+            z = None if z_BLKE is None else k.steps(z_BLKE, 2)
+            return selective_scan(u, dt, k.weight(A_RKEN), B, C, k.weight(D_RKE), k.weight(dt_bias_RKE), z)
+
+        return by_block(one_block, u_BLRKE.shape[3], 2)
     dtype = _compute_dtype(u_BLRKE)
     u, A, B, C = (x.to(dtype) for x in (u_BLRKE, A_RKEN, B_BLRKN, C_BLRKN))
+    A = expanded_rates(A, B.shape[-1])
     delta_BLRKE = F.softplus(dt_BLRKE.to(dtype) + dt_bias_RKE.to(dtype))
     batch, length, directions, blocks, channels = u.shape
     total: Tensor | None = None
@@ -117,25 +135,26 @@ def selective_scan(
     return out.to(u_BLRKE.dtype)
 
 
-def bimamba_inner(x_BLKE: Tensor, z_BLKE: Tensor | None, params: MixerParams) -> Tensor:
+def bimamba_inner(x_BLKE: Tensor, z_BLKE: Tensor | None, params: MixerParams, alternating: bool = False) -> Tensor:
     """Everything of the bidirectional mixer between its input and its output projection. Returns ``y_BLKE``.
 
     convolution + SiLU, the input-dependent projection to (dt, B, C), dt's low-rank expansion, both scans, skip, mean of
     the directions and gate (Vision Mamba, arXiv 2401.09417, algorithm 1; docs/reference.md, "Encoder"). Without ``z``
-    there is no gate.
+    there is no gate. With ``alternating`` R is 1, and block k has the direction ``k % 2``.
     """
-    u_BLRKE = conv_silu(x_BLKE, params.conv_weight_RKEW, params.conv_bias_RKE)
+    u_BLRKE = conv_silu(x_BLKE, params.conv_weight_RKEW, params.conv_bias_RKE, alternating)
     p_BLRKP = torch.einsum("blrke,rkpe->blrkp", u_BLRKE, params.x_proj_RKPE.to(u_BLRKE.dtype))
     dt_BLRKr, B_BLRKN, C_BLRKN = p_BLRKP.split([params.rank, params.states, params.states], dim=-1)
     dt_BLRKE = torch.einsum("blrkp,rkep->blrke", dt_BLRKr, params.dt_proj_RKEr.to(dt_BLRKr.dtype))
     A_RKEN = -torch.exp(params.A_log_RKEN.to(_compute_dtype(params.A_log_RKEN)))
-    return selective_scan(u_BLRKE, dt_BLRKE, A_RKEN, B_BLRKN, C_BLRKN, params.D_RKE, params.dt_bias_RKE, z_BLKE)
+    of_channel = params.D_RKE, params.dt_bias_RKE
+    return selective_scan(u_BLRKE, dt_BLRKE, A_RKEN, B_BLRKN, C_BLRKN, *of_channel, z_BLKE, alternating)
 
 
-def bimamba_inner_packed(xz_BLhKE: Tensor, params: MixerParams) -> Tensor:
+def bimamba_inner_packed(xz_BLhKE: Tensor, params: MixerParams, alternating: bool = False) -> Tensor:
     """``bimamba_inner`` of the two inputs in one tensor."""
     x_BLKE, z_BLKE = xz_BLhKE.unbind(2)
-    return bimamba_inner(x_BLKE, z_BLKE, params)
+    return bimamba_inner(x_BLKE, z_BLKE, params, alternating)
 
 
 def fold_norm(in_proj_hKEd: Tensor, norm_weight_Kd: Tensor, norm_bias_Kd: Tensor) -> tuple[Tensor, Tensor]:
@@ -158,9 +177,9 @@ def ready_weights(
     return weight, bias, out_proj, params.to(wide)._replace(x_proj_RKPE=params.x_proj_RKPE.to(dtype))
 
 
-def bimamba_ungated(x_BLKE: Tensor, work: Tensor, params: MixerParams) -> Tensor:
+def bimamba_ungated(x_BLKE: Tensor, work: Tensor, params: MixerParams, alternating: bool = False) -> Tensor:
     """``bimamba_inner`` without its gate. ``work`` is memory for the fast forms: this one does not touch it."""
-    return bimamba_inner(x_BLKE, None, params)
+    return bimamba_inner(x_BLKE, None, params, alternating)
 
 
 def gated_output_(

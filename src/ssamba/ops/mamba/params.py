@@ -24,7 +24,8 @@ class MixerParams(NamedTuple):
     dt_bias_RKE: Tensor
     """Added to dt before its softplus."""
     A_log_RKEN: Tensor
-    """``A = -exp(A_log)``: the decay rates of the states."""
+    """``A = -exp(A_log)``: the decay rates of the states. Tied: one value of each channel, on a last axis of 1, and
+    state n of 1 .. N decays n times as fast."""
     D_RKE: Tensor
     """Weight of the skip from the convolved input to the output."""
 
@@ -36,7 +37,12 @@ class MixerParams(NamedTuple):
     @property
     def states(self) -> int:
         """N."""
-        return self.A_log_RKEN.shape[-1]
+        return (self.outputs - self.rank) // 2
+
+    @property
+    def tied(self) -> bool:
+        """Whether a channel's states share one decay rate, times 1 .. N."""
+        return self.A_log_RKEN.shape[-1] == 1 and self.states > 1
 
     @property
     def taps(self) -> int:
@@ -53,6 +59,15 @@ class MixerParams(NamedTuple):
         """r."""
         return self.dt_proj_RKEr.shape[-1]
 
+    def expanded(self) -> MixerParams:
+        """The same mixer with a decay rate for each state, for forms that have no kernel for tied ones."""
+        if not self.tied:
+            return self
+        A_log = self.A_log_RKEN
+        wide = torch.float64 if A_log.dtype == torch.float64 else torch.float32
+        counts_N = torch.arange(1, self.states + 1, dtype=wide, device=A_log.device)
+        return self._replace(A_log_RKEN=A_log.to(wide) + counts_N.log())
+
     def contiguous(self) -> MixerParams:
         """The same values, each tensor contiguous."""
         return MixerParams(*(tensor.contiguous() for tensor in self))
@@ -60,6 +75,13 @@ class MixerParams(NamedTuple):
     def to(self, dtype: torch.dtype) -> MixerParams:
         """All tensors in ``dtype``."""
         return MixerParams(*(tensor.to(dtype) for tensor in self))
+
+
+def expanded_rates(A_RKEN: Tensor, states: int) -> Tensor:
+    """``A`` with a rate for each of N states: what tied decays, (R, K, E, 1), stand for. Others as they are."""
+    if A_RKEN.shape[-1] != 1 or states == 1:
+        return A_RKEN
+    return A_RKEN * torch.arange(1, states + 1, dtype=A_RKEN.dtype, device=A_RKEN.device)
 
 
 SCHEMA = ", ".join(f"Tensor {field.rpartition('_')[0]}" for field in MixerParams._fields)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ssamba.audio.front_end import PUBLISHED
-from ssamba.models.config import Config
+from ssamba.models.config import DECAYS, SCANS, Config
 from ssamba.models.losses import OBJECTIVES
 from ssamba.training.recipes.fields import LARGEST, in_order_of_body, like, option, read_values
 from ssamba.training.recipes.groups import ModelShape, Optimisation, PretrainAugmentation, RecipeBase, RunSettings
@@ -27,6 +27,16 @@ class PretrainRecipe(RecipeBase, ModelShape, PretrainAugmentation, Optimisation,
     optimizer: ClassVar[str] = "adamw"
     encoder: str = like(ModelShape, "encoder")
     directions: int = option(2, "directions in which SSAMBA scans: 2, or 1 from left to right alone")
+    decay: str = option(
+        "free",
+        "decay rates of SSAMBA's states: free, or tied to one a channel, of which state n has n times: a faster scan",
+        DECAYS,
+    )
+    scan: str = option(
+        "both",
+        "how SSAMBA's pairs of blocks scan: each block in both directions, the two alternating, or both forward",
+        tuple(SCANS),
+    )
     residual_scale: int = like(ModelShape, "residual_scale")
     decoder_depth: int = option(
         0, "blocks of a decoder for the hidden patches, which the encoder then does not read; 0 as in the reference"
@@ -141,6 +151,8 @@ class PretrainRecipe(RecipeBase, ModelShape, PretrainAugmentation, Optimisation,
         return self.shape_config(
             patch,
             directions=self.directions,
+            decay=self.decay,
+            scan=self.scan,
             decoder_depth=self.decoder_depth,
             mel_bins=self.mel_bins,
             sample_rate=self.sample_rate,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +41,10 @@ def check_config(folder: Path, values: RunValues, config: Config) -> None:
         return
     path = folder / CONFIG_FILE
     try:
-        stored = Config.from_dict(values.config, f"the state in {folder}").to_dict()
+        stored = asdict(Config.from_dict(values.config, f"the state in {folder}"))
     except ConfigError as problem:
         raise CheckpointError(str(problem)) from None
-    for name, value in config.to_dict().items():
+    for name, value in asdict(config).items():
         if stored[name] != value:
             raise CheckpointError(
                 f"{path}: was changed since the run began ({name} {value}, the run's state says {stored[name]}); put "

@@ -17,7 +17,7 @@ HEAD_WIDTH = 64
 DIMENSIONS = (
     "width", "depth", "frames", "patch_frequency", "patch_time", "stride_frequency", "stride_time", "state_size",
     "expand", "conv_width", "dt_rank", "directions", "residual_scale", "attention_heads", "decoder_depth", "drop_path",
-    "mel_bins", "sample_rate", "mean", "std",
+    "mel_bins", "sample_rate", "mean", "std", "decay", "scan",
 )  # fmt: skip
 """What lies in the object ``config`` of ``config.json``."""
 SINGLE, MULTI = "single_label_classification", "multi_label_classification"
@@ -64,6 +64,8 @@ class SsambaConfig(PreTrainedConfig):
     sample_rate: int = 16000
     mean: float = AUDIOSET_MEAN
     std: float = AUDIOSET_STD
+    decay: str = "free"
+    scan: str = "both"
     classification: dict | None = None
     pooling: str = "mean"
     whole: bool = False
@@ -97,6 +99,12 @@ class SsambaConfig(PreTrainedConfig):
         """Put the published values where the fields leave them open. Raises ValueError for an unknown encoder."""
         if self.encoder not in DEPTHS:
             raise ValueError(f"encoder is {self.encoder!r}: give {' or '.join(DEPTHS)}")
+        if self.decay not in ("free", "tied") or self.scan not in ("both", "alternating", "forward"):
+            raise ValueError(f"decay {self.decay!r} or scan {self.scan!r} is unknown: see ssamba.Config")
+        if self.scan != "both":
+            self.directions = 1
+        elif self.directions == 1:
+            self.scan = "forward"
         self.depth = self.depth or DEPTHS[self.encoder]
         self.dt_rank = self.dt_rank or math.ceil(self.width / 16)
         if self.encoder == "ssast":
@@ -106,7 +114,7 @@ class SsambaConfig(PreTrainedConfig):
 
     def dimensions(self) -> dict[str, Any]:
         """The values of the object ``config``."""
-        return {name: getattr(self, name) for name in DIMENSIONS}
+        return known_to_all({name: getattr(self, name) for name in DIMENSIONS})
 
     def task(self) -> dict[str, Any]:
         """The classification that a classifier with these labels and this problem type has, as plain values."""
@@ -139,8 +147,14 @@ class SsambaConfig(PreTrainedConfig):
     def to_dict(self) -> dict[str, Any]:
         """Plain values in the layout of ``config.json``."""
         values: dict[str, Any] = super().to_dict()
-        values["config"] = {name: values.pop(name) for name in DIMENSIONS}
+        values["config"] = known_to_all({name: values.pop(name) for name in DIMENSIONS})
         return values
+
+
+def known_to_all(dimensions: dict[str, Any]) -> dict[str, Any]:
+    """Without what readers of older versions do not know, where it says nothing new."""
+    new = {"decay": ("free",), "scan": ("both", "forward")}
+    return {name: value for name, value in dimensions.items() if value not in new.get(name, ())}
 
 
 def is_sigmoid(task: dict[str, Any]) -> bool:

@@ -30,13 +30,14 @@ def _uniform(tensor: Tensor, bound: float) -> None:
 
 
 class BlockPair(GradientCheckpointingLayer):
-    """Two blocks that read the same input, each with scans in both directions."""
+    """Two blocks that read the same input, each with scans in both directions, or in one (``config.scan``)."""
 
     def __init__(self, config: SsambaConfig) -> None:
         super().__init__()
         d, e, n, r = config.width, config.expand * config.width, config.state_size, config.dt_rank
         lanes = (config.directions, BLOCKS)
         self.depth, self.residual_scale = config.depth, config.residual_scale
+        self.states, self.alternating = n, config.scan == "alternating"
         self.norm_weight_Kd = _empty(BLOCKS, d)
         self.norm_bias_Kd = _empty(BLOCKS, d)
         self.in_proj_hKEd = _empty(2, BLOCKS, e, d)
@@ -45,7 +46,7 @@ class BlockPair(GradientCheckpointingLayer):
         self.x_proj_RKPE = _empty(*lanes, r + 2 * n, e)
         self.dt_proj_RKEr = _empty(*lanes, e, r)
         self.dt_bias_RKE = _empty(*lanes, e)
-        self.A_log_RKEN = _empty(*lanes, e, n)
+        self.A_log_RKEN = _empty(*lanes, e, 1 if config.decay == "tied" else n)
         self.D_RKE = _empty(*lanes, e)
         self.out_proj_dKE = _empty(d, BLOCKS, e)
 
@@ -86,16 +87,19 @@ class BlockPair(GradientCheckpointingLayer):
 
     def _scan(self, r: int, k: int, x_BLE: Tensor) -> Tensor:
         """Convolution, SiLU and selective scan in one direction, (B, L, E) float32."""
-        if r == 1:
+        backwards = k == 1 if self.alternating else r == 1
+        if backwards:
             x_BLE = x_BLE.flip(1)
         taps, bias_E = self.conv_weight_RKEW[r, k], self.conv_bias_RKE[r, k]
         x_BEL = F.pad(x_BLE.transpose(1, 2), (taps.shape[-1] - 1, 0))
         u_BLE = F.silu(F.conv1d(x_BEL, taps[:, None], bias_E, groups=taps.shape[0])).transpose(1, 2)
-        rank, states = self.dt_proj_RKEr.shape[-1], self.A_log_RKEN.shape[-1]
+        rank, states = self.dt_proj_RKEr.shape[-1], self.states
         dt, B_BLN, C_BLN = F.linear(u_BLE, self.x_proj_RKPE[r, k]).split([rank, states, states], dim=-1)
         u_BLE, B_BLN, C_BLN = u_BLE.float(), B_BLN.float(), C_BLN.float()
         delta_BLE = F.softplus(F.linear(dt, self.dt_proj_RKEr[r, k]).float() + self.dt_bias_RKE[r, k].float())
         A_EN = -self.A_log_RKEN[r, k].float().exp()
+        if A_EN.shape[-1] != states:  # tied: state n of 1 .. N decays n times as fast as the channel says
+            A_EN = A_EN * torch.arange(1, states + 1, dtype=A_EN.dtype, device=A_EN.device)
         drive_BLE, outputs = delta_BLE * u_BLE, []
         h_BEN = u_BLE.new_zeros(u_BLE.shape[0], *A_EN.shape)
         for t in range(u_BLE.shape[1]):
@@ -103,7 +107,7 @@ class BlockPair(GradientCheckpointingLayer):
             h_BEN = decay_BEN * h_BEN + drive_BLE[:, t, :, None] * B_BLN[:, t, None]
             outputs.append((h_BEN @ C_BLN[:, t, :, None])[..., 0])
         y_BLE = torch.stack(outputs, dim=1) + self.D_RKE[r, k].float() * u_BLE
-        return y_BLE.flip(1) if r == 1 else y_BLE
+        return y_BLE.flip(1) if backwards else y_BLE
 
 
 def add(x_BLd: Tensor, stream_BLd: Tensor | None, scale: int, keep_B: Tensor | None) -> Tensor:

@@ -44,6 +44,12 @@ def _at(table, field, b, r, k):  # type: ignore[no-untyped-def]
 
 
 @inline
+def _way(table, r, k):  # type: ignore[no-untyped-def]
+    """0 where the taps of direction ``r`` and block ``k`` reach to the left, 1 where they reach to the right."""
+    return r | ((_get(table, Field.BACKWARDS) >> k) & 1)
+
+
+@inline
 def _convolve(x, stride, weight, tap_stride, width, bias, reach, lanes):  # type: ignore[no-untyped-def]
     """Sum over the taps; ``reach`` is how many positions exist on the taps' side, ``stride`` leads there."""
     y = bias
@@ -63,8 +69,9 @@ def _forward_rows(table, b, k, start, stop):  # type: ignore[no-untyped-def]
         rk = r * _get(table, Field.BLOCKS) + k
         weight, bias = _get(table, Field.WEIGHT) + rk * width * row, _get(table, Field.BIAS) + rk * row
         u = _at(table, Field.U, b, r, k)
+        way = _way(table, r, k)
         for t in range(start, stop):
-            reach, side = (t, -stride) if r == 0 else (length - 1 - t, stride)
+            reach, side = (t, -stride) if way == 0 else (length - 1 - t, stride)
             for v in range(0, channels, LANES):
                 lanes = channels - v
                 first = load_part(bias + v * 4, lanes)
@@ -99,9 +106,10 @@ def _before_silu(table, b, r, k, first, channels, start, rows, to):  # type: ign
     du = _at(table, Field.U, b, r, k) + first * 4
     rk = r * _get(table, Field.BLOCKS) + k
     weight = _get(table, Field.WEIGHT) + rk * width * row + first * 4
+    way = _way(table, r, k)
     for i in range(rows):
         t = start + i
-        reach, side = (t, -stride) if r == 0 else (length - 1 - t, stride)
+        reach, side = (t, -stride) if way == 0 else (length - 1 - t, stride)
         for v in range(0, channels, LANES):
             lanes = channels - v
             value = splat(ZERO)
@@ -125,7 +133,7 @@ def _gather_weight(table, b, r, k, first, channels, start, steps, gradient, sums
         lanes = channels - v
         for j in range(width):
             # tap width-1-j reads j positions away: only positions that have that neighbour count
-            away = -j if r == 0 else j
+            away = -j if _way(table, r, k) == 0 else j
             begin, end = max(start, -away), min(start + steps, length - away)
             to = sums + (width - 1 - j) * ROW + v * 4
             value = load(to)
@@ -142,19 +150,20 @@ def _gather_weight(table, b, r, k, first, channels, start, steps, gradient, sums
 
 @inline
 def _gather_input(table, b, k, first, channels, start, steps, g0, g1):  # type: ignore[no-untyped-def]
-    """dx of a chunk: direction 0 was read by positions t .. t+W-1, direction 1 by t-W+1 .. t."""
+    """dx of a chunk: position t was read by t .. t+W-1 to its right (g0) and by t-W+1 .. t to its left (g1)."""
     width, row = _get(table, Field.WIDTH), 4 * _get(table, Field.CHANNELS)
     stride = _get(table, Field.DX_L)
     dx = _at(table, Field.DX, b, 0, k) + first * 4 + start * stride
     weight0 = _get(table, Field.WEIGHT) + k * width * row + first * 4
-    weight1 = weight0 + _get(table, Field.BLOCKS) * width * row
+    weight1 = weight0 + (_get(table, Field.DIRECTIONS) - 1) * _get(table, Field.BLOCKS) * width * row
     for t in range(steps):
         for v in range(0, channels, LANES):
             lanes = channels - v
             value = splat(ZERO)
             for j in range(width):
                 tap = (width - 1 - j) * row + v * 4
-                value = fma(load_part(weight0 + tap, lanes), load(g0 + (t + j) * ROW + v * 4), value)
+                if g0 != 0:
+                    value = fma(load_part(weight0 + tap, lanes), load(g0 + (t + j) * ROW + v * 4), value)
                 if g1 != 0:
                     value = fma(load_part(weight1 + tap, lanes), load(g1 + (t - j) * ROW + v * 4), value)
             store_part(dx + t * stride + v * 4, value, lanes)
@@ -171,14 +180,17 @@ def _backward_block(table, b, k, first, channels, scratch):  # type: ignore[no-u
         store(sums + i * 64, splat(ZERO))
     for start in range(0, length, CHUNK):
         steps = min(CHUNK, length - start)
-        _before_silu(table, b, 0, k, first, channels, start, steps + halo, scratch)
-        _gather_weight(table, b, 0, k, first, channels, start, steps, scratch, sums)
-        g1 = 0
-        if directions == 2:
-            g1 = scratch + plane + halo * ROW
-            _before_silu(table, b, 1, k, first, channels, start - halo, steps + halo, scratch + plane)
-            _gather_weight(table, b, 1, k, first, channels, start, steps, g1, sums + (width + 1) * ROW)
-        _gather_input(table, b, k, first, channels, start, steps, scratch, g1)
+        g0, g1 = 0, 0
+        for r in range(directions):
+            here, of_direction = scratch + r * plane, sums + r * (width + 1) * ROW
+            before = _way(table, r, k) * halo  # rows in front of the chunk that its taps reach
+            _before_silu(table, b, r, k, first, channels, start - before, steps + halo, here)
+            _gather_weight(table, b, r, k, first, channels, start, steps, here + before * ROW, of_direction)
+            if _way(table, r, k) == 0:
+                g0 = here
+            else:
+                g1 = here + before * ROW
+        _gather_input(table, b, k, first, channels, start, steps, g0, g1)
     for r in range(directions):
         index = (b * directions + r) * _get(table, Field.BLOCKS) + k
         here = sums + r * (width + 1) * ROW

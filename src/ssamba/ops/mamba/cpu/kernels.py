@@ -50,10 +50,14 @@ def _entry_points() -> dict[str, Callable[[int], Callable[[int], None]]]:
     from ssamba.ops.mamba.cpu.conv import conv_backward, conv_forward
     from ssamba.ops.mamba.cpu.scan_backward import scan_backward
     from ssamba.ops.mamba.cpu.scan_forward import scan_forward
+    from ssamba.ops.mamba.cpu.tied_backward import tied_backward
+    from ssamba.ops.mamba.cpu.tied_forward import tied_forward
 
     return {
         "scan_forward": scan_forward,
         "scan_backward": scan_backward,
+        "tied_forward": tied_forward,
+        "tied_backward": tied_backward,
         "conv_forward": conv_forward,
         "conv_backward": conv_backward,
     }

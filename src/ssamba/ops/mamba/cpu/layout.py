@@ -40,7 +40,8 @@ class ScanField(IntEnum):
     DZ, DZ_B, DZ_L, DZ_R, DZ_K = range(64, 69)
     DA, DD, DBIAS, PART = range(69, 73)  # PART: bytes between the channel blocks' shares of dB and dC
     R_FROM, R_TO, CARRY = range(73, 76)  # directions to run; states to start from and to leave, or 0
-    SIZE = 76
+    BACKWARDS = 76  # of a single direction: the blocks, as bits, that it runs through from right to left
+    SIZE = 77
 
 
 class Plane(IntEnum):
@@ -48,6 +49,11 @@ class Plane(IntEnum):
 
     DELTA, DRIVE, OUT, DERIVATIVE, INPUT, GRADIENT, TO_DRIVE, TO_DELTA = range(8)
     END = 8
+
+
+def backwards(blocks: int, alternating: bool) -> int:
+    """The bits of ``BACKWARDS``: with alternating scans every second block."""
+    return sum(1 << k for k in range(1, blocks, 2)) if alternating else 0
 
 
 def padded_states(states: int) -> int:
@@ -72,7 +78,8 @@ class ConvField(IntEnum):
     U, U_B, U_L, U_R, U_K = range(19, 24)  # the backward kernel reads u's gradient here
     DX, DX_B, DX_L, DX_R, DX_K = range(24, 29)
     R_FROM, R_TO = range(29, 31)  # directions to run (forward)
-    SIZE = 31
+    BACKWARDS = 31  # of a single direction: the blocks, as bits, whose taps reach to the right
+    SIZE = 32
 
 
 def conv_scratch_bytes(width: int, directions: int) -> int:

@@ -26,7 +26,7 @@ from ssamba.ops.jit.numba_simd import (
     store_part,
     totals,
 )
-from ssamba.ops.mamba.cpu.layout import BLOCK, CHUNK, COLUMN, GROUP, GROUP_PLANE, LANES, PLANE, ROW, SKEW, VECTOR, Plane
+from ssamba.ops.mamba.cpu.layout import BLOCK, CHUNK, COLUMN, GROUP, GROUP_PLANE, LANES, PLANE, ROW, VECTOR, Plane
 from ssamba.ops.mamba.cpu.layout import ScanField as Field
 from ssamba.ops.mamba.cpu.scan_common import (
     HALF,
@@ -38,6 +38,7 @@ from ssamba.ops.mamba.cpu.scan_common import (
     get,
     groups_up,
     origin,
+    past_at,
     rates_at,
     rows_at,
     shares_at,
@@ -47,14 +48,14 @@ from ssamba.ops.mamba.cpu.scan_common import (
 
 
 @inline
-def _prepare(table, b, r, k, first, channels, start, steps, scratch):  # type: ignore[no-untyped-def]
+def prepare(table, b, r, k, first, channels, start, steps, scratch):  # type: ignore[no-untyped-def]
     """The planes of a chunk: delta, its derivative, u, delta u, D u, y's gradient before gate and mean; two zeros."""
     u_stride, dt_stride, y_stride = (
-        time_stride(table, Field.U, r),
-        time_stride(table, Field.DT, r),
-        time_stride(table, Field.Y, r),
+        time_stride(table, Field.U, r, k),
+        time_stride(table, Field.DT, r, k),
+        time_stride(table, Field.Y, r, k),
     )
-    z_stride = time_stride(table, Field.Z, r)
+    z_stride = time_stride(table, Field.Z, r, k)
     u = origin(table, Field.U, b, r, k) + first * 4 + start * u_stride
     dt = origin(table, Field.DT, b, r, k) + first * 4 + start * dt_stride
     dy = origin(table, Field.Y, b, r, k) + first * 4 + start * y_stride
@@ -157,12 +158,12 @@ def _retreat(g, da, rate, step, b, c, db, past, n, steps):  # type: ignore[no-un
         store(step + Plane.TO_DRIVE * PLANE, x[3])
         store(step + Plane.TO_DELTA * PLANE, x[4])
         step, b, c, db, past = step - VECTOR, b - 4 * n, c - 4 * n, db - GROUP * VECTOR, past - GROUP * VECTOR
-    _store_group(g, g0, g1, g2, g3, g4, g5, g6, g7)
-    _store_group(da, a0, a1, a2, a3, a4, a5, a6, a7)
+    store_group(g, g0, g1, g2, g3, g4, g5, g6, g7)
+    store_group(da, a0, a1, a2, a3, a4, a5, a6, a7)
 
 
 @inline
-def _store_group(to, x0, x1, x2, x3, x4, x5, x6, x7):  # type: ignore[no-untyped-def]
+def store_group(to, x0, x1, x2, x3, x4, x5, x6, x7):  # type: ignore[no-untyped-def]
     store(to, x0)
     store(to + ROW, x1)
     store(to + 2 * ROW, x2)
@@ -174,9 +175,9 @@ def _store_group(to, x0, x1, x2, x3, x4, x5, x6, x7):  # type: ignore[no-untyped
 
 
 @inline
-def _finish(table, b, r, k, first, channels, start, steps, scratch):  # type: ignore[no-untyped-def]
+def finish(table, b, r, k, first, channels, start, steps, scratch):  # type: ignore[no-untyped-def]
     """Writes a chunk of du and ddt and adds to the sums for D and the bias, which lie just behind the planes."""
-    du_stride, ddt_stride = time_stride(table, Field.DU, r), time_stride(table, Field.DDT, r)
+    du_stride, ddt_stride = time_stride(table, Field.DU, r, k), time_stride(table, Field.DDT, r, k)
     du = origin(table, Field.DU, b, r, k) + first * 4 + start * du_stride
     ddt = origin(table, Field.DDT, b, r, k) + first * 4 + start * ddt_stride
     row = ((r * get(table, Field.BLOCKS) + k) * get(table, Field.CHANNELS) + first) * 4
@@ -202,9 +203,9 @@ def _finish(table, b, r, k, first, channels, start, steps, scratch):  # type: ig
 def _finish_gate(table, b, r, k, first, channels, start, steps, scratch):  # type: ignore[no-untyped-def]
     """dz = dy mean(y) silu'(z); direction 0 of two leaves its y in dz for direction 1."""
     dz_stride, y_stride, z_stride = (
-        time_stride(table, Field.DZ, r),
-        time_stride(table, Field.Y, r),
-        time_stride(table, Field.Z, r),
+        time_stride(table, Field.DZ, r, k),
+        time_stride(table, Field.Y, r, k),
+        time_stride(table, Field.Z, r, k),
     )
     dz = origin(table, Field.DZ, b, r, k) + first * 4 + start * dz_stride
     dy = origin(table, Field.Y, b, r, k) + first * 4 + start * y_stride
@@ -228,7 +229,7 @@ def _finish_gate(table, b, r, k, first, channels, start, steps, scratch):  # typ
 @inline
 def _finish_rows(table, field, b, r, k, part, start, steps, shares, n):  # type: ignore[no-untyped-def]
     """Sums a chunk of dB or dC over the lanes and writes it as this channel block's share."""
-    stride = time_stride(table, field, r)
+    stride = time_stride(table, field, r, k)
     to = origin(table, field, b, r, k) + part * get(table, Field.PART) + start * stride
     for t in range(steps):
         for i in range(0, get(table, Field.STATES), LANES):
@@ -238,17 +239,17 @@ def _finish_rows(table, field, b, r, k, part, start, steps, shares, n):  # type:
 
 
 @inline
-def _finish_block(table, b, r, k, first, channels, scratch, da):  # type: ignore[no-untyped-def]
-    """Writes one clip's dA as [state][channel], dD and the bias's gradient."""
-    states, width = get(table, Field.STATES), get(table, Field.CHANNELS)
+def _finish_block(table, b, r, k, first, channels, scratch, da, kinds):  # type: ignore[no-untyped-def]
+    """Writes one clip's dA as [state][channel], dD and the bias's gradient; ``kinds``: the last axis of A."""
+    width = get(table, Field.CHANNELS)
     index = (b * get(table, Field.DIRECTIONS) + r) * get(table, Field.BLOCKS) + k
     for v in range(0, channels, LANES):
         lanes = channels - v
         sums = scratch + Plane.END * PLANE + v * 4
         store_part(get(table, Field.DD) + (index * width + first + v) * 4, load(sums), lanes)
         store_part(get(table, Field.DBIAS) + (index * width + first + v) * 4, load(sums + ROW), lanes)
-        for i in range(states):
-            to = get(table, Field.DA) + ((index * states + i) * width + first + v) * 4
+        for i in range(kinds):
+            to = get(table, Field.DA) + ((index * kinds + i) * width + first + v) * 4
             store_part(to, load(da + i * ROW + v * 4), lanes)
 
 
@@ -259,47 +260,63 @@ def _clear_shares(shares, count):  # type: ignore[no-untyped-def]
 
 
 @inline
-def _walk_chunk(table, r, b, k, first, channels, kept, start, steps, n, scratch):  # type: ignore[no-untyped-def]
-    """One chunk, replayed and walked back."""
-    rates = rates_at(scratch)
-    g, da = rates + 2 * n * ROW, rates + 3 * n * ROW
-    b_rows, db = rows_at(scratch, n), shares_at(scratch, n)
-    c_rows, dc = b_rows + CHUNK * n * 4, db + CHUNK * n * VECTOR
-    past = dc + CHUNK * n * VECTOR + SKEW
-    fill_rows(table, Field.B, b, r, k, start, steps, n, b_rows)
-    fill_rows(table, Field.C, b, r, k, start, steps, n, c_rows)
-    _prepare(table, b, r, k, first, channels, start, steps, scratch)
-    _clear_shares(db, 2 * CHUNK * n)
-    for i in range(0, n, GROUP):
-        for v in range((channels + LANES - 1) // LANES):
-            at, row, share, column = i * ROW + v * VECTOR, i * 4, i * COLUMN, scratch + v * COLUMN
-            _replay(kept + at, rates + at, column, b_rows + row, c_rows + row, dc + share, past, n, steps)
-            _retreat(g + at, da + at, rates + at, column, b_rows + row, c_rows + row, db + share, past, n, steps)
-    _finish(table, b, r, k, first, channels, start, steps, scratch)
-    if get(table, Field.DZ) != 0:
-        _finish_gate(table, b, r, k, first, channels, start, steps, scratch)
-    _finish_rows(table, Field.DB, b, r, k, first // BLOCK, start, steps, db, n)
-    _finish_rows(table, Field.DC, b, r, k, first // BLOCK, start, steps, dc, n)
+def _walk_group(kept, g, da, rates, i, v, column, b, c, db, dc, past, n, steps):  # type: ignore[no-untyped-def]
+    """Group ``i`` of the sixteen channels ``v`` of a chunk, replayed and walked back; ``column``: their planes."""
+    at = i * ROW + v * VECTOR
+    _replay(kept, rates + at, column, b, c, dc, past, n, steps)
+    _retreat(g, da + at, rates + at, column, b, c, db, past, n, steps)
 
 
-@inline
-def _scan_block(table, scratch, task):  # type: ignore[no-untyped-def]
-    """Both directions of one task."""
-    b, k, first, channels = task_place(table, task)
-    n = groups_up(get(table, Field.STATES))
-    length, directions = get(table, Field.LENGTH), get(table, Field.DIRECTIONS)
-    chunks = (length + CHUNK - 1) // CHUNK
-    rates = rates_at(scratch)
-    for r in range(directions):
-        fill_rates(table, r, k, first, channels, n, rates)
-        clear(rates + 2 * n * ROW, 2 * n)
-        clear(scratch + Plane.END * PLANE, 2)
-        for back in range(chunks):
-            chunk = chunks - 1 - back
-            start = chunk * CHUNK
-            kept = get(table, Field.CHECKPOINTS) + ((task * directions + r) * chunks + chunk) * n * ROW
-            _walk_chunk(table, r, b, k, first, channels, kept, start, min(CHUNK, length - start), n, scratch)
-        _finish_block(table, b, r, k, first, channels, scratch, rates + 3 * n * ROW)
+def make_scan_block(fill, prepare, walk_group, finish, tied):  # type: ignore[no-untyped-def]
+    """All directions of one task, from how rates are laid out, a chunk is prepared, walked through and finished."""
+
+    @inline
+    def walk_chunk(table, r, b, k, first, channels, kept, start, steps, n, scratch):  # type: ignore[no-untyped-def]
+        rates = rates_at(scratch)
+        g, da = rates + 2 * n * ROW, rates + 3 * n * ROW
+        b_rows, db = rows_at(scratch, n), shares_at(scratch, n)
+        c_rows, dc = b_rows + CHUNK * n * 4, db + CHUNK * n * VECTOR
+        past = past_at(scratch, n)
+        fill_rows(table, Field.B, b, r, k, start, steps, n, b_rows)
+        fill_rows(table, Field.C, b, r, k, start, steps, n, c_rows)
+        prepare(table, b, r, k, first, channels, start, steps, scratch)
+        _clear_shares(db, 2 * CHUNK * n)
+        for i in range(0, n, GROUP):
+            for v in range((channels + LANES - 1) // LANES):
+                at, row, share, column = i * ROW + v * VECTOR, i * 4, i * COLUMN, scratch + v * COLUMN
+                b_at, c_at = b_rows + row, c_rows + row
+                walk_group(
+                    kept + at, g + at, da, rates, i, v, column, b_at, c_at, db + share, dc + share, past, n, steps
+                )
+        finish(table, b, r, k, first, channels, start, steps, scratch)
+        if get(table, Field.DZ) != 0:
+            _finish_gate(table, b, r, k, first, channels, start, steps, scratch)
+        _finish_rows(table, Field.DB, b, r, k, first // BLOCK, start, steps, db, n)
+        _finish_rows(table, Field.DC, b, r, k, first // BLOCK, start, steps, dc, n)
+
+    @inline
+    def scan_block(table, scratch, task):  # type: ignore[no-untyped-def]
+        b, k, first, channels = task_place(table, task)
+        n = groups_up(get(table, Field.STATES))
+        length, directions = get(table, Field.LENGTH), get(table, Field.DIRECTIONS)
+        chunks = (length + CHUNK - 1) // CHUNK
+        rates = rates_at(scratch)
+        for r in range(directions):
+            fill(table, r, k, first, channels, n, rates)
+            clear(rates + 2 * n * ROW, 2 * n)
+            clear(scratch + Plane.END * PLANE, 2)
+            for back in range(chunks):
+                chunk = chunks - 1 - back
+                start = chunk * CHUNK
+                kept = get(table, Field.CHECKPOINTS) + ((task * directions + r) * chunks + chunk) * n * ROW
+                walk_chunk(table, r, b, k, first, channels, kept, start, min(CHUNK, length - start), n, scratch)
+            kinds = 1 if tied else get(table, Field.STATES)
+            _finish_block(table, b, r, k, first, channels, scratch, rates + 3 * n * ROW, kinds)
+
+    return scan_block
+
+
+_scan_block = make_scan_block(fill_rates, prepare, _walk_group, finish, False)
 
 
 def scan_backward(version: int) -> Callable[[int], None]:

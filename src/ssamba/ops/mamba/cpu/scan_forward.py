@@ -36,9 +36,9 @@ from ssamba.ops.mamba.cpu.scan_common import (
 
 
 @inline
-def _prepare(table, b, r, k, first, channels, start, steps, scratch):  # type: ignore[no-untyped-def]
+def prepare(table, b, r, k, first, channels, start, steps, scratch):  # type: ignore[no-untyped-def]
     """delta = softplus(dt + bias), drive = delta u and out = D u of a chunk."""
-    u_stride, dt_stride = time_stride(table, Field.U, r), time_stride(table, Field.DT, r)
+    u_stride, dt_stride = time_stride(table, Field.U, r, k), time_stride(table, Field.DT, r, k)
     u = origin(table, Field.U, b, r, k) + first * 4 + start * u_stride
     dt = origin(table, Field.DT, b, r, k) + first * 4 + start * dt_stride
     row = ((r * get(table, Field.BLOCKS) + k) * get(table, Field.CHANNELS) + first) * 4
@@ -94,7 +94,7 @@ def _advance(h, rate, step, b, c, n, steps):  # type: ignore[no-untyped-def]
 def _finish(table, b, r, k, first, channels, start, steps, scratch):  # type: ignore[no-untyped-def]
     """Writes a chunk of y: direction 0 of two leaves its own y there, the last one takes the mean and gates it."""
     last = r == get(table, Field.DIRECTIONS) - 1
-    y_stride, z_stride = time_stride(table, Field.Y, r), time_stride(table, Field.Z, r)
+    y_stride, z_stride = time_stride(table, Field.Y, r, k), time_stride(table, Field.Z, r, k)
     y = origin(table, Field.Y, b, r, k) + first * 4 + start * y_stride
     gated = last and get(table, Field.Z) != 0
     z = origin(table, Field.Z, b, r, k) + first * 4 + start * z_stride
@@ -116,39 +116,46 @@ def _copy_states(h, to, n):  # type: ignore[no-untyped-def]
         store(to + i * VECTOR, load(h + i * VECTOR))
 
 
-@inline
-def _scan_block(table, scratch, task):  # type: ignore[no-untyped-def]
-    """Both directions of one task."""
-    b, k, first, channels = task_place(table, task)
-    n = groups_up(get(table, Field.STATES))
-    length, directions = get(table, Field.LENGTH), get(table, Field.DIRECTIONS)
-    chunks = (length + CHUNK - 1) // CHUNK
-    rates = rates_at(scratch)
-    h, b_rows = rates + n * ROW, rows_at(scratch, n)
-    c_rows = b_rows + CHUNK * n * 4
-    kept = get(table, Field.CHECKPOINTS)
-    carry = get(table, Field.CARRY)
-    for r in range(get(table, Field.R_FROM), get(table, Field.R_TO)):
-        fill_rates(table, r, k, first, channels, n, rates)
-        if carry != 0:
-            _copy_states(carry + task * n * ROW, h, n)
-        else:
-            clear(h, n)
-        for chunk in range(chunks):
-            start = chunk * CHUNK
-            steps = min(CHUNK, length - start)
-            if kept != 0:
-                _copy_states(h, kept + ((task * directions + r) * chunks + chunk) * n * ROW, n)
-            fill_rows(table, Field.B, b, r, k, start, steps, n, b_rows)
-            fill_rows(table, Field.C, b, r, k, start, steps, n, c_rows)
-            _prepare(table, b, r, k, first, channels, start, steps, scratch)
-            for v in range((channels + LANES - 1) // LANES):
-                for i in range(0, n, GROUP):
-                    at = i * ROW + v * VECTOR
-                    _advance(h + at, rates + at, scratch + v * COLUMN, b_rows + i * 4, c_rows + i * 4, n, steps)
-            _finish(table, b, r, k, first, channels, start, steps, scratch)
-        if carry != 0:
-            _copy_states(h, carry + task * n * ROW, n)
+def make_scan_block(fill, prepare, advance):  # type: ignore[no-untyped-def]
+    """All directions of one task, from how rates are laid out, a chunk is prepared and a group of states goes on."""
+
+    @inline
+    def scan_block(table, scratch, task):  # type: ignore[no-untyped-def]
+        b, k, first, channels = task_place(table, task)
+        n = groups_up(get(table, Field.STATES))
+        length, directions = get(table, Field.LENGTH), get(table, Field.DIRECTIONS)
+        chunks = (length + CHUNK - 1) // CHUNK
+        rates = rates_at(scratch)
+        h, b_rows = rates + n * ROW, rows_at(scratch, n)
+        c_rows = b_rows + CHUNK * n * 4
+        kept = get(table, Field.CHECKPOINTS)
+        carry = get(table, Field.CARRY)
+        for r in range(get(table, Field.R_FROM), get(table, Field.R_TO)):
+            fill(table, r, k, first, channels, n, rates)
+            if carry != 0:
+                _copy_states(carry + task * n * ROW, h, n)
+            else:
+                clear(h, n)
+            for chunk in range(chunks):
+                start = chunk * CHUNK
+                steps = min(CHUNK, length - start)
+                if kept != 0:
+                    _copy_states(h, kept + ((task * directions + r) * chunks + chunk) * n * ROW, n)
+                fill_rows(table, Field.B, b, r, k, start, steps, n, b_rows)
+                fill_rows(table, Field.C, b, r, k, start, steps, n, c_rows)
+                prepare(table, b, r, k, first, channels, start, steps, scratch)
+                for v in range((channels + LANES - 1) // LANES):
+                    for i in range(0, n, GROUP):
+                        at = i * ROW + v * VECTOR
+                        advance(h + at, rates + at, scratch + v * COLUMN, b_rows + i * 4, c_rows + i * 4, n, steps)
+                _finish(table, b, r, k, first, channels, start, steps, scratch)
+            if carry != 0:
+                _copy_states(h, carry + task * n * ROW, n)
+
+    return scan_block
+
+
+_scan_block = make_scan_block(fill_rates, prepare, _advance)
 
 
 def scan_forward(version: int) -> Callable[[int], None]:

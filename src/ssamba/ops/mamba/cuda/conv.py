@@ -22,7 +22,7 @@ def _pairs(*tensors: Tensor) -> bool:
 
 
 def backward(
-    x_BLKE: Tensor, weight_RKEW: Tensor, bias_RKE: Tensor, du_GBLE: Tensor, dx_BLKE: Tensor
+    x_BLKE: Tensor, weight_RKEW: Tensor, bias_RKE: Tensor, du_GBLE: Tensor, dx_BLKE: Tensor, alternating: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Writes ``dx``; returns ``u_GBLE`` and the gradients of the taps and the bias, in float32."""
     batch, length, blocks, width = x_BLKE.shape
@@ -40,7 +40,8 @@ def backward(
         setattr(args, f"dx{axis}", dstride)
     args.B, args.L, args.K, args.E, args.steps = batch, length, blocks, width, steps
     macros = defines(
-        DTYPE=DTYPE_CODES[x_BLKE.dtype], W=taps, DIRS=directions, V=each, STEPS=4, THREADS=_THREADS
+        DTYPE=DTYPE_CODES[x_BLKE.dtype], W=taps, DIRS=directions, V=each, STEPS=4, THREADS=_THREADS,
+        ALTERNATING=int(alternating),
     )  # fmt: skip
     with nvrtc.on(x_BLKE):
         run = nvrtc.kernel(unit("conv_backward.cu"), "conv_backward", macros, x_BLKE.device.index or 0)

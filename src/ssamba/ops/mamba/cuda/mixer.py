@@ -16,17 +16,17 @@ from ssamba.ops.mamba.params import MixerParams
 
 def supports(x_BLKE: Tensor, params: MixerParams) -> str | None:
     """Why the scan cannot run on these tensors, or None."""
-    if scan.usable(x_BLKE, params.A_log_RKEN, params.taps, params.outputs):
+    if scan.usable(x_BLKE, params):
         return None
     return "the CUDA C++ scan takes neither this device nor sizes beyond its shared memory and offsets"
 
 
-def forward(x_BLKE: Tensor, z_BLKE: Tensor, params: MixerParams) -> tuple[Tensor, Tensor]:
+def forward(x_BLKE: Tensor, z_BLKE: Tensor, params: MixerParams, alternating: bool = False) -> tuple[Tensor, Tensor]:
     """``y_BLKE`` and the projection ``p_GBLP``, which the backward starts from. ``params`` are contiguous."""
     params = _small_in_float32(params)
     weights = params.conv_weight_RKEW, params.conv_bias_RKE, params.x_proj_RKPE
-    p_GBLP = dispatch.kernels("conv_proj", x_BLKE, *weights).conv_proj(x_BLKE, *weights)
-    return scan.forward(x_BLKE, z_BLKE, p_GBLP, *_of_scan(params)), p_GBLP
+    p_GBLP = dispatch.kernels("conv_proj", x_BLKE, *weights).conv_proj(x_BLKE, *weights, alternating=alternating)
+    return scan.forward(x_BLKE, z_BLKE, p_GBLP, params, alternating), p_GBLP
 
 
 def supports_ungated(x_BLKE: Tensor, work: Tensor, params: MixerParams) -> bool:
@@ -35,11 +35,10 @@ def supports_ungated(x_BLKE: Tensor, work: Tensor, params: MixerParams) -> bool:
         x_BLKE, params.conv_weight_RKEW, params.x_proj_RKPE
     ):
         return False
-    shape = Shape(x_BLKE, params.A_log_RKEN, params.taps, params.outputs)
-    return scan_mma.usable(shape, {"x": x_BLKE, "p": work})
+    return scan_mma.usable(Shape(x_BLKE, params), {"x": x_BLKE, "p": work})
 
 
-def forward_ungated(x_BLKE: Tensor, work: Tensor, params: MixerParams) -> Tensor:
+def forward_ungated(x_BLKE: Tensor, work: Tensor, params: MixerParams, alternating: bool = False) -> Tensor:
     """``y_BLKE`` without a gate. The projection is written to ``work`` where it fits."""
     params = _small_in_float32(params.contiguous())
     directions, blocks, outputs = params.x_proj_RKPE.shape[:3]
@@ -47,8 +46,9 @@ def forward_ungated(x_BLKE: Tensor, work: Tensor, params: MixerParams) -> Tensor
     count = sizes[0] * sizes[1] * sizes[2] * sizes[3]
     fits = work.dtype == x_BLKE.dtype and work.is_contiguous() and work.numel() >= count
     out = work.view(-1)[:count].view(sizes) if fits else None
-    p_GBLP = projection.conv_proj(x_BLKE, params.conv_weight_RKEW, params.conv_bias_RKE, params.x_proj_RKPE, out)
-    return scan.forward(x_BLKE, None, p_GBLP, *_of_scan(params))
+    weights = params.conv_weight_RKEW, params.conv_bias_RKE, params.x_proj_RKPE
+    p_GBLP = projection.conv_proj(x_BLKE, *weights, out, alternating)
+    return scan.forward(x_BLKE, None, p_GBLP, params, alternating)
 
 
 def scan_backward(
@@ -59,22 +59,20 @@ def scan_backward(
     p_GBLP: Tensor,
     params: MixerParams,
     dz_BLKE: Tensor,
+    alternating: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """See ``ssamba.ops.mamba.triton.mixer.scan_backward``."""
-    return scan.backward(dy_BLKE, x_BLKE, z_BLKE, p_GBLP, y_BLKE, *_of_scan(params), dz=dz_BLKE)
+    return scan.backward(dy_BLKE, x_BLKE, z_BLKE, p_GBLP, y_BLKE, params, dz_BLKE, alternating)
 
 
-def conv_backward(x_BLKE: Tensor, params: MixerParams, du_GBLE: Tensor, dx_BLKE: Tensor) -> tuple[Tensor, ...]:
+def conv_backward(
+    x_BLKE: Tensor, params: MixerParams, du_GBLE: Tensor, dx_BLKE: Tensor, alternating: bool = False
+) -> tuple[Tensor, ...]:
     """See ``ssamba.ops.mamba.triton.mixer.conv_backward``."""
-    return conv.backward(x_BLKE, params.conv_weight_RKEW, params.conv_bias_RKE, du_GBLE, dx_BLKE)
-
-
-def _of_scan(params: MixerParams) -> tuple[Tensor, ...]:
-    """All but ``x_proj``, as ``scan`` takes them."""
-    return (*params[:2], *params[3:])
+    return conv.backward(x_BLKE, params.conv_weight_RKEW, params.conv_bias_RKE, du_GBLE, dx_BLKE, alternating)
 
 
 def _small_in_float32(params: MixerParams) -> MixerParams:
     """All but ``x_proj``, whose products are in x's dtype, in float32."""
-    first, second, *rest = scan.in_float32(*_of_scan(params))
+    first, second, *rest = scan.in_float32(*params[:2], *params[3:])
     return MixerParams(first, second, params.x_proj_RKPE, *rest)

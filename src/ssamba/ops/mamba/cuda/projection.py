@@ -31,8 +31,9 @@ def usable(x_BLKE: Tensor, weight_RKEW: Tensor, x_proj_RKPE: Tensor) -> bool:
 
 
 def conv_proj(
-    x_BLKE: Tensor, weight_RKEW: Tensor, bias_RKE: Tensor, proj_RKPE: Tensor, out: Tensor | None = None
-) -> Tensor:
+    x_BLKE: Tensor, weight_RKEW: Tensor, bias_RKE: Tensor, proj_RKPE: Tensor, out: Tensor | None = None,
+    alternating: bool = False,
+) -> Tensor:  # fmt: skip
     """``p_GBLP = silu(conv(x)) proj^T``; the taps and the bias in float32. ``out`` takes it."""
     batch, length, blocks, width = x_BLKE.shape
     directions, outputs = weight_RKEW.shape[0], proj_RKPE.shape[2]
@@ -47,8 +48,9 @@ def conv_proj(
     tiles, tokens = -(-outputs // 16) * 2, 32 * warps // directions
     shared = 4 * (_CHANNELS + 8) * (tokens + 6 + directions * tiles * 8) + 2 * 20 * _CHANNELS * directions
     macros = defines(
-        DTYPE=DTYPE_CODES[x_BLKE.dtype], P=outputs, DIRS=directions, WARPS=warps, MIN_BLOCKS=blocks_at_once
-    )
+        DTYPE=DTYPE_CODES[x_BLKE.dtype], P=outputs, DIRS=directions, WARPS=warps, MIN_BLOCKS=blocks_at_once,
+        ALTERNATING=int(alternating),
+    )  # fmt: skip
     with nvrtc.on(x_BLKE):
         run = nvrtc.kernel(unit("conv_projection.cu"), "conv_proj", macros, x_BLKE.device.index or 0)
         run((-(-tokens_each // tokens), sequences * blocks, 1), 32 * warps, args, shared)

@@ -13,14 +13,15 @@ from ssamba.ops.jit.limits import SHARED_LIMIT, dynamic_limit
 from ssamba.ops.mamba.cuda import scan_mma
 from ssamba.ops.mamba.cuda.scan_shape import Shape, arguments
 from ssamba.ops.mamba.cuda.sources import unit
+from ssamba.ops.mamba.params import MixerParams
 
 
-def usable(x_BLKE: Tensor, a_log_RKEN: Tensor, taps: int, outputs: int) -> bool:
+def usable(x_BLKE: Tensor, params: MixerParams) -> bool:
     """Whether this form can run here; ``SSAMBA_GPU_SCAN=triton`` in the environment forbids it."""
     if not x_BLKE.is_cuda or environment.gpu_scan() == "triton" or x_BLKE.numel() == 0:
         return False
-    shape = Shape(x_BLKE, a_log_RKEN, taps, outputs)
-    if shape.batch * shape.blocks >= 65536 or taps > 8 or shape.forward_shared() > SHARED_LIMIT:
+    shape = Shape(x_BLKE, params)
+    if shape.batch * shape.blocks >= 65536 or shape.taps > 8 or shape.forward_shared() > SHARED_LIMIT:
         return False
     if x_BLKE.is_cuda and shape.backward_sizes(1)[1] > dynamic_limit(x_BLKE.device.index or 0):
         return False
@@ -70,23 +71,17 @@ def _states(shape: Shape, tensors: dict[str, Tensor]) -> Tensor:
     return states
 
 
-def _parameters(
-    conv_weight: Tensor, conv_bias: Tensor, dt_proj: Tensor, dt_bias: Tensor, a_log: Tensor, skip: Tensor
-) -> dict[str, Tensor]:
+def _parameters(params: MixerParams) -> dict[str, Tensor]:
     names = ("conv_w", "conv_b", "dt_proj", "dt_bias", "a_log", "skip")
-    values = (conv_weight, conv_bias, dt_proj, dt_bias, a_log, skip)
-    return {n: v.float() for n, v in zip(names, values, strict=True)}
+    return {n: v.float() for n, v in zip(names, (*params[:2], *params[3:]), strict=True)}
 
 
-def forward(x: Tensor, z: Tensor | None, p_GBLP: Tensor, *parameters: Tensor) -> Tensor:
-    """``y_BLKE``. ``parameters``: conv weight and bias, dt_proj, dt_bias, A_log, D.
-
-    Without ``z`` there is no gate; then ``scan_mma.usable`` must hold.
-    """
-    shape = Shape(x, parameters[4], parameters[0].shape[-1], p_GBLP.shape[-1])
+def forward(x: Tensor, z: Tensor | None, p_GBLP: Tensor, params: MixerParams, alternating: bool = False) -> Tensor:
+    """``y_BLKE``. Without ``z`` there is no gate; then ``scan_mma.usable`` must hold."""
+    shape = Shape(x, params, alternating)
     y = x.new_empty(shape.batch, shape.length, shape.blocks, shape.width)
     state = x.new_empty(shape.dir_blocks, shape.batch, shape.width, shape.states, dtype=torch.float32)
-    tensors = {"x": x, "p": p_GBLP, "y": y, "state": state, **_parameters(*parameters)}
+    tensors = {"x": x, "p": p_GBLP, "y": y, "state": state, **_parameters(params)}
     if z is None:
         scan_mma.forward(shape, tensors)
     else:
@@ -95,12 +90,13 @@ def forward(x: Tensor, z: Tensor | None, p_GBLP: Tensor, *parameters: Tensor) ->
 
 
 def backward(
-    dy: Tensor, x: Tensor, z: Tensor, p_GBLP: Tensor, y: Tensor, *parameters: Tensor, dz: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    dy: Tensor, x: Tensor, z: Tensor, p_GBLP: Tensor, y: Tensor, params: MixerParams, dz: Tensor,
+    alternating: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Writes ``dz``; returns ``du_GBLE``, raw ``ddt_GBLE``, ``dBC_GBL2N``, ``dA_log_RKEN`` and (dD, ddt_bias)
     ``_2RKE``. ``y`` is what ``forward`` returned.
     """
-    shape = Shape(x, parameters[4], parameters[0].shape[-1], p_GBLP.shape[-1])
+    shape = Shape(x, params, alternating)
     per_channel, fast = shape.lanes_per_channel(), shape.lane_is_channel()
     warps = 4
     if x.is_cuda:
@@ -110,11 +106,11 @@ def backward(
     dir_blocks, batch, length, width, states = shape.dir_blocks, shape.batch, shape.length, shape.width, shape.states
     grid = shape.grid(warps * 32 // per_channel)
     wide: dict[str, Any] = {"device": x.device, "dtype": torch.float32}
-    tensors = {"x": x, "z": z, "p": p_GBLP, "dy": dy, "y": y, "dz": dz, **_parameters(*parameters)}
+    tensors = {"x": x, "z": z, "p": p_GBLP, "dy": dy, "y": y, "dz": dz, **_parameters(params)}
     tensors["ckpt"] = _states(shape, tensors)
     du, ddt = x.new_empty(dir_blocks, batch, length, width), x.new_empty(dir_blocks, batch, length, width)
     dbc = x.new_empty(grid[0], dir_blocks, batch, length, 2 * states)
-    da = torch.empty(batch, shape.directions, shape.blocks, width, states, **wide)
+    da = torch.empty(batch, shape.directions, shape.blocks, width, shape.rates, **wide)
     dvec = torch.empty(batch, shape.directions, shape.blocks, 2, width, **wide)
     tensors |= {"du": du, "ddt": ddt, "dbc": dbc, "da": da, "dvec": dvec}
     with nvrtc.on(x):

@@ -15,6 +15,7 @@ from ssamba.ops.mamba.cuda.sources import unit
 
 _MIN_CHUNKS, _MAX_CHUNKS, _BLOCKS = 4, 16, 384
 _MIN_CHUNK_STEPS = 256  # with fewer or shorter chunks, the pass that finds their first states does not pay
+_MIN_CHUNK_STEPS_CHEAP = 64  # likewise, with tied decays or with one direction for each mixer
 _ENVIRONMENT_NAMES = {"split": "state_split", "blocks": "min_blocks_per_sm"}
 
 
@@ -45,12 +46,13 @@ def choose_tiling(shape: Shape) -> ScanTiling:
 
 
 def _default_tiling(shape: Shape) -> ScanTiling:
-    groups = shape.dir_blocks * shape.batch * shape.width // 16
+    groups, splits = shape.dir_blocks * shape.batch * shape.width // 16, shape.states == 16
     enough = max(1, 4 * _BLOCKS // groups)  # chunks for so many blocks of 4 warps
-    chunks = min(_MAX_CHUNKS, enough, shape.length // (shape.directions * _MIN_CHUNK_STEPS))
-    if groups <= 192 and chunks >= _MIN_CHUNKS:
+    least = _MIN_CHUNK_STEPS_CHEAP if shape.tied or shape.alternating else _MIN_CHUNK_STEPS
+    chunks = min(_MAX_CHUNKS, enough, shape.length // (shape.directions * least))
+    if groups <= (192 if splits else 384) and chunks >= _MIN_CHUNKS:
         return ScanTiling(state_split=1, warps=4, stages=3, min_blocks_per_sm=3, chunks=chunks)
-    if groups < 1024:
+    if groups < 1024 and splits:
         return ScanTiling(state_split=2, warps=4, stages=3, min_blocks_per_sm=2, chunks=1)
     if groups < 3072:
         return ScanTiling(state_split=1, warps=4, stages=3, min_blocks_per_sm=3, chunks=1)
@@ -60,7 +62,7 @@ def _default_tiling(shape: Shape) -> ScanTiling:
 def usable(shape: Shape, tensors: dict[str, Tensor]) -> bool:
     """Whether this form serves: 8 channels of a step must lie in 16 aligned bytes, 4 values of p in 8."""
     x, p = tensors["x"], tensors["p"]
-    if x.dtype != torch.bfloat16 or shape.states != 16 or shape.width % 16 or shape.taps > 5:
+    if x.dtype != torch.bfloat16 or shape.states not in (8, 16) or shape.width % 16 or shape.taps > 5:
         return False
     if shape.rank % 4 or shape.rank > 64 or environment.lanes_per_channel() is not None:
         return False
@@ -78,8 +80,9 @@ def _shared(shape: Shape, tiling: ScanTiling, phase: int, gate: bool) -> int:
     """Bytes of shared memory of a block: ``Stage`` and ``GroupShared`` of the source."""
     groups = tiling.warps // tiling.state_split
     rows = 20 + 16 * (gate and phase in (0, 2)) + 16 * (phase == 2)
-    stage = 2 * rows * (16 * groups + 8) + 2 * 16 * (-(-shape.rank // 16) * 16 + 8) + 2 * 4 * 136 * 8
-    return tiling.stages * stage + groups * (1280 if tiling.state_split == 1 else 5632)
+    stage = 2 * rows * (16 * groups + 8) + 2 * 16 * (-(-shape.rank // 16) * 16 + 8) + 2 * shape.states // 4 * 136 * 8
+    deltas = 64 * (36 if shape.tied else 20)
+    return tiling.stages * stage + groups * (deltas if tiling.state_split == 1 else 2 * deltas + 3072)
 
 
 def forward(shape: Shape, tensors: dict[str, Tensor]) -> None:
@@ -90,7 +93,7 @@ def forward(shape: Shape, tensors: dict[str, Tensor]) -> None:
         passes.insert(0, (3, shape.directions * tiling.chunks - 1))  # nothing comes after the last chunk
         sizes = shape.directions * tiling.chunks, shape.dir_blocks, shape.batch, shape.width
         wide: dict[str, Any] = {"device": x.device, "dtype": torch.float32}
-        tensors = tensors | {"da": torch.empty(*sizes, 16, **wide), "dvec": torch.empty(sizes, **wide)}
+        tensors = tensors | {"da": torch.empty(*sizes, shape.states, **wide), "dvec": torch.empty(sizes, **wide)}
     for name in ("conv_w", "dt_proj", "a_log"):  # as a view into other memory such a tensor may lie anywhere
         if tensors[name].data_ptr() % 16:
             tensors = tensors | {name: tensors[name].clone()}

@@ -10,6 +10,7 @@ from torch import Tensor
 from ssamba.ops import environment
 from ssamba.ops.mamba.cuda.kernel_args import SCAN_ARGS
 from ssamba.ops.mamba.cuda.sources import DTYPE_CODES, defines
+from ssamba.ops.mamba.params import MixerParams
 
 _ENOUGH_WARPS = 1400  # more than two for each scheduler of 132 multiprocessors
 
@@ -17,10 +18,12 @@ _ENOUGH_WARPS = 1400  # more than two for each scheduler of 132 multiprocessors
 class Shape:
     """Sizes of a call and their distribution: states of a thread, channels of a block, steps of a tile."""
 
-    def __init__(self, x_BLKE: Tensor, a_log_RKEN: Tensor, taps: int, outputs: int) -> None:
+    def __init__(self, x_BLKE: Tensor, params: MixerParams, alternating: bool = False) -> None:
         self.batch, self.length, self.blocks, self.width = x_BLKE.shape
-        self.directions, self.states = a_log_RKEN.shape[0], a_log_RKEN.shape[-1]
-        self.taps, self.outputs, self.rank = taps, outputs, outputs - 2 * self.states
+        self.directions, self.states, self.rank = params.directions, params.states, params.rank
+        self.taps, self.outputs = params.taps, params.outputs
+        self.tied, self.alternating = params.tied, alternating
+        self.rates = 1 if self.tied else self.states  # of a channel
         self.padded = 1 << (self.states - 1).bit_length()
         self.dir_blocks = self.directions * self.blocks
         self.kind = DTYPE_CODES[x_BLKE.dtype]
@@ -51,7 +54,15 @@ class Shape:
     def defines(self, **more: int) -> tuple[str, ...]:
         """The macros that every form of the scan reads, and ``more``."""
         return defines(
-            DTYPE=self.kind, N=self.states, NP=self.padded, P=self.outputs, RANK=self.rank, W=self.taps, **more
+            DTYPE=self.kind,
+            N=self.states,
+            NP=self.padded,
+            P=self.outputs,
+            RANK=self.rank,
+            W=self.taps,
+            TIED=int(self.tied),
+            ALTERNATING=int(self.alternating),
+            **more,
         )
 
     def _low(self) -> tuple[int, int, bool]:

@@ -15,14 +15,21 @@ def _sigmoid(v):
 
 
 @triton.jit
+def _sign(r, k, ALT: tl.constexpr):
+    """1 where direction r of mixer k reads from right to left, else -1. ALT: every second mixer does, with one
+    direction."""
+    return 2 * (k % 2) - 1 if ALT else 2 * r - 1
+
+
+@triton.jit
 def _preactivation(
-    x_ptr, w_ptr, b_ptr, t, length, stride_t, col, col_ok, width, REV: tl.constexpr, W: tl.constexpr
+    x_ptr, w_ptr, b_ptr, t, length, stride_t, col, col_ok, width, sign, W: tl.constexpr
 ):  # fmt: skip
-    """bias + sum_j w[W-1-j] x[t -+ j] for a tile of positions ``t`` (any int vector) and channels ``col``."""
+    """bias + sum_j w[W-1-j] x[t + sign j] for a tile of positions ``t`` (any int vector) and channels ``col``."""
     v = tl.load(b_ptr + col, mask=col_ok, other=0.0).to(tl.float32)[None, :]
     for j in tl.static_range(W):
         w = tl.load(w_ptr + col * W + (W - 1 - j), mask=col_ok, other=0.0).to(tl.float32)
-        at = t + j if REV else t - j
+        at = t + j * sign
         ok = ((at >= 0) & (at < length))[:, None] & col_ok[None, :]
         v += w[None, :] * tl.load(x_ptr + at[:, None] * stride_t + col[None, :], mask=ok, other=0.0).to(tl.float32)
     return v
@@ -31,7 +38,7 @@ def _preactivation(
 @triton.jit
 def _conv_silu(
     x_ptr, w_ptr, b_ptr, u_ptr, batch, length, width, stride_b, stride_t, stride_k,
-    R: tl.constexpr, K: tl.constexpr, W: tl.constexpr, BT: tl.constexpr, BE: tl.constexpr,
+    R: tl.constexpr, K: tl.constexpr, W: tl.constexpr, BT: tl.constexpr, BE: tl.constexpr, ALT: tl.constexpr,
 ):  # fmt: skip
     t = tl.program_id(0) * BT + tl.arange(0, BT).to(tl.int64)
     col = tl.program_id(1) * BE + tl.arange(0, BE)
@@ -43,8 +50,9 @@ def _conv_silu(
     for r in tl.static_range(R):
         rk = (r * K + k).to(tl.int64)
         v = _preactivation(
-            x_ptr, w_ptr + rk * width * W, b_ptr + rk * width, t, length, stride_t, col, col_ok, width, r == 1, W
-        )
+            x_ptr, w_ptr + rk * width * W, b_ptr + rk * width, t, length, stride_t, col, col_ok, width,
+            _sign(r, k, ALT), W,
+        )  # fmt: skip
         u = v * _sigmoid(v)
         at = ((rk * batch + b) * length + t[:, None]) * width + col[None, :]
         tl.store(u_ptr + at, u.to(u_ptr.dtype.element_ty), mask=ok)
@@ -54,7 +62,7 @@ def _conv_silu(
 def _conv_proj(
     x_ptr, w_ptr, b_ptr, proj_ptr, p_ptr, batch, length, width, stride_b, stride_t, stride_k,
     R: tl.constexpr, K: tl.constexpr, W: tl.constexpr, P: tl.constexpr,
-    BT: tl.constexpr, BE: tl.constexpr, BP: tl.constexpr, PREC: tl.constexpr,
+    BT: tl.constexpr, BE: tl.constexpr, BP: tl.constexpr, PREC: tl.constexpr, ALT: tl.constexpr,
 ):  # fmt: skip
     """p = silu(conv(x)) @ proj^T for every direction; u stays in registers, one read of x serves both."""
     t = tl.program_id(0) * BT + tl.arange(0, BT).to(tl.int64)
@@ -71,15 +79,16 @@ def _conv_proj(
         w_ok = col_ok[:, None] & (out < P)[None, :]
         w_at = out[None, :] * width + col[:, None]
         v = _preactivation(
-            x_ptr, w_ptr + k * width * W, b_ptr + k * width, t, length, stride_t, col, col_ok, width, False, W
-        )
+            x_ptr, w_ptr + k * width * W, b_ptr + k * width, t, length, stride_t, col, col_ok, width,
+            _sign(0, k, ALT), W,
+        )  # fmt: skip
         u = tl.where(col_ok[None, :], v * _sigmoid(v), 0.0).to(dtype)
         proj = tl.load(proj_ptr + k * P * width + w_at, mask=w_ok, other=0.0).to(dtype)
         acc0 = tl.dot(u, proj, acc0, input_precision=PREC)
         if R == 2:
             rk = K + k
             v = _preactivation(
-                x_ptr, w_ptr + rk * width * W, b_ptr + rk * width, t, length, stride_t, col, col_ok, width, True, W
+                x_ptr, w_ptr + rk * width * W, b_ptr + rk * width, t, length, stride_t, col, col_ok, width, 1, W
             )
             u = tl.where(col_ok[None, :], v * _sigmoid(v), 0.0).to(dtype)
             proj = tl.load(proj_ptr + rk * P * width + w_at, mask=w_ok, other=0.0).to(dtype)
@@ -95,7 +104,7 @@ def _conv_proj(
 @triton.jit
 def _activation_backward(
     x_ptr, w_ptr, b_ptr, du_ptr, u_ptr, batch, length, width, stride_b, stride_t, stride_k,
-    R: tl.constexpr, K: tl.constexpr, W: tl.constexpr, BT: tl.constexpr, BE: tl.constexpr,
+    R: tl.constexpr, K: tl.constexpr, W: tl.constexpr, BT: tl.constexpr, BE: tl.constexpr, ALT: tl.constexpr,
 ):  # fmt: skip
     """du becomes du silu'(v) in place, and u is written: the projection's weight gradient needs it."""
     t = tl.program_id(0) * BT + tl.arange(0, BT).to(tl.int64)
@@ -108,8 +117,9 @@ def _activation_backward(
     for r in tl.static_range(R):
         rk = (r * K + k).to(tl.int64)
         v = _preactivation(
-            x_ptr, w_ptr + rk * width * W, b_ptr + rk * width, t, length, stride_t, col, col_ok, width, r == 1, W
-        )
+            x_ptr, w_ptr + rk * width * W, b_ptr + rk * width, t, length, stride_t, col, col_ok, width,
+            _sign(r, k, ALT), W,
+        )  # fmt: skip
         sig = _sigmoid(v)
         at = ((rk * batch + b) * length + t[:, None]) * width + col[None, :]
         du = tl.load(du_ptr + at, mask=ok, other=0.0).to(tl.float32)
@@ -120,13 +130,12 @@ def _activation_backward(
 
 @triton.jit
 def _tap_gradients(
-    x, x_at_t, g_ptr, w_ptr, acc, dx, t, length, width, col, col_ok,
-    REV: tl.constexpr, W: tl.constexpr, WP: tl.constexpr,
+    x, x_at_t, g_ptr, w_ptr, acc, dx, t, length, width, col, col_ok, sign, W: tl.constexpr, WP: tl.constexpr,
 ):  # fmt: skip
     """Adds one direction's share to ``dx`` and, row j of ``acc`` for tap j (row W for the bias), to the weights."""
     row = tl.arange(0, WP)
     for j in tl.static_range(W):
-        at = t - j if REV else t + j
+        at = t - j * sign
         ok = ((at >= 0) & (at < length) & x_at_t)[:, None] & col_ok[None, :]
         g = tl.load(g_ptr + at[:, None] * width + col[None, :], mask=ok, other=0.0).to(tl.float32)
         w = tl.load(w_ptr + col * W + (W - 1 - j), mask=col_ok, other=0.0).to(tl.float32)
@@ -142,6 +151,7 @@ def _conv_backward(
     x_ptr, w_ptr, g_ptr, dx_ptr, part_ptr, batch, length, width, steps,
     stride_b, stride_t, stride_k, dstride_b, dstride_t, dstride_k,
     R: tl.constexpr, K: tl.constexpr, W: tl.constexpr, WP: tl.constexpr, BT: tl.constexpr, BE: tl.constexpr,
+    ALT: tl.constexpr,
 ):  # fmt: skip
     """dx[t] = sum over r, j of w_r[W-1-j] g_r[t +- j]; the same reads of g give the weights' gradient, g_r[t +- j]
     x[t].
@@ -166,11 +176,11 @@ def _conv_backward(
         x = tl.load(x_ptr + t[:, None] * stride_t + col[None, :], mask=ok, other=0.0).to(tl.float32)
         dx = tl.zeros((BT, BE), tl.float32)
         acc0, dx = _tap_gradients(
-            x, ok_t, g0_ptr, w_ptr + k * width * W, acc0, dx, t, length, width, col, col_ok, False, W, WP
+            x, ok_t, g0_ptr, w_ptr + k * width * W, acc0, dx, t, length, width, col, col_ok, _sign(0, k, ALT), W, WP
         )
         if R == 2:
             acc1, dx = _tap_gradients(
-                x, ok_t, g1_ptr, w_ptr + (K + k) * width * W, acc1, dx, t, length, width, col, col_ok, True, W, WP
+                x, ok_t, g1_ptr, w_ptr + (K + k) * width * W, acc1, dx, t, length, width, col, col_ok, 1, W, WP
             )
         tl.store(dx_ptr + t[:, None] * dstride_t + col[None, :], dx.to(dx_ptr.dtype.element_ty), mask=ok)
     row = tl.arange(0, WP)
@@ -182,9 +192,9 @@ def _conv_backward(
 
 
 @triton.jit
-def _tap(x, g_ptr, w_ptr, acc, dx, t, ok_t, length, width, col, col_ok, j: tl.constexpr, REV: tl.constexpr):
+def _tap(x, g_ptr, w_ptr, acc, dx, t, ok_t, length, width, col, col_ok, j: tl.constexpr, sign):
     """One tap of a four-tap convolution, sums still spread over the tile."""
-    at = t - j if REV else t + j
+    at = t - j * sign
     ok = ((at >= 0) & (at < length) & ok_t)[:, None] & col_ok[None, :]
     g = tl.load(g_ptr + at[:, None] * width + col[None, :], mask=ok, other=0.0).to(tl.float32)
     w = tl.load(w_ptr + col * 4 + (3 - j), mask=col_ok, other=0.0).to(tl.float32)
@@ -195,7 +205,7 @@ def _tap(x, g_ptr, w_ptr, acc, dx, t, ok_t, length, width, col, col_ok, j: tl.co
 def _conv_backward4(
     x_ptr, w_ptr, g_ptr, dx_ptr, part_ptr, batch, length, width, steps,
     stride_b, stride_t, stride_k, dstride_b, dstride_t, dstride_k,
-    R: tl.constexpr, K: tl.constexpr, BT: tl.constexpr, BE: tl.constexpr,
+    R: tl.constexpr, K: tl.constexpr, BT: tl.constexpr, BE: tl.constexpr, ALT: tl.constexpr,
 ):  # fmt: skip
     """``_conv_backward`` for four taps: the sums over steps stay spread over the threads until the end."""
     col = tl.program_id(0) * BE + tl.arange(0, BE)
@@ -209,6 +219,7 @@ def _conv_backward4(
     w0 = w_ptr + k * width * 4
     w1 = w_ptr + (K + k) * width * 4
     first = tl.program_id(1) * steps
+    sign = _sign(0, k, ALT)
     a0 = tl.zeros((BT, BE), tl.float32)
     a1, a2, a3, a4, c0, c1, c2, c3, c4 = a0, a0, a0, a0, a0, a0, a0, a0, a0
     for start in range(first, tl.minimum(first + steps, length), BT):
@@ -217,17 +228,17 @@ def _conv_backward4(
         ok = ok_t[:, None] & col_ok[None, :]
         x = tl.load(x_ptr + t[:, None] * stride_t + col[None, :], mask=ok, other=0.0).to(tl.float32)
         dx = tl.zeros((BT, BE), tl.float32)
-        a3, dx, g = _tap(x, g0, w0, a3, dx, t, ok_t, length, width, col, col_ok, 0, False)
+        a3, dx, g = _tap(x, g0, w0, a3, dx, t, ok_t, length, width, col, col_ok, 0, sign)
         a4 += g
-        a2, dx, g = _tap(x, g0, w0, a2, dx, t, ok_t, length, width, col, col_ok, 1, False)
-        a1, dx, g = _tap(x, g0, w0, a1, dx, t, ok_t, length, width, col, col_ok, 2, False)
-        a0, dx, g = _tap(x, g0, w0, a0, dx, t, ok_t, length, width, col, col_ok, 3, False)
+        a2, dx, g = _tap(x, g0, w0, a2, dx, t, ok_t, length, width, col, col_ok, 1, sign)
+        a1, dx, g = _tap(x, g0, w0, a1, dx, t, ok_t, length, width, col, col_ok, 2, sign)
+        a0, dx, g = _tap(x, g0, w0, a0, dx, t, ok_t, length, width, col, col_ok, 3, sign)
         if R == 2:
-            c3, dx, g = _tap(x, g1, w1, c3, dx, t, ok_t, length, width, col, col_ok, 0, True)
+            c3, dx, g = _tap(x, g1, w1, c3, dx, t, ok_t, length, width, col, col_ok, 0, 1)
             c4 += g
-            c2, dx, g = _tap(x, g1, w1, c2, dx, t, ok_t, length, width, col, col_ok, 1, True)
-            c1, dx, g = _tap(x, g1, w1, c1, dx, t, ok_t, length, width, col, col_ok, 2, True)
-            c0, dx, g = _tap(x, g1, w1, c0, dx, t, ok_t, length, width, col, col_ok, 3, True)
+            c2, dx, g = _tap(x, g1, w1, c2, dx, t, ok_t, length, width, col, col_ok, 1, 1)
+            c1, dx, g = _tap(x, g1, w1, c1, dx, t, ok_t, length, width, col, col_ok, 2, 1)
+            c0, dx, g = _tap(x, g1, w1, c0, dx, t, ok_t, length, width, col, col_ok, 3, 1)
         tl.store(dx_ptr + t[:, None] * dstride_t + col[None, :], dx.to(dx_ptr.dtype.element_ty), mask=ok)
     part_ptr += ((tl.program_id(1) * batch + b) * R * K + k) * 5 * width + col
     tl.store(part_ptr, tl.sum(a0, 0), mask=col_ok)
@@ -250,7 +261,7 @@ def _tiles(width: int) -> tuple[int, int]:
     return 2048 // channels, channels
 
 
-def conv_silu(x_BLKE: Tensor, weight_RKEW: Tensor, bias_RKE: Tensor) -> Tensor:
+def conv_silu(x_BLKE: Tensor, weight_RKEW: Tensor, bias_RKE: Tensor, alternating: bool = False) -> Tensor:
     """``u_GBLE`` for all directions and blocks; ``x`` may be strided in all but its last dimension."""
     batch, length, blocks, width = x_BLKE.shape
     directions, taps = weight_RKEW.shape[0], weight_RKEW.shape[-1]
@@ -259,12 +270,14 @@ def conv_silu(x_BLKE: Tensor, weight_RKEW: Tensor, bias_RKE: Tensor) -> Tensor:
     if u.numel():
         _conv_silu[(triton.cdiv(length, bt), triton.cdiv(width, be), batch * blocks)](
             x_BLKE, weight_RKEW, bias_RKE, u, batch, length, width, *x_BLKE.stride()[:3],
-            R=directions, K=blocks, W=taps, BT=bt, BE=be, num_warps=4,
+            R=directions, K=blocks, W=taps, BT=bt, BE=be, ALT=alternating, num_warps=4,
         )  # fmt: skip
     return u
 
 
-def conv_proj(x_BLKE: Tensor, weight_RKEW: Tensor, bias_RKE: Tensor, proj_RKPE: Tensor) -> Tensor:
+def conv_proj(
+    x_BLKE: Tensor, weight_RKEW: Tensor, bias_RKE: Tensor, proj_RKPE: Tensor, alternating: bool = False
+) -> Tensor:
     """``p_GBLP = silu(conv(x)) proj^T`` without writing ``silu(conv(x))`` to memory."""
     batch, length, blocks, width = x_BLKE.shape
     directions, taps, outputs = weight_RKEW.shape[0], weight_RKEW.shape[-1], proj_RKPE.shape[2]
@@ -277,20 +290,22 @@ def conv_proj(x_BLKE: Tensor, weight_RKEW: Tensor, bias_RKE: Tensor, proj_RKPE: 
         _conv_proj[(triton.cdiv(length, bt), batch * blocks)](
             x_BLKE, weight_RKEW, bias_RKE, proj_RKPE, p, batch, length, width, *x_BLKE.stride()[:3],
             R=directions, K=blocks, W=taps, P=outputs, BT=bt, BE=32, BP=bp, PREC=precision,
-            num_warps=4, num_stages=stages,
+            ALT=alternating, num_warps=4, num_stages=stages,
         )  # fmt: skip
     return p
 
 
 def backward(
-    x_BLKE: Tensor, weight_RKEW: Tensor, bias_RKE: Tensor, du_GBLE: Tensor, dx_BLKE: Tensor
+    x_BLKE: Tensor, weight_RKEW: Tensor, bias_RKE: Tensor, du_GBLE: Tensor, dx_BLKE: Tensor, alternating: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Writes ``dx``; returns ``u_GBLE`` and the gradients of the taps and the bias. ``du`` is used up."""
-    u = _activation_backward_(x_BLKE, weight_RKEW, bias_RKE, du_GBLE)
-    return u, *_conv_backward_(x_BLKE, weight_RKEW, du_GBLE, dx_BLKE)
+    u = _activation_backward_(x_BLKE, weight_RKEW, bias_RKE, du_GBLE, alternating)
+    return u, *_conv_backward_(x_BLKE, weight_RKEW, du_GBLE, dx_BLKE, alternating)
 
 
-def _activation_backward_(x_BLKE: Tensor, weight_RKEW: Tensor, bias_RKE: Tensor, du_GBLE: Tensor) -> Tensor:
+def _activation_backward_(
+    x_BLKE: Tensor, weight_RKEW: Tensor, bias_RKE: Tensor, du_GBLE: Tensor, alternating: bool
+) -> Tensor:
     """Multiplies ``du`` by silu' at the pre-activation, in place, and returns ``u_GBLE``."""
     batch, length, blocks, width = x_BLKE.shape
     u = torch.empty_like(du_GBLE)
@@ -298,12 +313,15 @@ def _activation_backward_(x_BLKE: Tensor, weight_RKEW: Tensor, bias_RKE: Tensor,
     if u.numel():
         _activation_backward[(triton.cdiv(length, bt), triton.cdiv(width, be), batch * blocks)](
             x_BLKE, weight_RKEW, bias_RKE, du_GBLE, u, batch, length, width, *x_BLKE.stride()[:3],
-            R=weight_RKEW.shape[0], K=blocks, W=weight_RKEW.shape[-1], BT=bt, BE=be, num_warps=4,
+            R=weight_RKEW.shape[0], K=blocks, W=weight_RKEW.shape[-1], BT=bt, BE=be, ALT=alternating,
+            num_warps=4,
         )  # fmt: skip
     return u
 
 
-def _conv_backward_(x_BLKE: Tensor, weight_RKEW: Tensor, g_GBLE: Tensor, dx_BLKE: Tensor) -> tuple[Tensor, Tensor]:
+def _conv_backward_(
+    x_BLKE: Tensor, weight_RKEW: Tensor, g_GBLE: Tensor, dx_BLKE: Tensor, alternating: bool
+) -> tuple[Tensor, Tensor]:
     """Writes ``dx`` (strided like ``x`` may be) and returns the gradients of the taps and the bias, in float32."""
     batch, length, blocks, width = x_BLKE.shape
     directions, taps = weight_RKEW.shape[0], weight_RKEW.shape[-1]
@@ -320,12 +338,13 @@ def _conv_backward_(x_BLKE: Tensor, weight_RKEW: Tensor, g_GBLE: Tensor, dx_BLKE
     if g_GBLE.numel() and taps == 4:
         _conv_backward4[grid](
             x_BLKE, weight_RKEW, g_GBLE, dx_BLKE, part, batch, length, width, steps, *strides,
-            R=directions, K=blocks, BT=bt, BE=be, num_warps=4,
+            R=directions, K=blocks, BT=bt, BE=be, ALT=alternating, num_warps=4,
         )  # fmt: skip
     elif g_GBLE.numel():
         _conv_backward[grid](
             x_BLKE, weight_RKEW, g_GBLE, dx_BLKE, part, batch, length, width, steps, *strides,
-            R=directions, K=blocks, W=taps, WP=triton.next_power_of_2(taps + 1), BT=bt, BE=be, num_warps=4,
+            R=directions, K=blocks, W=taps, WP=triton.next_power_of_2(taps + 1), BT=bt, BE=be, ALT=alternating,
+            num_warps=4,
         )  # fmt: skip
     total = part.sum((0, 1))
     return total[:, :, :taps].transpose(-1, -2).contiguous(), total[:, :, taps].contiguous()

@@ -12,12 +12,13 @@ from ssamba.ops.mamba.params import MixerParams
 from ssamba.ops.mamba.triton import conv, scan
 
 
-def forward(x_BLKE: Tensor, z_BLKE: Tensor, params: MixerParams) -> tuple[Tensor, Tensor]:
+def forward(x_BLKE: Tensor, z_BLKE: Tensor, params: MixerParams, alternating: bool = False) -> tuple[Tensor, Tensor]:
     """``y_BLKE`` and the projection ``p_GBLP``, which the backward starts from. ``params`` are contiguous."""
-    p_GBLP = conv.conv_proj(x_BLKE, params.conv_weight_RKEW, params.conv_bias_RKE, params.x_proj_RKPE)
-    u_GBLE, dt_GBLE = _expand(x_BLKE, p_GBLP, params)
-    y_BLKE, _ = scan.forward(u_GBLE, dt_GBLE, p_GBLP, z_BLKE, params.A_log_RKEN, params.D_RKE, params.dt_bias_RKE)
-    return y_BLKE, p_GBLP
+    params = params.expanded()
+    p_GBLP = conv.conv_proj(x_BLKE, params.conv_weight_RKEW, params.conv_bias_RKE, params.x_proj_RKPE, alternating)
+    u_GBLE, dt_GBLE = _expand(x_BLKE, p_GBLP, params, alternating)
+    inputs = u_GBLE, dt_GBLE, p_GBLP, z_BLKE, params.A_log_RKEN, params.D_RKE, params.dt_bias_RKE
+    return scan.forward(*inputs, alternating=alternating)[0], p_GBLP
 
 
 def scan_backward(
@@ -28,25 +29,31 @@ def scan_backward(
     p_GBLP: Tensor,
     params: MixerParams,
     dz_BLKE: Tensor,
+    alternating: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Writes ``dz``; returns ``du_GBLE``, ``ddt_GBLE`` of the raw dt, ``dBC_GBL2N``, ``dA_log_RKEN`` and
-    (dD, ddt_bias) ``_2RKE``. ``y`` is what ``forward`` returned.
+    """Writes ``dz``; returns ``du_GBLE``, ``ddt_GBLE`` of the raw dt, ``dBC_GBL2N``, ``dA_log_RKEN`` (of tied decays
+    with one value a channel) and (dD, ddt_bias) ``_2RKE``. ``y`` is what ``forward`` returned.
     """
-    u_GBLE, dt_GBLE = _expand(x_BLKE, p_GBLP, params)
+    tied, params = params.tied, params.expanded()
+    u_GBLE, dt_GBLE = _expand(x_BLKE, p_GBLP, params, alternating)
     inputs = u_GBLE, dt_GBLE, p_GBLP, z_BLKE, params.A_log_RKEN, params.D_RKE, params.dt_bias_RKE
-    _, checkpoints = scan.forward(*inputs, dy_BLKE, dz_BLKE)
+    _, checkpoints = scan.forward(*inputs, dy_BLKE, dz_BLKE, alternating)
     assert checkpoints is not None
-    return scan.backward(*inputs, checkpoints, dy_BLKE)
+    du, ddt, dbc, da_log_RKEN, dvec = scan.backward(*inputs, checkpoints, dy_BLKE, alternating)
+    # log((n + 1) a) is the sum of log(n + 1) and log a, so the gradient of log a is that of all states together.
+    return du, ddt, dbc, da_log_RKEN.sum(-1, keepdim=True) if tied else da_log_RKEN, dvec
 
 
-def conv_backward(x_BLKE: Tensor, params: MixerParams, du_GBLE: Tensor, dx_BLKE: Tensor) -> tuple[Tensor, ...]:
+def conv_backward(
+    x_BLKE: Tensor, params: MixerParams, du_GBLE: Tensor, dx_BLKE: Tensor, alternating: bool = False
+) -> tuple[Tensor, ...]:
     """Writes ``dx``; returns ``u_GBLE`` and the gradients of the taps and the bias. ``du`` is used up."""
-    return conv.backward(x_BLKE, params.conv_weight_RKEW, params.conv_bias_RKE, du_GBLE, dx_BLKE)
+    return conv.backward(x_BLKE, params.conv_weight_RKEW, params.conv_bias_RKE, du_GBLE, dx_BLKE, alternating)
 
 
-def _expand(x_BLKE: Tensor, p_GBLP: Tensor, params: MixerParams) -> tuple[Tensor, Tensor]:
+def _expand(x_BLKE: Tensor, p_GBLP: Tensor, params: MixerParams, alternating: bool) -> tuple[Tensor, Tensor]:
     """``u_GBLE`` and the raw ``dt_GBLE`` in memory, as the portable scan reads them."""
-    u_GBLE = conv.conv_silu(x_BLKE, params.conv_weight_RKEW, params.conv_bias_RKE)
+    u_GBLE = conv.conv_silu(x_BLKE, params.conv_weight_RKEW, params.conv_bias_RKE, alternating)
     dt_proj_GrE = params.dt_proj_RKEr.flatten(0, 1).to(x_BLKE.dtype).transpose(1, 2)
     dt_GTE = p_GBLP.flatten(1, 2)[..., : params.rank] @ dt_proj_GrE
     return u_GBLE, dt_GTE.view(u_GBLE.shape)

@@ -60,12 +60,14 @@ def _forward(
     batch, length, width, count, stride_b, stride_t, stride_k, dstride_b, dstride_t, dstride_k,
     R: tl.constexpr, K: tl.constexpr, N: tl.constexpr, P: tl.constexpr, RANK: tl.constexpr, PHASE: tl.constexpr,
     GRAD: tl.constexpr, GATE: tl.constexpr, TILE: tl.constexpr, NP: tl.constexpr, BE: tl.constexpr,
+    ALT: tl.constexpr,
 ):  # fmt: skip
     col = tl.program_id(0) * BE + tl.arange(0, BE)
     n = tl.arange(0, NP)
     b = (tl.program_id(1) // K).to(tl.int64)
     k = tl.program_id(1) % K
     r = tl.program_id(2)
+    reverse = k % 2 if ALT else r  # whether steps go from right to left
     rk = (r * K + k).to(tl.int64)
     col_ok = col < width
     n_ok = n < N
@@ -89,7 +91,7 @@ def _forward(
         if R == 2:
             tile0 = tl.where(r == 0, tile0, (length // 2 + TILE - 1) // TILE)
     for s in range(lo, hi):
-        t = tl.where(r == 0, s, length - 1 - s).to(tl.int64)
+        t = tl.where(reverse == 0, s, length - 1 - s).to(tl.int64)
         if GRAD and (s - lo) % TILE == 0:
             tl.store(ckpt_ptr + (tile0 + (s - lo) // TILE) * width * N + en, h, mask=en_ok)
         row = row0 + t
@@ -122,7 +124,7 @@ def _backward(
     du_ptr, ddt_ptr, dbc_ptr, da_ptr, dvec_ptr,
     batch, length, width, count, stride_b, stride_t, stride_k,
     R: tl.constexpr, K: tl.constexpr, N: tl.constexpr, P: tl.constexpr, RANK: tl.constexpr,
-    GATE: tl.constexpr, TILE: tl.constexpr, NP: tl.constexpr, BE: tl.constexpr,
+    GATE: tl.constexpr, TILE: tl.constexpr, NP: tl.constexpr, BE: tl.constexpr, ALT: tl.constexpr,
 ):  # fmt: skip
     """Tile by tile from the end: states from the saved one into a private scratch, then the adjoint."""
     col = tl.program_id(0) * BE + tl.arange(0, BE)
@@ -130,6 +132,7 @@ def _backward(
     b = (tl.program_id(1) // K).to(tl.int64)
     k = tl.program_id(1) % K
     r = tl.program_id(2)
+    reverse = k % 2 if ALT else r  # whether steps go from right to left
     rk = (r * K + k).to(tl.int64)
     col_ok = col < width
     n_ok = n < N
@@ -161,7 +164,7 @@ def _backward(
         h = tl.load(ckpt_ptr + tile * width * N + en, mask=en_ok, other=0.0)
         for j in range(steps):
             tl.store(hist_ptr + j * (NP * BE), h)
-            row = row0 + tl.where(r == 0, s0 + j, length - 1 - s0 - j)
+            row = row0 + tl.where(reverse == 0, s0 + j, length - 1 - s0 - j)
             u = tl.load(u_ptr + row * width + col, mask=col_ok, other=0.0).to(tl.float32)
             delta = _softplus(tl.load(dt_ptr + row * width + col, mask=col_ok, other=0.0).to(tl.float32) + bias)
             b_in = tl.load(p_ptr + row * P + RANK + n, mask=n_ok, other=0.0).to(tl.float32)
@@ -169,7 +172,7 @@ def _backward(
         tl.debug_barrier()
         for jj in range(steps):
             j = steps - 1 - jj
-            t = tl.where(r == 0, s0 + j, length - 1 - s0 - j).to(tl.int64)
+            t = tl.where(reverse == 0, s0 + j, length - 1 - s0 - j).to(tl.int64)
             row = row0 + t
             before = tl.load(hist_ptr + j * (NP * BE))
             u = tl.load(u_ptr + row * width + col, mask=col_ok, other=0.0).to(tl.float32)
@@ -224,6 +227,7 @@ def forward(
     bias_RKE: Tensor,
     dy_BLKE: Tensor | None = None,
     dz_BLKE: Tensor | None = None,
+    alternating: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """``y_BLKE``; with ``dy`` also the saved states, and ``dz`` is written."""
     pairs, batch, length, width = u_GBLE.shape
@@ -245,7 +249,7 @@ def forward(
             dy_BLKE if dy_BLKE is not None else y, dgate,
             batch, length, width, count, *gate.stride()[:3], *dgate.stride()[:3],
             R=directions, K=blocks, N=states, P=p_GBLP.shape[-1], RANK=p_GBLP.shape[-1] - 2 * states, PHASE=phase,
-            GRAD=grad, GATE=z_BLKE is not None, TILE=TILE, NP=padded, BE=be, num_warps=1,
+            GRAD=grad, GATE=z_BLKE is not None, TILE=TILE, NP=padded, BE=be, ALT=alternating, num_warps=1,
         )  # fmt: skip
     return y, ckpt if grad else None
 
@@ -260,6 +264,7 @@ def backward(
     bias_RKE: Tensor,
     ckpt: Tensor,
     dy_BLKE: Tensor,
+    alternating: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """``du_GBLE``, ``ddt_GBLE`` (of the raw dt), ``dBC_GBL2N``, ``dA_log_RKEN``, (dD, ddt_bias) ``_2RKE``."""
     pairs, batch, length, width = u_GBLE.shape
@@ -279,7 +284,7 @@ def backward(
         u_GBLE, dt_GBLE, p_GBLP, gate, a_log_RKEN, skip_RKE, bias_RKE, ckpt, dy_BLKE, hist, du, ddt, dbc, da, dvec,
         batch, length, width, count, *gate.stride()[:3],
         R=directions, K=blocks, N=states, P=p_GBLP.shape[-1], RANK=p_GBLP.shape[-1] - 2 * states,
-        GATE=z_BLKE is not None, TILE=TILE, NP=padded, BE=be, num_warps=1,
+        GATE=z_BLKE is not None, TILE=TILE, NP=padded, BE=be, ALT=alternating, num_warps=1,
     )  # fmt: skip
     dvec_2RKE = dvec.sum(0).permute(2, 0, 1, 3)
     return du, ddt, dbc.sum(0), da.sum(0), dvec_2RKE

@@ -4,7 +4,7 @@
 // after, for both convolutions, and the sums that become dx, to which it scatters the gradient of each step. The taps'
 // gradients stay in registers until the part ends. u is written on the way: the projection's gradient needs it.
 //
-// Given: W taps, DIRS directions, V channels of a thread, STEPS of an iteration, THREADS of a block.
+// Given: W taps, DIRS directions, ALTERNATING, V channels of a thread, STEPS of an iteration, THREADS of a block.
 
 #include "ssamba/common.cuh"
 #include "ssamba/conv_backward_args.cuh"
@@ -20,8 +20,9 @@ struct Window {
 };
 
 // Steps t0 to t0 + STEPS - 1. FULL: all of them and their neighbours are inside the part and the sequence. `from`
-// points at x of token t0 + REACH, `du` and `u` at t0, `to` at dx of t0 - REACH.
-template <bool FULL>
+// points at x of token t0 + REACH, `du` and `u` at t0, `to` at dx of t0 - REACH. ODD: whether the mixer is the second
+// of two (ALTERNATING).
+template <bool FULL, int ODD>
 __device__ __forceinline__ void advance(const ConvBackwardArgs &a, Window &m, const T *from, const T *du, T *u,
                                         T *to, int t0, int start, int end) {
   Vec x[STEPS], d[DIRS][STEPS];
@@ -48,14 +49,14 @@ __device__ __forceinline__ void advance(const ConvBackwardArgs &a, Window &m, co
       for (int v = 0; v < V; ++v) {
         float s = m.bias[r][v];
 #pragma unroll
-        for (int i = 0; i < W; ++i) s += m.tap[r][W - 1 - i][v] * m.x[j + REACH + (r ? i : -i)][v];
+        for (int i = 0; i < W; ++i) s += m.tap[r][W - 1 - i][v] * m.x[j + REACH + (REVERSED(r, ODD) ? i : -i)][v];
         float sig = sigmoid(s), us = s * sig, g = load(d[r][j].v[v]) * (sig + us * (1.0f - sig));
         float g_part = in_part ? g : 0.0f;
         out.v[v] = pack(us);
         m.dbias[r][v] += g_part;
 #pragma unroll
         for (int i = 0; i < W; ++i) {
-          int at = j + REACH + (r ? i : -i);
+          int at = j + REACH + (REVERSED(r, ODD) ? i : -i);
           m.dtap[r][W - 1 - i][v] += g_part * m.x[at][v];
           m.dx[at][v] += m.tap[r][W - 1 - i][v] * g;
         }
@@ -110,10 +111,14 @@ extern "C" __global__ void __launch_bounds__(THREADS) conv_backward(const ConvBa
   T *u = a.u + row, *to = a.dx + b * a.dxb + k * a.dxk + e + (t0 - REACH) * a.dxt;
 #pragma unroll 1
   for (; t0 < end + REACH; t0 += STEPS) {
-    if (t0 - REACH >= start && t0 + STEPS <= end && t0 + STEPS + REACH <= a.L)
-      advance<true>(a, m, from, du, u, to, t0, start, end);
+    bool full = t0 - REACH >= start && t0 + STEPS <= end && t0 + STEPS + REACH <= a.L;
+    if (ALTERNATING && k % 2) {
+      if (full) advance<true, 1>(a, m, from, du, u, to, t0, start, end);
+      else advance<false, 1>(a, m, from, du, u, to, t0, start, end);
+    } else if (full)
+      advance<true, 0>(a, m, from, du, u, to, t0, start, end);
     else
-      advance<false>(a, m, from, du, u, to, t0, start, end);
+      advance<false, 0>(a, m, from, du, u, to, t0, start, end);
     from += STEPS * a.xt; to += STEPS * a.dxt; du += (long long)STEPS * a.E; u += (long long)STEPS * a.E;
   }
 #pragma unroll

@@ -6,7 +6,7 @@
 // float32, is that matrix once SiLU is applied and it is rounded to bfloat16. Reads of shared memory bound this
 // kernel, so weights and taps are read once for a warp's two products of 16 tokens.
 //
-// Given: P outputs, DIRS directions, WARPS of a block, MIN_BLOCKS of a multiprocessor.
+// Given: P outputs, DIRS directions, ALTERNATING, WARPS of a block, MIN_BLOCKS of a multiprocessor.
 
 #include "ssamba/conv_projection_args.cuh"
 #include "ssamba/fast_math.cuh"
@@ -162,8 +162,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) conv_proj(cons
   SHARED_BYTES(raw);
   Stage *stages = (Stage *)raw;
   int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, q = lane % 4;
-  int r = warp % DIRS, sign = r ? -1 : 1;
-  int b = blockIdx.y / a.K, k = blockIdx.y % a.K, t0 = blockIdx.x * TOKENS, warp_row = warp / DIRS * ROWS;
+  int b = blockIdx.y / a.K, k = blockIdx.y % a.K, r = warp % DIRS, sign = REVERSED(r, k) ? -1 : 1, t0 = blockIdx.x * TOKENS, warp_row = warp / DIRS * ROWS;
   const T *x = a.x + b * a.xb + k * a.xk;
   constexpr int EMPTY = (NT * 8 - P) * XR / 8;  // padding rows of weights, which no copy fills, in units of 16 bytes
   for (int i = threadIdx.x; i < 2 * DIRS * EMPTY; i += THREADS)

@@ -55,7 +55,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, MIN_BLOCKS) scan_backwa
   float *wlow = (float *)own, *dts = (float *)(own + WEIGHT_BYTES);     // [16][CW]: the raw dt, then delta
   float *us = dts + 16 * CW, *dss = us + TT * CW;                       // u and the output's gradient
   char *history = (char *)(dss + TT * CW);                              // [TT][ROW_BYTES]; later a row is [2 NP] sums
-  int b = blockIdx.y / a.K, k = blockIdx.y % a.K, r = blockIdx.z;
+  int b = blockIdx.y / a.K, k = blockIdx.y % a.K, r = blockIdx.z, back = REVERSED(r, k);
   int e0 = (blockIdx.x * WARPS + warp) * CW, e = e0 + c;
   bool on = e < a.E;
   if (!on) e = a.E - 1;
@@ -71,10 +71,11 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, MIN_BLOCKS) scan_backwa
   float a2[SPT], carry[SPT], da[SPT], h[SPT];
 #pragma unroll
   for (int i = 0; i < SPT; ++i) {
-    a2[i] = s * SPT + i < N ? -LOG2E * ex2(LOG2E * a.a_log[ch * N + s * SPT + i]) : 0.0f;
+    int n = s * SPT + i;
+    a2[i] = n < N ? -LOG2E * ex2(LOG2E * a.a_log[TIED ? ch : ch * N + n]) * (TIED ? n + 1 : 1) : 0.0f;
     carry[i] = da[i] = 0.0f;
   }
-  int t_first = r ? a.L - 1 : 0, sign = r ? -1 : 1;
+  int t_first = back ? a.L - 1 : 0, sign = back ? -1 : 1;
   const T *x_at = a.x + b * a.xb + k * a.xk + e + t_first * a.xt;
   const T *z_at = a.z + b * a.zb + k * a.zk + e + t_first * a.zt;
   long long y_row = (long long)a.K * a.E;
@@ -91,14 +92,14 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, MIN_BLOCKS) scan_backwa
 
   TileLoader loader;
   int tile = a.count - 1;
-  loader.fetch(p_rows, a.L, r, tile * TT, a.L);
+  loader.fetch(p_rows, a.L, back, tile * TT, a.L);
   __syncthreads();
   loader.put(low, bc);
   for (int buf = 0; tile >= 0; --tile, buf ^= 1) {
     int s0 = tile * TT, steps = min(TT, a.L - s0);
     const float *bct = bc + buf * TT * 2 * NP + s * 2 * SPT;
     __syncthreads();
-    if (tile > 0) loader.fetch(p_rows, a.L, r, s0 - TT, a.L);
+    if (tile > 0) loader.fetch(p_rows, a.L, back, s0 - TT, a.L);
 #pragma unroll
     for (int i = 0; i < SPT; ++i)
       h[i] = load(a.ckpt[((base * a.count + tile) * a.E + e) * NP + s * SPT + i]);
@@ -194,11 +195,22 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, MIN_BLOCKS) scan_backwa
     }
     if (tile > 0) loader.put(low + (buf ^ 1) * 16 * RW, bc + (buf ^ 1) * TT * 2 * NP);
   }
+#if TIED
+  float rate_sum = 0.0f;  // the gradient of the rate that all states share
+#pragma unroll
+  for (int i = 0; i < SPT; ++i) rate_sum += da[i] * a2[i] * LN2;
+#pragma unroll
+  for (int w = 1; w < LPC; w *= 2) rate_sum += __shfl_xor_sync(0xffffffffu, rate_sum, w);
+#endif
   if (on) {
     long long to = (long long)b * (a.R * a.K) + dir_block;
+#if TIED
+    if (s == 0) a.da[to * a.E + e] = rate_sum;
+#else
 #pragma unroll
     for (int i = 0; i < SPT; ++i)
       if (s * SPT + i < N) a.da[(to * a.E + e) * N + s * SPT + i] = da[i] * a2[i] * LN2;
+#endif
     if (s == 0) {
       a.dvec[to * 2 * a.E + e] = dskip;
       a.dvec[to * 2 * a.E + a.E + e] = dbias;

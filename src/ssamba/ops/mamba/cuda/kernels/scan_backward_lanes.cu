@@ -12,75 +12,24 @@
 //
 // Rows have 32 bytes. The two halves of every second group of four rows are swapped, which avoids bank conflicts.
 
-#include "ssamba/tiles.cuh"
+#include "ssamba/channel_sums.cuh"
 
-#define HALF 8                       // steps between saved states
-#define ROW 1024                     // bytes of 32 channels by 16 states
-
-// The two values in 32 bits.
-__device__ __forceinline__ float low_of(unsigned v) { return load((T)(v & 0xffffu)); }
-__device__ __forceinline__ float high_of(unsigned v) {
-#if DTYPE == 1
-  return __uint_as_float(v & 0xffff0000u);
+// The decays of a channel's states at a step. TIED: log2 r is a2[0] for each unit of delta, and da the sum for it.
+#if TIED
+#define RATES 1
+#define DECAY(delta, i) decay[i]
+#define LOAD_DECAYS(delta) \
+  float decay[16];         \
+  powers<16>((delta) * ch.a2[0], decay);
 #else
-  return load((T)(v >> 16));
+#define RATES 16
+#define DECAY(delta, i) ex2((delta) * ch.a2[i])
+#define LOAD_DECAYS(delta)
 #endif
-}
-
-// Stores 16 values of this lane's channel in a row, and loads them.
-__device__ __forceinline__ void store_row(char *row, int lane, const float *h) {
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const float *v = h + 8 * half;
-    *(uint4 *)(row + lane * 32 + (half ^ (lane / 4 & 1)) * 16) =
-        make_uint4(pack2(v[0], v[1]), pack2(v[2], v[3]), pack2(v[4], v[5]), pack2(v[6], v[7]));
-  }
-}
-__device__ __forceinline__ void load_row(const char *row, int lane, float *h) {
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    uint4 v = *(const uint4 *)(row + lane * 32 + (half ^ (lane / 4 & 1)) * 16);
-    unsigned w[4] = {v.x, v.y, v.z, v.w};
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      h[8 * half + 2 * i] = low_of(w[i]);
-      h[8 * half + 2 * i + 1] = high_of(w[i]);
-    }
-  }
-}
-
-// Sums the 32 channels of rows[j] times the weights of step j, for eight steps. The weights are the matrix b: lane
-// 4 g + q holds those of step g and channels 2 q, 2 q + 1, 2 q + 8, 2 q + 9 (and the same from 16 on). Of the result it
-// gets states g and g + 8 of steps 2 q and 2 q + 1.
-__device__ __forceinline__ void sum_channels(const char *rows, const unsigned *weights, float *sums, int lane) {
-  int c = (lane >> 4 & 1) * 8 + (lane & 7);
-  const char *from = rows + c * 32 + ((lane >> 3 & 1) ^ (c / 4 & 1)) * 16;
-#pragma unroll
-  for (int j = 0; j < HALF; ++j) {
-    float d[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      unsigned m[4];
-      ldmatrix_x4_trans(m, from + j * ROW + i * 512);
-      mma_m16n8k16(d, m[0], m[1], m[2], m[3], weights[2 * i], weights[2 * i + 1]);
-    }
-    if (lane % 4 == j / 2) {
-      sums[j % 2] = d[j % 2];
-      sums[2 + j % 2] = d[2 + j % 2];
-    }
-  }
-}
-
-// Stores the result of sum_channels to to[step][32], from column `at` on (dB 0, dC 16).
-__device__ __forceinline__ void store_sums(float *to, int at, const float *sums, int lane) {
-  int g = lane / 4, q = lane % 4;
-#pragma unroll
-  for (int i = 0; i < 4; ++i) to[(2 * q + i % 2) * 32 + at + g + i / 2 * 8] = sums[i];
-}
 
 // A lane's channel: its parameters, the adjoint state, and sums over time.
 struct Channel {
-  float tap[W], conv_b, dt_b, skip, dskip, dbias, a2[16], carry[16], da[16];
+  float tap[W], conv_b, dt_b, skip, dskip, dbias, a2[RATES], carry[16], da[RATES];
 };
 
 // Pointers to a lane's channel at some step, and the distances from one step to the next.
@@ -149,8 +98,9 @@ __device__ __forceinline__ void rebuild(const Channel &ch, const T *saved, char 
 #pragma unroll
   for (int j = 0; j < HALF; ++j) {
     float delta = dts[j * 32], drive = delta * low_of(uds[j * 32]);
+    LOAD_DECAYS(delta)
 #pragma unroll
-    for (int i = 0; i < 16; ++i) h[i] = ex2(delta * ch.a2[i]) * h[i] + drive * bc[j * 32 + i];
+    for (int i = 0; i < 16; ++i) h[i] = DECAY(delta, i) * h[i] + drive * bc[j * 32 + i];
     store_row(rows + (j + 1) * ROW, lane, h);
   }
 }
@@ -163,15 +113,24 @@ __device__ __forceinline__ void adjoint(Channel &ch, char *rows, const float *dt
     float delta = dts[j * 32], u = low_of(uds[j * 32]), ds = high_of(uds[j * 32]);
     float h[16], dh[16], s1[2] = {0.0f, 0.0f}, s2[2] = {0.0f, 0.0f};
     load_row(rows + j * ROW, lane, h);
+    LOAD_DECAYS(delta)
 #pragma unroll
     for (int i = 0; i < 16; ++i) {
       dh[i] = ch.carry[i] + bc[j * 32 + 16 + i] * ds;
       s1[i % 2] += dh[i] * bc[j * 32 + i];
-      ch.carry[i] = dh[i] * ex2(delta * ch.a2[i]);
+      ch.carry[i] = dh[i] * DECAY(delta, i);
       float kept = ch.carry[i] * h[i];
+#if TIED
+      s2[i % 2] += kept * (i + 1);
+#else
       s2[i % 2] += kept * ch.a2[i];
       ch.da[i] += kept * delta;
+#endif
     }
+#if TIED
+    s2[0] = (s2[0] + s2[1]) * ch.a2[0]; s2[1] = 0.0f;
+    ch.da[0] += s2[0] * delta;
+#endif
     store_row(rows + (j + 1) * ROW, lane, dh);
     float b_sum = s1[0] + s1[1], ddt = ((s2[0] + s2[1]) * LN2 + u * b_sum) * sigmoid_of_softplus(delta);
     ch.dskip += ds * u;
@@ -188,19 +147,30 @@ __device__ __forceinline__ void load_channel(const ScanArgs &a, long long at, Ch
   ch.dskip = ch.dbias = 0.0f;
 #pragma unroll
   for (int j = 0; j < W; ++j) ch.tap[j] = a.conv_w[at * W + j];
+#if TIED
+  ch.a2[0] = -LOG2E * ex2(LOG2E * a.a_log[at]);
+  ch.da[0] = 0.0f;
+#pragma unroll
+  for (int i = 0; i < 16; ++i) ch.carry[i] = 0.0f;
+#else
 #pragma unroll
   for (int i = 0; i < 16; ++i) {
     ch.a2[i] = i < N ? -LOG2E * ex2(LOG2E * a.a_log[at * N + i]) : 0.0f;
     ch.carry[i] = ch.da[i] = 0.0f;
   }
+#endif
 }
 
 __device__ __forceinline__ void store_channel_sums(const ScanArgs &a, long long dir_block, int b, int e,
                                                    const Channel &ch) {
   long long to = (long long)b * (a.R * a.K) + dir_block;
+#if TIED
+  a.da[to * a.E + e] = ch.da[0] * LN2;
+#else
 #pragma unroll
   for (int i = 0; i < 16; ++i)
     if (i < N) a.da[(to * a.E + e) * N + i] = ch.da[i] * ch.a2[i] * LN2;
+#endif
   a.dvec[to * 2 * a.E + e] = ch.dskip;
   a.dvec[to * 2 * a.E + a.E + e] = ch.dbias;
 }
@@ -214,7 +184,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, MIN_BLOCKS) scan_backwa
   float *wlow = (float *)(own + warp * OWN_BYTES), *dts = (float *)(own + warp * OWN_BYTES + WEIGHT_BYTES);
   unsigned *uds = (unsigned *)(dts + 32 * TT);                          // u and ds, 16 bits each
   char *rows_at = (char *)(uds + 32 * TT);                              // [9][ROW]
-  int b = blockIdx.y / a.K, k = blockIdx.y % a.K, r = blockIdx.z;
+  int b = blockIdx.y / a.K, k = blockIdx.y % a.K, r = blockIdx.z, back = REVERSED(r, k);
   int e0 = (blockIdx.x * WARPS + warp) * 32, e = e0 + lane;
   bool on = e < a.E;
   if (!on) e = a.E - 1;
@@ -225,7 +195,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, MIN_BLOCKS) scan_backwa
   Channel ch;
   load_channel(a, dir_block * a.E + e, ch);
 
-  int first = r ? a.L - 1 : 0, sign = r ? -1 : 1, e_step = sign * a.E;
+  int first = back ? a.L - 1 : 0, sign = back ? -1 : 1, e_step = sign * a.E;
   long long y_row = (long long)a.K * a.E, y_off = ((long long)b * a.L * a.K + k) * a.E + e + first * y_row;
   const T *p_rows = a.p + base * a.L * P;
   int s0 = (a.L - 1) / TT * TT;
@@ -238,14 +208,14 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, MIN_BLOCKS) scan_backwa
   T *dbc_at = a.dbc + ((blockIdx.x * (long long)(a.R * a.K * a.B) + base) * a.L + first) * 2 * N;
 
   TileLoader loader;
-  loader.fetch(p_rows, a.L, r, s0, a.L);
+  loader.fetch(p_rows, a.L, back, s0, a.L);
   __syncthreads();
   loader.put(low, bc);
   for (int buf = 0; s0 >= 0; s0 -= TT, buf ^= 1) {
     int steps = min(TT, a.L - s0);
     const float *bct = bc + buf * TT * 2 * NP;
     __syncthreads();
-    if (s0 > 0) loader.fetch(p_rows, a.L, r, s0 - TT, a.L);
+    if (s0 > 0) loader.fetch(p_rows, a.L, back, s0 - TT, a.L);
     expand_dt(low + buf * 16 * RW, wlow, dts, lane);
     __syncwarp();
     float window[W - 1 + HALF];

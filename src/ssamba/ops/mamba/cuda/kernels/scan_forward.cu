@@ -28,7 +28,7 @@ extern "C" __global__ void __launch_bounds__(128, MIN_BLOCKS) scan_forward(const
   __shared__ __align__(16) float bc[2][TT * 2 * NP];
   __shared__ __align__(16) float wlow_all[WARPS][MMA ? KT * NT * 64 : RANK * CW];
   __shared__ __align__(16) float dts_all[WARPS][(BATCH > 16 ? BATCH : 16) * CW];
-  const auto [lane, warp, s, c, b, k, r, e0, e, on, dir_block, base] = lane_place(a);
+  const auto [lane, warp, s, c, b, k, back, r, e0, e, on, dir_block, base] = lane_place(a);
   float *wlow = wlow_all[warp], *dts = dts_all[warp];
   for (int i = threadIdx.x; i < 2 * TT * 2 * NP; i += 128) bc[0][i] = 0.0f;
   for (int i = threadIdx.x; i < 2 * TT * RW; i += 128) low[0][i] = 0;
@@ -39,15 +39,16 @@ extern "C" __global__ void __launch_bounds__(128, MIN_BLOCKS) scan_forward(const
   float tap[W], conv_b = a.conv_b[ch], dt_b = a.dt_bias[ch], skip = a.skip[ch];
 #pragma unroll
   for (int j = 0; j < W; ++j) tap[j] = a.conv_w[ch * W + j];
-  float h[SPT], a2[SPT];
+  float h[SPT], a2[RATES];
+  if (TIED) a2[0] = -LOG2E * ex2(LOG2E * a.a_log[ch]);
 #pragma unroll
   for (int i = 0; i < SPT; ++i) {
     int n = s * SPT + i;
-    a2[i] = n < N ? -LOG2E * ex2(LOG2E * a.a_log[ch * N + n]) : 0.0f;
+    if (!TIED) a2[i] = n < N ? -LOG2E * ex2(LOG2E * a.a_log[ch * N + n]) : 0.0f;
     h[i] = PHASE == 2 && n < N ? a.state[state_at + n] : 0.0f;
   }
   // Step s is token t_first + sign s. Pointers are at token t_first of this lane's channel.
-  int t_first = r ? a.L - 1 : 0, sign = r ? -1 : 1;
+  int t_first = back ? a.L - 1 : 0, sign = back ? -1 : 1;
   const T *x_at = a.x + b * a.xb + k * a.xk + e + t_first * a.xt;
   const T *z_at = a.z + b * a.zb + k * a.zk + e + t_first * a.zt;
   long long y_row = (long long)a.K * a.E, y_off = ((long long)b * a.L * a.K + k) * a.E + e + t_first * y_row;
@@ -65,7 +66,7 @@ extern "C" __global__ void __launch_bounds__(128, MIN_BLOCKS) scan_forward(const
   T z_next[EW], other_next[EW];  // loaded a batch ahead, as x is, where that takes few registers
   TileLoader loader;
   if (lo < hi) {
-    loader.fetch(p_rows, a.L, r, lo, hi);
+    loader.fetch(p_rows, a.L, back, lo, hi);
 #pragma unroll
     for (int i = 0; i < EW; ++i) {
       int step = min(lo + i * LPC + s, hi - 1);
@@ -80,7 +81,7 @@ extern "C" __global__ void __launch_bounds__(128, MIN_BLOCKS) scan_forward(const
   for (int s0 = lo; s0 < hi; s0 += TT, buf ^= 1) {
     __syncthreads();
     bool more = s0 + TT < hi;
-    if (more) loader.fetch(p_rows, a.L, r, s0 + TT, hi);
+    if (more) loader.fetch(p_rows, a.L, back, s0 + TT, hi);
     int stop = min(TT, hi - s0);
 #pragma unroll 1
     for (int g = 0; g < stop; g += BATCH) {
@@ -135,9 +136,10 @@ extern "C" __global__ void __launch_bounds__(128, MIN_BLOCKS) scan_forward(const
               bv[4 * q] = v.x; bv[4 * q + 1] = v.y; bv[4 * q + 2] = v.z; bv[4 * q + 3] = v.w;
             }
           }
+          LOAD_DECAYS(dj)
 #pragma unroll
           for (int n = 0; n < SPT; ++n) {
-            h[n] = ex2(dj * a2[n]) * h[n] + gj * bv[n];
+            h[n] = DECAY(dj, n) * h[n] + gj * bv[n];
             acc += h[n] * bv[SPT + n];
           }
           sum[j] = acc;

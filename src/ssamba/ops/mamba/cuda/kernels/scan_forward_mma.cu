@@ -1,4 +1,4 @@
-// Forward scan for bfloat16 and 16 states, with the states in the fragments of tensor-core products.
+// Forward scan for bfloat16 and 16 or 8 states, with the states in the fragments of tensor-core products.
 //
 // A warp processes 16 channels; their states are the accumulators of 16 x 8 products: lane 4 g + q holds states 2 q
 // and 2 q + 1 (and + 8) of channels g and g + 8. A step multiplies them by their decays in float32 and leaves the rest
@@ -13,6 +13,10 @@
 // few channels. CHUNKED cuts each half of the time into `count` chunks that are computed in parallel: for fewer still.
 // PHASE 3 then leaves the state at the end of each chunk, as if it had begun with zeros, and its sum of delta; the
 // other phases compute their first states from these. GATE 0 leaves the gate to the caller, and z unread.
+//
+// TIED: a channel has one rate, and state n decays with r^(n + 1). r is computed once for a channel and step, in the
+// elementwise part; a lane raises it to its first state's power and multiplies on, so that a step takes two special
+// functions a lane where eight states take eight. A lane then holds four states in a row (QUADS).
 
 #include "ssamba/mma_mainloop.cuh"
 
@@ -38,14 +42,29 @@ __device__ __forceinline__ int chunk_start(int chunk, int count, Half half, int 
 // The decays and first states of a lane's two channels; with CHUNKED the states of a sequence's first step.
 __device__ __forceinline__ void load_states(WarpState &w, const ScanArgs &a, long long ch, long long state_at, int half,
                                             int q) {
+#if TIED
+  w.first = QUADS ? 4 * q + 1 : 8 * half + 2 * q + 1;
+#endif
 #pragma unroll
   for (int i = 0; i < NJ * 4; i += 2) {
     int n = i / 4 * 8, side = i / 2 % 2 * 8;
-    float2 two = *(const float2 *)(a.a_log + (ch + side) * 16 + n + half * 8 + q * 2);
+    float2 two;
+#if !TIED
+    two = *(const float2 *)(a.a_log + (ch + side) * N + n + half * 8 + q * 2);
     w.a2[i] = -LOG2E * ex2(LOG2E * two.x); w.a2[i + 1] = -LOG2E * ex2(LOG2E * two.y);
-    two = PHASE == 2 && !CHUNKED ? *(const float2 *)(a.state + state_at + side * 16 + n) : make_float2(0.0f, 0.0f);
+#endif
+    two = PHASE == 2 && !CHUNKED ? *(const float2 *)(a.state + state_at + side * N + n) : make_float2(0.0f, 0.0f);
     w.h[i] = two.x; w.h[i + 1] = two.y;
   }
+}
+
+// log2 of the decay of state i of a lane over the steps whose delta (TIED: log2 r) sums up to total.
+__device__ __forceinline__ float decay_over(const WarpState &w, float total, int i) {
+#if TIED
+  return total * (w.first + (i / 4 * 2 + i % 2));
+#else
+  return total * w.a2[i];
+#endif
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan_fragments(const ScanArgs a) {
@@ -56,7 +75,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan_fragments
   WarpState w;
   w.stages = smem_addr((const T *)stages); w.group_shared = (GroupShared *)(stages + STAGES) + group;
   w.lane = lane; w.half = half; w.g = g;
-  int b = blockIdx.y / a.K, k = blockIdx.y % a.K, r = blockIdx.z % a.R;
+  int b = blockIdx.y / a.K, k = blockIdx.y % a.K, r = blockIdx.z % a.R, back = REVERSED(r, k);
   int e_block = blockIdx.x * CB, e0 = e_block + group * 16;
   w.on = e0 < a.E;
   if (!w.on) e0 = 0;
@@ -76,7 +95,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan_fragments
   long long ch = dir_block * a.E + e0 + g;
   load_channel_params(w.c, a, ch, q);
   w.total[0] = w.total[1] = 0.0f;
-  long long state_at = (base * a.E + e0 + g) * 16 + half * 8 + q * 2;
+  long long state_at = (base * a.E + e0 + g) * N + half * 8 + q * 2;
   load_states(w, a, ch, state_at, half, q);
 #if CHUNKED  // a.da: end states of the chunks, a.dvec: their sums of delta
   long long channels = (long long)a.R * a.K * a.B * a.E;
@@ -86,12 +105,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan_fragments
       for (int i = 0; i < NJ * 4; ++i) {
         int side = i / 2 % 2 * 8;
         float total = a.dvec[before * channels + base * a.E + e0 + g + side];
-        long long at = before * channels * 16 + state_at + side * 16 + i / 4 * 8 + i % 2;
-        w.h[i] = ex2(total * w.a2[i]) * w.h[i] + a.da[at];
+        long long at = before * channels * N + state_at + side * N + i / 4 * 8 + i % 2;
+        w.h[i] = ex2(decay_over(w, total, i)) * w.h[i] + a.da[at];
       }
 #endif
   // Step s is token t_first + sign s.
-  int t_first = r ? a.L - 1 : 0, sign = r ? -1 : 1;
+  int t_first = back ? a.L - 1 : 0, sign = back ? -1 : 1;
   long long y_row = (long long)a.K * a.E, y_at = ((long long)b * a.L * a.K + k) * a.E + t_first * y_row;
   w.copies = {
       a.x + b * a.xb + k * a.xk + e_block + t_first * a.xt + (long long)(lo * sign) * a.xt,
@@ -104,19 +123,19 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan_fragments
   w.begin = lo; w.lo = max(lo, 0); w.hi = hi;
   w.at.init(w.stages, lane, group, half);
   w.delta = w.group_shared->delta[0] + g * DR;
-  w.delta_at = w.delta + half * 8 + q * 2;
+  w.delta_at = w.delta + (half * 8 + q * 2) * DV;
   __syncthreads();
   run_mainloop(w);
   if ((PHASE == 3 || (PHASE == 1 && !CHUNKED)) && w.on) {
     float *to = a.state + state_at;
 #if PHASE == 3
-    to = a.da + chunk * channels * 16 + state_at;
+    to = a.da + chunk * channels * N + state_at;
     if (q == 0 && half == 0)
 #pragma unroll
       for (int i = 0; i < 2; ++i) a.dvec[chunk * channels + base * a.E + e0 + g + i * 8] = w.total[i];
 #endif
 #pragma unroll
     for (int i = 0; i < NJ * 4; i += 2)
-      *(float2 *)(to + i / 2 % 2 * 8 * 16 + i / 4 * 8) = make_float2(w.h[i], w.h[i + 1]);
+      *(float2 *)(to + i / 2 % 2 * 8 * N + i / 4 * 8) = make_float2(w.h[i], w.h[i + 1]);
   }
 }

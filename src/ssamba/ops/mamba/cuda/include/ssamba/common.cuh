@@ -31,6 +31,23 @@ __device__ __forceinline__ float gate_input(float z) {
 // silu'(z) / silu(z). Times the gated output and its gradient it is the gradient of z.
 __device__ __forceinline__ float gate_ratio(float z, float sig) { return rcp(z) + 1.0f - sig; }
 
+// r^first, r^(first + 1), ... from log2 r. Each is at the end of a tree of products, at most log2 COUNT + 1 of them, so
+// that its relative error stays at some roundings of float32.
+template <int COUNT> __device__ __forceinline__ void powers(float log, float first, float *to) {
+  float step = ex2(log);
+  to[0] = ex2(log * first);
+#pragma unroll
+  for (int have = 1; have < COUNT; have *= 2, step *= step)
+#pragma unroll
+    for (int i = 0; i < have && have + i < COUNT; ++i) to[have + i] = to[i] * step;
+}
+// The same from r itself on, with one special function.
+template <int COUNT> __device__ __forceinline__ void powers(float log, float *to) {
+  to[0] = ex2(log);
+#pragma unroll
+  for (int n = 2; n <= COUNT; ++n) to[n - 1] = to[n / 2 - 1] * to[n - n / 2 - 1];
+}
+
 // A transposed reduction: sums CNT values over the lanes whose numbers differ in the bits WD, WD / 2, ..., END. Each
 // step exchanges half of the values left, so 8 values over 8 lanes take 7 shuffles (a butterfly takes 24). At the end
 // a lane holds the fold_left() sums from number fold_at() on.

@@ -3,8 +3,8 @@
 // The elementwise part of eight steps (convolution, SiLU, delta) is cut into parts 0 to 7, which the main loop runs
 // between the steps of the recurrence of the eight steps before, so that their latencies overlap.
 //
-// Given: W taps, P = RANK + 32 outputs of the projection, WARPS of a block, STAGES of the pipeline, PHASE, SPLIT,
-// CHUNKED and GATE (scan_forward_mma.cu).
+// Given: N states (8 or 16), W taps, P = RANK + 2 N outputs of the projection, WARPS of a block, STAGES of the pipeline,
+// PHASE, SPLIT, CHUNKED, GATE and TIED (scan_forward_mma.cu).
 #pragma once
 
 #include "ssamba/fast_math.cuh"
@@ -24,9 +24,15 @@
 #define XR (CB + 8)              // a row of x in shared memory, padded so that ldmatrix meets no bank conflicts
 #define LR (KT * 16 + 8)         // a row of the low-rank dt, likewise
 #define SLOTS 136                // rows of 8 states of B or C: that of step t is 8 t + 7, the others are zeros
-#define PC (P / 4)               // copies of a row of p
-#define DR (STEPS + 4)           // a row of delta, padded
-#define NJ (2 / SPLIT)           // tiles of 8 states of a warp
+#define TILES_OF_STATES (N / 8)
+#define NJ (TILES_OF_STATES / SPLIT)  // tiles of 8 states of a warp
+static_assert(NJ * SPLIT * 8 == N, "8 states can not be split");
+// QUADS: a lane's four states follow each other, so that one power and three multiplications by r give their decays.
+#define QUADS (TIED && NJ == 2)
+#define PIECE (QUADS ? 2 : 4)    // values of p that a copy takes
+#define PC (P / PIECE)           // copies of a row of p
+#define DV (TIED ? 2 : 1)        // values of a step that lanes exchange: delta or, if TIED, log2 r and r
+#define DR (DV * STEPS + 4)      // a row of them, padded
 
 // A batch of 16 steps.
 struct __align__(16) Stage {
@@ -38,14 +44,22 @@ struct __align__(16) Stage {
   T other[STEPS * XR];  // output of the other direction
 #endif
   T low[STEPS * LR];
-  T bc[4][SLOTS * 8];  // B of states 0-7 and 8-15, then C
+  T bc[2 * TILES_OF_STATES][SLOTS * 8];  // B of states 0-7 and 8-15 (QUADS: see column_of), then C
 };
 // Offsets of these arrays in values.
 #define Z_AT ((HALO + STEPS) * XR)
 #define OTHER_AT (Z_AT + (GATED ? STEPS * XR : 0))
 #define LOW_AT (OTHER_AT + (PHASE == 2 ? STEPS * XR : 0))
 #define BC_AT (LOW_AT + STEPS * LR)
-static_assert(sizeof(Stage) == 2 * (BC_AT + 4 * SLOTS * 8), "offsets of the arrays of a stage");
+static_assert(sizeof(Stage) == 2 * (BC_AT + 2 * TILES_OF_STATES * SLOTS * 8), "offsets of the arrays of a stage");
+// Where value m of (B, C) lies in the rows of its step: a tile of 8 states, and its column there. QUADS: lane 4 g + q
+// holds columns 2 q and 2 q + 1 of both tiles, which are states 4 q to 4 q + 3.
+__device__ __forceinline__ int tile_of(int m) {
+  if (QUADS) return m / 16 * 2 + m / 2 % 2;
+  return m / 8;
+}
+__device__ __forceinline__ int column_of(int m) { return QUADS ? m % 16 / 4 * 2 + m % 2 : m % 8; }
+
 // What the warps of one group of 16 channels share.
 struct __align__(16) GroupShared {
   float delta[SPLIT][16 * DR];  // with SPLIT 2, of this batch and of the next, as the others
@@ -72,11 +86,11 @@ struct BatchCopies {
     x += (row - HALO) * x_step + part; z += row * z_step + part; y += row * y_step + part;
 #pragma unroll
     for (int i = 0; i < PROUNDS; ++i) {
-      int n = thread + i * THREADS, j = n % PC * 4, m = j - RANK;
+      int n = thread + i * THREADS, j = n % PC * PIECE, m = j - RANK;
       p_row[i] = n < STEPS * PC ? n / PC : 1 << 30;
       p_from[i] = n / PC * p_step + j;
       p_to[i] = j < RANK ? LOW_AT + n / PC * LR + j
-                         : BC_AT + (m / 8 * SLOTS + 8 * (n / PC) + 7) * 8 + m % 8;
+                         : BC_AT + (tile_of(m) * SLOTS + 8 * (n / PC) + 7) * 8 + column_of(m);
     }
     x_step *= STEPS; z_step *= STEPS; y_step *= STEPS; p_step *= STEPS;
   }
@@ -100,7 +114,7 @@ struct BatchCopies {
 #pragma unroll
     for (int i = 0; i < PROUNDS; ++i)
       if (p_row[i] < STEPS)
-        cp_async<8>(smem_offset(stage, p_to[i]), p + p_from[i], (unsigned)(s0 + p_row[i]) < (unsigned)hi);
+        cp_async<2 * PIECE>(smem_offset(stage, p_to[i]), p + p_from[i], (unsigned)(s0 + p_row[i]) < (unsigned)hi);
     p += p_step;
   }
 };
@@ -109,6 +123,9 @@ struct BatchCopies {
 struct ChannelParams {
   float tap[2][W], conv_b[2], dt_b[2], skip[2];
   unsigned dt[KT][4];  // dt_proj as the matrix a of a product
+#if TIED
+  float rate[2];       // log2 r for each unit of delta
+#endif
 };
 
 __device__ __forceinline__ void load_channel_params(ChannelParams &c, const ScanArgs &a, long long ch, int q) {
@@ -119,6 +136,9 @@ __device__ __forceinline__ void load_channel_params(ChannelParams &c, const Scan
 #pragma unroll
     for (int j = 0; j < W; ++j) c.tap[i][j] = 0.5f * (W == 4 ? (&four.x)[j] : a.conv_w[ch * W + j]);
     c.conv_b[i] = 0.5f * a.conv_b[ch]; c.dt_b[i] = a.dt_bias[ch]; c.skip[i] = a.skip[ch];
+#if TIED
+    c.rate[i] = -LOG2E * ex2(LOG2E * a.a_log[ch]);
+#endif
 #pragma unroll
     for (int k = 0; k < KT * 2; ++k) {
       int r = k * 8 + q * 2;
@@ -146,8 +166,8 @@ struct FragmentAddrs {
 #endif
     low = smem_offset(stage, LOW_AT + row * LR + matrix % 2 * 8);
     int slot = 7 + lane % 8;
-    b = smem_offset(stage, BC_AT + (SPLIT == 1 ? matrix % 2 * SLOTS + slot + matrix / 2 * 7
-                                                 : half * SLOTS + slot + matrix * 7) * 8);
+    b = smem_offset(stage, BC_AT + (NJ == 2 ? matrix % 2 * SLOTS + slot + matrix / 2 * 7
+                                               : half * SLOTS + slot + matrix * 7) * 8);
   }
   // Move on by so many values.
   __device__ __forceinline__ void advance_elementwise(int values) {
@@ -164,7 +184,8 @@ struct StepBlock {
   float sum[4];       // the output, at first without the part that comes from the states
 };
 
-// The elementwise part of 8 steps. Part 5 writes delta to shared memory: a barrier must follow before it is read.
+// The elementwise part of 8 steps. Part 5 writes delta (TIED: log2 r and r) to shared memory: a barrier must follow
+// before it is read.
 struct Elementwise {
   unsigned before[4], here[4];
   float dt[4], v[4], d[4];
@@ -179,8 +200,16 @@ struct Elementwise {
       d[i] = softplus_poly(dt[i]); d[i + 1] = softplus_poly(dt[i + 1]);
     }
     if constexpr (PART == 5) {
+#if TIED
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        float lo = d[2 * i] * c.rate[i], hi = d[2 * i + 1] * c.rate[i];
+        *(float4 *)(delta_at + i * 8 * DR + block * 16) = make_float4(lo, ex2(lo), hi, ex2(hi));
+      }
+#else
       *(float2 *)(delta_at + block * 8) = make_float2(d[0], d[1]);
       *(float2 *)(delta_at + 8 * DR + block * 8) = make_float2(d[2], d[3]);
+#endif
       silu2_of_halves(v[0], v[1]);
     }
     if constexpr (PART == 6) silu2_of_halves(v[2], v[3]);

@@ -20,9 +20,14 @@ struct WarpState {
   BatchCopies copies;
   SmemAddr stages;
   GroupShared *group_shared;
-  float h[NJ * 4], a2[NJ * 4];  // states, and log2 of their decay for each unit of delta
-  float total[2];               // PHASE 3: sums of delta
-  float *delta, *delta_at;      // where this lane reads delta, and where it writes it
+  float h[NJ * 4];
+#if TIED
+  float first;  // the decays of this lane's states are r^first, r^(first + 1), ...
+#else
+  float a2[NJ * 4];  // log2 of the states' decay for each unit of delta
+#endif
+  float total[2];           // PHASE 3: sums of delta (TIED: of log2 r)
+  float *delta, *delta_at;  // where this lane reads delta (TIED: log2 r and r), and where it writes it
   T *y;                         // outputs of the eight steps (with SPLIT 2: of the batch) before the current ones
   int y_step, begin, lo, hi, lane, half, g;  // begin: of the first batch, which may lie before the first step lo
   int now, free;                             // offsets of the current stage and of the next one to fill, in values
@@ -84,7 +89,7 @@ struct Interleaved {
   }
 };
 
-// delta of four steps of this lane's channels g and g + 8.
+// delta of four steps (TIED: log2 r and r of two) of this lane's channels g and g + 8.
 __device__ __forceinline__ void read_deltas(float (*d)[4], const float *delta) {
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
@@ -98,24 +103,44 @@ struct BcFragments {
   unsigned b[4], c[4];
 };
 
-// Steps STEP to the end of its eight, with `between` after each. d: delta of the first four steps; delta: where that of
-// all is; later: where that of the four steps after them is.
+#if TIED
+// The decays of a lane's states at step t of those in d. In float32 throughout: near 1, 16 bits would not do.
+template <int t> __device__ __forceinline__ void powers_of(const WarpState &w, const float (*d)[4], float *decay) {
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    float r = d[i][t % 2 * 2 + 1], power = ex2(d[i][t % 2 * 2] * w.first);
+#pragma unroll
+    for (int n = 0; n < 2 * NJ; ++n, power *= r) decay[n / 2 * 4 + i * 2 + n % 2] = power;
+  }
+}
+#define DECAY(i) decay[i]
+#else
+#define DECAY(i) ex2(d[i / 2 % 2][t % 4] * w.a2[i])
+#endif
+
+// Steps STEP to the end of its eight, with `between` after each. d: as read_deltas reads the first steps; delta: where
+// that of all is; later: where that of the steps after these eight is.
 template <int STEP, class Work>
 __device__ __forceinline__ void advance(WarpState &w, SmemAddr b_rows, float (*d)[4], const float *delta,
                                         const float *later, StepBlock &eight, Work &between, BcFragments &bc) {
-  constexpr int EACH = 2 * SPLIT, t = STEP % 8, AT = t % EACH * NJ;  // EACH: steps whose B one ldmatrix loads
+  constexpr int EACH = 4 / NJ, t = STEP % 8, AT = t % EACH * NJ;  // EACH: steps whose B one ldmatrix loads
+  constexpr int HELD = 4 / DV;                                    // steps in d
   float *h = w.h;
-  if constexpr (PHASE == 3 && t % 4 == 0)
+  if constexpr (PHASE == 3 && t % HELD == 0)
 #pragma unroll
-    for (int i = 0; i < 2; ++i) w.total[i] += (d[i][0] + d[i][1]) + (d[i][2] + d[i][3]);
+    for (int i = 0; i < 2; ++i) w.total[i] += TIED ? d[i][0] + d[i][2] : (d[i][0] + d[i][1]) + (d[i][2] + d[i][3]);
+#if TIED
+  float decay[NJ * 4];
+  powers_of<t>(w, d, decay);
+#endif
 #if !ADDS
 #pragma unroll
-  for (int i = 0; i < NJ * 4; ++i) h[i] *= ex2(d[i / 2 % 2][t % 4] * w.a2[i]);
-  if constexpr (t == 3) read_deltas(d, delta + 4);
+  for (int i = 0; i < NJ * 4; ++i) h[i] *= DECAY(i);
+  if constexpr (t % HELD == HELD - 1 && t < 7) read_deltas(d, delta + (t + 1) * DV);
 #endif
   if constexpr (t % EACH == 0) {
     ldmatrix_x4_trans(bc.b, smem_offset(b_rows, 7 * t * 8));
-    if constexpr (PHASE != 3) ldmatrix_x4(bc.c, smem_offset(b_rows, 2 * SLOTS * 8 + 7 * t * 8));
+    if constexpr (PHASE != 3) ldmatrix_x4(bc.c, smem_offset(b_rows, TILES_OF_STATES * SLOTS * 8 + 7 * t * 8));
   }
 #if !ADDS
 #pragma unroll
@@ -125,10 +150,10 @@ __device__ __forceinline__ void advance(WarpState &w, SmemAddr b_rows, float (*d
 #pragma unroll
   for (int j = 0; j < NJ; ++j) mma_m16n8k8_zero(into + 4 * j, eight.drive[0], eight.drive[1], bc.b[AT + j]);
 #pragma unroll
-  for (int i = 0; i < NJ * 4; ++i) h[i] = h[i] * ex2(d[i / 2 % 2][t % 4] * w.a2[i]) + into[i];
-  if constexpr (t == 3) read_deltas(d, delta + 4);
+  for (int i = 0; i < NJ * 4; ++i) h[i] = h[i] * DECAY(i) + into[i];
+  if constexpr (t % HELD == HELD - 1 && t < 7) read_deltas(d, delta + (t + 1) * DV);
 #endif
-#if PHASE != 3 && SPLIT == 1
+#if PHASE != 3 && NJ == 2
   mma_m16n8k16(eight.sum, pack2(h[0], h[1]), pack2(h[2], h[3]), pack2(h[4], h[5]), pack2(h[6], h[7]), bc.c[AT],
            bc.c[AT + 1]);
 #elif PHASE != 3
@@ -155,7 +180,7 @@ __device__ __forceinline__ void run_block(WarpState &w, int s0, StepBlock *eight
   bool write = w.on && (unsigned)(before - w.lo) < (unsigned)(w.hi - w.lo);
   Interleaved between = {w.c, w.at, OTHER, BLOCK, w.delta_at, gate, eight[OTHER], eight[OTHER].sum, w.y, write};
   BcFragments bc;
-  advance<0>(w, smem_offset(w.at.b, BLOCK * 512), d, w.delta + 8 * BLOCK, w.delta + 8 * OTHER, eight[BLOCK], between,
+  advance<0>(w, smem_offset(w.at.b, BLOCK * 512), d, w.delta + 8 * DV * BLOCK, w.delta + 8 * DV * OTHER, eight[BLOCK], between,
              bc);
   if (BLOCK == 1) w.at.advance_recurrence(on);
   w.y += 8 * w.y_step;
@@ -212,8 +237,8 @@ __device__ __forceinline__ void run_mainloop(WarpState &w) {
     int on = w.advance_stage();
     Interleaved between = {w.c, w.at, 0, 0, w.delta_at + next_parity * 16 * DR, gate, mine, sum, w.y, write};
     BcFragments bc;
-    advance<0>(w, w.at.b, d, delta, delta + 8, eight[0], between, bc);
-    advance<8>(w, smem_offset(w.at.b, 512), d, delta + 8, nullptr, eight[1], between, bc);
+    advance<0>(w, w.at.b, d, delta, delta + 8 * DV, eight[0], between, bc);
+    advance<8>(w, smem_offset(w.at.b, 512), d, delta + 8 * DV, nullptr, eight[1], between, bc);
     w.at.advance_recurrence(on);
     w.y += STEPS * w.y_step;
     w.group_shared->drive[next_parity][w.half][w.lane] = make_uint2(mine.drive[0], mine.drive[1]);

@@ -49,14 +49,14 @@ __device__ __forceinline__ void mma_m16n8k8_zero(float *d, unsigned a0, unsigned
       : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3]) : "r"(a0), "r"(a1), "r"(b0), "f"(0.0f));
 }
 
-// Copies BYTES (8 or 16) to shared memory asynchronously; zeros unless `wanted`.
+// Copies BYTES (4, 8 or 16) to shared memory asynchronously; zeros unless `wanted`.
 template <int BYTES> __device__ __forceinline__ void cp_async(SmemAddr to, const T *from, bool wanted) {
   if constexpr (BYTES == 16)
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(wanted ? 16 : 0)
                  : "memory");
   else
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(to), "l"(from), "r"(wanted ? 8 : 0)
-                 : "memory");
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %3, %2;" ::"r"(to), "l"(from), "r"(wanted ? BYTES : 0),
+                 "n"(BYTES) : "memory");
 }
 __device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Waits until at most LEFT groups are under way.

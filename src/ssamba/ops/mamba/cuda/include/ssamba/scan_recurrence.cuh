@@ -12,7 +12,7 @@
 // the warp's, from e0 on) of mixer k and direction r of clip b. If the channel does not exist, `on` is false and e the
 // last.
 struct LanePlace {
-  int lane, warp, s, c, b, k, r, e0, e;
+  int lane, warp, s, c, b, k, back, r, e0, e;  // back: whether it runs from right to left
   bool on;
   long long dir_block, base;  // r K + k, and the number of its clip b
 };
@@ -23,8 +23,22 @@ __device__ __forceinline__ LanePlace lane_place(const ScanArgs &a) {
   bool on = e < a.E;
   if (!on) e = a.E - 1;
   long long dir_block = (long long)r * a.K + k;
-  return {lane, warp, s, c, b, k, r, e0, e, on, dir_block, dir_block * a.B + b};
+  return {lane, warp, s, c, b, k, REVERSED(r, k), r, e0, e, on, dir_block, dir_block * a.B + b};
 }
+
+// The decays of a lane's states, those from s SPT on, at a step. TIED: log2 r is a2[0] for each unit of delta.
+#if TIED
+#define RATES 1
+#define DECAY(delta, i) decay[i]
+#define LOAD_DECAYS(delta)                                                  \
+  float decay[SPT];                                                         \
+  if constexpr (LPC == 1) powers<SPT>((delta) * a2[0], decay);              \
+  else powers<SPT>((delta) * a2[0], (float)(s * SPT + 1), decay);
+#else
+#define RATES SPT
+#define DECAY(delta, i) ex2((delta) * a2[i])
+#define LOAD_DECAYS(delta)
+#endif
 
 // SiLU of the convolution at this lane's step i of a batch. X: x of its last steps of the batch before, then this
 // batch.

@@ -8,6 +8,12 @@ typedef float T;
 typedef unsigned short T;
 #endif
 
+// ALTERNATING: one direction, in which every second mixer (k odd) runs from right to left.
+#ifdef ALTERNATING
+// Whether direction r of mixer k runs from right to left.
+#define REVERSED(r, k) (ALTERNATING ? (k) & 1 : (r))
+#endif
+
 // WIDE (of the gated output alone): whether the residual stream is float32 where activations are bfloat16.
 #ifdef WIDE
 #if WIDE

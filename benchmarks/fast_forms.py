@@ -1,0 +1,147 @@
+"""SSAMBA's forms (decays free or tied, scans both ways or alternating) beside the compiled SSAST, on one GPU.
+
+    PYTHONPATH=src python benchmarks/fast_forms.py [--peer] [--forms exact fast ...] [--cases "tiny infer 64x512" ...]
+
+Forms: exact (free decays, both directions), tied, alternating, fast (tied and alternating). As in compiled_peer.py:
+bf16, CUDA graphs, median of 10 passes, training is forward and backward; every output is checked first. The compiled
+SSAST is taken from docs/benchmarks/h100-compiled.md (one H100) unless ``--peer`` measures it in this run too, which
+takes minutes more. ``--tests`` first runs the GPU tests of the forms; ``--tilings`` adds tilings of the fast form.
+Lines appear as they are measured; the table comes last. A cell is the time and, in brackets, its ratio to the peer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from ssamba.evaluation.speed.measure import PEER, Case, Result, Settings, make_model, measure_all, run_pass
+from ssamba.evaluation.speed.report import device_name
+from ssamba.ops.jit import nvrtc
+
+ROOT = Path(__file__).resolve().parent.parent
+FORMS = {"fast": ("tied", "alternating"), "alternating": ("free", "alternating"), "tied": ("tied", "both"),
+         "exact": ("free", "both")}  # fmt: skip
+CASES = {  # milliseconds of the compiled SSAST on one H100, and the ratio to reach
+    "tiny infer 64x512": (3.16, 0.9), "tiny infer 1x512": (0.42, 1.2), "tiny infer 4x22016": (47.43, 0.25),
+    "tiny train 64x512": (11.88, 1.5), "tiny train 256x104": (8.69, 1.6), "small infer 64x512": (6.42, 1.1),
+    "base infer 64x512": (16.22, 1.1), "base infer 4x22016": (209.62, 0.26), "base train 64x512": (54.75, 1.6),
+}  # fmt: skip
+TILINGS = {
+    "tiny infer 64x512": ["warps=4,blocks=4", "warps=8,blocks=2,stages=4", "warps=4,blocks=3"],
+    "tiny infer 1x512": ["split=2,warps=4,blocks=2,chunks=1", "chunks=4", "chunks=16"],
+    "tiny infer 4x22016": ["chunks=4", "chunks=16", "split=2,warps=4,blocks=2,chunks=1", "blocks=4"],
+    "base infer 64x512": ["warps=4,blocks=4"],
+}  # fmt: skip
+
+
+DRY = {"tiny infer 1x16": (1.0, 1.0), "tiny train 1x16": (1.0, 1.0)}
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def settings_of(case: str, form: str, model: str = "ssamba") -> tuple[Settings, Case]:
+    """What ``measure_all`` takes for a case."""
+    size, what, shape = case.split()
+    batch, tokens = map(int, shape.split("x"))
+    decay, scan = FORMS[form]
+    settings = Settings(
+        DEVICE, torch.bfloat16, (size,), (model,), (tokens,), batch=batch, training=what == "train",
+        decay=decay, scan=scan,
+    )  # fmt: skip
+    return settings, Case(size, model, tokens, batch)
+
+
+def one_pass(case: str, form: str, tiling: str = "") -> None:
+    """A pass as it is timed, for ``nvrtc.compile_for``."""
+    settings, point = settings_of(case, form)
+    model, features = make_model(point, settings)
+    if not settings.training:
+        model, features = model.to(settings.dtype), features.to(settings.dtype)
+    with tiled(tiling), torch.set_grad_enabled(settings.training), contextlib.suppress(RuntimeError):
+        run_pass(model, model.encode, features, settings)
+
+
+@contextlib.contextmanager
+def tiled(tiling: str) -> Iterator[None]:
+    """With ``SSAMBA_CUT``; "" is the default tiling."""
+    if tiling:
+        os.environ["SSAMBA_CUT"] = tiling
+    try:
+        yield
+    finally:
+        os.environ.pop("SSAMBA_CUT", None)
+
+
+def cell(result: Result, peer: float) -> str:
+    """Milliseconds, the ratio to the peer, and MiB; or why there are none."""
+    if result.milliseconds is None:
+        return f"{result.status} (error {result.error})"
+    return f"{result.milliseconds:.2f} ({result.milliseconds / peer:.2f}), {result.mebibytes:,.0f} MiB"
+
+
+def measured(case: str, form: str, model: str = "ssamba", tiling: str = "") -> Result:
+    """One case of one form."""
+    with tiled(tiling):
+        (result,) = measure_all(settings_of(case, form, model)[0])
+    return result
+
+
+def run_tests() -> None:
+    """The GPU tests of the forms, several processes at once."""
+    command = [sys.executable, "tests/gpu_suite.py", "--jobs", "12", "--seconds", "200", "-k", "test_gpu_forms"]
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run(
+            [*command, "--passed", f"{folder}/passed"], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+    found = [line for line in done.stdout.splitlines() if re.search(r"FAILED|ERROR|^E  |passed|failed", line)]
+    print("\n".join(found)[-8000:], flush=True)
+
+
+def main() -> None:
+    """Measure what the arguments name, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--forms", nargs="+", default=list(FORMS), choices=list(FORMS))
+    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
+    parser.add_argument("--peer", action="store_true", help="measure the compiled SSAST in this run")
+    parser.add_argument("--tests", action="store_true", help="first run the GPU tests of these forms")
+    parser.add_argument("--tilings", action="store_true", help="also measure other tilings of the fast form")
+    parser.add_argument("--dry-run", action="store_true", help="two cases of 16 tokens on the CPU")
+    options = parser.parse_args()
+    if not options.dry_run and DEVICE.type != "cuda":
+        raise SystemExit("fast_forms.py: needs a GPU")
+    if options.tests:
+        run_tests()
+    begin = time.perf_counter()
+    cases = DRY if options.dry_run else {name: CASES[name] for name in options.cases}
+    tilings = [(c, t) for c in cases for t in TILINGS.get(c, [])] if options.tilings else []
+    if not options.dry_run:
+        calls = [lambda c=c, f=f: one_pass(c, f) for f in options.forms for c in cases]
+        nvrtc.compile_for(*calls, *(lambda c=c, t=t: one_pass(c, "fast", t) for c, t in tilings))
+    peers = {c: given for c, (given, _) in cases.items()}
+    if options.peer:
+        peers = {c: measured(c, "exact", PEER).milliseconds or given for c, given in peers.items()}
+    cells = {}
+    for form in options.forms:
+        for case in cases:
+            cells[case, form] = cell(measured(case, form), peers[case])
+            print(f"{time.perf_counter() - begin:.0f} s: {case} {form}: {cells[case, form]}", flush=True)
+    for case, tiling in tilings:
+        print(f"{case} fast, {tiling}: {cell(measured(case, 'fast', tiling=tiling), peers[case])}", flush=True)
+    print(f"\n{device_name(DEVICE)}, torch {torch.__version__}, bf16, {time.perf_counter() - begin:.0f} s\n")
+    print(f"| case | {' | '.join(options.forms)} | {PEER}, ms | goal |")
+    print("|---" * (len(options.forms) + 3) + "|")
+    for case, (_, goal) in cases.items():
+        print(f"| {case} | {' | '.join(cells[case, f] for f in options.forms)} | {peers[case]:.2f} | {goal} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""Tied decays, alternating directions and 8 states in the CUDA C++, emulated on the CPU: see test_decay_forms.py.
+
+Values and every gradient against float64, and the same bits twice. ``forward``: the tensor-core scan in its tilings;
+``training``: forward and backward in each tiling of the backward, in float32 and bfloat16.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from mixer_inputs import mixer_inputs
+from torch import Tensor
+from triton_small import build, plain_proj
+
+from ssamba.ops.jit import nvrtc
+from ssamba.ops.mamba import gpu, gpu_inference, naive
+from ssamba.ops.mamba.cuda import projection, scan
+from ssamba.ops.mamba.params import MixerParams
+from ssamba.ops.mamba.triton import conv
+
+FORMS = [(True, False, 2), (True, True, 1), (False, True, 1), (True, False, 1)]
+"""Tied decays, alternating directions, and their number."""
+
+
+@contextmanager
+def environment(**values: object) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update({name: str(value) for name, value in values.items()})
+    yield
+    for name, value in before.items():
+        os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def draw(
+    B: int, L: int, K: int, E: int, r: int, R: int, tied: bool, states: int = 16, dtype: torch.dtype = torch.bfloat16
+) -> list[Tensor]:
+    """xz and a mixer's parameters; some gates are closed, and some channels forget at once or hardly at all."""
+    xz, *params = mixer_inputs(B, L, K, E, r, R, dtype)
+    params[2] = params[2][:, :, : r + 2 * states].clone()
+    generator = torch.Generator().manual_seed(L)
+    params[5] = 0.7 * torch.randn(R, K, E, 1, generator=generator) if tied else params[5][..., :states].clone()
+    params[5][:, :, ::7] -= 3
+    params[4][:, :, 1::5] += 5
+    xz[:, ::5, 1] = 0
+    return [xz, *params]
+
+
+def error(found: Tensor, expected: Tensor) -> float:
+    return float((found.detach().double() - expected.detach()).norm() / expected.detach().norm().clamp_min(1e-9))
+
+
+def check_forward(tensors: list[Tensor], alternating: bool, bound: float = 8e-3) -> None:
+    """Output with and without the gate. Powers of one decay must be no worse than an exponential for each state."""
+    exact = [t.double() for t in tensors]
+    x, z = exact[0].unbind(2)
+    where = f"{[tuple(t.shape) for t in tensors[:4]]}, {alternating}, {os.environ.get('SSAMBA_CUT')}"
+    expected = naive.bimamba_inner(x, z, MixerParams(*exact[1:]), alternating)
+    with torch.no_grad():
+        runs = [gpu.bimamba_inner_packed(tensors[0], MixerParams(*tensors[1:]), alternating) for _ in range(2)]
+        assert torch.equal(*runs), where
+        found = error(runs[0], expected)
+        assert found < bound, f"{where}: off by {found:.1e}"
+        free = error(gpu.bimamba_inner_packed(tensors[0], MixerParams(*tensors[1:]).expanded(), alternating), expected)
+        assert abs(found - free) < 1e-3 * free, f"{where}: off by {found:.4e}, with free decays by {free:.4e}"
+        x16, params = tensors[0][:, :, 0].contiguous(), list(tensors[1:])
+        params[2] = params[2].bfloat16()
+        work = torch.full((*x16.shape[:2], 4 * x16.shape[2] * x16.shape[3]), float("nan")).bfloat16()
+        expected = naive.bimamba_ungated(x, work, MixerParams(*(p.double() for p in params)), alternating)
+        found = error(gpu_inference.ungated(x16, work, *params, alternating), expected)
+        assert found < 1e-2, f"{where}: without a gate off by {found:.1e}"
+
+
+def forward() -> None:
+    for i, (split, stages, chunks) in enumerate(((1, 3, 1), (2, 4, 1), (1, 4, 3), (2, 3, 3))):
+        cut = f"split={split},warps=4,stages={stages},blocks=1,chunks={chunks}"
+        with environment(SSAMBA_SKEWED=1 + i, SSAMBA_CUT=cut):
+            for tied, alternating, R in FORMS:
+                check_forward(draw(2, 71, 2, 48, 12, R, tied), alternating)
+            for length in (1, 15, 16, 17, 33):
+                check_forward(draw(1, length, 2, 16, 4, 1, True), True)
+                if split == 1:
+                    check_forward(draw(1, length, 2, 16, 4, 2, False, states=8), False)
+                    check_forward(draw(1, length, 2, 16, 4, 1, True, states=8), True)
+
+
+def check_training(tensors: list[Tensor], alternating: bool, bound: float) -> None:
+    """Output and every gradient, twice."""
+    exact = [t.double().requires_grad_() for t in tensors]
+    x, z = exact[0].unbind(2)
+    expected = naive.bimamba_inner(x, z, MixerParams(*exact[1:]), alternating)
+    weight = torch.randn(expected.shape, generator=torch.Generator().manual_seed(3)).to(tensors[0].dtype)
+    truth = [expected, *torch.autograd.grad((expected * weight.double()).sum(), exact)]
+    runs = []
+    for packed in (True, True, False):
+        mine = [t.clone().requires_grad_() for t in tensors]
+        params = MixerParams(*mine[1:])
+        if packed:
+            y = gpu.bimamba_inner_packed(mine[0], params, alternating)
+        else:
+            y = gpu.bimamba_inner(*mine[0].unbind(2), params, alternating)
+        runs.append([y, *torch.autograd.grad((y * weight).sum(), mine)])
+    assert all(torch.equal(a, b) for a, b in zip(*runs[:2], strict=True))
+    for run in runs[1:]:
+        for i, (found, wanted) in enumerate(zip(run, truth, strict=True)):
+            off = error(found, wanted)
+            where = f"{tuple(tensors[0].shape)}, {tuple(tensors[6].shape)}, {alternating}, {tensors[0].dtype}"
+            assert off < bound, f"{where}: result {i} is off by {off:.1e}"
+
+
+def training() -> None:
+    for tied, alternating, R in FORMS:
+        check_training(draw(1, 1, 2, 3, 2, R, tied, dtype=torch.float32), alternating, 1e-4)
+        check_training(draw(2, 21, 2, 5, 3, R, tied, states=6, dtype=torch.float32), alternating, 1e-4)
+        check_training(draw(2, 37, 2, 20, 12, R, tied), alternating, 2e-2)
+        with environment(SSAMBA_LPC=1):  # a lane is a channel
+            for B, L, E in ((1, 1, 40), (1, 46, 40), (2, 17, 34)):
+                check_training(draw(B, L, 2, E, 12, R, tied), alternating, 2e-2)
+    with environment(SSAMBA_LPC=1):
+        check_training(draw(1, 23, 2, 34, 5, 1, True, states=11), True, 2e-2)
+
+
+def main(part: str) -> None:
+    nvrtc.kernel, scan.usable, conv.conv_proj = build, lambda *_: True, plain_proj  # type: ignore[assignment]
+    projection.usable = lambda x, *_: x.dtype == torch.bfloat16 and x.shape[-1] % 16 == 0  # type: ignore[assignment]
+    {"forward": forward, "training": training}[part]()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

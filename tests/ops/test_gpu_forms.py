@@ -1,0 +1,154 @@
+"""Tied decays, alternating directions and 8 states on a GPU: values and every gradient against float64."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from compare import Shape, assert_close, case_id, relative_error
+from decay_inputs import Form
+from parallel_scan import bimamba_inner as expected_inner
+from test_gpu import BOUND, NAMES, inputs
+from torch import Tensor
+
+from ssamba import ops
+from ssamba.inference.model import SSAMBA
+from ssamba.models.config import Config
+from ssamba.ops.jit import nvrtc
+from ssamba.ops.mamba.params import MixerParams
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
+]
+FORMS = [Form(True, "both"), Form(True, "alternating"), Form(False, "alternating")]
+FAST = FORMS[1]
+SHAPES = [
+    Shape(1, 1, 1, 2, 3, 16, r=2), Shape(2, 7, 1, 2, 1, 16, r=1), Shape(1, 513, 1, 2, 48, 16, r=12),
+    Shape(2, 40, 1, 3, 17, 33, r=4), Shape(2, 64, 1, 2, 384, 16, r=12), Shape(2, 1, 1, 2, 16, 16, r=4),
+    Shape(2, 1212, 1, 2, 96, 8, r=12),
+]  # fmt: skip
+
+
+def drawn(form: Form, shape: Shape, dtype: torch.dtype) -> list[Tensor]:
+    """xz and the mixer's parameters."""
+    tensors = inputs(shape._replace(R=form.directions), dtype)
+    if form.tied and shape.N > 1:
+        tensors[6] = tensors[6][..., :1].contiguous()
+    return tensors
+
+
+def packed(form: Form, tensors: list[Tensor]) -> Tensor:
+    return ops.bimamba_inner_packed(*tensors, form.alternating)
+
+
+def expected_output(form: Form, tensors: list[Tensor], gated: bool = True) -> Tensor:
+    """In float64."""
+    x, z = tensors[0].unbind(2)
+    return expected_inner(x, z if gated else None, MixerParams(*tensors[1:]), form.alternating)
+
+
+@pytest.fixture(params=["gpu", "portable"])
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """CUDA C++ where it runs, and the Triton kernels alone."""
+    with ops.use_backend(request.param):
+        yield request.param
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=case_id)
+@pytest.mark.parametrize("form", FORMS, ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float16], ids=case_id)
+def test_values_and_gradients(form: Form, shape: Shape, dtype: torch.dtype, backend: str) -> None:
+    tensors = drawn(form, shape, dtype)
+    exact = [t.double().requires_grad_() for t in tensors]
+    expected = expected_output(form, exact)
+    weight = torch.randn(expected.shape, generator=torch.Generator().manual_seed(3)).cuda().to(dtype)
+    wanted = torch.autograd.grad((expected * weight.double()).sum(), exact)
+    runs = []
+    for _ in range(2):
+        mine = [t.clone().requires_grad_() for t in tensors]
+        y = packed(form, mine) if shape.L % 2 == 0 else ops.bimamba_inner(
+            *mine[0].unbind(2), *mine[1:], form.alternating
+        )  # fmt: skip
+        runs.append([y, *torch.autograd.grad((y * weight).sum(), mine)])
+    bound = BOUND[dtype] * (3 if shape.E == 1 and dtype != torch.float32 else 1)
+    assert_close("output", runs[0][0], expected, bound)
+    for name, grad, truth in zip(NAMES, runs[0][1:], wanted, strict=True):
+        assert torch.isfinite(grad).all(), name
+        if truth.norm() > 1e-9:
+            assert_close(f"gradient of {name}", grad, truth, bound)
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+
+@pytest.mark.parametrize("states", [16, 8])
+@pytest.mark.parametrize(
+    "cut",
+    [
+        "", "split=1,warps=4,stages=3,chunks=1", "split=1,warps=4,stages=4,chunks=8",
+        "split=1,warps=8,stages=3,chunks=1", "split=2,warps=4,stages=3,chunks=1", "split=2,warps=4,stages=4,chunks=5",
+    ],
+)  # fmt: skip
+@torch.no_grad()
+def test_every_cut_of_the_forward(cut: str, states: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    if states == 8 and "split=2" in cut:
+        pytest.skip("8 states are not split")
+    if cut:
+        monkeypatch.setenv("SSAMBA_CUT", f"blocks=2,{cut}")
+    form = FAST if states == 16 else Form(False, "both")
+    tensors = drawn(form, Shape(2, 4109, 1, 2, 80, states, r=12), torch.bfloat16)
+    assert "scan_fragments" in " ".join(nvrtc.compile_for(lambda: packed(form, tensors))[0])
+    found = [packed(form, tensors) for _ in range(2)]
+    assert_close("output", found[0], expected_output(form, [t.double() for t in tensors]), 6e-3)
+    assert torch.equal(*found)
+    x = tensors[0][:, :, 0].contiguous()
+    y = ops.bimamba_ungated(x, torch.full_like(x, float("nan")), *tensors[1:], alternating=form.alternating)
+    truth = expected_output(form, [t.double() for t in tensors], gated=False)
+    assert_close("output without a gate", y, truth, BOUND[torch.bfloat16])
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
+@torch.no_grad()
+def test_long(form: Form) -> None:
+    tensors = drawn(form, Shape(1, 22016, 1, 2, 16, 16, r=4), torch.bfloat16)
+    assert_close("output", packed(form, tensors), expected_output(form, [t.double() for t in tensors]), 2e-2)
+
+
+@torch.no_grad()
+def test_powers_are_as_good_as_exponentials() -> None:
+    """Tied decays by products of one power, and the same mixer with a decay for each state."""
+    tensors = drawn(FAST, Shape(4, 1001, 1, 2, 96, 16, r=12), torch.bfloat16)
+    expected = expected_output(FAST, [t.double() for t in tensors])
+    tied = relative_error(packed(FAST, tensors), expected)
+    free = relative_error(packed(FAST, [tensors[0], *MixerParams(*tensors[1:]).expanded()]), expected)
+    assert tied < 1.01 * free
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_model(form: Form) -> None:
+    """Inference with a deferred gate and in a graph, and training, beside the reference form in float32."""
+    model = SSAMBA(Config(width=192, depth=8, decay="tied" if form.tied else "free", scan=form.scan)).eval()
+    with torch.no_grad():
+        for i, pair in enumerate(model.pairs):
+            pair.out_proj_dKE.mul_(30 * 2**i)  # else fresh pairs hardly count next to the stream
+    tokens = torch.randn(65, 257, 192, generator=torch.Generator().manual_seed(1))
+    weight = torch.randn(2, 257, 192, generator=torch.Generator().manual_seed(4))
+    expected = model.encode_tokens(tokens[:2])
+    wanted = torch.autograd.grad((expected * weight).sum(), list(model.pairs.parameters()))
+    model = model.cuda()
+    given = tokens.cuda()
+    with torch.autocast("cuda", torch.bfloat16):
+        found = model.encode_tokens(given[:2])
+    grads = torch.autograd.grad((found.float() * weight.cuda()).sum(), list(model.pairs.parameters()))
+    assert_close("training output", found, expected.cuda(), BOUND[torch.bfloat16])
+    for (name, _), grad, truth in zip(model.pairs.named_parameters(), grads, wanted, strict=True):
+        assert_close(name, grad, truth.cuda(), 6e-2)
+    model, given = model.bfloat16(), given.bfloat16()
+    with torch.no_grad():
+        assert_close("inference", model.encode_tokens(given)[:2], expected.cuda(), BOUND[torch.bfloat16])
+        graph, work = torch.cuda.CUDAGraph(), given.clone()
+        with torch.cuda.graph(graph):
+            out = model.encode_tokens(work.clone(), own=True)
+        out.fill_(float("nan"))
+        graph.replay()
+        assert_close("replay", out[:2], expected.cuda(), BOUND[torch.bfloat16])
