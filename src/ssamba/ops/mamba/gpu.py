@@ -11,6 +11,7 @@ runs give the same bits.
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Any
 
 import torch
@@ -59,6 +60,24 @@ def _products_over_tokens(a_GTm: Tensor, b_GTn: Tensor) -> Tensor:
     return (a.transpose(1, 2) @ b).unflatten(0, (matrices, parts)).sum(1, dtype=torch.float32)
 
 
+def _projection_gradient(ddt_GTE: Tensor, dbc_xGT2N: Tensor, params: MixerParams, joined: bool) -> Tensor:
+    """``dp_GTP`` from that of dt and the parts of that of (B, C), its rows padded with zeros to a multiple of eight.
+
+    The products' fast kernels want rows aligned. ``joined``: in one pass, for the forms of a mixer that have always
+    been computed so; the others keep the order of their sums.
+    """
+    rank, outputs, pad = params.rank, params.outputs, -params.outputs % 8
+    dt_proj_GEr = params.dt_proj_RKEr.flatten(0, 1).to(ddt_GTE.dtype)
+    if joined and importlib.util.find_spec("triton") is not None:
+        from ssamba.ops.mamba.triton import gradients
+
+        return gradients.join(ddt_GTE @ F.pad(dt_proj_GEr, (0, -rank % 8)), dbc_xGT2N, rank, pad)
+    dp_GTP = ddt_GTE.new_zeros(*ddt_GTE.shape[:2], outputs + pad)
+    dp_GTP[..., :rank] = ddt_GTE @ dt_proj_GEr
+    dp_GTP[..., rank:outputs] = dbc_xGT2N.sum(0)
+    return dp_GTP
+
+
 def _forward(x: Tensor, z: Tensor, params: MixerParams, backends: str, alternating: bool) -> tuple[Tensor, Tensor]:
     """``y_BLKE`` and the projection ``p_GBLP``, which the backward starts from."""
     x, z, params = _dense(x), _dense(z), params.contiguous()
@@ -79,11 +98,8 @@ def _backward(
         du, ddt, dbc, da_log, dvec_2RKE = kernels.scan_backward(dy, x, z, y, p_GBLP, params, dz, alternating)
         ddt_GTE, du_GTE = ddt.flatten(1, 2), du.flatten(1, 2)
         ddt_proj = _products_over_tokens(ddt_GTE, p_GBLP.flatten(1, 2)[..., :rank])
-        # Rows of a multiple of eight: the products' fast kernels want them aligned.
         pad = -outputs % 8
-        dp_GTP = x.new_zeros(*ddt_GTE.shape[:2], outputs + pad)
-        dp_GTP[..., :rank] = ddt_GTE @ params.dt_proj_RKEr.flatten(0, 1).to(x.dtype)
-        dp_GTP[..., rank:outputs] = dbc.flatten(1, 2)
+        dp_GTP = _projection_gradient(ddt_GTE, dbc.flatten(2, 3), params, alternating or params.tied)
         del ddt, ddt_GTE, dbc
         du_GTE.baddbmm_(dp_GTP, F.pad(params.x_proj_RKPE.flatten(0, 1).to(x.dtype), (0, 0, 0, pad)))
         u, dconv_weight, dconv_bias = kernels.conv_backward(x, params, du, dx, alternating)

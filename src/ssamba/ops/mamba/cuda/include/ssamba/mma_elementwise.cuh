@@ -15,6 +15,7 @@
 #error "the current batch, the next one, whose elementwise part is computed ahead, and one being copied need 3 stages"
 #endif
 #define GATED (GATE && (PHASE == 0 || PHASE == 2))
+#define OUTPUTS (PHASE != 3 && PHASE != 4)
 #define KT ((RANK + 15) / 16)    // products of 16 values of the low-rank dt
 #define STEPS 16                 // steps of a batch
 #define HALO 4                   // steps before it that the convolution reads
