@@ -1,7 +1,9 @@
-"""Tied decays, alternating directions and 8 states in the CUDA C++, emulated on the CPU: see test_decay_forms.py.
+"""Tied decays, alternating directions and 8 states in the CUDA C++, emulated on the CPU: see
+test_gpu_kernels_on_cpu.py.
 
-Values and every gradient against float64, and the same bits twice. ``forward``: the tensor-core scan in its tilings; ``states``: its saved states;
-``training``: forward and backward in each tiling of the backward, in float32 and bfloat16.
+Values and every gradient against float64, and the same bits twice. ``forward``: the tensor-core scan in its tilings;
+``states``: its saved states; ``training``: forward and backward in each tiling of the backward, in float32 and
+bfloat16.
 """
 
 from __future__ import annotations
