@@ -174,8 +174,8 @@ def make_model(case: Case, settings: Settings) -> tuple[Encoder, Tensor]:
     """The case's encoder with random weights in float32, and random features (B, frames, mel_bins) on the device."""
     frames = case.tokens // FREQUENCY_ROWS * Config().patch_time
     encoder = case.model.split("-")[0]
-    form = {"decay": settings.decay, "scan": settings.scan} if encoder == "ssamba" else {}
-    config = Config(encoder=encoder, width=WIDTHS[case.size], frames=frames, **form)
+    decay, scan = (settings.decay, settings.scan) if encoder == "ssamba" else ("free", "both")
+    config = Config(encoder=encoder, width=WIDTHS[case.size], frames=frames, decay=decay, scan=scan)
     model = KINDS[config.encoder](config, generator=torch.Generator().manual_seed(1)).to(settings.device).eval()
     if isinstance(model, SSAMBA):
         _weigh_alike(model)

@@ -128,7 +128,8 @@ def _run_backward(dy: Tensor, x: Tensor, z: Tensor, y: Tensor, p: Tensor, *rest:
 
 def _run_backward_packed(dy: Tensor, xz: Tensor, y: Tensor, p: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     dxz = torch.empty_like(xz)  # with xz's order of axes: the product before has its own
-    halves = xz[:, :, 0], xz[:, :, 1], y, p, MixerParams(*rest[:COUNT]), *rest[COUNT:], dxz[:, :, 0], dxz[:, :, 1]
+    params, (backends, alternating) = MixerParams(*rest[:COUNT]), rest[COUNT:]
+    halves = xz[:, :, 0], xz[:, :, 1], y, p, params, backends, alternating, dxz[:, :, 0], dxz[:, :, 1]
     return (dxz, *_backward(dy, *halves))
 
 
