@@ -123,7 +123,8 @@ def _run_inner_packed(xz: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
 
 def _run_backward(dy: Tensor, x: Tensor, z: Tensor, y: Tensor, p: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     dx, dz = x.new_empty(x.shape), z.new_empty(z.shape)
-    return (dx, dz, *_backward(dy, x, z, y, p, MixerParams(*rest[:COUNT]), *rest[COUNT:], dx, dz))
+    params, (backends, alternating) = MixerParams(*rest[:COUNT]), rest[COUNT:]
+    return (dx, dz, *_backward(dy, x, z, y, p, params, backends, alternating, dx, dz))
 
 
 def _run_backward_packed(dy: Tensor, xz: Tensor, y: Tensor, p: Tensor, *rest: Any) -> tuple[Tensor, ...]:
