@@ -148,6 +148,7 @@ def training() -> None:
             check_training(draw(1 + i % 2, (46, 1, 17, 31)[i], 2, 40, 12, R, tied), alternating, 2e-2)
     with environment(SSAMBA_LPC=1):
         check_training(draw(1, 33, 2, 34, 5, 1, True, states=11), True, 2e-2)
+        check_training(draw(1, 21, 2, 128, 12, 1, True), True, 2e-2)  # a channel for every lane of a block
 
 
 def main(part: str) -> None:

@@ -119,7 +119,7 @@ def backward(
     with nvrtc.on(x):
         defines = shape.defines(
             LPC=per_channel, SPT=shape.padded // per_channel, WARPS=warps, TT=shape.tile(),
-            MIN_BLOCKS=3 if fast else 2, **sizes,
+            MIN_BLOCKS=3 if fast else 2, WHOLE=int(shape.fills(warps * 32)), **sizes,
         )  # fmt: skip
         source = unit("scan_backward_lanes.cu" if fast else "scan_backward.cu")
         run = nvrtc.kernel(source, "scan_backward", defines, x.device.index or 0)
