@@ -43,8 +43,8 @@ struct StepPointers {
   }
 };
 
-// Whether a lane writes the gate's gradient: direction 0 does. Of one direction all lanes do, without a branch; those of
-// channels that do not exist repeat the last one.
+// Whether a lane writes the gate's gradient: direction 0 does. With one direction all lanes do, without a branch; those
+// of channels that do not exist repeat the last one.
 #define GATE_HERE (ALTERNATING || (on && r == 0))
 
 // u, delta and ds of eight steps to shared memory and, if `gate`, the gate's gradient to memory. Unless FULL, only the

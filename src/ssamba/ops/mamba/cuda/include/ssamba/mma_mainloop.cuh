@@ -200,8 +200,8 @@ __device__ __forceinline__ void run_block(WarpState &w, int s0, StepBlock *eight
   bool write = w.on && (unsigned)(before - w.lo) < (unsigned)(w.hi - w.lo);
   Interleaved between = {w.c, w.at, OTHER, BLOCK, w.delta_at, gate, eight[OTHER], eight[OTHER].sum, w.y, write};
   BcFragments bc;
-  advance<0>(w, smem_offset(w.at.b, BLOCK * 512), d, w.delta + 8 * DV * BLOCK, w.delta + 8 * DV * OTHER, eight[BLOCK], between,
-             bc);
+  advance<0>(w, smem_offset(w.at.b, BLOCK * 512), d, w.delta + 8 * DV * BLOCK, w.delta + 8 * DV * OTHER, eight[BLOCK],
+             between, bc);
   if (BLOCK == 1) w.at.advance_recurrence(on);
   w.y += 8 * w.y_step;
 }
