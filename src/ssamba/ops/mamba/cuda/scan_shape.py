@@ -44,7 +44,7 @@ class Shape:
         return self.kind != 0 and self.padded == 16 and self.lanes_per_channel() == 1
 
     def fills(self, channels: int) -> bool:
-        """Whether blocks of this number of channels leave no lane idle: the newer forms have a shorter loop for that."""
+        """Whether blocks of this number of channels leave no lane idle; the newer forms have a shorter loop then."""
         return (self.tied or self.alternating) and self.lane_is_channel() and self.width % channels == 0
 
     def tile(self) -> int:
