@@ -6,6 +6,7 @@ Forms: exact (free decays, both directions), tied, alternating, fast (tied and a
 bf16, CUDA graphs, median of 10 passes, training is forward and backward; every output is checked first. The compiled
 SSAST is taken from docs/benchmarks/h100-compiled.md (one H100) unless ``--peer`` measures it in this run too, which
 takes minutes more. ``--tests`` first runs the GPU tests of the forms; ``--tilings`` adds tilings of the fast form.
+``--profile`` prints which kernels take the time of each case in the first form.
 Lines appear as they are measured; the table comes last. A cell is the time and, in brackets, its ratio to the peer.
 """
 
@@ -24,7 +25,16 @@ from pathlib import Path
 
 import torch
 
-from ssamba.evaluation.speed.measure import PEER, Case, Result, Settings, make_model, measure_all, run_pass
+from ssamba.evaluation.speed.measure import (
+    PEER,
+    WARM_UP_FRAMES,
+    Case,
+    Result,
+    Settings,
+    make_model,
+    measure_all,
+    run_pass,
+)
 from ssamba.evaluation.speed.report import device_name
 from ssamba.ops.jit import nvrtc
 
@@ -67,7 +77,8 @@ def one_pass(case: str, form: str, tiling: str = "") -> None:
     if not settings.training:
         model, features = model.to(settings.dtype), features.to(settings.dtype)
     with tiled(tiling), torch.set_grad_enabled(settings.training), contextlib.suppress(RuntimeError):
-        run_pass(model, model.encode, features, settings)
+        for given in (features[:, :WARM_UP_FRAMES], features):
+            run_pass(model, model.encode, given, settings)
 
 
 @contextlib.contextmanager
@@ -95,6 +106,24 @@ def measured(case: str, form: str, model: str = "ssamba", tiling: str = "") -> R
     return result
 
 
+def profile(case: str, form: str) -> None:
+    """Prints device milliseconds and calls of the kernels of one pass."""
+    settings, point = settings_of(case, form)
+    model, features = make_model(point, settings)
+    if not settings.training:
+        model, features = model.to(settings.dtype), features.to(settings.dtype)
+    with torch.set_grad_enabled(settings.training):
+        run_pass(model, model.encode, features, settings)
+        torch.cuda.synchronize()
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as recorded:
+            run_pass(model, model.encode, features, settings)
+            torch.cuda.synchronize()
+    rows = sorted(recorded.key_averages(), key=lambda row: -row.self_device_time_total)
+    print(f"{case} {form}: {sum(row.self_device_time_total for row in rows) / 1e3:.2f} ms on the device")
+    for row in rows[:25]:
+        print(f"  {row.self_device_time_total / 1e3:8.3f} ms {row.count:5d} x  {row.key[:110]}", flush=True)
+
+
 def run_tests() -> None:
     """The GPU tests of the forms, several processes at once."""
     command = [sys.executable, "tests/gpu_suite.py", "--jobs", "12", "--seconds", "200", "-k", "test_gpu_forms"]
@@ -114,6 +143,7 @@ def main() -> None:
     parser.add_argument("--peer", action="store_true", help="measure the compiled SSAST in this run")
     parser.add_argument("--tests", action="store_true", help="first run the GPU tests of these forms")
     parser.add_argument("--tilings", action="store_true", help="also measure other tilings of the fast form")
+    parser.add_argument("--profile", action="store_true", help="print the kernels of each case in the first form")
     parser.add_argument("--dry-run", action="store_true", help="two cases of 16 tokens on the CPU")
     options = parser.parse_args()
     if not options.dry_run and DEVICE.type != "cuda":
@@ -134,6 +164,8 @@ def main() -> None:
         for case in cases:
             cells[case, form] = cell(measured(case, form), peers[case])
             print(f"{time.perf_counter() - begin:.0f} s: {case} {form}: {cells[case, form]}", flush=True)
+    for case in cases if options.profile else ():
+        profile(case, options.forms[0])
     for case, tiling in tilings:
         print(f"{case} fast, {tiling}: {cell(measured(case, 'fast', tiling=tiling), peers[case])}", flush=True)
     print(f"\n{device_name(DEVICE)}, torch {torch.__version__}, bf16, {time.perf_counter() - begin:.0f} s\n")

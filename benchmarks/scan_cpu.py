@@ -2,29 +2,47 @@
 
     python benchmarks/scan_cpu.py [--repeats 7] [--long 22016] [--skip-long]
 
-Prints markdown: state updates per second of the scan forward and backward, the time of one 10 s clip, the time and the
-peak memory of long inputs. The transformer is plain torch with `scaled_dot_product_attention` (12 layers, width 192, 3
-heads, MLP 4x, pre-norm). Each SSAMBA output is compared with the reference form before it is timed (short lengths).
+Prints markdown, for free and tied decays with scans in both directions and alternating ones: state updates per second
+of the scan forward and backward, the time of one 10 s clip, the time of long inputs (the least of the repeats; ratios
+are medians over neighbours in time); then the peak memory of long inputs, and the machine's load before and after.
+The transformer is plain torch with `scaled_dot_product_attention` (12 layers, width 192, 3 heads, MLP 4x, pre-norm).
+Each scan is compared with the reference form before it is timed (short lengths).
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
+import os
 import platform
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssamba import SSAMBA, Config, ops
+from ssamba.models.config import SCANS
 
 WIDTH, HEADS, LAYERS = 192, 3, 12
+
+
+class Form(NamedTuple):
+    """Values of ``Config`` that decide what a scan costs."""
+
+    decay: str
+    scan: str
+
+    def __str__(self) -> str:
+        return f"{self.decay}, {self.scan}"
+
+
+FORMS = [Form(decay, scan) for scan in ("both", "alternating") for decay in ("free", "tied")]
 
 
 class Block(nn.Module):
@@ -45,83 +63,125 @@ class Block(nn.Module):
 def median(run: Callable[[], object], repeats: int) -> float:
     """Median seconds of a call, after one that is not counted."""
     run()
-    times = []
-    for _ in range(repeats):
-        begin = time.perf_counter()
+    return statistics.median(seconds(run) for _ in range(repeats))
+
+
+def seconds(run: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    run()
+    return time.perf_counter() - begin
+
+
+def interleaved(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each call, all in turn ``repeats`` times: what else the machine does then slows all alike."""
+    for run in runs.values():
         run()
-        times.append(time.perf_counter() - begin)
-    return statistics.median(times)
+    found: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(repeats):
+        for name, run in runs.items():
+            found[name].append(seconds(run))
+    return found
 
 
-def scan_arguments(batch: int, length: int, directions: int, blocks: int, channels: int) -> list[Tensor]:
+def ratio(times: list[float], others: list[float]) -> float:
+    """The median of the ratios of neighbours in time."""
+    return statistics.median(a / b for a, b in zip(times, others, strict=True))
+
+
+def scan_arguments(batch: int, length: int, form: Form, channels: int) -> list[Tensor]:
     """Random operands of ``ops.selective_scan`` with the decay of a new model."""
     g = torch.Generator().manual_seed(0)
-    lanes, states = (directions, blocks), 16
+    lanes, states = (SCANS[form.scan], 2), 16
 
     def draw(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=g)
 
-    decay = -torch.arange(1.0, states + 1).expand(*lanes, channels, states).contiguous()
+    decay = -torch.arange(1.0, states + 1).expand(*lanes, channels, states)
     return [
         draw(batch, length, *lanes, channels),
         draw(batch, length, *lanes, channels) * 0.5,
-        decay,
+        (decay[..., :1] if form.decay == "tied" else decay).contiguous(),
         draw(batch, length, *lanes, states),
         draw(batch, length, *lanes, states),
         draw(*lanes, channels),
         draw(*lanes, channels) * 0.5 - 4,
-        draw(batch, length, blocks, channels),
+        draw(batch, length, 2, channels),
     ]
 
 
-def time_scan(repeats: int) -> None:
-    print("| scan, batch 4 x 513 x 384 x 16 | forward | updates/s | backward | ratio |\n|---|---|---|---|---|")
-    for directions, blocks in ((1, 1), (2, 2)):
-        arguments = scan_arguments(4, 513, directions, blocks, 384)
-        updates = 4 * 513 * 384 * 16 * directions * blocks
-        short = [a[:1, :33] if a.dim() > 3 and a.shape[1] == 513 else a for a in arguments]
-        with ops.use_backend("reference"):
-            truth = ops.selective_scan(*short)
-        error = ((ops.selective_scan(*short) - truth).norm() / truth.norm()).item()
-        assert error < 1e-5, error
+def scan_calls(form: Form) -> tuple[Callable[[], object], Callable[[], object], int]:
+    """The scan of both blocks forward, backward, and its state updates; its values are checked first."""
+    arguments, alternating = scan_arguments(4, 513, form, 384), form.scan == "alternating"
+    short = [a[:1, :33] if a.dim() > 3 and a.shape[1] == 513 else a for a in arguments]
+    with ops.use_backend("reference"):
+        truth = ops.selective_scan(*short, alternating=alternating)
+    error = ((ops.selective_scan(*short, alternating=alternating) - truth).norm() / truth.norm()).item()
+    assert error < 1e-5, error
+    leaves = [a.clone().requires_grad_() for a in arguments]
+    out = ops.selective_scan(*leaves, alternating=alternating)
+    weight = torch.randn_like(out)
+
+    def forward() -> object:
         with torch.no_grad():
-            forward = median(functools.partial(ops.selective_scan, *arguments), repeats)
-        leaves = [a.requires_grad_() for a in arguments]
-        out = ops.selective_scan(*leaves)
-        weight = torch.randn_like(out)
-        backward = median(functools.partial(torch.autograd.grad, out, leaves, weight, retain_graph=True), repeats)
+            return ops.selective_scan(*arguments, alternating=alternating)
+
+    backward = functools.partial(torch.autograd.grad, out, leaves, weight, retain_graph=True)
+    return forward, backward, 4 * 513 * 384 * 16 * SCANS[form.scan] * 2
+
+
+def time_scan(repeats: int) -> None:
+    print("| scan, batch 4 x 513 x 2 x 384 x 16 | forward | updates/s | backward | backward / forward |")
+    print("|---|---|---|---|---|")
+    calls = {form: scan_calls(form) for form in FORMS}
+    runs = {f"{form} {way}": calls[form][i] for form in FORMS for i, way in enumerate(("forward", "backward"))}
+    times = interleaved(runs, repeats)
+    for form in FORMS:
+        forward, backward = times[f"{form} forward"], times[f"{form} backward"]
+        least = min(forward)
         print(
-            f"| {directions} direction(s), {blocks} block(s) | {1e3 * forward:.2f} ms "
-            f"| {updates / forward / 1e9:.2f} G | {1e3 * backward:.2f} ms | {backward / forward:.2f} |"
+            f"| {form} | {1e3 * least:.2f} ms | {calls[form][2] / least / 1e9:.2f} G | {1e3 * min(backward):.2f} ms "
+            f"| {ratio(backward, forward):.2f} |"
         )
 
 
-def encoders(tokens: int) -> tuple[nn.Module, SSAMBA, Tensor]:
-    """The transformer, SSAMBA-tiny, and log-mel features of 8 x (tokens / 8) patches."""
-    vit = nn.Sequential(*[Block() for _ in range(LAYERS)]).eval()
-    model = SSAMBA(Config.tiny(frames=tokens // 8 * 16)).eval()
-    features = torch.randn(1, tokens // 8 * 16, 128, generator=torch.Generator().manual_seed(1))
-    return vit, model, features
+def encoder(tokens: int, form: Form) -> tuple[SSAMBA, Tensor]:
+    """SSAMBA-tiny, and log-mel features of 8 x (tokens / 8) patches."""
+    model = SSAMBA(Config.tiny(frames=tokens // 8 * 16, decay=form.decay, scan=form.scan)).eval()
+    return model, torch.randn(1, tokens // 8 * 16, 128, generator=torch.Generator().manual_seed(1))
 
 
 @torch.no_grad()
-def time_clip(tokens: int, repeats: int, vit_repeats: int) -> None:
-    vit, model, features = encoders(tokens)
-    x = torch.randn(1, tokens + 2, WIDTH)
-    ours, theirs = median(lambda: model.encode(features), repeats), median(lambda: vit(x), vit_repeats)
-    print(f"| {tokens:,} | {1e3 * ours:,.0f} ms | {1e3 * theirs:,.0f} ms | {ours / theirs:.2f} |", flush=True)
+def time_clip(tokens: int, repeats: int) -> None:
+    vit, x = nn.Sequential(*[Block() for _ in range(LAYERS)]).eval(), torch.randn(1, tokens + 2, WIDTH)
+    runs: dict[str, Callable[[], object]] = {"vit": lambda: vit(x)}
+    for form in FORMS:
+        model, features = encoder(tokens, form)
+        runs[str(form)] = functools.partial(model.encode, features)
+    times = interleaved(runs, repeats)
+    theirs = times.pop("vit")
+    for name, ours in times.items():
+        print(
+            f"| {tokens:,} | {name} | {1e3 * min(ours):,.0f} ms | {1e3 * min(theirs):,.0f} ms "
+            f"| {ratio(ours, theirs):.3f} |",
+            flush=True,
+        )
 
 
 @torch.no_grad()
 def peak_of(tokens: int) -> None:
     """Print the peak memory that one encoding adds, in MiB; run in a process of its own."""
-    _, model, features = encoders(tokens)
+    model, features = encoder(tokens, FORMS[0])
     model.encode(features[:, :1024])  # compile, load libraries
     begin = memory("VmRSS")
     with open("/proc/self/clear_refs", "w") as file:
         file.write("5")  # forget the peak of loading and compiling
     model.encode(features)
     print(memory("VmHWM") - begin)
+
+
+def load() -> str:
+    """The load of the machine: ratios of a busy one say less."""
+    return f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} processors"
 
 
 def memory(kind: str) -> float:
@@ -140,19 +200,21 @@ def main() -> None:
     if arguments.peak:
         peak_of(arguments.peak)
         return
-    print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, fp32\n")
+    print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, fp32, {load()}\n")
     time_scan(arguments.repeats)
-    print("\n| patch tokens, batch 1 | SSAMBA tiny | ViT tiny, sdpa | ratio |\n|---|---|---|---|")
-    time_clip(512, arguments.repeats, arguments.repeats)
+    print("\n| patch tokens, batch 1 | decays, scans | SSAMBA tiny | ViT tiny, sdpa | ratio |\n|---|---|---|---|---|")
+    time_clip(512, arguments.repeats)
     if arguments.skip_long:
+        print(f"\n{load()}")
         return
-    time_clip(4096, 3, 3)
-    time_clip(arguments.long, 2, 1)
+    time_clip(4096, 3)
+    time_clip(arguments.long, 2)
     print("\n| patch tokens | peak memory added by SSAMBA tiny | per token |\n|---|---|---|")
     for tokens in (4096, arguments.long, 4 * arguments.long, 180_000):
         command = [sys.executable, __file__, "--peak", str(tokens)]
         peak = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
         print(f"| {tokens:,} | {peak:,.0f} MiB | {1024 * peak / tokens:.1f} KiB |", flush=True)
+    print(f"\n{load()}")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import torch
 
 from ssamba.inference.model import SSAMBA
 from ssamba.models.config import Config
-from ssamba.models.pretrained.model_dir import save_model
+from ssamba.models.pretrained.model_dir import read_config, save_model
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("benchmarks", "experiments", "tools", "dev")
@@ -119,6 +119,29 @@ def test_dev_probe(tmp_path: Path, model_folder: Path) -> None:
     lines = run("experiments/dev_probe.py", *roots, model_folder, "--device", "cpu").splitlines()
     assert len(lines) == 2 + 4  # log-mel; mean, mean and deviation, rows of the last layer
     assert all(0 <= float(cell) <= 100 for line in lines[2:] for cell in line.split("|")[3:5])
+
+
+def test_decay_forms(tmp_path: Path) -> None:
+    """All four forms pretrained for a step and probed; without being told to, it says what it would do."""
+    lists, out = tmp_path / "lists", tmp_path / "out"
+    lists.mkdir()
+    for i, name in enumerate(("words", "speech", "effects", "music")):
+        clips = [noise(tmp_path / name / f"{j}.wav", 2.2, 10 * i + j) for j in range(8)]
+        (lists / f"{name}.csv").write_text("path\n" + "".join(f"{clip}\n" for clip in clips))
+    roots = trees.esc10(tmp_path / "esc10"), trees.arabic(tmp_path / "arabic")
+    small = "--device cpu --size tiny --width 16 --depth 2 --batch 4 --validation 0.2 --workers 1 --warmup-steps 1"
+    options = ["--steps", 1, "--gpus", 1, "--probe-device", "cpu", "--options", small]
+    planned = run("experiments/decay_forms.py", out, lists, *roots, *options, "--dry-run").splitlines()
+    assert len(planned) == 5
+    assert not out.exists()
+    done = run("experiments/decay_forms.py", out, lists, *roots, *options).splitlines()
+    assert [line.partition(" ")[2] for line in done[:4]] == planned[:4]
+    assert done[4] == planned[4]
+    forms = [tuple(line.split(" | ")[:2]) for line in done[-4:]]
+    assert forms == [(f"| {decay}", scan) for decay in ("free", "tied") for scan in ("both", "alternating")]
+    for decay, scan in (("free", "both"), ("tied", "alternating")):
+        config = read_config(out / f"{decay}-{scan}").config
+        assert (config.decay, config.scan) == (decay, scan)
 
 
 @pytest.mark.slow

@@ -23,6 +23,7 @@ from ssamba.evaluation.speed.measure import (
 )
 from ssamba.evaluation.speed.report import speed_table, write_report
 from ssamba.inference.model import SSAMBA
+from ssamba.models.config import Config
 from ssamba.utils.errors import ConfigError
 
 CPU = torch.device("cpu")
@@ -36,6 +37,14 @@ def test_right_models_pass_the_check(model: str) -> None:
     encoder, features = measure.make_model(Case("tiny", model, 328, 2), QUICK)
     with torch.no_grad():
         assert relative_error(encoder.encode(features), expected_tokens(encoder, features)) < FP32 / 10
+
+
+@pytest.mark.parametrize(("decay", "scan"), [("tied", "both"), ("free", "forward"), ("tied", "alternating")])
+@torch.no_grad()
+def test_other_decays_and_scans_pass_the_check(decay: str, scan: str) -> None:
+    encoder = SSAMBA(Config(width=16, depth=4, frames=64, state_size=4, decay=decay, scan=scan)).eval()
+    features = torch.randn(2, 64, 128, generator=torch.Generator().manual_seed(0))
+    assert relative_error(encoder.encode(features), expected_tokens(encoder, features)) < FP32 / 10
 
 
 @pytest.mark.parametrize("name", ["D_RKE", "A_log_RKEN", "conv_bias_RKE", "x_proj_RKPE", "norm_bias_Kd"])

@@ -31,12 +31,17 @@ def compare(name: str, found: Tensor, expected: Tensor, bound: float) -> None:
         sys.exit(f"{name}: off by {error:.1e}")
 
 
-def mixer(length: int, width: int, rank: int, directions: int, dtype: torch.dtype, bound: float) -> None:
-    """Forward and backward."""
-    tensors = [t.requires_grad_() for t in inputs(2, length, width, rank, directions, dtype)]
+def mixer(
+    length: int, width: int, rank: int, directions: int, dtype: torch.dtype, bound: float, fast: bool = False
+) -> None:
+    """Forward and backward; ``fast``: with tied decays and alternating directions."""
+    tensors = inputs(2, length, width, rank, directions, dtype)
+    if fast:
+        tensors[6] = tensors[6][..., :1].contiguous()
+    tensors = [t.requires_grad_() for t in tensors]
     exact = [t.detach().double().requires_grad_() for t in tensors]
-    y = gpu.bimamba_inner_packed(tensors[0], MixerParams(*tensors[1:]))
-    expected = naive.bimamba_inner(exact[0][:, :, 0], exact[0][:, :, 1], MixerParams(*exact[1:]))
+    y = gpu.bimamba_inner_packed(tensors[0], MixerParams(*tensors[1:]), fast)
+    expected = naive.bimamba_inner(exact[0][:, :, 0], exact[0][:, :, 1], MixerParams(*exact[1:]), fast)
     found = [y, *torch.autograd.grad(y.float().square().sum(), tensors)]
     truth = [expected, *torch.autograd.grad(expected.square().sum(), exact)]
     for i, (one, other) in enumerate(zip(found, truth, strict=True)):
@@ -101,6 +106,11 @@ def main() -> None:
                 "split=1,warps=4,stages=4,chunks=3,blocks=2"):  # fmt: skip
         late_gate(cut)
     mixer(37, 48, 12, 2, torch.bfloat16, 2e-2)
+    os.environ["SSAMBA_LPC"] = "1"  # the backward of many channels
+    mixer(37, 48, 12, 1, torch.bfloat16, 2e-2, fast=True)
+    mixer(37, 128, 12, 1, torch.bfloat16, 2e-2, fast=True)
+    del os.environ["SSAMBA_LPC"]
+    mixer(37, 48, 12, 1, torch.bfloat16, 2e-2, fast=True)
     mixer(21, 33, 5, 1, torch.float32, 1e-4)
     mixer(18, 40, 4, 2, torch.float16, 4e-3)
 

@@ -26,13 +26,18 @@ CAPABILITY = (9, 0)
 SIZES = {"tiny": (384, 12), "small": (768, 24), "base": (1536, 48)}
 
 
-def inputs(batch: int, length: int, size: str, directions: int, dtype: torch.dtype) -> list[Tensor]:
+def inputs(
+    batch: int, length: int, size: str, directions: int, dtype: torch.dtype, states: int = 16, tied: bool = False
+) -> list[Tensor]:
     (e, r), lanes = SIZES[size], (directions, 2)
-    shapes = [(batch, length, 2, 2, e), (*lanes, e, 4), (*lanes, e), (*lanes, r + 32, e), (*lanes, e, r), (*lanes, e)]
-    tensors = [torch.zeros(s, requires_grad=True) for s in (*shapes, (*lanes, e, 16), (*lanes, e))]
+    shapes = [(batch, length, 2, 2, e), (*lanes, e, 4), (*lanes, e), (*lanes, r + 2 * states, e), (*lanes, e, r)]
+    shapes += [(*lanes, e), (*lanes, e, 1 if tied else states), (*lanes, e)]
+    tensors = [torch.zeros(s, requires_grad=True) for s in shapes]
     return [tensors[0].detach().to(dtype).requires_grad_(), *tensors[1:]]
 
 
+FORMS = ((True, True, 1, 16), (True, False, 2, 16), (False, True, 1, 16), (False, False, 2, 8), (True, True, 1, 8))
+"""Tied decays, alternating directions, their number, and states: beside the form of the official checkpoint."""
 CASES = ((2, torch.bfloat16), (1, torch.bfloat16), (2, torch.float16), (2, torch.float32))
 EVERY_CASE = tuple(
     (directions, dtype) for dtype in (torch.bfloat16, torch.float16, torch.float32) for directions in (1, 2)
@@ -60,6 +65,7 @@ def visit_units(kernel: Callable[[nvrtc.Unit, str, tuple[str, ...]], object], ev
             if every_case:
                 with torch.no_grad():
                     gpu.bimamba_inner_packed(tensors[0], MixerParams(*tensors[1:]))
+    visit_forms()
     with torch.no_grad():
         for batch, length in ((1, 5000), (4, 600)):  # in chunks, and with states shared by two warps
             x, *parameters = inputs(batch, length, "tiny", 2, torch.bfloat16)
@@ -74,6 +80,25 @@ def visit_units(kernel: Callable[[nvrtc.Unit, str, tuple[str, ...]], object], ev
             y, stream, *weights = (torch.zeros(s).bfloat16() for s in shapes)
             for scale in (None, 1.0):
                 gated_output.gated_output(y, stream.to(stream_dtype), *weights, 1e-5, scale)
+
+
+def visit_forms() -> None:
+    """Training and inference in each form: many channels, few, and in chunks of time."""
+    for tied, alternating, directions, states in FORMS:
+        for dtype in (
+            (torch.bfloat16, torch.float16, torch.float32)
+            if tied and alternating and states == 16
+            else (torch.bfloat16,)
+        ):
+            tensors = inputs(64, 16, "tiny", directions, dtype, states, tied)
+            y = gpu.bimamba_inner_packed(tensors[0], MixerParams(*tensors[1:]), alternating)
+            torch.autograd.grad(y.float().sum(), tensors)
+        with torch.no_grad():
+            for batch, length in ((64, 16), (1, 5000), (4, 60)):
+                tensors = inputs(batch, length, "tiny", directions, torch.bfloat16, states, tied)
+                x, params = tensors[0][:, :, 0].contiguous(), MixerParams(*tensors[1:])
+                gpu.bimamba_inner_packed(tensors[0], params, alternating)
+                assert gpu_inference.bimamba_ungated(x, torch.zeros_like(x), params, alternating) is not None
 
 
 def main() -> None:

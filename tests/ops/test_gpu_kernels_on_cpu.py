@@ -27,6 +27,17 @@ def test_small_sizes(form: str) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+@pytest.mark.parametrize(
+    "part", ["states", *(pytest.param(p, marks=pytest.mark.slow) for p in ("forward", "training"))]
+)
+def test_tied_decays_and_alternating_directions(part: str) -> None:
+    if shutil.which("g++") is None:
+        pytest.skip("emulating the CUDA kernels needs g++")
+    script = Path(__file__).with_name("cuda_forms_small.py")
+    done = subprocess.run([sys.executable, str(script), part], capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
 @pytest.mark.slow
 def test_the_kernels_compile_for_a_gpu() -> None:
     """NVRTC, which needs no GPU, takes the CUDA C++ of every published size, forward and backward, in every cut."""

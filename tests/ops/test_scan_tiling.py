@@ -10,10 +10,12 @@ from ssamba.ops.mamba.cuda.scan_shape import Shape
 from ssamba.ops.mamba.params import MixerParams
 
 
-def shape(batch: int, length: int, states: int = 16, directions: int = 2) -> Shape:
+def shape(batch: int, length: int, states: int = 16, tied: bool = False, alternating: bool = False) -> Shape:
     x = torch.empty(batch, length, 2, 384, device="meta", dtype=torch.bfloat16)
-    sizes = ((384, 4), (384,), (12 + 2 * states, 384), (384, 12), (384,), (384, states), (384,))
-    return Shape(x, MixerParams(*(torch.empty(directions, 2, *size, device="meta") for size in sizes)))
+    sizes = ((384, 4), (384,), (12 + 2 * states, 384), (384, 12), (384,), (384, 1 if tied else states), (384,))
+    directions = 1 if alternating else 2
+    params = MixerParams(*(torch.empty(directions, 2, *size, device="meta") for size in sizes))
+    return Shape(x, params, alternating)
 
 
 def test_few_channels_are_split_finer() -> None:
@@ -22,6 +24,20 @@ def test_few_channels_are_split_finer() -> None:
     assert [tiling.state_split for tiling in tilings] == [1, 2, 1]
     assert tilings[0].chunks == 8
     assert [scan_mma.choose_tiling(shape(batch, 22016)).chunks for batch in (1, 2)] == [16, 8]
+
+
+def test_eight_states_are_not_split() -> None:
+    tilings = [scan_mma.choose_tiling(shape(batch, 4096, states=8)) for batch in (1, 4, 8, 64)]
+    assert [tiling.state_split for tiling in tilings] == [1] * 4
+    assert [tiling.chunks for tiling in tilings] == [8, 4, 1, 1]
+
+
+def test_short_clips_are_cut_in_time_where_a_scan_is_cheap() -> None:
+    assert scan_mma.choose_tiling(shape(1, 513)).chunks == 1
+    for form in ({"tied": True, "alternating": True}, {"alternating": True}):
+        assert scan_mma.choose_tiling(shape(1, 513, **form)).chunks == 8
+        assert scan_mma.choose_tiling(shape(64, 513, **form)).chunks == 1
+    assert shape(1, 513, tied=True).defines()[-2:] == ("TIED=1", "ALTERNATING=0")
 
 
 def test_the_environment_chooses_another_tiling(monkeypatch: pytest.MonkeyPatch) -> None:

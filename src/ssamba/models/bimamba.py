@@ -75,6 +75,19 @@ class MambaPair(BlockPair):
         """See ``ops.runs_ungated``."""
         return ops.runs_ungated(like, self.A_log_RKEN, self.states, self.alternating)
 
+    def prepares_weights(self, like: Tensor) -> bool:
+        """With tied decays or alternating scans, on a GPU, where weights have the 16 bits of the products.
+
+        Both directions with free decays keep the rounding that they have always had.
+        """
+        tied = self.A_log_RKEN.shape[-1] != self.states
+        same = like.dtype == self.in_proj_hKEd.dtype and like.dtype in (torch.bfloat16, torch.float16)
+        return (tied or self.alternating) and like.is_cuda and same
+
+    def mix_prepared(self, xz_BLhKE: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
+        """See ``ops.bimamba_inner``."""
+        return ops.bimamba_inner_packed(xz_BLhKE, *MixerParams(*weights), self.alternating)
+
     def inference_weights(self, dtype: torch.dtype) -> PairWeights:
         """See ``ops.ready_weights``."""
         tensors = self.in_proj_hKEd, self.norm_weight_Kd, self.norm_bias_Kd, self.out_proj_dKE

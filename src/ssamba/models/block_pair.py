@@ -62,7 +62,7 @@ class ResidualState(NamedTuple):
 
 
 class PairWeights(NamedTuple):
-    """A pair's weights as inference with a deferred gate reads them."""
+    """A pair's weights as inference reads them that prepares them in one pass: with a deferred gate, and otherwise."""
 
     in_proj_hKEd: Tensor
     """The input product with the LayerNorm's scale folded in."""
@@ -116,6 +116,14 @@ class BlockPair(nn.Module, ABC):
         """``y_BLKE`` before the gate, in inference; ``work`` may be overwritten. None where it does not take these."""
         return None
 
+    def prepares_weights(self, like: Tensor) -> bool:
+        """Whether inference with products of ``like`` goes through ``inference_weights`` and ``mix_prepared``."""
+        return False
+
+    def mix_prepared(self, xz_BLhKE: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
+        """``mix`` with the mixer's weights of ``inference_weights``."""
+        raise NotImplementedError(f"{type(self).__name__} takes no prepared weights")
+
     # ---- the step
 
     def forward(
@@ -159,6 +167,8 @@ class BlockPair(nn.Module, ABC):
             if parts > 1:
                 self._step_by_parts(normal_BLd, parts)
                 return ResidualState(normal_BLd, stream_BLd)
+            if self.prepares_weights(normal_BLd):
+                return ResidualState(self._step_with_prepared_weights(normal_BLd), stream_BLd)
         xz_BLhKE = self._input(normal_BLd, *self._folded_input())
         del normal_BLd  # not needed by the mixer, which is where memory peaks
         return ResidualState(self._mix_and_project(xz_BLhKE), stream_BLd)
@@ -201,6 +211,12 @@ class BlockPair(nn.Module, ABC):
         out_proj_dX = weights.out_proj_dKE.flatten(1)
         ops.gated_output_(y_TX, stream_Td, weight_z, bias_z, out_proj_dX, out_Td, NORM_EPS, residual_scale)
         return True
+
+    def _step_with_prepared_weights(self, normal_BLd: Tensor) -> Tensor:
+        """The step from the normalised input: with few tokens the launches of ``_folded_input`` and casts count."""
+        weight_hKEd, bias_hKE, out_proj_dKE, mixer = self.inference_weights(normal_BLd.dtype)
+        y_BLKE = self.mix_prepared(self._input(normal_BLd, weight_hKEd, bias_hKE), mixer)
+        return F.linear(y_BLKE.flatten(2), out_proj_dKE.flatten(1))
 
     def _input(self, normal_BLd: Tensor, weight_hKEd: Tensor, bias_hKE: Tensor) -> Tensor:
         return F.linear(normal_BLd, weight_hKEd.flatten(0, 2), bias_hKE.flatten()).unflatten(-1, weight_hKEd.shape[:3])

@@ -31,3 +31,12 @@ def captured(run: Callable[[], object], warm_ups: int = WARM_UPS) -> Callable[[]
         run()
     replay: Callable[[], None] = graph.replay
     return replay
+
+
+def compiler_problem(device: torch.device) -> str | None:
+    """Why ``torch.compile`` does not work for ``device`` (no C++ compiler, no Triton), in one line; None if it does."""
+    try:
+        torch.compile(torch.sin, dynamic=False)(torch.zeros(8, dtype=torch.float32, device=device))
+    except Exception as error:  # no common class: no compiler, no Triton, an unknown Python
+        return " ".join(str(error).split())[:200]
+    return None

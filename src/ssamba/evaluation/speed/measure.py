@@ -27,7 +27,7 @@ from ssamba.inference.model import KINDS, SSAMBA, SSAST, Encoder
 from ssamba.models.bimamba import MambaPair
 from ssamba.models.config import WIDTHS, Config
 from ssamba.utils.errors import ConfigError
-from ssamba.utils.graph_capture import captured
+from ssamba.utils.graph_capture import captured, compiler_problem
 from ssamba.utils.torch_defaults import HOST_FLOAT32
 
 MODELS = ("ssamba", "ssast-compiled", "ssast", "ssast-written-out")
@@ -139,13 +139,9 @@ def measure_all(settings: Settings, progress: Callable[[float, float, str], None
 
 def _check_compiler(settings: Settings) -> None:
     """Refuse ``torch.compile`` where it cannot work, before hours of other cases."""
-    try:
-        torch.compile(torch.sin, dynamic=False)(torch.zeros(8, dtype=torch.float32, device=settings.device))
-    except Exception as error:  # no common class: no compiler, no Triton, an unknown Python
-        reason = " ".join(str(error).split())[:200]
-        raise ConfigError(
-            f"models: {PEER} needs torch.compile, which does not work here ({reason}); leave it out"
-        ) from None
+    reason = compiler_problem(settings.device)
+    if reason is not None:
+        raise ConfigError(f"models: {PEER} needs torch.compile, which does not work here ({reason}); leave it out")
 
 
 def _measure(case: Case, settings: Settings) -> Result:
@@ -174,8 +170,8 @@ def make_model(case: Case, settings: Settings) -> tuple[Encoder, Tensor]:
     """The case's encoder with random weights in float32, and random features (B, frames, mel_bins) on the device."""
     frames = case.tokens // FREQUENCY_ROWS * Config().patch_time
     encoder = case.model.split("-")[0]
-    form = {"decay": settings.decay, "scan": settings.scan} if encoder == "ssamba" else {}
-    config = Config(encoder=encoder, width=WIDTHS[case.size], frames=frames, **form)
+    decay, scan = (settings.decay, settings.scan) if encoder == "ssamba" else ("free", "both")
+    config = Config(encoder=encoder, width=WIDTHS[case.size], frames=frames, decay=decay, scan=scan)
     model = KINDS[config.encoder](config, generator=torch.Generator().manual_seed(1)).to(settings.device).eval()
     if isinstance(model, SSAMBA):
         _weigh_alike(model)

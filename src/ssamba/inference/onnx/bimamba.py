@@ -19,6 +19,7 @@ from ssamba.inference.onnx.weights import Weights
 from ssamba.models.block_pair import BLOCKS, NORM_EPS
 from ssamba.models.config import Config
 from ssamba.models.encoder import Encoder
+from ssamba.utils.torch_defaults import HOST_FLOAT32
 
 LINEAR_FROM, CONSTANT_TO = 20.0, -15.9
 """Softplus of more is the value itself in float32; of less it is taken as that of this, 1.2e-7."""
@@ -191,7 +192,7 @@ class _Pair:
         """A_log of each state (R, K, E, N), of tied decays too."""
         A_log = self._values("A_log_RKEN")
         states = self._config.state_size
-        return A_log if A_log.shape[-1] == states else A_log + torch.arange(1, states + 1).log()
+        return A_log if A_log.shape[-1] == states else A_log + torch.arange(1, states + 1, **HOST_FLOAT32).log()
 
     def _by_blocks(self, name: str, r: int) -> Value:
         """Direction r of a product (R, K, y, x) for all blocks at once: (K x, K y), blocks off the diagonal are 0."""

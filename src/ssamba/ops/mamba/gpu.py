@@ -11,6 +11,7 @@ runs give the same bits.
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Any
 
 import torch
@@ -59,6 +60,30 @@ def _products_over_tokens(a_GTm: Tensor, b_GTn: Tensor) -> Tensor:
     return (a.transpose(1, 2) @ b).unflatten(0, (matrices, parts)).sum(1, dtype=torch.float32)
 
 
+def _projection_gradients(
+    ddt_GTE: Tensor, dbc_xGT2N: Tensor, p_GTP: Tensor, params: MixerParams, joined: bool
+) -> tuple[Tensor, Tensor]:
+    """``dp_GTP``, from the gradients of dt and (B, C), the latter in parts, and the gradient of ``dt_proj``.
+
+    The products' fast kernels want rows aligned, so those of dp are padded with zeros to a multiple of eight.
+    ``joined``: all in one pass, for the forms of a mixer that have always been computed so; the others keep the order
+    of their sums.
+    """
+    rank, outputs, pad = params.rank, params.outputs, -params.outputs % 8
+    dt_proj_GEr = params.dt_proj_RKEr.flatten(0, 1).to(ddt_GTE.dtype)
+    if joined and importlib.util.find_spec("triton") is not None:
+        from ssamba.ops.mamba.triton import gradients
+
+        dt_GTm = ddt_GTE @ F.pad(dt_proj_GEr, (0, -rank % 8))
+        dp_GTP, low_GTm = gradients.join(dt_GTm, dbc_xGT2N, p_GTP, rank, pad)
+        return dp_GTP, _products_over_tokens(ddt_GTE, low_GTm)[..., :rank]
+    ddt_proj = _products_over_tokens(ddt_GTE, p_GTP[..., :rank])
+    dp_GTP = ddt_GTE.new_zeros(*ddt_GTE.shape[:2], outputs + pad)
+    dp_GTP[..., :rank] = ddt_GTE @ dt_proj_GEr
+    dp_GTP[..., rank:outputs] = dbc_xGT2N.sum(0)
+    return dp_GTP, ddt_proj
+
+
 def _forward(x: Tensor, z: Tensor, params: MixerParams, backends: str, alternating: bool) -> tuple[Tensor, Tensor]:
     """``y_BLKE`` and the projection ``p_GBLP``, which the backward starts from."""
     x, z, params = _dense(x), _dense(z), params.contiguous()
@@ -73,18 +98,14 @@ def _backward(
     """Writes ``dx`` and ``dz`` (views with free strides) and returns the gradients of ``params``, in their dtypes."""
     given, params = params, params.contiguous()
     x, z, dy = _dense(x), _dense(z), dy.contiguous()
-    rank, outputs = params.rank, params.outputs
+    outputs, pad = params.outputs, -params.outputs % 8
     with torch.autocast(x.device.type, enabled=False):
         kernels = dispatch.kernels("mixer", x, params, backends=backends)
         du, ddt, dbc, da_log, dvec_2RKE = kernels.scan_backward(dy, x, z, y, p_GBLP, params, dz, alternating)
         ddt_GTE, du_GTE = ddt.flatten(1, 2), du.flatten(1, 2)
-        ddt_proj = _products_over_tokens(ddt_GTE, p_GBLP.flatten(1, 2)[..., :rank])
-        # Rows of a multiple of eight: the products' fast kernels want them aligned.
-        pad = -outputs % 8
-        dp_GTP = x.new_zeros(*ddt_GTE.shape[:2], outputs + pad)
-        dp_GTP[..., :rank] = ddt_GTE @ params.dt_proj_RKEr.flatten(0, 1).to(x.dtype)
-        dp_GTP[..., rank:outputs] = dbc.flatten(1, 2)
-        del ddt, ddt_GTE, dbc
+        inputs = ddt_GTE, dbc.flatten(2, 3), p_GBLP.flatten(1, 2), params
+        dp_GTP, ddt_proj = _projection_gradients(*inputs, joined=alternating or params.tied)
+        del ddt, ddt_GTE, dbc, inputs
         du_GTE.baddbmm_(dp_GTP, F.pad(params.x_proj_RKPE.flatten(0, 1).to(x.dtype), (0, 0, 0, pad)))
         u, dconv_weight, dconv_bias = kernels.conv_backward(x, params, du, dx, alternating)
         dx_proj = _products_over_tokens(dp_GTP, u.flatten(1, 2))[:, :outputs]
@@ -107,12 +128,14 @@ def _run_inner_packed(xz: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
 
 def _run_backward(dy: Tensor, x: Tensor, z: Tensor, y: Tensor, p: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     dx, dz = x.new_empty(x.shape), z.new_empty(z.shape)
-    return (dx, dz, *_backward(dy, x, z, y, p, MixerParams(*rest[:COUNT]), *rest[COUNT:], dx, dz))
+    params, (backends, alternating) = MixerParams(*rest[:COUNT]), rest[COUNT:]
+    return (dx, dz, *_backward(dy, x, z, y, p, params, backends, alternating, dx, dz))
 
 
 def _run_backward_packed(dy: Tensor, xz: Tensor, y: Tensor, p: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     dxz = torch.empty_like(xz)  # with xz's order of axes: the product before has its own
-    halves = xz[:, :, 0], xz[:, :, 1], y, p, MixerParams(*rest[:COUNT]), *rest[COUNT:], dxz[:, :, 0], dxz[:, :, 1]
+    params, (backends, alternating) = MixerParams(*rest[:COUNT]), rest[COUNT:]
+    halves = xz[:, :, 0], xz[:, :, 1], y, p, params, backends, alternating, dxz[:, :, 0], dxz[:, :, 1]
     return (dxz, *_backward(dy, *halves))
 
 

@@ -38,6 +38,7 @@ class PretrainRecipe(RecipeBase, ModelShape, PretrainAugmentation, Optimisation,
         tuple(SCANS),
     )
     residual_scale: int = like(ModelShape, "residual_scale")
+    compile: bool = option(False, "SSAST: training steps through torch.compile, for comparisons at its best speed")
     decoder_depth: int = option(
         0, "blocks of a decoder for the hidden patches, which the encoder then does not read; 0 as in the reference"
     )
@@ -110,6 +111,8 @@ class PretrainRecipe(RecipeBase, ModelShape, PretrainAugmentation, Optimisation,
         super().__post_init__()
         if self.needs_teacher and not self.ema:
             raise ConfigError("latent: needs an averaged model to predict; give ema too, such as 0.999")
+        if self.compile and self.encoder != "ssast":
+            raise ConfigError(f"compile: {self.encoder} has compiled kernels of its own; leave it out")
         self._check_views()
         if self.steps == 0 and self.epochs <= 0:
             raise ConfigError(f"epochs: {self.epochs}, give more than 0, or steps")

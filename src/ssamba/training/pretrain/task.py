@@ -27,6 +27,8 @@ from ssamba.training.pretrain.teacher_targets import LatentHeads, active_losses,
 from ssamba.training.seeds import torch_generator
 from ssamba.training.task import ACTIVATION_BYTES, ACTIVATIONS, Task
 from ssamba.training.tensors import TensorGroup
+from ssamba.utils.errors import ConfigError
+from ssamba.utils.graph_capture import compiler_problem
 
 STEPS_AHEAD = 3
 CACHE_BYTES = 2 << 30
@@ -136,6 +138,8 @@ class PretrainTask(Task[PretrainBatch, PretrainInputs]):
         validation: the held-out clips; only the first process needs them.
         resident: the whole set on the model's device, or None to decode as it is needed.
         dist: this process among those of the run.
+
+    Raises ``ConfigError`` where the recipe asks for ``torch.compile`` and that does not work.
     """
 
     def __init__(
@@ -151,6 +155,12 @@ class PretrainTask(Task[PretrainBatch, PretrainInputs]):
         super().__init__(model, recipe.ema, dist)
         self.recipe, self.plan, self.skip = recipe, plan, skip
         self.validation, self.resident = validation, resident
+        self._masked_losses = masked_losses
+        if recipe.compile:
+            reason = compiler_problem(model.device)
+            if reason is not None:
+                raise ConfigError(f"compile: torch.compile does not work here ({reason}); leave it out")
+            self._masked_losses = torch.compile(masked_losses, dynamic=False)
         self.objective, self.teacher_losses = OBJECTIVES[recipe.objective], active_losses(recipe)
         self.validation_metrics = self.objective.metrics
         self.metrics = (*self.objective.metrics, *(loss.name for loss in self.teacher_losses))
@@ -249,7 +259,7 @@ class PretrainTask(Task[PretrainBatch, PretrainInputs]):
         recipe, features = self.recipe, inputs.features
         masked = features.repeat_interleave(recipe.masks_per_clip, dim=0) if recipe.masks_per_clip > 1 else features
         keeps = (inputs.keep_a, inputs.keep_b)
-        out, passes = masked_losses(self.model, masked, inputs.mask_a, inputs.mask_b, recipe.objective, keeps)
+        out, passes = self._masked_losses(self.model, masked, inputs.mask_a, inputs.mask_b, recipe.objective, keeps)
         if self.latent is not None and self.ema is not None:
             whole = features if inputs.clean_features is None else inputs.clean_features
             targets = teacher_targets(self.ema.model, whole, recipe.latent_layers)

@@ -164,6 +164,7 @@ def _retreat(g, da, rate, step, b, c, db, past, n, steps):  # type: ignore[no-un
 
 @inline
 def store_group(to, x0, x1, x2, x3, x4, x5, x6, x7):  # type: ignore[no-untyped-def]
+    """A group's vectors to the rows from ``to`` on."""
     store(to, x0)
     store(to + ROW, x1)
     store(to + 2 * ROW, x2)

@@ -10,6 +10,7 @@ from ssamba.ops.mamba.cuda.kernel_args import CONV_BACKWARD_ARGS
 from ssamba.ops.mamba.cuda.sources import DTYPE_CODES, defines, unit
 
 _THREADS = 64
+_STEPS = {False: 4, True: 8}  # of an iteration: with one direction there are registers for more loads at once
 _ENOUGH_THREADS = 128 * 1024  # four waves would be too many partial sums, one would have a long tail
 
 
@@ -40,7 +41,7 @@ def backward(
         setattr(args, f"dx{axis}", dstride)
     args.B, args.L, args.K, args.E, args.steps = batch, length, blocks, width, steps
     macros = defines(
-        DTYPE=DTYPE_CODES[x_BLKE.dtype], W=taps, DIRS=directions, V=each, STEPS=4, THREADS=_THREADS,
+        DTYPE=DTYPE_CODES[x_BLKE.dtype], W=taps, DIRS=directions, V=each, STEPS=_STEPS[alternating], THREADS=_THREADS,
         ALTERNATING=int(alternating),
     )  # fmt: skip
     with nvrtc.on(x_BLKE):

@@ -61,6 +61,9 @@ def _states(shape: Shape, tensors: dict[str, Tensor]) -> Tensor:
     x, per_channel, steps = tensors["x"], shape.lanes_per_channel(), shape.saved()
     count = -(-shape.length // steps)
     states = x.new_empty(shape.dir_blocks, shape.batch, count, shape.width, shape.padded)
+    if scan_mma.takes_states(shape, tensors):
+        scan_mma.states(shape, tensors | {"ckpt": states})
+        return states
     defines = shape.defines(
         LPC=per_channel, SPT=shape.padded // per_channel, WARPS=4, TT=32, CKPT=steps,
         BATCH=min(max(8, 2 * per_channel), steps), MIN_BLOCKS=3 if per_channel == 1 else 4,
@@ -93,8 +96,8 @@ def backward(
     dy: Tensor, x: Tensor, z: Tensor, p_GBLP: Tensor, y: Tensor, params: MixerParams, dz: Tensor,
     alternating: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Writes ``dz``; returns ``du_GBLE``, raw ``ddt_GBLE``, ``dBC_GBL2N``, ``dA_log_RKEN`` and (dD, ddt_bias)
-    ``_2RKE``. ``y`` is what ``forward`` returned.
+    """Writes ``dz``; returns ``du_GBLE``, raw ``ddt_GBLE``, the parts of ``dBC_xGBL2N``, ``dA_log_RKEN`` and (dD,
+    ddt_bias) ``_2RKE``. ``y`` is what ``forward`` returned.
     """
     shape = Shape(x, params, alternating)
     per_channel, fast = shape.lanes_per_channel(), shape.lane_is_channel()
@@ -116,9 +119,9 @@ def backward(
     with nvrtc.on(x):
         defines = shape.defines(
             LPC=per_channel, SPT=shape.padded // per_channel, WARPS=warps, TT=shape.tile(),
-            MIN_BLOCKS=3 if fast else 2, **sizes,
+            MIN_BLOCKS=3 if fast else 2, WHOLE=int(shape.fills(warps * 32)), **sizes,
         )  # fmt: skip
         source = unit("scan_backward_lanes.cu" if fast else "scan_backward.cu")
         run = nvrtc.kernel(source, "scan_backward", defines, x.device.index or 0)
         run(grid, warps * 32, arguments(shape, tensors["ckpt"].shape[2], tensors), shared)
-    return du, ddt, dbc.sum(0), da.sum(0), dvec.sum(0).permute(2, 0, 1, 3)
+    return du, ddt, dbc, da.sum(0), dvec.sum(0).permute(2, 0, 1, 3)

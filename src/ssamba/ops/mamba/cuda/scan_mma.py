@@ -85,6 +85,30 @@ def _shared(shape: Shape, tiling: ScanTiling, phase: int, gate: bool) -> int:
     return tiling.stages * stage + groups * (deltas if tiling.state_split == 1 else 2 * deltas + 3072)
 
 
+def takes_states(shape: Shape, tensors: dict[str, Tensor]) -> bool:
+    """Whether ``states`` serves: tied decays, whose four states of a lane follow each other."""
+    return shape.tied and shape.states == 16 and shape.lane_is_channel() and usable(shape, tensors)
+
+
+def states(shape: Shape, tensors: dict[str, Tensor]) -> None:
+    """Writes ``ckpt``, the states before every 8 steps, as kernels/scan_states.cu does."""
+    x, count = tensors["x"], tensors["ckpt"].shape[2]
+    warps, blocks = (4, 4) if shape.dir_blocks * shape.batch * shape.width // 16 < 3072 else (8, 2)
+    tiling = ScanTiling(state_split=1, warps=warps, stages=3, min_blocks_per_sm=blocks, chunks=1)
+    across, clips, directions = shape.grid(16 * warps)
+    defines = shape.defines(PHASE=4, SPLIT=1, WARPS=warps, STAGES=3, MIN_BLOCKS=blocks, CHUNKED=0, GATE=0)
+    with nvrtc.on(x):
+        run = nvrtc.kernel(unit("scan_forward_mma.cu"), "scan_fragments", defines, x.device.index or 0)
+        args = arguments(shape, count, _aligned(tensors))
+        run((across, clips, directions), 32 * warps, args, _shared(shape, tiling, 4, gate=False))
+
+
+def _aligned(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same, parameters that the kernel reads in 16 bytes at such addresses: a view may lie anywhere."""
+    names = [n for n in ("conv_w", "dt_proj", "a_log") if tensors[n].data_ptr() % 16]
+    return tensors | {name: tensors[name].clone() for name in names}
+
+
 def forward(shape: Shape, tensors: dict[str, Tensor]) -> None:
     """Writes ``y``. ``tensors``: by the names of ``ScanArgs``; without ``z`` there is no gate."""
     x, tiling = tensors["x"], choose_tiling(shape)
@@ -94,9 +118,7 @@ def forward(shape: Shape, tensors: dict[str, Tensor]) -> None:
         sizes = shape.directions * tiling.chunks, shape.dir_blocks, shape.batch, shape.width
         wide: dict[str, Any] = {"device": x.device, "dtype": torch.float32}
         tensors = tensors | {"da": torch.empty(*sizes, shape.states, **wide), "dvec": torch.empty(sizes, **wide)}
-    for name in ("conv_w", "dt_proj", "a_log"):  # as a view into other memory such a tensor may lie anywhere
-        if tensors[name].data_ptr() % 16:
-            tensors = tensors | {name: tensors[name].clone()}
+    tensors = _aligned(tensors)
     args, gate = arguments(shape, tiling.chunks, tensors), "z" in tensors
     with nvrtc.on(x):
         for phase, side_by_side in passes:

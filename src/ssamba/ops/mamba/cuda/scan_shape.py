@@ -43,6 +43,10 @@ class Shape:
         """Whether kernels/scan_backward_lanes.cu takes this shape."""
         return self.kind != 0 and self.padded == 16 and self.lanes_per_channel() == 1
 
+    def fills(self, channels: int) -> bool:
+        """Whether blocks of this number of channels leave no lane idle; the newer forms have a shorter loop then."""
+        return (self.tied or self.alternating) and self.lane_is_channel() and self.width % channels == 0
+
     def tile(self) -> int:
         """Steps of a tile of the backward."""
         return 16 if self.kind else 8

@@ -31,8 +31,9 @@ def scan_backward(
     dz_BLKE: Tensor,
     alternating: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Writes ``dz``; returns ``du_GBLE``, ``ddt_GBLE`` of the raw dt, ``dBC_GBL2N``, ``dA_log_RKEN`` (of tied decays
-    with one value a channel) and (dD, ddt_bias) ``_2RKE``. ``y`` is what ``forward`` returned.
+    """Writes ``dz``; returns ``du_GBLE``, ``ddt_GBLE`` of the raw dt, ``dBC_xGBL2N`` in parts to be summed,
+    ``dA_log_RKEN`` (of tied decays with one value a channel) and (dD, ddt_bias) ``_2RKE``. ``y`` is what ``forward``
+    returned.
     """
     tied, params = params.tied, params.expanded()
     u_GBLE, dt_GBLE = _expand(x_BLKE, p_GBLP, params, alternating)

@@ -266,7 +266,7 @@ def backward(
     dy_BLKE: Tensor,
     alternating: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """``du_GBLE``, ``ddt_GBLE`` (of the raw dt), ``dBC_GBL2N``, ``dA_log_RKEN``, (dD, ddt_bias) ``_2RKE``."""
+    """``du_GBLE``, ``ddt_GBLE`` (of the raw dt), ``dBC_xGBL2N`` in parts, ``dA_log_RKEN``, (dD, ddt_bias) ``_2RKE``."""
     pairs, batch, length, width = u_GBLE.shape
     directions, blocks, _, states = a_log_RKEN.shape
     count = tiles(length, directions)
@@ -287,4 +287,4 @@ def backward(
         GATE=z_BLKE is not None, TILE=TILE, NP=padded, BE=be, ALT=alternating, num_warps=1,
     )  # fmt: skip
     dvec_2RKE = dvec.sum(0).permute(2, 0, 1, 3)
-    return du, ddt, dbc.sum(0), da.sum(0), dvec_2RKE
+    return du, ddt, dbc, da.sum(0), dvec_2RKE

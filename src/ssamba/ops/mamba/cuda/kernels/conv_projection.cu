@@ -162,7 +162,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) conv_proj(cons
   SHARED_BYTES(raw);
   Stage *stages = (Stage *)raw;
   int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, q = lane % 4;
-  int b = blockIdx.y / a.K, k = blockIdx.y % a.K, r = warp % DIRS, sign = REVERSED(r, k) ? -1 : 1, t0 = blockIdx.x * TOKENS, warp_row = warp / DIRS * ROWS;
+  int b = blockIdx.y / a.K, k = blockIdx.y % a.K, t0 = blockIdx.x * TOKENS, warp_row = warp / DIRS * ROWS;
+  int r = warp % DIRS, sign = REVERSED(r, k) ? -1 : 1;
   const T *x = a.x + b * a.xb + k * a.xk;
   constexpr int EMPTY = (NT * 8 - P) * XR / 8;  // padding rows of weights, which no copy fills, in units of 16 bytes
   for (int i = threadIdx.x; i < 2 * DIRS * EMPTY; i += THREADS)

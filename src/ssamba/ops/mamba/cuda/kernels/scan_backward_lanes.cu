@@ -10,7 +10,7 @@
 // one of their step. So a sum over 32 channels of 16 values costs six instructions. For dB the adjoint dh takes the
 // place of the states, and drive = delta u that of ds. Each block writes its partial sums apart, without atomics.
 //
-// Rows have 32 bytes. The two halves of every second group of four rows are swapped, which avoids bank conflicts.
+// Given, besides the macros of tiles.cuh: WHOLE, whether every lane of every block has a channel.
 
 #include "ssamba/channel_sums.cuh"
 
@@ -42,6 +42,10 @@ struct StepPointers {
     dy += (long long)steps * y_step; y += (long long)steps * y_step;
   }
 };
+
+// Whether a lane writes the gate's gradient: direction 0 does. With one direction all lanes do, without a branch; those
+// of channels that do not exist repeat the last one.
+#define GATE_HERE (ALTERNATING || (on && r == 0))
 
 // u, delta and ds of eight steps to shared memory and, if `gate`, the gate's gradient to memory. Unless FULL, only the
 // first `left` of the steps exist.
@@ -105,7 +109,9 @@ __device__ __forceinline__ void rebuild(const Channel &ch, const T *saved, char 
   }
 }
 
-// Eight steps of the adjoint recurrence. In the end row j + 1 is the gradient of the state after step j.
+// Eight steps of the adjoint recurrence. In the end row j + 1 is the gradient of the state after step j. Unless FULL,
+// only the first `left` of the steps exist.
+template <bool FULL>
 __device__ __forceinline__ void adjoint(Channel &ch, char *rows, const float *dts, const unsigned *uds,
                                         const float *bc, T *du_at, T *ddt_at, int e_step, int left, int lane) {
 #pragma unroll
@@ -135,7 +141,7 @@ __device__ __forceinline__ void adjoint(Channel &ch, char *rows, const float *dt
     float b_sum = s1[0] + s1[1], ddt = ((s2[0] + s2[1]) * LN2 + u * b_sum) * sigmoid_of_softplus(delta);
     ch.dskip += ds * u;
     ch.dbias += ddt;
-    if (j < left) {
+    if (FULL || j < left) {
       du_at[j * e_step] = pack(delta * b_sum + ch.skip * ds);
       ddt_at[j * e_step] = pack(ddt);
     }
@@ -229,8 +235,8 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, MIN_BLOCKS) scan_backwa
     for (int g = 0; g < steps; g += HALF) {
       float *delta = dts + g * 32 + lane;
       unsigned *ud = uds + g * 32 + lane;
-      if (steps - g >= HALF) prepare<true>(here, ch, window, delta, ud, HALF, gain, on && r == 0);
-      else prepare<false>(here, ch, window, delta, ud, steps - g, gain, on && r == 0);
+      if (steps - g >= HALF) prepare<true>(here, ch, window, delta, ud, HALF, gain, GATE_HERE);
+      else prepare<false>(here, ch, window, delta, ud, steps - g, gain, GATE_HERE);
       here.advance(HALF);
     }
     at.advance(-TT);
@@ -244,8 +250,14 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, MIN_BLOCKS) scan_backwa
       load_weights(dts + g * 32, uds + g * 32, ds, drive, lane);
       sum_channels(rows_at + ROW, ds, dC, lane);
       __syncwarp();
-      adjoint(ch, rows_at, dts + g * 32 + lane, uds + g * 32 + lane, bct + g * 32, du_at + (s0 + g) * e_step,
-              ddt_at + (s0 + g) * e_step, e_step, on ? steps - g : 0, lane);
+#if WHOLE  // so no lane has to be kept from writing
+      if (steps - g >= HALF)
+        adjoint<true>(ch, rows_at, dts + g * 32 + lane, uds + g * 32 + lane, bct + g * 32, du_at + (s0 + g) * e_step,
+                      ddt_at + (s0 + g) * e_step, e_step, HALF, lane);
+      else
+#endif
+        adjoint<false>(ch, rows_at, dts + g * 32 + lane, uds + g * 32 + lane, bct + g * 32, du_at + (s0 + g) * e_step,
+                       ddt_at + (s0 + g) * e_step, e_step, on ? steps - g : 0, lane);
       __syncwarp();
       load_weights(dts + g * 32, uds + g * 32, ds, drive, lane);
       sum_channels(rows_at + ROW, drive, dB, lane);

@@ -9,10 +9,11 @@
 // and g + 8 at steps 2 q and 2 q + 1 of eight, so only delta is exchanged between lanes.
 //
 // PHASE 0: one direction, the whole sequence; 1: first half, ungated output; 2: second half, mean with the other
-// direction's output, gated; 3: end states of chunks alone. SPLIT 2 gives 8 of the states to each of two warps: for
-// few channels. CHUNKED cuts each half of the time into `count` chunks that are computed in parallel: for fewer still.
-// PHASE 3 then leaves the state at the end of each chunk, as if it had begun with zeros, and its sum of delta; the
-// other phases compute their first states from these. GATE 0 leaves the gate to the caller, and z unread.
+// direction's output, gated; 3: end states of chunks alone; 4: the states before every 8 steps, from which the
+// backward starts, in place of scan_states.cu where decays are tied. SPLIT 2 gives 8 of the states to each of two
+// warps: for few channels. CHUNKED cuts each half of the time into `count` chunks that are computed in parallel: for
+// fewer still. PHASE 3 then leaves the state at the end of each chunk, as if it had begun with zeros, and its sum of
+// delta; the other phases compute their first states from these. GATE 0 leaves the gate to the caller, and z unread.
 //
 // TIED: a channel has one rate, and state n decays with r^(n + 1). r is computed once for a channel and step, in the
 // elementwise part; a lane raises it to its first state's power and multiplies on, so that a step takes two special
@@ -81,7 +82,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan_fragments
   if (!w.on) e0 = 0;
   long long dir_block = (long long)r * a.K + k, base = dir_block * a.B + b;
   Half halved = halves(a, r);
+#if PHASE == 4
+  int lo = 0, hi = (a.count - 1) * 8;  // what follows the last saved state is not needed
+#else
   int lo = PHASE == 2 ? halved.middle : halved.begin, hi = PHASE == 1 ? halved.middle : a.L;
+#endif
 #if CHUNKED
   int chunk = blockIdx.z / a.R + (PHASE == 2 ? a.count : 0);
   lo = chunk_start(chunk, a.count, halved, a.L);
@@ -120,6 +125,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan_fragments
   w.copies.start(thread, a.E - e_block, hi);
   w.y_step = sign * (int)y_row;
   w.y = a.y + y_at + e0 + 2 * q + (lo + (SPLIT == 1 ? -8 : half * 8 - STEPS) + g) * w.y_step;
+#if PHASE == 4
+  w.saved = a.ckpt + (base * a.count * a.E + e0 + g) * N + 4 * q;
+  w.save_step = (long long)a.E * N;
+#endif
   w.begin = lo; w.lo = max(lo, 0); w.hi = hi;
   w.at.init(w.stages, lane, group, half);
   w.delta = w.group_shared->delta[0] + g * DR;

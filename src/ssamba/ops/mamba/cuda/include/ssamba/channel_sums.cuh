@@ -1,4 +1,4 @@
-// Rows of a warp's states in shared memory, and their sums over channels by matrix products, for scan_backward_lanes.cu.
+// Rows of states in shared memory, and their sums over channels by matrix products, for scan_backward_lanes.cu.
 //
 // A row holds 32 channels by 16 states as 16-bit values, 32 bytes a channel. The two halves of every second group of
 // four channels are swapped, which avoids bank conflicts.

@@ -3,8 +3,8 @@
 // The elementwise part of eight steps (convolution, SiLU, delta) is cut into parts 0 to 7, which the main loop runs
 // between the steps of the recurrence of the eight steps before, so that their latencies overlap.
 //
-// Given: N states (8 or 16), W taps, P = RANK + 2 N outputs of the projection, WARPS of a block, STAGES of the pipeline,
-// PHASE, SPLIT, CHUNKED, GATE and TIED (scan_forward_mma.cu).
+// Given: N states (8 or 16), W taps, P = RANK + 2 N outputs of the projection, WARPS of a block, STAGES of the
+// pipeline, PHASE, SPLIT, CHUNKED, GATE and TIED (scan_forward_mma.cu).
 #pragma once
 
 #include "ssamba/fast_math.cuh"
@@ -15,6 +15,7 @@
 #error "the current batch, the next one, whose elementwise part is computed ahead, and one being copied need 3 stages"
 #endif
 #define GATED (GATE && (PHASE == 0 || PHASE == 2))
+#define OUTPUTS (PHASE != 3 && PHASE != 4)
 #define KT ((RANK + 15) / 16)    // products of 16 values of the low-rank dt
 #define STEPS 16                 // steps of a batch
 #define HALO 4                   // steps before it that the convolution reads

@@ -28,6 +28,10 @@ struct WarpState {
 #endif
   float total[2];           // PHASE 3: sums of delta (TIED: of log2 r)
   float *delta, *delta_at;  // where this lane reads delta (TIED: log2 r and r), and where it writes it
+#if PHASE == 4
+  T *saved;            // where this lane's states of its first channel go
+  long long save_step;
+#endif
   T *y;                         // outputs of the eight steps (with SPLIT 2: of the batch) before the current ones
   int y_step, begin, lo, hi, lane, half, g;  // begin: of the first batch, which may lie before the first step lo
   int now, free;                             // offsets of the current stage and of the next one to fill, in values
@@ -84,8 +88,8 @@ struct Interleaved {
   template <int STEP> __device__ __forceinline__ void after_step() {
     if constexpr (STEP % SPLIT == SPLIT - 1) work.part<STEP / SPLIT>(c, at, block, delta_at, to);
     if constexpr (SPLIT == 1 && STEP == 5) __syncwarp();  // part 5 has written delta
-    if constexpr (PHASE != 3 && STEP == SPLIT) store_outputs(sum, gate, y, on);
-    if constexpr (PHASE != 3 && STEP == 6 * SPLIT) load_gate(at, block_now, gate);
+    if constexpr (OUTPUTS && STEP == SPLIT) store_outputs(sum, gate, y, on);
+    if constexpr (OUTPUTS && STEP == 6 * SPLIT) load_gate(at, block_now, gate);
   }
 };
 
@@ -140,7 +144,7 @@ __device__ __forceinline__ void advance(WarpState &w, SmemAddr b_rows, float (*d
 #endif
   if constexpr (t % EACH == 0) {
     ldmatrix_x4_trans(bc.b, smem_offset(b_rows, 7 * t * 8));
-    if constexpr (PHASE != 3) ldmatrix_x4(bc.c, smem_offset(b_rows, TILES_OF_STATES * SLOTS * 8 + 7 * t * 8));
+    if constexpr (OUTPUTS) ldmatrix_x4(bc.c, smem_offset(b_rows, TILES_OF_STATES * SLOTS * 8 + 7 * t * 8));
   }
 #if !ADDS
 #pragma unroll
@@ -153,10 +157,10 @@ __device__ __forceinline__ void advance(WarpState &w, SmemAddr b_rows, float (*d
   for (int i = 0; i < NJ * 4; ++i) h[i] = h[i] * DECAY(i) + into[i];
   if constexpr (t % HELD == HELD - 1 && t < 7) read_deltas(d, delta + (t + 1) * DV);
 #endif
-#if PHASE != 3 && NJ == 2
+#if OUTPUTS && NJ == 2
   mma_m16n8k16(eight.sum, pack2(h[0], h[1]), pack2(h[2], h[3]), pack2(h[4], h[5]), pack2(h[6], h[7]), bc.c[AT],
            bc.c[AT + 1]);
-#elif PHASE != 3
+#elif OUTPUTS
   mma_m16n8k8(eight.sum, pack2(h[0], h[1]), pack2(h[2], h[3]), bc.c[AT]);
 #endif
   between.template after_step<STEP>();
@@ -166,12 +170,28 @@ __device__ __forceinline__ void advance(WarpState &w, SmemAddr b_rows, float (*d
     read_deltas(d, later);
 }
 
+#if PHASE == 4
+static_assert(QUADS && SPLIT == 1, "saved are four states in a row");
+// Saves the states before the next 8 steps.
+__device__ __forceinline__ void save_states(WarpState &w) {
+#pragma unroll
+  for (int i = 0; i < 2; ++i)
+    if (w.on)
+      *(uint2 *)(w.saved + i * 8 * N) =
+          make_uint2(pack2(w.h[2 * i], w.h[2 * i + 1]), pack2(w.h[4 + 2 * i], w.h[5 + 2 * i]));
+  w.saved += w.save_step;
+}
+#endif
+
 #if SPLIT == 1
 // Block BLOCK of 8 steps of the batch at s0, and the elementwise part of the block after it.
 template <int BLOCK>
 __device__ __forceinline__ void run_block(WarpState &w, int s0, StepBlock *eight, float (*d)[4], float *gate) {
   constexpr int OTHER = BLOCK ^ 1;
   int on = 0;
+#if PHASE == 4
+  save_states(w);
+#endif
   if (BLOCK == 1) {
     w.next_batch(s0);
     on = w.advance_stage();
@@ -180,8 +200,8 @@ __device__ __forceinline__ void run_block(WarpState &w, int s0, StepBlock *eight
   bool write = w.on && (unsigned)(before - w.lo) < (unsigned)(w.hi - w.lo);
   Interleaved between = {w.c, w.at, OTHER, BLOCK, w.delta_at, gate, eight[OTHER], eight[OTHER].sum, w.y, write};
   BcFragments bc;
-  advance<0>(w, smem_offset(w.at.b, BLOCK * 512), d, w.delta + 8 * DV * BLOCK, w.delta + 8 * DV * OTHER, eight[BLOCK], between,
-             bc);
+  advance<0>(w, smem_offset(w.at.b, BLOCK * 512), d, w.delta + 8 * DV * BLOCK, w.delta + 8 * DV * OTHER, eight[BLOCK],
+             between, bc);
   if (BLOCK == 1) w.at.advance_recurrence(on);
   w.y += 8 * w.y_step;
 }
@@ -198,7 +218,9 @@ __device__ __forceinline__ void run_mainloop(WarpState &w) {
     run_block<0>(w, s0, eight, d, gate);
     run_block<1>(w, s0, eight, d, gate);
   }
-#if PHASE != 3
+#if PHASE == 4
+  if (w.hi % STEPS == 0) save_states(w);
+#elif PHASE != 3
   int last = w.begin + (w.hi - 1 - w.begin) / STEPS * STEPS + 8 + w.g;
   store_outputs(eight[1].sum, gate, w.y, w.on && (unsigned)(last - w.lo) < (unsigned)(w.hi - w.lo));
 #endif
