@@ -132,6 +132,19 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="run directory; an existing run goes on")
 
 
+def add_labels(parser: argparse.ArgumentParser) -> None:
+    """Labels with times, and what is between them."""
+    parser.add_argument(
+        "--labels",
+        type=Path,
+        metavar="PATH",
+        help="custom: labels with times for the recordings in ROOT: Audacity, Raven, CSV, JSON, JAMS (docs/data.md)",
+    )
+    parser.add_argument(
+        "--background", metavar="NAME", help="custom, labels with times: class of the stretches without label"
+    )
+
+
 def add_devices(parser: argparse.ArgumentParser) -> None:
     """Where a run trains, and in how many processes."""
     add_device(parser)

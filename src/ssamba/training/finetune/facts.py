@@ -56,13 +56,18 @@ def timed_labels(recipe: FinetuneRecipe, labels: Path | None, background: str | 
     Clips are as long as the recipe says, or None where it leaves that to the labels. Raises ``ConfigError`` for other
     sets, whose labels are their own.
     """
-    if recipe.layout != "custom":
-        if labels is not None or background is not None:
-            raise ConfigError(f"labels with times go with the recipe custom; {recipe.layout} has its own labels")
-        return {}
     front_end = recipe.config().front_end
     seconds = None if "frames" in recipe.open else recipe.window or front_end.seconds_of_frames(recipe.frames)
-    return {"labels": labels, "seconds": seconds, "background": background}
+    return label_options(recipe.layout, labels, background, seconds)
+
+
+def label_options(layout: str, labels: Path | None, background: str | None, seconds: float | None) -> dict[str, Any]:
+    """Options of the reader of ``custom`` sets; none for other layouts. Raises ``ConfigError`` for their labels."""
+    if layout == "custom":
+        return {"labels": labels, "seconds": seconds, "background": background}
+    if labels is not None or background is not None:
+        raise ConfigError(f"labels with times go with the recipe custom; {layout} has its own labels")
+    return {}
 
 
 def stored_values(recipe: FinetuneRecipe, out: Path) -> FinetuneRecipe:

@@ -89,16 +89,19 @@ def fit(
     device: str = "auto",
     say: Say = lambda line: None,
     bars: ProgressBars | None = None,
+    labels: Path | None = None,
+    background: str | None = None,
 ) -> dict[str, Any]:
     """Fit a classifier on a frozen encoder for the labelled set in ``data``, into the run directory ``out``.
 
     The directory is that of a fine-tuning run without folds of its own (docs/finetuning.md): config.json,
     model.safetensors, results.json, results.md, classes.csv, predictions.csv, recipe.yaml. ``source`` is what
     ``ssamba.load`` takes. Returns what results.json holds, at once for a finished run. ``say`` gets lines for the user,
-    ``bars(label)`` opens a progress bar. Raises ``SsambaError`` for what the user can put right; nothing is then left
-    behind but the features of a long set, with which the same command goes on.
+    ``bars(label)`` opens a progress bar. ``labels`` are label files with times for the recordings in ``data``,
+    ``background`` the class of stretches without label (docs/data.md). Raises ``SsambaError`` for what the user can put
+    right; nothing is then left behind but the features of a long set, with which the same command goes on.
     """
-    setup = prepare_fit(recipe, data, source, device)
+    setup = prepare_fit(recipe, data, source, device, labels, background)
     with lock_folder(out):
         return _fit(setup, data, out, say, bars or no_bar)
 
@@ -133,13 +136,21 @@ def _fit(setup: FitSetup, data: Path, out: Path, say: Say, bars: ProgressBars) -
     return read_results(out)
 
 
-def prepare_fit(recipe: FitRecipe, root: Path, source: str, device: str = "auto") -> FitSetup:
+def prepare_fit(
+    recipe: FitRecipe,
+    root: Path,
+    source: str,
+    device: str = "auto",
+    labels: Path | None = None,
+    background: str | None = None,
+) -> FitSetup:
     """Read set and model, and put numbers where the recipe leaves them open. Nothing is written."""
-    data = read_fit_data(recipe, root)
-    head = choose_head(recipe, data.multi_label)
-    examples = all_examples(data)
     description, tensors = read_model_source(source)
     config = description.config
+    seconds = config.front_end.seconds_of_frames(recipe.frames) if recipe.frames else None
+    data = read_fit_data(recipe, root, labels, background, seconds)
+    head = choose_head(recipe, data.multi_label)
+    examples = all_examples(data)
     frames, _ = choose_frames(clip_lengths(examples), config.patch_time)
     recipe = dataclasses.replace(
         recipe,
