@@ -141,7 +141,10 @@ def add_labels(parser: argparse.ArgumentParser) -> None:
         help="custom: labels with times for the recordings in ROOT: Audacity, Raven, CSV, JSON, JAMS (docs/data.md)",
     )
     parser.add_argument(
-        "--background", metavar="NAME", help="custom, labels with times: class of the stretches without label"
+        "--background",
+        metavar="FOLDER|NAME",
+        help="recordings of nothing of interest, which then have no class; or, with labels with times, the name of a "
+        "class for the stretches without label",
     )
 
 

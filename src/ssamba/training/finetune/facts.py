@@ -6,12 +6,13 @@ import copy
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ssamba.data.background import background_place, read_background
 from ssamba.data.datasets import read_layout
 from ssamba.data.examples import Example, LabelledData
 from ssamba.data.loaders.audio_cache import bytes_on_disk
@@ -50,7 +51,7 @@ def read_data(
     return recipe, data
 
 
-def timed_labels(recipe: FinetuneRecipe, labels: Path | None, background: str | None) -> dict[str, Any]:
+def timed_labels(recipe: FinetuneRecipe, labels: Path | None, background: str | Path | None) -> dict[str, Any]:
     """What the reader of ``custom`` sets takes about labels with times; ``recipe`` is as the user gave it.
 
     Clips are as long as the recipe says, or None where it leaves that to the labels. Raises ``ConfigError`` for other
@@ -61,8 +62,33 @@ def timed_labels(recipe: FinetuneRecipe, labels: Path | None, background: str | 
     return label_options(recipe.layout, labels, background, seconds)
 
 
-def label_options(layout: str, labels: Path | None, background: str | None, seconds: float | None) -> dict[str, Any]:
-    """Options of the reader of ``custom`` sets; none for other layouts. Raises ``ConfigError`` for their labels."""
+def with_background(data: LabelledData, background: str | Path | None, seconds: float) -> LabelledData:
+    """The set with clips of ``seconds`` of the background recordings, where ``background`` is a place of such.
+
+    Raises ``DataError`` as ``read_background``.
+    """
+    place = background_place(background)
+    if place is None:
+        return data
+    clips, note = read_background(place, data, seconds)
+    return dataclasses.replace(data, background=clips, notes=(*data.notes, note))
+
+
+def recording_numbers(examples: Sequence[Example], owners: torch.Tensor) -> torch.Tensor:
+    """A number for the recording of each of the examples ``owners`` (n,): (n,) int64."""
+    numbers: dict[str, int] = {}
+    found = [numbers.setdefault(examples[n].parts[0].path, len(numbers)) for n in owners.tolist()]
+    return torch.tensor(found, dtype=torch.int64, device="cpu")
+
+
+def label_options(
+    layout: str, labels: Path | None, background: str | Path | None, seconds: float | None
+) -> dict[str, Any]:
+    """Options of the reader of ``custom`` sets; none for other layouts. Raises ``ConfigError`` for their labels.
+
+    A ``background`` that is a place of recordings is no class of stretches without label.
+    """
+    background = background if background_place(background) is None else None
     if layout == "custom":
         return {"labels": labels, "seconds": seconds, "background": background}
     if labels is not None or background is not None:

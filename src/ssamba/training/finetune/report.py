@@ -17,6 +17,7 @@ import numpy as np
 from ssamba.data.examples import LabelledData
 from ssamba.evaluation import metrics
 from ssamba.evaluation.calibration import Calibration
+from ssamba.evaluation.rejection_fit import BackgroundCounts
 from ssamba.models.config import Config
 from ssamba.models.pretrained.file_checks import record_files
 from ssamba.models.pretrained.model_dir import CONFIG_FILE, RESULTS_FILE
@@ -80,7 +81,7 @@ class Results:
     """All folds of a run, with the resolved recipe, the weights' source, the data and the model's dimensions.
 
     ``chosen`` says what is reported, ``model`` which of the models the run keeps, ``fitted`` more of a fit,
-    ``calibration`` what the kept model's logits were divided by.
+    ``calibration`` what the kept model's logits were divided by, ``background`` what came of background recordings.
     """
 
     recipe: ReportedRecipe
@@ -92,6 +93,7 @@ class Results:
     model: str
     fitted: dict[str, Any] | None = None
     calibration: Calibration | None = None
+    background: BackgroundCounts | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for results.json; a value that does not exist is null."""
@@ -122,6 +124,7 @@ class Results:
             "model": self.model,
             **({} if self.fitted is None else {"fit": self.fitted}),
             **({} if self.calibration is None else {"calibration": self.calibration.to_dict()}),
+            **({} if self.background is None else {"background": self.background.to_dict()}),
         }
 
 
@@ -258,6 +261,9 @@ def as_table(values: dict[str, Any]) -> str:
             lines.append("| " + " | ".join(cells) + " |")
     if (calibration := values.get("calibration")) is not None:
         lines += ["", _calibrated(calibration)]
+    if (background := values.get("background")) is not None:
+        line = BackgroundCounts(**background).line()
+        lines += ["", f"{line[0].upper()}{line[1:]}."]
     return "\n".join(lines) + "\n"
 
 

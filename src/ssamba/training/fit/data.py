@@ -24,7 +24,7 @@ def read_fit_data(
     recipe: FitRecipe,
     root: Path,
     labels: Path | None = None,
-    background: str | None = None,
+    background: str | Path | None = None,
     seconds: float | None = None,
 ) -> LabelledData:
     """The set with its folds; one without test clips where no class has two clips.
