@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -77,9 +78,9 @@ class BackgroundCounts:
 
     Attributes:
         clips: clips of background that were held out.
-        rejected: how many of them have no class; ``rejected_without``: by the distances alone.
+        rejected: how many of them have no class; ``rejected_without``: without the recordings.
         known: held-out clips of the classes.
-        kept: how many of them keep their class; ``kept_without``: by the distances alone.
+        kept: how many of them keep their class; ``kept_without``: without the recordings.
     """
 
     clips: int
@@ -126,33 +127,62 @@ def make_rejection(
     distances = _joined([t.by_clip(means.distances(t.held)) for t, means in zip(trials, class_means, strict=True)])
     if len(distances) < MIN_HELD_OUT:
         return None, None
-    fitted = fit_rejection(values, targets)
-    silence = fitted.distances(others.silence)
-    plain = fitted.with_border(distances, silence)
-    against_noise = [fit_background(trial.values, others.noise) for trial in trials]
-    noise = others.noise if _noise_is_unknown(trials, against_noise) else others.noise[:0]
-    parts = others.parts(len(trials))
-    fits = against_noise
-    if len(others.background):
-        fits = [
-            fit_background(trial.values, torch.cat([noise, others.background[parts != number]]))
-            for number, trial in enumerate(trials)
-        ]
-    elif not len(noise):
+    fitted, silence = fit_rejection(values, targets), others.silence
+    against_noise = [fit_background(trial.values, others.noise) for trial in trials] if len(others.noise) else []
+    noise = others.noise if against_noise and _noise_is_unknown(trials, against_noise) else others.noise[:0]
+    plain = fitted.with_border(distances, fitted.distances(silence))
+    if len(noise):
+        known = _Scores(distances, _likely(trials, against_noise))
+        plain = _with_borders(fitted, known, silence, fit_background(values, noise))
+    if not len(others.background):
         return plain, None
-    likely = _joined([t.by_clip(found.probabilities(t.held)) for t, found in zip(trials, fits, strict=True)])
+    parts = others.parts(len(trials))
+    given = [torch.cat([noise, others.background[parts != number]]) for number in range(len(trials))]
+    fits = [fit_background(t.values, rows) if len(rows) else None for t, rows in zip(trials, given, strict=True)]
+    known = _Scores(distances, _likely(trials, fits))
     whole = fit_background(values, torch.cat([noise, others.background]))
-    rejection = _with_borders(fitted, distances, likely, silence, whole)
-    limit = rejection.background.limit if rejection.background is not None else whole.limit
-    held = [(class_means[n], fits[n], others.background[parts == n]) for n in range(len(trials))]
-    far = _joined([means.distances(rows) for means, _, rows in held])
-    if not len(far):
+    rejection = _with_borders(fitted, known, silence, whole)
+    held = [others.background[parts == number] for number in range(len(trials))]
+    if not sum(map(len, held)):
         return rejection, None
-    without = far > plain.border
-    rejected = (far > rejection.border) | (_joined([found.probabilities(rows) for _, found, rows in held]) > limit)
-    kept = (distances <= rejection.border) & (likely <= limit)
-    sizes = (len(far), int(rejected.sum()), int(without.sum()), len(kept), int(kept.sum()))
-    return rejection, BackgroundCounts(*sizes, int((distances <= plain.border).sum()))
+    far = _joined([means.distances(rows) for means, rows in zip(class_means, held, strict=True)])
+    before = known._replace(likely=_likely(trials, against_noise)) if len(noise) else _Scores(distances, None)
+    new, new_before = _Scores(far, _likely_rows(held, fits)), _Scores(far, None)
+    if len(noise):
+        new_before = _Scores(far, _likely_rows(held, against_noise))
+    rejected = [int(scores.taken(found).sum()) for scores, found in ((new, rejection), (new_before, plain))]
+    kept = [int((~scores.taken(found)).sum()) for scores, found in ((known, rejection), (before, plain))]
+    return rejection, BackgroundCounts(len(far), rejected[0], rejected[1], len(distances), kept[0], kept[1])
+
+
+class _Scores(NamedTuple):
+    """Distances and probabilities of background (N,) of held-out clips or rows."""
+
+    distances: Tensor
+    likely: Tensor | None
+
+    def taken(self, rejection: Rejection) -> Tensor:
+        """Which have no class (N,)."""
+        far = self.distances > rejection.border
+        if rejection.background is None or self.likely is None:
+            return far
+        return far | (self.likely > rejection.background.limit)
+
+
+def _likely(trials: Sequence[Trial], fits: Sequence[Background | None]) -> Tensor:
+    """The probability of background of each held-out clip."""
+    found = _likely_rows([trial.held for trial in trials], fits).split([len(trial.held) for trial in trials])
+    return _joined([trial.by_clip(rows) for trial, rows in zip(trials, found, strict=True)])
+
+
+def _likely_rows(parts: Sequence[Tensor], fits: Sequence[Background | None]) -> Tensor:
+    pairs = zip(parts, fits, strict=True)
+    return _joined(
+        [
+            torch.zeros(len(rows), dtype=torch.float32, device="cpu") if found is None else found.probabilities(rows)
+            for rows, found in pairs
+        ]
+    )
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:
@@ -161,23 +191,23 @@ def _joined(parts: Sequence[Tensor]) -> Tensor:
 
 def _noise_is_unknown(trials: Sequence[Trial], fits: Sequence[Background]) -> bool:
     """Whether no class loses many of its held-out clips to made-up noise."""
-    taken = _joined([t.by_clip(found.probabilities(t.held)) for t, found in zip(trials, fits, strict=True)]) > LIKELY
+    taken = _likely(trials, fits) > LIKELY
     truth = torch.cat([trial.held_targets[trial.owners.unique()] for trial in trials])
     lost, count = truth[taken].sum(dim=0), truth.sum(dim=0)
     return not bool(((lost >= 2) & (lost > MOST_LOST * count)).any())
 
 
-def _with_borders(
-    fitted: Rejection, distances: Tensor, likely: Tensor, silence: Tensor, background: Background
-) -> Rejection:
+def _with_borders(fitted: Rejection, known: _Scores, silence: Tensor, background: Background) -> Rejection:
     """Both borders at the lowest place that keeps as many held-out clips as the distances alone, or 95 %.
 
-    ``distances``, ``likely``: of held-out clips (N,). A clip is background from a probability of 0.5 on, or later.
+    ``known``: of held-out clips; ``silence``: rows of it. A clip is background from a probability of 0.5 on, or later.
     """
-    ranked = likely.sort().values
+    distances, likely = known
+    assert likely is not None
+    ranked, quiet = likely.sort().values, fitted.distances(silence)
     target = -1.0
     for place in range(border_place(len(distances)), len(distances) + 1):
-        found = fitted.with_border(distances, silence, place)
+        found = fitted.with_border(distances, quiet, place)
         limit = ranked[place - 1].clamp_min(LIKELY)
         near = distances <= found.border
         target = min(SHARE_KEPT, float(near.double().mean())) if target < 0 else target
