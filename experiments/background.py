@@ -29,7 +29,7 @@ from ssamba.audio.decode import read_audio
 from ssamba.evaluation.logistic_regression import fit_linear
 from ssamba.evaluation.rejection_fit import OtherSounds, Trial, make_rejection
 from ssamba.inference.model import Encoder
-from ssamba.inference.rejection.noise import coloured_noise, noise_values
+from ssamba.inference.rejection.noise import noise_of_colour, noise_values
 from ssamba.inference.rejection.score import Rejection
 from ssamba.inference.rejection.silence import recording_values, silence_values
 from ssamba.training.fit.recipe import FitRecipe
@@ -52,7 +52,7 @@ def made_up() -> dict[str, list[Tensor]]:
     """Sounds of the kinds that are to have no class, other ones than those fitted on."""
     g, time = torch.Generator().manual_seed(99), torch.arange(SAMPLES) / RATE
     colours = {"white noise": 0.0, "pink noise": 1.0, "brown noise": 2.0, "blue noise": -1.0, "between": 0.5}
-    found = {k: [a * coloured_noise(SAMPLES, RATE, c, g) for a in LEVELS] for k, c in colours.items()}
+    found = {k: [a * noise_of_colour(SAMPLES, RATE, c, g) for a in LEVELS] for k, c in colours.items()}
 
     def band(low: float, high: float) -> Tensor:
         spectrum = torch.fft.rfft(torch.randn(SAMPLES, generator=g))
@@ -75,12 +75,14 @@ def made_up() -> dict[str, list[Tensor]]:
     bands = ((100, 1000), (500, 2000), (1000, 4000), (2000, 8000), (4000, 8000), (200, 6000))
     found["band noise"] = [a * band(*b) for b in bands for a in (0.003, 0.05)]
     found["hum"] = [a * hum(f) for f in (50, 55, 60, 100, 120) for a in (0.002, 0.02, 0.2)]
-    found["hum and noise"] = [0.03 * hum(50) + 0.05 * coloured_noise(SAMPLES, RATE, c, g) for c in (0.0, 1.0)]
+    found["hum and noise"] = [0.03 * hum(50) + 0.05 * noise_of_colour(SAMPLES, RATE, c, g) for c in (0.0, 1.0)]
     tones = (110, 220, 440, 880, 1500, 2000, 4000, 6000)
     found["sine"] = [a * torch.sin(2 * math.pi * f * time) for f in tones for a in (0.01, 0.3)]
     found["clicks"] = [a * clicks(n) for n in (0.5, 1, 5, 10, 50, 200) for a in (0.02, 0.1)]
-    found["very quiet noise"] = [a * coloured_noise(SAMPLES, RATE, c, g) for a in (1e-5, 3e-5, 1e-4) for c in (0, 1, 2)]
-    found["short noise"] = [0.05 * coloured_noise(n, RATE, c, g) for n in (16000, 30000) for c in (0.0, 1.0)]
+    found["very quiet noise"] = [
+        a * noise_of_colour(SAMPLES, RATE, c, g) for a in (1e-5, 3e-5, 1e-4) for c in (0, 1, 2)
+    ]
+    found["short noise"] = [0.05 * noise_of_colour(n, RATE, c, g) for n in (16000, 30000) for c in (0.0, 1.0)]
     return found
 
 

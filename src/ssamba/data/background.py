@@ -13,7 +13,7 @@ from ssamba.data.scan import cached_info
 from ssamba.utils.errors import AudioError, DataError
 from ssamba.utils.files import sha256_of
 
-LEAST_CLIPS = 200
+MIN_BACKGROUND_CLIPS = 200
 """Clips that are taken of long recordings also for a small set."""
 SHORTEST = 0.5
 """Of a clip's length, that a recording's rest needs to be one more clip."""
@@ -54,7 +54,7 @@ def read_background(place: Path, data: LabelledData, seconds: float) -> tuple[tu
             unreadable.append(error)
     if not clips:
         raise DataError(f"{place}: no background recording can be read; the first: {unreadable[0]}")
-    kept = min(len(clips), max(LEAST_CLIPS, len(examples)))
+    kept = min(len(clips), max(MIN_BACKGROUND_CLIPS, len(examples)))
     chosen = tuple(clips[i * len(clips) // kept] for i in range(kept))
     note = f"background: {kept} of {len(clips)} clips of {seconds:g} s in {len(recordings)} recordings of {place}"
     return chosen, note + (f"; {len(unreadable)} cannot be read, the first: {unreadable[0]}" if unreadable else "")

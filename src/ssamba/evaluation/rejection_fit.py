@@ -26,7 +26,7 @@ from ssamba.inference.rejection.score import (
 C = 0.1
 """Inverse strength of the regression's weights; 0.01 to 1 did equally well (docs/prediction.md)."""
 LIKELY = 0.5
-MOST_LOST = 0.2
+MAX_LOST = 0.2
 """Of a class's held-out clips; where made-up noise takes more, and two at least, the class is of such sounds."""
 PARTS = 5
 """Of the background's recordings, one of which is held out, where there is one trial."""
@@ -194,7 +194,7 @@ def _noise_is_unknown(trials: Sequence[Trial], fits: Sequence[Background]) -> bo
     taken = _likely(trials, fits) > LIKELY
     truth = torch.cat([trial.held_targets[trial.owners.unique()] for trial in trials])
     lost, count = truth[taken].sum(dim=0), truth.sum(dim=0)
-    return not bool(((lost >= 2) & (lost > MOST_LOST * count)).any())
+    return not bool(((lost >= 2) & (lost > MAX_LOST * count)).any())
 
 
 def _with_borders(fitted: Rejection, known: _Scores, silence: Tensor, background: Background) -> Rejection:

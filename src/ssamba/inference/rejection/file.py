@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ssamba.inference.rejection.score import NAMES, Rejection
+from ssamba.inference.rejection.score import DISTANCE_TENSORS, Rejection
 from ssamba.models.pretrained.model_dir import WEIGHTS_FILE
 from ssamba.utils.errors import CheckpointError, ConfigError
 from ssamba.utils.tensor_file import DIGEST, read_header, read_tensors, renew_tensors
@@ -30,7 +30,9 @@ def read_rejection(folder: Path, values: int) -> Rejection | None:
     tensors, metadata = read_tensors(path, digest_required=True)
     rejection = Rejection.of_tensors(tensors)
     if rejection is None:
-        raise CheckpointError(f"{path}: does not hold {', '.join(sorted(NAMES))}; remove it or fit the run anew")
+        raise CheckpointError(
+            f"{path}: does not hold {', '.join(sorted(DISTANCE_TENSORS))}; remove it or fit the run anew"
+        )
     if metadata.get(_WEIGHTS, "") != read_header(folder / WEIGHTS_FILE).metadata.get(DIGEST, ""):
         raise CheckpointError(f"{path}: was made with other weights than {WEIGHTS_FILE} has; remove it")
     try:

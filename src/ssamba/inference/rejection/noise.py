@@ -15,11 +15,11 @@ from torch import Tensor
 from ssamba.inference.cuda_graphs import GraphedEncoder
 from ssamba.inference.rejection.silence import recording_values
 
-SEED = 20240513
-COLOURS = (0.0, 1.0, 2.0)
+_SEED = 20240513
+NOISE_COLOURS = (0.0, 1.0, 2.0)
 """Powers of frequency by which the power spectrum falls: white, pink and brown."""
-LEVELS = (0.0003, 0.003, 0.03, 0.1)
-LOUDEST = 0.99
+NOISE_LEVELS = (0.0003, 0.003, 0.03, 0.1)
+_LOUDEST = 0.99
 HUMS, SINES, CLICK_RATES = (50.0, 60.0), (100.0, 300.0, 1000.0, 3000.0), (2.0, 20.0)
 SHORT_SHARES = (0.5, 0.2)
 """Lengths of a few of them, in lengths of the model's grid."""
@@ -34,13 +34,13 @@ def noise_values(model: GraphedEncoder) -> Tensor:
 
 def artificial_sounds(samples: int, rate: int) -> Iterator[Tensor]:
     """The sounds, each (samples,) or shorter, float32 within -1 and 1; the same at every call."""
-    generator = torch.Generator(device="cpu").manual_seed(SEED)
-    for colour in COLOURS:
-        for level in LEVELS:
-            yield _limited(level * coloured_noise(samples, rate, colour, generator))
-        yield _limited(0.03 * coloured_noise(samples, rate, colour, generator) * _swell(samples, rate))
+    generator = torch.Generator(device="cpu").manual_seed(_SEED)
+    for colour in NOISE_COLOURS:
+        for level in NOISE_LEVELS:
+            yield _limited(level * noise_of_colour(samples, rate, colour, generator))
+        yield _limited(0.03 * noise_of_colour(samples, rate, colour, generator) * _swell(samples, rate))
         for share in SHORT_SHARES:
-            yield _limited(0.03 * coloured_noise(max(2, round(share * samples)), rate, colour, generator))
+            yield _limited(0.03 * noise_of_colour(max(2, round(share * samples)), rate, colour, generator))
     for frequency in HUMS:
         for level in (0.003, 0.1):
             yield _limited(level * _hum(samples, rate, frequency, generator))
@@ -53,7 +53,7 @@ def artificial_sounds(samples: int, rate: int) -> Iterator[Tensor]:
     yield torch.randint(-1, 2, (samples,), generator=generator, device="cpu").float() / 32768
 
 
-def coloured_noise(samples: int, rate: int, colour: float, generator: torch.Generator) -> Tensor:
+def noise_of_colour(samples: int, rate: int, colour: float, generator: torch.Generator) -> Tensor:
     """Noise (samples,) of deviation 1 whose power falls with frequency to the power ``colour``, from 20 Hz on."""
     white = torch.randn(samples, generator=generator, dtype=torch.float32, device="cpu")
     frequencies = torch.fft.rfftfreq(samples, 1 / rate, device="cpu").clamp_min(20.0)
@@ -93,4 +93,4 @@ def _clicks(samples: int, rate: int, per_second: float, generator: torch.Generat
 
 
 def _limited(sound: Tensor) -> Tensor:
-    return sound.clamp(-LOUDEST, LOUDEST)
+    return sound.clamp(-_LOUDEST, _LOUDEST)

@@ -26,8 +26,8 @@ MIN_KEPT = 0.9
 SILENCE_MARGIN = 0.98
 MIN_HELD_OUT = 10
 """With fewer held-out clips there is no border."""
-NAMES = ("centre", "scale", "means", "border")
-PREFIX = "background_"
+DISTANCE_TENSORS = ("centre", "scale", "means", "border")
+BACKGROUND_PREFIX = "background_"
 
 
 @dataclass(frozen=True)
@@ -94,33 +94,37 @@ class Rejection:
 
     def tensors(self) -> dict[str, Tensor]:
         """By name, for a file."""
-        found = {name: getattr(self, name) for name in NAMES}
+        found = {name: getattr(self, name) for name in DISTANCE_TENSORS}
         if self.background is not None:
-            found |= {f"{PREFIX}{f.name}": getattr(self.background, f.name) for f in fields(Background)}
+            found |= {f"{BACKGROUND_PREFIX}{f.name}": getattr(self.background, f.name) for f in fields(Background)}
         return found
 
     @classmethod
     def of_tensors(cls, tensors: dict[str, Tensor]) -> Rejection | None:
         """The reverse of ``tensors``; None where names are missing or unknown."""
-        more = {name: tensor for name, tensor in tensors.items() if name not in NAMES}
-        expected = {f"{PREFIX}{f.name}" for f in fields(Background)}
-        if not set(NAMES) <= set(tensors) or (more and set(more) != expected):
+        more = {name: tensor for name, tensor in tensors.items() if name not in DISTANCE_TENSORS}
+        expected = {f"{BACKGROUND_PREFIX}{f.name}" for f in fields(Background)}
+        if not set(DISTANCE_TENSORS) <= set(tensors) or (more and set(more) != expected):
             return None
-        background = Background(**{k.removeprefix(PREFIX): v for k, v in more.items()}) if more else None
-        return cls(**{name: tensors[name] for name in NAMES}, background=background)
+        background = Background(**{k.removeprefix(BACKGROUND_PREFIX): v for k, v in more.items()}) if more else None
+        return cls(**{name: tensors[name] for name in DISTANCE_TENSORS}, background=background)
 
     def check(self, values: int, source: str) -> None:
         """Raise ``ConfigError`` naming ``source`` where shapes or numbers are not those of a layer of ``values``."""
         classes = len(self.means) if self.means.dim() else 0
         wanted = {"centre": (values,), "scale": (values,), "means": (classes, values), "border": ()}
-        wanted |= {f"{PREFIX}weight": (values,), f"{PREFIX}bias": (), f"{PREFIX}limit": ()}
+        wanted |= {
+            f"{BACKGROUND_PREFIX}weight": (values,),
+            f"{BACKGROUND_PREFIX}bias": (),
+            f"{BACKGROUND_PREFIX}limit": (),
+        }
         for name, tensor in self.tensors().items():
             if tuple(tensor.shape) != wanted[name] or not tensor.is_floating_point() or not tensor.isfinite().all():
                 raise ConfigError(f"{source}: {name} does not fit the model's classifier of {values} values")
         if classes < 1 or float(self.border) <= 0:
             raise ConfigError(f"{source}: holds no class, or a border that is not above 0")
         if self.background is not None and not 0 < float(self.background.limit) <= 1:
-            raise ConfigError(f"{source}: {PREFIX}limit is no probability above 0")
+            raise ConfigError(f"{source}: {BACKGROUND_PREFIX}limit is no probability above 0")
 
 
 def border_place(count: int) -> int:
