@@ -156,6 +156,18 @@ def add_devices(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_paths(parser: argparse.ArgumentParser) -> None:
+    """How an output names its recordings."""
+    names = parser.add_mutually_exclusive_group()
+    names.add_argument("--relative", action="store_true", help="name files by paths from the output's folder on")
+    names.add_argument("--absolute", action="store_true", help="name files by absolute paths (default: as given)")
+
+
+def paths_option(arguments: argparse.Namespace) -> str:
+    """One of ``ssamba.inference.outputs.file_names.PATHS``."""
+    return "relative" if arguments.relative else "absolute" if arguments.absolute else "given"
+
+
 def add_passes(parser: argparse.ArgumentParser) -> None:
     """How much goes through the model, and is decoded, at once."""
     parser.add_argument(
