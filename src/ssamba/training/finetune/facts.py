@@ -183,14 +183,8 @@ def report_choices(recipe: FinetuneRecipe, facts: auto.Facts, model: Encoder, de
     per_clip = step_seconds(recipe, model, device)
     memory = auto.expected_bytes(facts, values, sum(p.numel() for p in model.parameters()))
     where = "GPU and main memory" if facts.gpu else "memory"
-    total = _duration(auto.expected_seconds(facts, values, per_clip))
+    total = auto.duration(auto.expected_seconds(facts, values, per_clip))
     say(f"expected: {memory / 1e9:.1f} GB of {where}, {total} (from a step taken now)")
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def step_seconds(recipe: FinetuneRecipe, model: Encoder, device: torch.device) -> float:

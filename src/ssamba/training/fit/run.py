@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from ssamba.training.finetune.report import FoldResult, Results, read_results, r
 from ssamba.training.finetune.resolve import data_files, fingerprint
 from ssamba.training.fit.cross_validation import Bank, Validated, cross_validate
 from ssamba.training.fit.data import read_fit_data
+from ssamba.training.fit.expectation import expectation
 from ssamba.training.fit.features import FeatureParts, collect_features, parts_folder
 from ssamba.training.fit.heads import LinearHead, choose_head
 from ssamba.training.fit.held_out import fit_calibration, trials_of
@@ -123,6 +125,8 @@ def _fit(setup: FitSetup, data: Path, out: Path, say: Say, bars: ProgressBars) -
     for note in setup.data.notes:
         say(note)
     _report_choices(setup, say)
+    silence, noise, per_window = _made_up(setup.model)
+    say(expectation(setup.head, setup.data, setup.examples, setup.model, per_window))
     bank, skip, recordings = _features(setup, data, out, bars)
     negatives = bank.values[:0] if bank.negatives is None else bank.negatives
     parts = divisions(setup.data, setup.examples) if setup.tested else []
@@ -132,7 +136,7 @@ def _fit(setup: FitSetup, data: Path, out: Path, say: Say, bars: ProgressBars) -
     reads = _load_classifier(setup, bank, numbers, found.best, calibration)
     values = reads(bank.values)
     rows = bank.rows(numbers)
-    others = OtherSounds(silence_values(setup.model), noise_values(setup.model), reads(negatives), recordings)
+    others = OtherSounds(reads(silence), reads(noise), reads(negatives), recordings)
     trials = trials_of(bank, values, parts)
     rejection, counts = make_rejection(values[rows], bank.targets[bank.owners[rows]], trials, others)
     if counts is not None:
@@ -176,6 +180,14 @@ def prepare_fit(
     task = Classification(data.classes, data.multi_label, recipe.pooling, False, recipe.name, loss)
     model.classifier = Classifier(model.config, task)
     return FitSetup(recipe, data, examples, model.to(pick_device(device)).eval(), head, source)
+
+
+def _made_up(model: Encoder) -> tuple[Tensor, Tensor, float]:
+    """What the new classifier reads of silence and of made-up sounds, and the seconds that a window of them took."""
+    silence = silence_values(model)
+    begin = time.perf_counter()
+    noise = noise_values(model)
+    return silence, noise, (time.perf_counter() - begin) / len(noise)
 
 
 def _report_choices(setup: FitSetup, say: Say) -> None:
