@@ -127,7 +127,7 @@ def test_labelling(tmp_path: Path) -> None:
         text = LABEL_FORMATS[form].write([RecordingEvents(f"marsh-{number}.wav", 19.0, truth[number])])
         (folder / "labels" / f"marsh-{number}{ending}").write_text(text, encoding="utf-8")
     first, predicted, _, second = run_blocks("labelling.md", folder)
-    assert first.startswith("custom: accuracy ")
+    assert first.startswith("fit: accuracy ")
     assert predicted == "labels: 2 files\n"
     found = {number: events_of(folder / "labels" / f"marsh-{number}.txt") for number in (4, 5)}
     assert all(event.end - event.start >= 0.5 for event in found[4])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import importlib.util
+import re
 import shutil
 from pathlib import Path
 
@@ -55,6 +56,7 @@ def test_it_tells_choice_result_and_next_command(
     assert notes[0] == "ssamba: note: no splits given: cross-validated in 5 folds, divided by class (seed 0)"
     assert notes[1].endswith("chosen for 30 clips of 3 classes: logistic regression, C by the loss of held-out clips,")
     assert notes[2].endswith("  on 256 values of the last layer (rows) of 32 frames, stride 16")
+    assert re.fullmatch(r"ssamba: note: expected: 0\.7 GB of memory, \d+ s \(from passes made now\)", notes[3])
     lines = out.splitlines()
     assert lines[0].startswith("fit: accuracy ")
     assert " of 30, " in lines[0]
@@ -170,3 +172,36 @@ def test_directories_of_other_runs_are_refused(
     trees.write_clip(more / "kind0" / "new.wav", 0)
     assert fit("--data", more, "--from", source, "--out", run) == 2
     assert "the data changed since the run began" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("shape", [[], ["--events"], ["--model", "copy"]])
+def test_outputs_name_files_as_asked(
+    shape: list[str], sounds: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Relative names lead from the output to the recording wherever both are moved together."""
+    shape = [str(shutil.copytree(run, tmp_path / "copy")) if word == "copy" else word for word in shape]
+    monkeypatch.chdir(sounds)
+    out = tmp_path / "found" / "x.csv"
+    out.parent.mkdir()
+    words = ["predict", "kind0/0.wav", "--model", str(run), *shape, "--out", str(out), "--no-reject", "--device", "cpu"]
+    for option, expected in (
+        ([], "kind0/0.wav"),
+        (["--absolute"], str(sounds / "kind0" / "0.wav")),
+        (["--relative"], None),
+    ):
+        assert main([*words, *option]) == 0
+        with open(out, encoding="utf-8", newline="") as file:
+            path = next(csv.DictReader(file))["path"]
+        if expected is None:
+            assert not Path(path).is_absolute()
+            assert (out.parent / path).resolve() == (sounds / "kind0" / "0.wav").resolve()
+        else:
+            assert path == expected
+
+
+def test_relative_names_need_an_output(sounds: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["predict", str(sounds / "kind0" / "0.wav"), "--model", str(run), "--device", "cpu", "--relative"]
+    assert main(words) == 2
+    assert "need an output: give --out as well" in capsys.readouterr().err
+    assert main([*words, "--events"]) == 2
+    assert "need an output" in capsys.readouterr().err

@@ -231,10 +231,21 @@ def test_a_file_that_does_not_belong_there_is_refused(run: Path, tmp_path: Path)
         ("means", tensors["means"][:, 1:], "means does not fit"),
         ("border", torch.tensor(float("nan")), "border does not fit"),
         ("extra", torch.ones(1), "does not hold"),
+        ("background_weight", torch.ones(3), "background_weight does not fit"),
+        ("background_bias", torch.tensor(float("inf")), "background_bias does not fit"),
+        ("background_limit", torch.tensor(0.0), "background_limit is no probability above 0"),
     ):
         write_tensors(path, {**tensors, name: wrong}, kept)
         with pytest.raises(CheckpointError, match=text):
             read_rejection(tmp_path, values)
+    without = {name: tensor for name, tensor in tensors.items() if not name.startswith("background_")}
+    write_tensors(path, without | {"background_bias": tensors["background_bias"]}, kept)
+    with pytest.raises(CheckpointError, match="does not hold"):
+        read_rejection(tmp_path, values)
+    write_tensors(path, without, kept)
+    earlier = read_rejection(tmp_path, values)
+    assert earlier is not None
+    assert earlier.background is None, "as runs before there was a second score"
     write_tensors(path, tensors, kept)
     _, weights = read_model(tmp_path)
     write_tensors(tmp_path / WEIGHTS_FILE, {name: x + 1 for name, x in weights.items()})

@@ -5,6 +5,10 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import os
+import re
+import subprocess
+import sys
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
@@ -13,6 +17,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from peak_memory import PEAK
 
 import ssamba
 from ssamba.audio.decode import read_audio
@@ -28,6 +33,7 @@ from ssamba.models.pretrained.digest import model_key
 from ssamba.models.pretrained.model_dir import save_model
 from ssamba.training.fit import data as fit_data
 from ssamba.training.fit import features
+from ssamba.training.fit.expectation import count_windows
 from ssamba.training.fit.heads import choose_head
 from ssamba.training.fit.recipe import FitRecipe
 from ssamba.training.fit.run import fit, prepare_fit
@@ -319,3 +325,28 @@ def test_another_seed_divides_otherwise(folders: Path, source: str) -> None:
     one, two = (prepare_fit(FitRecipe(seed=seed), folders, source, "cpu") for seed in (0, 1))
     assert {e.key for e in one.data.folds[0].test} != {e.key for e in two.data.folds[0].test}
     assert [dataclasses.replace(s.recipe, seed=0) for s in (one, two)] == [one.recipe] * 2
+
+
+def test_windows_are_counted_as_they_are_read(source: str, folders: Path, tmp_path: Path) -> None:
+    """Clips of up to 2 s on a grid of 0.34 s, which overlap by half."""
+    for label in range(2):
+        for number, seconds in enumerate((0.2, 0.33, 0.4, 1.0, 2.0)):
+            trees.write_clip(tmp_path / f"kind{label}" / f"{number}.wav", label, number, seconds)
+    setup = prepare_fit(FitRecipe(frames=32), tmp_path, source, "cpu")
+    read = sum(len(rows) for _, rows in classifier_windows(setup.examples, setup.model, SkipList()))
+    assert count_windows(setup.examples, setup.model) == read
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak memory that Linux tells")
+def test_it_keeps_to_the_memory_that_it_told(tmp_path: Path) -> None:
+    for number in range(20):
+        trees.write_clip(tmp_path / f"data/kind{number % 2}/{number}.wav", number % 2, number, 1.0)
+    words = ["fit", "--data", str(tmp_path / "data"), "--out", str(tmp_path / "run"), "--device", "cpu"]
+    program = "import sys\nfrom ssamba.cli.main import main\n" + PEAK + "main(sys.argv[1:])\nprint(peak())"
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", program, *words]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    told = re.search(r"expected: ([\d.]+) GB", done.stderr)
+    assert told is not None
+    peak = float(done.stdout.splitlines()[-1]) * 2**20
+    assert 0.5 * float(told[1]) < peak / 1e9 < float(told[1]) + 0.05

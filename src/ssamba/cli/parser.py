@@ -132,12 +132,40 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="run directory; an existing run goes on")
 
 
+def add_labels(parser: argparse.ArgumentParser) -> None:
+    """Labels with times, and what is between them."""
+    parser.add_argument(
+        "--labels",
+        type=Path,
+        metavar="PATH",
+        help="custom: labels with times for the recordings in ROOT: Audacity, Raven, CSV, JSON, JAMS (docs/data.md)",
+    )
+    parser.add_argument(
+        "--background",
+        metavar="FOLDER|NAME",
+        help="recordings of nothing of interest, which then have no class; or, with labels with times, the name of a "
+        "class for the stretches without label",
+    )
+
+
 def add_devices(parser: argparse.ArgumentParser) -> None:
     """Where a run trains, and in how many processes."""
     add_device(parser)
     parser.add_argument(
         "--devices", type=positive, metavar="N", help="share each batch out to N processes with a GPU each (default: 1)"
     )
+
+
+def add_paths(parser: argparse.ArgumentParser) -> None:
+    """How an output names its recordings."""
+    names = parser.add_mutually_exclusive_group()
+    names.add_argument("--relative", action="store_true", help="name files by paths from the output's folder on")
+    names.add_argument("--absolute", action="store_true", help="name files by absolute paths (default: as given)")
+
+
+def paths_option(arguments: argparse.Namespace) -> str:
+    """One of ``ssamba.inference.outputs.file_names.PATHS``."""
+    return "relative" if arguments.relative else "absolute" if arguments.absolute else "given"
 
 
 def add_passes(parser: argparse.ArgumentParser) -> None:

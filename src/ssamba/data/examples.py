@@ -59,7 +59,7 @@ class LabelledData:
 
     ``classes`` are the names in label order; ``multi_label`` says whether an example may have several. ``notes`` are
     lines for the user: what was left out, decided or not official. ``divided`` says that the set came without
-    splits or folds, so that the division is the reader's.
+    splits or folds, so that the division is the reader's. ``background`` are clips of no class, on neither side.
     """
 
     layout: str
@@ -68,6 +68,7 @@ class LabelledData:
     folds: tuple[Fold, ...]
     notes: tuple[str, ...] = ()
     divided: bool = False
+    background: tuple[Example, ...] = ()
 
 
 def inner_fold_index(examples: Sequence[Example]) -> list[int]:

@@ -8,7 +8,6 @@ list of them is ever held as a whole, unless ``whole`` asks for one pass over ea
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch import Tensor
 from ssamba.inference.embed import embed_segments, embedding_plan
 from ssamba.inference.file_stream import FileStream, Progress, check_request
 from ssamba.inference.model import Encoder
+from ssamba.inference.outputs.file_names import PATHS, name_in_output
 from ssamba.inference.outputs.provenance import provenance_of
 from ssamba.inference.pooling import CLIP_POOLINGS, StreamPooling
 from ssamba.inference.windows import Segment, cut_recordings
@@ -27,7 +27,6 @@ from ssamba.utils.errors import ConfigError
 from ssamba.utils.lock import lock_output
 from ssamba.utils.suggest import nearest
 
-PATHS = ("given", "relative", "absolute")
 """How an output may name its files."""
 
 
@@ -71,18 +70,7 @@ class EmbedOptions:
 
     def name_of(self, file: str, out: Path) -> str:
         """How ``file`` is named in the output ``out``. Raises ``ConfigError`` where there is no relative path."""
-        if self.paths == "given":
-            return file
-        if self.paths == "absolute":
-            return os.path.abspath(file)
-        try:
-            # Folders without symbolic links, of which ".." would not lead back; a file's name stays as it is.
-            folder, name = os.path.split(os.path.abspath(file))
-            return os.path.relpath(
-                os.path.join(os.path.realpath(folder), name), os.path.realpath(out.absolute().parent)
-            )
-        except ValueError:  # Windows: another drive
-            raise ConfigError(f"{file}: has no path relative to {out}, on another drive; write it there") from None
+        return name_in_output(file, out, self.paths)
 
 
 def embed_files(

@@ -237,7 +237,7 @@ def answers_of(model: GraphedEncoder, values: Tensor) -> list[Answer]:
         scores = probabilities(classifier.linear(values).float(), classifier.task).cpu()
     if model.rejection is None:
         return [(row, None) for row in scores]
-    return list(zip(scores, model.rejection.distances(values), strict=True))
+    return list(zip(scores, model.rejection.unlike(values), strict=True))
 
 
 def probabilities(logits: Tensor, task: Classification) -> Tensor:

@@ -23,6 +23,7 @@ from ssamba.inference.events.write import EventWriter, plan_event_output
 from ssamba.inference.file_stream import BLOCK_SECONDS, FileStream, Progress, check_request
 from ssamba.inference.load import load
 from ssamba.inference.model import Encoder
+from ssamba.inference.outputs.file_names import name_in_output
 from ssamba.inference.outputs.provenance import provenance_of
 from ssamba.inference.outputs.score_writers import PredictionWriter
 from ssamba.inference.plots import timeline
@@ -75,6 +76,7 @@ def predict_files(
     format: str | None = None,
     reject: bool = False,
     threshold: float | None = None,
+    paths: str = "given",
 ) -> PredictReport:
     """Classify audio files; ``top``, ``every``, ``window``, ``reject``, ``threshold`` are those of ``predict_audio``.
 
@@ -84,6 +86,7 @@ def predict_files(
 
     With ``events``, events are written instead, in ``format`` (``LABEL_FORMATS``; None: that of ``out``'s ending), to a
     file or into a folder (``plan_event_output``); without ``every`` rows are as long as ``default_every`` says.
+    ``paths`` is how files are named in the output: as ``given``, ``absolute``, or ``relative`` to its folder.
 
     Raises ``ConfigError`` for settings that do not fit (``check_options``) or output names that cannot be,
     ``DataError`` when no file can be read, ``SsambaError`` when the output cannot be written; then nothing is left
@@ -99,15 +102,17 @@ def predict_files(
         device_memory("a smaller --batch"),
         lock_output(out),
         FileStream(files, threads, progress, model.config.sample_rate) as stream,
-        make_writer(out, model, options, files, events, format, top) as writer,
+        make_writer(out, model, options, files, events, format, top, paths) as writer,
     ):
         written = 0
         segments = cut_recordings(model, stream.recordings(), prediction_plan(model, options), stream.failed)
         for file, prediction in predict_segments(model, segments, options, batch, top, stream.failed):
-            writer.add(stream.files[file], prediction)
+            name = stream.files[file]
+            # Events know their recordings by the names that they came with.
+            writer.add(name if events is not None else name_in_output(name, out, paths), prediction)
             written += 1
             if picture is not None:
-                name, nyquist = stream.files[file], model.config.front_end.nyquist
+                nyquist = model.config.front_end.nyquist
                 found = None if events is None else prediction.find_events(events)
                 timeline(prediction, spectrogram(name, model), name, picture, nyquist=nyquist, events=found)
         stream.readable_files()
@@ -122,12 +127,15 @@ def make_writer(
     events: EventOptions | None = None,
     format: str | None = None,
     top: int | None = None,
+    paths: str = "given",
 ) -> PredictionWriter | EventWriter:
     """The writer of rows, or of events. Raises ``ConfigError`` for an output that cannot be."""
+    if files:
+        name_in_output(files[0], out, paths)
     asked = asdict(options) | ({"top": top} if events is None else asdict(events))
     provenance = {} if out is None else provenance_of(model, "scores" if events is None else "events", asked)
     if events is not None:
-        return EventWriter(plan_event_output(out, format, files), model, events, provenance)
+        return EventWriter(plan_event_output(out, format, files), model, events, provenance, paths)
     if format is not None:
         raise ConfigError(f"format is {format}: it is one of events; give them as well")
     return PredictionWriter(out, model, options.every is not None, provenance)

@@ -29,7 +29,7 @@ from ssamba.utils.errors import DataError
 from ssamba.utils.files import native_name, stored_name
 from ssamba.utils.suggest import nearest
 
-__all__ = ["read_custom"]
+__all__ = ["read_custom", "timed_place"]
 
 TABLES = ("labels.csv", "meta.csv", "metadata.csv", "labels.tsv", "meta.tsv", "metadata.tsv")
 """Looked for in a folder, in this order; without any, its folders are the classes."""
@@ -46,6 +46,7 @@ def read_custom(
     labels: Path | None = None,
     seconds: float | None = None,
     background: str | None = None,
+    keep_single: bool = False,
 ) -> LabelledData:
     """A CSV or TSV, a folder that holds one of :data:`TABLES`, or a folder with one folder for each class.
 
@@ -64,20 +65,20 @@ def read_custom(
         folds: into how many parts a set without splits is divided for cross-validation; 1 gives the one 80/10/10
             division, 0 none at all: every clip is for training.
         multi_label: None takes the set for multi-label when any row has several labels, or the column is named labels.
-        labels, seconds, background: of labels with times, as ``read_time_stamped`` takes them.
+        labels, seconds, background, keep_single: of labels with times, as ``read_time_stamped`` takes them.
 
     Raises:
         DataError: no such table or column, files missing, a row without label, a fold missing, or as
             :func:`ssamba.data.datasets.common.check_data`.
     """
-    if not root.exists():
-        raise DataError(f"{root}: no such file or folder{nearest_file(str(root))}")
-    table = root if root.is_file() else next((root / name for name in TABLES if (root / name).is_file()), None)
-    place = table if table is not None and labels is None and has_times(table) else root
-    if labels is not None or place != root or has_times(root):
-        return read_time_stamped(place, labels, seed, multi_label, folds, seconds, background)
+    if (place := timed_place(root, labels)) is not None:
+        return read_time_stamped(place, labels, seed, multi_label, folds, seconds, background, keep_single)
+    table = _table_of(root)
     if background is not None:
-        raise DataError(f"{root}: has no labels with times, and so no stretches without label for {background}")
+        raise DataError(
+            f"{root}: has no labels with times, and so no stretches without label for {background}; or is that the "
+            "name of a folder, which is not there?"
+        )
     if root.is_file():
         if root.suffix.lower() not in (".csv", ".tsv"):
             raise DataError(f"{root}: is no .csv or .tsv; give a table or a folder with one folder for each class")
@@ -85,6 +86,23 @@ def read_custom(
     if table is not None:
         return _read_labels(table, seed, multi_label, folds)
     return _read_folders(root, seed, folds)
+
+
+def timed_place(root: Path, labels: Path | None) -> Path | None:
+    """Where the recordings or the table are, if their labels have times; else None.
+
+    Raises ``DataError`` where ``root`` is not there.
+    """
+    if not root.exists():
+        raise DataError(f"{root}: no such file or folder{nearest_file(str(root))}")
+    table = _table_of(root)
+    if labels is None and table is not None and has_times(table):
+        return table
+    return root if labels is not None or has_times(root) else None
+
+
+def _table_of(root: Path) -> Path | None:
+    return root if root.is_file() else next((root / name for name in TABLES if (root / name).is_file()), None)
 
 
 def _read_labels(path: Path, seed: int, multi_label: bool | None, n_folds: int) -> LabelledData:

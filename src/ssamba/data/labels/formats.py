@@ -18,6 +18,8 @@ from ssamba.utils.json_text import parse_json
 
 LABEL_SUFFIXES = (".txt", ".csv", ".tsv", ".json", ".jams")
 """Endings of files that may hold labels."""
+SIDECAR_SUFFIX = ".provenance.json"
+"""What the name of a table as text gets for the file next to it, which holds no labels: CSV has no other place."""
 
 
 class LabelFormat(NamedTuple):

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 
 from ssamba.audio.decode import AUDIO_EXTENSIONS
 from ssamba.data.labels.event import Event, LabelRow
-from ssamba.data.labels.formats import LABEL_SUFFIXES, is_label_file, read_label_file
+from ssamba.data.labels.formats import LABEL_SUFFIXES, SIDECAR_SUFFIX, is_label_file, read_label_file
 from ssamba.data.labels.text import parse_table, read_label_text
 from ssamba.data.manifest import Clip, read_source
 from ssamba.data.scan import cached_info
@@ -123,7 +123,8 @@ def _all_label_files(labels: Path) -> list[Path]:
         return [labels]
     if not labels.is_dir():
         raise DataError(f"{labels}: no such file or folder; give the labels, a folder or a file")
-    found = sorted(p for p in labels.rglob("*") if p.suffix.lower() in LABEL_SUFFIXES and not p.name.startswith("."))
+    named = (p for p in labels.rglob("*") if p.suffix.lower() in LABEL_SUFFIXES and not p.name.startswith("."))
+    found = sorted(p for p in named if not p.name.endswith(SIDECAR_SUFFIX))
     if not found:
         raise DataError(f"{labels}: no label files in this folder or below (looked for {', '.join(LABEL_SUFFIXES)})")
     return found

@@ -14,6 +14,7 @@ from ssamba.data.labels.event import Event, RecordingEvents
 from ssamba.data.labels.formats import LABEL_FORMATS
 from ssamba.inference.events.merge import EventOptions
 from ssamba.inference.model import Encoder
+from ssamba.inference.outputs.file_names import name_in_output
 from ssamba.inference.outputs.provenance import KEY, write_sidecar
 from ssamba.inference.predict import Prediction, classifier_task
 from ssamba.utils.atomic_write import check_output_name, make_folder, write_text
@@ -97,9 +98,14 @@ class EventWriter:
     """
 
     def __init__(
-        self, output: EventOutput, model: Encoder, options: EventOptions, provenance: Mapping[str, object]
+        self,
+        output: EventOutput,
+        model: Encoder,
+        options: EventOptions,
+        provenance: Mapping[str, object],
+        paths: str = "given",
     ) -> None:
-        self._output, self._options = output, options
+        self._output, self._options, self._paths = output, options, paths
         self._highest_hz = model.config.front_end.nyquist
         task = classifier_task(model)
         options.check_names(task.classes)
@@ -148,7 +154,8 @@ class EventWriter:
     def add(self, path: str, prediction: Prediction) -> None:
         """Take the next recording's prediction, which has rows in time."""
         # A file name may hold bytes that are no UTF-8.
-        name = os.fsencode(path).decode("utf-8", "replace")
+        target = self._output.file if self._output.each is None else self._output.each[path]
+        name = os.fsencode(name_in_output(path, target, self._paths)).decode("utf-8", "replace")
         events = tuple(prediction.find_events(self._options))
         recording = RecordingEvents(name, prediction.seconds, events, self._highest_hz, self._details)
         if self._output.each is not None and self._output.format is not None:

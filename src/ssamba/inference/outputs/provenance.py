@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ssamba import __version__
+from ssamba.data.labels.formats import SIDECAR_SUFFIX
 from ssamba.inference.model import Encoder
 from ssamba.models.pretrained.digest import add_tensors, model_key
 from ssamba.utils.atomic_write import NAME_LIMIT, write_text
@@ -25,8 +26,6 @@ PARQUET_KEY = b"ssamba.provenance"
 """Key of the JSON text in a Parquet schema's metadata."""
 OUTPUT_LIMIT = 1 << 30
 """Most bytes of a JSON output whose provenance is read."""
-SIDECAR_SUFFIX = ".provenance.json"
-"""What the name of a table as text gets for the file next to it: CSV has no place that every reader skips."""
 
 
 def provenance_of(model: Encoder, output: str, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from pathlib import Path
 
-from ssamba.inference.rejection.score import Rejection
+from ssamba.inference.rejection.score import DISTANCE_TENSORS, Rejection
 from ssamba.models.pretrained.model_dir import WEIGHTS_FILE
 from ssamba.utils.errors import CheckpointError, ConfigError
 from ssamba.utils.tensor_file import DIGEST, read_header, read_tensors, renew_tensors
@@ -29,12 +28,13 @@ def read_rejection(folder: Path, values: int) -> Rejection | None:
     if not path.is_file():
         return None
     tensors, metadata = read_tensors(path, digest_required=True)
-    names = {field.name for field in fields(Rejection)}
-    if set(tensors) != names:
-        raise CheckpointError(f"{path}: does not hold {', '.join(sorted(names))}; remove it or fit the run anew")
+    rejection = Rejection.of_tensors(tensors)
+    if rejection is None:
+        raise CheckpointError(
+            f"{path}: does not hold {', '.join(sorted(DISTANCE_TENSORS))}; remove it or fit the run anew"
+        )
     if metadata.get(_WEIGHTS, "") != read_header(folder / WEIGHTS_FILE).metadata.get(DIGEST, ""):
         raise CheckpointError(f"{path}: was made with other weights than {WEIGHTS_FILE} has; remove it")
-    rejection = Rejection(**tensors)
     try:
         rejection.check(values, str(path))
     except ConfigError as error:

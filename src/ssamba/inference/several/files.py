@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ssamba.inference.file_stream import FileStream, Progress, check_request
 from ssamba.inference.model import Encoder
+from ssamba.inference.outputs.file_names import name_in_output
 from ssamba.inference.outputs.provenance import provenance_of
 from ssamba.inference.predict import prediction_plan
 from ssamba.inference.predict_files import PredictReport
@@ -30,6 +31,7 @@ def predict_files_with_each(
     progress: Progress | None = None,
     reject: bool = False,
     threshold: float | None = None,
+    paths: str = "given",
 ) -> PredictReport:
     """Classify audio files with several models of one encoder, by name; as ``predict_files`` for the rest.
 
@@ -39,6 +41,8 @@ def predict_files_with_each(
     loaded = list(models.values())
     options = check_options_of_each(loaded, every, window, reject, threshold)
     check_request(files, batch)
+    if files:
+        name_in_output(files[0], out, paths)
     asked = asdict(options) | {"top": top}
     of_each = [] if out is None else [provenance_of(model, "scores", asked) for model in loaded]
     with (
@@ -50,7 +54,7 @@ def predict_files_with_each(
         plan, written = prediction_plan(loaded[0], options), 0
         segments = cut_recordings(loaded[0], stream.recordings(), plan, stream.failed)
         for file, each in predict_segments_of_each(loaded, segments, options, batch, top, stream.failed):
-            writer.add(stream.files[file], each)
+            writer.add(name_in_output(stream.files[file], out, paths), each)
             written += 1
         stream.readable_files()
     return PredictReport(written, stream.failures, writer.text)

@@ -211,6 +211,13 @@ def windows_per_clip(facts: Facts, values: Mapping[str, Any]) -> float:
     return sum(counts) / len(counts) if counts else 1.0
 
 
+def duration(seconds: float) -> str:
+    """For a reader."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
 def expected_bytes(facts: Facts, values: Mapping[str, Any], parameters: int) -> float:
     """Peak memory of a run: the process, weights and what training adds to them, activations, audio, features."""
     process = 0.6e9

@@ -6,12 +6,13 @@ import copy
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ssamba.data.background import background_place, read_background
 from ssamba.data.datasets import read_layout
 from ssamba.data.examples import Example, LabelledData
 from ssamba.data.loaders.audio_cache import bytes_on_disk
@@ -50,19 +51,49 @@ def read_data(
     return recipe, data
 
 
-def timed_labels(recipe: FinetuneRecipe, labels: Path | None, background: str | None) -> dict[str, Any]:
+def timed_labels(recipe: FinetuneRecipe, labels: Path | None, background: str | Path | None) -> dict[str, Any]:
     """What the reader of ``custom`` sets takes about labels with times; ``recipe`` is as the user gave it.
 
     Clips are as long as the recipe says, or None where it leaves that to the labels. Raises ``ConfigError`` for other
     sets, whose labels are their own.
     """
-    if recipe.layout != "custom":
-        if labels is not None or background is not None:
-            raise ConfigError(f"labels with times go with the recipe custom; {recipe.layout} has its own labels")
-        return {}
     front_end = recipe.config().front_end
     seconds = None if "frames" in recipe.open else recipe.window or front_end.seconds_of_frames(recipe.frames)
-    return {"labels": labels, "seconds": seconds, "background": background}
+    return label_options(recipe.layout, labels, background, seconds)
+
+
+def with_background(data: LabelledData, background: str | Path | None, seconds: float) -> LabelledData:
+    """The set with clips of ``seconds`` of the background recordings, where ``background`` is a place of such.
+
+    Raises ``DataError`` as ``read_background``.
+    """
+    place = background_place(background)
+    if place is None:
+        return data
+    clips, note = read_background(place, data, seconds)
+    return dataclasses.replace(data, background=clips, notes=(*data.notes, note))
+
+
+def recording_numbers(examples: Sequence[Example], owners: torch.Tensor) -> torch.Tensor:
+    """A number for the recording of each of the examples ``owners`` (n,): (n,) int64."""
+    numbers: dict[str, int] = {}
+    found = [numbers.setdefault(examples[n].parts[0].path, len(numbers)) for n in owners.tolist()]
+    return torch.tensor(found, dtype=torch.int64, device="cpu")
+
+
+def label_options(
+    layout: str, labels: Path | None, background: str | Path | None, seconds: float | None
+) -> dict[str, Any]:
+    """Options of the reader of ``custom`` sets; none for other layouts. Raises ``ConfigError`` for their labels.
+
+    A ``background`` that is a place of recordings is no class of stretches without label.
+    """
+    background = background if background_place(background) is None else None
+    if layout == "custom":
+        return {"labels": labels, "seconds": seconds, "background": background}
+    if labels is not None or background is not None:
+        raise ConfigError(f"labels with times go with the recipe custom; {layout} has its own labels")
+    return {}
 
 
 def stored_values(recipe: FinetuneRecipe, out: Path) -> FinetuneRecipe:
@@ -152,14 +183,8 @@ def report_choices(recipe: FinetuneRecipe, facts: auto.Facts, model: Encoder, de
     per_clip = step_seconds(recipe, model, device)
     memory = auto.expected_bytes(facts, values, sum(p.numel() for p in model.parameters()))
     where = "GPU and main memory" if facts.gpu else "memory"
-    total = _duration(auto.expected_seconds(facts, values, per_clip))
+    total = auto.duration(auto.expected_seconds(facts, values, per_clip))
     say(f"expected: {memory / 1e9:.1f} GB of {where}, {total} (from a step taken now)")
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def step_seconds(recipe: FinetuneRecipe, model: Encoder, device: torch.device) -> float:

@@ -17,6 +17,7 @@ import numpy as np
 from ssamba.data.examples import LabelledData
 from ssamba.evaluation import metrics
 from ssamba.evaluation.calibration import Calibration
+from ssamba.evaluation.rejection_fit import BackgroundCounts
 from ssamba.models.config import Config
 from ssamba.models.pretrained.file_checks import record_files
 from ssamba.models.pretrained.model_dir import CONFIG_FILE, RESULTS_FILE
@@ -29,6 +30,8 @@ from ssamba.utils.json_text import read_json
 
 TABLE_FILE, CLASSES_FILE = "results.md", "classes.csv"
 PREDICTIONS_FILE, CONFUSION_FILE = "predictions.csv", "confusion.png"
+MIN_FOR_PERCENT, MAX_COUNTED = 10, 100
+"""Test clips of a fold below which its accuracy is no percentage in the headline, and none in the table."""
 CHOICE_TEXTS = {
     "folds": "one epoch for all folds, the best by the average of their test scores",
     "validation": "the best epoch on validation clips",
@@ -80,7 +83,7 @@ class Results:
     """All folds of a run, with the resolved recipe, the weights' source, the data and the model's dimensions.
 
     ``chosen`` says what is reported, ``model`` which of the models the run keeps, ``fitted`` more of a fit,
-    ``calibration`` what the kept model's logits were divided by.
+    ``calibration`` what the kept model's logits were divided by, ``background`` what came of background recordings.
     """
 
     recipe: ReportedRecipe
@@ -92,6 +95,7 @@ class Results:
     model: str
     fitted: dict[str, Any] | None = None
     calibration: Calibration | None = None
+    background: BackgroundCounts | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for results.json; a value that does not exist is null."""
@@ -122,6 +126,7 @@ class Results:
             "model": self.model,
             **({} if self.fitted is None else {"fit": self.fitted}),
             **({} if self.calibration is None else {"calibration": self.calibration.to_dict()}),
+            **({} if self.background is None else {"background": self.background.to_dict()}),
         }
 
 
@@ -221,6 +226,8 @@ def headline(values: dict[str, Any]) -> str:
         text = (
             f"{values['recipe']}: {name} {counted['right']} of {counted['clips']}, {100 * low:.0f}-{100 * high:.0f} %"
         )
+        if len(values["folds"]) > 1 and min(fold["clips"]["test"] for fold in values["folds"]) < MIN_FOR_PERCENT:
+            return f"{text} (the test clips of {len(values['folds'])} folds)"
         text += "" if len(values["folds"]) == 1 else f"; {_percent(mean)}"
     if values["sample_deviation"] is None:
         return text
@@ -249,7 +256,7 @@ def as_table(values: dict[str, Any]) -> str:
             f"{clips['train']}, {clips['validation']}, {clips['test']}",
             _epoch(fold, "fit" in values),
             _number(fold["metrics"]["loss"]),
-            *(_cell(name, fold["metrics"][name]) for name in names),
+            *(_fold_cell(name, fold, "counted" in values) for name in names),
         ]
         lines.append("| " + " | ".join(cells) + " |")
     if values["sample_deviation"] is not None:
@@ -258,6 +265,9 @@ def as_table(values: dict[str, Any]) -> str:
             lines.append("| " + " | ".join(cells) + " |")
     if (calibration := values.get("calibration")) is not None:
         lines += ["", _calibrated(calibration)]
+    if (background := values.get("background")) is not None:
+        line = BackgroundCounts(**background).line()
+        lines += ["", f"{line[0].upper()}{line[1:]}."]
     return "\n".join(lines) + "\n"
 
 
@@ -279,6 +289,14 @@ def _epoch(fold: dict[str, Any], fitted: bool) -> str:
 
 def _cell(name: str, value: float | None) -> str:
     return _number(value) if name == "d_prime" else _percent(value)
+
+
+def _fold_cell(name: str, fold: dict[str, Any], counted: bool) -> str:
+    """A metric of a fold; the accuracy of few clips as a count, unless some of them could not be read."""
+    value, clips = fold["metrics"][name], fold["clips"]["test"]
+    if name == "accuracy" and counted and clips < MAX_COUNTED and abs(value * clips - round(value * clips)) < 1e-6:
+        return f"{round(value * clips)} of {clips}"
+    return _cell(name, value)
 
 
 def _number(value: float | None) -> str:

@@ -64,7 +64,7 @@ def _several_labels(data: LabelledData) -> str:
 
 
 def fingerprint(data: LabelledData) -> str:
-    """A short hash of classes, clips, labels and folds, whatever folder they lie in."""
+    """A short hash of classes, clips, labels, folds and background, whatever folder they lie in."""
     digest = hashlib.blake2b(repr((data.classes, data.multi_label)).encode("utf-8", "surrogateescape"), digest_size=8)
     for fold in data.folds:
         for part in (fold.train, fold.validation, fold.test):
@@ -73,14 +73,17 @@ def fingerprint(data: LabelledData) -> str:
                 line = repr((fold.name, example.key, example.labels, example.per_second, places))
                 digest.update(line.encode("utf-8", "surrogateescape"))
             digest.update(b"|")
+    for example in data.background:
+        line = repr((example.key, [(p.start, p.seconds) for p in example.parts]))
+        digest.update(line.encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
 
 def data_files(data: LabelledData) -> dict[str, str]:
     """The files of a set, each under the name of the first example that is made of it, whatever folder they lie in."""
     files: dict[str, str] = {}
-    for fold in data.folds:
-        for example in (*fold.train, *fold.validation, *fold.test):
-            for part in example.parts:
-                files.setdefault(part.path, f"{len(files)} {example.key}")
+    clips = [example for fold in data.folds for example in (*fold.train, *fold.validation, *fold.test)]
+    for example in (*clips, *data.background):
+        for part in example.parts:
+            files.setdefault(part.path, f"{len(files)} {example.key}")
     return {name: path for path, name in files.items()}

@@ -5,21 +5,19 @@ from __future__ import annotations
 import copy
 import dataclasses
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ssamba.data.examples import Fold, LabelledData
+from ssamba.data.examples import Fold
 from ssamba.data.loaders.workers import AudioCache
 from ssamba.data.manifest import Clip
 from ssamba.data.scan import SkipList, scan_clips
 from ssamba.evaluation.calibration import Calibration
+from ssamba.evaluation.rejection_fit import BackgroundCounts
 from ssamba.models.config import Config
 from ssamba.models.encoder import Encoder
-from ssamba.models.pretrained.file_checks import changed_files
 from ssamba.models.pretrained.model_dir import (
     CONFIG_FILE,
     RESULTS_FILE,
@@ -35,10 +33,14 @@ from ssamba.models.registry import make_encoder
 from ssamba.training.distributed import DistContext, distributed_context
 from ssamba.training.finetune.check_folds import check_finished_folds, check_kept_folds
 from ssamba.training.finetune.evaluate import ClassifierOutputs, make_evaluation
-from ssamba.training.finetune.facts import Say, fill_open, read_data, report_choices, stored_values, timed_labels
+from ssamba.training.finetune.facts import (
+    Say,
+    timed_labels,
+)
 from ssamba.training.finetune.head_init import init_by_probe
 from ssamba.training.finetune.keep import KeptModel, keep_calibrated, keep_model
-from ssamba.training.finetune.model import make_classification, measured_config, new_model
+from ssamba.training.finetune.model import make_classification, measured_config
+from ssamba.training.finetune.prepare import FinetuneSetup, prepare_run
 from ssamba.training.finetune.recipe import FinetuneRecipe
 from ssamba.training.finetune.report import (
     FoldResult,
@@ -47,30 +49,21 @@ from ssamba.training.finetune.report import (
     read_results,
     write_results,
 )
-from ssamba.training.finetune.resolve import data_files, fingerprint, resolve_auto
 from ssamba.training.finetune.task import EPOCHS_FOLDER, FinetuneTask, FoldData, Scores, epoch_file, prepare_fold
 from ssamba.training.log import check_log, read_log
 from ssamba.training.loop import Loop, LoopSettings, precision
 from ssamba.training.optim import make_optimizer, parameter_groups
-from ssamba.training.resume.content import content_digest
 from ssamba.training.resume.run_files import check_config, check_model_files, is_good, read_summary
 from ssamba.training.run_folder import (
-    RECIPE_FILE,
-    check_same_content,
-    check_same_data,
-    check_same_recipe,
     skipped_file,
-    write_recipe,
 )
 from ssamba.training.run_state import has_state, read_state_values, remove_states
 from ssamba.training.schedule import EpochSchedule
 from ssamba.utils.atomic_write import clear_leftovers, make_folder
-from ssamba.utils.errors import CheckpointError, ConfigError
+from ssamba.utils.errors import CheckpointError
 from ssamba.utils.lock import lock_folder
 from ssamba.utils.progress import Bar
 
-FINETUNE_MAY_CHANGE = ("workers", "save_minutes")
-"""Values that a resumed run may be given anew: they do not change its results."""
 OUTPUTS_FILE = "answers.safetensors"
 SAMPLE_BYTES = 2
 COLUMNS = 80
@@ -84,7 +77,7 @@ def finetune(
     device: str = "auto",
     say: Say = lambda line: None,
     labels: Path | None = None,
-    background: str | None = None,
+    background: str | Path | None = None,
 ) -> dict[str, Any]:
     """Fine-tune on the labelled set in ``data`` into the run directory ``out``, or go on with the run that is there.
 
@@ -93,11 +86,13 @@ def finetune(
     (config.json, model.safetensors), results.json, results.md, classes.csv, predictions.csv and confusion.png
     (docs/finetuning.md). Returns what results.json holds; of several processes that torchrun or ``--devices`` has
     started only the first does, the others return nothing. ``say`` gets lines for the user. ``labels`` are label files
-    with times for the recordings in ``data``, ``background`` the class of stretches without label (docs/data.md).
+    with times for the recordings in ``data``. ``background`` is a folder of recordings that have no class
+    (docs/fit.md), or the class of stretches without label.
     Raises ``SsambaError`` for what the user can put right, ``Interrupted`` after Ctrl-C.
     """
     with distributed_context(device) as (dist, chosen), lock_folder(out, dist.main):
-        setup = prepare_run(recipe, data, out, source, chosen, dist, say, timed_labels(recipe, labels, background))
+        options = timed_labels(recipe, labels, background)
+        setup = prepare_run(recipe, data, out, source, chosen, dist, say, options, background)
         run = FoldRuns(setup, out, chosen, dist)
         if dist.main:
             check_finished_folds(run.folders)
@@ -110,67 +105,14 @@ def finetune(
             return {}
         # Of a finished run, too: what was damaged since is good again.
         results = run.results(source)
-        write_results(out, dataclasses.replace(results, calibration=run.keep()), run.outputs())
+        calibration, counts = run.keep()
+        if counts is not None:
+            say(counts.line())
+        write_results(out, dataclasses.replace(results, calibration=calibration, background=counts), run.outputs())
         for folder in run.folders:
             remove_states(folder)
             shutil.rmtree(folder / EPOCHS_FOLDER, ignore_errors=True)
         return read_results(out)
-
-
-@dataclass(frozen=True)
-class FinetuneSetup:
-    """A run before its first fold: a recipe without open values, the labelled set, the model that folds begin with."""
-
-    recipe: FinetuneRecipe
-    data: LabelledData
-    model: Encoder
-
-
-def prepare_run(
-    recipe: FinetuneRecipe,
-    root: Path,
-    out: Path,
-    source: str | None,
-    device: torch.device,
-    dist: DistContext,
-    say: Say,
-    options: Mapping[str, Any] | None = None,
-) -> FinetuneSetup:
-    """Read the set, decide what the recipe leaves open, build the model, and enter the run directory.
-
-    Everything that may not fit is refused before anything is written. ``options`` are those of the set's reader.
-    """
-    given, data = read_data(stored_values(recipe, out), root, options)
-    for note in data.notes if dist.main else ():
-        say(note)
-    filled, facts = fill_open(given, data, source, device) if given.open else (given, None)
-    resolved = resolve_auto(filled, data)
-    model = new_model(resolved, make_classification(resolved, data), source)
-    if dist.main:
-        _enter(out, filled, source, root, data)
-        if facts is not None:
-            report_choices(resolved, facts, model, device, say)
-    dist.barrier()
-    if facts is not None and not dist.main:
-        # Another process may find other memory free: the first one's values hold.
-        resolved = resolve_auto(stored_values(given, out), data)
-        model = new_model(resolved, make_classification(resolved, data), source)
-    return FinetuneSetup(resolved, data, model)
-
-
-def _enter(out: Path, recipe: FinetuneRecipe, source: str | None, root: Path, data: LabelledData) -> None:
-    """Make the run directory, or see that the run in it is this one."""
-    clear_leftovers(make_folder(out))
-    digest, content = fingerprint(data), content_digest(data_files(data))
-    if (out / RECIPE_FILE).exists():
-        changed_files(out)
-        check_same_recipe(out, recipe, source, FINETUNE_MAY_CHANGE)
-        check_same_data(out, digest)
-        check_same_content(out, content)
-    elif (out / CONFIG_FILE).exists():
-        raise ConfigError(f"{out}: holds a model that is no fine-tuning run; choose another --out")
-    else:
-        write_recipe(out, recipe.to_dict(), source, [str(root)], digest, content)
 
 
 class FoldRuns:
@@ -343,16 +285,19 @@ class FoldRuns:
         config, kept = read_config(self.folder(0)).config, self.folder(len(folds) - 1).name
         return Results(self.recipe, source, self.data, tuple(folds), config, chosen_text(self.recipe), kept)
 
-    def keep(self) -> Calibration | None:
-        """Make the last fold's model the run's; tells how it was calibrated, where the recipe says so."""
+    def keep(self) -> tuple[Calibration | None, BackgroundCounts | None]:
+        """Make the last fold's model the run's; tells how it was calibrated, where the recipe says so.
+
+        And what came of background recordings.
+        """
         check_kept_folds(self.out, self.folders)
         folder, fold = self.folders[-1], self.data.folds[-1]
         if self.recipe.calibrate != "yes":
             keep_model(folder, self.out)
-            return None
+            return None, None
         with precision(self.recipe.precision, self.device):
             cache = self._audio(self.initial.config)
-            kept = KeptModel(folder, fold, self.recipe, self.device, cache, self.skip)
+            kept = KeptModel(folder, fold, self.recipe, self.device, cache, self.skip, self.data.background)
             return keep_calibrated(kept, folder, self.out, self.outputs())
 
     def outputs(self) -> list[ClassifierOutputs]:

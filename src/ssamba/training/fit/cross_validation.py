@@ -27,12 +27,14 @@ class Bank:
         owners: (rows,) int64, ascending numbers of the examples; unreadable ones have no row.
         targets: (examples, classes) float64, 1 where the class holds.
         loss: ``ce`` or ``bce``.
+        negatives: (n, d) rows of no class, which a sigmoid's regressions are fitted on as well.
     """
 
     values: Tensor
     owners: Tensor
     targets: Tensor
     loss: str
+    negatives: Tensor | None = None
 
     def rows(self, numbers: Tensor) -> Tensor:
         """Which rows belong to these examples: (rows,) bool."""
@@ -41,17 +43,16 @@ class Bank:
     def fit(self, head: LinearHead, numbers: Tensor, settings: Sequence[float]) -> list[LinearModel]:
         """A model for each setting, fitted on these examples."""
         rows = self.rows(numbers)
-        return head.fit(self.values[rows], self.targets[self.owners[rows]], settings)
+        values, targets = self.values[rows], self.targets[self.owners[rows]]
+        if self.negatives is not None and self.loss == "bce":
+            values = torch.cat([values, self.negatives])
+            targets = torch.cat([targets, targets.new_zeros(len(self.negatives), targets.shape[1])])
+        return head.fit(values, targets, settings)
 
     def of_known_classes(self, train: Tensor, held: Tensor) -> Tensor:
         """Those of ``held`` whose classes ``train`` has an example of: others say nothing about a fit on ``train``."""
         missing = self.targets[torch.unique(self.owners[self.rows(train)])].sum(dim=0) == 0
         return held[self.targets[held][:, missing].sum(dim=1) == 0]
-
-    def by_owner(self, values: Tensor, numbers: Tensor) -> Tensor:
-        """Means over each example's rows of ``values``, which belong to the rows of ``numbers``: (examples,)."""
-        _, place, count = self.owners[self.rows(numbers)].unique(return_inverse=True, return_counts=True)
-        return torch.zeros(len(count), dtype=values.dtype, device="cpu").index_add_(0, place, values) / count
 
     def outputs(self, model: LinearModel, numbers: Tensor) -> ClassifierOutputs:
         """A model's logits for these examples, in their order, numbered by their place in ``numbers``."""

@@ -1,15 +1,14 @@
-"""What held-out clips say of a fitted classifier: its temperature, and the border of unlike sounds."""
+"""What held-out clips say of a fitted classifier: its temperature, and trials for the border."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from ssamba.evaluation.calibration import Calibration, calibrate
 from ssamba.evaluation.probe.protocol import Division
-from ssamba.inference.rejection.score import MIN_HELD_OUT, Rejection, fit_rejection
+from ssamba.evaluation.rejection_fit import Trial
 from ssamba.training.fit.cross_validation import Bank, Validated
 from ssamba.training.fit.heads import LinearHead
 
@@ -30,31 +29,18 @@ def fit_calibration(bank: Bank, head: LinearHead, parts: Sequence[Division], fou
     return calibrate(inner, bank.loss, "validation", tested)
 
 
-def rejection_of(
-    bank: Bank, values: Tensor, parts: Sequence[Division], numbers: Tensor, silence: Tensor
-) -> Rejection | None:
-    """Class means of the examples ``numbers``, the border from held-out ones; None where those are few.
-
-    ``values`` (rows, d) are what the saved classifier's linear layer reads of the bank's rows, ``silence`` (n, d) of
-    silent recordings.
-    """
-
+def trials_of(bank: Bank, values: Tensor, parts: Sequence[Division]) -> list[Trial]:
+    """What is held out of each division, as rows of ``values`` (rows, d): what the saved classifier's linear layer
+    reads of the bank's rows."""
     found = []
     for train, held in _pairs(parts):
         held = bank.of_known_classes(train, held)
-        if bank.rows(held).any():
-            distances = _fitted(bank, values, train).distances(values[bank.rows(held)])
-            found.append(bank.by_owner(distances, held))
-    distances = torch.cat(found) if found else torch.empty(0, dtype=torch.float32, device="cpu")
-    if len(distances) < MIN_HELD_OUT:
-        return None
-    fitted = _fitted(bank, values, numbers)
-    return fitted.with_border(distances, fitted.distances(silence))
-
-
-def _fitted(bank: Bank, values: Tensor, numbers: Tensor) -> Rejection:
-    rows = bank.rows(numbers)
-    return fit_rejection(values[rows], bank.targets[bank.owners[rows]])
+        rows, held_rows = bank.rows(train), bank.rows(held)
+        if held_rows.any():
+            known, owners = bank.owners[held_rows].unique(return_inverse=True)
+            targets = bank.targets[bank.owners[rows]]
+            found.append(Trial(values[rows], targets, values[held_rows], owners, bank.targets[known]))
+    return found
 
 
 def _pairs(parts: Sequence[Division]) -> list[tuple[Tensor, Tensor]]:

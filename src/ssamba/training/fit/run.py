@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +17,25 @@ from ssamba.data.scan import SkipList
 from ssamba.evaluation.calibration import Calibration
 from ssamba.evaluation.probe.probe import ProgressBars, no_bar
 from ssamba.evaluation.probe.protocol import Division, all_examples, divisions, target_matrix
+from ssamba.evaluation.rejection_fit import OtherSounds, make_rejection
 from ssamba.inference.model import KINDS, Encoder
 from ssamba.inference.rejection.file import REJECTION_FILE, write_rejection
+from ssamba.inference.rejection.noise import noise_values
 from ssamba.inference.rejection.silence import silence_values
 from ssamba.models.classifier import Classification, Classifier
 from ssamba.models.pretrained.file_checks import changed_files
 from ssamba.models.pretrained.load import read_model_source
 from ssamba.models.pretrained.model_dir import CONFIG_FILE, RESULTS_FILE, Description, build_as, save_model
 from ssamba.training.finetune.auto import choose_frames
-from ssamba.training.finetune.facts import Say, clip_lengths
+from ssamba.training.finetune.facts import Say, clip_lengths, recording_numbers, with_background
 from ssamba.training.finetune.report import FoldResult, Results, read_results, record_results, write_results
 from ssamba.training.finetune.resolve import data_files, fingerprint
 from ssamba.training.fit.cross_validation import Bank, Validated, cross_validate
 from ssamba.training.fit.data import read_fit_data
+from ssamba.training.fit.expectation import expectation
 from ssamba.training.fit.features import FeatureParts, collect_features, parts_folder
 from ssamba.training.fit.heads import LinearHead, choose_head
-from ssamba.training.fit.held_out import fit_calibration, rejection_of
+from ssamba.training.fit.held_out import fit_calibration, trials_of
 from ssamba.training.fit.recipe import FitRecipe
 from ssamba.training.resume.content import content_digest
 from ssamba.training.resume.run_files import check_model_files
@@ -89,16 +94,20 @@ def fit(
     device: str = "auto",
     say: Say = lambda line: None,
     bars: ProgressBars | None = None,
+    labels: Path | None = None,
+    background: str | Path | None = None,
 ) -> dict[str, Any]:
     """Fit a classifier on a frozen encoder for the labelled set in ``data``, into the run directory ``out``.
 
     The directory is that of a fine-tuning run without folds of its own (docs/finetuning.md): config.json,
     model.safetensors, results.json, results.md, classes.csv, predictions.csv, recipe.yaml. ``source`` is what
     ``ssamba.load`` takes. Returns what results.json holds, at once for a finished run. ``say`` gets lines for the user,
-    ``bars(label)`` opens a progress bar. Raises ``SsambaError`` for what the user can put right; nothing is then left
-    behind but the features of a long set, with which the same command goes on.
+    ``bars(label)`` opens a progress bar. ``labels`` are label files with times for the recordings in ``data``,
+    ``background`` is a folder of recordings that have no class (docs/fit.md), or the class of stretches without label.
+    Raises ``SsambaError`` for what the user can put right; nothing is then left behind but the features of a long set,
+    with which the same command goes on.
     """
-    setup = prepare_fit(recipe, data, source, device)
+    setup = prepare_fit(recipe, data, source, device, labels, background)
     with lock_folder(out):
         return _fit(setup, data, out, say, bars or no_bar)
 
@@ -116,30 +125,48 @@ def _fit(setup: FitSetup, data: Path, out: Path, say: Say, bars: ProgressBars) -
     for note in setup.data.notes:
         say(note)
     _report_choices(setup, say)
-    bank, skip = _features(setup, data, out, bars)
+    silence, noise, per_window = _made_up(setup.model)
+    say(expectation(setup.head, setup.data, setup.examples, setup.model, per_window))
+    bank, skip, recordings = _features(setup, data, out, bars)
+    negatives = bank.values[:0] if bank.negatives is None else bank.negatives
     parts = divisions(setup.data, setup.examples) if setup.tested else []
     found = _validate(bank, setup.head, parts, bars)
     numbers = parts[0].fit if setup.keeps_split else torch.arange(len(setup.examples), device="cpu")
     calibration = fit_calibration(bank, setup.head, parts, found) if setup.recipe.calibrate and parts else None
-    values = _load_classifier(setup, bank, numbers, found.best, calibration)
-    rejection = rejection_of(bank, values, parts, numbers, silence_values(setup.model))
+    reads = _load_classifier(setup, bank, numbers, found.best, calibration)
+    values = reads(bank.values)
+    rows = bank.rows(numbers)
+    others = OtherSounds(reads(silence), reads(noise), reads(negatives), recordings)
+    trials = trials_of(bank, values, parts)
+    rejection, counts = make_rejection(values[rows], bank.targets[bank.owners[rows]], trials, others)
+    if counts is not None:
+        say(counts.line())
     _enter(out, setup, data, skip)
     save_model(out, setup.model)
     if rejection is not None:
         write_rejection(out, rejection)
-    write_results(out, _results(setup, found, calibration), found.outputs)
+    results = dataclasses.replace(_results(setup, found, calibration), background=counts)
+    write_results(out, results, found.outputs)
     for folder in out.glob("features-*"):
         shutil.rmtree(folder, ignore_errors=True)
     return read_results(out)
 
 
-def prepare_fit(recipe: FitRecipe, root: Path, source: str, device: str = "auto") -> FitSetup:
+def prepare_fit(
+    recipe: FitRecipe,
+    root: Path,
+    source: str,
+    device: str = "auto",
+    labels: Path | None = None,
+    background: str | Path | None = None,
+) -> FitSetup:
     """Read set and model, and put numbers where the recipe leaves them open. Nothing is written."""
-    data = read_fit_data(recipe, root)
-    head = choose_head(recipe, data.multi_label)
-    examples = all_examples(data)
     description, tensors = read_model_source(source)
     config = description.config
+    seconds = config.front_end.seconds_of_frames(recipe.frames) if recipe.frames else None
+    data = read_fit_data(recipe, root, labels, background, seconds)
+    head = choose_head(recipe, data.multi_label)
+    examples = all_examples(data)
     frames, _ = choose_frames(clip_lengths(examples), config.patch_time)
     recipe = dataclasses.replace(
         recipe,
@@ -147,11 +174,20 @@ def prepare_fit(recipe: FitRecipe, root: Path, source: str, device: str = "auto"
         frames=recipe.frames or frames,
         stride=recipe.stride or min(config.patch_frequency, config.patch_time),
     )
+    data = with_background(data, background, config.front_end.seconds_of_frames(recipe.frames))
     model = build_as(KINDS, Description(config), tensors).with_grid(recipe.stride, recipe.frames)
     loss = "bce" if data.multi_label else "ce"
     task = Classification(data.classes, data.multi_label, recipe.pooling, False, recipe.name, loss)
     model.classifier = Classifier(model.config, task)
     return FitSetup(recipe, data, examples, model.to(pick_device(device)).eval(), head, source)
+
+
+def _made_up(model: Encoder) -> tuple[Tensor, Tensor, float]:
+    """What the new classifier reads of silence and of made-up sounds, and the seconds that a window of them took."""
+    silence = silence_values(model)
+    begin = time.perf_counter()
+    noise = noise_values(model)
+    return silence, noise, (time.perf_counter() - begin) / len(noise)
 
 
 def _report_choices(setup: FitSetup, say: Say) -> None:
@@ -190,12 +226,20 @@ def _enter(out: Path, setup: FitSetup, root: Path, skip: SkipList) -> None:
         kept.record(path, reason)
 
 
-def _features(setup: FitSetup, root: Path, out: Path, bars: ProgressBars) -> tuple[Bank, SkipList]:
+def _features(setup: FitSetup, root: Path, out: Path, bars: ProgressBars) -> tuple[Bank, SkipList, Tensor]:
+    """The bank, unreadable files, and for each of the bank's negatives the number of its recording (n,)."""
     skip = SkipList()
-    folder = parts_folder(out, setup.data.layout, setup.examples, setup.model)
+    examples = [*setup.examples, *setup.data.background]
+    folder = parts_folder(out, setup.data.layout, examples, setup.model)
     parts = FeatureParts(folder, lambda: _enter(out, setup, root, skip))
     with bars("features") as progress:
-        values, owners = collect_features(setup.examples, setup.model, parts, skip, progress)
+        values, owners = collect_features(examples, setup.model, parts, skip, progress)
+    known = owners < len(setup.examples)
+    negatives = values[~known] if setup.data.background else None
+    recordings = recording_numbers(examples, owners[~known])
+    if negatives is not None and not len(negatives):
+        raise DataError(f"{examples[-1].parts[0].path}: nor any other background recording can be read; replace them")
+    values, owners = values[known], owners[known]
     targets = target_matrix(setup.examples, len(setup.data.classes))
     gone = (targets[torch.unique(owners)].sum(dim=0) == 0) & (targets.sum(dim=0) > 0)
     if gone.any():
@@ -205,7 +249,7 @@ def _features(setup: FitSetup, root: Path, out: Path, bars: ProgressBars) -> tup
     for fold in setup.data.folds if setup.tested else ():
         if all(example.key in unread for example in fold.test):
             raise DataError(f"{root}: no test clip of fold {fold.name} can be read; replace its files")
-    return Bank(values, owners, targets, "bce" if setup.data.multi_label else "ce"), skip
+    return Bank(values, owners, targets, "bce" if setup.data.multi_label else "ce", negatives), skip, recordings
 
 
 def _validate(bank: Bank, head: LinearHead, parts: list[Division], bars: ProgressBars) -> Validated:
@@ -217,15 +261,15 @@ def _validate(bank: Bank, head: LinearHead, parts: list[Division], bars: Progres
 
 def _load_classifier(
     setup: FitSetup, bank: Bank, numbers: Tensor, setting: float, calibration: Calibration | None
-) -> Tensor:
-    """Fit the model's classifier on the examples ``numbers``; gives what its linear layer then reads of the bank."""
+) -> Callable[[Tensor], Tensor]:
+    """Fit the model's classifier on the examples ``numbers``; gives what its linear layer then reads of features."""
     (fitted,) = bank.fit(setup.head, numbers, [setting])
     assert setup.model.classifier is not None
     standardise = fitted.standardise
     temperature = 1.0 if calibration is None else calibration.temperature
     weight, bias = fitted.weight / temperature, fitted.bias / temperature
     setup.model.classifier.load_linear(standardise.mean, standardise.scale, weight, bias)
-    return standardise(bank.values).float()
+    return lambda features: standardise(features).float()
 
 
 def _results(setup: FitSetup, found: Validated, calibration: Calibration | None) -> Results:

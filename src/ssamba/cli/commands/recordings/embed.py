@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from ssamba.cli.commands.common import DATA_HELP, Command, list_unreadable
-from ssamba.cli.parser import UsageError, add_model, add_passes, positive
+from ssamba.cli.parser import UsageError, add_model, add_passes, add_paths, paths_option, positive
 from ssamba.cli.streams import say
 
 DEFAULT_OUT = Path("embeddings.npz")
@@ -30,9 +30,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--frames", type=positive, metavar="N", help="length of a window in frames of 10 ms (default: the model's)"
     )
-    names = parser.add_mutually_exclusive_group()
-    names.add_argument("--relative", action="store_true", help="name files by paths from the output's folder on")
-    names.add_argument("--absolute", action="store_true", help="name files by absolute paths (default: as given)")
+    add_paths(parser)
     add_passes(parser)
 
 
@@ -51,7 +49,6 @@ def run(arguments: argparse.Namespace) -> int:
 
     check_embedding_output(out)
     refuse_input(out, arguments.files)
-    paths = "relative" if arguments.relative else "absolute" if arguments.absolute else "given"
     problems: list[tuple[str, str]] = []
     files, again = list_files(arguments.files, problems)
     model = load(arguments.model, arguments.device, stride=arguments.stride, frames=arguments.frames)
@@ -60,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
             files,
             model,
             out,
-            EmbedOptions(level=arguments.level, whole=arguments.whole, paths=paths),
+            EmbedOptions(level=arguments.level, whole=arguments.whole, paths=paths_option(arguments)),
             batch=arguments.batch,
             threads=arguments.threads,
             progress=bar.update,

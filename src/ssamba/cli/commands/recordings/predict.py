@@ -12,6 +12,8 @@ from ssamba.cli.parser import (
     UsageError,
     add_device,
     add_passes,
+    add_paths,
+    paths_option,
     positive,
     real,
     seconds,
@@ -64,6 +66,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         help="name no class where a sound is unlike the training sounds (default, but not for rows in time)",
     )
+    add_paths(parser)
     _add_events(parser)
     add_passes(parser)
 
@@ -136,6 +139,7 @@ def run(arguments: argparse.Namespace) -> int:
             format=arguments.format,
             reject=_reject(arguments, [model]),
             threshold=None if events is not None else arguments.threshold,
+            paths=paths_option(arguments),
         )
     return _end(arguments, report, problems)
 
@@ -188,6 +192,7 @@ def _run_several(arguments: argparse.Namespace, files: list[str], problems: list
             progress=bar.update,
             reject=_reject(arguments, list(models.values())),
             threshold=arguments.threshold,
+            paths=paths_option(arguments),
         )
     return _end(arguments, report, problems)
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from ssamba.cli.commands.common import EXIT_DONE, Command, launch_processes, say_classifier, say_note
-from ssamba.cli.parser import SHIPPED_HELP, add_dataclass, add_devices, add_run, given
+from ssamba.cli.parser import SHIPPED_HELP, add_dataclass, add_devices, add_labels, add_run, given
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -21,15 +21,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--from", dest="source", metavar="SOURCE", default=DEFAULT, help=f"{SHIPPED_HELP}; none: random weights"
     )
-    parser.add_argument(
-        "--labels",
-        type=Path,
-        metavar="PATH",
-        help="custom: labels with times for the recordings in ROOT: Audacity, Raven, CSV, JSON, JAMS (docs/data.md)",
-    )
-    parser.add_argument(
-        "--background", metavar="NAME", help="custom, labels with times: class of the stretches without label"
-    )
+    add_labels(parser)
     add_run(parser)
     add_devices(parser)
     values = parser.add_argument_group("values of the recipe", "Defaults hold where the recipe says nothing.")

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from ssamba.cli.commands.common import EXIT_DONE, Command, say_classifier, say_note
-from ssamba.cli.parser import SHIPPED_HELP, add_dataclass, add_device, add_run, given
+from ssamba.cli.parser import SHIPPED_HELP, add_dataclass, add_device, add_labels, add_run, given
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -18,6 +18,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--data", type=Path, required=True, metavar="ROOT", help="class folders, or a table of files and labels"
     )
     parser.add_argument("--from", dest="source", metavar="SOURCE", default=DEFAULT, help=SHIPPED_HELP)
+    add_labels(parser)
     add_run(parser)
     add_device(parser)
     add_dataclass(parser, FitRecipe, exclude=("name",))
@@ -31,7 +32,8 @@ def run(arguments: argparse.Namespace) -> int:
     from ssamba.utils.progress import progress_bar
 
     recipe = FitRecipe(**given(arguments, FitRecipe))
-    values = fit(recipe, arguments.data, arguments.out, arguments.source, arguments.device, say_note, progress_bar)
+    places = (arguments.data, arguments.out, arguments.source, arguments.device, say_note, progress_bar)
+    values = fit(recipe, *places, labels=arguments.labels, background=arguments.background)
     say_classifier(arguments.out, headline(values), arguments.out / TABLE_FILE, f", fitted on {values['model']}")
     return EXIT_DONE
 
