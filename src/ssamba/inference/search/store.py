@@ -36,7 +36,7 @@ LARGEST_JSON = 1 << 28
 """Bytes of a table that are read."""
 BLOCK_NAME = re.compile(r"block-[0-9a-f]{16}")
 LISTS_NAME = re.compile(r"lists-[0-9a-f]{16}\.safetensors")
-SHA256 = re.compile(r"[0-9a-f]{64}")
+LISTS_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,7 @@ def _approximate_info(values: Any) -> ApproximateInfo | None:
     if values is None:
         return None
     digest = _typed(values["digest"], str)
-    if not SHA256.fullmatch(digest):
+    if not LISTS_DIGEST.fullmatch(digest):
         raise ValueError(f"{shorten(digest)} is no SHA-256")
     blocks = tuple((_typed(name, str), _count(pieces)) for name, pieces in values["blocks"])
     if len(dict(blocks)) != len(blocks) or not all(BLOCK_NAME.fullmatch(name) for name, _ in blocks):

@@ -19,7 +19,7 @@ TRAINING_PIECES = 64
 """Pieces for each list that k-means looks at."""
 LISTS_PER_ROOT = 4
 """Lists for each unit of the square root of the number of pieces."""
-SEED = 0
+KMEANS_SEED = 0
 INSTALL = "pip install 'ssamba[search]'"
 
 
@@ -54,7 +54,7 @@ def train_centres(sample: FloatArray, lists: int) -> FloatArray:
         lists,
         niter=TRAINING_ROUNDS,
         spherical=True,
-        seed=SEED,
+        seed=KMEANS_SEED,
         min_points_per_centroid=1,
         max_points_per_centroid=len(sample),
     )
