@@ -1,6 +1,6 @@
 """Time, memory and recall of the approximate search in an index that is made large from the vectors of a real one.
 
-OMP_NUM_THREADS=1 python benchmarks/search_approximate.py INDEX WORK [--pieces 1000000] [--probes 16 64 256]
+OMP_NUM_THREADS=1 python benchmarks/search_approximate.py INDEX WORK [--pieces 1000000] [--probes 16 64 256] [--random]
 
 INDEX is what ``ssamba index`` made of real recordings. Recordings of 1 s with one piece each are written to WORK: a
 piece is a mixture, of random shares, of two real pieces, with noise of the real pieces' covariance added, brought to
@@ -56,8 +56,8 @@ class Pieces:
         return unit(rows + self.noise(len(rows), np.sqrt(0.9**-2 - 1)))
 
 
-def enlarge(index: ssamba.Index, out: Path, total: int) -> None:
-    """An index of ``total`` made-up recordings, in the space of a real one."""
+def enlarge(index: ssamba.Index, out: Path, total: int, random: bool) -> None:
+    """An index of ``total`` made-up recordings, in the space of a real one; ``random``: of pieces like no others."""
     real = np.concatenate([r.pieces for r in index.recordings()])
     real = real[real.any(axis=1)]
     print(f"{len(real)} real pieces")
@@ -66,7 +66,8 @@ def enlarge(index: ssamba.Index, out: Path, total: int) -> None:
     shutil.copy(index.folder / store.SPACE_FILE, out)
     for low in range(0, total, BLOCK_RECORDINGS):
         count = min(BLOCK_RECORDINGS, total - low)
-        made = pieces.make(count).astype(np.float16)
+        made = unit(rng.standard_normal((count, real.shape[1]), dtype=np.float32)) if random else pieces.make(count)
+        made = made.astype(np.float16)
         values = (count * RECORDING_COLUMNS, index.header.column_values)
         columns = unit(rng.standard_normal(values, dtype=np.float32)).astype(np.float16)
         entries = [store.FileEntry(f"/none/{low + i}.wav", 1, 1, 1.0, RECORDING_COLUMNS) for i in range(count)]
@@ -93,10 +94,11 @@ def main() -> None:
     parser.add_argument("index", type=Path)
     parser.add_argument("work", type=Path)
     parser.add_argument("--pieces", type=int, default=1_000_000)
+    parser.add_argument("--random", action="store_true", help="independent random pieces, the hardest case")
     parser.add_argument("--probes", type=int, nargs="+", default=[16, 64, 256])
     given = parser.parse_args()
     if not store.is_index(given.work):
-        enlarge(ssamba.Index(given.index), given.work, given.pieces)
+        enlarge(ssamba.Index(given.index), given.work, given.pieces, given.random)
     start = time.process_time()
     big = ssamba.Index(given.work)
     timed("open the index", start)
