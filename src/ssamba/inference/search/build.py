@@ -12,6 +12,7 @@ import torch
 import ssamba
 from ssamba.inference.file_stream import FileStream, Progress
 from ssamba.inference.model import Encoder
+from ssamba.inference.outputs.provenance import provenance_of
 from ssamba.inference.search import store
 from ssamba.inference.search.approximate.library import is_installed, require_library
 from ssamba.inference.search.approximate.piece_lists import make_lists, out_of_step
@@ -252,6 +253,9 @@ class _Update:
             column_seconds=second - first,
             piece_values=space.piece_map.shape[1],
             column_values=space.column_map.shape[1],
+            provenance=provenance_of(
+                self.model, "index", {"level": "column", "layer": space.layer, "space": space.kind}
+            ),
         )
 
     def _entry(

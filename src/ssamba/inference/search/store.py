@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ssamba.inference.outputs.provenance import KEY
 from ssamba.inference.search.arrays import HalfArray
 from ssamba.inference.search.pieces import piece_count
 from ssamba.utils.atomic_write import clear_leftovers, explain, make_folder, write_text
@@ -88,7 +89,8 @@ class IndexHeader:
     """What ``index.json`` holds in addition to the blocks.
 
     ``column_seconds`` is the distance of two columns, ``piece_values`` and ``column_values`` are lengths of vectors.
-    ``approximate``: the lists for approximate search, where there are any.
+    ``approximate``: the lists for approximate search, where there are any. ``provenance``: what ``provenance_of``
+    gives, None in indexes of earlier versions.
     """
 
     model: str
@@ -102,6 +104,7 @@ class IndexHeader:
     column_values: int
     blocks: tuple[BlockInfo, ...] = ()
     approximate: ApproximateInfo | None = None
+    provenance: dict[str, Any] | None = None
 
 
 @dataclass
@@ -144,6 +147,7 @@ def read_index_header(folder: Path) -> IndexHeader:
             column_seconds=float(values["column_seconds"]),
             blocks=blocks,
             approximate=_approximate_info(values.get("approximate")),
+            provenance=None if values.get(KEY) is None else _typed(values[KEY], dict),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path}: is damaged ({error}); make the index again") from None
@@ -202,7 +206,7 @@ def _approximate_info(values: Any) -> ApproximateInfo | None:
 
 def write_header(folder: Path, header: IndexHeader) -> None:
     """Replace ``index.json``: from then on the index is what ``header`` says. Raises ``SsambaError``."""
-    values = {k: v for k, v in vars(header).items() if k not in ("blocks", "approximate")}
+    values = {k: v for k, v in vars(header).items() if k not in ("blocks", "approximate") and v is not None}
     if header.approximate is not None:
         values["approximate"] = vars(header.approximate)
     blocks = [{**vars(block), "dropped": sorted(block.dropped)} for block in header.blocks]
