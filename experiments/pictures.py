@@ -1,10 +1,10 @@
 """The pictures of the documents, each drawn anew from what is in the repository, in the package's one style.
 
-    python experiments/pictures.py NAME ... [--out docs/images]
+    python experiments/pictures.py NAME ... [--out docs/images] [--scores X.csv]
 
 bench       bench-time.png, bench-memory.png, from docs/benchmarks/h100-inference.csv
 minutes     minutes.png, from the tables of dev/RESULTS-LOG.md
-similarity  similarity.png, from docs/benchmarks/similarity-scores.csv
+similarity  similarity.png, from the file that ``experiments/similarity.py measure ESC10 --scores X.csv`` writes
 views       augmented-views.png, from two sounds that ``ssamba.data.synthetic`` makes
 """
 
@@ -28,7 +28,6 @@ from ssamba.utils.plots import COLOURS, GRID, BenchLine, bench_picture, figure_f
 
 ROOT = Path(__file__).parent.parent
 BENCH = ROOT / "docs" / "benchmarks" / "h100-inference.csv"
-SCORES = ROOT / "docs" / "benchmarks" / "similarity-scores.csv"
 LOG = ROOT / "dev" / "RESULTS-LOG.md"
 
 
@@ -38,7 +37,7 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def bench(out: Path) -> None:
+def bench(out: Path, _: Path | None) -> None:
     """Time and memory of a pass against the number of tokens."""
     table = rows(BENCH)
     first = table[0]
@@ -58,9 +57,11 @@ def bench(out: Path) -> None:
         bench_picture(lines, out / f"{name}.png", title, label)
 
 
-def similarity(out: Path) -> None:
+def similarity(out: Path, scores: Path | None) -> None:
     """How scores of degraded copies and of other recordings are distributed."""
-    table = rows(SCORES)
+    if scores is None:
+        raise SystemExit("similarity: give --scores X.csv")
+    table = rows(scores)
     left = np.array([float(row["from"]) for row in table])
     width = float(table[0]["to"]) - left[0]
     with figure_file(out / "similarity.png", 8, 4) as figure:
@@ -82,8 +83,8 @@ def similarity(out: Path) -> None:
         panel.set_title("ESC-10: each copy against its clip, and against the clips of other recordings")
 
 
-def views(out: Path) -> None:
-    """What the changes of pretraining make of a made-up bird, a made-up voice mixed in last."""
+def views(out: Path, _: Path | None) -> None:
+    """What the changes of pretraining make of a made-up siren, a made-up vowel mixed in last."""
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder) / f"{label}.wav" for label in ("siren", "vowel")]
         for path in paths:
@@ -91,12 +92,12 @@ def views(out: Path) -> None:
         draw_views(*paths, out / "augmented-views.png")
 
 
-def minutes(out: Path) -> None:
+def minutes(out: Path, _: Path | None) -> None:
     """Accuracy of the compared models of the log."""
     draw_minutes(LOG, out / "minutes.png")
 
 
-PICTURES: dict[str, Callable[[Path], None]] = {
+PICTURES: dict[str, Callable[[Path, Path | None], None]] = {
     "bench": bench,
     "minutes": minutes,
     "similarity": similarity,
@@ -108,9 +109,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("names", nargs="+", choices=PICTURES)
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "images")
+    parser.add_argument("--scores", type=Path, metavar="X.csv", help="of similarity: the distribution of scores")
     given = parser.parse_args()
     for name in given.names:
-        PICTURES[name](given.out)
+        PICTURES[name](given.out, given.scores)
 
 
 if __name__ == "__main__":
