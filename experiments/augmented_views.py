@@ -12,12 +12,12 @@ import argparse
 import math
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import torch
 
 from ssamba.audio.constants import SAMPLE_RATE
 from ssamba.audio.decode import read_audio
 from ssamba.data.loaders.workers import pad_rows
+from ssamba.inference.outputs.figures import hertz_ticks
 from ssamba.models.config import Config
 from ssamba.training.augment.transforms import (
     apply_frequency_response,
@@ -30,21 +30,17 @@ from ssamba.training.augment.transforms import (
 )
 from ssamba.training.features import batch_features
 from ssamba.training.seeds import torch_generator
+from ssamba.utils.plots import figure_file
 
 SPEED, SECONDS, LEVEL, MIX = 1.3, 1.0, 1.0, 0.5
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("sound", type=Path)
-    parser.add_argument("other", type=Path)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--frames", type=int, default=208)
-    arguments = parser.parse_args()
-    config = Config(frames=arguments.frames, stride_frequency=16, stride_time=16)
+def draw_views(sound: Path, other: Path, out: Path, frames: int = 208) -> None:
+    """Draw ``sound`` plain and with each change; ``other`` is mixed into the last one."""
+    config = Config(frames=frames, stride_frequency=16, stride_time=16)
     samples = round(config.front_end.seconds_of_frames(config.frames) * SAMPLE_RATE)
     longest = round(SPEED * samples)
-    two = [read_audio(path, seconds=longest / SAMPLE_RATE) for path in (arguments.sound, arguments.other)]
+    two = [read_audio(path, seconds=longest / SAMPLE_RATE) for path in (sound, other)]
     long, lengths = repeat_short(*pad_rows(two, longest))
     plain, whole = long[:, :samples], lengths.clamp_max(samples)
     decay = SAMPLE_RATE * SECONDS / math.log(1000)
@@ -67,17 +63,30 @@ def main() -> None:
         "--gain-db 6 --response-db 3": apply_frequency_response(features(plain, whole), response, config.std),
         "--mix: another, 6 dB weaker": features(*mixed),
     }
-    figure, axes = plt.subplots(2, 3, figsize=(11, 5), sharex=True, sharey=True, layout="constrained")
     low, high = (float(pictures["as recorded"][0].quantile(q)) for q in (0.02, 0.998))
-    for ax, (title, values) in zip(axes.flat, pictures.items(), strict=True):
-        extent = (0, samples / SAMPLE_RATE, 0, config.mel_bins)
-        ax.imshow(values[0].T, origin="lower", aspect="auto", extent=extent, vmin=low, vmax=high, cmap="magma")
-        ax.set_title(title, loc="left", fontsize=10)
-    for ax in axes[:, 0]:
-        ax.set_ylabel("mel bin")
-    for ax in axes[1]:
-        ax.set_xlabel("s")
-    figure.savefig(arguments.out, dpi=75)
+    with figure_file(out, 11, 5.6) as figure:
+        panels = figure.subplots(2, 3, sharex=True, sharey=True)
+        for panel, (title, values) in zip(panels.flat, pictures.items(), strict=True):
+            extent = (0, samples / SAMPLE_RATE, 0, config.mel_bins)
+            look = {"origin": "lower", "aspect": "auto", "interpolation": "nearest", "cmap": "magma"}
+            image = panel.imshow(values[0].T, extent=extent, vmin=low, vmax=high, **look)
+            panel.set_title(title, fontsize=11)
+            panel.set_yticks(*hertz_ticks(config.mel_bins, config.front_end.nyquist))
+        for panel in panels[:, 0]:
+            panel.set_ylabel("Hz (mel scale)")
+        for panel in panels[1]:
+            panel.set_xlabel("time (s)")
+        figure.colorbar(image, ax=panels, label="log-mel energy, normalised", fraction=0.03, pad=0.01)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("sound", type=Path)
+    parser.add_argument("other", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--frames", type=int, default=208)
+    arguments = parser.parse_args()
+    draw_views(arguments.sound, arguments.other, arguments.out, arguments.frames)
 
 
 if __name__ == "__main__":

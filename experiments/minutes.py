@@ -3,7 +3,8 @@
     python experiments/minutes.py dev/RESULTS-LOG.md docs/images/minutes.png
 
 Reads every table with a column "steps, GPU minutes"; each stands for one way of pretraining, named by its heading.
-SSAMBA are circles, SSAST squares; rows without minutes (random weights, log-mel) are left out.
+SSAMBA are filled circles, SSAST open squares; axes that do not begin at 0 are marked as broken. Rows without minutes
+(random weights, log-mel) are left out.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib.pyplot as plt
+from matplotlib.ticker import MaxNLocator
 
-from ssamba.utils.plots import COLOURS
+from ssamba.utils.plots import COLOURS, GRID, broken_axis, figure_file
 
 MINUTES = "steps, GPU minutes"
 NUMBER = re.compile(r"\d+(?:\.\d+)?")
@@ -50,35 +51,52 @@ def rows(text: str) -> list[Row]:
     return found
 
 
+def draw_minutes(page: Path, out: Path) -> None:
+    """Draw the tables of ``page``: a row for each model under its table's heading, a panel for each measure."""
+    found = rows(page.read_text(encoding="utf-8"))
+    if not found:
+        raise SystemExit(f"{page}: has no table with a column '{MINUTES}'")
+    names, headings = list(found[0].values), list(dict.fromkeys(row.heading for row in found))
+    places, ticks, y = [], [], 0.0
+    for heading in headings:
+        ticks.append((y, heading[:1].upper() + heading[1:], True))
+        for row in (row for row in found if row.heading == heading):
+            y += 1
+            places.append((y, row))
+            ticks.append((y, f"{row.model}, {row.minutes:g} min", False))
+        y += 1.4
+    with figure_file(out, 4.2 + 2.1 * len(names), 0.8 + 0.27 * y) as figure:
+        panels = figure.subplots(1, len(names), sharey=True)
+        for panel, name in zip(panels, names, strict=True):
+            for at, row in places:
+                value, ours = row.values[name], not row.model.startswith("SSAST")
+                if value is not None:
+                    look = {"color": COLOURS[0], "mfc": COLOURS[0] if ours else "white"}
+                    panel.plot(value, at, "o" if ours else "s", ms=7, **look)
+            panel.set_title(name)
+            panel.set_xlabel("accuracy (%)")
+            panel.grid(True, **GRID)
+            panel.set_axisbelow(True)
+            panel.margins(x=0.14)
+            low, high = panel.get_xlim()
+            inside = MaxNLocator(5, integer=True, min_n_ticks=3).tick_values(low, high)
+            panel.set_xticks([tick for tick in inside if low + 0.13 * (high - low) < tick < high])  # right of the break
+            panel.set_xlim(low, high)
+            broken_axis(panel)
+        panels[0].set_yticks([at for at, _, _ in ticks], [text for _, text, _ in ticks], fontsize=9.5)
+        for label, (_, _, is_heading) in zip(panels[0].get_yticklabels(), ticks, strict=True):
+            label.set_fontweight("bold" if is_heading else "normal")
+        panels[0].set_ylim(y - 0.8, -0.7)
+        for panel in panels:
+            panel.tick_params(axis="y", length=0)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("page", type=Path)
     parser.add_argument("out", type=Path)
     arguments = parser.parse_args()
-    found = rows(arguments.page.read_text(encoding="utf-8"))
-    if not found:
-        raise SystemExit(f"{arguments.page}: has no table with a column '{MINUTES}'")
-    names, headings = list(found[0].values), list(dict.fromkeys(row.heading for row in found))
-    figure, axes = plt.subplots(1, len(names), figsize=(3 * len(names), 3.8), layout="constrained")
-    for ax, name in zip(axes, names, strict=True):
-        for row in found:
-            value, colour = row.values[name], COLOURS[headings.index(row.heading) % len(COLOURS)]
-            if value is not None:
-                mark = "s" if row.model.startswith("SSAST") else "o"
-                ax.plot(row.minutes, value, mark, ms=7, color=colour, mfc=colour if mark == "o" else "white")
-        ax.set_title(name, loc="left", fontsize=10)
-        ax.set(xlabel="GPU minutes", xlim=(0, None))
-        ax.grid(alpha=0.3)
-        for side in ("top", "right"):
-            ax.spines[side].set_visible(False)
-    axes[0].set_ylabel("accuracy, %")
-    marks = [plt.Line2D([], [], ls="", marker="o", ms=7, color=COLOURS[i % len(COLOURS)]) for i in range(len(headings))]
-    kinds = [plt.Line2D([], [], ls="", marker=m, ms=7, color="grey", mfc=f) for m, f in (("o", "grey"), ("s", "white"))]
-    labels = [heading[:1].upper() + heading[1:] for heading in headings]
-    figure.legend(
-        [*marks, *kinds], [*labels, "SSAMBA", "SSAST"], loc="outside lower center", ncols=4, frameon=False, fontsize=9
-    )
-    figure.savefig(arguments.out, dpi=110)
+    draw_minutes(arguments.page, arguments.out)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Similarity measured: degraded copies among a collection, near-duplicates; and how the space in the package is made.
 
     python experiments/similarity.py space UNLABELLED tiny_space.safetensors
-    python experiments/similarity.py measure ESC10 [--folds 1 2 3] [--picture X.png]
+    python experiments/similarity.py measure ESC10 [--folds 1 2 3] [--scores X.csv]
 
 ``measure`` indexes the clips of ESC-10 and degraded copies of each (12 dB less gain, 8 kHz, white noise at 20 and 10
 dB, MP3, Vorbis, a stretch of 60 %), and looks for each copy among the originals, as ``Index.search`` does but for its
@@ -163,6 +163,8 @@ def make_space(folder: Path, out: Path) -> None:
     model = ssamba.load(device="cpu")
     x, far = training_columns(model, folder)
     print(f"{len(x)} files")
+    if len(x) <= PIECE_VALUES:  # their means span fewer directions than the map is to have
+        raise SystemExit(f"{folder}: has {len(x)} files with sound, the map of pieces takes more than {PIECE_VALUES}")
     x = x.reshape(*x.shape[:3], -1)
     piece_mean, within, total = piece_spreads(x)
     piece_map = discriminant(within, total, PIECE_VALUES)
@@ -198,7 +200,7 @@ def write_copy(kind: str, clip: Path, number: int, folder: Path) -> tuple[Path, 
     return path, begin
 
 
-def measure(root: Path, folds: list[int], work: Path, picture: Path | None) -> None:
+def measure(root: Path, folds: list[int], work: Path, scores_file: Path | None) -> None:
     """Print the share of copies whose original comes first, and precision and recall of near-duplicates."""
     with open(root / "meta.csv", newline="", encoding="utf-8") as file:
         rows = [r for r in csv.DictReader(file) if int(r["fold"]) in folds]
@@ -245,8 +247,8 @@ def measure(root: Path, folds: list[int], work: Path, picture: Path | None) -> N
             print(f"not first: {' '.join(missed)}")
     print(f"other recordings: quantiles 0.5, 0.99, 0.999, 0.9999 {np.quantile(unlike, [0.5, 0.99, 0.999, 0.9999])}")
     near_duplicates(clips, originals, there)
-    if picture is not None:
-        draw(like, unlike, picture)
+    if scores_file is not None:
+        write_scores(like, unlike, scores_file)
 
 
 def source(path: str) -> str:
@@ -281,19 +283,14 @@ def stem(path: str) -> str:
     return Path(path).name.split(".")[0]
 
 
-def draw(like: list[float], unlike: list[float], out: Path) -> None:
-    """How the scores of copies and of other recordings are distributed."""
-    from ssamba.utils.plots import COLOURS, figure_file
-
-    with figure_file(out, 8, 4) as figure:
-        panel = figure.subplots()
-        edges = np.linspace(-0.1, 1, 111)
-        for values, name, colour in ((unlike, "other recordings", 0), (like, "degraded copies", 3)):
-            panel.hist(values, edges, weights=np.full(len(values), 100 / len(values)), alpha=0.7, label=name,
-                       color=COLOURS[colour])  # fmt: skip
-        panel.set(xlabel="score of the best alignment", ylabel="share of the pairs in % (log scale)", yscale="log")
-        panel.set_title("Degraded copies of ESC-10 clips, and clips of other recordings")
-        panel.legend(loc="upper center")
+def write_scores(like: list[float], unlike: list[float], out: Path) -> None:
+    """How the scores of copies and of other recordings are distributed: counts in bins of 0.01."""
+    edges = np.round(np.linspace(-0.1, 1, 111), 2)
+    counts = [np.histogram(np.clip(values, edges[0], edges[-1]), edges)[0] for values in (like, unlike)]
+    with open(out, "w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(("from", "to", "copies", "other_recordings"))
+        table.writerows(zip(edges[:-1].tolist(), edges[1:].tolist(), *(c.tolist() for c in counts), strict=True))
 
 
 def main() -> None:
@@ -306,7 +303,7 @@ def main() -> None:
     measured.add_argument("esc10", type=Path)
     measured.add_argument("--folds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
     measured.add_argument("--work", type=Path, help="keep copies and indexes in this folder")
-    measured.add_argument("--picture", type=Path)
+    measured.add_argument("--scores", type=Path, help="write the distribution of scores to this file")
     given = parser.parse_args()
     if given.part == "space":
         make_space(given.folder, given.out)
@@ -314,7 +311,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         work = given.work or Path(folder)
         work.mkdir(parents=True, exist_ok=True)
-        measure(given.esc10, given.folds, work, given.picture)
+        measure(given.esc10, given.folds, work, given.scores)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import layout_trees as trees
+import matplotlib.image
 import numpy as np
 import pytest
 import soundfile
@@ -147,9 +148,50 @@ def test_decay_forms(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_similarity(tmp_path: Path) -> None:
     text = run(
-        "experiments/similarity.py", "measure", trees.esc10(tmp_path / "esc10"), "--folds", 1, "--work", tmp_path
-    )
+        "experiments/similarity.py", "measure", trees.esc10(tmp_path / "esc10"), "--folds", 1, "--work", tmp_path,
+        "--scores", tmp_path / "scores.csv",
+    )  # fmt: skip
     assert {"| gain |", "| cut |"} <= {line[: line.index("|", 2) + 1] for line in text.splitlines() if line[:2] == "| "}
+    with open(tmp_path / "scores.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert (rows[0]["from"], rows[-1]["to"], len(rows)) == ("-0.1", "1.0", 110)
+    run("experiments/pictures.py", "similarity", "--scores", tmp_path / "scores.csv", "--out", tmp_path)
+    assert (tmp_path / "similarity.png").stat().st_size > 10_000
+    assert sum(int(row["copies"]) for row in rows) == 7 * len(list(tmp_path.glob("copies/*.gain.wav")))
+
+
+def test_space_refuses_few_files(tmp_path: Path) -> None:
+    for i in range(2):
+        noise(tmp_path / f"{i}.wav", 3.5, i)
+        audio, rate = soundfile.read(tmp_path / f"{i}.wav")
+        soundfile.write(tmp_path / f"{i}.opus", audio, rate, format="OGG", subtype="OPUS")
+    run("experiments/similarity.py", "space", tmp_path, tmp_path / "space.safetensors", code=1)
+    assert not (tmp_path / "space.safetensors").exists()
+
+
+def test_search_approximate(tmp_path: Path) -> None:
+    pytest.importorskip("faiss")
+    for i in range(4):
+        noise(tmp_path / "sounds" / f"{i}.wav", 12, i)
+    run("src/ssamba/__main__.py", "index", tmp_path / "sounds", "--out", tmp_path / "index", "--device", "cpu")
+    for kind in ((), ("--random",)):
+        work = tmp_path / f"work{len(kind)}"
+        text = run(
+            "benchmarks/search_approximate.py", tmp_path / "index", work, "--pieces", 3000, "--probes", 9999, *kind
+        )
+        assert "219 lists" in text
+        recall = re.findall(r"recall of 100 ([\d.]+) %", text)
+        assert [float(value) > 99 for value in recall] == [True]  # all lists: what the exact search finds
+
+
+def test_pictures(tmp_path: Path) -> None:
+    run("experiments/pictures.py", "bench", "minutes", "views", "--out", tmp_path)
+    drawn = {path.name for path in tmp_path.iterdir()}
+    assert drawn == {"bench-time.png", "bench-memory.png", "minutes.png", "augmented-views.png"}
+    for name in drawn:  # on a background of their own, so that pages in dark mode show them
+        image = matplotlib.image.imread(tmp_path / name)
+        assert (image[0, 0] == 1).all()
+        assert image.shape == matplotlib.image.imread(ROOT / "docs" / "images" / name).shape
 
 
 def test_search_exact() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -29,12 +30,38 @@ def blocks(name: str) -> list[str]:
     return re.findall(r"^```sh\n(.*?)^```", (TUTORIALS / name).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
 
 
+def outputs(name: str) -> dict[int, str]:
+    """What a tutorial says that its ``sh`` blocks print, by their numbers."""
+    text = (TUTORIALS / name).read_text(encoding="utf-8")
+    fences = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    stated, number = {}, -1
+    for kind, content in fences:
+        if kind == "sh":
+            number += 1
+        elif not kind:
+            stated[number] = content
+    return stated
+
+
+def cells(text: str) -> list[list[str]]:
+    """The cells of each line, in an order that equal scores do not change."""
+    return sorted((re.split(r"[ ,]+", line.strip()) for line in text.splitlines()), key=lambda row: row[::-1])
+
+
+def same_cell(printed: str, stated: str) -> bool:
+    """Equal, and numbers with decimals by 0.03: other processors round otherwise."""
+    if re.fullmatch(r"-?\d+\.\d+", stated):
+        return abs(float(printed) - float(stated)) <= 0.03
+    return printed == stated
+
+
 def run_blocks(name: str, folder: Path) -> list[str]:
     """What each block prints; fails with the output of one that does not end well."""
     scripts = folder.parent / "scripts"
     scripts.mkdir(exist_ok=True)
-    (scripts / "ssamba").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m ssamba "$@"\n')
-    (scripts / "ssamba").chmod(0o755)
+    for program, words in (("ssamba", " -m ssamba"), ("python", "")):
+        (scripts / program).write_text(f'#!/bin/sh\nexec "{sys.executable}"{words} "$@"\n')
+        (scripts / program).chmod(0o755)
     environment = os.environ | {"PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}", "CUDA_VISIBLE_DEVICES": ""}
     printed = []
     for block in blocks(name):
@@ -79,6 +106,7 @@ def test_each_tutorial_has_commands() -> None:
     assert {path.name: len(blocks(path.name)) for path in TUTORIALS.glob("*.md")} == {
         "labelling.md": 4,
         "own-sounds.md": 3,
+        "search.md": 9,
     }
 
 
@@ -138,3 +166,29 @@ def test_labelling(tmp_path: Path) -> None:
     for number in truth:
         mine = [row.event for row in rows if row.recording == f"recordings/marsh-{number}.wav"]
         assert share_found(truth[number], mine) > 0.7
+
+
+def test_search(tmp_path: Path) -> None:
+    """All that search.md says of its output is printed."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    printed, stated = run_blocks("search.md", folder), outputs("search.md")
+    assert sorted(stated) == list(range(1, len(printed)))
+    assert printed[0] == ""
+    for number, text in stated.items():
+        rows, wanted = cells(printed[number].replace(str(folder), "/home/me")), cells(text)
+        assert [len(row) for row in rows] == [len(row) for row in wanted], printed[number]
+        for row, row_wanted in zip(rows, wanted, strict=True):
+            assert all(map(same_cell, row, row_wanted)), f"printed {row}, the page says {row_wanted}"
+    pairs = json.loads((folder / "pairs.json").read_text())
+    assert {Path(pair["second"]).name for pair in pairs} == {"night-03.flac", "night-07.flac"}
+    cut, rate = soundfile.read(folder / "found-0.wav")
+    query, _ = soundfile.read(folder / "unknown.wav")
+    assert max_correlation(cut, query[round(4.5 * rate) : round(7.5 * rate)]) > 0.8
+
+
+def max_correlation(first: npt.NDArray[np.float64], second: npt.NDArray[np.float64]) -> float:
+    """The largest correlation at any lag of two signals of one length."""
+    size = 2 * len(first)
+    product = np.fft.irfft(np.fft.rfft(first, size) * np.conj(np.fft.rfft(second, size)), size)
+    return float(np.abs(product).max() / np.linalg.norm(first) / np.linalg.norm(second))

@@ -116,3 +116,34 @@ def test_bad_input_is_one_line(folder: Path, tmp_path: Path, capsys: pytest.Capt
         assert (code, out) == (2, ""), words
         assert words in error
         assert error.count("\n") == 1
+
+
+def test_approximate_lists(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("faiss")
+    index, query = tmp_path / "index", folder / "sounds" / "1.wav"
+    code, text, error = run(capsys, "index", folder / "sounds", "--out", index, "--approximate")
+    assert (code, error) == (0, "")
+    assert text.endswith("0 gone), learned space, lists for approximate search\n")
+    fast, exact = (run(capsys, "search", query, "--index", index, *words)[1] for words in ((), ("--exact",)))
+    assert fast.splitlines()[:3] == exact.splitlines()[:3]
+    pairs = [run(capsys, "duplicates", "--index", index, *words) for words in ((), ("--exact",))]
+    assert pairs[0] == pairs[1]
+    assert "quiet.mp3" in pairs[0][1]
+    (lists,) = index.glob("lists-*.safetensors")
+    lists.write_bytes(b"nothing")
+    for argv in (("search", query, "--index", index), ("duplicates", "--index", index)):
+        code, text, error = run(capsys, *argv)
+        assert (code, text) == (2, "")
+        assert str(lists) in error
+        assert error.count("\n") == 1
+        assert run(capsys, *argv, "--exact")[0] == 0
+    assert run(capsys, "search", query, "--index", index, "--fast", "--exact")[0] == 2
+
+
+def test_large_indexes_are_pointed_to_the_lists(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ssamba.cli.commands.archive.index.MANY_PIECES", 5)
+    code, _, error = run(capsys, "index", "--out", folder / "index")
+    assert (code, error.count("\n")) == (0, 1)
+    assert "6 vectors of pieces; --approximate makes lists" in error

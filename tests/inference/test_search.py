@@ -18,6 +18,7 @@ from ssamba.inference.search.nearest import nearest_rows
 from ssamba.inference.search.pieces import PIECE_COLUMNS, PIECE_HOP, PieceMeans, piece_count
 from ssamba.inference.search.space import fitted_space, learned_space, load_space, save_space, weights_digest, whitening
 from ssamba.utils.errors import CheckpointError, ConfigError, DataError
+from ssamba.utils.tensor_file import digest_of, read_tensors
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -141,6 +142,12 @@ def test_the_space_in_the_package_is_that_of_its_model(tiny: ssamba.Encoder) -> 
     assert space is not None
     assert (space.kind, space.layer) == ("learned", 8)
     assert learned_space("0" * 64) is None
+    shipped = Path(ssamba.__file__).parent / "inference" / "search" / "tiny_space.safetensors"
+    tensors, metadata = read_tensors(shipped, digest_required=True)
+    assert metadata["sha256"] == digest_of(tensors, metadata)
+    assert {name: tuple(t.shape) for name, t in tensors.items()} == {
+        "piece_mean": (1536,), "piece_map": (1536, 128), "column_mean": (1536,), "column_map": (1536, 64),
+    }  # fmt: skip
 
 
 def test_whitened_vectors_have_unit_spread() -> None:
@@ -159,6 +166,7 @@ def test_a_space_on_disk(tmp_path: Path) -> None:
     again = load_space(tmp_path / "space.safetensors")
     assert (again.kind, again.digest, again.layer, again.level) == ("fitted", "abc", 3, None)
     np.testing.assert_array_equal(again.pieces(samples), space.pieces(samples))
+    assert load_space(tmp_path / "space.safetensors", digest_required=True).kind == "fitted"
     space.piece_map[0, 0] = np.nan
     save_space(tmp_path / "nan.safetensors", space)
     with pytest.raises(CheckpointError, match=r"nan\.safetensors: holds maps"):

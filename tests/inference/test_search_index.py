@@ -18,6 +18,7 @@ import torch
 from search_sounds import RATE, melody, write_melodies
 
 import ssamba
+from ssamba.inference.outputs.provenance import read_provenance
 from ssamba.inference.search import store
 from ssamba.models.pretrained.model_dir import save_model
 from ssamba.utils.errors import ConfigError, DataError, SsambaError
@@ -123,6 +124,25 @@ def test_the_index_knows_its_model(sounds: Path, model: ssamba.SSAMBA, tmp_path:
     save_model(tmp_path / "model", small_model(2))  # another one under the same path
     with pytest.raises(ConfigError, match="was made with model"):
         ssamba.Index(tmp_path / "index").search(sounds / "002.mp3")
+
+
+def test_an_index_says_where_it_comes_from(sounds: Path, model: ssamba.SSAMBA, tmp_path: Path) -> None:
+    save_model(tmp_path / "model", model)
+    made = ssamba.index([sounds], tmp_path / "index", tmp_path / "model")
+    found = read_provenance(tmp_path / "index")
+    assert found == made.header.provenance
+    assert (found["output"], found["ssamba"], found["model"]) == ("index", ssamba.__version__, str(tmp_path / "model"))
+    assert found["grid"] == {"rows": 8, "columns": 4, "frames": 64, "stride_frequency": 16, "stride_time": 16}
+    assert found["options"] == {"level": "column", "layer": made.header.layer, "space": "plain"}
+    ssamba.index([sounds], tmp_path / "other", small_model(1))
+    assert read_provenance(tmp_path / "other")["model_digest"] != found["model_digest"]
+    # An update keeps it, and an index of an earlier version has none.
+    (sounds / "000.wav").unlink()
+    assert ssamba.index([], tmp_path / "index").header.provenance == found
+    header(lambda v: v.pop("provenance"))(tmp_path / "index")
+    assert ssamba.Index(tmp_path / "index").search(sounds / "002.mp3", top=1)[0].path == str(sounds / "002.mp3")
+    with pytest.raises(DataError, match="does not say where it comes from"):
+        read_provenance(tmp_path / "index")
 
 
 def test_relative_paths_move_with_the_folder(sounds: Path, model: ssamba.SSAMBA, tmp_path: Path) -> None:
@@ -253,6 +273,7 @@ HOSTILE: dict[str, Callable[[Path], None]] = {
     "negative count": header(lambda v: v["blocks"][0].update(columns=-1)),
     "huge count": header(lambda v: v["blocks"][0].update(columns=10**15)),
     "path as a name": header(lambda v: v["blocks"][0].update(name="../sounds")),
+    "provenance": header(lambda v: v.update(provenance="tiny")),
     "dropped beyond": header(lambda v: v["blocks"][0].update(dropped=[99])),
     "values": header(lambda v: v.update(column_values=7)),
     "NaN seconds": header(lambda v: v.update(column_seconds=float("nan"))),

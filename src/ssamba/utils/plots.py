@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#B8A800")
 """Okabe and Ito's colours, which colour-blind readers can tell apart (yellow darkened for thin marks on white)."""
 MARKERS = "os^Dv<>P*X"
+GRID: Any = {"color": "#e4e4e4", "linewidth": 0.8}
 STYLE: Any = {
+    "figure.facecolor": "white",  # pages in dark mode keep a light picture
+    "savefig.facecolor": "white",
     "font.size": 11,
     "axes.titlesize": 12,
     "axes.titlelocation": "left",
@@ -238,29 +241,59 @@ class BenchLine:
 
 
 def bench_picture(lines: Mapping[str, Sequence[BenchLine]], out: Path, title: str, label: str) -> None:
-    """One panel for each size: a value against the number of tokens, both logarithmic, a cross where a model failed."""
-    with figure_file(out, max(7.5, 1 + 4.2 * len(lines)), 4.6) as figure:
-        panels = figure.subplots(1, max(len(lines), 1), squeeze=False)[0]
-        drawn: dict[str, Any] = {}
+    """One panel for each size: a value against the number of tokens, both logarithmic, a cross where a model failed.
+
+    The panels share their axes, and the lines' names stand next to them.
+    """
+    with figure_file(out, max(7.5, 1 + 4.6 * len(lines)), 4.6) as figure:
+        panels = figure.subplots(1, max(len(lines), 1), squeeze=False, sharex=True, sharey=True)[0]
         for panel, (size, models) in zip(panels, lines.items(), strict=True):
+            ends = sorted((line.points[-1][1], number) for number, line in enumerate(models) if line.points)
             for number, line in enumerate(models):
-                colour = COLOURS[number]
-                if line.points:
-                    x, y = zip(*line.points, strict=True)
-                    drawn[line.name] = panel.plot(x, y, color=colour, marker=MARKERS[number], markersize=4.5)[0]
-                if line.failure is not None:
-                    top = line.points[-1][1] if line.points else 1.0
-                    panel.plot(line.failure[0], top, color=colour, marker="x", markersize=9, markeredgewidth=2)
-                    panel.annotate(
-                        line.failure[1], (line.failure[0], top), textcoords="offset points", xytext=(0, 9),
-                        ha="right", color=colour, fontsize=9,
-                    )  # fmt: skip
-            panel.set(xscale="log", yscale="log", title=size, xlabel="tokens")
-            panel.grid(which="major", color="#e4e4e4", linewidth=0.7)
+                _bench_line(panel, line, COLOURS[number], MARKERS[number])
+            for rank, (_, number) in enumerate(ends):
+                _name_line(panel, models[number], COLOURS[number], rank, len(ends))
+            panel.set(xscale="log", yscale="log", title=size, xlabel="tokens (log scale)")
+            panel.xaxis.set_major_formatter("{x:,.0f}")
+            panel.yaxis.set_major_formatter("{x:,g}")
+            panel.grid(which="major", **GRID)
             panel.margins(y=0.12)
-        panels[0].set_ylabel(label)
+        tokens = [x for models in lines.values() for line in models for x, _ in line.points]
+        if tokens:
+            panels[0].set_xlim(min(tokens) / 1.4, max(tokens) * 9)  # names stand behind the ends of lines
+        panels[0].set_ylabel(f"{label} (log scale)")
         figure.suptitle(title, x=0.01, ha="left", fontsize=12)
-        figure.legend(drawn.values(), drawn.keys(), loc="outside lower center", ncols=3)
+
+
+def _bench_line(panel: Axes, line: BenchLine, colour: str, marker: str) -> None:
+    """A model's line, and a cross with the reason where it failed."""
+    top = line.points[-1][1] if line.points else 1.0
+    if line.points:
+        panel.plot(*zip(*line.points, strict=True), color=colour, marker=marker, markersize=4.5)
+    if line.failure is not None:
+        panel.plot(line.failure[0], top, color=colour, marker="x", markersize=9, markeredgewidth=2)
+        panel.annotate(
+            line.failure[1], (line.failure[0], top), textcoords="offset points", xytext=(0, 9), ha="right",
+            color=colour, fontsize=9,
+        )  # fmt: skip
+
+
+def _name_line(panel: Axes, line: BenchLine, colour: str, rank: int, count: int) -> None:
+    """A line's name: of the highest of several left of its middle, of the others behind their ends."""
+    look: Any = {"textcoords": "offset points", "color": colour, "fontsize": 9}
+    name = line.name.replace(", ", ",\n")
+    if count > 1 and rank == count - 1:
+        panel.annotate(name, line.points[len(line.points) // 2], xytext=(-7, 2), ha="right", **look)
+        return
+    below = rank < count - 2
+    panel.annotate(name, line.points[-1], xytext=(8, -1 if below else 1), va="top" if below else "bottom", **look)
+
+
+def broken_axis(panel: Axes) -> None:
+    """Mark the horizontal axis as one that does not begin at 0: two strokes through its left end."""
+    strokes: Any = {"transform": panel.transAxes, "color": "black", "clip_on": False, "linewidth": 1.2}
+    for x in (0.035, 0.06):
+        panel.plot((x - 0.012, x + 0.012), (-0.02, 0.02), **strokes)
 
 
 def short_name(name: str, longest: int = 48) -> str:

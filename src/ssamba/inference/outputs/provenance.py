@@ -20,6 +20,8 @@ from ssamba.utils.errors import DataError
 from ssamba.utils.files import check_regular, read_text, sha256_of, stored_name
 from ssamba.utils.json_text import dump_json, parse_json, read_json
 
+INDEX_TABLE = "index.json"
+"""The table of an index, in its folder."""
 KEY = "provenance"
 """Name of the array in a .npz and of the entry in JSON."""
 PARQUET_KEY = b"ssamba.provenance"
@@ -31,7 +33,8 @@ OUTPUT_LIMIT = 1 << 30
 def provenance_of(model: Encoder, output: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """What is written with an output of ``model``, as plain values of JSON (docs/embedding.md, "Provenance").
 
-    ``output`` says what the rows are: "embedding", "scores" or "events". ``options`` are those that change them.
+    ``output`` says what the rows are: "embedding", "scores", "events" or "index". ``options`` are those that change
+    them.
     """
     config = model.config
     found: dict[str, Any] = {
@@ -52,7 +55,7 @@ def provenance_of(model: Encoder, output: str, options: Mapping[str, Any]) -> di
         },
         "options": dict(options),
     }
-    if output != "embedding" and model.classifier is not None:
+    if output not in ("embedding", "index") and model.classifier is not None:
         found["classifier_digest"] = _classifier_key(model)
     return found
 
@@ -80,9 +83,11 @@ def sidecar_of(out: Path) -> Path:
 def read_provenance(path: Path) -> dict[str, Any]:
     """The provenance of what ``ssamba embed`` or ``predict`` wrote: .npz, .parquet, .json, .jams, .csv or .txt.
 
-    Of a file of several models it is {"models": [...]}. Raises ``DataError`` for a file without it, and for a table
-    that is not the one its provenance was written for.
+    ``path`` may also be the folder of an index. Of a file of several models it is {"models": [...]}. Raises
+    ``DataError`` for a file without it, and for a table that is not the one its provenance was written for.
     """
+    if path.is_dir():
+        path = path / INDEX_TABLE
     check_regular(path, DataError)
     reader = {".npz": _of_npz, ".parquet": _of_parquet, ".json": _of_json, ".jams": _of_jams}.get(
         path.suffix, _of_sidecar
@@ -92,7 +97,7 @@ def read_provenance(path: Path) -> dict[str, Any]:
         found = {"models": found}
     if not isinstance(found, dict):
         raise DataError(
-            f"{path}: does not say where it comes from; ssamba embed and ssamba predict of today write that"
+            f"{path}: does not say where it comes from; ssamba embed, predict and index of today write that"
         )
     return found
 

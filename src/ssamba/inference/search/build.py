@@ -12,7 +12,10 @@ import torch
 import ssamba
 from ssamba.inference.file_stream import FileStream, Progress
 from ssamba.inference.model import Encoder
+from ssamba.inference.outputs.provenance import provenance_of
 from ssamba.inference.search import store
+from ssamba.inference.search.approximate.library import is_installed, require_library
+from ssamba.inference.search.approximate.piece_lists import make_lists, out_of_step
 from ssamba.inference.search.block_writer import BlockWriter
 from ssamba.inference.search.columns import column_vectors
 from ssamba.inference.search.fit import choose_space
@@ -27,11 +30,13 @@ from ssamba.utils.lock import lock_folder
 class IndexOptions:
     """How an index is made. ``relative``: paths from the index's folder on (None: as it is, absolute in a new one).
 
-    ``space`` of ``SPACES``: see ``choose_space``.
+    ``space`` of ``SPACES``: see ``choose_space``. ``approximate``: make lists for approximate search; where there are
+    some they follow the index's updates in any case.
     """
 
     relative: bool | None = None
     space: str = "auto"
+    approximate: bool = False
 
     def __post_init__(self) -> None:
         if self.space not in SPACES:
@@ -42,6 +47,7 @@ class IndexOptions:
 class IndexReport:
     """What an update did: files added (changed ones among them), dropped, kept, in all, and named twice.
 
+    ``pieces`` is how many vectors of pieces the index holds, ``approximate`` whether there are lists for them.
     ``failures`` holds (path, reason) of those that could not be read.
     """
 
@@ -51,6 +57,8 @@ class IndexReport:
     total: int = 0
     again: int = 0
     space: str = ""
+    pieces: int = 0
+    approximate: bool = False
     audio_seconds: float = 0.0
     failures: list[tuple[str, str]] = field(default_factory=list)
 
@@ -77,6 +85,8 @@ def update_index(
         raise ConfigError(f"{out}: exists and is no index; give another --out")
     if fresh and not files:
         raise DataError("no audio files given")
+    if options.approximate:
+        require_library(f"--approximate of {out}", "leave it out")
     try:
         with lock_folder(out):
             return _Update(out, model, name, options, work or Work()).run(files)
@@ -146,7 +156,20 @@ class _Update:
         report, header = self.report, self.header
         report.kept, report.dropped, report.space = len(old.kept), len(old.missing), header.space
         report.total = sum(block.files - len(block.dropped) for block in header.blocks)
+        report.pieces = sum(block.pieces for block in header.blocks)
+        report.approximate = self._renew_lists(header).approximate is not None
         return report
+
+    def _renew_lists(self, header: IndexHeader) -> IndexHeader:
+        """Make lists for approximate search where they are asked for, or where those that are there lag behind."""
+        current = header.approximate is not None and not out_of_step(header)
+        if current or not (self.options.approximate or header.approximate is not None) or not is_installed():
+            return header
+        blocks = [store.open_block(self.folder, header, info) for info in header.blocks]
+        header = replace(header, approximate=make_lists(self.folder, blocks))
+        store.write_header(self.folder, header)
+        store.clean(self.folder, header)
+        return header
 
     def _read_old(self) -> _Old:
         old = _Old()
@@ -230,6 +253,9 @@ class _Update:
             column_seconds=second - first,
             piece_values=space.piece_map.shape[1],
             column_values=space.column_map.shape[1],
+            provenance=provenance_of(
+                self.model, "index", {"level": "column", "layer": space.layer, "space": space.kind}
+            ),
         )
 
     def _entry(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from ssamba.inference.search.arrays import FloatArray, HalfArray
 from ssamba.inference.search.match import best_offsets
-from ssamba.inference.search.nearest import nearest_rows
+from ssamba.inference.search.nearest import Nearest, nearest_rows
 from ssamba.inference.search.store import checked
 
 PAIR_CANDIDATES = 30
@@ -35,10 +35,19 @@ class Pair(NamedTuple):
     offset: float
 
 
-def find_pairs(recordings: Sequence[IndexedRecording], threshold: float, column_seconds: float) -> list[Pair]:
-    """Pairs with a score from ``threshold`` on, best first."""
+def find_pairs(
+    recordings: Sequence[IndexedRecording],
+    threshold: float,
+    column_seconds: float,
+    nearest: Callable[[FloatArray, int], Nearest] | None = None,
+) -> list[Pair]:
+    """Pairs with a score from ``threshold`` on, best first.
+
+    ``nearest`` gives, for queries and how many are wanted, the nearest of all pieces of ``recordings``, numbered one
+    behind the other, -1 for none; None compares all.
+    """
     pairs = []
-    for i, others in _candidates(recordings).items():
+    for i, others in _candidates(recordings, nearest).items():
         chosen = sorted(others)
         columns = [checked(recordings[j].columns, Path(recordings[j].path)) for j in chosen]
         first = np.concatenate([[0], np.cumsum([len(c) for c in columns])])
@@ -50,17 +59,22 @@ def find_pairs(recordings: Sequence[IndexedRecording], threshold: float, column_
     return sorted(pairs, key=lambda pair: (-pair.score, pair.first, pair.second))
 
 
-def _candidates(recordings: Sequence[IndexedRecording]) -> dict[int, set[int]]:
+def _candidates(
+    recordings: Sequence[IndexedRecording], nearest: Callable[[FloatArray, int], Nearest] | None
+) -> dict[int, set[int]]:
     """For recordings by number, those of higher numbers that may hold the same sound."""
     owner = np.repeat(np.arange(len(recordings)), [len(r.pieces) for r in recordings])
     pieces = np.concatenate([r.pieces for r in recordings])
     audible = pieces.any(axis=1)
-    owner, pieces = owner[audible], pieces[audible]
+    asking, queries = owner[audible], pieces[audible]
     found: dict[int, set[int]] = {}
-    if not len(pieces):
+    if not len(queries):
         return found
-    nearest = nearest_rows(pieces, _parts(pieces), PAIR_CANDIDATES + 1)
-    for i, row in zip(owner.tolist(), nearest.row.tolist(), strict=True):
+    if nearest is None:
+        owner, rows = asking, nearest_rows(queries, _parts(queries), PAIR_CANDIDATES + 1).row
+    else:
+        rows = nearest(queries, PAIR_CANDIDATES + 1).row
+    for i, row in zip(asking.tolist(), rows.tolist(), strict=True):
         for j in {int(owner[r]) for r in row if r >= 0} - {i}:
             found.setdefault(min(i, j), set()).add(max(i, j))
     return found

@@ -29,19 +29,21 @@ def index(
     batch: int | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
+    approximate: bool = False,
 ) -> Index:
     """Make an index of recordings in the folder ``out``, or bring it up to date, and open it.
 
     ``files`` are audio files, folders and manifests. An existing index gets those that are new; of what it holds,
     changed files are read again and those that are gone are dropped. ``model`` None is the existing index's own, or
-    ``tiny``. ``relative`` stores paths from ``out`` on. ``space`` is auto, fitted (to the collection) or plain. Each
-    block of recordings counts once it is written; ``report`` of the result says what was done and which files could
-    not be read.
+    ``tiny``. ``relative`` stores paths from ``out`` on. ``space`` is auto, fitted (to the collection) or plain.
+    ``approximate`` makes lists for the search of large indexes (``ssamba[search]``), which later calls keep in step.
+    Each block of recordings counts once it is written; ``report`` of the result says what was done and which files
+    could not be read.
 
     Raises ``DataError`` when no file can be read or the index is damaged, ``ConfigError`` for an index of another
     model or other options, ``SsambaError`` when it cannot be written.
     """
-    folder, options = Path(out), IndexOptions(relative, space)
+    folder, options = Path(out), IndexOptions(relative, space, approximate)
     source = store.read_index_header(folder).model if model is None and store.is_index(folder) else model
     encoder = source if isinstance(source, Encoder) else load(source, device)
     listed, again = list_files([os.fspath(path) for path in files])

@@ -15,12 +15,14 @@ from ssamba.audio.decode import audio_info, read_audio, stream_audio
 from ssamba.audio.encoded import as_source, is_encoded
 from ssamba.inference.load import load
 from ssamba.inference.search import store
+from ssamba.inference.search.approximate.library import require_library
+from ssamba.inference.search.approximate.piece_lists import PROBES, PieceLists
 from ssamba.inference.search.arrays import FloatArray, HalfArray
 from ssamba.inference.search.build import IndexReport
 from ssamba.inference.search.columns import column_vectors
 from ssamba.inference.search.duplicates import IndexedRecording, Pair, find_pairs
 from ssamba.inference.search.match import best_offsets
-from ssamba.inference.search.nearest import nearest_rows
+from ssamba.inference.search.nearest import Nearest, nearest_rows
 from ssamba.inference.search.pieces import PieceMeans
 from ssamba.inference.search.space import load_space, weights_digest
 from ssamba.utils.errors import CheckpointError, ConfigError, DataError
@@ -35,6 +37,8 @@ PHASES = 4
 """Times between two columns at which a query is read: the recordings' own columns begin anywhere."""
 FAST_CANDIDATES = 100
 """Recordings that a fast search aligns."""
+PAIR_PROBES = 16
+"""Lists that the search for near-duplicates looks into: their pieces are close to each other."""
 LONG_QUERY_SECONDS = 600.0
 """Longer files are read in blocks, once for each phase."""
 DUPLICATE_SCORE = 0.8
@@ -84,6 +88,8 @@ class Index:
         if sizes != (self.header.piece_values, self.header.column_values) or self.space.digest != self.header.digest:
             raise DataError(f"{self.folder / store.SPACE_FILE}: is of another index; make the index again")
         self._blocks = [store.open_block(self.folder, self.header, info) for info in self.header.blocks]
+        self._first_piece = np.cumsum([0, *(block.info.pieces for block in self._blocks)], dtype=np.int64)
+        self._lists: PieceLists | None = None
         self.report: IndexReport | None = None
         self._device = device
         self._model: Encoder | None = None
@@ -160,18 +166,22 @@ class Index:
         start: float | None = None,
         seconds: float | None = None,
         top: int = 10,
-        fast: bool = False,
+        fast: bool | None = None,
     ) -> list[Match]:
         """The ``top`` recordings that are most like a query, best first.
 
         ``query`` is one recording as ``model.embed`` takes it, an array of ``sample_rate`` or encoded audio; ``start``
-        and ``seconds`` choose a stretch of it. ``fast`` aligns those recordings alone whose pieces come nearest. Raises
-        ``AudioError`` for a query that cannot be read, ``DataError`` for an empty or damaged index and for a query in
-        which nothing is audible.
+        and ``seconds`` choose a stretch of it. ``fast`` aligns those recordings alone whose pieces come nearest,
+        found in the index's lists where it has some; None does so for an index with lists. Raises ``AudioError`` for a
+        query that cannot be read, ``DataError`` for an empty or damaged index and for a query in which nothing is
+        audible, ``SsambaError`` when there are lists and the library for them is missing.
         """
         if top < 1:
             raise ConfigError(f"top is {top}: give a whole number above 0")
         self._require_recordings()
+        fast = self.header.approximate is not None if fast is None else fast
+        if fast:
+            self._open_lists("search it with --exact")
         embedded = self.embed(query, sample_rate, start, seconds)
         if not embedded.phases[0].columns.any():
             name = query if isinstance(query, (str, os.PathLike)) else "the query"
@@ -209,22 +219,40 @@ class Index:
 
     def _candidates(self, query: Query) -> list[Match]:
         """The recordings with the nearest pieces, aligned."""
-        rows = nearest_rows(query.pieces, self._piece_chunks(), FAST_CANDIDATES)
-        places = self._piece_places()
-        chosen = sorted({places[row] for row in rows.row.ravel().tolist() if row >= 0} - {(-1, -1)})
+        rows = np.unique(self._nearest_pieces(query.pieces, FAST_CANDIDATES).row)
+        chosen = sorted({self._place(row) for row in rows.tolist() if row >= 0})
         return [match for b, n in chosen for match in self._match(self._blocks[b], [n], query.phases)]
 
-    def _piece_places(self) -> list[tuple[int, int]]:
-        """Block and number of the recording of each piece, (-1, -1) for dropped ones."""
-        places: list[tuple[int, int]] = []
-        for b, block in enumerate(self._blocks):
-            counts = np.diff(block.first_piece).tolist()
-            for n, count in enumerate(counts):
-                places += [(-1, -1) if n in block.info.dropped else (b, n)] * count
-        return places
+    def _place(self, row: int) -> tuple[int, int]:
+        """Block and number of the recording that a piece is of."""
+        b = int(np.searchsorted(self._first_piece, row, side="right")) - 1
+        block = self._blocks[b]
+        return b, int(np.searchsorted(block.first_piece, row - self._first_piece[b], side="right")) - 1
 
-    def _piece_chunks(self) -> Iterator[FloatArray]:
-        for block in self._blocks:
+    def _open_lists(self, otherwise: str) -> None:
+        """Open the lists for approximate search where the index has some. Raises ``DataError``, ``SsambaError``."""
+        info = self.header.approximate
+        if info is not None and self._lists is None:
+            require_library(f"{self.folder}", otherwise)
+            self._lists = PieceLists(self.folder, self.header, info, self._blocks)
+
+    def _nearest_pieces(self, queries: FloatArray, top: int, probes: int = PROBES) -> Nearest:
+        """The nearest pieces of queries (q, k), numbered through all blocks: from the lists, where they are open."""
+        if self._lists is None:
+            return nearest_rows(queries, self._piece_chunks(range(len(self._blocks))), top)
+        found, others = self._lists.nearest(queries, top, probes), self._lists.others
+        if not others:
+            return found
+        rest = nearest_rows(queries, self._piece_chunks(others), top)
+        counts = [self._blocks[b].info.pieces for b in others]
+        numbers = np.concatenate([np.arange(n) + self._first_piece[b] for b, n in zip(others, counts, strict=True)])
+        row = np.concatenate([found.row, np.where(rest.row < 0, -1, numbers[rest.row])], axis=1)
+        score = np.concatenate([found.score, rest.score], axis=1)
+        order = np.argsort(-score, axis=1, kind="stable")[:, :top]
+        return Nearest(np.take_along_axis(score, order, 1), np.take_along_axis(row, order, 1))
+
+    def _piece_chunks(self, blocks: Iterable[int]) -> Iterator[FloatArray]:
+        for block in (self._blocks[b] for b in blocks):
             for low in range(0, len(block.pieces), CHUNK_COLUMNS):
                 yield self._read(block, block.pieces, low, min(low + CHUNK_COLUMNS, len(block.pieces)))
 
@@ -241,15 +269,31 @@ class Index:
                 pieces = self._read(block, block.pieces, int(block.first_piece[n]), int(block.first_piece[n + 1]))
                 yield IndexedRecording(self._path(entry), entry.seconds, columns, pieces)
 
-    def duplicates(self, threshold: float = DUPLICATE_SCORE) -> list[Pair]:
+    def duplicates(self, threshold: float = DUPLICATE_SCORE, exact: bool = False) -> list[Pair]:
         """Pairs of recordings that hold the same sound, best first: those with a score from ``threshold`` on.
 
-        Raises ``DataError`` for an empty or damaged index, ``ConfigError`` for a threshold outside of 0 to 1.
+        Where the index has lists for approximate search, they find the recordings to compare, unless ``exact``. Raises
+        ``DataError`` for an empty or damaged index, ``ConfigError`` for a threshold outside of 0 to 1.
         """
         if not 0 < threshold <= 1:
             raise ConfigError(f"threshold is {threshold:g}: give a score above 0, up to 1")
         self._require_recordings()
-        return find_pairs(list(self.recordings()), threshold, self.header.column_seconds)
+        nearest = None
+        if self.header.approximate is not None and not exact:
+            self._open_lists("give --exact")
+            nearest = self._nearest_kept
+        return find_pairs(list(self.recordings()), threshold, self.header.column_seconds, nearest)
+
+    def _nearest_kept(self, queries: FloatArray, top: int) -> Nearest:
+        """The nearest pieces numbered through the recordings that count; -1 for those of dropped ones."""
+        kept = [np.zeros(0, bool)]
+        for block in self._blocks:
+            counts = np.diff(block.first_piece)
+            kept.append(np.repeat(~np.isin(np.arange(len(counts)), list(block.info.dropped)), counts))
+        counts_on = np.concatenate(kept)
+        number = np.where(counts_on, np.cumsum(counts_on) - 1, -1)
+        found = self._nearest_pieces(queries, top, PAIR_PROBES)
+        return Nearest(found.score, np.where(found.row < 0, -1, number[found.row]))
 
 
 def _chunks(block: store.StoredBlock, query_columns: int) -> Iterator[list[int]]:

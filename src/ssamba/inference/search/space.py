@@ -95,7 +95,7 @@ def learned_space(digest: str) -> Space | None:
     path = Path(str(files("ssamba.inference.search"))) / "tiny_space.safetensors"
     if not path.is_file():
         return None
-    space = load_space(path)
+    space = load_space(path, digest_required=True)
     return space if space.digest == digest else None
 
 
@@ -135,9 +135,12 @@ def save_space(path: Path, space: Space, dtype: torch.dtype = torch.float32) -> 
     write_tensors(path, tensors, {_FACTS: json.dumps(facts)})
 
 
-def load_space(path: Path) -> Space:
-    """Read a space. Raises ``CheckpointError`` for a file that holds none, values that are not finite among it."""
-    tensors, metadata = read_tensors(path)
+def load_space(path: Path, digest_required: bool = False) -> Space:
+    """Read a space. Raises ``CheckpointError`` for a file that holds none, values that are not finite among it.
+
+    ``digest_required`` refuses a file without a digest; indexes of earlier versions have such.
+    """
+    tensors, metadata = read_tensors(path, digest_required=digest_required)
     try:
         facts = parse_json(metadata[_FACTS], str(path))
         level = None if facts["level"] is None else Level(**{k: float(v) for k, v in facts["level"].items()})

@@ -20,12 +20,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ssamba.inference.outputs.provenance import KEY
 from ssamba.inference.search.arrays import HalfArray
 from ssamba.inference.search.pieces import piece_count
 from ssamba.utils.atomic_write import clear_leftovers, explain, make_folder, write_text
 from ssamba.utils.errors import DataError
 from ssamba.utils.json_text import read_json
 from ssamba.utils.lock import FOLDER_LOCK
+from ssamba.utils.terminal import shorten
 
 INDEX_FILE, SPACE_FILE, FILES_FILE = "index.json", "space.safetensors", "files.json"
 LOCK_FILES = (FOLDER_LOCK, "lock")
@@ -34,6 +36,8 @@ INDEX_FORMAT = 1
 LARGEST_JSON = 1 << 28
 """Bytes of a table that are read."""
 BLOCK_NAME = re.compile(r"block-[0-9a-f]{16}")
+LISTS_NAME = re.compile(r"lists-[0-9a-f]{16}\.safetensors")
+LISTS_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -63,10 +67,30 @@ class BlockInfo:
 
 
 @dataclass(frozen=True)
+class ApproximateInfo:
+    """What ``index.json`` says of the lists for approximate search: their file's digest and size, how many they are.
+
+    ``blocks`` holds name and number of pieces of each block that they cover, in the order of the file's numbers.
+    """
+
+    digest: str
+    size: int
+    lists: int
+    blocks: tuple[tuple[str, int], ...]
+
+    @property
+    def file_name(self) -> str:
+        """The file of the lists; another content has another name."""
+        return f"lists-{self.digest[:16]}.safetensors"
+
+
+@dataclass(frozen=True)
 class IndexHeader:
     """What ``index.json`` holds in addition to the blocks.
 
     ``column_seconds`` is the distance of two columns, ``piece_values`` and ``column_values`` are lengths of vectors.
+    ``approximate``: the lists for approximate search, where there are any. ``provenance``: what ``provenance_of``
+    gives, None in indexes of earlier versions.
     """
 
     model: str
@@ -79,6 +103,8 @@ class IndexHeader:
     piece_values: int
     column_values: int
     blocks: tuple[BlockInfo, ...] = ()
+    approximate: ApproximateInfo | None = None
+    provenance: dict[str, Any] | None = None
 
 
 @dataclass
@@ -120,6 +146,8 @@ def read_index_header(folder: Path) -> IndexHeader:
             relative=_typed(values["relative"], bool),
             column_seconds=float(values["column_seconds"]),
             blocks=blocks,
+            approximate=_approximate_info(values.get("approximate")),
+            provenance=None if values.get(KEY) is None else _typed(values[KEY], dict),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path}: is damaged ({error}); make the index again") from None
@@ -164,9 +192,23 @@ def _block_info(values: Any) -> BlockInfo:
     return BlockInfo(name, dropped=dropped, **counts)
 
 
+def _approximate_info(values: Any) -> ApproximateInfo | None:
+    if values is None:
+        return None
+    digest = _typed(values["digest"], str)
+    if not LISTS_DIGEST.fullmatch(digest):
+        raise ValueError(f"{shorten(digest)} is no SHA-256")
+    blocks = tuple((_typed(name, str), _count(pieces)) for name, pieces in values["blocks"])
+    if len(dict(blocks)) != len(blocks) or not all(BLOCK_NAME.fullmatch(name) for name, _ in blocks):
+        raise ValueError("approximate names what is no block, or one twice")
+    return ApproximateInfo(digest, _count(values["size"]), _count(values["lists"]), blocks)
+
+
 def write_header(folder: Path, header: IndexHeader) -> None:
     """Replace ``index.json``: from then on the index is what ``header`` says. Raises ``SsambaError``."""
-    values = {k: v for k, v in vars(header).items() if k != "blocks"}
+    values = {k: v for k, v in vars(header).items() if k not in ("blocks", "approximate") and v is not None}
+    if header.approximate is not None:
+        values["approximate"] = vars(header.approximate)
     blocks = [{**vars(block), "dropped": sorted(block.dropped)} for block in header.blocks]
     write_text(folder / INDEX_FILE, json.dumps({"format": INDEX_FORMAT, **values, "blocks": blocks}, indent=1) + "\n")
 
@@ -271,7 +313,8 @@ def drop(header: IndexHeader, gone: dict[str, set[int]]) -> IndexHeader:
 
 def is_unfinished(folder: Path) -> bool:
     """Whether a folder is empty, or holds nothing but what a killed process left of an index that never was one."""
-    ours = re.compile(rf"{BLOCK_NAME.pattern}|{re.escape(SPACE_FILE)}|\.(space|index)\.[0-9a-f]{{8}}\.\w+")
+    patterns = BLOCK_NAME.pattern, LISTS_NAME.pattern, re.escape(SPACE_FILE), r"\.(space|index)\.[0-9a-f]{8}\.\w+"
+    ours = re.compile("|".join(patterns))
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else ["no folder"]
     return all(name in LOCK_FILES or ours.fullmatch(name) for name in names)
 
@@ -279,7 +322,10 @@ def is_unfinished(folder: Path) -> bool:
 def clean(folder: Path, header: IndexHeader | None) -> None:
     """Remove blocks that do not count and half-written files. Only for the holder of the lock."""
     names = {block.name for block in header.blocks} if header is not None else set()
+    lists = header.approximate.file_name if header is not None and header.approximate is not None else ""
     for path in folder.iterdir():
+        if LISTS_NAME.fullmatch(path.name) and path.name != lists:
+            path.unlink(missing_ok=True)
         if BLOCK_NAME.fullmatch(path.name) and path.name not in names:
             shutil.rmtree(path, ignore_errors=True)
     clear_leftovers(folder)

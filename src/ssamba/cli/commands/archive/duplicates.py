@@ -16,6 +16,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--threshold", type=real, metavar="X", help="lowest score of a pair, above 0 and up to 1 (default: 0.8)"
     )
     parser.add_argument("--groups", action="store_true", help="groups of recordings that are linked, not pairs")
+    parser.add_argument("--exact", action="store_true", help="compare all pieces also where the index has lists")
     parser.add_argument("--format", default="table", choices=("table", "csv", "json"), help="of the output")
 
 
@@ -26,7 +27,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ssamba.inference.search.query import DUPLICATE_SCORE, Index
 
     threshold = DUPLICATE_SCORE if arguments.threshold is None else arguments.threshold
-    pairs = Index(arguments.index).duplicates(threshold)
+    pairs = Index(arguments.index).duplicates(threshold, arguments.exact)
     if arguments.groups:
         rows = [[number, path] for number, group in enumerate(groups(pairs), start=1) for path in group]
         print_rows(("group", "path"), rows, arguments.format)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ssamba.cli.commands.common import DATA_HELP, Command, list_unreadable
+from ssamba.cli.commands.common import DATA_HELP, Command, list_unreadable, say_note
 from ssamba.cli.parser import SOURCE_HELP, add_device, add_passes
 from ssamba.cli.streams import say
+
+MANY_PIECES = 1_000_000
+"""Vectors from which a comparison with all of them takes several seconds (docs/similarity.md)."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -23,6 +26,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default="auto",
         choices=("auto", "fitted", "plain"),
         help="space of the vectors: auto takes the one learned for tiny, for other models one fitted to the files",
+    )
+    parser.add_argument(
+        "--approximate",
+        action="store_true",
+        help="make lists for fast search in large indexes (needs faiss, the extra [search]); updates keep them in step",
     )
     add_device(parser)
     add_passes(parser)
@@ -40,6 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
             arguments.model,
             relative=arguments.relative or None,
             space=arguments.space,
+            approximate=arguments.approximate,
             device=arguments.device,
             batch=arguments.batch,
             threads=arguments.threads,
@@ -50,7 +59,10 @@ def run(arguments: argparse.Namespace) -> int:
     say(
         f"{arguments.out}: {report.total} recordings ({report.added} read, {report.kept} as they were, "
         f"{report.dropped} gone{twice}), {report.space} space"
+        + (", lists for approximate search" if report.approximate else "")
     )
+    if report.pieces > MANY_PIECES and not report.approximate:
+        say_note(f"{report.pieces:,} vectors of pieces; --approximate makes lists that search finds them by")
     return list_unreadable(report.failures)
 
 

@@ -16,7 +16,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--start", type=seconds, metavar="S", help="the stretch of the query begins at this second")
     parser.add_argument("--seconds", type=seconds, metavar="S", help="length of the stretch (default: to the end)")
     parser.add_argument("--top", type=positive, default=10, metavar="N", help="how many recordings")
-    parser.add_argument("--fast", action="store_true", help="match in time only where the vectors of pieces are near")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
+        "--fast",
+        action="store_true",
+        help="match in time only where the vectors of pieces are near (an index with --approximate: always)",
+    )
+    which.add_argument("--exact", action="store_true", help="match in time with every recording of any index")
     parser.add_argument("--format", default="table", choices=("table", "csv", "json"), help="of the output")
     parser.add_argument("--model", metavar="SOURCE", help=f"{SOURCE_HELP} (default: the one that the index names)")
     add_device(parser)
@@ -33,8 +39,9 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError("--seconds 0: give a length above 0")
     model = None if arguments.model is None else load(arguments.model, arguments.device)
     index = Index(arguments.index, model, arguments.device)
+    fast = False if arguments.exact else arguments.fast or None
     found = index.search(
-        arguments.query, start=arguments.start, seconds=arguments.seconds, top=arguments.top, fast=arguments.fast
+        arguments.query, start=arguments.start, seconds=arguments.seconds, top=arguments.top, fast=fast
     )
     rows = [[match.path, match.score, match.offset] for match in found]
     print_rows(("path", "score", "offset"), rows, arguments.format)

@@ -33,11 +33,15 @@ def _plain(value: Any) -> Any:
     return os.fsencode(value).decode("utf-8", "replace") if isinstance(value, str) else value
 
 
+def _cell(value: Any) -> str:
+    return f"{round(value, 2) + 0.0:.2f}" if isinstance(value, float) else str(value)  # no -0.00
+
+
 def _print_table(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """Numbers first, so that long paths leave the columns straight."""
     order = sorted(range(len(names)), key=lambda i: bool(rows) and isinstance(rows[0][i], str))
     lines = [[names[i] for i in order]]
-    lines += [[f"{row[i]:.2f}" if isinstance(row[i], float) else str(row[i]) for i in order] for row in rows]
+    lines += [[_cell(row[i]) for i in order] for row in rows]
     widths = [max(len(line[i]) for line in lines) for i in range(len(order))]
     for line in lines:
         numbers = [
