@@ -15,6 +15,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ssamba.inference.dense.shifts import hop_frames, shifts_of
 from ssamba.inference.embed import embed_segments, embedding_plan
 from ssamba.inference.file_stream import FileStream, Progress, check_request
 from ssamba.inference.model import Encoder
@@ -52,13 +53,15 @@ class EmbedOptions:
 
     ``level`` is clip (one row per file), frame (one per patch column) or patch (one per patch). ``whole`` reads long
     recordings in one pass. ``pooling``, of ``CLIP_POOLINGS``, makes the row of a clip. ``paths`` is how files are named
-    in the output: as ``given``, ``absolute``, or ``relative`` to the output's folder.
+    in the output: as ``given``, ``absolute``, or ``relative`` to the output's folder. ``hop_ms`` is the distance of two
+    frames in time (None: that of the patches); each of the passes that it takes adds to the mean of a clip.
     """
 
     level: str = "clip"
     whole: bool = False
     pooling: str = "mean"
     paths: str = "given"
+    hop_ms: float | None = None
 
     def __post_init__(self) -> None:
         for name, value, known in (
@@ -133,6 +136,7 @@ def _write_locked(
     progress: Progress | None,
 ) -> Report:
     config = model.config
+    shifts = shifts_of(options.hop_ms, config)
     rows, width = _Rows(options), config.width
     if options.level == "clip":
         width = CLIP_POOLINGS[options.pooling].values(config)
@@ -141,12 +145,14 @@ def _write_locked(
     with contextlib.closing(spool), device_memory(fix):
         with FileStream(files, threads, progress, config.sample_rate) as stream:
             plan = embedding_plan(config, options.whole)
-            segments = cut_recordings(model, stream.recordings(), plan, stream.failed)
-            for segment, columns_FTd in embed_segments(model, segments, batch, stream.failed):
+            segments = cut_recordings(model, stream.recordings(), plan, stream.failed, shifts)
+            for segment, columns_FTd in embed_segments(model, segments, batch, stream.failed, shifts):
                 spool.append(segment.recording, rows.take(segment, columns_FTd).float().cpu().numpy())
         readable = stream.readable_files()
         names = [options.name_of(stream.files[i], out) for i in readable]
-        write_output(spool, readable, names, options.level, config, provenance_of(model, "embedding", asdict(options)))
+        kept = {name: value for name, value in asdict(options).items() if value is not None}
+        provenance = provenance_of(model, "embedding", kept)
+        write_output(spool, readable, names, options.level, config, provenance, hop_frames(shifts, config))
         written = spool.rows_of(readable)
         return Report(width, len(readable), written, stream.audio_seconds, stream.failures)
 
