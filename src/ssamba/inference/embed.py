@@ -10,7 +10,7 @@ The way is that of predictions (``ssamba.inference.predict``) up to the model: `
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -127,7 +127,15 @@ def _padded(grids_FTd: list[Tensor], model: GraphedEncoder, hop: int) -> Embeddi
     lengths = torch.tensor(counts, device=model.device)
     times = column_times(torch.arange(longest, device="cpu"), model.config, hop).to(model.device)
     clip = mean_of_padded(patches_BFTd, lengths)
-    return Embeddings(clip, patches_BFTd.mean(dim=1), times, patches_BFTd, lengths)
+    return Embeddings(clip, _frames(patches_BFTd, model.config.stride_time // hop), times, patches_BFTd, lengths)
+
+
+def _frames(patches_BFTd: Tensor, passes: int) -> Tensor:
+    """The mean over frequency (B, T, d), of each pass by itself: sums of other sizes round differently."""
+    means = patches_BFTd.new_empty(*patches_BFTd.shape[:1], *patches_BFTd.shape[2:])
+    for first in range(passes):
+        means[:, first::passes] = patches_BFTd[:, :, first::passes].contiguous().mean(dim=1)
+    return means
 
 
 def embedding_plan(config: Config, whole: bool = False) -> Plan:
@@ -141,23 +149,29 @@ def embed_segments(
     batch: int | None = None,
     failed: Collection[int] = (),
     shifts: Sequence[int] = PLAIN,
+    tokens: Callable[[Tensor], Tensor] | None = None,
+    frames: bool = False,
 ) -> Iterator[tuple[Segment, Tensor]]:
     """Segments of ``embedding_plan`` and the columns (F, n, d) of their recording that are final with them.
 
     A recording's columns come in time order, all that are left with its last segment. ``batch`` is segments in a pass
     (None: as many as the device takes well); those of recordings in ``failed`` are left out. The columns of passes at
-    several ``shifts``, with which the recordings were cut, are interleaved.
+    several ``shifts``, with which the recordings were cut, are interleaved. ``tokens`` gives what is taken for the
+    tokens (B, F, T, values) of features (B, frames, mel_bins); None: those of the last layer. With
+    ``frames`` a piece is (1, n, d), the mean over frequency.
     """
     rows = model.config.grid[0]
 
-    def tokens(features: Tensor) -> Tensor:
+    def last_layer(features: Tensor) -> Tensor:
         return model.infer(features)[:, model.prefix_tokens :].unflatten(1, (rows, -1)).float()
 
-    passes = run_passes(group_segments(model, segments, batch), tokens)
-    columns = (
+    passes = run_passes(group_segments(model, segments, batch), tokens or last_layer)
+    columns: Iterator[tuple[Segment, Tensor]] = (
         (segment, fade.add(segment, tokens_FTd))
         for segment, tokens_FTd, fade in by_recording(passes, lambda: CrossFade(model.config), failed)
     )
+    if frames:  # before passes are interleaved: sums of other sizes round differently
+        columns = ((segment, columns_FTd.mean(dim=0, keepdim=True)) for segment, columns_FTd in columns)
     return columns if len(shifts) == 1 else interleave(columns, shifts, failed)
 
 

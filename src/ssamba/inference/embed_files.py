@@ -140,13 +140,14 @@ def _write_locked(
     rows, width = _Rows(options), config.width
     if options.level == "clip":
         width = CLIP_POOLINGS[options.pooling].values(config)
+    frames = options.level == "frame"
     spool = Spool(out, width, config.grid[0] if options.level == "patch" else 1)
     fix = "shorter recordings, or no --whole" if options.whole else "a smaller --batch"
     with contextlib.closing(spool), device_memory(fix):
         with FileStream(files, threads, progress, config.sample_rate) as stream:
             plan = embedding_plan(config, options.whole)
             segments = cut_recordings(model, stream.recordings(), plan, stream.failed, shifts)
-            for segment, columns_FTd in embed_segments(model, segments, batch, stream.failed, shifts):
+            for segment, columns_FTd in embed_segments(model, segments, batch, stream.failed, shifts, frames=frames):
                 spool.append(segment.recording, rows.take(segment, columns_FTd).float().cpu().numpy())
         readable = stream.readable_files()
         names = [options.name_of(stream.files[i], out) for i in readable]
@@ -165,11 +166,11 @@ class _Rows:
         self._open: dict[int, StreamPooling] = {}
 
     def take(self, segment: Segment, columns_FTd: Tensor) -> Tensor:
-        """The rows (n, values) that the next columns (F, n, d) of a file give."""
+        """The rows (n, values) that the next columns of a file give: (F, n, d), at the level frame (1, n, d)."""
         if self._options.level == "patch":
             return columns_FTd.transpose(0, 1).flatten(0, 1)
         if self._options.level == "frame":
-            return columns_FTd.mean(dim=0)
+            return columns_FTd[0]
         pooling = self._open.pop(segment.recording, None) or CLIP_POOLINGS[self._options.pooling]()
         pooling.add(columns_FTd)
         if segment.last:
