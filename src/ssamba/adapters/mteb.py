@@ -132,7 +132,9 @@ def _meta(model: Encoder, source: str, digest: str, pool: str) -> ModelMeta:
     return ModelMeta(
         loader=SsambaMteb,
         loader_kwargs={"source": source, "pool": pool},
-        name=ORGANISATION + (Path(source).stem or "model") + ("" if pool == "mean" else f"-{pool}"),
+        name=ORGANISATION
+        + (Path(source).name.removesuffix(".pth") or "model")
+        + ("" if pool == "mean" else f"-{pool}"),
         revision=digest,
         release_date=None,
         languages=None,

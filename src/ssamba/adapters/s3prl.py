@@ -77,5 +77,5 @@ def _filled_up(vectors_Tx: Tensor, frames: int) -> Tensor:
 
 
 def ssamba(ckpt: str | os.PathLike[str] | None = None, *args: Any, **kwargs: Any) -> UpstreamExpert:
-    """The entry of ``hubconf.py``: an ``UpstreamExpert`` with these arguments."""
+    """The entry of a ``hubconf.py``: an ``UpstreamExpert`` with these arguments."""
     return UpstreamExpert(ckpt, *args, **kwargs)
