@@ -19,6 +19,8 @@ def test_an_encoder_says_what_it_is(folder: str, bats: str) -> None:
     assert type(encoder).__name__.endswith("Encoder")
     assert (encoder.sampling_rate, encoder.output_dim, encoder.hop_size_in_ms) == (16000, 16, 40)
     assert xares.SsambaEncoder(folder, hop_ms=160, device="cpu").hop_size_in_ms == 160
+    # Its programs import ssamba/adapters/xares.py as a module and take the only name of that ending.
+    assert [name for name in dir(xares) if name.endswith("Encoder")] == ["SsambaEncoder"]
     assert xares.SsambaEncoder(bats, device="cpu").sampling_rate == 96000  # X-ARES resamples to it
 
 

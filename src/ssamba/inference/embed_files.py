@@ -97,17 +97,18 @@ def embed_files(
     batch: int | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
+    hop_ms: float | None = None,
 ) -> Report:
     """Embed audio files and write the result to ``out`` (.npz or .parquet; docs/embedding.md has the layouts).
 
-    ``level`` and ``whole`` are those of ``EmbedOptions``. ``batch`` is windows per pass (None: what suits the device),
-    ``threads`` decode. Files that cannot be read are left out and reported. Rows equal ``model.embed`` of each whole
-    recording but for rounding.
+    ``level``, ``whole`` and ``hop_ms`` are those of ``EmbedOptions``. ``batch`` is windows per pass (None: what suits
+    the device), ``threads`` decode. Files that cannot be read are left out and reported. Rows equal ``model.embed`` of
+    each whole recording but for rounding.
 
     Raises ``ConfigError`` for a bad level, batch or output name, ``DataError`` when no file can be read, and
     ``SsambaError`` when the output cannot be written; then nothing is left behind.
     """
-    return write_embeddings(files, model, out, EmbedOptions(level, whole), batch, threads, progress)
+    return write_embeddings(files, model, out, EmbedOptions(level, whole, hop_ms=hop_ms), batch, threads, progress)
 
 
 def write_embeddings(

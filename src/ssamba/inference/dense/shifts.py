@@ -89,15 +89,16 @@ class _Passes:
 
     def take(self, all_of_them: bool) -> Tensor:
         """The columns (F, n, d) of which all earlier ones are there, or the rest."""
-        held = [torch.cat(pieces, dim=1) if pieces else None for pieces in self._held.values()]
-        present = [columns for columns in held if columns is not None]
-        counts = [0 if columns is None else columns.shape[1] for columns in held]
-        rounds = min(counts)
-        out = [torch.stack([x[:, :rounds] for x in present], dim=2).flatten(1, 2)] if rounds else [present[0][:, :0]]
-        rest = [columns[:, rounds:] for columns in present]
+        rounds = min(sum(piece.shape[1] for piece in pieces) for pieces in self._held.values())
+        if not rounds and not all_of_them:
+            return next(pieces[0] for pieces in self._held.values() if pieces)[:, :0]
+        joined = {shift: _joined(pieces) for shift, pieces in self._held.items() if pieces}
+        out = [torch.stack([x[:, :rounds] for x in joined.values()], dim=2).flatten(1, 2)] if rounds else []
         if all_of_them:  # passes that begin later have one column less, or none
-            out += [columns[:, :1] for columns in rest]
-        self._held = {shift: [] for shift in self._held} | {
-            shift: [columns[:, rounds:]] for shift, columns in zip(self._held, held, strict=True) if columns is not None
-        }
+            out += [x[:, rounds : rounds + 1] for x in joined.values()]
+        self._held |= {shift: [x[:, rounds:]] for shift, x in joined.items()}
         return torch.cat(out, dim=1)
+
+
+def _joined(pieces: list[Tensor]) -> Tensor:
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)
