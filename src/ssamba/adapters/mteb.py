@@ -13,8 +13,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from mteb.models import ModelMeta
-from mteb.models.abs_encoder import AbsEncoder
 from torch import Tensor
 
 from ssamba.adapters.recordings import check_pooling, pooled_values, pooled_vectors
@@ -24,6 +22,14 @@ from ssamba.inference.model import Encoder
 from ssamba.models.pretrained.digest import model_key
 from ssamba.utils.errors import AudioError, ConfigError
 from ssamba.utils.terminal import shorten
+
+try:
+    from mteb.models import ModelMeta
+    from mteb.models.abs_encoder import AbsEncoder
+except ModuleNotFoundError as problem:
+    if problem.name != "mteb":
+        raise
+    raise ModuleNotFoundError("ssamba.adapters.mteb needs mteb: pip install mteb", name="mteb") from None
 
 ORGANISATION = "ssamba/"
 """What names in mteb begin with."""

@@ -9,8 +9,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
-from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from ssamba.adapters.recordings import check_pooling, pooled_values, pooled_vectors
@@ -21,6 +19,16 @@ from ssamba.inference.load import load
 from ssamba.utils.device import pick_device
 from ssamba.utils.errors import AudioError
 from ssamba.utils.terminal import shorten
+
+try:
+    from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+    from sklearn.utils.validation import check_is_fitted
+except ModuleNotFoundError as problem:
+    if problem.name != "sklearn":
+        raise
+    raise ModuleNotFoundError(
+        "ssamba.adapters.sklearn needs scikit-learn: pip install 'ssamba[sklearn]'", name="sklearn"
+    ) from None
 
 FORMS = "give (recordings, samples), or a list of arrays or of paths"
 
