@@ -16,7 +16,7 @@ import ssamba
 
 ROOT = Path(ssamba.__file__).parent
 
-FOLDERS = ("utils", "audio", "ops", "data", "models", "inference", "evaluation", "training", "cli")
+FOLDERS = ("utils", "audio", "ops", "data", "models", "inference", "adapters", "evaluation", "training", "cli")
 """The folders of the package, lowest first. A module imports from its own folder and from lower ones alone, for type
 checkers too; docs/architecture.md says why."""
 MAX_FILES = 14
@@ -28,12 +28,14 @@ NEEDS = {
     ),
     "onnx": ("ssamba.inference.onnx",),
     "transformers": ("ssamba.inference.hf.",),
+    "mteb": ("ssamba.adapters.mteb",),
+    "sklearn": ("ssamba.adapters.sklearn",),
 }  # fmt: skip
 """Optional packages, and the modules that cannot be imported without them."""
-OPTIONAL = ("matplotlib", "sklearn", "pyarrow", "triton", "onnx", "transformers", "huggingface_hub")
+OPTIONAL = ("matplotlib", "sklearn", "pyarrow", "triton", "onnx", "transformers", "huggingface_hub", "mteb")
 HEAVY = (
     *("numba", "llvmlite", "matplotlib", "tensorboardX", "sklearn", "pyarrow", "tqdm", "yaml", "onnx"),
-    "transformers",
+    *("transformers", "mteb"),
 )
 MODULES_BEYOND_TORCH = 140
 """Modules that importing every public name loads beyond torch's: each costs milliseconds of every command."""
@@ -174,6 +176,11 @@ def test_importing_the_package_is_light() -> None:
     count, heavy = run_python(code).split("\n")[:2]
     assert heavy == ""
     assert 40 < int(count) < MODULES_BEYOND_TORCH
+
+
+@pytest.mark.parametrize("module", [m for m in modules() if not m.startswith("ssamba.adapters")])
+def test_nothing_imports_the_adapters(module: str) -> None:
+    assert not [name for name in imported(module, types=True) if name.startswith("ssamba.adapters")]
 
 
 def test_the_package_itself_does_without_torch() -> None:

@@ -19,7 +19,7 @@ UNWANTED = (
     r"(?i)\bmend(s|ed|ing)?\b",
     r"(?i)\bshown\b",
     r"(?i)\bheard\b",
-    r"(?i)\bhears?\b",
+    r"(?<!adapters\.)\b[Hh]ears?\b",  # HEAR is the name of a benchmark
     r"\b_?MOST_\w+",
     r"\b_?LEAST_\w+",
     r"(?i)\bguilty\b",

@@ -173,24 +173,25 @@ import sys
 from pathlib import Path
 import numpy as np, soundfile
 import ssamba
-from ssamba.embed_files import embed_files
+from ssamba.inference.embed_files import EmbedOptions, write_embeddings
 {PEAK}
-folder, level, rate = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+folder, level, rate, hop = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 config = ssamba.Config(width=16, depth=2, frames=256, patch_frequency=128, stride_frequency=128)
 model = ssamba.SSAMBA(config).eval()
 noise = np.random.default_rng(0).standard_normal(60 * rate).astype(np.float32) / 20
-for minutes in sys.argv[4:]:
+options = EmbedOptions(level, hop_ms=hop)
+for minutes in sys.argv[5:]:
     with soundfile.SoundFile(folder / "long.wav", "w", rate, 1) as file:
         for _ in range(int(minutes)):
             file.write(noise)
-    embed_files([str(folder / "long.wav")], model, folder / "x.npz", level=level, threads=2, batch=16)
+    write_embeddings([str(folder / "long.wav")], model, folder / "x.npz", options, threads=2, batch=16)
     print(round(peak()))
 """
 
 
-def peaks(folder: Path, level: str, rate: int, *minutes: int) -> list[int]:
+def peaks(folder: Path, level: str, rate: int, *minutes: int, hop: int = 160) -> list[int]:
     """Peak memory in MiB after embedding a recording of each length, one after the other in a process of their own."""
-    words = [sys.executable, "-c", MEASURE, str(folder), level, str(rate), *map(str, minutes)]
+    words = [sys.executable, "-c", MEASURE, str(folder), level, str(rate), str(hop), *map(str, minutes)]
     # Freed blocks go back to the system at once: the peak is then what was in use, not how it lay in the heap.
     env = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(words, check=True, capture_output=True, text=True, env=env)
@@ -201,6 +202,12 @@ def peaks(folder: Path, level: str, rate: int, *minutes: int) -> list[int]:
 def test_memory_does_not_grow_with_the_recording(tmp_path: Path) -> None:
     five, twenty = peaks(tmp_path, "frame", 16000, 5, 20)
     assert twenty - five < 24  # the audio alone would be 55 MiB more, its log-mel 44 MiB
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="measures as Linux does")
+def test_memory_of_closer_frames_does_not_grow_with_the_recording(tmp_path: Path) -> None:
+    two, eight = peaks(tmp_path, "patch", 16000, 2, 8, hop=40)
+    assert eight - two < 10  # the audio alone would be 22 MiB more, its log-mel 18 MiB
 
 
 @pytest.mark.slow

@@ -251,3 +251,36 @@ def test_a_file_that_does_not_belong_there_is_refused(run: Path, tmp_path: Path)
     write_tensors(tmp_path / WEIGHTS_FILE, {name: x + 1 for name, x in weights.items()})
     with pytest.raises(CheckpointError, match="was made with other weights"):
         ssamba.load(tmp_path, device="cpu")
+
+
+def test_an_onnx_file_says_what_is_unlike(run: Path, recordings: dict[str, str], tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    model = ssamba.load(run, "cpu")
+    for weights, tolerance in (("fp32", 1e-4), ("int8", 0.05)):
+        file = str(tmp_path / f"{weights}.onnx")
+        words = ["export", str(run), file, "--output", "logits", "--weights", weights, "--unlike"]
+        assert main(words) == 0
+        session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+        assert [output.name for output in session.get_outputs()] == ["logits", "unlike"]
+        names = [name for name in recordings if name != "long_silence"]  # that one is read in windows by predict
+        for name in names:
+            audio, _ = soundfile.read(recordings[name], dtype="float32")
+            logits, unlike = session.run(None, {"waveform": np.stack([audio, audio])})
+            (expected,) = model.predict(recordings[name])
+            assert expected.unlike is not None
+            np.testing.assert_allclose(unlike, expected.unlike.repeat(2), rtol=tolerance, atol=tolerance)
+            if weights == "fp32":
+                scores = torch.from_numpy(logits[0]).softmax(dim=0)
+                torch.testing.assert_close(scores, expected.scores[0], rtol=1e-3, atol=1e-4)
+    plain = ssamba.export_onnx(run, tmp_path / "plain.onnx", "logits")
+    assert len(onnxruntime.InferenceSession(str(plain.path)).get_outputs()) == 1
+
+
+def test_only_a_classifier_that_knows_it_writes_what_is_unlike(run: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnx", reason="onnx is not installed")
+    with pytest.raises(ConfigError, match="output clip: unlike goes with logits"):
+        ssamba.export_onnx(run, tmp_path / "x.onnx", "clip", unlike=True)
+    model = ssamba.load(run, "cpu", frames=100)  # another grid, other features
+    with pytest.raises(ConfigError, match="this model: cannot tell what is unlike its training sounds"):
+        ssamba.export_onnx(model, tmp_path / "x.onnx", "logits", unlike=True)
+    assert not (tmp_path / "x.onnx").exists()

@@ -34,27 +34,30 @@ def group_segments(
     """Segments of many recordings in full batches, each of equal width, for one pass.
 
     ``batch`` is segments in a pass (None: as many as the device takes well). The segments of one recording keep their
-    order; those of different recordings may change theirs, where their widths differ.
+    order; those of different recordings may change theirs, where their widths differ. Each pass of shifted segments
+    has groups of its own, so that the plain pass is grouped, and computed, as it is without the others.
     """
     config = model.config
     rows = config.grid[0]
     limit = TOKENS_AT_ONCE.get(model.device.type, TOKENS_AT_ONCE["cpu"])
-    groups: dict[int, list[Segment]] = defaultdict(list)
-    waiting = 0
+    groups_of: dict[int, dict[int, list[Segment]]] = defaultdict(lambda: defaultdict(list))
+    waiting: dict[int, int] = defaultdict(int)
     for segment in segments:
+        groups, shift = groups_of[segment.shift], segment.shift
         frames = segment.features.shape[0]
         tokens = model.prefix_tokens + rows * patches.full_columns(frames, config)
         groups[frames].append(segment)
-        waiting += frames
+        waiting[shift] += frames
         full = len(groups[frames]) >= (batch or max(1, limit // tokens))
-        crowded = waiting // config.stride_time * rows > passes_waiting * limit
+        crowded = waiting[shift] // config.stride_time * rows > passes_waiting * limit
         if full or crowded:
             if not full:
                 frames = max(groups, key=lambda k: k * len(groups[k]))
             group = groups.pop(frames)
-            waiting -= frames * len(group)
+            waiting[shift] -= frames * len(group)
             yield group
-    yield from groups.values()
+    for groups in groups_of.values():
+        yield from groups.values()
 
 
 def run_passes(
@@ -70,15 +73,17 @@ def by_recording(
 ) -> Iterator[tuple[Segment, Output, State]]:
     """Adds to each pair the state of its recording, which is made for the first segment and dropped after the last.
 
+    Each pass of shifted segments has a state of its own.
+
     Segments of recordings that are in ``failed`` by now are left out.
     """
-    states: dict[int, State] = {}
+    states: dict[tuple[int, int], State] = {}
     for segment, output in passes:
-        i = segment.recording
-        state = states.pop(i, None)
-        if i in failed:
+        key = segment.recording, segment.shift
+        state = states.pop(key, None)
+        if segment.recording in failed:
             continue
         state = new_state() if state is None else state
         if not segment.last:
-            states[i] = state
+            states[key] = state
         yield segment, output, state

@@ -10,7 +10,7 @@ The way is that of predictions (``ssamba.inference.predict``) up to the model: `
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ssamba.audio import log_mel
 from ssamba.inference.batches import by_recording, group_segments, run_passes
+from ssamba.inference.dense.shifts import PLAIN, hop_frames, interleave, shifts_of
 from ssamba.inference.outputs.excerpt import Excerpt, take_excerpts
 from ssamba.inference.pooling import mean_of_padded
 from ssamba.inference.windows import Plan, Segment, WholeRecording, column_windows, cut_recordings
@@ -90,33 +91,51 @@ def _extent(lengths: Tensor) -> str:
 
 
 @torch.no_grad()
-def embed_audio(model: GraphedEncoder, audio: Any, sample_rate: int | None = None, whole: bool = False) -> Embeddings:
+def embed_audio(
+    model: GraphedEncoder,
+    audio: Any,
+    sample_rate: int | None = None,
+    whole: bool = False,
+    hop_ms: float | None = None,
+) -> Embeddings:
     """Embed recordings.
 
     ``audio`` is (samples,), (batch, samples) or a list of different lengths, numpy or torch, at ``sample_rate``; or
     encoded audio, at its own rate: paths, bytes, binary file objects (``ssamba.audio.log_mel.to_waveforms``).
-    Recordings longer than the grid are cut into overlapping windows, or with ``whole`` read in one pass. Raises
-    ``AudioError`` for NaN, wrong shapes and recordings under 25 ms.
+    Recordings longer than the grid are cut into overlapping windows, or with ``whole`` read in one pass. ``hop_ms`` is
+    the distance of two frames, by default that of the patches (160 ms): for 40 the recording is read four times, from
+    0, 40, 80 and 120 ms on, and ``clip`` is the mean over all of it. Raises ``AudioError`` for NaN, wrong shapes and
+    recordings under 25 ms, ``ConfigError`` for a hop that does not divide the patches' step.
     """
+    shifts = shifts_of(hop_ms, model.config)
     waveforms = log_mel.to_waveforms(audio, sample_rate, model.config.sample_rate, model.config.front_end)
     blocks = enumerate([waveform] for waveform in waveforms)
-    segments = cut_recordings(model, blocks, embedding_plan(model.config, whole))
+    segments = cut_recordings(model, blocks, embedding_plan(model.config, whole), shifts=shifts)
     parts: list[list[Tensor]] = [[] for _ in waveforms]
-    for segment, columns_FTd in embed_segments(model, segments):
+    for segment, columns_FTd in embed_segments(model, segments, shifts=shifts):
         parts[segment.recording].append(columns_FTd)
     excerpts = take_excerpts(audio, waveforms, model.config.front_end)
-    return replace(_padded([torch.cat(part, dim=1) for part in parts], model), excerpts=excerpts)
+    hop = hop_frames(shifts, model.config)
+    return replace(_padded([torch.cat(part, dim=1) for part in parts], model, hop), excerpts=excerpts)
 
 
-def _padded(grids_FTd: list[Tensor], model: GraphedEncoder) -> Embeddings:
-    """The embeddings of recordings whose tokens are (F, T, d) with a T of their own."""
+def _padded(grids_FTd: list[Tensor], model: GraphedEncoder, hop: int) -> Embeddings:
+    """The embeddings of recordings whose tokens are (F, T, d) with a T of their own, columns ``hop`` frames apart."""
     counts = [grid.shape[1] for grid in grids_FTd]
     longest = max(counts)
     patches_BFTd = torch.stack([F.pad(grid, (0, 0, 0, longest - grid.shape[1])) for grid in grids_FTd])
     lengths = torch.tensor(counts, device=model.device)
-    times = column_times(torch.arange(longest, device="cpu"), model.config).to(model.device)
+    times = column_times(torch.arange(longest, device="cpu"), model.config, hop).to(model.device)
     clip = mean_of_padded(patches_BFTd, lengths)
-    return Embeddings(clip, patches_BFTd.mean(dim=1), times, patches_BFTd, lengths)
+    return Embeddings(clip, _frames(patches_BFTd, model.config.stride_time // hop), times, patches_BFTd, lengths)
+
+
+def _frames(patches_BFTd: Tensor, passes: int) -> Tensor:
+    """The mean over frequency (B, T, d), of each pass by itself: sums of other sizes round differently."""
+    means = patches_BFTd.new_empty(*patches_BFTd.shape[:1], *patches_BFTd.shape[2:])
+    for first in range(passes):
+        means[:, first::passes] = patches_BFTd[:, :, first::passes].contiguous().mean(dim=1)
+    return means
 
 
 def embedding_plan(config: Config, whole: bool = False) -> Plan:
@@ -125,21 +144,35 @@ def embedding_plan(config: Config, whole: bool = False) -> Plan:
 
 
 def embed_segments(
-    model: GraphedEncoder, segments: Iterable[Segment], batch: int | None = None, failed: Collection[int] = ()
+    model: GraphedEncoder,
+    segments: Iterable[Segment],
+    batch: int | None = None,
+    failed: Collection[int] = (),
+    shifts: Sequence[int] = PLAIN,
+    tokens: Callable[[Tensor], Tensor] | None = None,
+    frames: bool = False,
 ) -> Iterator[tuple[Segment, Tensor]]:
     """Segments of ``embedding_plan`` and the columns (F, n, d) of their recording that are final with them.
 
     A recording's columns come in time order, all that are left with its last segment. ``batch`` is segments in a pass
-    (None: as many as the device takes well); those of recordings in ``failed`` are left out.
+    (None: as many as the device takes well); those of recordings in ``failed`` are left out. The columns of passes at
+    several ``shifts``, with which the recordings were cut, are interleaved. ``tokens`` gives what is taken for the
+    tokens (B, F, T, values) of features (B, frames, mel_bins); None: those of the last layer. With
+    ``frames`` a piece is (1, n, d), the mean over frequency.
     """
     rows = model.config.grid[0]
 
-    def tokens(features: Tensor) -> Tensor:
+    def last_layer(features: Tensor) -> Tensor:
         return model.infer(features)[:, model.prefix_tokens :].unflatten(1, (rows, -1)).float()
 
-    passes = run_passes(group_segments(model, segments, batch), tokens)
-    for segment, tokens_FTd, fade in by_recording(passes, lambda: CrossFade(model.config), failed):
-        yield segment, fade.add(segment, tokens_FTd)
+    passes = run_passes(group_segments(model, segments, batch), tokens or last_layer)
+    columns: Iterator[tuple[Segment, Tensor]] = (
+        (segment, fade.add(segment, tokens_FTd))
+        for segment, tokens_FTd, fade in by_recording(passes, lambda: CrossFade(model.config), failed)
+    )
+    if frames:  # before passes are interleaved: sums of other sizes round differently
+        columns = ((segment, columns_FTd.mean(dim=0, keepdim=True)) for segment, columns_FTd in columns)
+    return columns if len(shifts) == 1 else interleave(columns, shifts, failed)
 
 
 class CrossFade:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ssamba.inference.dense.shifts import hop_frames, shifts_of
 from ssamba.inference.embed import embed_segments, embedding_plan
 from ssamba.inference.file_stream import FileStream, Progress, check_request
 from ssamba.inference.model import Encoder
@@ -51,13 +52,15 @@ class EmbedOptions:
 
     ``level`` is clip (one row per file), frame (one per patch column) or patch (one per patch). ``whole`` reads long
     recordings in one pass. ``pooling``, of ``CLIP_POOLINGS``, makes the row of a clip. ``paths`` is how files are named
-    in the output: as ``given``, ``absolute``, or ``relative`` to the output's folder.
+    in the output: as ``given``, ``absolute``, or ``relative`` to the output's folder. ``hop_ms`` is the distance of two
+    frames in time (None: that of the patches); each of the passes that it takes adds to the mean of a clip.
     """
 
     level: str = "clip"
     whole: bool = False
     pooling: str = "mean"
     paths: str = "given"
+    hop_ms: float | None = None
 
     def __post_init__(self) -> None:
         for name, value, known in (
@@ -82,17 +85,18 @@ def embed_files(
     batch: int | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
+    hop_ms: float | None = None,
 ) -> Report:
     """Embed audio files and write the result to ``out`` (.npz or .parquet; docs/embedding.md has the layouts).
 
-    ``level`` and ``whole`` are those of ``EmbedOptions``. ``batch`` is windows per pass (None: what suits the device),
-    ``threads`` decode. Files that cannot be read are left out and reported. Rows equal ``model.embed`` of each whole
-    recording but for rounding.
+    ``level``, ``whole`` and ``hop_ms`` are those of ``EmbedOptions``. ``batch`` is windows per pass (None: what suits
+    the device), ``threads`` decode. Files that cannot be read are left out and reported. Rows equal ``model.embed`` of
+    each whole recording but for rounding.
 
     Raises ``ConfigError`` for a bad level, batch or output name, ``DataError`` when no file can be read, and
     ``SsambaError`` when the output cannot be written; then nothing is left behind.
     """
-    return write_embeddings(files, model, out, EmbedOptions(level, whole), batch, threads, progress)
+    return write_embeddings(files, model, out, EmbedOptions(level, whole, hop_ms=hop_ms), batch, threads, progress)
 
 
 def write_embeddings(
@@ -121,20 +125,24 @@ def _write_locked(
     progress: Progress | None,
 ) -> Report:
     config = model.config
+    shifts = shifts_of(options.hop_ms, config)
     rows, width = _Rows(options), config.width
     if options.level == "clip":
         width = CLIP_POOLINGS[options.pooling].values(config)
+    frames = options.level == "frame"
     spool = Spool(out, width, config.grid[0] if options.level == "patch" else 1)
     fix = "shorter recordings, or no --whole" if options.whole else "a smaller --batch"
     with contextlib.closing(spool), device_memory(fix):
         with FileStream(files, threads, progress, config.sample_rate) as stream:
             plan = embedding_plan(config, options.whole)
-            segments = cut_recordings(model, stream.recordings(), plan, stream.failed)
-            for segment, columns_FTd in embed_segments(model, segments, batch, stream.failed):
+            segments = cut_recordings(model, stream.recordings(), plan, stream.failed, shifts)
+            for segment, columns_FTd in embed_segments(model, segments, batch, stream.failed, shifts, frames=frames):
                 spool.append(segment.recording, rows.take(segment, columns_FTd).float().cpu().numpy())
         readable = stream.readable_files()
         names = [options.name_of(stream.files[i], out) for i in readable]
-        write_output(spool, readable, names, options.level, config, provenance_of(model, "embedding", asdict(options)))
+        kept = {name: value for name, value in asdict(options).items() if value is not None}
+        provenance = provenance_of(model, "embedding", kept)
+        write_output(spool, readable, names, options.level, config, provenance, hop_frames(shifts, config))
         written = spool.rows_of(readable)
         return Report(width, len(readable), written, stream.audio_seconds, stream.failures)
 
@@ -147,11 +155,11 @@ class _Rows:
         self._open: dict[int, StreamPooling] = {}
 
     def take(self, segment: Segment, columns_FTd: Tensor) -> Tensor:
-        """The rows (n, values) that the next columns (F, n, d) of a file give."""
+        """The rows (n, values) that the next columns of a file give: (F, n, d), at the level frame (1, n, d)."""
         if self._options.level == "patch":
             return columns_FTd.transpose(0, 1).flatten(0, 1)
         if self._options.level == "frame":
-            return columns_FTd.mean(dim=0)
+            return columns_FTd[0]
         pooling = self._open.pop(segment.recording, None) or CLIP_POOLINGS[self._options.pooling]()
         pooling.add(columns_FTd)
         if segment.last:

@@ -47,9 +47,11 @@ class Encoder(GraphedEncoder):
         """
         return features_of(audio, sample_rate, target_length, self.config.front_end)
 
-    def embed(self, audio: Any, sample_rate: int | None = None, whole: bool = False) -> Embeddings:
+    def embed(
+        self, audio: Any, sample_rate: int | None = None, whole: bool = False, hop_ms: float | None = None
+    ) -> Embeddings:
         """Embeddings of recordings; see ``ssamba.inference.embed.embed_audio``."""
-        return embed_audio(self, audio, sample_rate, whole)
+        return embed_audio(self, audio, sample_rate, whole, hop_ms)
 
     def predict(
         self,

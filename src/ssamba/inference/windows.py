@@ -8,7 +8,7 @@ plans serve recordings in memory and files of any length, embeddings and predict
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -148,13 +148,14 @@ class Segment:
     """What the model reads at once of a recording: normalised log-mel (frames, mel_bins), padding included.
 
     ``recording`` is its number, ``position`` the place that the plan gave it. ``end``, in the recording's last segment
-    alone, is the length of the recording.
+    alone, is the length of the recording. ``shift`` is the frame of the recording at which its pass begins.
     """
 
     recording: int
     position: int
     features: Tensor
     end: Length | None = None
+    shift: int = 0
 
     @property
     def last(self) -> bool:
@@ -165,11 +166,13 @@ class Segment:
 class Segmenter:
     """Cuts one recording's normalised features, fed in pieces of any size, into the segments of a plan.
 
-    Holds little more than two segments. ``pad_value`` is what silence is after normalisation.
+    Holds little more than two segments. ``pad_value`` is what silence is after normalisation. The first ``shift``
+    frames are left out; a recording that has no others gives no segment.
     """
 
-    def __init__(self, plan: Plan, pad_value: float, recording: int = 0) -> None:
+    def __init__(self, plan: Plan, pad_value: float, recording: int = 0, shift: int = 0) -> None:
         self._plan, self._pad_value, self._recording = plan, pad_value, recording
+        self._shift = self._to_skip = shift
         self._held: list[Tensor] = []
         self._base = 0  # number of the first frame held
         self._done = 0  # segments
@@ -177,13 +180,17 @@ class Segmenter:
 
     def feed(self, features: Tensor) -> Iterator[Segment]:
         """Take the next (frames, mel_bins); gives the segments that are complete and not the recording's last."""
-        self._held.append(features)
-        self._frames += features.shape[0]
+        skipped = min(self._to_skip, features.shape[0])
+        self._to_skip -= skipped
+        self._held.append(features[skipped:])
+        self._frames += features.shape[0] - skipped
         while (span := self._plan.span(self._done, self._frames, final=False)) is not None:
             yield self._cut(span)
 
     def finish(self, seconds: float = 0.0) -> Iterator[Segment]:
-        """The segments that are left, at least one, of a recording of that many seconds."""
+        """The segments that are left of a recording of that many seconds; at least one if it has a frame."""
+        if self._shift and not self._frames:
+            return
         span = self._plan.span(self._done, self._frames, final=True)
         while span is not None:
             following = self._plan.span(self._done + 1, self._frames, final=True)
@@ -201,13 +208,17 @@ class Segmenter:
         missing = span.frames - features.shape[0]
         if missing:
             features = F.pad(features, (0, 0, 0, missing), value=self._pad_value)
-        return Segment(self._recording, span.position, features, end)
+        return Segment(self._recording, span.position, features, end, self._shift)
 
 
 def cut_recordings(
-    model: GraphedEncoder, recordings: Iterable[tuple[int, Iterable[Tensor]]], plan: Plan, failed: Collection[int] = ()
+    model: GraphedEncoder,
+    recordings: Iterable[tuple[int, Iterable[Tensor]]],
+    plan: Plan,
+    failed: Collection[int] = (),
+    shifts: Sequence[int] = (0,),
 ) -> Iterator[Segment]:
-    """Segments of many recordings, one recording after the other.
+    """Segments of many recordings, one recording after the other; for each of ``shifts`` those from that frame on.
 
     ``recordings`` are pairs of a number and the blocks (samples,) of its waveform at the model's rate. Those of a
     recording that turns up in ``failed`` while its blocks are read end early, without a last segment. Raises
@@ -215,13 +226,17 @@ def cut_recordings(
     """
     front_end = model.config.front_end
     for i, blocks in recordings:
-        segmenter = Segmenter(plan, front_end.pad_value, i)
+        segmenters = [Segmenter(plan, front_end.pad_value, i, shift) for shift in shifts]
         features = FeatureStream(front_end, model.device)
         samples = 0
         for block in blocks:
-            yield from segmenter.feed(features.feed(block))
+            new = features.feed(block)
+            for segmenter in segmenters:
+                yield from segmenter.feed(new)
             samples += len(block)
         if i not in failed:
             require_frames(samples, front_end)
-            yield from segmenter.feed(features.finish())
-            yield from segmenter.finish(samples / front_end.sample_rate)
+            new = features.finish()
+            for segmenter in segmenters:
+                yield from segmenter.feed(new)
+                yield from segmenter.finish(samples / front_end.sample_rate)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.util
 import tempfile
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -31,6 +31,7 @@ CHUNK_BYTES = 64 << 20
 """Embeddings held at a time while the output is written; also the size of a Parquet row group."""
 
 Floats = npt.NDArray[np.float32]
+_Times = Callable[["Chunk"], npt.NDArray[np.float64]]
 
 
 @dataclass
@@ -145,24 +146,31 @@ def _join(parts: list[Chunk]) -> Chunk:
 
 
 def write_output(
-    spool: Spool, files: Sequence[int], paths: Sequence[str], level: str, config: Config, provenance: dict[str, Any]
+    spool: Spool,
+    files: Sequence[int],
+    paths: Sequence[str],
+    level: str,
+    config: Config,
+    provenance: dict[str, Any],
+    hop: int | None = None,
 ) -> None:
     """Write the rows of ``files`` (named by ``paths``) to ``spool.out``, all or nothing. Raises ``SsambaError``.
 
-    ``config``, the model's, tells the times of patch columns; ``provenance`` (``provenance_of``) is kept with the rows.
+    ``config``, the model's, tells the times of patch columns, which are ``hop`` frames apart (None: a patch's step);
+    ``provenance`` (``provenance_of``) is kept with the rows.
     """
+
+    def times(chunk: Chunk) -> npt.NDArray[np.float64]:
+        """Seconds at the centre of each row's patch column."""
+        return np.asarray(column_times(torch.from_numpy(chunk.column), config, hop).numpy(), dtype=np.float64)
+
     write = _write_npz if spool.out.suffix == ".npz" else _write_parquet
     with atomic_write(spool.out) as temporary:
-        write(temporary, spool, files, paths, level, config, dump_json(provenance))
-
-
-def _times(chunk: Chunk, config: Config) -> npt.NDArray[np.float64]:
-    """Seconds at the centre of each row's patch column."""
-    return np.asarray(column_times(torch.from_numpy(chunk.column), config).numpy(), dtype=np.float64)
+        write(temporary, spool, files, paths, level, times, dump_json(provenance))
 
 
 def _write_npz(
-    path: Path, spool: Spool, files: Sequence[int], paths: Sequence[str], level: str, config: Config, provenance: str
+    path: Path, spool: Spool, files: Sequence[int], paths: Sequence[str], level: str, times: _Times, provenance: str
 ) -> None:
     n_rows = spool.rows_of(files)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
@@ -179,7 +187,7 @@ def _write_npz(
         add("embedding", "<f4", (n_rows, spool.width), (c.embedding for c in spool.chunks(files)))
         if level != "clip":
             add("file", "<i8", (n_rows,), (c.file for c in spool.chunks(files, embeddings=False)))
-            add("time", "<f8", (n_rows,), (_times(c, config) for c in spool.chunks(files, embeddings=False)))
+            add("time", "<f8", (n_rows,), (times(c) for c in spool.chunks(files, embeddings=False)))
         if level == "patch":
             add("row", "<i8", (n_rows,), (c.row for c in spool.chunks(files, embeddings=False)))
         text = np.array(provenance, dtype=np.str_)
@@ -187,7 +195,7 @@ def _write_npz(
 
 
 def _write_parquet(
-    path: Path, spool: Spool, files: Sequence[int], paths: Sequence[str], level: str, config: Config, provenance: str
+    path: Path, spool: Spool, files: Sequence[int], paths: Sequence[str], level: str, times: _Times, provenance: str
 ) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -206,7 +214,7 @@ def _write_parquet(
             columns = {
                 "path": names.take(pa.array(chunk.file)),
                 "path_bytes": raw.take(pa.array(chunk.file)),
-                "time": pa.array(_times(chunk, config)),
+                "time": pa.array(times(chunk)),
                 "row": pa.array(chunk.row.astype(np.int32)),
                 "embedding": pa.FixedSizeListArray.from_arrays(pa.array(chunk.embedding.reshape(-1)), spool.width),
             }

@@ -28,10 +28,10 @@ def full_columns(frames: int, config: Config) -> int:
     return (frames - config.patch_time) // config.stride_time + 1
 
 
-def column_times(columns: Tensor, config: Config) -> Tensor:
-    """Seconds at the centre of patch columns (from 0), float64 of the same shape."""
+def column_times(columns: Tensor, config: Config, hop: int | None = None) -> Tensor:
+    """Seconds at the centre of patch columns (from 0) that are ``hop`` frames apart, float64 of the same shape."""
     first = config.front_end.seconds_of_frame((config.patch_time - 1) / 2)
-    step = config.front_end.seconds_between(config.stride_time)
+    step = config.front_end.seconds_between(hop or config.stride_time)
     return first + step * columns.double()
 
 

@@ -9,15 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
-import torch
+from hf_models import CLASSES, shaken
 
-from ssamba.inference.model import SSAMBA, Encoder, make_encoder
+from ssamba.inference.model import SSAMBA, make_encoder
 from ssamba.models.classifier import Classification
 from ssamba.models.config import Config
 from ssamba.models.pretrained.model_dir import save_model
 
 WITHOUT_TRANSFORMERS = ("test_push.py",)
-CLASSES = ("cat", "dog", "rain")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -28,15 +27,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.parent == Path(__file__).parent and item.path.name not in WITHOUT_TRANSFORMERS:
             item.add_marker(skip)
-
-
-def shaken(model: Encoder, seed: int = 3) -> Encoder:
-    """The model with weights that differ in all places, none of them at its initial value."""
-    rng = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=rng), alpha=0.1)
-    return model.eval()
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import CLASSES
+from hf_models import CLASSES
 from safetensors.torch import load_file
 from test_models import auto
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import CLASSES, shaken
+from hf_models import CLASSES, shaken
 from test_models import auto
 
 import ssamba

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import CLASSES, shaken
+from hf_models import CLASSES, shaken
 
 import ssamba
 from ssamba.inference.model import make_encoder

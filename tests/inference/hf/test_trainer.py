@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import CLASSES
+from hf_models import CLASSES
 from test_models import auto
 
 import ssamba

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import torch.nn.functional as F
 from onnx import TensorProto
 
 from ssamba.inference.onnx.encoder import Tokens
 from ssamba.inference.onnx.graph import Graph, Value
 from ssamba.inference.onnx.weights import Weights
+from ssamba.inference.rejection.score import Rejection
 from ssamba.models.classifier import _VARIANCE as VARIANCE
 from ssamba.models.classifier import Classifier
 from ssamba.models.config import Config
 from ssamba.models.encoder import Encoder
+
+SHORTEST = 1e-12
+"""Length below which torch's ``normalize`` divides no further."""
 
 
 def add_clip(graph: Graph, model: Encoder, tokens: Tokens) -> Value:
@@ -19,8 +24,8 @@ def add_clip(graph: Graph, model: Encoder, tokens: Tokens) -> Value:
     return _mean(graph, patches_BPd, 1)
 
 
-def add_logits(graph: Graph, model: Encoder, weights: Weights, tokens: Tokens, classifier: Classifier) -> Value:
-    """Logits (B, classes), or (B, seconds, classes) of a model that labels each second."""
+def add_values(graph: Graph, model: Encoder, weights: Weights, tokens: Tokens, classifier: Classifier) -> Value:
+    """What the linear layer reads: (B, values), or (B, seconds, d) of a model that labels each second."""
     graph.scope = "classifier"
     task, prefix = classifier.task, model.prefix_tokens
     if task.pooling == "cls":
@@ -32,9 +37,25 @@ def add_logits(graph: Graph, model: Encoder, weights: Weights, tokens: Tokens, c
     else:
         pooled = add_clip(graph, model, tokens)
     scale, shift = (weights.add(graph, f"classifier.norm.{part}") for part in ("weight", "bias"))
-    normed = graph("LayerNormalization", pooled, scale, shift, axis=-1, epsilon=classifier.norm.eps)
+    return graph("LayerNormalization", pooled, scale, shift, axis=-1, epsilon=classifier.norm.eps)
+
+
+def add_logits(graph: Graph, weights: Weights, values: Value) -> Value:
+    """Logits (B, classes), or (B, seconds, classes), from what the linear layer reads."""
     weight = graph("Transpose", weights.add(graph, "classifier.linear.weight"), perm=[1, 0])
-    return graph("Add", graph("MatMul", normed, weight), weights.add(graph, "classifier.linear.bias"))
+    return graph("Add", graph("MatMul", values, weight), weights.add(graph, "classifier.linear.bias"))
+
+
+def add_unlike(graph: Graph, values: Value, rejection: Rejection) -> Value:
+    """``Rejection.distances`` (B,) of what the linear layer reads, (B, values)."""
+    graph.scope = "rejection"
+    centre, scale = (graph.constant(x.float().numpy()) for x in (rejection.centre, rejection.scale))
+    means = F.normalize(rejection.means.float(), dim=1).T
+    z = graph("Mul", graph("Sub", values, centre), scale)
+    length = graph("ReduceL2", z, graph.integers(1), keepdims=1)
+    z = graph("Div", z, graph("Max", length, graph.number(SHORTEST)))
+    nearest = graph("ReduceMax", graph("MatMul", z, graph.constant(means.numpy())), graph.integers(1), keepdims=0)
+    return graph("Div", graph("Sub", graph.number(1.0), nearest), graph.number(float(rejection.border)))
 
 
 def _mean(graph: Graph, values: Value, axis: int, keep: bool = False) -> Value:

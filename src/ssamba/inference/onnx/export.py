@@ -25,6 +25,9 @@ from ssamba.utils.suggest import nearest
 if TYPE_CHECKING:
     from onnx import ModelProto
 
+    from ssamba.inference.onnx.graph import Shape
+    from ssamba.inference.rejection.score import Rejection
+
 INPUTS = ("waveform", "features")
 OUTPUTS = ("tokens", "clip", "logits")
 WEIGHTS = ("fp32", "fp16", "int8")
@@ -57,6 +60,7 @@ def export_onnx(
     output: str = "tokens",
     input: str = "waveform",
     weights: str = "fp32",
+    unlike: bool = False,
 ) -> OnnxFile:
     """Write a model as an ONNX file of standard operators (opset 18), for any batch and any length.
 
@@ -70,9 +74,12 @@ def export_onnx(
             mel_bins), normalised log-mel as of ``ssamba.features``. From a waveform the last patch column is padded as
             ``embed`` does; for logits the padding goes up to the model's length, as ``predict`` does.
         weights: ``fp32``, ``fp16`` or ``int8``: how they are stored. All are computed with in float32.
+        unlike: a second output after the logits, ``unlike`` (batch,), as of ``predict``: above 1 a sound is unlike the
+            training sounds.
 
     Raises:
-        ConfigError: an unknown choice, logits of a model without classifier, or a file beyond 2 GB.
+        ConfigError: an unknown choice, logits of a model without classifier, ``unlike`` without logits or of a model
+            that does not know it, or a file beyond 2 GB.
         CheckpointError: a source that is no model.
         SsambaError: the package onnx is missing, or the file cannot be written.
     """
@@ -85,11 +92,13 @@ def export_onnx(
         model = load(model, device="cpu")
     if output == "logits" and model.classifier is None:
         raise ConfigError(f"{name}: has no classifier for output logits; fine-tune it first, or take tokens or clip")
+    if unlike:
+        _check_unlike(model, str(name), output)
     if stored_bytes(model, weights) > LARGEST_FILE:
         raise ConfigError(
             f"{path}: weights {weights} make more than 2 GB, which no ONNX file holds; take a smaller kind"
         )
-    proto = build_onnx(model, output, input, weights)
+    proto = build_onnx(model, output, input, weights, unlike)
     errors = {} if weights == "fp32" else rounding_errors(model, weights)
     data = proto.SerializeToString()
     with atomic_write(path) as temporary:
@@ -98,12 +107,16 @@ def export_onnx(
 
 
 def build_onnx(
-    model: encoder.Encoder, output: str = "tokens", input: str = "waveform", weights: str = "fp32"
+    model: encoder.Encoder,
+    output: str = "tokens",
+    input: str = "waveform",
+    weights: str = "fp32",
+    unlike: bool = False,
 ) -> ModelProto:
     """The graph of ``export_onnx``, checked, in memory."""
     from onnx import checker, helper
 
-    from ssamba.inference.onnx.classifier import add_clip, add_logits
+    from ssamba.inference.onnx.classifier import add_clip, add_logits, add_unlike, add_values
     from ssamba.inference.onnx.encoder import add_encoder
     from ssamba.inference.onnx.front_end import add_front_end
     from ssamba.inference.onnx.graph import IR_VERSION, OPSET, Graph
@@ -123,12 +136,17 @@ def build_onnx(
     elif output == "logits":
         assert model.classifier is not None
         task = model.classifier.task
-        result = add_logits(graph, model, stored, tokens, model.classifier)
+        values = add_values(graph, model, stored, tokens, model.classifier)
+        result = add_logits(graph, stored, values)
         shape = ["batch", *(["seconds"] if task.per_second else []), len(task.classes)]
     graph.name_output(result, output)
+    results: dict[str, Shape] = {output: shape}
+    if unlike:
+        graph.name_output(add_unlike(graph, values, _rejection(model)), "unlike")
+        results["unlike"] = ["batch"]
     entry: list[str | int] = ["batch", "samples"] if input == "waveform" else ["batch", "frames", config.mel_bins]
     proto = helper.make_model(
-        graph.finish("ssamba", {input: entry}, {output: shape}),
+        graph.finish("ssamba", {input: entry}, results),
         opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="ssamba",
     )  # fmt: skip
     helper.set_model_props(proto, metadata(model, output, input, weights))
@@ -199,6 +217,20 @@ def _check_choices(output: str, input: str, weights: str) -> None:
     for name, value, known in (("output", output, OUTPUTS), ("input", input, INPUTS), ("weights", weights, WEIGHTS)):
         if value not in known:
             raise ConfigError(f"{name} {value}: choose {', '.join(known)}{nearest(str(value), list(known))}")
+
+
+def _check_unlike(model: encoder.Encoder, name: str, output: str) -> None:
+    if output != "logits":
+        raise ConfigError(f"output {output}: unlike goes with logits; take output logits, or leave unlike out")
+    if getattr(model, "rejection", None) is None:
+        raise ConfigError(
+            f"{name}: cannot tell what is unlike its training sounds; leave unlike out, or fit it with ssamba fit"
+        )
+
+
+def _rejection(model: encoder.Encoder) -> Rejection:
+    rejection: Rejection = model.rejection  # type: ignore[assignment] # of the public models
+    return rejection
 
 
 def _check_path(path: str | os.PathLike[str]) -> Path:

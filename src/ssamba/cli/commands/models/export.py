@@ -21,6 +21,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="all tokens, the mean of the patch tokens, or a classifier's logits (default tokens)",
     )
     parser.add_argument(
+        "--unlike",
+        action="store_true",
+        help="with logits a second output: above 1 a sound is unlike the training sounds",
+    )
+    parser.add_argument(
         "--from",
         dest="input",
         default="waveform",
@@ -39,8 +44,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Do it, and return the exit code."""
     from ssamba.inference.onnx.export import export_onnx
 
-    written = export_onnx(arguments.source, arguments.dest, arguments.output, arguments.input, arguments.weights)
-    say(f"{written.path}: {arguments.input} to {arguments.output}, {written.nodes} nodes, {written.size / 1e6:.1f} MB")
+    wanted = arguments.output, arguments.input, arguments.weights, arguments.unlike
+    written = export_onnx(arguments.source, arguments.dest, *wanted)
+    gives = arguments.output + (" and unlike" if arguments.unlike else "")
+    say(f"{written.path}: {arguments.input} to {gives}, {written.nodes} nodes, {written.size / 1e6:.1f} MB")
     for name, error in written.errors.items():
         say(f"{arguments.weights} weights change {name} of a test sound by {error:.2g} of their norm")
     return EXIT_DONE

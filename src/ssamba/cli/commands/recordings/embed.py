@@ -25,6 +25,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         choices=("clip", "frame", "patch"),
         help="one row per file, per time step or per patch",
     )
+    parser.add_argument(
+        "--hop", type=positive, metavar="MS", help="time between frames in ms: 80, 40, 20 or 10 take 2 to 16 passes"
+    )
     parser.add_argument("--whole", action="store_true", help="read long recordings in one pass, not in windows")
     parser.add_argument("--stride", type=positive, metavar="S", help="patch stride on both axes (default: the model's)")
     parser.add_argument(
@@ -57,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
             files,
             model,
             out,
-            EmbedOptions(level=arguments.level, whole=arguments.whole, paths=paths_option(arguments)),
+            EmbedOptions(level=arguments.level, whole=arguments.whole, paths=paths_option(arguments), hop_ms=arguments.hop),
             batch=arguments.batch,
             threads=arguments.threads,
             progress=bar.update,

@@ -1,0 +1,1 @@
+"""Frames closer together than the patch grid: passes over the recording from later beginnings, interleaved."""
