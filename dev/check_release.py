@@ -139,7 +139,7 @@ print("Python", sys.version.split()[0], *(f"{m.__name__} {m.__version__}" for m 
 """
 EVERY_MODULE = """
 import importlib, pkgutil, ssamba
-extras = {"transformers", "accelerate", "onnx", "huggingface_hub", "matplotlib", "sklearn", "pyarrow", "triton", "setuptools"}
+extras = "transformers accelerate onnx huggingface_hub matplotlib sklearn pyarrow triton setuptools".split()
 count = left = 0
 for module in pkgutil.walk_packages(ssamba.__path__, "ssamba."):
     if module.name.endswith("__main__"):
