@@ -67,11 +67,12 @@ run --version
 run info tiny | head -3
 python - <<END
 import math, struct, wave
-with wave.open("$DATA/tone.wav", "wb") as file:
-    file.setnchannels(1), file.setsampwidth(2), file.setframerate(16000)
-    file.writeframes(b"".join(struct.pack("<h", int(9000 * math.sin(t / 8))) for t in range(32000)))
+for name in range(8):
+    with wave.open(f"$DATA/{name}.wav", "wb") as file:
+        file.setnchannels(1), file.setsampwidth(2), file.setframerate(16000)
+        file.writeframes(b"".join(struct.pack("<h", int(9000 * math.sin(t / 8))) for t in range(64000)))
 END
-run embed tone.wav --out embeddings.npz
+run embed . --out embeddings.npz
 stat -c %u "$DATA/embeddings.npz"
 ls "$CACHE"
 """
@@ -83,6 +84,6 @@ ls "$CACHE"
     command = ["unshare", "-m", "bash", str(tmp_path / "steps.sh")]
     done = subprocess.run(command, capture_output=True, text=True, env=clean, cwd=tmp_path)
     assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
-    assert "embeddings.npz: 1 x 192 from 1 files\n10001\n" in done.stdout
+    assert "embeddings.npz: 8 x 192 from 8 files\n10001\n" in done.stdout
     assert "No broken requirements found." in done.stdout
-    assert done.stdout.rstrip().splitlines()[-1] in ("numba", "ssamba")
+    assert "\nnumba" in done.stdout, "compiled kernels are kept where the image says"
