@@ -50,8 +50,8 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
         path, hash_mark, anchor = target.partition("#")
         file = posixpath.normpath(posixpath.join(posixpath.dirname(source), path))
         goal = PAGES.get(file) or (file.removeprefix("docs/") if file.startswith("docs/") else None)
-        if goal is None or (files.get_file_from_path(goal) is None and (ROOT / file).exists()):
-            return text
+        if goal is None or files.get_file_from_path(goal) is None:
+            return text if (ROOT / file).exists() else match[0]  # mkdocs warns of what is nowhere
         relative = posixpath.relpath(goal, posixpath.dirname(uri) or ".")
         return f"{mark}[{text}]({relative}{hash_mark}{anchor})"
 
