@@ -19,7 +19,7 @@ QUIET_SECONDS = 30.0
 
 
 class _Line(tqdm):
-    """A line that ``close`` clears as soon as it was shown.
+    """A line that ``close`` clears as soon as it was written.
 
     With a ``delay``, tqdm takes a line for unseen until the ``update`` that showed it has returned, so that an error in
     between, such as Ctrl-C, would be printed behind it.

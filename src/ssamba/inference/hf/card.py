@@ -9,7 +9,7 @@ from torch import Tensor
 from ssamba.models.config import WIDTHS
 from ssamba.models.patches import covered_frames
 from ssamba.models.pretrained.model_dir import RESULTS_FILE, Description
-from ssamba.models.pretrained.weights import CARD_FILE, LICENCE, is_shipped
+from ssamba.models.pretrained.weights import LICENCE, SECTIONS_FILE, is_shipped
 from ssamba.utils.errors import SsambaError
 from ssamba.utils.files import read_text
 from ssamba.utils.json_text import read_json
@@ -119,7 +119,7 @@ extractor = AutoFeatureExtractor.from_pretrained("{name}", trust_remote_code=Tru
 
 def _limits(source: Path) -> str:
     if is_shipped(source):
-        return read_text(source / CARD_FILE)
+        return read_text(source / SECTIONS_FILE)
     return """## Data and limits
 
 To be filled in by the author: what the model was trained on, under which licences, what it is for and what not.

@@ -23,7 +23,7 @@ SHA256 = {
 
 LICENCE = "apache-2.0"
 """Of the weights, as the hub names it (WEIGHTS.md)."""
-CARD_FILE = "CARD.md"
+SECTIONS_FILE = "CARD.md"
 """In a model's folder: the sections of its card that no other file says."""
 
 
