@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 JOBS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
-.PHONY: demo test test-slow test-ci-slow fuzz torture lint bench clean
+.PHONY: demo test test-slow test-ci-slow fuzz torture lint bench site release clean
 
 demo: $(STAMP)
 	$(BIN)/ssamba demo --out demo
@@ -41,6 +41,14 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/scan_cpu.py
+
+# The documents as a site, in build/site: python -m http.server --directory build/site
+site: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# Wheel and source archive in dist, checked and tried in a fresh environment; nothing is published.
+release: $(STAMP)
+	$(BIN)/python dev/check_release.py --out dist --constraint constraints.txt
 
 clean:
 	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -25,10 +25,10 @@ from ssamba.models.pretrained.model_dir import read_config, save_model
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("benchmarks", "experiments", "tools", "dev")
 SCRIPTS = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
-NO_PROGRAM = {"debian_sources.py"}
-"""A table that another script reads."""
-ELSEWHERE = {"pipes.py", "forward_tilings.py"}
-"""Tested with the kernels that they time."""
+NO_PROGRAM = {"debian_sources.py", "site_hooks.py"}
+"""A table that another script reads, and functions that mkdocs calls."""
+ELSEWHERE = {"pipes.py", "forward_tilings.py", "check_release.py"}
+"""Tested with the kernels that they time, and with the release."""
 
 
 def run(script: str, *words: object, code: int = 0) -> str:
@@ -366,6 +366,12 @@ def test_pretrain_speed(tmp_path: Path) -> None:
         soundfile.write(tmp_path / f"{i}.ogg", rng.normal(0, 0.1, 16000), 16000, format="OGG", subtype="OPUS")
     words = ("--dry-run", "--sizes", "tiny", "--workers", 1, "--steps", 1, "--ways", "threads")
     assert run("benchmarks/pretrain_speed.py", tmp_path, *words).count("| ssamba tiny |") == 2
+
+
+def test_cpu_deploy(model_folder: Path) -> None:
+    row = run("benchmarks/cpu_deploy.py", "--seconds", 1, "--model", model_folder).split("|")
+    assert row[1].strip() == "1 s"
+    assert float(row[5].split()[0]) > 100  # MB
 
 
 @pytest.mark.slow

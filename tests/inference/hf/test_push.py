@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -237,6 +238,29 @@ def test_the_card(classifying: Path, folder: Path, tmp_path: Path, capsys: pytes
     mine.write_text("# Mine\n")
     assert main.main(["push", *words[:-2], str(tmp_path / "two"), "--dry-run", "--card", str(mine)]) == 0
     assert (tmp_path / "two" / "README.md").read_text() == "# Mine\n"
+
+
+def test_the_card_of_the_package_s_model_is_complete(tmp_path: Path) -> None:
+    """Nothing is left to fill in; the hub's own library reads its metadata; its numbers are those of the documents."""
+    hub = pytest.importorskip("huggingface_hub", reason="huggingface_hub is not installed")
+    assert main.main(["push", "me/tiny", "--model", "tiny", "--folder", str(tmp_path / "out"), "--dry-run"]) == 0
+    card = hub.ModelCard.load(tmp_path / "out" / "README.md")
+    assert (card.data.license, card.data.library_name) == ("apache-2.0", "transformers")
+    assert card.data.pipeline_tag == "feature-extraction"
+    assert {"ssamba", "audio", "self-supervised"} <= set(card.data.tags)
+    for heading in ("Use", "Data", "Training", "Evaluation", "Limits", "Intended use"):
+        assert f"\n## {heading}\n" in card.text
+    assert "filled in" not in card.text
+    ours = (Path(ssamba.__file__).parent / "models/pretrained/weights/tiny/CARD.md").read_text(encoding="utf-8")
+    numbers = set(re.findall(r"\d[\d,]*\.\d+|\d+,\d{3}", ours))
+    documents = (Path(__file__).parents[3] / "docs" / "models" / "tiny.md").read_text(encoding="utf-8")
+    assert len(numbers) >= 12
+    assert not {n for n in numbers if n not in documents}
+    # A copy of the weights may hold anything: only the package's folder has this card.
+    description, tensors = read_model(tmp_path / "out")
+    copied = model_card("me/m", description, tensors, tmp_path / "out", None, remote_code=False)
+    assert "To be filled in by the author" in copied
+    assert "license:" not in copied
 
 
 def test_the_copied_modules_are_those_of_the_package(folder: Path, tmp_path: Path) -> None:

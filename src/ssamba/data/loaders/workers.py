@@ -11,7 +11,8 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Generic, NamedTuple, TypeVar
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -66,7 +67,8 @@ def choose_workers(setting: int) -> int:
     return max(2, min(MAX_WORKERS, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
-class ProcessJobs(NamedTuple, Generic[_Job, _Result]):
+@dataclass(frozen=True)
+class ProcessJobs(Generic[_Job, _Result]):  # no generic NamedTuple before Python 3.11
     """How decoding processes do a loader's jobs.
 
     Attributes:

@@ -10,7 +10,9 @@ from ssamba.models.config import WIDTHS
 from ssamba.models.patches import covered_frames
 from ssamba.models.pretrained.describe import forms_text
 from ssamba.models.pretrained.model_dir import RESULTS_FILE, Description
+from ssamba.models.pretrained.weights import LICENCE, SECTIONS_FILE, is_shipped
 from ssamba.utils.errors import SsambaError
+from ssamba.utils.files import read_text
 from ssamba.utils.json_text import read_json
 
 PAPERS = {"ssamba": ("SSAMBA", "2405.11831"), "ssast": ("SSAST", "2110.09784")}
@@ -25,9 +27,15 @@ def model_card(
     licence: str | None,
     remote_code: bool,
 ) -> str:
-    """The text of ``README.md``, with the metadata that the hub reads in front."""
+    """The text of ``README.md``, with the metadata that the hub reads in front.
+
+    For a model of the package, whose folder is ``source``, it says its training data, limits and licence.
+    """
+    licence = licence or (LICENCE if is_shipped(source) else None)
     parts = [_metadata(description, licence), f"# {name}\n", _what(description, tensors), _classes(description)]
-    return "\n".join([*(p for p in parts if p), _results(source), _use(name, description, remote_code), _limits()])
+    return "\n".join(
+        [*(p for p in parts if p), _results(source), _use(name, description, remote_code), _limits(source)]
+    )
 
 
 def _metadata(description: Description, licence: str | None) -> str:
@@ -110,7 +118,9 @@ extractor = AutoFeatureExtractor.from_pretrained("{name}", trust_remote_code=Tru
     return text
 
 
-def _limits() -> str:
+def _limits(source: Path) -> str:
+    if is_shipped(source):
+        return read_text(source / SECTIONS_FILE)
     return """## Data and limits
 
 To be filled in by the author: what the model was trained on, under which licences, what it is for and what not.

@@ -135,7 +135,7 @@ def predict_each(
     reject: bool = False,
     threshold: float | None = None,
 ) -> list[list[Prediction]]:
-    """Classify recordings with several models of one encoder, which runs once: predictions[recording][model].
+    """Classify recordings with several models of one encoder, which runs once: ``predictions[recording][model]``.
 
     ``models`` are loaded models or what ``ssamba.load`` takes; the rest is as in ``model.predict``, whose values these
     are, bit for bit. Raises ``ConfigError`` for models whose encoders differ, and as ``model.predict``.

@@ -21,6 +21,11 @@ SHA256 = {
 }
 """Digests of what the package comes with, checked when a name is looked up: ``sha256sum`` of each file."""
 
+LICENCE = "apache-2.0"
+"""Of the weights, as the hub names it (WEIGHTS.md)."""
+SECTIONS_FILE = "CARD.md"
+"""In a model's folder: the sections of its card that no other file says."""
+
 
 def root() -> Path:
     """The folder that holds one folder for each name."""
@@ -50,6 +55,11 @@ def shipped_folder(name: str) -> Path:
                 "the folder and give its path if it was changed on purpose"
             )
     return folder
+
+
+def is_shipped(folder: Path) -> bool:
+    """Whether a model directory is one of those that come with the package."""
+    return folder.parent == root() and folder.name in SHIPPED
 
 
 @lru_cache(maxsize=16)
