@@ -16,7 +16,7 @@ import ssamba
 
 ROOT = Path(ssamba.__file__).parent
 
-FOLDERS = ("utils", "audio", "ops", "data", "models", "inference", "evaluation", "training", "cli")
+FOLDERS = ("utils", "audio", "ops", "data", "models", "inference", "evaluation", "training", "reports", "cli")
 """The folders of the package, lowest first. A module imports from its own folder and from lower ones alone, for type
 checkers too; docs/architecture.md says why."""
 MAX_FILES = 14
