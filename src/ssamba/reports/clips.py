@@ -75,7 +75,7 @@ class ClipStore:
     def play_button(self, number: int) -> str:
         """A button that plays a clip, or nothing where it has no excerpt."""
         if not self.clips[number].audio:
-            return '<span class="mute" title="no excerpt">–</span>'
+            return '<span class="mute" title="no excerpt">-</span>'
         name = escape(self.clips[number].name)
         return f'<button type="button" class="play" data-clip="{number}" aria-label="Play {name}"></button>'
 

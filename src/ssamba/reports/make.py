@@ -47,13 +47,7 @@ def report(
     if not 0 <= clips <= MAX_CLIPS:
         raise ConfigError(f"clips is {clips}: give a number from 0 to {MAX_CLIPS}")
     material = _gather(folder, clips, audio, None if data is None else Path(data), device, bars)
-    try:
-        text = _page(material).render()
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as problem:
-        from ssamba.reports.runs import damaged
-
-        raise damaged(folder, problem) from problem
-    write_text(target, text)
+    write_text(target, _page(material).render())
     return target
 
 
@@ -115,9 +109,7 @@ def _classifier_parts(material: Material) -> list[Section | str]:
     from ssamba.reports.sections import calibration, classes
 
     if material.run.kind not in (FINETUNING, FIT):
-        return [
-            f"Confusion matrix, scores of classes, calibration: a {material.run.kind} keeps no predictions of clips."
-        ]
+        return [f"Confusion matrix, classes, calibration: {material.run.article} keeps no predictions of clips."]
     return [
         classes.folds_section(material),
         classes.confusion_section(material),
@@ -135,6 +127,6 @@ def _first(material: Material, pairs: list[Pair]) -> list[str]:
 def _full(material: Material) -> str:
     store = material.store
     return (
-        f"Players: {store.refused:,} of {store.refused + store.playable:,} clips have none, since the page holds at most "
-        f"{store.limit / 1e6:.1f} MB of audio; --clips with a smaller number gives longer excerpts of fewer."
+        f"Players: {store.refused:,} of {store.refused + store.playable:,} excerpts found no room, the page holds "
+        f"at most {store.limit / 1e6:.1f} MB of audio; --clips with a smaller number gives longer excerpts of fewer."
     )

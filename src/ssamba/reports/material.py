@@ -1,4 +1,4 @@
-"""What the sections of a report are made of: the run, its predictions, its recordings, their embeddings and excerpts."""
+"""What the sections of a report are made of: the run, its predictions and recordings, embeddings and excerpts."""
 
 from __future__ import annotations
 

@@ -16,11 +16,12 @@ ASSETS = "ssamba.reports.assets"
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page: ``name`` is its anchor, ``body`` is HTML."""
+    """A part of the page: ``name`` is its anchor, ``body`` is HTML, ``short`` its title in the list of sections."""
 
     name: str
     title: str
     body: str
+    short: str = ""
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class Page:
             '<meta name="color-scheme" content="light dark">\n'
             f"<title>{title}: {escape(self.kind)}</title>\n<style>{style}</style>\n</head>\n"
         )
-        links = "".join(f'<li><a href="#{s.name}">{escape(s.title)}</a></li>' for s in self.sections)
+        links = "".join(f'<li><a href="#{s.name}">{escape(s.short or s.title)}</a></li>' for s in self.sections)
         body = [
             f'<a class="skip" href="#{self.sections[0].name}">Skip to the report</a>' if self.sections else "",
             f"<header><p class=kind>{escape(self.kind)} {_badge(self.status, self.finished)}</p><h1>{title}</h1>",

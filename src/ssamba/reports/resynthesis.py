@@ -1,4 +1,4 @@
-"""A waveform whose energies in time and frequency are changed, with its phase kept: to listen to what a model fills in."""
+"""A waveform whose energies in time and frequency change and whose phase stays: to listen to what a model fills in."""
 
 from __future__ import annotations
 

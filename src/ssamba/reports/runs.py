@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from ssamba.evaluation.probe.probe import PROBE_FILE
 from ssamba.inference.search.store import INDEX_FILE, SPACE_FILE, is_index
 from ssamba.models.pretrained.file_checks import differing_files
 from ssamba.models.pretrained.model_dir import CONFIG_FILE, RESULTS_FILE, SUMMARY_FILE, WEIGHTS_FILE
+from ssamba.reports.shapes import check_probe, check_results, check_summary
 from ssamba.training.log import LOG_FILE
 from ssamba.training.run_folder import RECIPE_FILE
 from ssamba.utils.errors import CheckpointError, ConfigError
@@ -53,6 +53,11 @@ class Run:
     folds: tuple[Path, ...] = ()
 
     @property
+    def article(self) -> str:
+        """The kind with its article, for the beginning of a sentence."""
+        return f"{'an' if self.kind == INDEX else 'a'} {self.kind}"
+
+    @property
     def has_model(self) -> bool:
         """Whether the folder holds a model that can be loaded."""
         return (self.folder / CONFIG_FILE).is_file() and (self.folder / WEIGHTS_FILE).is_file()
@@ -86,12 +91,12 @@ def _trained(folder: Path) -> Run:
     folds = tuple(p for p in _fold_folders(folder) if (p / LOG_FILE).exists()) if kind == FINETUNING else ()
     for fold in folds:
         _refuse_damaged(fold, "the fold")
-    results = read_json(folder / RESULTS_FILE, CheckpointError) if (folder / RESULTS_FILE).exists() else None
+    results = None
     if kind == PRETRAINING:
-        summary = folder / SUMMARY_FILE
-        finished = summary.exists() and read_json(summary, CheckpointError).get("finished") is True
-    else:
-        finished = results is not None
+        finished = read_summary_of(folder).get("finished") is True
+    elif finished := (folder / RESULTS_FILE).exists():
+        results = read_json(folder / RESULTS_FILE, CheckpointError)
+        check_results(results, folder / RESULTS_FILE)
     run = Run(
         folder,
         kind,
@@ -109,9 +114,19 @@ def _trained(folder: Path) -> Run:
     return run
 
 
+def read_summary_of(folder: Path) -> dict[str, Any]:
+    """state.json of a pretraining; empty before the first state. Raises ``CheckpointError`` for a damaged one."""
+    path = folder / SUMMARY_FILE
+    if not path.exists():
+        return {}
+    values = read_json(path, CheckpointError)
+    check_summary(values, path)
+    return values
+
+
 def _fold_folders(folder: Path) -> list[Path]:
     """fold-1, fold-2 and so on, in order."""
-    found = []
+    found: list[Path] = []
     while (path := folder / f"fold-{len(found) + 1}").is_dir():
         found.append(path)
     return found
@@ -122,6 +137,7 @@ def _probe(folder: Path) -> Run:
     if path.exists():
         results = read_json(path, CheckpointError)
         if isinstance(results.get("rows"), list) and "layout" in results:
+            check_probe(results, path)
             return Run(folder, PROBE, True, results=results)
         raise ConfigError(f"{folder}: holds results.json of no run of this package; give the folder of a run")
     if any(next(folder.glob(pattern), None) for pattern in FEATURE_FILES):
@@ -157,8 +173,3 @@ def damaged(path: Path, problem: object) -> CheckpointError:
     """The error for a file of a run whose values are none that a run writes."""
     reason = " ".join(f"{type(problem).__name__} {problem}".split())[:120]
     return CheckpointError(f"{path}: is damaged ({reason}); restore it from a copy")
-
-
-def first_existing(folder: Path, names: Iterable[str]) -> Path | None:
-    """The first of these files that is there."""
-    return next((folder / name for name in names if (folder / name).is_file()), None)

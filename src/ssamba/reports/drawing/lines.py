@@ -13,7 +13,7 @@ from ssamba.inference.outputs.html import escape
 from ssamba.reports.drawing.scale import Scale, number_text, scale_of, spread_labels
 
 WIDTH, HEIGHT = 360, 236
-LEFT, RIGHT, TOP, BOTTOM = 46, 84, 12, 34
+LEFT, RIGHT, MARGIN, TOP, BOTTOM = 46, 84, 14, 12, 34
 DRAWN_POINTS = 240
 """Points of a line; of more, means of neighbours are drawn."""
 SMOOTHED_FROM = 60
@@ -57,11 +57,12 @@ def line_chart(chart: LineChart) -> str:
     ys = [y for s in drawn for _, y in s.points] + [y for _, y in chart.levels]
     if any(s.noisy for s in drawn):  # a few extremes of single steps would flatten the rest
         low, high = np.percentile([y for s in drawn for _, y in s.points], [0.5, 99.5])
-        ends = [y for s in drawn for _, y in (s.points[0], s.points[-1])]
-        ys = [float(low), float(high), *ends, *(y for s in drawn if not s.noisy for _, y in s.points)]
-    x = scale_of(xs, LEFT, WIDTH - RIGHT)
+        outer = [y for s in drawn for _, y in (s.points[0], s.points[-1])]
+        ys = [float(low), float(high), *outer, *(y for s in drawn if not s.noisy for _, y in s.points)]
+    right = RIGHT if len(drawn) + len(chart.levels) > 1 else MARGIN
+    x = scale_of(xs, LEFT, WIDTH - right)
     y = scale_of(ys, HEIGHT - BOTTOM, TOP)
-    parts = [_axes(x, y, chart)]
+    parts = [_axes(x, y, chart, WIDTH - right)]
     ends: list[float] = []
     for s in drawn:
         points = [(px, min(max(py, y.low), y.high)) for px, py in s.points]
@@ -74,31 +75,32 @@ def line_chart(chart: LineChart) -> str:
                 f'<circle class="c{s.colour} fill" cx="{x(px)}" cy="{y(py)}" r="2.4"/>' for px, py in thinned(points)
             ]
         ends.append(y(points[-1][1]))
-    for name, level in chart.levels:
-        parts.append(f'<line class="level" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(level)}" y2="{y(level)}"/>')
+    for _, level in chart.levels:
+        parts.append(f'<line class="level" x1="{LEFT}" x2="{WIDTH - right}" y1="{y(level)}" y2="{y(level)}"/>')
         ends.append(y(level))
-    names = [s.name for s in drawn] + [name for name, _ in chart.levels]
+    names = [s.name if right == RIGHT else "" for s in drawn] + [name for name, _ in chart.levels]
     colours = [f"c{s.colour}" for s in drawn] + ["quiet"] * len(chart.levels)
     placed = spread_labels(ends, 12, TOP + 4, HEIGHT - BOTTOM)
     parts += [
-        f'<text class="{colour} end" x="{WIDTH - RIGHT + 5}" y="{at + 3.5}">{escape(_short(name))}</text>'
+        f'<text class="{colour} end" x="{WIDTH - right + 5}" y="{at + 3.5}">{escape(_short(name))}</text>'
         for name, colour, at in zip(names, colours, placed, strict=True)
+        if name
     ]
     return _figure(chart, "".join(parts), drawn)
 
 
-def _axes(x: Scale, y: Scale, chart: LineChart) -> str:
+def _axes(x: Scale, y: Scale, chart: LineChart, right: float) -> str:
     parts = []
-    for tick in y.ticks(5):
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(tick)}" y2="{y(tick)}"/>')
+    for tick in y.ticks(6):
+        parts.append(f'<line class="grid" x1="{LEFT}" x2="{right}" y1="{y(tick)}" y2="{y(tick)}"/>')
         parts.append(f'<text class="tick y" x="{LEFT - 5}" y="{y(tick) + 3.5}">{number_text(tick)}</text>')
     bottom = HEIGHT - BOTTOM
     ticks = [t for t in x.ticks(5) if not chart.whole_x or float(t).is_integer()]
     for tick in ticks:
         parts.append(f'<line class="axis" x1="{x(tick)}" x2="{x(tick)}" y1="{bottom}" y2="{bottom + 4}"/>')
         parts.append(f'<text class="tick x" x="{x(tick)}" y="{bottom + 15}">{number_text(tick, 4)}</text>')
-    parts.append(f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{bottom}" y2="{bottom}"/>')
-    middle = (LEFT + WIDTH - RIGHT) / 2
+    parts.append(f'<line class="axis" x1="{LEFT}" x2="{right}" y1="{bottom}" y2="{bottom}"/>')
+    middle = (LEFT + right) / 2
     parts.append(f'<text class="tick x" x="{middle}" y="{HEIGHT - 4}">{escape(chart.x_label)}</text>')
     return "".join(parts)
 

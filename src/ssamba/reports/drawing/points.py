@@ -44,6 +44,7 @@ def point_map(points: Sequence[MapPoint], groups: Sequence[str], label: str) -> 
         for i, p in enumerate(points)
     )
     present = sorted({p.group for p in points})
+    present = present if len(present) > 1 else []
     legend = "".join(
         f'<li><button type="button" class="group" data-group="{g}" aria-pressed="false">{_key(g)}'
         f"{escape(groups[g])}</button></li>"
@@ -53,7 +54,8 @@ def point_map(points: Sequence[MapPoint], groups: Sequence[str], label: str) -> 
         f'<figure class="map"><svg viewBox="0 0 {SIDE} {SIDE}" role="group" aria-label="{escape(label)}">'
         f'<rect class="frame" x="0.5" y="0.5" width="{SIDE - 1}" height="{SIDE - 1}"/>{marks}</svg>'
         f'<div class="side"><p class="info" aria-live="polite">Point at a clip, or use the arrow keys.</p>'
-        f'<ul class="legend" aria-label="Groups">{legend}</ul></div></figure>'
+        + (f'<ul class="legend" aria-label="Groups">{legend}</ul>' if legend else "")
+        + "</div></figure>"
     )
 
 
@@ -62,4 +64,5 @@ def _mark(group: int, x: float, y: float) -> str:
 
 
 def _key(group: int) -> str:
-    return f'<svg class="key" viewBox="0 0 14 14" aria-hidden="true"><path class="c{group % PALETTE}" d="{_mark(group, 7, 7)}"/></svg>'
+    path = f'<path class="c{group % PALETTE}" d="{_mark(group, 7, 7)}"/>'
+    return f'<svg class="key" viewBox="0 0 14 14" aria-hidden="true">{path}</svg>'

@@ -9,7 +9,7 @@ from ssamba.inference.outputs.html import escape
 from ssamba.reports.drawing.scale import percent
 
 WIDTH_UNITS, HEIGHT_UNITS = 360, 340
-_LEFT, _RIGHT, _TOP, _BOTTOM, _BARS = 46, 14, 10, 86, 44
+_LEFT, _RIGHT, _TOP, _BOTTOM, _BARS = 46, 22, 10, 86, 44
 BAR_WIDTH, BAR_HEIGHT = 120, 14
 
 
@@ -40,7 +40,6 @@ def reliability_diagram(bins: Sequence[ReliabilityBin], label: str, caption: str
         parts.append(f'<text class="tick y" x="{_LEFT - 5}" y="{y(tick) + 3.5}">{100 * tick:g} %</text>')
         parts.append(f'<text class="tick x" x="{x(tick)}" y="{HEIGHT_UNITS - 20}">{100 * tick:g} %</text>')
     parts.append(f'<path class="level" d="M{x(0)} {y(0)}L{x(1)} {y(1)}"/>')
-    parts.append(f'<text class="quiet tick last" x="{x(0.58)}" y="{y(0.64)}">as sure as right</text>')
     most = max((b.count for b in bins), default=1)
     base = HEIGHT_UNITS - 34
     for b in bins:
@@ -70,7 +69,7 @@ def interval_bar(share: float, low: float, high: float) -> str:
     middle = BAR_HEIGHT / 2
 
     def x(value: float) -> float:
-        return round(2 + value * (BAR_WIDTH - 4), 1)
+        return round(5 + value * (BAR_WIDTH - 10), 1)
 
     return (
         f'<svg class="bar-cell" viewBox="0 0 {BAR_WIDTH} {BAR_HEIGHT}" aria-hidden="true">'

@@ -32,10 +32,8 @@ def spectrogram_strip(levels: npt.NDArray[np.uint8], bins: int, nyquist: float, 
     places, texts = hertz_ticks(bins, nyquist)
     height = SPECTROGRAM_HEIGHT
     chosen = [(p, t) for p, t in zip(places, texts, strict=True) if t in ("100", "500", "1000", "2000", "4000", "8000")]
-    ticks = "".join(
-        f'<text class="tick y" x="100%" dx="-6" y="{round(height * (1 - place / bins) + 4, 1)}">{_hertz(text)}</text>'
-        for place, text in chosen
-    )
+    heights = [(max(10.0, round(height * (1 - place / bins) + 4, 1)), text) for place, text in chosen]
+    ticks = "".join(f'<text class="tick y" x="100%" dx="-6" y="{y}">{_hertz(text)}</text>' for y, text in heights)
     return (
         f'<svg width="100%" height="{height}" aria-hidden="true">{ticks}</svg>'
         f'<svg class="strip" width="100%" height="{height}" role="img" aria-label="{escape(label)}">'

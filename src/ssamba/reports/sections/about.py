@@ -7,15 +7,11 @@ from typing import Any
 
 from ssamba.evaluation.metrics import wilson
 from ssamba.models.pretrained.describe import describe
-from ssamba.models.pretrained.model_dir import SUMMARY_FILE
 from ssamba.reports.drawing.scale import number_text, percent
 from ssamba.reports.material import Material
 from ssamba.reports.page import KeyFigure, Page, Section, data_table, details, facts
-from ssamba.reports.runs import FINETUNING, FIT, INDEX, PRETRAINING, PROBE, Run
-from ssamba.training.finetune.report import headline
+from ssamba.reports.runs import FINETUNING, FIT, INDEX, PRETRAINING, PROBE, Run, read_summary_of
 from ssamba.training.log import read_log
-from ssamba.utils.errors import CheckpointError
-from ssamba.utils.json_text import read_json
 
 KIND_TEXTS = {
     PRETRAINING: "Pretraining",
@@ -45,7 +41,7 @@ def _status(run: Run) -> str:
     if run.finished:
         return "finished"
     if run.kind == PRETRAINING:
-        state = run_summary(run)
+        state = read_summary_of(run.folder)
         return f"unfinished: step {state.get('step', 0):,} of {state['total_steps']:,}" if state else "unfinished"
     if run.kind == FINETUNING and run.folds:
         rows = read_log(run.folds[-1])
@@ -54,14 +50,8 @@ def _status(run: Run) -> str:
     return "unfinished"
 
 
-def run_summary(run: Run) -> dict[str, Any]:
-    """state.json of a pretraining; empty before the first state."""
-    path = run.folder / SUMMARY_FILE
-    return read_json(path, CheckpointError) if path.exists() else {}
-
-
 def _pretraining_figures(material: Material, page: Page) -> None:
-    state, recordings = run_summary(material.run), material.recordings
+    state, recordings = read_summary_of(material.run.folder), material.recordings
     if recordings.items:
         held = sum(item.held_out for item in recordings.items)
         page.summary = f"Trained on {len(recordings.items) - held:,} recordings without labels, {held:,} held out."
@@ -93,7 +83,7 @@ def _parameters(run: Run) -> list[KeyFigure]:
 def _classifier_figures(material: Material, page: Page) -> None:
     results = material.run.results
     if results is not None:
-        page.summary = headline(results).partition(": ")[2].capitalize() + "."
+        page.summary = _trained_on(material, results)
         name, mean = results["metric"], results["mean"][results["metric"]]
         counted = results.get("counted")
         if counted is not None and name == "accuracy":
@@ -107,10 +97,18 @@ def _classifier_figures(material: Material, page: Page) -> None:
         calibration = results.get("calibration")
         if calibration is not None and calibration.get("ece_after") is not None:
             before = f"{percent(calibration['ece_before'])} before the temperature"
+            before = "not calibrated: few held-out clips" if "note" in calibration else before
             page.figures.append(KeyFigure(percent(calibration["ece_after"]), "calibration error", before))
     else:
         page.summary = "The run has not come to its end: it has no results yet."
     page.figures += _parameters(material.run)
+
+
+def _trained_on(material: Material, results: dict[str, Any]) -> str:
+    how = "fitted on" if material.run.kind == FIT else "fine-tuned on"
+    data = ", ".join(os.path.basename(os.path.abspath(path)) for path in material.run.data)
+    source = f"the model {results['from']}" if results["from"] else "a model of random weights"
+    return f"{results['classes']} classes of {data}, {how} {source}."
 
 
 def _clips(results: dict[str, Any]) -> str:
@@ -173,7 +171,8 @@ def about_section(material: Material) -> Section:
         lines = skipped.read_bytes().count(b"\n") - 1
         if lines > 0:
             body += facts([("left out", f"{lines} files that could not be read, named in {skipped.name}")])
-    return Section("about", "What was trained on what" if run.kind != INDEX else "What is in it", body)
+    title = {INDEX: "What is in it", PROBE: "Model and data"}.get(run.kind, "What was trained on what")
+    return Section("about", title, body, "Model and data")
 
 
 def _data_rows(material: Material) -> list[tuple[str, str]]:

@@ -30,8 +30,8 @@ def calibration_section(material: Material) -> Section | str:
         before = "before the temperature, " if stored is not None and "note" not in stored else ""
         said = (
             f"Scores of the {len(predictions)} test clips, {before}in {DRAWN_BINS} bins of equal width. Expected "
-            f"calibration error {percent(ece)} ({BINS} bins). A point on the diagonal: as often right as it was sure; "
-            "the bars below are the numbers of clips."
+            f"calibration error {percent(ece)} ({BINS} bins). On the dashed diagonal a score is as high as the share "
+            "right; lines are 95 % intervals, the bars below numbers of clips."
         )
         parts += [note(said), _diagram(confidence, right)]
     return Section("calibration", "Calibration", "".join(parts))

@@ -46,7 +46,7 @@ def folds_section(material: Material) -> Section | str:
     if material.run.kind == FIT:
         head, rows = [h for h in head if h != "epoch"], [row[:4] + row[5:] for row in rows]
     said = f"Test clips of each fold. Reported: {results['chosen']}. The kept model is that of {results['model']}."
-    return Section("results", "Results by fold", note(said) + data_table(head, rows, "Scores of each fold"))
+    return Section("results", "Results by fold", note(said) + data_table(head, rows, "Scores of each fold"), "Folds")
 
 
 def classes_section(material: Material) -> Section | str:
@@ -116,7 +116,8 @@ def confusion_section(material: Material) -> Section | str:
     predictions = material.predictions
     if not predictions:
         return "Confusion matrix: the run has no predictions of single clips (several labels, or a label each second)."
-    names = list(material.class_scores) or sorted({p.label for p in predictions} | {p.predicted for p in predictions})
+    seen = {p.label for p in predictions} | {p.predicted for p in predictions}
+    names = [*material.class_scores, *sorted(seen - material.class_scores.keys())]
     if len(names) > LARGEST_MATRIX:
         return _frequent(predictions, len(names))
     place = {name: i for i, name in enumerate(names)}
@@ -136,7 +137,7 @@ def confusion_section(material: Material) -> Section | str:
     )
     said = "Each test clip once, in the fold that did not train on it. Choose a cell to list its clips."
     panel = '<div id="cell-clips" class="clips" aria-live="polite"></div>'
-    return Section("confusion", "What is taken for what", note(said) + table + panel)
+    return Section("confusion", "What is taken for what", note(said) + table + panel, "Confusion")
 
 
 def _cell(counts: np.ndarray, i: int, j: int, names: Sequence[str]) -> str:
@@ -161,7 +162,7 @@ def _frequent(predictions: Sequence[ClipPrediction], classes: int) -> Section:
     rows = [[true, predicted, str(count)] for (true, predicted), count in ranked]
     said = f"The {len(rows)} most frequent of {len(pairs)} confusions among {classes} classes."
     table = data_table(["true class", "predicted", "clips"], rows, "Most frequent confusions")
-    return Section("confusion", "What is taken for what", note(said) + table)
+    return Section("confusion", "What is taken for what", note(said) + table, "Confusion")
 
 
 def mistakes_section(material: Material) -> Section | str:
@@ -185,7 +186,7 @@ def mistakes_section(material: Material) -> Section | str:
         "listen to them for labels that are wrong, and sounds that the classes do not cover."
     )
     table = data_table(head, rows, f"The {len(rows)} surest wrong predictions", raw=raw)
-    return Section("mistakes", "Clips to listen to", note(said) + table)
+    return Section("mistakes", "Clips to listen to", note(said) + table, "Clips")
 
 
 def _metric(name: str, value: float | None) -> str:

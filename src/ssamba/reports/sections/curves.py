@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from ssamba.reports.drawing.lines import PALETTE, LineChart, Series, line_chart
@@ -15,10 +16,8 @@ SHOWN_FOLDS = 8
 """Folds that have a line of their own."""
 TABLE_ROWS = 40
 _TITLES = {
-    "loss": "loss (nats a clip)",
-    "accuracy": "accuracy (share of clips)",
-    "mAP": "mAP (0 to 1)",
-    "AUC": "AUC (0 to 1)",
+    "nce": "InfoNCE (nats a hidden patch)",
+    "mse": "mean squared error (normalised units)",
 }
 Rows = Sequence[Mapping[str, str]]
 
@@ -54,12 +53,12 @@ def _pretraining(rows: Rows) -> Section | str:
     ]
     for name in others:
         if not name.startswith("val_"):
-            charts.append(_chart(name, name.replace("_", " "), rows))
+            charts.append(_chart(name, _TITLES.get(name, name.replace("_", " ")), rows))
     seconds, speed = _last(rows, "seconds"), _last(rows, "clips_per_second")
     said = "" if seconds is None else f"{duration(seconds)} of training in all"
     said += "" if speed is None else f", {number_text(speed)} clips a second at the end"
     body = f'<div class="charts">{"".join(charts)}</div>' + (note(said + ".") if said else "")
-    return Section("curves", "Learning curves", body + _numbers(rows))
+    return Section("curves", "Learning curves", body + _numbers(rows), "Curves")
 
 
 def _chart(key: str, title: str, rows: Rows) -> str:
@@ -76,8 +75,13 @@ def _folds(logs: Mapping[str, Rows], metric: str) -> Section | str:
     alone = len(shown) == 1
     metric = "mAP" if any(_points(rows, "val_mAP") for rows in logs.values()) and metric == "mAP" else "accuracy"
     charts = []
-    for key, title in (("loss", "training loss (nats a clip)"), ("val_loss", "loss of clips not trained on (nats a clip)"),
-                       (f"val_{metric}", f"{metric} of clips not trained on"), ("lr", "learning rate")):  # fmt: skip
+    titles = {
+        "loss": "training loss (nats a clip)",
+        "val_loss": "loss of clips not trained on (nats)",
+        f"val_{metric}": f"{metric} of clips not trained on",
+        "lr": "learning rate",
+    }
+    for key, title in titles.items():
         series = [
             Series(
                 "" if alone else name, _points(rows, key, "epoch"), n % PALETTE, key.startswith("val_"), key == "loss"
@@ -91,12 +95,13 @@ def _folds(logs: Mapping[str, Rows], metric: str) -> Section | str:
     totals = [_last(rows, "seconds") or 0.0 for rows in logs.values()]
     said = note(f"{more}{duration(sum(totals))} of training in all.")
     tables = "".join(_numbers(rows, "" if alone else f" of {name}") for name, rows in shown.items())
-    return Section("curves", "Learning curves", f'<div class="charts">{"".join(charts)}</div>{said}{tables}')
+    return Section("curves", "Learning curves", f'<div class="charts">{"".join(charts)}</div>{said}{tables}', "Curves")
 
 
 def _points(rows: Rows, key: str, x: str = "step") -> list[tuple[float, float]]:
     found = [(row.get(x) or row["step"], row.get(key)) for row in rows]
-    return [(float(at), float(value)) for at, value in found if value not in (None, "")]
+    pairs = [(float(at), float(value)) for at, value in found if value]
+    return [(at, value) for at, value in pairs if math.isfinite(at) and math.isfinite(value)]
 
 
 def _last(rows: Rows, key: str) -> float | None:

@@ -7,7 +7,6 @@ import shlex
 from ssamba.inference.outputs.html import escape
 from ssamba.inference.search.duplicates import Pair, groups
 from ssamba.inference.search.query import DUPLICATE_SCORE
-from ssamba.reports.drawing.scale import number_text
 from ssamba.reports.material import Material
 from ssamba.reports.page import Section, data_table, note
 from ssamba.reports.runs import INDEX
@@ -37,7 +36,12 @@ def duplicates_section(material: Material, pairs: list[Pair]) -> Section | str:
         return f"Near-duplicates: no pair of recordings has a score of {DUPLICATE_SCORE:g} or more."
     linked = groups(pairs)
     rows = [
-        [_named(material, pair.first), _named(material, pair.second), number_text(pair.score), f"{pair.offset:.2f}"]
+        [
+            _named(material, pair.first),
+            _named(material, pair.second),
+            f"{pair.score:.3f}",
+            f"{round(pair.offset, 2) + 0.0:.2f}",
+        ]
         for pair in pairs[:LISTED_DUPLICATES]
     ]
     head = ["first", "second", "score", "offset (s)"]

@@ -106,4 +106,4 @@ def _section(
     playable = material.store.playable
     how = " Choose a point to listen; with the keyboard, arrow keys move and Enter plays." if playable else ""
     label = f"Embedding map of {len(points)} recordings in {len(names)} groups"
-    return Section("map", "Embedding map", note(text + how) + point_map(points, names, label))
+    return Section("map", "Embedding map", note(text + how) + point_map(points, names, label), "Map")

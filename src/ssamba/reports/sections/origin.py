@@ -48,12 +48,15 @@ def reproduce_section(material: Material) -> Section:
         note("Runs do not record the machine that trained them; times in the log are that machine's."),
         note(_audio(material)),
     ]
-    return Section("reproduce", "How to reproduce", "".join(parts))
+    return Section("reproduce", "How to reproduce", "".join(parts), "Reproduce")
 
 
 def _command(run: Run, material: Material) -> str:
     if words := command_of(run):
-        said = "The values that are not today's defaults, with another --out: the same values, data and version give the same run."
+        said = (
+            "The values that are not today's defaults, with another --out. The same values, data, version and kind of "
+            "machine give the same run."
+        )
         return note(said) + code(as_shell(words))
     folder = shlex.quote(str(run.folder))
     if run.kind == INDEX:
@@ -67,10 +70,8 @@ def _command(run: Run, material: Material) -> str:
     results = run.results or {"layout": "LAYOUT", "model": "MODEL"}
     layers = {row["layer"] for row in run.results["rows"]} - {None} if run.results else set()
     layer = "all" if len(layers) > 1 else str(next(iter(layers), "last"))
-    text = (
-        f"ssamba probe {shlex.quote(str(results['layout']))} --data FOLDER --model {shlex.quote(str(results['model']))} "
-        f"--layer {layer} --out {folder}-again"
-    )
+    layout, model = (shlex.quote(str(results[name])) for name in ("layout", "model"))
+    text = f"ssamba probe {layout} --data FOLDER --model {model} --layer {layer} --out {folder}-again"
     return note("A probe does not record where its data lies.") + code(text)
 
 
@@ -90,9 +91,8 @@ def _audio(material: Material) -> str:
     if not store.playable:
         return "The page holds no audio."
     left = f"; {store.refused:,} more found no room" if store.refused else ""
-    total = len(material.recordings.items)
     return (
-        f"The page holds {store.playable:,} excerpts as MP3, {store.used / 1e6:.1f} MB of at most {store.limit / 1e6:.1f}{left}. "
-        f"Those of the clips are the loudest {material.seconds:g} s at most; very quiet ones are made louder, as are "
-        f"none else. {total:,} recordings were found."
+        f"The page holds {store.playable:,} excerpts as MP3, {store.used / 1e6:.1f} MB of at most "
+        f"{store.limit / 1e6:.1f}{left}. Those of clips are their loudest {material.seconds:g} s; very quiet ones are "
+        "made louder."
     )

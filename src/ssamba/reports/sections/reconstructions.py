@@ -51,9 +51,11 @@ def reconstructions_section(material: Material) -> Section | str:
         return "Reconstructions: no held-out recording can be read."
     said = (
         "Held-out recordings. Grey patches are hidden from the model, which predicts them. What is played has the "
-        "recording's phase, and in hidden patches the predicted energy or none: it lets one compare, but is no synthesis."
+        "recording's phase, and in hidden patches the predicted energy or none: for comparison, it is no synthesis."
     )
-    return Section("reconstructions", "Reconstructions of hidden patches", note(said) + "".join(parts))
+    return Section(
+        "reconstructions", "Reconstructions of hidden patches", note(said) + "".join(parts), "Reconstructions"
+    )
 
 
 def _mask(material: Material) -> int | None:
@@ -72,9 +74,8 @@ def _figure(material: Material, found: Reconstruction, name: str, path: str) -> 
     bins, nyquist = found.original.shape[1], found.front_end.nyquist
     numbers = _players(material, found, name, path)
     rows = []
-    for title, levels, number in zip(
-        ("recording", "hidden", "reconstructed"), (original, hidden, rebuilt), numbers, strict=True
-    ):
+    pictures = (("recording", original), ("hidden", hidden), ("reconstructed", rebuilt))
+    for (title, levels), number in zip(pictures, numbers, strict=True):
         label = f"Spectrogram of {name}: {title}"
         button = "" if number is None else material.store.play_button(number)
         mark = "" if number is None else f' data-timeline="{number}" data-seconds="{seconds:.3f}"'
@@ -83,7 +84,8 @@ def _figure(material: Material, found: Reconstruction, name: str, path: str) -> 
             f'<div class="plot"{mark}>{spectrogram_strip(levels, bins, nyquist, label)}</div>'
         )
     rows.append(f'<div class="plot">{time_axis(seconds)}</div>')
-    said = f"{found.mask} of {found.patches} patches hidden, mean squared error {number_text(found.error)} in normalised units"
+    error = f"mean squared error {number_text(found.error)} in normalised units"
+    said = f"{found.mask} of {found.patches} patches hidden, {error}"
     return f'<figure class="timeline"><figcaption>{escape(name)}: {escape(said)}</figcaption>{"".join(rows)}</figure>'
 
 

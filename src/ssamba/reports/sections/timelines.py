@@ -40,7 +40,7 @@ def timelines_section(material: Material) -> Section | str:
     """The section, or why there is none."""
     run = material.run
     if run.kind not in (FINETUNING, FIT):
-        return f"Timelines: a {run.kind} has no classifier whose scores could be drawn against time."
+        return f"Timelines: {run.article} has no classifier whose scores could be drawn against time."
     if not run.has_model or not run.finished:
         return "Timelines: the run has kept no classifier yet."
     if not material.clips or not material.recordings.items:
@@ -106,9 +106,10 @@ def _figure(material: Material, file: LongFile) -> str:
     mark = f' data-timeline="{number}" data-seconds="{found.seconds:.3f}"' if material.store.clips[number].audio else ""
     button = material.store.play_button(number) if mark else ""
     spans = _spans(file, names, found.seconds)
+    picture = spectrogram_strip(levels, levels.shape[0], front_end.nyquist, f"Spectrogram of {name}")
     return (
         f'<figure class="timeline"><figcaption>{button} {escape(name)}{part}</figcaption>'
-        f'<div class="plot"{mark}>{spectrogram_strip(levels, levels.shape[0], front_end.nyquist, f"Spectrogram of {name}")}</div>'
+        f'<div class="plot"{mark}>{picture}</div>'
         f'<div class="plot"{mark}>{score_strip(names, scores[:, chosen], spans, found.seconds, said)}</div>'
         f'<div class="plot">{time_axis(found.seconds)}</div></figure>'
     )
