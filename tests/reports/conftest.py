@@ -9,6 +9,7 @@ import torch
 from report_runs import PRETRAINING, write_sounds
 from search_sounds import write_melodies
 
+import ssamba as package
 from ssamba.cli.main import main
 from ssamba.inference.model import make_encoder
 from ssamba.models.config import Config
@@ -60,3 +61,15 @@ def runs(table: Path, source: Path, tmp_path_factory: pytest.TempPathFactory) ->
     soundfile.write(out / "melodies" / "copy.wav", 0.5 * audio, rate)
     assert ssamba("index", out / "melodies", "--out", out / "index", "--model", source, *cpu) == 0
     return {kind: out / kind for kind in ("pretraining", "fine-tuning", "fit", "probe", "index")}
+
+
+@pytest.fixture(scope="session")
+def page_files(runs: dict[str, Path], table: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The page of each run, with all its recordings."""
+    out = tmp_path_factory.mktemp("report-pages")
+    found = {}
+    for kind, folder in runs.items():
+        data = table if kind == "probe" else None
+        found[kind] = package.report(folder, out / f"{kind}.html", clips=30, data=data, device="cpu")
+        assert found[kind] == out / f"{kind}.html"
+    return found

@@ -104,7 +104,7 @@ class Page:
 
 _PLAYER = (
     '<aside id="player" aria-label="Player" hidden><div><p id="now" aria-live="polite"></p>'
-    '<audio id="audio" controls preload="metadata"></audio>'
+    '<audio id="audio" aria-label="Excerpt" controls preload="metadata"></audio>'
     '<button type="button" id="close" aria-label="Close the player">✕</button></div></aside>\n'
     "<noscript><p>The players need JavaScript, which is part of this file.</p></noscript>\n"
 )

@@ -18,7 +18,7 @@ def with_energies(
     """A waveform (samples,) whose log-mel energies differ by ``change`` (frames, bins), in natural log units.
 
     Each windowed frame's spectrum is scaled by what its mel bins say, interpolated, and the frames are added up again.
-    Samples behind the last frame fade out.
+    The first samples, and those behind the last frame, fade.
     """
     length, hop, size = front_end.frame_length, front_end.hop, front_end.fft_size
     frames = min(len(change), 1 + (len(waveform) - length) // hop)
