@@ -19,7 +19,7 @@ CLIP_SECONDS = 6.0
 """Longest excerpt of a clip."""
 BYTES_PER_SECOND = 4400
 """About what a second of an excerpt takes."""
-LEAST_SECONDS = 1.0
+SHORTEST_EXCERPT = 1.0
 _RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
 """Sample rates that MP3 has."""
 _QUALITY = 0.6
@@ -92,7 +92,7 @@ class ClipStore:
 def seconds_each(count: int, limit: int = AUDIO_LIMIT) -> float:
     """Seconds of an excerpt with which ``count`` of them keep within the limit."""
     fair = limit / (max(count, 1) * BYTES_PER_SECOND)
-    return max(LEAST_SECONDS, min(CLIP_SECONDS, int(10 * fair) / 10))
+    return max(SHORTEST_EXCERPT, min(CLIP_SECONDS, int(10 * fair) / 10))
 
 
 def loudest_stretch(waveform: npt.NDArray[np.float32], rate: int, seconds: float) -> int:

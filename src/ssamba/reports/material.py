@@ -19,7 +19,7 @@ from ssamba.inference.load import load
 from ssamba.inference.model import Encoder
 from ssamba.inference.search.query import Index
 from ssamba.reports.clips import ClipStore, PageClip, loudest_stretch, seconds_each
-from ssamba.reports.recordings import Recording, Recordings, evenly
+from ssamba.reports.recordings import Recordings, RunRecording, evenly
 from ssamba.reports.runs import PRETRAINING, Run, damaged
 from ssamba.training.finetune.report import CLASSES_FILE, PREDICTIONS_FILE
 from ssamba.utils.errors import AudioError, CheckpointError
@@ -51,7 +51,7 @@ class ClipPrediction:
 class ReadClip:
     """A recording of the page: its number among the clips, and its embedding (d,), None where it was not embedded."""
 
-    recording: Recording
+    recording: RunRecording
     number: int
     embedding: npt.NDArray[np.float32] | None = None
 
@@ -111,7 +111,7 @@ class Material:
         """Wrong predictions, the surest first."""
         return sorted((p for p in self.predictions if p.wrong), key=lambda p: (-p.score, p.clip))
 
-    def _wanted(self, first: Sequence[str]) -> list[Recording]:
+    def _wanted(self, first: Sequence[str]) -> list[RunRecording]:
         """The recordings to read, the most important before others."""
         items = self.recordings.by_name()
         wanted = [items[name] for name in (*first, *(p.clip for p in self.mistakes)) if name in items][: self.clips]
@@ -138,7 +138,7 @@ class Material:
                 self.read.append(clip)
                 progress(done + 1, len(wanted), f"{done + 1}/{len(wanted)} recordings")
 
-    def _page_clip(self, recording: Recording, said: ClipPrediction | None) -> PageClip:
+    def _page_clip(self, recording: RunRecording, said: ClipPrediction | None) -> PageClip:
         if said is None:
             return PageClip(recording.name, ", ".join(recording.labels) or recording.group)
         return PageClip(recording.name, said.label, said.predicted, round(said.score, 4))

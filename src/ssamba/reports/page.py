@@ -149,7 +149,7 @@ def data_table(head: Sequence[str], rows: Iterable[Sequence[str]], caption: str,
     )
 
 
-def note(text: str) -> str:
+def remark(text: str) -> str:
     """A line of explanation under a heading or a chart."""
     return f"<p class=note>{escape(text)}</p>"
 

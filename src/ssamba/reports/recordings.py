@@ -15,8 +15,8 @@ from typing import Any
 from ssamba.data.examples import Example, LabelledData, Part
 from ssamba.data.manifest import Clip, read_sources, split_weight
 from ssamba.data.scan import SkipList
+from ssamba.inference.search import store
 from ssamba.inference.search.query import Index
-from ssamba.inference.search.store import FileEntry
 from ssamba.reports.runs import FINETUNING, FIT, INDEX, PRETRAINING, PROBE, Run, damaged
 from ssamba.training.finetune.facts import read_data, timed_labels
 from ssamba.training.finetune.recipe import FinetuneRecipe
@@ -36,7 +36,7 @@ HELD_OUT, TRAINED_ON = "held out", "trained on"
 
 
 @dataclass(frozen=True)
-class Recording:
+class RunRecording:
     """A recording of a run: its name in reports, its stretches of files, its classes, the group that a map gives it."""
 
     name: str
@@ -55,12 +55,12 @@ class Recording:
 class Recordings:
     """What could be found. ``problem`` says in a line why there are none, ``data`` is the labelled set."""
 
-    items: tuple[Recording, ...] = ()
+    items: tuple[RunRecording, ...] = ()
     problem: str = ""
     data: LabelledData | None = None
     hours: float = 0.0
 
-    def by_name(self) -> dict[str, Recording]:
+    def by_name(self) -> dict[str, RunRecording]:
         """Recordings by their names in reports."""
         return {item.name: item for item in self.items}
 
@@ -118,18 +118,18 @@ def _readings(run: Run, root: Path) -> list[Any]:
     return ways
 
 
-def _labelled(data: LabelledData) -> tuple[Recording, ...]:
-    found: dict[str, Recording] = {}
+def _labelled(data: LabelledData) -> tuple[RunRecording, ...]:
+    found: dict[str, RunRecording] = {}
     for fold in data.folds:
         tested = {example.key for example in fold.test}
         for example in (*fold.train, *fold.validation, *fold.test):
             names = tuple(data.classes[label] for label in _classes_of(example))
             before = found.get(example.key)
             held = example.key in tested or (before is not None and before.held_out)
-            found[example.key] = Recording(example.key, example, names, names[0] if len(names) == 1 else "", held)
+            found[example.key] = RunRecording(example.key, example, names, names[0] if len(names) == 1 else "", held)
     several = {r.group for r in found.values()} == {""}
     return tuple(
-        Recording(
+        RunRecording(
             r.name, r.example, r.labels, r.group or (r.labels[0] if several and r.labels else "several"), r.held_out
         )
         for r in found.values()
@@ -160,11 +160,11 @@ def _of_pretraining(run: Run, moved: Path | None) -> Recordings:
     return Recordings(_unlabelled(clips, data), hours=hours)
 
 
-def _unlabelled(clips: Sequence[Clip], data: PretrainData) -> tuple[Recording, ...]:
+def _unlabelled(clips: Sequence[Clip], data: PretrainData) -> tuple[RunRecording, ...]:
     held = {clip.path for clip in data.held_out}
     groups = _groups([clip.path for clip in clips])
     return tuple(
-        Recording(
+        RunRecording(
             clip.key or os.path.basename(clip.path),
             Example(clip.key, (Part(clip.path),)),
             group=groups[clip.path] or (HELD_OUT if clip.path in held else TRAINED_ON),
@@ -204,19 +204,23 @@ def _of_probe(run: Run, moved: Path | None) -> Recordings:
 
 
 def _of_index(index: Index, moved: Path | None) -> Recordings:
-    entries = list(index.entries())
+    entries = [
+        (store.resolve(index.folder, index.header, block.entries[n].path), block.entries[n])
+        for block in (store.open_block(index.folder, index.header, info) for info in index.header.blocks)
+        for n in block.kept
+    ]
     places = _index_places([path for path, _ in entries], moved)
     items, gone = [], 0
     for (path, entry), place in zip(entries, places, strict=True):
         if _is_same(place, entry, moved is not None):
-            items.append(Recording(path, Example(path, (Part(place),))))
+            items.append(RunRecording(path, Example(path, (Part(place),))))
         else:
             gone += 1
     if moved is not None and not items:
         raise DataError(f"{moved}: holds no recording of the index (other names or sizes)")
     groups = _groups([path for path, _ in entries])
     hours = sum(entry.seconds for _, entry in entries) / 3600
-    named = tuple(Recording(r.name, r.example, group=groups[r.name]) for r in items)
+    named = tuple(RunRecording(r.name, r.example, group=groups[r.name]) for r in items)
     problem = f"{gone:,} of {len(entries):,} recordings moved or changed since; ssamba index brings it up to date"
     return Recordings(named, problem if gone else "", hours=hours)
 
@@ -228,7 +232,7 @@ def _index_places(paths: Sequence[str], moved: Path | None) -> list[str]:
     return [os.path.join(moved, os.path.relpath(path, common)) for path in paths]
 
 
-def _is_same(path: str, entry: FileEntry, copied: bool) -> bool:
+def _is_same(path: str, entry: store.FileEntry, copied: bool) -> bool:
     """Whether a file is the one of the index; of copied ones the size is compared, since their times are new."""
     try:
         status = os.stat(path)
@@ -250,7 +254,7 @@ def _one(run: Run) -> str:
     return run.data[0]
 
 
-def evenly(items: Iterable[Recording], count: int) -> list[Recording]:
+def evenly(items: Iterable[RunRecording], count: int) -> list[RunRecording]:
     """At most ``count`` of the recordings, evenly chosen."""
     every = list(items)
     if len(every) <= count:

@@ -10,32 +10,32 @@ from typing import Any
 from ssamba.utils.errors import CheckpointError
 from ssamba.utils.terminal import shorten
 
-TEXT, COUNT, NUMBER, MAYBE_NUMBER, MAYBE_TEXT, MAYBE_COUNT = "text", "count", "number", "number?", "text?", "count?"
+TEXT, COUNT, FINITE, MAYBE_FINITE, MAYBE_TEXT, MAYBE_COUNT = "text", "count", "number", "number?", "text?", "count?"
 _RESULTS = {
     **dict.fromkeys(("recipe", "layout", "metric", "chosen", "model"), TEXT),
     "from": MAYBE_TEXT,
     "classes": COUNT,
 }
 _CALIBRATED = {
-    **dict.fromkeys(("ece_before", "ece_after", "nll_before", "nll_after"), MAYBE_NUMBER),
-    "temperature": NUMBER,
+    **dict.fromkeys(("ece_before", "ece_after", "nll_before", "nll_after"), MAYBE_FINITE),
+    "temperature": FINITE,
     "fitted_on": TEXT,
     "clips": COUNT,
 }
-_SCORE = {"mean": NUMBER, "deviation": NUMBER}
+_SCORE = {"mean": FINITE, "deviation": FINITE}
 
 
 def check_results(values: Mapping[str, Any], path: Path) -> None:
     """results.json of a fine-tuning or a fit. Raises ``CheckpointError`` naming the first value that is none."""
     _check(values, _RESULTS, path)
     means = _mapping(values, "mean", path)
-    _check(means, dict.fromkeys([*means, values["metric"]], MAYBE_NUMBER), path)
+    _check(means, dict.fromkeys([*means, values["metric"]], MAYBE_FINITE), path)
     if values.get("sample_deviation") is not None:
-        _check(_mapping(values, "sample_deviation", path), dict.fromkeys(means, MAYBE_NUMBER), path)
+        _check(_mapping(values, "sample_deviation", path), dict.fromkeys(means, MAYBE_FINITE), path)
     for fold in _list(values, "folds", path):
         _check(fold, {"name": TEXT, "epoch": MAYBE_COUNT}, path)
         _check(_mapping(fold, "clips", path), dict.fromkeys(("train", "validation", "test"), COUNT), path)
-        _check(_mapping(fold, "metrics", path), dict.fromkeys(means, MAYBE_NUMBER), path)
+        _check(_mapping(fold, "metrics", path), dict.fromkeys(means, MAYBE_FINITE), path)
     if values.get("counted") is not None:
         counted = _mapping(values, "counted", path)
         _check(counted, {"right": COUNT, "clips": COUNT}, path)
@@ -62,15 +62,15 @@ def check_probe(values: Mapping[str, Any], path: Path) -> None:
             _check(score, _SCORE, path)
             folds = list(_mapping(score, "folds", path)) if folds is None else folds
             for part in ("folds", setting):
-                _check(_mapping(score, part, path), dict.fromkeys(folds, NUMBER), path)
+                _check(_mapping(score, part, path), dict.fromkeys(folds, FINITE), path)
 
 
 def check_summary(values: Mapping[str, Any], path: Path) -> None:
     """state.json of a pretraining. Raises ``CheckpointError``."""
-    _check(values, {"step": COUNT, "total_steps": COUNT, "epochs_done": NUMBER}, path)
+    _check(values, {"step": COUNT, "total_steps": COUNT, "epochs_done": FINITE}, path)
     if values.get("best") is not None:
         best = _mapping(values, "best", path)
-        _check(best, dict.fromkeys(best, MAYBE_NUMBER) | {"step": COUNT}, path)
+        _check(best, dict.fromkeys(best, MAYBE_FINITE) | {"step": COUNT}, path)
 
 
 def _check(values: Any, wanted: Mapping[str, str], path: Path) -> None:

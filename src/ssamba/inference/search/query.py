@@ -98,12 +98,6 @@ class Index:
         """Absolute paths of the recordings."""
         return [self._path(block.entries[n]) for block in self._blocks for n in block.kept]
 
-    def entries(self) -> Iterator[tuple[str, store.FileEntry]]:
-        """Absolute path of each recording, and what the index holds of its file."""
-        for block in self._blocks:
-            for n in block.kept:
-                yield self._path(block.entries[n]), block.entries[n]
-
     @property
     def model(self) -> Encoder:
         """The model that the index was made with."""

@@ -13,7 +13,7 @@ from ssamba.inference.outputs.html import escape
 from ssamba.reports.drawing.scale import Scale, number_text, scale_of, spread_labels
 
 WIDTH, HEIGHT = 360, 236
-LEFT, RIGHT, MARGIN, TOP, BOTTOM = 46, 84, 14, 12, 34
+LEFT, RIGHT, NARROW_RIGHT, TOP, BOTTOM = 46, 84, 14, 12, 34
 DRAWN_POINTS = 240
 """Points of a line; of more, means of neighbours are drawn."""
 SMOOTHED_FROM = 60
@@ -59,7 +59,7 @@ def line_chart(chart: LineChart) -> str:
         low, high = np.percentile([y for s in drawn for _, y in s.points], [0.5, 99.5])
         outer = [y for s in drawn for _, y in (s.points[0], s.points[-1])]
         ys = [float(low), float(high), *outer, *(y for s in drawn if not s.noisy for _, y in s.points)]
-    right = RIGHT if len(drawn) + len(chart.levels) > 1 else MARGIN
+    right = RIGHT if len(drawn) + len(chart.levels) > 1 else NARROW_RIGHT
     x = scale_of(xs, LEFT, WIDTH - right)
     y = scale_of(ys, HEIGHT - BOTTOM, TOP)
     parts = [_axes(x, y, chart, WIDTH - right)]

@@ -9,7 +9,7 @@ from ssamba.inference.outputs.html import escape
 from ssamba.reports.drawing.lines import PALETTE
 from ssamba.reports.drawing.scale import scale_of
 
-SIDE, MARGIN = 420, 14
+SIDE, MAP_MARGIN = 420, 14
 _MARKS = (
     "M{x} {y}m-4.4 0a4.4 4.4 0 1 0 8.8 0a4.4 4.4 0 1 0 -8.8 0",
     "M{x} {y}m-4 -4h8v8h-8z",
@@ -35,8 +35,8 @@ class MapPoint:
 
 def point_map(points: Sequence[MapPoint], groups: Sequence[str], label: str) -> str:
     """The map as a figure with a legend whose names bring their group to the front."""
-    x = scale_of([p.x for p in points], MARGIN, SIDE - MARGIN)
-    y = scale_of([p.y for p in points], SIDE - MARGIN, MARGIN)
+    x = scale_of([p.x for p in points], MAP_MARGIN, SIDE - MAP_MARGIN)
+    y = scale_of([p.y for p in points], SIDE - MAP_MARGIN, MAP_MARGIN)
     marks = "".join(
         f'<path class="point c{p.group % PALETTE}{" wrong" if p.wrong else ""}" data-clip="{p.clip}" '
         f'data-group="{p.group}" data-x="{x(p.x):g}" data-y="{y(p.y):g}" role="button" '

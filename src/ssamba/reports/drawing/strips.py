@@ -19,7 +19,7 @@ LONGEST_SIDE = 1600
 
 
 @dataclass(frozen=True)
-class Span:
+class LabelSpan:
     """A labelled stretch: seconds from begin to end, and the row of its class."""
 
     begin: float
@@ -42,7 +42,7 @@ def spectrogram_strip(levels: npt.NDArray[np.uint8], bins: int, nyquist: float, 
 
 
 def score_strip(
-    names: Sequence[str], scores: npt.NDArray[np.float32], spans: Sequence[Span], seconds: float, label: str
+    names: Sequence[str], scores: npt.NDArray[np.float32], spans: Sequence[LabelSpan], seconds: float, label: str
 ) -> str:
     """Scores in time (rows, classes), a row for each name, with labelled stretches outlined."""
     height = ROW_HEIGHT * len(names)

@@ -11,7 +11,7 @@ from ssamba.evaluation.metrics import wilson
 from ssamba.reports.drawing.scale import number_text, percent
 from ssamba.reports.drawing.shares import ReliabilityBin, reliability_diagram
 from ssamba.reports.material import ClipPrediction, Material
-from ssamba.reports.page import Section, data_table, details, facts, note
+from ssamba.reports.page import Section, data_table, details, facts, remark
 
 DRAWN_BINS = 10
 
@@ -33,7 +33,7 @@ def calibration_section(material: Material) -> Section | str:
             f"calibration error {percent(ece)} ({BINS} bins). On the dashed diagonal a score is as high as the share "
             "right; lines are 95 % intervals, the bars below numbers of clips."
         )
-        parts += [note(said), _diagram(confidence, right)]
+        parts += [remark(said), _diagram(confidence, right)]
     return Section("calibration", "Calibration", "".join(parts))
 
 

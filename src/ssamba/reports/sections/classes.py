@@ -12,7 +12,7 @@ from ssamba.inference.outputs.html import escape
 from ssamba.reports.drawing.scale import number_text, percent
 from ssamba.reports.drawing.shares import interval_bar
 from ssamba.reports.material import LISTED_MISTAKES, ClipPrediction, Material
-from ssamba.reports.page import Section, data_table, note
+from ssamba.reports.page import Section, data_table, remark
 from ssamba.reports.runs import FIT
 
 LARGEST_MATRIX = 60
@@ -46,7 +46,7 @@ def folds_section(material: Material) -> Section | str:
     if material.run.kind == FIT:
         head, rows = [h for h in head if h != "epoch"], [row[:4] + row[5:] for row in rows]
     said = f"Test clips of each fold. Reported: {results['chosen']}. The kept model is that of {results['model']}."
-    return Section("results", "Results by fold", note(said) + data_table(head, rows, "Scores of each fold"), "Folds")
+    return Section("results", "Results by fold", remark(said) + data_table(head, rows, "Scores of each fold"), "Folds")
 
 
 def classes_section(material: Material) -> Section | str:
@@ -81,7 +81,7 @@ def classes_section(material: Material) -> Section | str:
         "in them. AP is the average precision of the ranking by this class's score."
     )
     table = data_table(head, rows, "Scores of each class", raw=(0, 2))
-    return Section("classes", "Classes", note(said) + table)
+    return Section("classes", "Classes", remark(said) + table)
 
 
 def _scores_alone(scores: dict[str, dict[str, float]]) -> Section:
@@ -92,7 +92,7 @@ def _scores_alone(scores: dict[str, dict[str, float]]) -> Section:
     ]
     said = "The weakest class first, by average precision. Clips may have several labels, or a label each second."
     head = ["class", *(n.replace("_", " ") for n in names)]
-    return Section("classes", "Classes", note(said) + data_table(head, rows, "Scores of each class"))
+    return Section("classes", "Classes", remark(said) + data_table(head, rows, "Scores of each class"))
 
 
 def _class_cell(column: str, value: float) -> str:
@@ -137,7 +137,7 @@ def confusion_section(material: Material) -> Section | str:
     )
     said = "Each test clip once, in the fold that did not train on it. Choose a cell to list its clips."
     panel = '<div id="cell-clips" class="clips" aria-live="polite"></div>'
-    return Section("confusion", "What is taken for what", note(said) + table + panel, "Confusion")
+    return Section("confusion", "What is taken for what", remark(said) + table + panel, "Confusion")
 
 
 def _cell(counts: np.ndarray, i: int, j: int, names: Sequence[str]) -> str:
@@ -162,7 +162,7 @@ def _frequent(predictions: Sequence[ClipPrediction], classes: int) -> Section:
     rows = [[true, predicted, str(count)] for (true, predicted), count in ranked]
     said = f"The {len(rows)} most frequent of {len(pairs)} confusions among {classes} classes."
     table = data_table(["true class", "predicted", "clips"], rows, "Most frequent confusions")
-    return Section("confusion", "What is taken for what", note(said) + table, "Confusion")
+    return Section("confusion", "What is taken for what", remark(said) + table, "Confusion")
 
 
 def mistakes_section(material: Material) -> Section | str:
@@ -186,7 +186,7 @@ def mistakes_section(material: Material) -> Section | str:
         "listen to them for labels that are wrong, and sounds that the classes do not cover."
     )
     table = data_table(head, rows, f"The {len(rows)} surest wrong predictions", raw=raw)
-    return Section("mistakes", "Clips to listen to", note(said) + table, "Clips")
+    return Section("mistakes", "Clips to listen to", remark(said) + table, "Clips")
 
 
 def _metric(name: str, value: float | None) -> str:

@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from ssamba.reports.drawing.lines import PALETTE, LineChart, Series, line_chart
 from ssamba.reports.drawing.scale import duration, number_text
 from ssamba.reports.material import Material
-from ssamba.reports.page import Section, data_table, details, note
+from ssamba.reports.page import Section, data_table, details, remark
 from ssamba.reports.runs import FINETUNING, FIT, INDEX, PRETRAINING, PROBE
 from ssamba.training.log import read_log
 
-SHOWN_FOLDS = 8
+DRAWN_FOLDS = 8
 """Folds that have a line of their own."""
 TABLE_ROWS = 40
 _TITLES = {
@@ -57,7 +57,7 @@ def _pretraining(rows: Rows) -> Section | str:
     seconds, speed = _last(rows, "seconds"), _last(rows, "clips_per_second")
     said = "" if seconds is None else f"{duration(seconds)} of training in all"
     said += "" if speed is None else f", {number_text(speed)} clips a second at the end"
-    body = f'<div class="charts">{"".join(charts)}</div>' + (note(said + ".") if said else "")
+    body = f'<div class="charts">{"".join(charts)}</div>' + (remark(said + ".") if said else "")
     return Section("curves", "Learning curves", body + _numbers(rows), "Curves")
 
 
@@ -71,8 +71,8 @@ def _chart(key: str, title: str, rows: Rows) -> str:
 def _folds(logs: Mapping[str, Rows], metric: str) -> Section | str:
     if not logs:
         return "Learning curves: no fold has logged a step yet."
-    shown = dict(list(logs.items())[:SHOWN_FOLDS])
-    alone = len(shown) == 1
+    drawn = dict(list(logs.items())[:DRAWN_FOLDS])
+    alone = len(drawn) == 1
     metric = "mAP" if any(_points(rows, "val_mAP") for rows in logs.values()) and metric == "mAP" else "accuracy"
     charts = []
     titles = {
@@ -86,15 +86,15 @@ def _folds(logs: Mapping[str, Rows], metric: str) -> Section | str:
             Series(
                 "" if alone else name, _points(rows, key, "epoch"), n % PALETTE, key.startswith("val_"), key == "loss"
             )
-            for n, (name, rows) in enumerate(shown.items())
+            for n, (name, rows) in enumerate(drawn.items())
         ]
         if key == "lr":
             series = series[:1]
         charts.append(line_chart(LineChart(title, "epoch", series)))
-    more = f"The first {SHOWN_FOLDS} of {len(logs)} folds. " if len(logs) > len(shown) else ""
+    more = f"The first {DRAWN_FOLDS} of {len(logs)} folds. " if len(logs) > len(drawn) else ""
     totals = [_last(rows, "seconds") or 0.0 for rows in logs.values()]
-    said = note(f"{more}{duration(sum(totals))} of training in all.")
-    tables = "".join(_numbers(rows, "" if alone else f" of {name}") for name, rows in shown.items())
+    said = remark(f"{more}{duration(sum(totals))} of training in all.")
+    tables = "".join(_numbers(rows, "" if alone else f" of {name}") for name, rows in drawn.items())
     return Section("curves", "Learning curves", f'<div class="charts">{"".join(charts)}</div>{said}{tables}', "Curves")
 
 

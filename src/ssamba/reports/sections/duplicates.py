@@ -8,10 +8,10 @@ from ssamba.inference.outputs.html import escape
 from ssamba.inference.search.duplicates import Pair, groups
 from ssamba.inference.search.query import DUPLICATE_SCORE
 from ssamba.reports.material import Material
-from ssamba.reports.page import Section, data_table, note
+from ssamba.reports.page import Section, data_table, remark
 from ssamba.reports.runs import INDEX
 
-MOST_RECORDINGS = 20_000
+MAX_SEARCHED = 20_000
 """Recordings among which pairs are looked for."""
 LISTED_DUPLICATES = 100
 
@@ -19,7 +19,7 @@ LISTED_DUPLICATES = 100
 def find_duplicates(material: Material) -> list[Pair]:
     """The pairs of an index of bounded size, the best first."""
     index = material.index
-    return [] if index is None or not 0 < len(index) <= MOST_RECORDINGS else index.duplicates()
+    return [] if index is None or not 0 < len(index) <= MAX_SEARCHED else index.duplicates()
 
 
 def duplicates_section(material: Material, pairs: list[Pair]) -> Section | str:
@@ -27,9 +27,9 @@ def duplicates_section(material: Material, pairs: list[Pair]) -> Section | str:
     index = material.index
     if material.run.kind != INDEX or index is None:
         return "Near-duplicates: they are looked for in an index (ssamba index)."
-    if len(index) > MOST_RECORDINGS:
+    if len(index) > MAX_SEARCHED:
         return (
-            f"Near-duplicates: {len(index):,} recordings are more than {MOST_RECORDINGS:,}; ssamba duplicates --index "
+            f"Near-duplicates: {len(index):,} recordings are more than {MAX_SEARCHED:,}; ssamba duplicates --index "
             f"{shlex.quote(str(material.run.folder))} finds them."
         )
     if not pairs:
@@ -51,7 +51,7 @@ def duplicates_section(material: Material, pairs: list[Pair]) -> Section | str:
         "begins. Steady sounds score high although they share no second."
     )
     table = data_table(head, rows, f"The {len(rows)} highest pairs", raw=(0, 1))
-    return Section("duplicates", "Near-duplicates", note(said) + table)
+    return Section("duplicates", "Near-duplicates", remark(said) + table)
 
 
 def _named(material: Material, path: str) -> str:

@@ -11,12 +11,12 @@ from ssamba.reports.clips import PageClip
 from ssamba.reports.drawing.points import MapPoint, point_map
 from ssamba.reports.drawing.scale import percent
 from ssamba.reports.material import Material
-from ssamba.reports.page import Section, note
+from ssamba.reports.page import Section, remark
 from ssamba.reports.projection import principal_components
 from ssamba.reports.recordings import evenly
 from ssamba.reports.runs import INDEX, PROBE
 
-FEWEST, MOST_POINTS = 3, 2000
+FEWEST, MAX_POINTS = 3, 2000
 """Points of a map; of an index with more recordings evenly chosen ones."""
 _Array = npt.NDArray[np.float32]
 
@@ -46,7 +46,7 @@ def _of_index(material: Material) -> Section | str:
     items = [r for r in material.recordings.items if r.name in vectors]
     numbers = {clip.recording.name: clip.number for clip in material.read}
     read = [r for r in items if r.name in numbers]
-    rest = evenly((r for r in items if r.name not in numbers), max(0, MOST_POINTS - len(read)))
+    rest = evenly((r for r in items if r.name not in numbers), max(0, MAX_POINTS - len(read)))
     chosen = [*read, *rest]
     if len(chosen) < FEWEST:
         return "Embedding map: fewer than three recordings are where the index says, and hold sound."
@@ -106,4 +106,4 @@ def _section(
     playable = material.store.playable
     how = " Choose a point to listen; with the keyboard, arrow keys move and Enter plays." if playable else ""
     label = f"Embedding map of {len(points)} recordings in {len(names)} groups"
-    return Section("map", "Embedding map", note(text + how) + point_map(points, names, label), "Map")
+    return Section("map", "Embedding map", remark(text + how) + point_map(points, names, label), "Map")

@@ -12,7 +12,7 @@ from ssamba.models.pretrained.model_dir import load_tensors
 from ssamba.reports.drawing.lines import LineChart, Series, line_chart
 from ssamba.reports.drawing.scale import percent
 from ssamba.reports.material import Material
-from ssamba.reports.page import Section, data_table, details, note
+from ssamba.reports.page import Section, data_table, details, remark
 from ssamba.reports.runs import FEATURE_FILES, PROBE, Run
 from ssamba.utils.tensor_file import read_header
 
@@ -31,7 +31,7 @@ def layers_section(material: Material) -> Section | str:
     folds = list(rows[0][methods[0]]["folds"])
     over = f"mean and deviation over {len(folds)} folds" if len(folds) > 1 else "on the test split"
     said = f"{metric}, {over}; settings are chosen without the test clips."
-    body = note(said) + _chart(rows, methods, metric)
+    body = remark(said) + _chart(rows, methods, metric)
     body += data_table(["frozen features", "values", *methods], table, f"{metric} of simple classifiers")
     return Section("layers", "What the features know", body + details("Each fold", _folds(rows, methods, folds)))
 

@@ -13,7 +13,7 @@ from ssamba.models.pretrained.file_checks import CHECKS_FILE
 from ssamba.models.pretrained.model_dir import CONFIG_FILE, RESULTS_FILE, WEIGHTS_FILE
 from ssamba.reports.commands import as_shell, command_of
 from ssamba.reports.material import Material
-from ssamba.reports.page import Section, code, data_table, facts, note
+from ssamba.reports.page import Section, code, data_table, facts, remark
 from ssamba.reports.runs import INDEX, PROBE, Run
 from ssamba.training.run_folder import RECIPE_FILE
 from ssamba.utils.files import sha256_of
@@ -32,7 +32,7 @@ def reproduce_section(material: Material) -> Section:
     parts = [
         _command(run, material),
         facts(digests) if run.recipe else "",
-        note(_checked(run)),
+        remark(_checked(run)),
         data_table(["file", "bytes", "SHA-256"], rows, "Files of the run") if rows else "",
         "<h3>Environment of this page</h3>",
         facts(
@@ -45,8 +45,8 @@ def reproduce_section(material: Material) -> Section:
                 ("device", material.device),
             ]
         ),
-        note("Runs do not record the machine that trained them; times in the log are that machine's."),
-        note(_audio(material)),
+        remark("Runs do not record the machine that trained them; times in the log are that machine's."),
+        remark(_audio(material)),
     ]
     return Section("reproduce", "How to reproduce", "".join(parts), "Reproduce")
 
@@ -57,7 +57,7 @@ def _command(run: Run, material: Material) -> str:
             "The values that are not today's defaults, with another --out. The same values, data, version and kind of "
             "machine give the same run."
         )
-        return note(said) + code(as_shell(words))
+        return remark(said) + code(as_shell(words))
     folder = shlex.quote(str(run.folder))
     if run.kind == INDEX:
         assert material.index is not None
@@ -65,14 +65,14 @@ def _command(run: Run, material: Material) -> str:
         relative = " --relative" if header.relative else ""
         text = f"ssamba index RECORDINGS --out {folder}-again --model {shlex.quote(header.model)}{relative}"
         made = f"An index does not record which folders it was given. It was made by version {header.version}."
-        return note(made) + code(text)
+        return remark(made) + code(text)
     assert run.kind == PROBE
     results = run.results or {"layout": "LAYOUT", "model": "MODEL"}
     layers = {row["layer"] for row in run.results["rows"]} - {None} if run.results else set()
     layer = "all" if len(layers) > 1 else str(next(iter(layers), "last"))
     layout, model = (shlex.quote(str(results[name])) for name in ("layout", "model"))
     text = f"ssamba probe {layout} --data FOLDER --model {model} --layer {layer} --out {folder}-again"
-    return note("A probe does not record where its data lies.") + code(text)
+    return remark("A probe does not record where its data lies.") + code(text)
 
 
 def _files(run: Run) -> list[tuple[str, int, str]]:

@@ -13,14 +13,14 @@ from ssamba.reports.drawing.raster import HIDDEN, spectrogram_levels
 from ssamba.reports.drawing.scale import number_text
 from ssamba.reports.drawing.strips import spectrogram_strip, time_axis
 from ssamba.reports.material import Material
-from ssamba.reports.page import Section, note
+from ssamba.reports.page import Section, remark
 from ssamba.reports.recordings import evenly
 from ssamba.reports.resynthesis import with_energies
 from ssamba.reports.runs import PRETRAINING
 from ssamba.utils.errors import AudioError, ConfigError
 
-SHOWN_RECORDINGS = 3
-SILENCE = -30.0
+RECONSTRUCTED = 3
+MUTED = -30.0
 """Natural log units by which hidden patches are lowered in what is played."""
 
 
@@ -37,8 +37,8 @@ def reconstructions_section(material: Material) -> Section | str:
         return f"Reconstructions: {material.recordings.problem or 'the run holds out no recording'}."
     recipe = material.run.recipe
     parts: list[str] = []
-    for seed, item in enumerate(evenly(held, 3 * SHOWN_RECORDINGS)):
-        if len(parts) == SHOWN_RECORDINGS:
+    for seed, item in enumerate(evenly(held, 3 * RECONSTRUCTED)):
+        if len(parts) == RECONSTRUCTED:
             break
         try:
             found = reconstruct(material.model, item.path, _mask(material), str(recipe.get("mask_kind")), seed)
@@ -54,7 +54,7 @@ def reconstructions_section(material: Material) -> Section | str:
         "recording's phase, and in hidden patches the predicted energy or none: for comparison, it is no synthesis."
     )
     return Section(
-        "reconstructions", "Reconstructions of hidden patches", note(said) + "".join(parts), "Reconstructions"
+        "reconstructions", "Reconstructions of hidden patches", remark(said) + "".join(parts), "Reconstructions"
     )
 
 
@@ -95,7 +95,7 @@ def _players(material: Material, found: Reconstruction, name: str, path: str) ->
     front_end = found.front_end
     waveform = read_audio(path, front_end.sample_rate, 0.0, front_end.seconds_of_frames(len(found.original)))
     masked: npt.NDArray[np.bool_] = found.masked
-    muted = np.where(masked, SILENCE, 0.0).astype(np.float32)
+    muted = np.where(masked, MUTED, 0.0).astype(np.float32)
     filled = np.where(masked, found.predicted - found.original, 0.0).astype(np.float32)
     versions = (waveform, with_energies(waveform, muted, front_end), with_energies(waveform, filled, front_end))
     numbers = []

@@ -13,18 +13,18 @@ from ssamba.inference.outputs.html import escape
 from ssamba.inference.predict import default_every
 from ssamba.reports.clips import PageClip
 from ssamba.reports.drawing.scale import duration, number_text
-from ssamba.reports.drawing.strips import Span, levels_of, score_strip, spectrogram_strip, time_axis
+from ssamba.reports.drawing.strips import LabelSpan, levels_of, score_strip, spectrogram_strip, time_axis
 from ssamba.reports.material import Material
-from ssamba.reports.page import Section, note
-from ssamba.reports.recordings import Recording
+from ssamba.reports.page import Section, remark
+from ssamba.reports.recordings import RunRecording
 from ssamba.reports.runs import FINETUNING, FIT
 from ssamba.utils.errors import AudioError
 
-SHOWN_RECORDINGS = 3
+TIMELINES = 3
 LONGEST_SECONDS = 90.0
-"""What is shown, and can be played, of a recording: its beginning."""
-LEAST_SECONDS = 12.0
-DRAWN_CLASSES = 8
+"""What is drawn, and can be played, of a recording: its beginning."""
+SHORTEST_TIMELINE = 12.0
+TIMELINE_CLASSES = 8
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class LongFile:
 
     path: str
     seconds: float
-    recordings: tuple[Recording, ...]
+    recordings: tuple[RunRecording, ...]
 
 
 def timelines_section(material: Material) -> Section | str:
@@ -45,7 +45,7 @@ def timelines_section(material: Material) -> Section | str:
         return "Timelines: the run has kept no classifier yet."
     if not material.clips or not material.recordings.items:
         return f"Timelines: {material.recordings.problem or 'no recordings were read (--clips 0)'}."
-    least = max(LEAST_SECONDS, 2 * material.model.config.window_seconds)
+    least = max(SHORTEST_TIMELINE, 2 * material.model.config.window_seconds)
     files = _long_files(material, least)
     if not files:
         return f"Timelines: no recording is longer than {number_text(least)} s, two windows of the model."
@@ -58,11 +58,11 @@ def timelines_section(material: Material) -> Section | str:
         f"Scores of the kept model in time, for the {len(files)} longest recordings; outlined are labelled stretches. "
         "The model may have been fitted on these recordings: this is no test."
     )
-    return Section("timelines", "Timelines", note(said) + "".join(parts))
+    return Section("timelines", "Timelines", remark(said) + "".join(parts))
 
 
 def _long_files(material: Material, least: float) -> list[LongFile]:
-    by_path: dict[str, list[Recording]] = {}
+    by_path: dict[str, list[RunRecording]] = {}
     for item in material.recordings.items:
         for path in {part.path for part in item.example.parts}:
             by_path.setdefault(path, []).append(item)
@@ -74,7 +74,7 @@ def _long_files(material: Material, least: float) -> list[LongFile]:
             continue
         if seconds > least:
             found.append(LongFile(path, seconds, tuple(items)))
-    return sorted(found, key=lambda f: (-f.seconds, f.path))[:SHOWN_RECORDINGS]
+    return sorted(found, key=lambda f: (-f.seconds, f.path))[:TIMELINES]
 
 
 def _figure(material: Material, file: LongFile) -> str:
@@ -83,10 +83,10 @@ def _figure(material: Material, file: LongFile) -> str:
     try:
         waveform = read_audio(file.path, front_end.sample_rate, 0.0, min(LONGEST_SECONDS, file.seconds))
     except AudioError as problem:
-        return note(str(problem))
+        return remark(str(problem))
     (found,) = model.predict(waveform, front_end.sample_rate, every=default_every(model))
     scores = found.scores.numpy()
-    chosen = np.argsort(-scores.max(axis=0), kind="stable")[:DRAWN_CLASSES]
+    chosen = np.argsort(-scores.max(axis=0), kind="stable")[:TIMELINE_CLASSES]
     names = [found.classes[c] for c in chosen]
     name = file.recordings[0].name if len(file.recordings) == 1 else file.path.replace("\\", "/").rsplit("/", 1)[-1]
     number = material.store.add(PageClip(name, ", ".join(sorted({n for r in file.recordings for n in r.labels}))))
@@ -115,7 +115,7 @@ def _figure(material: Material, file: LongFile) -> str:
     )
 
 
-def _spans(file: LongFile, names: list[str], seconds: float) -> list[Span]:
+def _spans(file: LongFile, names: list[str], seconds: float) -> list[LabelSpan]:
     """The labelled stretches of the drawn classes, none of recordings that are whole files."""
     spans = []
     for item in file.recordings:
@@ -123,5 +123,5 @@ def _spans(file: LongFile, names: list[str], seconds: float) -> list[Span]:
             if part.path != file.path or part.seconds is None or part.start >= seconds:
                 continue
             end = min(part.start + part.seconds, seconds)
-            spans += [Span(part.start, end, names.index(label)) for label in item.labels if label in names]
+            spans += [LabelSpan(part.start, end, names.index(label)) for label in item.labels if label in names]
     return spans
