@@ -165,7 +165,7 @@ def test_the_calibration_is_that_of_the_predictions(pages: dict[str, str], runs:
     right = np.array([r["class"] == r["predicted"] for r in rows])
     place = np.clip(np.ceil(score * 15).astype(int) - 1, 0, 14)
     error = sum(abs(right[place == b].sum() - score[place == b].sum()) for b in range(15)) / len(rows)
-    assert f"Expected calibration error {100 * error:.1f} % (15 bins)" in html.unescape(pages["fit"])
+    assert f"Expected calibration error {100 * error:.1f}\xa0% (15 bins)" in html.unescape(pages["fit"])
     drawn = re.findall(r"<title>(\d+) clips, confidence", pages["fit"])
     assert sum(map(int, drawn)) == len(rows)
 

@@ -20,6 +20,7 @@ from ssamba.reports.commands import as_shell
 from ssamba.reports.drawing.lines import LineChart, Series, line_chart, thinned
 from ssamba.reports.drawing.raster import HIDDEN, png_uri, spectrogram_levels
 from ssamba.reports.drawing.scale import duration, number_text, scale_of, spread_labels
+from ssamba.reports.drawing.strips import LabelSpan, averaged, score_strip
 from ssamba.reports.projection import principal_components
 from ssamba.reports.resynthesis import with_energies
 
@@ -85,6 +86,24 @@ def test_low_frequencies_are_at_the_bottom() -> None:
     assert levels.shape == (8, 5)
     assert (levels[-1] == 254).all()
     assert (levels[:-1] == 0).all()
+
+
+def test_time_goes_evenly_through_a_long_spectrogram() -> None:
+    for frames in (1000, 1600, 2000, 9001):
+        log_mel = np.zeros((frames, 4), np.float32)
+        for share in (0.1, 0.5, 0.9):
+            log_mel[round(share * frames)] = 10
+        picture = averaged(log_mel)
+        assert len(picture) <= 1600
+        loud = np.flatnonzero(picture[:, 0] > 0) / len(picture)
+        assert loud == pytest.approx([0.1, 0.5, 0.9], abs=0.002)
+        assert picture[picture > 0].min() >= 10 / -(-frames // 1600)
+
+
+def test_scores_of_a_last_row_that_is_cut_keep_their_times() -> None:
+    strip = score_strip(["a"], np.ones((29, 1), np.float32), 0.5, [LabelSpan(7.05, 14.1, 0)], 14.1, "said")
+    assert 'width="102.837%"' in strip  # 14.5 s of rows in 14.1 s
+    assert 'x="50.000%" y="2" width="50.000%"' in strip
 
 
 def test_principal_components_are_those_of_the_correlations() -> None:

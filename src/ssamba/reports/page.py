@@ -150,8 +150,8 @@ def data_table(head: Sequence[str], rows: Iterable[Sequence[str]], caption: str,
 
 
 def remark(text: str) -> str:
-    """A line of explanation under a heading or a chart."""
-    return f"<p class=note>{escape(text)}</p>"
+    """A line of explanation under a heading or a chart; numbers stay with their per cent sign."""
+    return f"<p class=note>{escape(text).replace(' %', '&nbsp;%')}</p>"
 
 
 def details(summary: str, body: str) -> str:

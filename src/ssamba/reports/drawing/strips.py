@@ -42,9 +42,17 @@ def spectrogram_strip(levels: npt.NDArray[np.uint8], bins: int, nyquist: float, 
 
 
 def score_strip(
-    names: Sequence[str], scores: npt.NDArray[np.float32], spans: Sequence[LabelSpan], seconds: float, label: str
+    names: Sequence[str],
+    scores: npt.NDArray[np.float32],
+    every: float,
+    spans: Sequence[LabelSpan],
+    seconds: float,
+    label: str,
 ) -> str:
-    """Scores in time (rows, classes), a row for each name, with labelled stretches outlined."""
+    """Scores (rows in time, classes) of ``every`` s each, a line for each name, with labelled stretches outlined.
+
+    The last row may run beyond the recording of ``seconds``; it is cut there.
+    """
     height = ROW_HEIGHT * len(names)
     texts = "".join(f"<li>{escape(name)}</li>" for name in names)
     boxes = "".join(
@@ -52,11 +60,11 @@ def score_strip(
         f'width="{_share(s.end - s.begin, seconds)}" height="{ROW_HEIGHT - 4}"/>'
         for s in spans
     )
-    uri = png_uri(score_levels(scores), "scores")
+    uri, width = png_uri(score_levels(scores), "scores"), _share(every * len(scores), seconds)
     return (
         f'<ul class="rows" aria-hidden="true">{texts}</ul>'
         f'<svg class="strip" width="100%" height="{height}" role="img" aria-label="{escape(label)}">'
-        f'<image class="pixels" width="100%" height="100%" preserveAspectRatio="none" href="{uri}"/>{boxes}</svg>'
+        f'<image class="pixels" width="{width}" height="100%" preserveAspectRatio="none" href="{uri}"/>{boxes}</svg>'
     )
 
 
@@ -74,10 +82,13 @@ def time_axis(seconds: float, start: float = 0.0) -> str:
 
 
 def averaged(log_mel: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Log-mel of at most ``LONGEST_SIDE`` columns: means of neighbouring frames."""
-    if len(log_mel) <= LONGEST_SIDE:
+    """Log-mel of at most ``LONGEST_SIDE`` columns: means of equally many neighbouring frames, fewer at the end."""
+    size = -(-len(log_mel) // LONGEST_SIDE)
+    if size <= 1:
         return log_mel
-    return np.stack([part.mean(axis=0) for part in np.array_split(log_mel, LONGEST_SIDE)]).astype(np.float32)
+    begins = np.arange(0, len(log_mel), size)
+    counts = np.diff(np.append(begins, len(log_mel)))
+    return np.asarray(np.add.reduceat(log_mel, begins, axis=0) / counts[:, None], dtype=np.float32)
 
 
 def levels_of(log_mel: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:

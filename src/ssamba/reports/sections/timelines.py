@@ -55,7 +55,8 @@ def timelines_section(material: Material) -> Section | str:
             parts.append(_figure(material, file))
             progress(done + 1, len(files), file.path)
     said = (
-        f"Scores of the kept model in time, for the {len(files)} longest recordings; outlined are labelled stretches. "
+        f"Scores of the kept model in time (pale 0, dark 1), for the {len(files)} longest recordings; outlined are "
+        "labelled stretches. A click plays from there. "
         "The model may have been fitted on these recordings: this is no test."
     )
     return Section("timelines", "Timelines", remark(said) + "".join(parts))
@@ -84,7 +85,8 @@ def _figure(material: Material, file: LongFile) -> str:
         waveform = read_audio(file.path, front_end.sample_rate, 0.0, min(LONGEST_SECONDS, file.seconds))
     except AudioError as problem:
         return remark(str(problem))
-    (found,) = model.predict(waveform, front_end.sample_rate, every=default_every(model))
+    every = default_every(model)
+    (found,) = model.predict(waveform, front_end.sample_rate, every=every)
     scores = found.scores.numpy()
     chosen = np.argsort(-scores.max(axis=0), kind="stable")[:TIMELINE_CLASSES]
     names = [found.classes[c] for c in chosen]
@@ -110,7 +112,7 @@ def _figure(material: Material, file: LongFile) -> str:
     return (
         f'<figure class="timeline"><figcaption>{button} {escape(name)}{part}</figcaption>'
         f'<div class="plot"{mark}>{picture}</div>'
-        f'<div class="plot"{mark}>{score_strip(names, scores[:, chosen], spans, found.seconds, said)}</div>'
+        f'<div class="plot"{mark}>{score_strip(names, scores[:, chosen], every, spans, found.seconds, said)}</div>'
         f'<div class="plot">{time_axis(found.seconds)}</div></figure>'
     )
 
