@@ -20,7 +20,7 @@ from ssamba.inference.model import Encoder
 from ssamba.inference.search.query import Index
 from ssamba.reports.clips import ClipStore, PageClip, loudest_stretch, seconds_each
 from ssamba.reports.recordings import Recordings, RunRecording, evenly
-from ssamba.reports.runs import PRETRAINING, Run, damaged
+from ssamba.reports.runs import INDEX, PRETRAINING, PROBE, Run, damaged
 from ssamba.training.finetune.report import CLASSES_FILE, PREDICTIONS_FILE
 from ssamba.utils.errors import AudioError, CheckpointError
 from ssamba.utils.files import read_text
@@ -128,7 +128,7 @@ class Material:
         self.seconds = seconds_each(len(wanted), self.store.limit)
         said = {p.clip: p for p in self.predictions}
         embeds = self.run.has_model
-        if not wanted or not (embeds or self.store.players):
+        if not wanted or not (embeds or (self.store.players and self.run.kind in (INDEX, PROBE))):
             return
         with self.bars("reading recordings") as progress:
             for done, recording in enumerate(wanted):

@@ -32,6 +32,8 @@ from ssamba.utils.errors import DataError, SsambaError
 
 MAX_FILES = 50_000
 """Files of a set that are looked at again; of larger ones the page has no recordings."""
+MAX_GROUPS = 24
+"""Groups of recordings that a map tells apart."""
 HELD_OUT, TRAINED_ON = "held out", "trained on"
 
 
@@ -162,11 +164,14 @@ def _of_pretraining(run: Run, moved: Path | None) -> Recordings:
 
 def _unlabelled(clips: Sequence[Clip], data: PretrainData) -> tuple[RunRecording, ...]:
     held = {clip.path for clip in data.held_out}
-    groups = _groups([clip.path for clip in clips])
+    named = {clip.path: clip.labels[0] for clip in clips if len(clip.labels) == 1}
+    several = len(named) == len(clips) and 2 <= len(set(named.values())) <= MAX_GROUPS
+    groups = named if several else _groups([clip.path for clip in clips])
     return tuple(
         RunRecording(
             clip.key or os.path.basename(clip.path),
             Example(clip.key, (Part(clip.path),)),
+            clip.labels,
             group=groups[clip.path] or (HELD_OUT if clip.path in held else TRAINED_ON),
             held_out=clip.path in held,
         )
@@ -175,10 +180,10 @@ def _unlabelled(clips: Sequence[Clip], data: PretrainData) -> tuple[RunRecording
 
 
 def _groups(paths: Sequence[str]) -> dict[str, str]:
-    """The folder of each file below what all have in common, where there are 2 to 24; else none."""
+    """The folder of each file below what all have in common, where there are 2 to ``MAX_GROUPS``; else none."""
     common = os.path.commonpath([os.path.dirname(p) for p in paths]) if paths else ""
     found = {p: os.path.relpath(os.path.dirname(p), common).split(os.sep)[0] for p in paths}
-    return found if 2 <= len(set(found.values())) <= 24 else dict.fromkeys(paths, "")
+    return found if 2 <= len(set(found.values())) <= MAX_GROUPS else dict.fromkeys(paths, "")
 
 
 def _moved(data: Sequence[str], moved: Path) -> list[str]:

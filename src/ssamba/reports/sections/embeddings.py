@@ -35,6 +35,8 @@ def map_section(material: Material) -> Section | str:
 
 
 def _why(material: Material) -> str:
+    if material.run.kind not in (INDEX, PROBE) and not material.run.has_model:
+        return "the run has kept no model yet"
     if material.recordings.problem:
         return material.recordings.problem
     return "no recordings were read (--clips 0)" if not material.clips else "fewer than three recordings were read"
