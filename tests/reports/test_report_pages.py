@@ -138,7 +138,7 @@ def test_the_numbers_are_those_of_the_run(pages: dict[str, str], runs: dict[str,
         results = json.loads((runs[kind] / "results.json").read_text())
         right, total = results["counted"]["right"], results["counted"]["clips"]
         low, high = wilson(right, total)
-        text = html.unescape(pages[kind])
+        text = html.unescape(pages[kind]).replace("\xa0", " ")
         assert f"{right} of {total} test clips, 95 %: {100 * low:.0f} to {100 * high:.0f} %" in text
         with open(runs[kind] / "predictions.csv", encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))

@@ -114,7 +114,7 @@ def key_figures(figures: Iterable[KeyFigure]) -> str:
     """The tiles at the top."""
     tiles = "".join(
         f"<div><dt>{escape(f.label)}</dt><dd><b>{escape(f.value)}</b>"
-        + (f"<span>{escape(f.detail)}</span>" if f.detail else "")
+        + (f"<span>{escape(f.detail).replace(' %', '&nbsp;%')}</span>" if f.detail else "")
         + "</dd></div>"
         for f in figures
     )

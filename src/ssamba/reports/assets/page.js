@@ -5,7 +5,7 @@
   const player = document.getElementById("player"), sound = document.getElementById("audio");
   let current = -1;
 
-  const percent = (score) => (100 * score).toFixed(1) + " %";
+  const percent = (score) => (100 * score).toFixed(1) + "\u00a0%";
   const describe = ([name, label, predicted, score]) => {
     let text = name;
     if (label) text += " – " + label;

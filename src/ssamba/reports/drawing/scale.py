@@ -22,8 +22,12 @@ class Scale:
         return round(self.begin + share * (self.end - self.begin), 1)
 
     def ticks(self, count: int = 5) -> list[float]:
-        """About ``count`` round values within the scale."""
-        step = nice_step((self.high - self.low) / max(count - 1, 1))
+        """Round values within the scale, as near to ``count`` of them as 1, 2 and 5 times a power of ten allow."""
+        least = (self.high - self.low) / max(count - 1, 1)
+        found = [self._multiples(nice_step(least * factor)) for factor in (1.0, 0.45)]
+        return min(found, key=lambda ticks: abs(len(ticks) - count))
+
+    def _multiples(self, step: float) -> list[float]:
         first = math.ceil(self.low / step - 1e-9)
         last = math.floor(self.high / step + 1e-9)
         return [round(i * step, 12) for i in range(first, last + 1)]
