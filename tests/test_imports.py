@@ -16,7 +16,9 @@ import ssamba
 
 ROOT = Path(ssamba.__file__).parent
 
-FOLDERS = ("utils", "audio", "ops", "data", "models", "inference", "adapters", "evaluation", "training", "cli")
+FOLDERS = (
+    "utils", "audio", "ops", "data", "models", "inference", "adapters", "evaluation", "training", "reports", "cli",
+)  # fmt: skip
 """The folders of the package, lowest first. A module imports from its own folder and from lower ones alone, for type
 checkers too; docs/architecture.md says why."""
 MAX_FILES = 14

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ssamba.inference.search.query import Index
     from ssamba.inference.several.predict import predict_each
     from ssamba.models.config import Config
+    from ssamba.reports.make import report
     from ssamba.utils.errors import AudioError, CheckpointError, ConfigError, DataError, SsambaError
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "index",
     "load",
     "predict_each",
+    "report",
 ]
 __version__ = "0.2.0"
 
@@ -54,6 +56,7 @@ _HOMES = {
     "index": "inference.search.make",
     "load": "inference.load",
     "predict_each": "inference.several.predict",
+    "report": "reports.make",
 }
 """Where each public name lives. It is imported when first asked for: torch takes a second, which help need not wait."""
 _MODULES = {

@@ -16,6 +16,7 @@ COMMANDS = [
     "probe",
     "fit",
     "finetune",
+    "report",
     "reconstruct",
     "index",
     "search",

@@ -10,7 +10,7 @@ from ssamba.cli.commands.archive import duplicates, index, search
 from ssamba.cli.commands.common import Command
 from ssamba.cli.commands.models import convert, export, info, push
 from ssamba.cli.commands.recordings import embed, predict, reconstruct
-from ssamba.cli.commands.training import finetune, fit, pretrain, probe, stats
+from ssamba.cli.commands.training import finetune, fit, pretrain, probe, report, stats
 
 COMMANDS: dict[str, Command] = {
     "embed": embed.COMMAND,
@@ -19,6 +19,7 @@ COMMANDS: dict[str, Command] = {
     "probe": probe.COMMAND,
     "fit": fit.COMMAND,
     "finetune": finetune.COMMAND,
+    "report": report.COMMAND,
     "reconstruct": reconstruct.COMMAND,
     "index": index.COMMAND,
     "search": search.COMMAND,

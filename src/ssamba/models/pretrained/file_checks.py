@@ -42,7 +42,15 @@ def forget_files(folder: Path, but: Iterable[str] = ()) -> None:
 
 
 def changed_files(folder: Path) -> list[str]:
-    """Files that are not what the list says, the list itself included, and a warning for each.
+    """As ``differing_files``, with a warning for each."""
+    changed = differing_files(folder)
+    for name in changed:
+        note(f"{folder / name}: is damaged or was edited: it is not what the run wrote")
+    return changed
+
+
+def differing_files(folder: Path) -> list[str]:
+    """Files that are not what the list says, the list itself included.
 
     A file that is missing is none of them: what needs it says so.
     """
@@ -54,8 +62,6 @@ def changed_files(folder: Path) -> list[str]:
         except SsambaError:
             pass  # cannot be read
         changed.append(name)
-    for name in changed:
-        note(f"{folder / name}: is damaged or was edited: it is not what the run wrote")
     return changed
 
 

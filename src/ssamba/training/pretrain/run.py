@@ -70,7 +70,7 @@ def pretrain(
         prepared = prepare_data(sources, recipe, SkipList(skipped_file(out, dist.rank)))
         if resuming:
             check_same_data(out, prepared.plan.fingerprint)
-        content = content_digest(_paths(prepared)) if dist.main else ""
+        content = content_digest(pretraining_files(prepared)) if dist.main else ""
         if resuming and dist.main:
             check_same_content(out, content)
         model = build_model(recipe, prepared, source, resume=out if resuming else None)
@@ -84,7 +84,7 @@ def pretrain(
         loop.run()
 
 
-def _paths(data: PretrainData) -> dict[str, str]:
+def pretraining_files(data: PretrainData) -> dict[str, str]:
     """The files of a run, by their names in their sources: the same on every machine."""
     clips = [*data.plan.clips, *data.held_out]
     return {f"{number} {clip.key}": clip.path for number, clip in enumerate(clips)}

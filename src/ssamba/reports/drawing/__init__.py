@@ -1,0 +1,1 @@
+"""Charts as SVG text and spectrograms as small PNG pictures, without a drawing library."""
