@@ -16,7 +16,7 @@ import ssamba
 
 ROOT = Path(ssamba.__file__).parent
 
-FOLDERS = ("utils", "audio", "ops", "data", "models", "inference", "evaluation", "training", "cli")
+FOLDERS = ("utils", "audio", "ops", "data", "models", "inference", "serve", "evaluation", "training", "cli")
 """The folders of the package, lowest first. A module imports from its own folder and from lower ones alone, for type
 checkers too; docs/architecture.md says why."""
 MAX_FILES = 14
@@ -28,12 +28,18 @@ NEEDS = {
     ),
     "onnx": ("ssamba.inference.onnx",),
     "transformers": ("ssamba.inference.hf.",),
+    "starlette": ("ssamba.serve.app", "ssamba.serve.http.guard"),
+    "uvicorn": ("ssamba.serve.http.protocol",),
+    "h11": ("ssamba.serve.http.protocol",),
 }  # fmt: skip
 """Optional packages, and the modules that cannot be imported without them."""
-OPTIONAL = ("matplotlib", "sklearn", "pyarrow", "triton", "onnx", "transformers", "huggingface_hub")
+OPTIONAL = (
+    *("matplotlib", "sklearn", "pyarrow", "triton", "onnx", "transformers", "huggingface_hub"),
+    *("starlette", "uvicorn", "h11"),
+)
 HEAVY = (
     *("numba", "llvmlite", "matplotlib", "tensorboardX", "sklearn", "pyarrow", "tqdm", "yaml", "onnx"),
-    "transformers",
+    *("transformers", "starlette", "uvicorn"),
 )
 MODULES_BEYOND_TORCH = 140
 """Modules that importing every public name loads beyond torch's: each costs milliseconds of every command."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import ssamba
 
 ROOT = Path(ssamba.__file__).parent
-FOLDERS = ("audio", "cli", "data", "evaluation", "inference", "models", "training", "utils")
+FOLDERS = ("audio", "cli", "data", "evaluation", "inference", "models", "serve", "training", "utils")
 """The operators have one name in each of their backends."""
 
 TABLES = {

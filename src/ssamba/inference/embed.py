@@ -105,10 +105,10 @@ def embed_audio(model: GraphedEncoder, audio: Any, sample_rate: int | None = Non
     for segment, columns_FTd in embed_segments(model, segments):
         parts[segment.recording].append(columns_FTd)
     excerpts = take_excerpts(audio, waveforms, model.config.front_end)
-    return replace(_padded([torch.cat(part, dim=1) for part in parts], model), excerpts=excerpts)
+    return replace(pad_embeddings([torch.cat(part, dim=1) for part in parts], model), excerpts=excerpts)
 
 
-def _padded(grids_FTd: list[Tensor], model: GraphedEncoder) -> Embeddings:
+def pad_embeddings(grids_FTd: list[Tensor], model: GraphedEncoder) -> Embeddings:
     """The embeddings of recordings whose tokens are (F, T, d) with a T of their own."""
     counts = [grid.shape[1] for grid in grids_FTd]
     longest = max(counts)
