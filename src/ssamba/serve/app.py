@@ -42,7 +42,7 @@ LABEL_BYTES = MIB
 LONGEST_STRETCH = 30.0
 """Seconds of a recording of the index that are played."""
 EVENT_NAMES = ("low", "min_seconds", "merge_gap", "without")
-Result = TypeVar("Result")
+Found = TypeVar("Found")
 
 
 class Service:
@@ -69,7 +69,7 @@ class Service:
             raise RequestError(NOT_FOUND, "this server has no index: start it with --index INDEX")
         return self.engine.index
 
-    async def in_thread(self, function: Callable[..., Result], *arguments: Any) -> Result:
+    async def in_thread(self, function: Callable[..., Found], *arguments: Any) -> Found:
         """Call a function that takes long."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, functools.partial(function, *arguments))

@@ -74,14 +74,14 @@ def serve_until_stopped(request: ServeRequest, options: ServeOptions, say: Calla
             guard = make_app(service, log)
             first_pass(service.engine)
             name, port = options.host, opened.getsockname()[1]
-            shown = f"[{name}]" if ":" in name else name
+            address = f"[{name}]" if ":" in name else name
             if not options.loopback:
                 warning = (
                     f"listening at {name}: every machine that reaches this one can use it; there are no passwords and "
                     "no encryption: put a proxy with both in front (docs/serve.md)"
                 )
                 log.event("warning", warning)
-            say(f"serving {service.model.source or 'a model'} at http://{shown}:{port}/ (Ctrl-C stops)")
+            say(f"serving {service.model.source or 'a model'} at http://{address}:{port}/ (Ctrl-C stops)")
 
             def stop() -> None:
                 guard.stopping = service.stopping = True
