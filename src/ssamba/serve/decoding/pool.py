@@ -74,6 +74,16 @@ class DecodingPool:
             _close_pipes(process)
 
     def _ask(self, name: str, message: Message) -> Waveform:
+        reply, late = self._reply(message)
+        if reply is None and not late:  # the process may have ended before it got this message
+            reply, late = self._reply(message)
+        if reply is None:
+            why = f"takes more than {self._time_limit:g} s to decode" if late else "ends the decoding process"
+            raise AudioError(name, f"{why}: is it damaged?")
+        return self._waveform(name, reply)
+
+    def _reply(self, message: Message) -> tuple[Message | None, bool]:
+        """What a process says, None where it has ended; whether that was because it took too long."""
         with self._process() as process:
             late: list[bool] = []
 
@@ -88,16 +98,15 @@ class DecodingPool:
             try:
                 assert process.stdin is not None
                 assert process.stdout is not None
-                message.write(process.stdin)  # type: ignore[arg-type]
-                reply = read_message(process.stdout)  # type: ignore[arg-type]
-            except OSError:  # it has ended: there is no reply
-                pass
+                with contextlib.suppress(OSError):  # it has ended: there is no reply
+                    message.write(process.stdin)  # type: ignore[arg-type]
+                    reply = read_message(process.stdout)  # type: ignore[arg-type]
             finally:
                 watch.cancel()
-        if reply is None:
-            why = f"takes more than {self._time_limit:g} s" if late else "ends the decoding process"
-            raise AudioError(name, f"{why} to decode; is it damaged?" if late else f"{why}; is it damaged?")
-        return self._waveform(name, reply)
+                if reply is None:
+                    process.kill()
+                    process.wait()
+            return reply, bool(late)
 
     def _waveform(self, name: str, reply: Message) -> Waveform:
         head = reply.head

@@ -12,6 +12,7 @@ let until = null; // second at which a label's playback ends
 let turn = 0; // answers for an earlier sound are dropped
 const labels = new Labels($("timeline"), $("labels").tBodies[0], play);
 
+const counted = (n, what) => `${n} ${what}${n === 1 ? "" : "s"}`;
 const say = (text) => { $("status").textContent = text; };
 const complain = (error) => { $("problem").textContent = error ? String(error.message || error) : ""; };
 
@@ -26,8 +27,8 @@ async function ask(path, query) {
 
 async function begin() {
   info = await (await fetch("/info")).json();
-  const classes = info.classes ? `${info.classes.length} classes` : "no classifier";
-  const index = info.recordings === null ? "no index" : `index of ${info.recordings} recordings`;
+  const classes = info.classes ? counted(info.classes.length, "class").replace("sss", "sses") : "no classifier";
+  const index = info.recordings === null ? "no index" : `index of ${counted(info.recordings, "recording")}`;
   $("about").textContent = `${info.model}, ${classes}, ${index}, up to ${info.max_seconds} s`;
   $("known").replaceChildren(...(info.classes || []).map((name) => element("option", { value: name })));
   $("settings").hidden = $("classes").hidden = !info.classes;
@@ -76,7 +77,7 @@ async function analyse(mine) {
   const failed = (await Promise.allSettled(work)).find((done) => done.status === "rejected");
   if (mine !== turn) return;
   if (failed) { complain(failed.reason); say(""); return; }
-  say(`${sound.name}: ${sound.seconds.toFixed(2)} s, ${labels.events.length} labels`);
+  say(`${sound.name}: ${sound.seconds.toFixed(2)} s, ${counted(labels.events.length, "label")}`);
 }
 
 function setSeconds(seconds) { sound.seconds = seconds; labels.seconds = seconds; showAxis(); }
@@ -86,7 +87,7 @@ function showScores(values) {
     element("span", { textContent: name }),
     element("meter", { min: 0, max: 1, value: score, "aria-label": name }),
     element("span", { textContent: `${(100 * score).toFixed(1)} %` })));
-  const unlike = values.unlike > 1 ? [element("li", { textContent: "Unlike the training sounds" })] : [];
+  const unlike = values.unlike > 1 ? [element("li", { className: "whole", textContent: "Unlike the training sounds" })] : [];
   $("scores").replaceChildren(...unlike, ...rows);
 }
 
@@ -99,7 +100,7 @@ async function findEvents(mine = turn) {
 }
 
 async function findNeighbours(mine = turn) {
-  const query = stretch ? { top: 8, start: stretch[0].toFixed(3), seconds: (stretch[1] - stretch[0]).toFixed(3) } : { top: 8 };
+  const query = stretch ? { top: 6, start: stretch[0].toFixed(3), seconds: (stretch[1] - stretch[0]).toFixed(3) } : { top: 6 };
   const values = await ask("/search", query);
   if (mine !== turn) return;
   $("matches").replaceChildren(...values.matches.map((match) => {
@@ -221,7 +222,7 @@ function tick() {
 const inWay = (work) => (event) => { event.preventDefault(); complain(""); work(event).catch(complain); };
 $("file").addEventListener("change", (e) => { const [file] = e.target.files; if (file) open(file, file.name); e.target.value = ""; });
 $("record").addEventListener("click", record);
-$("settings").addEventListener("submit", inWay(() => findEvents().then(() => say(`${labels.events.length} labels found`))));
+$("settings").addEventListener("submit", inWay(() => findEvents().then(() => say(`${counted(labels.events.length, "label")} found`))));
 $("search").addEventListener("click", inWay(() => findNeighbours().then(() => say("Searched"))));
 $("add").addEventListener("click", addLabel);
 $("export").addEventListener("click", inWay(async () => {
