@@ -3,8 +3,8 @@
     PYTHONPATH=src python benchmarks/serve_load.py --clients 100 --seconds 60
 
 Each client sends one clip after the other over one connection and compares each answer with what ``embed`` gives here.
-Prints a table in markdown: requests, what was lost or wrong, latency, throughput, and the server's memory after a tenth
-of the time and at the end. Ends with code 1 where an answer was lost, refused or wrong.
+Prints a table in markdown: requests, what was lost or wrong, latency, throughput, and the server's memory before, after
+a tenth of the time and at the end. Ends with code 1 where an answer was lost, refused or wrong.
 """
 
 from __future__ import annotations
@@ -100,7 +100,8 @@ def metric(port: int, name: str) -> float:
 def measure(
     port: int, clients: int, seconds: float, clips: list[bytes], expected: np.ndarray
 ) -> tuple[Tally, float, list[float]]:
-    """All clients at once; their tally, the time that it took, and the server's memory near its begin and at its end."""
+    """All clients at once; their tally, the time that it took, and memory before, early and at the end."""
+    memory = [metric(port, "process_resident_memory_bytes")]
     tally, begin = Tally(), time.monotonic()
     end = begin + seconds
     threads = [
@@ -109,7 +110,7 @@ def measure(
     for thread in threads:
         thread.start()
     time.sleep(seconds / 10)
-    memory = [metric(port, "process_resident_memory_bytes")]
+    memory.append(metric(port, "process_resident_memory_bytes"))
     for thread in threads:
         thread.join()
     return tally, time.monotonic() - begin, [*memory, metric(port, "process_resident_memory_bytes")]
@@ -152,7 +153,8 @@ def main() -> int:
     print(f"| recordings a second | {len(tally.seconds) / took:.1f} |")
     print(f"| one process that calls embed | {alone:.1f} |")
     print(f"| recordings in a pass, mean | {groups:.1f} |")
-    print(f"| memory after a tenth of the time, at the end | {memory[0] / 2**20:,.0f}, {memory[1] / 2**20:,.0f} MiB |")
+    mebibytes = ", ".join(f"{size / 2**20:,.0f}" for size in memory)
+    print(f"| memory before, after a tenth of the time, at the end | {mebibytes} MiB |")
     print(f"| largest difference from embed | {max(tally.error):.1e} |")
     print(f"| exit code of the server at SIGTERM | {code} |")
     for line in tally.lost[:5]:

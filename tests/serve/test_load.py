@@ -25,7 +25,7 @@ def test_a_short_load_loses_nothing() -> None:
     assert answered is not None
     assert int(answered[1].replace(",", "")) >= 100
     assert (answered[2], answered[3]) == ("0", "0")
-    memory = re.search(r"at the end \| ([\d,]+), ([\d,]+) MiB", done.stdout)
+    memory = re.search(r"at the end \| [\d,]+, ([\d,]+), ([\d,]+) MiB", done.stdout)
     assert memory is not None
     early, late = (int(n.replace(",", "")) for n in memory.groups())
     assert late - early < 100

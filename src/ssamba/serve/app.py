@@ -16,6 +16,7 @@ from starlette.responses import Response
 from starlette.routing import Route, Router
 
 from ssamba import __version__
+from ssamba.audio.decode import Waveform
 from ssamba.audio.log_mel import require_frames
 from ssamba.data.labels.event import RecordingEvents
 from ssamba.inference.events.merge import EventOptions
@@ -51,7 +52,9 @@ class Service:
     def __init__(self, options: ServeOptions, engine: Engine, pool: DecodingPool, metrics: Metrics) -> None:
         self.options, self.engine, self.pool, self.metrics = options, engine, pool, metrics
         self.stopping = False
-        self._threads = ThreadPoolExecutor(options.workers + 2, thread_name_prefix="ssamba-serve")
+        # Answers are put together by threads of their own: they would wait behind all recordings to be decoded.
+        self._decoding = ThreadPoolExecutor(options.workers, thread_name_prefix="ssamba-decode")
+        self._threads = ThreadPoolExecutor(2, thread_name_prefix="ssamba-answer")
         paths = [] if engine.index is None else engine.index.paths
         self.paths = paths
         self.numbers = {path: number for number, path in enumerate(paths)}
@@ -70,9 +73,13 @@ class Service:
         return self.engine.index
 
     async def in_thread(self, function: Callable[..., Found], *arguments: Any) -> Found:
-        """Call a function that takes long."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, functools.partial(function, *arguments))
+        """Call a function that takes a while."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
+
+    async def decoded(self, function: Callable[..., Waveform], *arguments: Any) -> torch.Tensor:
+        """A waveform (samples,) of the decoding processes."""
+        waveform = await asyncio.get_running_loop().run_in_executor(self._decoding, function, *arguments)
+        return torch.from_numpy(waveform)
 
     async def json(self, make: Callable[..., Any], *arguments: Any) -> Response:
         """A response of what ``make`` gives, put together in a thread where it may be large."""
@@ -85,7 +92,7 @@ class Service:
         body = await read_body(headers, request.receive, self.options.max_bytes, held)
         upload = take_upload(headers, body, name)
         del body
-        waveform = torch.from_numpy(await self.in_thread(self.pool.decode, upload.name, upload.content, rate))
+        waveform = await self.decoded(self.pool.decode, upload.name, upload.content, rate)
         held.take(waveform.nbytes)
         self.metrics.upload(len(upload.content), len(waveform) / rate)
         return Upload(upload.name, b""), waveform
@@ -181,7 +188,7 @@ async def _play(service: Service, request: Request) -> Response:
     seconds = min(max(query.get("seconds", LONGEST_STRETCH), 0.1), LONGEST_STRETCH)
     path = service.paths[number]
     try:
-        waveform = torch.from_numpy(await service.in_thread(service.pool.stretch, path, rate, start, seconds))
+        waveform = await service.decoded(service.pool.stretch, path, rate, start, seconds)
     except AudioError as error:  # with the path as the index's answers have it
         raise AudioError(answers.below(path, service.top), error.reason) from None
     front_end = service.index.model.config.front_end
@@ -220,9 +227,9 @@ async def _info(service: Service, request: Request) -> Response:
 
 
 async def _health(service: Service, request: Request) -> Response:
-    """``GET /healthz``: 200 while requests are taken, 503 once the server stops."""
-    status = "stopping" if service.stopping else "ok"
-    return Response(json.dumps({"status": status}), 503 if service.stopping else 200, media_type="application/json")
+    """``GET /healthz``: 200 while requests are answered, 503 once the server stops or its model's thread has ended."""
+    status = "stopping" if service.stopping else "ok" if service.engine.alive else "failed"
+    return Response(json.dumps({"status": status}), 200 if status == "ok" else 503, media_type="application/json")
 
 
 def _require_frames(service: Service, name: str, waveform: torch.Tensor) -> None:

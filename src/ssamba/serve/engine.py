@@ -112,6 +112,11 @@ class Engine:
         self._queue.put(_END)
         self._thread.join()
 
+    @property
+    def alive(self) -> bool:
+        """Whether jobs are answered."""
+        return self._thread.is_alive()
+
     def submit(self, work: Question, waveform: Tensor, rate: int) -> Future[Any]:
         """Ask for ``Embeddings``, a ``Prediction`` or a list of ``Match``; a cancelled future's work is left out."""
         job = Job(work, waveform, rate)

@@ -68,7 +68,7 @@ SCHEMAS: Mapping[str, Any] = {
     "Rows": _object({**_PLACE, "rows": _list(_object(_ROW, ("unlike",)))}),
     "Events": _object({**_PLACE, "events": _EVENTS}),
     "Matches": _object({**_PLACE, "matches": _list(_object(_MATCH))}),
-    "Health": _object({"status": {"enum": ["ok", "stopping"]}}),
+    "Health": _object({"status": {"enum": ["ok", "stopping", "failed"]}}),
     "Info": _object(
         {
             "version": _TEXT,
