@@ -26,8 +26,8 @@ FOLDERS = ("benchmarks", "experiments", "tools", "dev")
 SCRIPTS = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 NO_PROGRAM = {"debian_sources.py"}
 """A table that another script reads."""
-ELSEWHERE = {"pipes.py", "forward_tilings.py"}
-"""Tested with the kernels that they time."""
+ELSEWHERE = {"pipes.py", "forward_tilings.py", "serve_load.py"}
+"""Tested with the kernels, and the server, that they time."""
 
 
 def run(script: str, *words: object, code: int = 0) -> str:

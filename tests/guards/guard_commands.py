@@ -19,6 +19,7 @@ COMMANDS = [
     "reconstruct",
     "index",
     "search",
+    "serve",
     "duplicates",
     "info",
     "convert",

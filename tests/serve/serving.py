@@ -108,10 +108,12 @@ def form(content: bytes, name: str = "clip.wav", field: str = "file") -> tuple[b
 
 
 def tone(seconds: float, seed: int) -> NDArray[np.float32]:
+    """A pitch that jumps every 0.1 s: no two stretches are alike."""
     rng = np.random.default_rng(seed)
-    time = np.arange(round(seconds * RATE)) / RATE
-    wave = 0.4 * np.sin(2 * np.pi * rng.uniform(300, 1500) * time + 3 * np.sin(2 * np.pi * 2 * time**2))
-    return (wave + rng.normal(0, 0.003, len(time))).astype(np.float32)
+    count = round(seconds * RATE)
+    pitch = np.repeat(rng.uniform(250, 2500, count // 1600 + 1), 1600)[:count]
+    wave = 0.4 * np.sin(2 * np.pi * np.cumsum(pitch) / RATE)
+    return (wave + rng.normal(0, 0.003, count)).astype(np.float32)
 
 
 def hiss(seconds: float, seed: int) -> NDArray[np.float32]:
