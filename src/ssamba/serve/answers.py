@@ -11,10 +11,10 @@ import numpy as np
 from ssamba.data.labels.event import Event, RecordingEvents
 from ssamba.data.labels.event_json import read_event_json
 from ssamba.data.labels.formats import LABEL_FORMATS
-from ssamba.inference.embed import Embeddings
 from ssamba.inference.outputs.score_writers import DIGITS, json_row
 from ssamba.inference.predict import Prediction
 from ssamba.inference.search.query import Match
+from ssamba.serve.engine import Embedded
 from ssamba.serve.http.body import plain_name
 from ssamba.utils.errors import ConfigError, DataError
 from ssamba.utils.json_text import parse_json
@@ -25,13 +25,13 @@ TEXT_TYPES: Mapping[str, str] = {"json": "application/json", "jams": "applicatio
 """Content types of label files, text/plain where there is none."""
 
 
-def embedding_answer(name: str, seconds: float, embeddings: Embeddings, frames: bool) -> dict[str, Any]:
+def embedding_answer(name: str, seconds: float, embeddings: Embedded, frames: bool) -> dict[str, Any]:
     """The clip embedding; with ``frames`` also those in time and the second at the centre of each."""
     answer: dict[str, Any] = {"path": name, "seconds": round(seconds, DIGITS)}
-    answer["embedding"] = shortest(embeddings.clip[0].cpu().float().numpy())
+    answer["embedding"] = shortest(embeddings.clip.float().numpy())
     if frames:
-        answer["times"] = [round(second, DIGITS) for second in embeddings.times.cpu().double().tolist()]
-        answer["frames"] = shortest(embeddings.frames[0].cpu().float().numpy())
+        answer["times"] = [round(second, DIGITS) for second in embeddings.times.double().tolist()]
+        answer["frames"] = shortest(embeddings.frames.float().numpy())
     return answer
 
 

@@ -15,12 +15,12 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ssamba.inference.embed import Embeddings, embed_segments, embedding_plan, pad_embeddings
+from ssamba.inference.embed import embed_segments, embedding_plan, pad_embeddings
 from ssamba.inference.model import Encoder
 from ssamba.inference.predict import PredictOptions, predict_segments, prediction_plan
 from ssamba.inference.search.query import Index, Match
@@ -57,6 +57,14 @@ class SearchWork:
 
 
 Question = EmbedWork | PredictWork | SearchWork
+
+
+class Embedded(NamedTuple):
+    """Embeddings of one recording on the CPU: ``clip`` (d,), ``frames`` (T, d) and their ``times`` (T,) in seconds."""
+
+    clip: Tensor
+    frames: Tensor
+    times: Tensor
 
 
 @dataclass
@@ -118,7 +126,10 @@ class Engine:
         return self._thread.is_alive()
 
     def submit(self, work: Question, waveform: Tensor, rate: int) -> Future[Any]:
-        """Ask for ``Embeddings``, a ``Prediction`` or a list of ``Match``; a cancelled future's work is left out."""
+        """Ask for an ``Embedded``, a ``Prediction`` or a list of ``Match``, none of which needs the device.
+
+        The work of a cancelled future is left out.
+        """
         job = Job(work, waveform, rate)
         self._queue.put(job)
         return job.future
@@ -201,9 +212,11 @@ _END = Job(EmbedWork(), torch.empty(0, **HOST_FLOAT32), 1)
 """Behind the last job."""
 
 
-def _embeddings(model: Encoder, segments: Iterable[Segment]) -> Iterator[tuple[int, Embeddings]]:
+def _embeddings(model: Encoder, segments: Iterable[Segment]) -> Iterator[tuple[int, Embedded]]:
     parts: dict[int, list[Tensor]] = defaultdict(list)
     for segment, columns_FTd in embed_segments(model, segments):
         parts[segment.recording].append(columns_FTd)
         if segment.last:
-            yield segment.recording, pad_embeddings([torch.cat(parts.pop(segment.recording), dim=1)], model)
+            found = pad_embeddings([torch.cat(parts.pop(segment.recording), dim=1)], model)
+            # Copied here: another thread must not use a GPU while this one captures a graph.
+            yield segment.recording, Embedded(found.clip[0].cpu(), found.frames[0].cpu(), found.times.cpu())
