@@ -17,8 +17,9 @@ import ssamba
 ROOT = Path(ssamba.__file__).parent
 
 FOLDERS = (
-    "utils", "audio", "ops", "data", "models", "inference", "adapters", "evaluation", "training", "reports", "cli",
-)  # fmt: skip
+    *("utils", "audio", "ops", "data", "models", "inference", "adapters", "serve", "evaluation", "training"),
+    *("reports", "cli"),
+)
 """The folders of the package, lowest first. A module imports from its own folder and from lower ones alone, for type
 checkers too; docs/architecture.md says why."""
 MAX_FILES = 14
@@ -32,12 +33,18 @@ NEEDS = {
     "transformers": ("ssamba.inference.hf.",),
     "mteb": ("ssamba.adapters.mteb",),
     "sklearn": ("ssamba.adapters.sklearn",),
+    "starlette": ("ssamba.serve.app", "ssamba.serve.http.guard"),
+    "uvicorn": ("ssamba.serve.http.protocol",),
+    "h11": ("ssamba.serve.http.protocol",),
 }  # fmt: skip
 """Optional packages, and the modules that cannot be imported without them."""
-OPTIONAL = ("matplotlib", "sklearn", "pyarrow", "triton", "onnx", "transformers", "huggingface_hub", "mteb")
+OPTIONAL = (
+    *("matplotlib", "sklearn", "pyarrow", "triton", "onnx", "transformers", "huggingface_hub", "mteb"),
+    *("starlette", "uvicorn", "h11"),
+)
 HEAVY = (
     *("numba", "llvmlite", "matplotlib", "tensorboardX", "sklearn", "pyarrow", "tqdm", "yaml", "onnx"),
-    *("transformers", "mteb"),
+    *("transformers", "mteb", "starlette", "uvicorn"),
 )
 MODULES_BEYOND_TORCH = 140
 """Modules that importing every public name loads beyond torch's: each costs milliseconds of every command."""

@@ -9,7 +9,10 @@ from pathlib import Path
 import ssamba
 
 ROOT = Path(ssamba.__file__).parent
-FOLDERS = ("adapters", "audio", "cli", "data", "evaluation", "inference", "models", "reports", "training", "utils")
+FOLDERS = (
+    *("adapters", "audio", "cli", "data", "evaluation", "inference", "models", "reports", "serve", "training"),
+    "utils",
+)
 """The operators have one name in each of their backends."""
 
 TABLES = {

@@ -27,8 +27,8 @@ FOLDERS = ("benchmarks", "experiments", "tools", "dev")
 SCRIPTS = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 NO_PROGRAM = {"debian_sources.py", "site_hooks.py"}
 """A table that another script reads, and functions that mkdocs calls."""
-ELSEWHERE = {"pipes.py", "forward_tilings.py", "check_release.py"}
-"""Tested with the kernels that they time, and with the release."""
+ELSEWHERE = {"pipes.py", "forward_tilings.py", "check_release.py", "serve_load.py"}
+"""Tested with the kernels and the server that they time, and with the release."""
 
 
 def run(script: str, *words: object, code: int = 0) -> str:

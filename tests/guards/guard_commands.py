@@ -20,6 +20,7 @@ COMMANDS = [
     "reconstruct",
     "index",
     "search",
+    "serve",
     "duplicates",
     "info",
     "convert",

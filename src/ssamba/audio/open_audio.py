@@ -16,7 +16,7 @@ from ssamba.audio.flac_frames import examine_flac
 from ssamba.audio.layout import AS_IT_IS, Layout, Piece, PieceFile, read_at
 from ssamba.audio.mpeg_frames import examine_mpeg, skip_tags
 from ssamba.audio.ogg_pages import examine_ogg
-from ssamba.utils.errors import AudioError, SsambaError
+from ssamba.utils.errors import AudioError, SsambaError, UnknownFormatError
 from ssamba.utils.files import open_regular
 
 PathLike = str | os.PathLike[str]
@@ -213,10 +213,12 @@ def _decoder(path: PathLike, raw: BinaryIO, pieces: tuple[Piece, ...] | None) ->
         detail = str(error).rsplit(": ", 1)[-1].strip(" .")
         head = read_at(raw, 0, 8)
         if (other := _other_format(read_at(raw, 0, 16))) is not None:
-            raise AudioError(
+            raise UnknownFormatError(
                 path, f"is {other}, which is not decoded here: convert it to FLAC or WAV (ffmpeg -i OLD NEW.flac)"
             ) from None
-        raise AudioError(path, f"is not audio that libsndfile can decode (starts with {head!r}; {detail})") from None
+        raise UnknownFormatError(
+            path, f"is not audio that libsndfile can decode (starts with {head!r}; {detail})"
+        ) from None
 
 
 def _other_format(head: bytes) -> str | None:

@@ -116,10 +116,10 @@ def embed_audio(
         parts[segment.recording].append(columns_FTd)
     excerpts = take_excerpts(audio, waveforms, model.config.front_end)
     hop = hop_frames(shifts, model.config)
-    return replace(_padded([torch.cat(part, dim=1) for part in parts], model, hop), excerpts=excerpts)
+    return replace(pad_embeddings([torch.cat(part, dim=1) for part in parts], model, hop), excerpts=excerpts)
 
 
-def _padded(grids_FTd: list[Tensor], model: GraphedEncoder, hop: int) -> Embeddings:
+def pad_embeddings(grids_FTd: list[Tensor], model: GraphedEncoder, hop: int) -> Embeddings:
     """The embeddings of recordings whose tokens are (F, T, d) with a T of their own, columns ``hop`` frames apart."""
     counts = [grid.shape[1] for grid in grids_FTd]
     longest = max(counts)

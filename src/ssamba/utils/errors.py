@@ -46,6 +46,10 @@ class AudioError(SsambaError):
         return type(self), (self.path, self.reason)
 
 
+class UnknownFormatError(AudioError):
+    """A file that is no audio, or audio in a format that is not decoded here."""
+
+
 class DataError(SsambaError):
     """A data set that cannot be used: a manifest without its columns, an empty folder, too many unreadable clips."""
 

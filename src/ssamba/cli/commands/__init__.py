@@ -10,6 +10,7 @@ from ssamba.cli.commands.archive import duplicates, index, search
 from ssamba.cli.commands.common import Command
 from ssamba.cli.commands.models import convert, export, info, push
 from ssamba.cli.commands.recordings import embed, predict, reconstruct
+from ssamba.cli.commands.serving import serve
 from ssamba.cli.commands.training import finetune, fit, pretrain, probe, report, stats
 
 COMMANDS: dict[str, Command] = {
@@ -24,6 +25,7 @@ COMMANDS: dict[str, Command] = {
     "index": index.COMMAND,
     "search": search.COMMAND,
     "duplicates": duplicates.COMMAND,
+    "serve": serve.COMMAND,
     "info": info.COMMAND,
     "convert": convert.COMMAND,
     "export": export.COMMAND,

@@ -1,0 +1,1 @@
+"""Decoding of uploads in processes of their own, bounded in memory and time."""

@@ -1,0 +1,1 @@
+"""What lies between the socket and the answers: bodies, parameters, limits, headers, logs, metrics."""
