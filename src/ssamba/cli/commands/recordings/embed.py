@@ -60,7 +60,9 @@ def run(arguments: argparse.Namespace) -> int:
             files,
             model,
             out,
-            EmbedOptions(level=arguments.level, whole=arguments.whole, paths=paths_option(arguments), hop_ms=arguments.hop),
+            EmbedOptions(
+                level=arguments.level, whole=arguments.whole, paths=paths_option(arguments), hop_ms=arguments.hop
+            ),
             batch=arguments.batch,
             threads=arguments.threads,
             progress=bar.update,
