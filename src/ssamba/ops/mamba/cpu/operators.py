@@ -78,7 +78,7 @@ def _conv_silu_backward_cpu(
 
 
 def _conv_silu_backward_plain(du: Tensor, *inputs: Any) -> list[Tensor | None]:
-    return derivatives.gradient(naive.conv_silu, inputs, [du])
+    return derivatives.gradient(naive.conv_silu, inputs, [du])[:3]
 
 
 def _conv_silu_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -138,8 +138,7 @@ def _scan_backward_cpu(dy: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
 
 def _scan_backward_plain(dy: Tensor, *arguments: Any) -> list[Tensor | None]:
     *inputs, _states, alternating = _filled(arguments, _SCAN_ARGUMENTS)
-    *found, _ = derivatives.gradient(naive.selective_scan, (*inputs, alternating), [dy])
-    return [*found, None, None]
+    return derivatives.gradient(naive.selective_scan, (*inputs, alternating), [dy])[:-1]
 
 
 def _scan_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
