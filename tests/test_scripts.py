@@ -145,6 +145,15 @@ def test_decay_forms(tmp_path: Path) -> None:
         assert (config.decay, config.scan) == (decay, scan)
 
 
+@pytest.mark.parametrize("kind", ["esc10", "words", "speech"])
+def test_dense_frames(kind: str, tmp_path: Path, model_folder: Path) -> None:
+    root = trees.esc10(tmp_path / "set") if kind == "esc10" else trees.arabic(tmp_path / "set", seconds=0.3)
+    words = "--model", model_folder, "--hops", 160, 80, "--sequences", 1, "--pieces", 3
+    lines = run("experiments/dense_frames.py", kind, root, *words).splitlines()
+    assert [line.split(" | ")[0] for line in lines[3:]] == ["| 160 ms", "| interpolated to 80 ms", "| 80 ms"]
+    assert all(float(cell.split()[0]) >= 0 for line in lines[3:] for cell in line.split(" | ")[1:5])
+
+
 @pytest.mark.slow
 def test_similarity(tmp_path: Path) -> None:
     text = run(
