@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -116,6 +117,18 @@ def test_nearest_rows_are_exact(top: int) -> None:
     kept = found.row[:, : min(top, 150)]
     np.testing.assert_allclose(np.take_along_axis(products, kept, 1), expected, atol=1e-5)
     assert (found.row[:, 150:] == -1).all()
+
+
+def test_many_queries_take_no_memory_of_all_products() -> None:
+    """As near-duplicates of large indexes ask: 2,048 queries among 20,000 rows, whose products would be 320 MB."""
+    rng = np.random.default_rng(0)
+    queries, rows = (rng.normal(size=(count, 4)).astype(np.float32) for count in (2048, 20_000))
+    tracemalloc.start()
+    found = nearest_rows(queries, [rows], 3)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found.row.shape == (2048, 3)
+    assert peak < 120e6  # 256 queries at a time: products, their negatives and numbers
 
 
 def test_gain_changes_nothing(tiny: ssamba.Encoder) -> None:

@@ -50,5 +50,6 @@ def nearest_rows(queries: FloatArray, blocks: Iterable[npt.NDArray[np.floating]]
 def _best_of(products: FloatArray, top: int) -> Nearest:
     if products.shape[1] <= top:
         return Nearest(products, np.broadcast_to(np.arange(products.shape[1]), products.shape))
-    index = np.argpartition(-products, top - 1, axis=1)[:, :top]
+    # A copy: a view would keep the numbers of all rows in memory, for every part of the queries.
+    index = np.argpartition(-products, top - 1, axis=1)[:, :top].copy()
     return Nearest(np.take_along_axis(products, index, 1), index)
