@@ -18,6 +18,7 @@ import pytest
 import soundfile
 import torch
 
+from ssamba.cli.main import main
 from ssamba.inference.model import SSAMBA
 from ssamba.models.config import Config
 from ssamba.models.pretrained.model_dir import read_config, save_model
@@ -393,3 +394,14 @@ def test_journeys(tmp_path: Path, journey: str) -> None:
     assert int(row.split("|")[2]) >= 15
     assert row in page.read_text()
     assert "\nold\n" not in page.read_text()
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium on this machine")
+def test_report_picture(tmp_path: Path, model_folder: Path) -> None:
+    pytest.importorskip("playwright")
+    data, out = trees.custom_folders(tmp_path / "sounds"), tmp_path / "run"
+    words = ("fit", "--data", data, "--from", model_folder, "--out", out, "--device", "cpu")
+    assert main([str(word) for word in words]) == 0
+    assert main(["report", str(out), "--clips", "12", "--device", "cpu"]) == 0
+    run("experiments/report_picture.py", out / "report.html", tmp_path / "page.png")
+    assert (tmp_path / "page.png").read_bytes()[:4] == b"\x89PNG"

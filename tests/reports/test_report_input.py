@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 import shutil
 from pathlib import Path
 
 import pytest
 import soundfile
+import yaml
 from pretrain_runs import command, killed_at
 from report_runs import PRETRAINING, tone
 
@@ -21,7 +23,7 @@ from ssamba.reports.runs import read_run
 from ssamba.training.finetune.recipe import FinetuneRecipe, load_finetune_recipe
 from ssamba.training.fit.recipe import FitRecipe
 from ssamba.training.pretrain.recipe import PretrainRecipe, make_recipe
-from ssamba.utils.errors import CheckpointError, ConfigError, DataError, WriteError
+from ssamba.utils.errors import CheckpointError, ConfigError, DataError, SsambaError, WriteError
 
 
 def refused(words: list[object], capsys: pytest.CaptureFixture[str]) -> str:
@@ -118,6 +120,52 @@ def test_damaged_weights_and_values_without_a_list_are_refused(runs: dict[str, P
     with pytest.raises(CheckpointError, match=r"predictions.csv: is damaged"):
         ssamba.report(run, tmp_path / "x.html", clips=0)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["run"]
+
+
+def test_markup_in_the_values_of_a_run_is_text(runs: dict[str, Path], tmp_path: Path) -> None:
+    """A run from elsewhere may hold anything: its page still holds no tag of it."""
+    evil = "</style></script><script>window.hacked=1</script><svg onload=x>"
+    run = shutil.copytree(runs["fine-tuning"], tmp_path / "run")
+    (run / "checks.json").unlink()
+    results = json.loads((run / "results.json").read_text())
+    results |= {"recipe": evil, "layout": evil, "chosen": evil, "model": evil, "from": evil, "metric": evil}
+    results["mean"] = {evil: 0.5}
+    results["sample_deviation"] = {evil: 0.1}
+    for fold in results["folds"]:
+        fold |= {"name": evil, "metrics": {evil: 0.5}}
+    results["calibration"]["fitted_on"] = evil
+    results["calibration"].pop("note", None)
+    (run / "results.json").write_text(json.dumps(results))
+    stored = yaml.safe_load((run / "recipe.yaml").read_text())
+    stored["data"], stored["recipe"][evil], stored["from"] = [evil], evil, evil
+    (run / "recipe.yaml").write_text(yaml.safe_dump(stored))
+    page = ssamba.report(run, tmp_path / "x.html", clips=3, device="cpu").read_text(encoding="utf-8")
+    assert evil not in page
+    assert "<svg onload" not in page
+    assert page.count("<script") == 2
+    assert page.count("&lt;svg onload=x&gt;") >= 8
+
+
+@pytest.mark.parametrize("kind", ["fit", "fine-tuning", "pretraining", "probe", "index"])
+def test_random_damage_ends_in_a_page_or_in_a_line(kind: str, runs: dict[str, Path], tmp_path: Path) -> None:
+    run, draw = shutil.copytree(runs[kind], tmp_path / "run"), random.Random(kind)
+    for listed in run.rglob("checks.json"):
+        listed.unlink()
+    names = ("results.json", "predictions.csv", "classes.csv", "recipe.yaml", "fold-1/log.csv", "state.json", "log.csv")
+    files = {run / name: (run / name).read_text() for name in (*names, "index.json") if (run / name).exists()}
+    refused = 0
+    for _ in range(40):
+        path, text = draw.choice(sorted(files.items()))
+        places = [found.span() for found in re.finditer(r'-?[\d.]+|"[^"]*"|\w+', text)]
+        begin, end = draw.choice(places)
+        word = draw.choice(["null", "-1", "1e999", "[]", "{}", '"x"', "", "nan", "0", "<b>", "9" * 40, "true"])
+        path.write_text(text[:begin] + word + text[end:])
+        try:
+            ssamba.report(run, tmp_path / "x.html", clips=0, device="cpu")
+        except SsambaError:
+            refused += 1
+        path.write_text(text)
+    assert refused
 
 
 def test_damaged_probes_and_indexes_are_refused(runs: dict[str, Path], tmp_path: Path) -> None:

@@ -149,7 +149,7 @@ class Material:
         try:
             waveform = read_example(clip.recording.example, 0.0, READ_SECONDS, sample_rate=rate)
             if embeds:
-                clip.embedding = self.model.embed(waveform, rate).clip[0].numpy()
+                clip.embedding = self.model.embed(waveform, rate).clip[0].float().cpu().numpy()
         except AudioError:
             return
         begin = loudest_stretch(waveform, rate, self.seconds)

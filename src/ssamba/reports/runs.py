@@ -83,7 +83,9 @@ def _trained(folder: Path) -> Run:
     stored = read_yaml(path, CheckpointError)
     recipe = stored.get("recipe") if isinstance(stored, dict) else None
     data = stored.get("data") if isinstance(stored, dict) else None
-    if not isinstance(recipe, dict) or not isinstance(data, list) or not all(isinstance(d, str) for d in data):
+    if not isinstance(recipe, dict) or not all(isinstance(key, str) for key in recipe):
+        recipe = None
+    if recipe is None or not isinstance(data, list) or not all(isinstance(d, str) for d in data):
         raise CheckpointError(f"{path}: is damaged (it names no recipe or no data); restore it from a copy")
     kind = next((kind for kind, mark in _MARKS if mark in recipe), None)
     if kind is None:

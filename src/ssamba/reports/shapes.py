@@ -30,7 +30,9 @@ def check_results(values: Mapping[str, Any], path: Path) -> None:
     _check(values, _RESULTS, path)
     means = _mapping(values, "mean", path)
     _check(means, dict.fromkeys([*means, values["metric"]], MAYBE_FINITE), path)
-    if values.get("sample_deviation") is not None:
+    if "sample_deviation" not in values:
+        raise _wrong(path, "sample_deviation", None)
+    if values["sample_deviation"] is not None:
         _check(_mapping(values, "sample_deviation", path), dict.fromkeys(means, MAYBE_FINITE), path)
     for fold in _list(values, "folds", path):
         _check(fold, {"name": TEXT, "epoch": MAYBE_COUNT}, path)
@@ -77,7 +79,7 @@ def _check(values: Any, wanted: Mapping[str, str], path: Path) -> None:
     if not isinstance(values, dict):
         raise _wrong(path, "a value", values)
     for name, kind in wanted.items():
-        if not _fits(values.get(name), kind):
+        if name not in values or not _fits(values[name], kind):
             raise _wrong(path, name, values.get(name))
 
 
