@@ -152,7 +152,7 @@ def main() -> int:
     print(f"| latency: median, 90 %, 99 %, worst | {low:.2f}, {middle:.2f}, {high:.2f}, {worst:.2f} s |")
     print(f"| recordings a second | {len(tally.seconds) / took:.1f} |")
     print(f"| one process that calls embed | {alone:.1f} |")
-    print(f"| recordings in a pass, mean | {groups:.1f} |")
+    print(f"| recordings in a group, mean | {groups:.1f} |")
     mebibytes = ", ".join(f"{size / 2**20:,.0f}" for size in memory)
     print(f"| memory before, after a tenth of the time, at the end | {mebibytes} MiB |")
     print(f"| largest difference from embed | {max(tally.error):.1e} |")

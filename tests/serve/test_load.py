@@ -29,6 +29,6 @@ def test_a_short_load_loses_nothing() -> None:
     assert memory is not None
     early, late = (int(n.replace(",", "")) for n in memory.groups())
     assert late - early < 100
-    group = re.search(r"in a pass, mean \| ([\d.]+)", done.stdout)
+    group = re.search(r"in a group, mean \| ([\d.]+)", done.stdout)
     assert group is not None
     assert float(group[1]) > 4

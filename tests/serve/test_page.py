@@ -18,12 +18,15 @@ from ssamba.data.labels.formats import read_label_file
 playwright = pytest.importorskip("playwright.sync_api")
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
+PATIENCE = 150_000
+"""Milliseconds until a page has failed, on a machine with much else to do."""
 DONE = re.compile(r" s, \d+ labels?$")
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     words = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream", "--no-sandbox"]
+    playwright.expect.set_options(timeout=PATIENCE)
     with playwright.sync_playwright() as started:
         browser = started.chromium.launch(executable_path=BROWSER, args=words)
         yield browser
@@ -35,6 +38,7 @@ def page(browser: Any, server: Server) -> Iterator[Any]:
     """The page, opened; a test fails for anything on the browser's console."""
     with browser.new_context(viewport={"width": 1200, "height": 900}) as context:
         page = context.new_page()
+        page.set_default_timeout(PATIENCE)
         said: list[str] = []
         page.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
         page.on("pageerror", lambda error: said.append(str(error)))
@@ -54,7 +58,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def load(page: Any, path: Path) -> None:
     page.set_input_files("#file", str(path))
-    playwright.expect(page.locator("#status")).to_have_text(DONE, timeout=60000)
+    playwright.expect(page.locator("#status")).to_have_text(DONE)
 
 
 def row_named(page: Any, label: str) -> Any:
@@ -123,13 +127,11 @@ def test_a_label_is_corrected_and_exported(page: Any, sound: Path, tmp_path: Pat
 def test_a_recording_of_the_microphone_is_decoded_in_the_page(page: Any) -> None:
     page.click("#record")
     playwright.expect(page.locator("#record")).to_have_attribute("aria-pressed", "true")
-    playwright.expect(page.locator("#clock")).to_have_text(re.compile(r"^[2-9]\.\d s$"), timeout=20000)
+    playwright.expect(page.locator("#clock")).to_have_text(re.compile(r"^([2-9]|\d\d)\.\d s$"))
     page.click("#record")
-    playwright.expect(page.locator("#status")).to_have_text(
-        re.compile("^recording.wav: .*" + DONE.pattern), timeout=60000
-    )
+    playwright.expect(page.locator("#status")).to_have_text(re.compile("^recording.wav: .*" + DONE.pattern))
     seconds = float(re.search(r"([\d.]+) s", page.inner_text("#status"))[1])  # type: ignore[index]
-    assert 1.5 < seconds < 30
+    assert 1.5 < seconds < 100
     assert page.locator("#player").evaluate("a => a.duration") == pytest.approx(seconds, abs=0.1)
 
 
@@ -186,6 +188,7 @@ def test_everything_that_can_be_used_has_a_name(page: Any, sound: Path) -> None:
 def test_it_fits_a_phone_in_both_schemes(browser: Any, server: Server, sound: Path, scheme: str) -> None:
     with browser.new_context(color_scheme=scheme, viewport={"width": 360, "height": 740}) as context:
         page = context.new_page()
+        page.set_default_timeout(PATIENCE)
         page.goto(server.url)
         load(page, sound)
         assert page.evaluate("() => document.documentElement.scrollWidth") <= 360
@@ -201,11 +204,12 @@ def test_what_cannot_be_read_is_said(browser: Any, server: Server, tmp_path: Pat
     (tmp_path / "y.m4a").write_bytes(b"\0\0\0\x20ftypM4A nothing behind it")
     with browser.new_context() as context:
         page = context.new_page()
+        page.set_default_timeout(PATIENCE)
         page.goto(server.url)
         playwright.expect(page.locator("#about")).to_contain_text("classes")
         page.set_input_files("#file", str(tmp_path / "x.wav"))
-        playwright.expect(page.get_by_role("alert")).to_contain_text("x.wav: is not audio", timeout=30000)
+        playwright.expect(page.get_by_role("alert")).to_contain_text("x.wav: is not audio")
         page.set_input_files("#file", str(tmp_path / "y.m4a"))
         playwright.expect(page.get_by_role("alert")).to_have_text(
-            "y.m4a: neither the server nor this browser can decode it", timeout=30000
+            "y.m4a: neither the server nor this browser can decode it"
         )
