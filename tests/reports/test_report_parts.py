@@ -19,7 +19,7 @@ from ssamba.reports.clips import ClipStore, PageClip, encode_mp3, loudest_stretc
 from ssamba.reports.commands import as_shell
 from ssamba.reports.drawing.lines import LineChart, Series, line_chart, thinned
 from ssamba.reports.drawing.raster import HIDDEN, png_uri, spectrogram_levels
-from ssamba.reports.drawing.scale import duration, number_text, scale_of, spread_labels
+from ssamba.reports.drawing.scale import number_text, readable_duration, scale_of, spread_labels
 from ssamba.reports.drawing.strips import LabelSpan, averaged, score_strip
 from ssamba.reports.projection import principal_components
 from ssamba.reports.resynthesis import with_energies
@@ -150,7 +150,7 @@ def test_numbers_are_short(value: float, text: str) -> None:
 
 
 def test_times_are_read_easily() -> None:
-    assert [duration(s) for s in (5.0, 90, 600, 8000)] == ["5 s", "90 s", "10 min", "2.2 h"]
+    assert [readable_duration(s) for s in (5.0, 90, 600, 8000)] == ["5 s", "90 s", "10 min", "2.2 h"]
 
 
 def test_labels_do_not_overlap() -> None:

@@ -25,7 +25,7 @@ from ssamba.training.finetune.report import CLASSES_FILE, PREDICTIONS_FILE
 from ssamba.utils.errors import AudioError, CheckpointError
 from ssamba.utils.files import read_text
 
-READ_SECONDS = 30.0
+PLAYED_SECONDS = 30.0
 """Most of a recording that is embedded for the map."""
 LISTED_MISTAKES = 24
 """Clips with the most confident wrong classes, which are listed."""
@@ -147,7 +147,7 @@ class Material:
         """Embedding and excerpt of a recording; neither of one that cannot be read."""
         rate = self.model.config.sample_rate if embeds else 16_000
         try:
-            waveform = read_example(clip.recording.example, 0.0, READ_SECONDS, sample_rate=rate)
+            waveform = read_example(clip.recording.example, 0.0, PLAYED_SECONDS, sample_rate=rate)
             if embeds:
                 clip.embedding = self.model.embed(waveform, rate).clip[0].float().cpu().numpy()
         except AudioError:

@@ -14,7 +14,7 @@ from ssamba.models.classifier import Classifier
 from ssamba.models.config import Config
 from ssamba.models.encoder import Encoder
 
-SHORTEST = 1e-12
+SMALLEST_LENGTH = 1e-12
 """Length below which torch's ``normalize`` divides no further."""
 
 
@@ -53,7 +53,7 @@ def add_unlike(graph: Graph, values: Value, rejection: Rejection) -> Value:
     means = F.normalize(rejection.means.float(), dim=1).T
     z = graph("Mul", graph("Sub", values, centre), scale)
     length = graph("ReduceL2", z, graph.integers(1), keepdims=1)
-    z = graph("Div", z, graph("Max", length, graph.number(SHORTEST)))
+    z = graph("Div", z, graph("Max", length, graph.number(SMALLEST_LENGTH)))
     nearest = graph("ReduceMax", graph("MatMul", z, graph.constant(means.numpy())), graph.integers(1), keepdims=0)
     return graph("Div", graph("Sub", graph.number(1.0), nearest), graph.number(float(rejection.border)))
 

@@ -66,7 +66,7 @@ def percent(share: float, digits: int = 1) -> str:
     return f"{100 * share:.{digits}f} %" if math.isfinite(share) else "-"
 
 
-def duration(seconds: float) -> str:
+def readable_duration(seconds: float) -> str:
     """Seconds as a time that is read easily."""
     if seconds < 120:
         return f"{number_text(seconds)} s"

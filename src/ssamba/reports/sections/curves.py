@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from ssamba.reports.drawing.lines import PALETTE, LineChart, Series, line_chart
-from ssamba.reports.drawing.scale import duration, number_text
+from ssamba.reports.drawing.scale import number_text, readable_duration
 from ssamba.reports.material import Material
 from ssamba.reports.page import Section, data_table, details, remark
 from ssamba.reports.runs import FINETUNING, FIT, INDEX, PRETRAINING, PROBE
@@ -55,7 +55,7 @@ def _pretraining(rows: Rows) -> Section | str:
         if not name.startswith("val_"):
             charts.append(_chart(name, _TITLES.get(name, name.replace("_", " ")), rows))
     seconds, speed = _last(rows, "seconds"), _last(rows, "clips_per_second")
-    said = "" if seconds is None else f"{duration(seconds)} of training in all"
+    said = "" if seconds is None else f"{readable_duration(seconds)} of training in all"
     said += "" if speed is None else f", {number_text(speed)} clips a second at the end"
     body = f'<div class="charts">{"".join(charts)}</div>' + (remark(said + ".") if said else "")
     return Section("curves", "Learning curves", body + _numbers(rows), "Curves")
@@ -93,7 +93,7 @@ def _folds(logs: Mapping[str, Rows], metric: str) -> Section | str:
         charts.append(line_chart(LineChart(title, "epoch", series)))
     more = f"The first {DRAWN_FOLDS} of {len(logs)} folds. " if len(logs) > len(drawn) else ""
     totals = [_last(rows, "seconds") or 0.0 for rows in logs.values()]
-    said = remark(f"{more}{duration(sum(totals))} of training in all.")
+    said = remark(f"{more}{readable_duration(sum(totals))} of training in all.")
     tables = "".join(_numbers(rows, "" if alone else f" of {name}") for name, rows in drawn.items())
     return Section("curves", "Learning curves", f'<div class="charts">{"".join(charts)}</div>{said}{tables}', "Curves")
 

@@ -12,7 +12,7 @@ from ssamba.data.scan import cached_info
 from ssamba.inference.outputs.html import escape
 from ssamba.inference.predict import default_every
 from ssamba.reports.clips import PageClip
-from ssamba.reports.drawing.scale import duration, number_text
+from ssamba.reports.drawing.scale import number_text, readable_duration
 from ssamba.reports.drawing.strips import LabelSpan, levels_of, score_strip, spectrogram_strip, time_axis
 from ssamba.reports.material import Material
 from ssamba.reports.page import Section, remark
@@ -99,7 +99,7 @@ def _figure(material: Material, file: LongFile) -> str:
     part = (
         ""
         if file.seconds <= found.seconds + 0.05
-        else f", the first {duration(found.seconds)} of {duration(file.seconds)}"
+        else f", the first {readable_duration(found.seconds)} of {readable_duration(file.seconds)}"
     )
     said = f"Highest scores of {name}: " + ", ".join(
         f"{n} {100 * scores[:, c].max():.0f} % at {found.spans[int(scores[:, c].argmax()), 0]:.1f} s"
