@@ -24,7 +24,7 @@ def background_place(value: str | os.PathLike[str] | None) -> Path | None:
 
     Any other text is the name of a class of stretches without label.
     """
-    if value is None:
+    if value is None or value == "":
         return None
     path = Path(value)
     is_path = not isinstance(value, str) or os.path.lexists(path) or path.name != value

@@ -28,6 +28,7 @@ C = 0.1
 LIKELY = 0.5
 MAX_LOST = 0.2
 """Of a class's held-out clips; where made-up noise takes more, and two at least, the class is of such sounds."""
+UNUSED = f"background: not used, since fewer than {MIN_HELD_OUT} clips were held out; give more clips or fewer folds"
 PARTS = 5
 """Of the background's recordings, one of which is held out, where there is one trial."""
 

@@ -15,7 +15,8 @@ from ssamba.data.loaders.workers import AudioCache
 from ssamba.data.manifest import Clip
 from ssamba.data.scan import SkipList, scan_clips
 from ssamba.evaluation.calibration import Calibration
-from ssamba.evaluation.rejection_fit import BackgroundCounts
+from ssamba.evaluation.rejection_fit import UNUSED, BackgroundCounts
+from ssamba.inference.rejection.file import REJECTION_FILE
 from ssamba.models.config import Config
 from ssamba.models.encoder import Encoder
 from ssamba.models.pretrained.model_dir import (
@@ -108,6 +109,8 @@ def finetune(
         calibration, counts = run.keep()
         if counts is not None:
             say(counts.line())
+        elif setup.data.background and not (out / REJECTION_FILE).exists():
+            say(UNUSED)
         write_results(out, dataclasses.replace(results, calibration=calibration, background=counts), run.outputs())
         for folder in run.folders:
             remove_states(folder)

@@ -13,8 +13,8 @@ from ssamba.training.fit.heads import LinearHead
 
 PROCESS_BYTES = 0.65e9
 """Of the process with the model of the package and a batch of windows."""
-FEATURE_COPIES = 40
-"""Bytes for each value of all windows: in float32 once, in float64 while a regression is fitted."""
+VALUE_BYTES = 90
+"""For each value of all windows: in float32 once, in float64 several times while a regression is fitted."""
 OPERATIONS_A_SECOND = 8e9
 """Of a core, in the linear algebra of a fit."""
 
@@ -26,7 +26,7 @@ def expectation(
     assert model.classifier is not None
     windows, values = count_windows(examples, model) + len(data.background), model.classifier.linear.in_features
     weights = 4.0 * sum(p.numel() for p in model.parameters())
-    memory = PROCESS_BYTES + 2 * weights + FEATURE_COPIES * windows * values
+    memory = PROCESS_BYTES + 2 * weights + VALUE_BYTES * windows * values
     folds = len(data.folds) if data.folds[0].test else 0
     # To choose the setting within each fold, to test it, to tell background, and for the model that is kept.
     fits = (max(1, folds * (folds - 1) // 2) if len(head.settings) > 1 else 0) + 3 * folds + 3

@@ -17,7 +17,7 @@ from ssamba.data.scan import SkipList
 from ssamba.evaluation.calibration import Calibration
 from ssamba.evaluation.probe.probe import ProgressBars, no_bar
 from ssamba.evaluation.probe.protocol import Division, all_examples, divisions, target_matrix
-from ssamba.evaluation.rejection_fit import OtherSounds, make_rejection
+from ssamba.evaluation.rejection_fit import UNUSED, OtherSounds, make_rejection
 from ssamba.inference.model import KINDS, Encoder
 from ssamba.inference.rejection.file import REJECTION_FILE, write_rejection
 from ssamba.inference.rejection.noise import noise_values
@@ -141,6 +141,8 @@ def _fit(setup: FitSetup, data: Path, out: Path, say: Say, bars: ProgressBars) -
     rejection, counts = make_rejection(values[rows], bank.targets[bank.owners[rows]], trials, others)
     if counts is not None:
         say(counts.line())
+    elif setup.data.background and rejection is None:
+        say(UNUSED)
     _enter(out, setup, data, skip)
     save_model(out, setup.model)
     if rejection is not None:
