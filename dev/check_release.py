@@ -11,6 +11,7 @@ prints one line for each step, and ends with 1 at the first that fails. Nothing 
 from __future__ import annotations
 
 import argparse
+import csv
 import os
 import re
 import shutil
@@ -123,14 +124,16 @@ def twine(files: list[Path]) -> str:
 
 SOUNDS = """
 import math, pathlib, struct, wave
+def tone(path, pitch):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1), file.setsampwidth(2), file.setframerate(22050)
+        values = (int(9000 * math.sin(t * pitch * math.tau / 22050)) for t in range(33075))
+        file.writeframes(b"".join(struct.pack("<h", value) for value in values))
 for name, pitch in (("low", 220), ("high", 1760)):
     for clip in range(4):
-        path = pathlib.Path("sounds", name, f"{clip}.wav")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with wave.open(str(path), "wb") as file:
-            file.setnchannels(1), file.setsampwidth(2), file.setframerate(22050)
-            tone = (math.sin(t * pitch * (1 + clip / 50) * math.tau / 22050) for t in range(33075))
-            file.writeframes(b"".join(struct.pack("<h", int(9000 * value)) for value in tone))
+        tone(pathlib.Path("sounds", name, f"{clip}.wav"), pitch * (1 + clip / 50))
+tone(pathlib.Path("unknown.wav"), 1800)
 """
 IMPORT = """
 import sys, ssamba, torch, numpy, numba
@@ -161,7 +164,7 @@ STEPS: tuple[tuple[str, ...], ...] = (
     ("ssamba", "info", "tiny"),
     ("ssamba", "embed", "sounds", "--out", "embeddings.npz"),
     ("ssamba", "fit", "--data", "sounds", "--out", "runs/mine"),
-    ("ssamba", "predict", "sounds/high/0.wav", "--model", "runs/mine", "--out", "classes.csv"),
+    ("ssamba", "predict", "unknown.wav", "--model", "runs/mine", "--out", "classes.csv"),
     ("ssamba", "index", "sounds", "--out", "archive"),
     ("ssamba", "search", "sounds/low/1.wav", "--index", "archive"),
     ("ssamba", "pretrain", "sounds", "--out", "runs/new", "--steps", "3", "--batch", "2", "--frames", "64",
@@ -169,26 +172,31 @@ STEPS: tuple[tuple[str, ...], ...] = (
     ("ssamba", "demo", "--out", "demo"),
 )  # fmt: skip
 
+NAMES = {IMPORT: "import, outside of the tree", EVERY_MODULE: "every module", SOUNDS: "sounds"}
 
-def steps(wheel: Path, quick: bool) -> list[tuple[str, ...]]:
+
+def steps(quick: bool) -> list[tuple[str, ...]]:
     """The commands of a trial; ``quick`` leaves out the demo, which trains for minutes."""
     return [step for step in STEPS if not (quick and step[:2] == ("ssamba", "demo"))]
 
 
 def try_wheel(wheel: Path, environment: Path, quick: bool, install: list[str]) -> None:
     """Install the wheel into a virtual environment, use it in an empty folder, remove it. Raises ``CheckError``."""
-    python = environment / ("Scripts" if os.name == "nt" else "bin") / "python"
+    python = environment / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     pip = [sys.executable, "-m", "pip", "--python", str(python), "--disable-pip-version-check", "--quiet"]
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "SSAMBA_"))}
     with tempfile.TemporaryDirectory(prefix="ssamba-trial-") as folder:
         clean |= {"XDG_CACHE_HOME": str(Path(folder) / "cache"), "CUDA_VISIBLE_DEVICES": ""}
         say([*pip, "install", *install, str(wheel)], "pip install", folder, clean)
         say([*pip, "check"], "pip check", folder, clean)
-        for step in steps(wheel, quick):
+        for step in steps(quick):
             program = [str(python), *step[1:]] if step[0] == "python" else [str(python), "-m", *step]
-            say(program, " ".join(step[:3]).splitlines()[0], folder, clean)
-        if "high" not in (Path(folder) / "classes.csv").read_text(encoding="utf-8"):
-            raise CheckError("predict: a high tone was not classified as high")
+            name = NAMES.get(step[-1]) or " ".join(step[:3])
+            say(program, name, folder, clean)
+        with (Path(folder) / "classes.csv").open(encoding="utf-8", newline="") as file:
+            first = next(csv.DictReader(file))
+        if (first["rank"], first["class"]) != ("1", "high"):
+            raise CheckError(f"predict: a high tone was classified as {first['class']}")
         say([*pip, "uninstall", "--yes", "ssamba"], "pip uninstall", folder, clean)
 
 
