@@ -98,11 +98,13 @@ def fill_rates(table, r, k, first, channels, n, to):  # type: ignore[no-untyped-
 
 @inline
 def fill_tied_rates(table, r, k, first, channels, n, to):  # type: ignore[no-untyped-def]
-    """The first state's A log2(e) of each channel, then 1 .. n: how many times as fast each state decays."""
+    """The first state's A log2(e) of each channel; 1 .. n, by which states decay faster; what the first row rounds."""
     row = (r * get(table, Field.BLOCKS) + k) * get(table, Field.CHANNELS) + first
-    clear(to, 1)
+    clear(to, 3)
     for c in range(channels):
-        store_scalar(to + c * 4, load_scalar(get(table, Field.A) + (row + c) * 4) * LOG2E)
+        exact = np.float64(load_scalar(get(table, Field.A) + (row + c) * 4)) * 1.4426950408889634
+        store_scalar(to + c * 4, np.float32(exact))
+        store_scalar(to + 2 * ROW + c * 4, np.float32(exact - np.float64(np.float32(exact))))
     for i in range(n):
         store_scalar(to + ROW + i * 4, np.float32(i + 1))
 

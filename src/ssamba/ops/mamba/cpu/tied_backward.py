@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ssamba.ops.jit.numba_simd import (
-    exp2_decay,
     fetch_add,
     fma,
     inline,
@@ -23,6 +22,7 @@ from ssamba.ops.mamba.cpu.layout import COLUMN, GROUP, GROUP_PLANE, LANES, PLANE
 from ssamba.ops.mamba.cpu.layout import ScanField as Field
 from ssamba.ops.mamba.cpu.scan_backward import finish, make_scan_block, prepare, store_group
 from ssamba.ops.mamba.cpu.scan_common import fill_tied_rates, get, groups_up, past_at, rates_at
+from ssamba.ops.mamba.cpu.tied_forward import decay_ratio
 
 # Where the free form keeps a chunk's decays lie r, and the decay of the next group's first state.
 RATIO, FIRST = 0, PLANE
@@ -34,10 +34,10 @@ def _prepare(table, b, r, k, first, channels, start, steps, scratch):  # type: i
     prepare(table, b, r, k, first, channels, start, steps, scratch)
     to = past_at(scratch, groups_up(get(table, Field.STATES)))
     for v in range(0, channels, LANES):
-        rate = load(rates_at(scratch) + v * 4)
+        rate, rest = load(rates_at(scratch) + v * 4), load(rates_at(scratch) + 2 * ROW + v * 4)
         for t in range(steps):
             at = v // LANES * COLUMN + t * VECTOR
-            ratio = exp2_decay(load(scratch + at + Plane.DELTA * PLANE) * rate)
+            ratio = decay_ratio(load(scratch + at + Plane.DELTA * PLANE), rate, rest)
             store(to + at + RATIO, ratio)
             store(to + at + FIRST, ratio)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ssamba.ops.jit.numba_simd import (
+    LN2,
     exp2_decay,
     fetch_add,
     fma,
@@ -21,7 +22,7 @@ from ssamba.ops.jit.numba_simd import (
 )
 from ssamba.ops.mamba.cpu.layout import COLUMN, LANES, PLANE, ROW, VECTOR, Plane
 from ssamba.ops.mamba.cpu.layout import ScanField as Field
-from ssamba.ops.mamba.cpu.scan_common import fill_tied_rates, get, rates_at
+from ssamba.ops.mamba.cpu.scan_common import ZERO, fill_tied_rates, get, rates_at
 from ssamba.ops.mamba.cpu.scan_forward import make_scan_block, prepare
 
 RATIO, FIRST = Plane.DELTA * PLANE, Plane.DERIVATIVE * PLANE
@@ -29,14 +30,23 @@ RATIO, FIRST = Plane.DELTA * PLANE, Plane.DERIVATIVE * PLANE
 
 
 @inline
+def decay_ratio(delta, rate, rest):  # type: ignore[no-untyped-def]
+    """``2**(delta (rate + rest))``, with what the product rounds: powers multiply such errors."""
+    product = delta * rate
+    left = fma(delta, rest, fma(delta, rate, splat(ZERO) - product))
+    ratio = exp2_decay(product)
+    return fma(ratio, left * splat(LN2), ratio)
+
+
+@inline
 def _prepare(table, b, r, k, first, channels, start, steps, scratch):  # type: ignore[no-untyped-def]
     """What ``scan_forward`` prepares, and r."""
     prepare(table, b, r, k, first, channels, start, steps, scratch)
     for v in range(0, channels, LANES):
-        rate = load(rates_at(scratch) + v * 4)
+        rate, rest = load(rates_at(scratch) + v * 4), load(rates_at(scratch) + 2 * ROW + v * 4)
         for t in range(steps):
             here = scratch + v // LANES * COLUMN + t * VECTOR
-            ratio = exp2_decay(load(here + Plane.DELTA * PLANE) * rate)
+            ratio = decay_ratio(load(here + Plane.DELTA * PLANE), rate, rest)
             store(here + RATIO, ratio)
             store(here + FIRST, ratio)
 
