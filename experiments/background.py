@@ -191,6 +191,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--other", type=Path)
     parser.add_argument("--model", default="tiny")
+    parser.add_argument("--noisy", default="rain", help="the class most like noise")
     parser.add_argument("--draws", type=int, default=10)
     arguments = parser.parse_args(words)
     data, features = set_features(arguments.data, arguments.out, arguments.model)
@@ -204,7 +205,7 @@ def main(words: Sequence[str] | None = None) -> None:
     empty = clips.x[:0], torch.empty(0, dtype=torch.int64)
     others = OtherSounds(silence_values(model), noise_values(model), *empty)
     tested = kept_values(arguments.out / "made-up.safetensors", model, made_up)
-    print_noise(clips, others, data.classes.index("rain"), tested)
+    print_noise(clips, others, data.classes.index(arguments.noisy), tested)
     sources: dict[str, Tensor] = {}
     if arguments.other is not None:
         path = arguments.out / "other.safetensors"

@@ -266,6 +266,20 @@ def test_calibration(tmp_path: Path, model_folder: Path) -> None:
 
 
 @pytest.mark.slow
+def test_background(tmp_path: Path, model_folder: Path) -> None:
+    for source in ("a", "b", "c", "d"):
+        noise(tmp_path / "other" / source / "0.wav", 5.2, ord(source))
+    words = [trees.esc10(tmp_path / "esc10"), tmp_path / "out", "--model", model_folder, "--draws", 1]
+    words += ["--noisy", "sound_3"]
+    lines = run("experiments/background.py", *words, "--other", tmp_path / "other").splitlines()
+    assert sum("the other three classes" in line for line in lines) >= 1
+    cells = [cell.strip() for line in lines if line.startswith("|") for cell in line.split("|")[2:-1]]
+    shares = [float(cell.removesuffix(" %")) for cell in cells if cell.endswith(" %")]
+    assert shares
+    assert all(0 <= share <= 100 for share in shares)
+
+
+@pytest.mark.slow
 def test_fit_layers(tmp_path: Path, model_folder: Path) -> None:
     lines = run("experiments/fit_layers.py", trees.esc10(tmp_path / "esc10"), "--model", model_folder).splitlines()
     assert len(lines) == 2 + 3  # one layer; that and itself; all of them

@@ -67,6 +67,7 @@ def test_help_needs_nothing_heavy() -> None:
             "ssamba.cli.parser",
             "ssamba.cli.streams",
             "ssamba.data.unread",
+            "ssamba.serve.options",
             "ssamba.utils.errors",
             "ssamba.utils.suggest",
             "ssamba.utils.terminal",

@@ -24,7 +24,7 @@ COMPILE = """
     import hashlib
     from ssamba.ops.jit import nvrtc
     from ssamba.ops.mamba.cuda.sources import defines, unit
-    macros = defines(DTYPE=1, W=4, DIRS=2, V=2, STEPS=4, THREADS=64)
+    macros = defines(DTYPE=1, W=4, DIRS=2, V=2, STEPS=4, THREADS=64, ALTERNATING=0)
     for capability in ((8, 0), (9, 0)):
         cubin = nvrtc.cubin(unit("conv_backward.cu"), macros, capability)
         print(nvrtc.compilations, hashlib.sha256(cubin).hexdigest())

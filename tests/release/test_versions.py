@@ -84,7 +84,11 @@ def test_the_notices_name_every_dependency_with_its_licence() -> None:
     extras = PROJECT["optional-dependencies"]
     wanted = [
         *PROJECT["dependencies"],
-        *(r for e in ("plot", "parquet", "hf", "transformers", "onnx", "search", "sklearn", "serve") for r in extras[e]),
+        *(
+            r
+            for e in ("plot", "parquet", "hf", "transformers", "onnx", "search", "sklearn", "serve")
+            for r in extras[e]
+        ),
     ]
     names = {Requirement(r).name for r in wanted}
     assert names == set(rows) - {"package"}

@@ -90,7 +90,8 @@ def test_what_both_recipes_have_is_declared_in_a_group() -> None:
         for group in (groups.ModelShape, groups.Augmentation, groups.Optimisation, groups.RunSettings)
         for f in dataclasses.fields(group)
     }
-    assert shared - declared == {"epochs"}  # a number in one, a whole number in the other
+    # Epochs are a number in one, a whole number in the other; decays those of the model, and of the learning rate.
+    assert shared - declared == {"epochs", "decay"}
 
 
 def test_every_augmentation_is_off_by_default() -> None:

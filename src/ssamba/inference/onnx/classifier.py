@@ -47,7 +47,7 @@ def add_logits(graph: Graph, weights: Weights, values: Value) -> Value:
 
 
 def add_unlike(graph: Graph, values: Value, rejection: Rejection) -> Value:
-    """``Rejection.distances`` (B,) of what the linear layer reads, (B, values)."""
+    """``Rejection.unlike`` (B,) of what the linear layer reads, (B, values)."""
     graph.scope = "rejection"
     centre, scale = (graph.constant(x.float().numpy()) for x in (rejection.centre, rejection.scale))
     means = F.normalize(rejection.means.float(), dim=1).T
@@ -55,7 +55,13 @@ def add_unlike(graph: Graph, values: Value, rejection: Rejection) -> Value:
     length = graph("ReduceL2", z, graph.integers(1), keepdims=1)
     z = graph("Div", z, graph("Max", length, graph.number(SMALLEST_LENGTH)))
     nearest = graph("ReduceMax", graph("MatMul", z, graph.constant(means.numpy())), graph.integers(1), keepdims=0)
-    return graph("Div", graph("Sub", graph.number(1.0), nearest), graph.number(float(rejection.border)))
+    distance = graph("Div", graph("Sub", graph.number(1.0), nearest), graph.number(float(rejection.border)))
+    if rejection.background is None:
+        return distance
+    weight, bias, limit = rejection.background.weight, rejection.background.bias, rejection.background.limit
+    score = graph("MatMul", values, graph.constant(weight.float().numpy()))
+    probability = graph("Sigmoid", graph("Add", score, graph.number(float(bias))))
+    return graph("Max", distance, graph("Div", probability, graph.number(float(limit))))
 
 
 def _mean(graph: Graph, values: Value, axis: int, keep: bool = False) -> Value:

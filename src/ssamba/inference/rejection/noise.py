@@ -74,7 +74,7 @@ def _hum(samples: int, rate: int, frequency: float, generator: torch.Generator) 
     """A mains frequency and its harmonics, of random shares and phases."""
     found = torch.zeros(samples, dtype=torch.float32, device="cpu")
     for harmonic in range(1, 13):
-        share, phase = torch.rand(2, generator=generator, device="cpu").tolist()
+        share, phase = torch.rand(2, generator=generator, dtype=torch.float32, device="cpu").tolist()
         if harmonic * frequency < rate / 2:
             turns = harmonic * frequency * _time(samples, rate) + phase
             found += share / harmonic * torch.sin(2 * math.pi * turns)
@@ -87,7 +87,7 @@ def _clicks(samples: int, rate: int, per_second: float, generator: torch.Generat
     found = torch.zeros(samples, dtype=torch.float32, device="cpu")
     count = max(1, round(per_second * samples / rate))
     for place in torch.randint(0, samples - width + 1, (count,), generator=generator, device="cpu").tolist():
-        height = float(torch.randn((), generator=generator, device="cpu"))
+        height = float(torch.randn((), generator=generator, dtype=torch.float32, device="cpu"))
         found[place : place + width] += height * torch.hann_window(width, dtype=torch.float32, device="cpu")
     return found / found.std().clamp_min(1e-9)
 
