@@ -71,6 +71,7 @@ def test_a_wheel_that_is_not_whole_is_found(built: tuple[Path, Path], tmp_path: 
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1500)
 def test_the_wheel_is_used_and_removed(built: tuple[Path, Path], tmp_path: Path) -> None:
     """With the dependencies of this environment; ``check_release.py --python`` installs them anew."""
