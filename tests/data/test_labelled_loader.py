@@ -200,6 +200,18 @@ class TestEvaluationPlan:
                 assert row[:length].any()
         assert [row.example for row in rows] == sorted(row.example for row in rows)
 
+    def test_few_of_many_windows(self, examples: tuple[Example, ...]) -> None:
+        of = EvaluationPlan(examples, 5, max_seconds=0.1, windows=True)
+        whole = [row for step in range(of.steps) for row in of.rows(step)]
+        of.thin(3)
+        rows = [row for step in range(of.steps) for row in of.rows(step)]
+        assert of.windows == len(rows)
+        for example in range(len(examples)):
+            before, after = ([row for row in these if row.example == example] for these in (whole, rows))
+            assert len(after) == min(3, len(before))
+            assert (after[0], after[-1]) == (before[0], before[-1])
+            assert after == [row for row in before if row in after]  # in order
+
     def test_targets_are_the_labels(self, examples: tuple[Example, ...]) -> None:
         (batch,) = run(EvaluationPlan(examples, 30))
         assert batch.targets.dtype == torch.float32

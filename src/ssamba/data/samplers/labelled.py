@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import groupby
 from math import ceil
 
 import numpy as np
@@ -229,6 +230,15 @@ class EvaluationPlan:
         if windows and max_seconds is not None:
             skip = SkipList() if skip is None else skip
             self._rows = _window_rows(self.examples, max_seconds, sample_rate, skip, threads, progress)
+
+    def thin(self, most: int) -> None:
+        """Leave at most ``most`` (2 or more) windows of each example, spread evenly from its first to its last."""
+        kept: list[Row] = []
+        for _, group in groupby(self._rows, key=lambda row: row.example):
+            rows = list(group)
+            many = len(rows) > most
+            kept += [rows[i * (len(rows) - 1) // (most - 1)] for i in range(most)] if many else rows
+        self._rows = kept
 
     @property
     def windows(self) -> int:

@@ -179,11 +179,12 @@ def make_evaluation(
     cache: AudioCache | None,
     skip: SkipList,
     again: bool = True,
+    most_windows: int = 0,
 ) -> Evaluation:
     """A set of examples for models like ``model``. With windows all headers are read here.
 
-    ``again``: it is asked more than once, so features are kept where they fit. Raises ``DataError`` as
-    ``EvaluationPlan``.
+    ``again``: it is asked more than once, so features are kept where they fit. ``most_windows`` bounds the windows of a
+    clip, 0 does not. Raises ``DataError`` as ``EvaluationPlan``.
     """
     assert model.classifier is not None
     seconds = longest_seconds(recipe, model.config.front_end, examples[0].per_second is not None)
@@ -191,6 +192,8 @@ def make_evaluation(
     workers = choose_workers(recipe.workers)
     rate = model.config.sample_rate
     plan = EvaluationPlan(examples, batch, seconds, bool(recipe.window), skip, workers, sample_rate=rate)
+    if most_windows:
+        plan.thin(most_windows)
     loader = LabelledLoader(plan, len(model.classifier.task.classes), workers, skip=skip)
     loader.cache = cache
     size = plan.steps * batch * model.config.frames * model.config.mel_bins * 4

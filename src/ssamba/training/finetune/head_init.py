@@ -16,6 +16,9 @@ from ssamba.models.encoder import Encoder
 from ssamba.training.finetune.evaluate import make_evaluation
 from ssamba.training.finetune.recipe import FinetuneRecipe
 
+MOST_WINDOWS = 64
+"""Of a clip that the regression reads: 11 minutes of hours, spread evenly. All of them together take memory."""
+
 
 def init_by_probe(
     model: Encoder, fold: Fold, data: LabelledData, recipe: FinetuneRecipe, cache: AudioCache | None, skip: SkipList
@@ -30,7 +33,8 @@ def init_by_probe(
     assert model.classifier is not None
     training = model.training
     classes = len(model.classifier.task.classes)
-    values, examples = make_evaluation(fold.train, recipe, model, cache, skip, again=False).values(model.eval())
+    windows = make_evaluation(fold.train, recipe, model, cache, skip, again=False, most_windows=MOST_WINDOWS)
+    values, examples = windows.values(model.eval())
     model.train(training)
     labels = torch.tensor([example.labels[0] for example in fold.train], device="cpu")[examples]
     # Thousands of clips are a minute's work for one core; a small problem gains nothing on a GPU.

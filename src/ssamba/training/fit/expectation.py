@@ -11,8 +11,8 @@ from ssamba.training.finetune.auto import duration
 from ssamba.training.finetune.facts import clip_lengths
 from ssamba.training.fit.heads import LinearHead
 
-PROCESS_BYTES = 0.65e9
-"""Of the process with the model of the package and a batch of windows."""
+PROCESS_BYTES = 0.8e9
+"""Of the process with the model of the package and a batch of windows, where the kernels are compiled first."""
 VALUE_BYTES = 90
 """For each value of all windows: in float32 once, in float64 several times while a regression is fitted."""
 OPERATIONS_A_SECOND = 8e9
