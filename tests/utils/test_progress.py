@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import subprocess
 import sys
 import time
 
@@ -46,3 +47,32 @@ def test_a_bar_that_was_never_shown_prints_nothing(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(sys, "stderr", terminal)
     work(1)
     assert terminal.getvalue() == ""
+
+
+LOST = """
+import os, signal, sys
+from ssamba.utils.progress import Bar
+from ssamba.utils.terminal import interrupts_kept
+class Finalised:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        for _ in range(1000):
+            pass
+try:
+    with interrupts_kept(), Bar("working") as bar:
+        for step in range(10):
+            if step == 3:
+                Finalised()
+            print(step)
+            bar.update(step, 10)
+except KeyboardInterrupt:
+    print("interrupted")
+print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)
+"""
+
+
+def test_an_interrupt_within_a_finaliser_is_not_lost() -> None:
+    """Python prints it as ignored, and would go on."""
+    done = subprocess.run([sys.executable, "-c", LOST], capture_output=True, text=True, check=True)
+    assert "Exception ignored" in done.stderr
+    assert done.stdout.split() == ["0", "1", "2", "3", "interrupted", "True"]

@@ -17,6 +17,7 @@ from ssamba.cli.parser import HelpFormatter, Parser, unknown_command
 from ssamba.cli.streams import drop_stdout, prepare_streams, warn
 from ssamba.data.unread import take_unread, unread_line
 from ssamba.utils.errors import SsambaError
+from ssamba.utils.terminal import interrupts_kept
 
 EXIT_ERROR, EXIT_PIPE, EXIT_INTERRUPTED = 2, 141, 130
 WAIT_SPINS = "2000"
@@ -32,7 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("GOMP_SPINCOUNT", WAIT_SPINS)  # read when torch is imported, which is later
     take_unread()  # of an earlier call in this process
     try:
-        code = _run(words)
+        with interrupts_kept():
+            code = _run(words)
         sys.stdout.flush()
         _name_unread()
         return code

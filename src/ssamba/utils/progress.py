@@ -12,7 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ssamba.utils.terminal import printable
+from ssamba.utils.terminal import printable, raise_lost_interrupt
 
 QUIET_SECONDS = 30.0
 """Without a terminal nothing is printed before this time, and then one line each such interval."""
@@ -56,7 +56,8 @@ class Bar:
         self._begin = time.monotonic()
 
     def update(self, done: float, total: float, note: str = "") -> None:
-        """Show that ``done`` of ``total`` is through."""
+        """Show that ``done`` of ``total`` is through. Raises ``KeyboardInterrupt`` after a Ctrl-C that was lost."""
+        raise_lost_interrupt()
         self._bar.total = max(total, done) or 1
         if self._unit and not note:
             note = f"{done:,.0f} {self._unit}, {done / max(self.seconds, 1e-3):,.0f}/s"

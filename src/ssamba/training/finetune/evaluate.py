@@ -138,7 +138,8 @@ class Evaluation:
         for batch in self.loader:
             with torch.autocast(self.device.type, enabled=False):
                 features = batch_features(batch.waveforms.to(self.device), batch.lengths.to(self.device), self.config)
-            pair = (features, batch._replace(waveforms=batch.waveforms[:0]))
+            # A copy: a view would keep all samples of the batch in memory.
+            pair = (features, batch._replace(waveforms=batch.waveforms[:0].clone()))
             if self.keep:
                 made.append(pair)
             yield pair
