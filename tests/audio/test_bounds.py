@@ -85,6 +85,27 @@ def test_a_stream_of_hours_of_near_silence(near_silence: Path) -> None:
     assert grown("assert sum(map(len, stream_audio(path))) == 16000 * 43200", near_silence) < 100
 
 
+def test_answers_of_many_windows_take_little_memory(tmp_path: Path) -> None:
+    """Of an hour; the model is a stand-in, what reads, makes features and keeps the answers is not."""
+    path = tmp_path / "hour.flac"
+    soundfile.write(path, np.zeros(16000 * 3600, np.int16), 16000)
+    code = """from pathlib import Path
+from types import SimpleNamespace
+import torch
+from ssamba.data.datasets.common import file_example
+from ssamba.data.loaders.labelled import LabelledLoader
+from ssamba.data.samplers.labelled import EvaluationPlan
+from ssamba.models.config import Config
+from ssamba.training.finetune.evaluate import Evaluation
+plan = EvaluationPlan([file_example(Path(path), "long", (0,))], 2, 10.24, True)
+evaluation = Evaluation(LabelledLoader(plan, 2, 2), Config(), torch.device("cpu"), "ce", False, plan.windows)
+next(iter(evaluation.loader))
+before = peak()
+found = evaluation.outputs(SimpleNamespace(classify=lambda x: torch.zeros(len(x), 2)))
+assert (plan.windows, found.logits.shape) == (352, (1, 2))"""
+    assert grown(code, path) < 120  # 486 where small answers between large buffers pinned these
+
+
 def test_many_channels_are_read_in_smaller_blocks(tmp_path: Path) -> None:
     path = tmp_path / "sparse.wav"
     soundfile.write(path, np.zeros((10, 256), np.int16), 48000)

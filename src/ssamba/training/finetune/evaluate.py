@@ -33,6 +33,8 @@ from ssamba.utils.tensor_file import read_header, write_tensors
 FEATURE_BYTES = 4 << 30
 """Features of a set are kept on the model's device between evaluations when they are no larger."""
 MIN_BATCH = 16
+JOINED = 32
+"""Parts of a result that are kept apart at most."""
 
 
 @dataclass(frozen=True)
@@ -151,10 +153,11 @@ class Evaluation:
 
         Both on the CPU, in the examples' order. The caller chooses evaluation mode and precision.
         """
-        values, examples = [], []
+        values: list[Tensor] = []
+        examples: list[Tensor] = []
         for features, batch in self._batches("features for the classifier"):
-            values.append(model.classifier_values(features))
-            examples.append(batch.examples)
+            _add(values, model.classifier_values(features))
+            _add(examples, batch.examples)
         return torch.cat(values).cpu(), torch.cat(examples)
 
     @torch.no_grad()
@@ -163,14 +166,16 @@ class Evaluation:
 
         ``step`` is called before each batch; what it raises ends the evaluation, and nothing of it is kept.
         """
-        logits, batches = [], []
+        logits: list[Tensor] = []
+        targets: list[Tensor] = []
+        examples: list[Tensor] = []
         for features, batch in self._batches("evaluating", step):
-            logits.append(model.classify(features).float())  # read below, all at once
-            batches.append(batch)
-        examples = torch.cat([b.examples for b in batches])
-        width = max(b.targets.shape[1] for b in batches)
-        targets = torch.cat([_widened(b.targets, width) for b in batches])
-        return by_example(torch.cat(logits).cpu(), targets, examples, self.loss)
+            _add(logits, model.classify(features).float())  # read below, all at once
+            _add(targets, batch.targets)
+            _add(examples, batch.examples)
+        width = max(part.shape[1] for part in targets)
+        all_targets = torch.cat([_widened(part, width) for part in targets])
+        return by_example(torch.cat(logits).cpu(), all_targets, torch.cat(examples), self.loss)
 
 
 def make_evaluation(
@@ -212,6 +217,17 @@ def may_keep(size: float, examples: Sequence[Example], recipe: FinetuneRecipe) -
         return size <= most
     on_disk = bytes_on_disk({part.path for example in examples for part in example.parts})
     return size <= FREE_FEATURE_BYTES + MAX_UNPACKED * on_disk
+
+
+def _add(parts: list[Tensor], part: Tensor) -> None:
+    """Append rows, joining those before now and then.
+
+    Thousands of small tensors, each made between two large buffers, keep the allocator from using the memory of these
+    again: 2 MB for each window.
+    """
+    parts.append(part)
+    if len(parts) >= JOINED and len({p.shape[1:] for p in parts}) == 1:
+        parts[:] = [torch.cat(parts)]
 
 
 def _widened(targets: Tensor, width: int) -> Tensor:
