@@ -56,7 +56,7 @@ def test_it_tells_choice_result_and_next_command(
     assert notes[0] == "ssamba: note: no splits given: cross-validated in 5 folds, divided by class (seed 0)"
     assert notes[1].endswith("chosen for 30 clips of 3 classes: logistic regression, C by the loss of held-out clips,")
     assert notes[2].endswith("  on 256 values of the last layer (rows) of 32 frames, stride 16")
-    assert re.fullmatch(r"ssamba: note: expected: 0\.7 GB of memory, \d+ s \(from passes made now\)", notes[3])
+    assert re.fullmatch(r"ssamba: note: expected: 0\.8 GB of memory, \d+ s \(from passes made now\)", notes[3])
     lines = out.splitlines()
     assert lines[0].startswith("fit: accuracy ")
     assert " of 30, " in lines[0]

@@ -181,7 +181,13 @@ def terminal_run(words: Sequence[str], folder: Path, wait_for: str = "", number:
     import termios
 
     fcntl.ioctl(there, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
-    process = subprocess.Popen([sys.executable, "-m", "ssamba", *words], cwd=folder, stdout=there, stderr=there)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ssamba", *words],
+        cwd=folder,
+        stdout=there,
+        stderr=there,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests that run in the background ignore it
+    )
     os.close(there)
     received = b""
     deadline = time.monotonic() + 300

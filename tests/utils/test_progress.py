@@ -51,6 +51,7 @@ def test_a_bar_that_was_never_shown_prints_nothing(monkeypatch: pytest.MonkeyPat
 
 LOST = """
 import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which is ignored where the tests run in the background
 from ssamba.utils.progress import Bar
 from ssamba.utils.terminal import interrupts_kept
 class Finalised:

@@ -16,7 +16,7 @@ from ssamba.models.encoder import Encoder
 from ssamba.training.finetune.evaluate import make_evaluation
 from ssamba.training.finetune.recipe import FinetuneRecipe
 
-MOST_WINDOWS = 64
+PROBE_WINDOWS = 64
 """Of a clip that the regression reads: 11 minutes of hours, spread evenly. All of them together take memory."""
 
 
@@ -33,7 +33,7 @@ def init_by_probe(
     assert model.classifier is not None
     training = model.training
     classes = len(model.classifier.task.classes)
-    windows = make_evaluation(fold.train, recipe, model, cache, skip, again=False, most_windows=MOST_WINDOWS)
+    windows = make_evaluation(fold.train, recipe, model, cache, skip, again=False, most_windows=PROBE_WINDOWS)
     values, examples = windows.values(model.eval())
     model.train(training)
     labels = torch.tensor([example.labels[0] for example in fold.train], device="cpu")[examples]
