@@ -19,9 +19,11 @@ test: $(STAMP) lint
 test-slow: $(STAMP)
 	$(PYTEST) -m 'slow and not gpu'
 
-# The part of them that continuous integration runs: without those that take minutes each (tutorials, long damage runs).
+# The part of them that continuous integration runs: every third of those that do not take minutes each (tutorials, long
+# damage runs). SHARD=1/3 and 2/3 are the others.
+SHARD ?= 0/3
 test-ci-slow: $(STAMP)
-	$(PYTEST) -m 'slow and not gpu and not long' --durations=15
+	$(PYTEST) -m 'slow and not gpu and not long' --shard=$(SHARD) --durations=15
 
 # Damaged files of every kind, CASES of them from SEED; findings are written to fuzz-findings/.
 CASES ?= 1000000
