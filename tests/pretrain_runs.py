@@ -15,6 +15,25 @@ import pytest
 from safetensors.torch import load_file
 from torch import Tensor
 
+SMALL: dict[str, object] = {
+    "width": 32,
+    "depth": 2,
+    "frames": 64,
+    "mask": 16,
+    "validation_mask": 16,
+    "batch": 4,
+    "steps": 24,
+    "lr": 1e-3,
+    "warmup_steps": 4,
+    "warmup_every": 1,
+    "validate_every": 8,
+    "validation": 0.1,
+    "log_every": 3,
+    "save_minutes": 0.0,
+}
+"""A run of seconds: one pair of blocks on 8 x 4 patches."""
+
+
 TIMES = ("seconds", "clips_per_second")
 
 

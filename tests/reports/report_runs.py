@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
+from pretrain_runs import SMALL
 
 RATE = 16000
 MARKUP = "</script><script>window.hacked=1</script>"
@@ -14,22 +15,7 @@ MARKUP = "</script><script>window.hacked=1</script>"
 CLASSES = ("dog", 'rain & "wind"', MARKUP)
 HOSTILE = "<img src=x onerror=window.hacked=1>.wav"
 LONG = "long-recording.wav"
-PRETRAINING = {
-    "width": 16,
-    "depth": 2,
-    "frames": 64,
-    "mask": 16,
-    "validation_mask": 16,
-    "batch": 4,
-    "steps": 24,
-    "lr": 1e-3,
-    "warmup_steps": 4,
-    "warmup_every": 1,
-    "validate_every": 8,
-    "validation": 0.2,
-    "log_every": 2,
-    "save_minutes": 0.0,
-}
+PRETRAINING = SMALL | {"width": 16, "validation": 0.2, "log_every": 2}
 
 
 def tone(kind: int, number: int, seconds: float) -> np.ndarray:

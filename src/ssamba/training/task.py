@@ -19,6 +19,12 @@ ACTIVATION_BYTES = 84
 ACTIVATIONS = 0.4e9
 """Most bytes of activations on a processor, where more clips in a pass are no faster."""
 
+
+def clip_activations(width: int, blocks: int, tokens: int) -> float:
+    """Bytes that one clip keeps for the backward pass, in float32."""
+    return ACTIVATION_BYTES * width * blocks * tokens
+
+
 TaskBatch = TypeVar("TaskBatch")
 TaskInputs = TypeVar("TaskInputs", bound=TensorGroup)
 

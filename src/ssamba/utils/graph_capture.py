@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import torch
 
+from ssamba.utils.terminal import one_line
+
 WARM_UPS = 2
 """Calls before a capture."""
 
@@ -38,5 +40,5 @@ def compiler_problem(device: torch.device) -> str | None:
     try:
         torch.compile(torch.sin, dynamic=False)(torch.zeros(8, dtype=torch.float32, device=device))
     except Exception as error:  # no common class: no compiler, no Triton, an unknown Python
-        return " ".join(str(error).split())[:200]
+        return one_line(str(error))[:200]
     return None

@@ -41,6 +41,13 @@ def note(line: str) -> None:
     logging.getLogger("ssamba").warning("%s", printable(line))
 
 
+def duration(seconds: float) -> str:
+    """Seconds in the unit that reads best: ``90 s``, ``10 min``, ``2.2 h``."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
 def shorten(value: object, limit: int = SHORT) -> str:
     """``repr`` of a foreign value in at most ``limit`` characters, without writing out a huge one first."""
     if isinstance(value, str):

@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ssamba.utils.terminal import duration
+
 
 @dataclass(frozen=True)
 class Scale:
@@ -68,11 +70,7 @@ def percent(share: float, digits: int = 1) -> str:
 
 def readable_duration(seconds: float) -> str:
     """Seconds as a time that is read easily."""
-    if seconds < 120:
-        return f"{number_text(seconds)} s"
-    if seconds < 7200:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
+    return f"{number_text(seconds)} s" if seconds < 120 else duration(seconds)
 
 
 def spread_labels(positions: Sequence[float], gap: float, low: float, high: float) -> list[float]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from ssamba.data.examples import LabelledData
 from ssamba.data.loaders.audio_cache import FREE_BYTES, MAX_UNPACKED
-from ssamba.training.task import ACTIVATION_BYTES, ACTIVATIONS
+from ssamba.training.task import ACTIVATION_BYTES, ACTIVATIONS, clip_activations
 
 MAX_FRAMES, MIN_FRAMES = 1024, 32
 FEW_CLIPS, MAX_FOLDS = 300, 5
@@ -168,7 +168,7 @@ def tokens(facts: Facts, values: Mapping[str, Any]) -> int:
 
 def activation_bytes(facts: Facts, values: Mapping[str, Any]) -> float:
     """Bytes that one training clip keeps for the backward pass."""
-    return ACTIVATION_BYTES * facts.width * facts.depth * tokens(facts, values) / (2 if facts.gpu else 1)
+    return clip_activations(facts.width, facts.depth, tokens(facts, values)) / (2 if facts.gpu else 1)
 
 
 def _choose_sizes(facts: Facts, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -209,13 +209,6 @@ def windows_per_clip(facts: Facts, values: Mapping[str, Any]) -> float:
     window = values.get("window") or math.inf
     counts = [max(1, math.ceil(seconds / window - 0.05)) for seconds in facts.seconds]
     return sum(counts) / len(counts) if counts else 1.0
-
-
-def duration(seconds: float) -> str:
-    """For a reader."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def expected_bytes(facts: Facts, values: Mapping[str, Any], parameters: int) -> float:

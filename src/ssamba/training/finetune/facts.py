@@ -24,6 +24,7 @@ from ssamba.training.finetune.recipe import FinetuneRecipe
 from ssamba.training.loop import precision
 from ssamba.training.run_folder import RECIPE_FILE
 from ssamba.utils.errors import AudioError, ConfigError
+from ssamba.utils.terminal import duration
 from ssamba.utils.yaml_text import read_yaml
 
 MAX_LENGTHS = 2000
@@ -183,7 +184,7 @@ def report_choices(recipe: FinetuneRecipe, facts: auto.Facts, model: Encoder, de
     per_clip = step_seconds(recipe, model, device)
     memory = auto.expected_bytes(facts, values, sum(p.numel() for p in model.parameters()))
     where = "GPU and main memory" if facts.gpu else "memory"
-    total = auto.duration(auto.expected_seconds(facts, values, per_clip))
+    total = duration(auto.expected_seconds(facts, values, per_clip))
     say(f"expected: {memory / 1e9:.1f} GB of {where}, {total} (from a step taken now)")
 
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 from ssamba.data.examples import Example, LabelledData
 from ssamba.inference.model import Encoder
-from ssamba.training.finetune.auto import duration
 from ssamba.training.finetune.facts import clip_lengths
 from ssamba.training.fit.heads import LinearHead
+from ssamba.utils.terminal import duration
 
 PROCESS_BYTES = 0.8e9
 """Of the process with the model of the package and a batch of windows, where the kernels are compiled first."""

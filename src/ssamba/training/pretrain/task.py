@@ -25,7 +25,7 @@ from ssamba.training.features import batch_features
 from ssamba.training.pretrain.recipe import PretrainRecipe
 from ssamba.training.pretrain.teacher_targets import LatentHeads, active_losses, predict, teacher_targets
 from ssamba.training.seeds import torch_generator
-from ssamba.training.task import ACTIVATION_BYTES, ACTIVATIONS, Task
+from ssamba.training.task import ACTIVATIONS, Task, clip_activations
 from ssamba.training.tensors import TensorGroup
 from ssamba.utils.errors import ConfigError
 from ssamba.utils.graph_capture import compiler_problem
@@ -122,7 +122,7 @@ def choose_pass_clips(recipe: PretrainRecipe, model: Encoder) -> int:
         return min(recipe.batch, recipe.clips_per_pass or recipe.batch)
     config = model.config
     blocks = config.depth + config.decoder_depth
-    of_clip = ACTIVATION_BYTES * config.width * blocks * (math.prod(config.grid) + 1) * recipe.masks_per_clip
+    of_clip = clip_activations(config.width, blocks, math.prod(config.grid) + 1) * recipe.masks_per_clip
     two = OBJECTIVES[recipe.objective].uses_two_masks and recipe.passes == 2
     return max(1, min(recipe.batch, int(ACTIVATIONS / (of_clip * (2 if two else 1)))))
 
