@@ -28,11 +28,13 @@ BLOCKS = 2
 class InferencePlan(NamedTuple):
     """How inference spends memory and time; the results differ by rounding alone. Counts are tokens of all clips.
 
-    The defaults are measurements on one GPU (dev/KERNEL-NOTES.md).
+    The defaults are measurements on one GPU (dev/KERNEL-NOTES.md), on a CPU those of docs/cpu-scan.md.
     """
 
     part_tokens: int = 32768
     """Larger inputs go through each pair in parts of at least this many tokens, enough to fill a GPU."""
+    part_tokens_cpu: int = 2048
+    """The same on a CPU: what a part takes stays in the caches, and the system does not have to clear fresh memory."""
     defer_gate_min_tokens: int = 16384
     """From here on the scan runs without its gate where it can, and z is made after it: that takes a third less memory
     and, up to ``narrow_width``, where gate and output are one pass, no more time."""
@@ -163,7 +165,8 @@ class BlockPair(nn.Module, ABC):
                 normal_BLd, stream_BLd, fuse, plan.defer_gate_part_tokens
             ):
                 return ResidualState(normal_BLd, stream_BLd, fuse)
-            parts = min(batch, batch * length // plan.part_tokens)
+            least = plan.part_tokens_cpu if x_BLd.device.type == "cpu" else plan.part_tokens
+            parts = min(batch, batch * length // least)
             if parts > 1:
                 self._step_by_parts(normal_BLd, parts)
                 return ResidualState(normal_BLd, stream_BLd)
