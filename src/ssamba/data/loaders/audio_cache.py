@@ -60,7 +60,7 @@ def _new_file(size: int) -> int:
 
 BLOCKWISE_SECONDS = 600.0
 """Longer files are never held in memory as floats: 38 MB at 16 kHz."""
-FREE_BYTES = 200_000_000
+FREE_BYTES = 100_000_000
 MAX_UNPACKED = 32
 """Speech as Opus of 8 kbit/s unpacks to 32 times its size."""
 

@@ -28,7 +28,7 @@ TOKEN_SECONDS = 0.00042 / (192 * 24)
 """One training pass on two cores per token, unit of width and block (``tiny``: 0.11 s for 5 s of audio)."""
 GPU_FACTOR = 100
 """How many times as fast a GPU is as two cores."""
-FREE_FEATURE_BYTES = 256_000_000
+FREE_FEATURE_BYTES = 64_000_000
 """Beyond it kept features take at most ``MAX_UNPACKED`` times the size of their files, as the audio cache does."""
 TRAINING_SECONDS = 60.0
 """Time allowed for 40 clips; it grows with the power 3/4 of their number."""
