@@ -3,9 +3,10 @@
     NUMBA_OPT=0 python tests/ops/arm64_code.py KERNEL CPU ...
 
 Prints a JSON list with one entry for each pair: ``kernel``, ``cpu``, ``machine`` (of the ELF file), ``multiply_adds``
-(of sixteen lanes, in LLVM's optimised form), ``instructions`` (counts by name and by the form of their first operand)
-and ``calls`` (names of functions). With NUMBA_OPT=0 Numba leaves its module as it was written, and LLVM optimises it
-here for the given processor. It is a process of its own, because LLVM ends it where it cannot select an instruction.
+(of sixteen lanes, in LLVM's optimised form), ``instructions`` (counts by name and by the form of their first operand),
+``loop`` (see ``longest_loop``) and ``calls`` (names of functions). With NUMBA_OPT=0 Numba leaves its module as it was
+written, and LLVM optimises it here for the given processor. It is a process of its own, because LLVM ends it where it
+cannot select an instruction.
 """
 
 from __future__ import annotations
@@ -44,6 +45,22 @@ def instructions(assembly: str) -> collections.Counter[str]:
     return found
 
 
+def longest_loop(assembly: str) -> dict[str, int]:
+    """The longest loop without branches: its instructions, and its vector loads and stores of the stack."""
+    pieces = re.split(r"^(\.L\w+):", assembly, flags=re.MULTILINE)
+    found = {"instructions": 0, "stack_loads": 0, "stack_stores": 0}
+    for label, code in zip(pieces[1::2], pieces[2::2], strict=True):
+        back = re.search(rf"^\t(?:b\.|cb|tb)\w+\t.*{re.escape(label)}$", code, re.MULTILINE)
+        loop = code[: back.end()] if back else ""
+        count = len(re.findall(r"^\t[a-z]", loop, re.MULTILINE))
+        if count > found["instructions"]:
+            loads, stores = (
+                len(re.findall(rf"^\t(?:{names})\tq.*\[sp\b", loop, re.MULTILINE)) for names in ("ldr|ldp", "str|stp")
+            )
+            found = {"instructions": count, "stack_loads": loads, "stack_stores": stores}
+    return found
+
+
 def describe(kernel: str, text: str, cpu: str) -> dict[str, Any]:
     """One entry of the list."""
     module = llvm.parse_assembly(text)
@@ -59,6 +76,7 @@ def describe(kernel: str, text: str, cpu: str) -> dict[str, Any]:
         "machine": elf_machine,
         "multiply_adds": len(re.findall(r"call .*@llvm\.fmuladd\.v16f32", str(module))),
         "instructions": dict(instructions(assembly)),
+        "loop": longest_loop(assembly),
         "calls": sorted(set(re.findall(r"^\tbl?\t([A-Za-z_]\S*)", assembly, re.MULTILINE))),
     }
 
