@@ -136,7 +136,9 @@ def check_machine() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").partition("\n")[0], epilog="All other words go to pytest.", allow_abbrev=False
+    )
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "arm64", help="where everything lies")
     parser.add_argument("--cpu", metavar="NAME", help="processor to compile for (default: ARMv8 with NEON)")
     parser.add_argument("--shell", action="store_true", help="set up, and print how to start Python by hand")
