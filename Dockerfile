@@ -3,7 +3,7 @@
 #     docker build --tag ssamba .
 #     docker run --rm --volume "$PWD:/data" --user "$(id -u):$(id -g)" ssamba embed recording.wav --out embeddings.npz
 #
-# On x86-64 the package index serves torch with CUDA, gigabytes that a CPU has no use for. The CPU build comes from PyTorch's own index:
+# The package index serves torch with CUDA, gigabytes that a CPU has no use for. The CPU build comes from PyTorch's own index:
 #
 #     docker build --build-arg TORCH_INDEX=<address of the CPU index, from PyTorch's installation page> --tag ssamba .
 

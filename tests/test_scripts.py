@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -90,6 +91,22 @@ def test_write_constraints() -> None:
     assert not {name.lower().replace("_", "-") for name in names} - set(pins)
     shared = re.findall(r"^([\w-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
     assert all(pins[name] == version for name, version in shared)
+
+
+def test_arm64() -> None:
+    """dev/arm64.py names all that ssamba and pytest need: it fetches wheels without what they depend on."""
+    assert "usage" in run("dev/arm64.py", "--help")
+    pins, closure = (
+        runpy.run_path(str(ROOT / "dev" / script))[name]
+        for script, name in (("arm64.py", "pins"), ("write_constraints.py", "closure"))
+    )
+    names = {re.sub(r"==[\d.]+$", "", pin) for pin in pins()}
+    needed = {name for start in ("ssamba", "pytest", "pytest-timeout") for name in closure(start, "")}
+    # torch's: those of its builds with CUDA, and one that the build for arm64 does not ask for.
+    not_on_arm64 = {name for name in needed if name.startswith(("nvidia-", "cuda-"))} | {"triton", "setuptools"}
+    assert len(needed) > 20
+    assert not needed - not_on_arm64 - names
+    assert not [name for name in names if "=" in name]
 
 
 @pytest.mark.slow
