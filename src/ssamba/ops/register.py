@@ -28,14 +28,17 @@ def define_operator(
 
     def define(run: Callable[..., Any]) -> Any:
         operator = torch.library.custom_op(name, run, mutates_args=mutates_args, schema=schema)
-        torch.library.impl(name, DEVICES, _untraced(run))
+        torch.library.impl(name, DEVICES, untraced(run))
         return operator
 
     return define
 
 
-def _untraced(run: Callable[..., Any]) -> Callable[..., Any]:
-    """``run``, which torch's compiler leaves alone where it has been imported."""
+def untraced(run: Callable[..., Any]) -> Callable[..., Any]:
+    """``run`` as an operator's kernel, which torch's compiler leaves alone where it has been imported.
+
+    It would look into kernels that run in a function which it has given up on.
+    """
     disabled: list[Callable[..., Any]] = []
 
     @functools.wraps(run)
