@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import importlib
 import logging
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+from ssamba.ops.jit import machine_code
 
 _log = logging.getLogger(__name__)
 _lock = threading.Lock()
@@ -46,32 +49,41 @@ class Kernel:
         self.call = ctypes.CFUNCTYPE(None, ctypes.c_int64)(self.address)  # releases the GIL while it runs
 
 
-def _entry_points() -> dict[str, Callable[[int], Callable[[int], None]]]:
-    from ssamba.ops.mamba.cpu.conv import conv_backward, conv_forward
-    from ssamba.ops.mamba.cpu.scan_backward import scan_backward
-    from ssamba.ops.mamba.cpu.scan_forward import scan_forward
-    from ssamba.ops.mamba.cpu.tied_backward import tied_backward
-    from ssamba.ops.mamba.cpu.tied_forward import tied_forward
+_MODULES = {
+    "scan_forward": "scan_forward",
+    "scan_backward": "scan_backward",
+    "tied_forward": "tied_forward",
+    "tied_backward": "tied_backward",
+    "conv_forward": "conv",
+    "conv_backward": "conv",
+}
+"""The module of each kernel; importing one imports Numba."""
 
-    return {
-        "scan_forward": scan_forward,
-        "scan_backward": scan_backward,
-        "tied_forward": tied_forward,
-        "tied_backward": tied_backward,
-        "conv_forward": conv_forward,
-        "conv_backward": conv_backward,
-    }
+
+def check() -> None:
+    """Raises what importing Numba raises, where no kernel's machine code is kept: else it may not be needed."""
+    if not loaded() and not any(machine_code.held(_key(name)) for name in _MODULES):
+        importlib.import_module("numba")
+
+
+def _key(name: str) -> str | None:
+    return machine_code.key(name, _version())
 
 
 def compile_kernel(name: str) -> Kernel:
-    """A new instance of the kernel, from Numba's cache where that holds it. Raises ImportError without Numba."""
-    return Kernel(_compile(name))
+    """A new instance of the kernel, from a cache where one holds it. Raises ImportError without Numba."""
+    kept = machine_code.load(_key(name))
+    if kept is not None:
+        return Kernel(kept)
+    compiled = _compile(name)
+    machine_code.keep(_key(name), compiled)
+    return Kernel(compiled)
 
 
 def _compile(name: str) -> Any:
     from numba import cfunc, types
 
-    entry = _entry_points()[name](_version())
+    entry = getattr(importlib.import_module(f"{__package__}.{_MODULES[name]}"), name)(_version())
     signature = types.void(types.int64)
     try:
         return cfunc(signature, cache=True, error_model="numpy")(entry)
