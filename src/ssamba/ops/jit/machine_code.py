@@ -50,6 +50,8 @@ class MachineCode:
     def __init__(self, symbol: str, code: bytes) -> None:
         import llvmlite.binding as llvm
 
+        if not code.startswith(b"\x7fELF"):  # LLVM ends the process at anything else
+            raise ValueError("the machine code is no object file")
         machine = _target().create_target_machine(cpu=llvm.get_host_cpu_name(), jit=True)
         self._engine = llvm.create_mcjit_compiler(llvm.parse_assembly(_GIL), machine)
         self._engine.add_object_file(llvm.ObjectFileRef.from_data(code))
