@@ -60,6 +60,11 @@ def test_a_second_process_does_without_numba(folder: Path) -> None:
     gradient = convolve(gradient=True)
     assert gradient[0] == "True"
     assert convolve(gradient=True) == ("False", gradient[1])
+    # What Numba alone has in its cache is taken from there.
+    for path in kept:
+        path.unlink()
+    assert convolve() == ("True", made[1])
+    assert convolve() == ("False", made[1])
     # Nothing runs of what another user may have written or of what is damaged. Without a warning: Numba has a cache.
     folder.chmod(0o777)
     assert convolve() == ("True", made[1])
@@ -119,7 +124,7 @@ def test_code_that_needs_numba_is_not_kept(folder: Path) -> None:
             self._get_compiled_object = lambda: code
 
     class Compiled:
-        native_name = "symbol"
+        native_name, cache_hits = "symbol", 0
 
         def __init__(self, code: bytes) -> None:
             self._library = Library(code)

@@ -119,12 +119,12 @@ def held(key: str | None) -> bool:
 
 
 def keep(key: str | None, compiled: Any) -> None:
-    """Keeps the code of ``compiled``, Numba's C callback, where it has just been made and needs nothing of Numba."""
+    """Keeps the code of ``compiled``, Numba's C callback, where it needs nothing of Numba."""
     if key is None:
         return
     try:
-        code = bytes(compiled._library._get_compiled_object())
-    except Exception as error:  # from Numba's cache, which does not give it out; or another Numba
+        code = _code(compiled)
+    except Exception as error:  # another Numba
         _log.debug("%s: no machine code to keep: %s: %s", key, type(error).__name__, error)
         return
     needs = set(re.findall(rb"\0((?:numba|NRT)_\w+)(?=\0)", code)) - _KNOWN
@@ -132,3 +132,14 @@ def keep(key: str | None, compiled: Any) -> None:
         _log.debug("%s: machine code is not kept: it needs %s", key, sorted(needs))
         return
     kernel_cache.store(key, compiled.native_name.encode() + b"\n" + code, kernel_cache.OBJECT)
+
+
+def _code(compiled: Any) -> bytes:
+    """What Numba has just made, or has in its own cache."""
+    if compiled.cache_hits == 0:
+        return bytes(compiled._library._get_compiled_object())
+    cache, context = compiled._cache, compiled._targetdescr.target_context
+    (_, kind, data), *_ = cache._cache_file.load(cache._index_key(compiled._sig, context.codegen()))
+    if kind != "object":
+        raise ValueError(f"Numba keeps {kind}")
+    return bytes(data[0])

@@ -12,16 +12,15 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from ssamba.ops.jit import machine_code
-
 _log = logging.getLogger(__name__)
 _lock = threading.Lock()
 
 
 def sources() -> list[Path]:
-    """The files that decide what the machine code does: the kernels, their helpers, and how they are launched."""
+    """The files that decide what the machine code does: the kernels, their helpers, how they load and launch."""
     ops = Path(__file__).parents[2]
-    return sorted([*(ops / "mamba" / "cpu").glob("*.py"), ops / "jit" / "numba_simd.py", ops / "jit" / "openmp.py"])
+    helpers = (ops / "jit" / f"{name}.py" for name in ("machine_code", "numba_simd", "openmp"))
+    return sorted([*(ops / "mamba" / "cpu").glob("*.py"), *helpers])
 
 
 def digest(paths: Iterable[Path]) -> int:
@@ -62,21 +61,22 @@ _MODULES = {
 
 def check() -> None:
     """Raises what importing Numba raises, where no kernel's machine code is kept: else it may not be needed."""
-    if not loaded() and not any(machine_code.held(_key(name)) for name in _MODULES):
+    from ssamba.ops.jit import machine_code
+
+    if not any(machine_code.held(machine_code.key(name, _version())) for name in _MODULES):
         importlib.import_module("numba")
-
-
-def _key(name: str) -> str | None:
-    return machine_code.key(name, _version())
 
 
 def compile_kernel(name: str) -> Kernel:
     """A new instance of the kernel, from a cache where one holds it. Raises ImportError without Numba."""
-    kept = machine_code.load(_key(name))
+    from ssamba.ops.jit import machine_code
+
+    key = machine_code.key(name, _version())
+    kept = machine_code.load(key)
     if kept is not None:
         return Kernel(kept)
     compiled = _compile(name)
-    machine_code.keep(_key(name), compiled)
+    machine_code.keep(key, compiled)
     return Kernel(compiled)
 
 
