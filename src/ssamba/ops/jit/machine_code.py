@@ -53,7 +53,7 @@ class MachineCode:
         if not code.startswith(b"\x7fELF"):  # LLVM ends the process at anything else
             raise ValueError("the machine code is no object file")
         machine = _target().create_target_machine(cpu=llvm.get_host_cpu_name(), jit=True)
-        self._engine = llvm.create_mcjit_compiler(llvm.parse_assembly(_GIL), machine)
+        self._engine = llvm.create_mcjit_compiler(_gil(), machine)
         self._engine.add_object_file(llvm.ObjectFileRef.from_data(code))
         self._engine.finalize_object()
         self.address = int(self._engine.get_function_address(symbol))
@@ -68,6 +68,14 @@ def _target() -> Any:
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     return llvm.Target.from_triple(llvm.get_process_triple())
+
+
+def _gil() -> Any:
+    import llvmlite.binding as llvm
+
+    # Before LLVM 17 a pointer says to what: Numba 0.61 has LLVM 15.
+    text = _GIL if llvm.llvm_version_info >= (17,) else _GIL.replace("ptr ", "i32* ")
+    return llvm.parse_assembly(text)
 
 
 def key(name: str, version: int) -> str | None:
