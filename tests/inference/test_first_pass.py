@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from ssamba.ops.jit import machine_code
+
 EMBED = """
 import hashlib, sys
 import numpy as np
@@ -26,7 +28,7 @@ SLOW = ("sympy", "torch._dynamo", "torch._inductor", "torch.distributed.fsdp", "
 """Each takes 0.1 s or more of a first pass, as imported by the next or the one before."""
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere Numba loads its machine code itself")
+@pytest.mark.skipif(not machine_code.SUPPORTED, reason="Numba loads its machine code itself here")
 def test_the_first_pass_imports_no_compiler(tmp_path: Path) -> None:
     environment = {**os.environ, "SSAMBA_CACHE_DIR": str(tmp_path / "kernels"), "NUMBA_CACHE_DIR": str(tmp_path / "n")}
     environment.pop("SSAMBA_BACKEND", None)

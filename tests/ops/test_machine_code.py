@@ -13,7 +13,7 @@ import pytest
 from ssamba.ops.jit import kernel_cache, machine_code
 from ssamba.ops.mamba.cpu import kernels
 
-pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere Numba's cache alone serves")
+pytestmark = pytest.mark.skipif(not machine_code.SUPPORTED, reason="Numba's cache alone serves here")
 
 CONVOLVE = """
     import hashlib, sys, warnings

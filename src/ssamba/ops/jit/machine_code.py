@@ -1,8 +1,8 @@
 """Machine code that Numba has made, loaded by later processes without Numba.
 
 Importing Numba and its registries takes half a second, most of a new process's first pass, for 25 KB of machine code
-that are on disk already. LLVM alone links them in a hundredth of that. The code is what Numba keeps in its cache, bit
-for bit, kept once more in ``kernel_cache``. On Linux; elsewhere Numba's cache alone serves.
+that are on disk already. LLVM alone links them in a tenth of that. The code is what Numba keeps in its cache, bit for
+bit, kept once more in ``kernel_cache``, where that has been tried (``SUPPORTED``); elsewhere Numba's cache alone serves.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import importlib.util
 import json
 import logging
 import os
+import platform
 import re
 import sys
 from functools import lru_cache
@@ -22,6 +23,7 @@ import numpy as np
 
 from ssamba.ops.jit import kernel_cache
 
+SUPPORTED = sys.platform.startswith("linux") and platform.machine() == "x86_64"
 _log = logging.getLogger(__name__)
 
 _GIL = """
@@ -79,12 +81,12 @@ def _gil() -> Any:
 
 
 def key(name: str, version: int) -> str | None:
-    """The key of a kernel's machine code, a sha256; None without Numba or where Numba's cache alone serves.
+    """The key of a kernel's machine code, a sha256; None without Numba or where that is not ``SUPPORTED``.
 
     ``version`` says what the kernel is made from. All else that Numba's own key holds goes in: its version and those of
     what it imports, the processor, and its settings.
     """
-    if not sys.platform.startswith("linux") or importlib.util.find_spec("numba") is None:
+    if not SUPPORTED or importlib.util.find_spec("numba") is None:
         return None
     try:
         parts = json.dumps([name, version, *_surroundings(), _settings()])
