@@ -2,7 +2,7 @@
 
 Importing Numba and its registries takes half a second, most of a new process's first pass, for 25 KB of machine code
 that are on disk already. LLVM alone links them in a tenth of that. The code is what Numba keeps in its cache, bit for
-bit, kept once more in ``kernel_cache``, where that has been tried (``SUPPORTED``); elsewhere Numba's cache alone serves.
+bit, kept once more in ``kernel_cache``, where that has been tried (``SUPPORTED``); elsewhere there is Numba's cache.
 """
 
 from __future__ import annotations
