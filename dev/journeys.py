@@ -178,7 +178,7 @@ def listed(files: list[str]) -> str:
 
 def text_of(found: dict[str, Measured]) -> str:
     """The table, and a list for each journey."""
-    rows = ["| journey | files | functions | changes of file | at 0.1.0 |", "|---|---|---|---|---|"]
+    rows = ["| call | files | functions | changes of file | at 0.1.0 |", "|---|---|---|---|---|"]
     parts = []
     for journey, measured in found.items():
         before = ", ".join(map(str, BEFORE[journey]))

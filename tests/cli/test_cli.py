@@ -341,7 +341,7 @@ def test_pictures(tmp_path: Path) -> None:
     from ssamba.utils.plots import embedding_map, loss_curves
 
     rows = [
-        {"step": str(s), "loss": str(3 / s), "lr": "1e-4", "val_loss": "1" if s % 50 == 0 else ""}
+        {"step": s, "loss": str(4 + 3 / s), "accuracy": s / 500, "lr": "1e-4", "val_loss": "1" if s % 50 == 0 else ""}
         for s in range(1, 200)
     ]
     loss_curves(rows, tmp_path / "curves.png")

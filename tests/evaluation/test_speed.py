@@ -113,7 +113,7 @@ def test_report(tmp_path: Path) -> None:
         result("ssast-written-out", 22016, None, None, OUT_OF_MEMORY),
     ]  # fmt: skip
     text = speed_table(results, settings)
-    assert "50.0 % faster, 50.0 % leaner. Faster from about 1,000 tokens." in text
+    assert "50.0 % less time, 50.0 % less memory. Faster from about 1,000 tokens." in text
     assert "out of memory there. Faster at every length from 512 tokens." in text
     assert "| 2,048 | 50, 30 | 100, 30 | out of memory | 1.0e-03 |" in text
     paths = write_report(tmp_path / "out", results, settings)

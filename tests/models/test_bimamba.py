@@ -104,7 +104,7 @@ def test_a_step_by_parts_is_the_whole_step(small_model: SSAMBA) -> None:
     tokens = torch.randn(3, 9, small_model.config.width)
     with torch.no_grad():
         whole = small_model.encode_tokens(tokens)
-        small_model.plan = InferencePlan(part_tokens=9)
+        small_model.plan = InferencePlan(part_tokens=9, part_tokens_cpu=9)
         given = tokens.clone()
         torch.testing.assert_close(small_model.encode_tokens(given), whole, rtol=1e-5, atol=1e-5)
     assert torch.equal(given, tokens)
@@ -190,7 +190,8 @@ def test_another_mixer_is_one_class_and_one_row(monkeypatch: pytest.MonkeyPatch,
     trained.sum().backward()
     assert all(p.grad is not None and p.grad.any() for name, p in model.named_parameters() if name.startswith("pairs"))
     with torch.no_grad():
-        model.plan = InferencePlan(part_tokens=9, defer_gate_min_tokens=1)  # which it has no form for: by parts
+        # which it has no form for: by parts
+        model.plan = InferencePlan(part_tokens=9, part_tokens_cpu=9, defer_gate_min_tokens=1)
         torch.testing.assert_close(model.encode_tokens(tokens), trained, rtol=1e-5, atol=1e-5)
 
 

@@ -48,11 +48,11 @@ def three_spectrograms(found: Reconstruction, out: Path) -> None:
     end = found.start + found.front_end.seconds_between(len(found.original))
     panels = (
         ("original", found.original),
-        ("masked: grey is hidden from the model", np.ma.masked_array(found.original, found.masked)),
-        ("reconstructed: hidden patches drawn by the model", found.predicted),
+        ("masked: the model reads all but the grey patches", np.ma.masked_array(found.original, found.masked)),
+        ("reconstructed: masked patches as the model predicts them", found.predicted),
     )
     with figure_file(out, 9, 8) as figure:
-        figure.suptitle(f"{short_name(found.name)}: {found.mask} of {found.patches} patches hidden", fontsize=13)
+        figure.suptitle(f"{short_name(found.name)}: {found.mask} of {found.patches} patches masked", fontsize=13)
         axes = figure.subplots(3, 1, sharex=True)
         for panel, (title, values) in zip(axes, panels, strict=True):
             image = panel.imshow(

@@ -28,11 +28,13 @@ BLOCKS = 2
 class InferencePlan(NamedTuple):
     """How inference spends memory and time; the results differ by rounding alone. Counts are tokens of all clips.
 
-    The defaults are measurements on one GPU (dev/KERNEL-NOTES.md).
+    The defaults are measurements on one GPU (dev/KERNEL-NOTES.md), on a CPU those of docs/cpu-scan.md.
     """
 
     part_tokens: int = 32768
     """Larger inputs go through each pair in parts of at least this many tokens, enough to fill a GPU."""
+    part_tokens_cpu: int = 2048
+    """The same on a CPU: what a part takes stays in the caches, and the system does not have to clear fresh memory."""
     defer_gate_min_tokens: int = 16384
     """From here on the scan runs without its gate where it can, and z is made after it: that takes a third less memory
     and, up to ``narrow_width``, where gate and output are one pass, no more time."""
@@ -163,7 +165,8 @@ class BlockPair(nn.Module, ABC):
                 normal_BLd, stream_BLd, fuse, plan.defer_gate_part_tokens
             ):
                 return ResidualState(normal_BLd, stream_BLd, fuse)
-            parts = min(batch, batch * length // plan.part_tokens)
+            least = plan.part_tokens_cpu if x_BLd.device.type == "cpu" else plan.part_tokens
+            parts = min(batch, batch * length // least)
             if parts > 1:
                 self._step_by_parts(normal_BLd, parts)
                 return ResidualState(normal_BLd, stream_BLd)
@@ -216,10 +219,12 @@ class BlockPair(nn.Module, ABC):
         """The step from the normalised input: with few tokens the launches of ``_folded_input`` and casts count."""
         weight_hKEd, bias_hKE, out_proj_dKE, mixer = self.inference_weights(normal_BLd.dtype)
         y_BLKE = self.mix_prepared(self._input(normal_BLd, weight_hKEd, bias_hKE), mixer)
-        return F.linear(y_BLKE.flatten(2), out_proj_dKE.flatten(1))
+        return ops.linear(y_BLKE.flatten(2), out_proj_dKE.flatten(1))
 
     def _input(self, normal_BLd: Tensor, weight_hKEd: Tensor, bias_hKE: Tensor) -> Tensor:
-        return F.linear(normal_BLd, weight_hKEd.flatten(0, 2), bias_hKE.flatten()).unflatten(-1, weight_hKEd.shape[:3])
+        return ops.linear(normal_BLd, weight_hKEd.flatten(0, 2), bias_hKE.flatten()).unflatten(
+            -1, weight_hKEd.shape[:3]
+        )
 
     def _folded_input(self) -> tuple[Tensor, Tensor]:
         """Input product with each block's LayerNorm scale and shift folded in: the normalised input is shared."""
@@ -235,16 +240,16 @@ class BlockPair(nn.Module, ABC):
         normal, streams = zip(*added, strict=True)
         # One product for each block, whose results stay where they are: the mixer takes x and z with any strides.
         normal_KTd = torch.stack(normal).flatten(1, 2)
-        weight_KdX = weight_hKEd.permute(1, 3, 0, 2).flatten(2)
-        bias_K1X = bias_hKE.transpose(0, 1).flatten(1)[:, None]
-        xz_KTX = torch.baddbmm(bias_K1X, normal_KTd, weight_KdX)
+        weight_KXd = weight_hKEd.transpose(0, 1).flatten(1, 2)
+        bias_KX = bias_hKE.transpose(0, 1).flatten(1)
+        xz_KTX = ops.batched_linear(normal_KTd, weight_KXd, bias_KX)
         xz_KBLhE = xz_KTX.view(BLOCKS, *x_BLd.shape[:2], 2, -1)
         return xz_KBLhE.permute(1, 2, 3, 0, 4), sum(streams) / BLOCKS
 
     def _mix_and_project(self, xz_BLhKE: Tensor) -> Tensor:
         y_BLKE = self.mix(xz_BLhKE)
         del xz_BLhKE
-        return F.linear(y_BLKE.flatten(2), self.out_proj_dKE.flatten(1))
+        return ops.linear(y_BLKE.flatten(2), self.out_proj_dKE.flatten(1))
 
 
 def empty_parameter(*shape: int) -> nn.Parameter:

@@ -8,6 +8,7 @@ import torch
 from torch import Generator, nn
 
 from ssamba.models.config import Config
+from ssamba.ops.linear_layer.module import LinearLayer
 from ssamba.utils.torch_defaults import of_new_weights
 
 
@@ -18,10 +19,10 @@ class PretrainingHeads(nn.Module):
         super().__init__()
         d = config.width
         self.discriminative = nn.Sequential(
-            nn.Linear(d, d, **of_new_weights()), nn.ReLU(), nn.Linear(d, config.patch_size, **of_new_weights())
+            LinearLayer(d, d, **of_new_weights()), nn.ReLU(), LinearLayer(d, config.patch_size, **of_new_weights())
         )
         self.generative = nn.Sequential(
-            nn.Linear(d, d, **of_new_weights()), nn.ReLU(), nn.Linear(d, config.patch_size, **of_new_weights())
+            LinearLayer(d, d, **of_new_weights()), nn.ReLU(), LinearLayer(d, config.patch_size, **of_new_weights())
         )
 
     @torch.no_grad()

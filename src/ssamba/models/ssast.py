@@ -16,6 +16,7 @@ from ssamba.models.config import Config
 from ssamba.models.encoder import Encoder
 from ssamba.models.token_chain import TokenChain
 from ssamba.ops.derivatives import beyond_backward
+from ssamba.ops.linear_layer.module import LinearLayer
 from ssamba.utils.torch_defaults import HOST_FLOAT32, of_new_weights
 
 BLOCK_NORM_EPS = 1e-6
@@ -32,8 +33,8 @@ class Attention(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.heads = config.attention_heads
-        self.qkv = nn.Linear(config.width, 3 * config.width, **of_new_weights())
-        self.proj = nn.Linear(config.width, config.width, **of_new_weights())
+        self.qkv = LinearLayer(config.width, 3 * config.width, **of_new_weights())
+        self.proj = LinearLayer(config.width, config.width, **of_new_weights())
 
     def forward(self, x_BLd: Tensor) -> Tensor:
         """Attention and its output product."""
@@ -55,8 +56,8 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(d, eps=BLOCK_NORM_EPS, **of_new_weights())
         self.attn = Attention(config)
         self.norm2 = nn.LayerNorm(d, eps=BLOCK_NORM_EPS, **of_new_weights())
-        self.fc1 = nn.Linear(d, 4 * d, **of_new_weights())
-        self.fc2 = nn.Linear(4 * d, d, **of_new_weights())
+        self.fc1 = LinearLayer(d, 4 * d, **of_new_weights())
+        self.fc2 = LinearLayer(4 * d, d, **of_new_weights())
 
     @torch.no_grad()
     def reset_parameters(self, generator: Generator | None = None) -> None:

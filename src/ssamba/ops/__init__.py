@@ -17,11 +17,13 @@ from ssamba.utils.errors import ConfigError
 
 __all__ = [
     "add_layer_norm",
+    "batched_linear",
     "bimamba_inner",
     "bimamba_inner_packed",
     "bimamba_ungated",
     "conv_silu",
     "gated_output_",
+    "linear",
     "ready_weights",
     "runs_ungated",
     "selective_scan",
@@ -138,3 +140,16 @@ def add_layer_norm(
         "add_layer_norm", x_BLd, residual_BLd, weight_d, bias_d, eps=eps, residual_scale=residual_scale,
         x_scale_B=x_scale_B, out_dtype=out_dtype, inplace=reuse,
     )  # fmt: skip
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``x @ weight.T + bias``, as ``torch.nn.functional.linear``, by the faster library on a CPU that has two.
+
+    x (..., n), weight (m, n), bias (m,) -> (..., m).
+    """
+    return dispatch.prefer("linear", x, weight, bias)
+
+
+def batched_linear(x_GTn: Tensor, weight_Gmn: Tensor, bias_Gm: Tensor | None = None) -> Tensor:
+    """``linear`` of each x with its own weight and bias: (G, T, n), (G, m, n), (G, m) -> (G, T, m)."""
+    return dispatch.prefer("batched_linear", x_GTn, weight_Gmn, bias_Gm)

@@ -30,6 +30,8 @@ from torch import Tensor
 
 from ssamba.ops import derivatives, environment
 from ssamba.ops.layer_norm import naive as naive_norm
+from ssamba.ops.linear_layer import cpu as cpu_linear
+from ssamba.ops.linear_layer import naive as naive_linear
 from ssamba.ops.mamba import naive
 from ssamba.ops.mamba.cpu import kernels as cpu_kernels
 from ssamba.ops.mamba.cpu import operators as cpu_operators
@@ -53,6 +55,7 @@ _NAIVE, _CPU, _GPU, _GPU_INFERENCE, _CUDA, _TRITON = (
     f"ssamba.ops.mamba.{name}" for name in ("naive", "cpu.operators", "gpu", "gpu_inference", "cuda", "triton")
 )
 _NAIVE_NORM, _GPU_NORM = "ssamba.ops.layer_norm.naive", "ssamba.ops.layer_norm.gpu"
+_NAIVE_LINEAR, _CPU_LINEAR = "ssamba.ops.linear_layer.naive", "ssamba.ops.linear_layer.cpu"
 
 
 class Entry(NamedTuple):
@@ -153,6 +156,7 @@ def _triton_output(y: Tensor, stream: Tensor, *_: Tensor) -> str | None:
 
 
 _PLAIN = Entry(_NAIVE, _anything)
+_LINEAR = {"reference": Entry(_NAIVE_LINEAR, _anything), "cpu": Entry(_CPU_LINEAR, cpu_linear.supports)}
 _MIXER = {"reference": _PLAIN, "cpu": Entry(_CPU, _mixer_limits), "gpu": Entry(_GPU, _mixer_on_gpu)}
 
 TABLE: dict[str, dict[str, Entry]] = {
@@ -165,6 +169,8 @@ TABLE: dict[str, dict[str, Entry]] = {
     "ready_weights": {"reference": _PLAIN, "gpu": Entry(_GPU_INFERENCE, _weights_on_gpu)},
     "gated_output_": {"reference": _PLAIN, "gpu": Entry(_GPU_INFERENCE, _output_on_gpu)},
     "add_layer_norm": {"reference": Entry(_NAIVE_NORM, _anything), "gpu": Entry(_GPU_NORM, _norm_on_gpu)},
+    "linear": _LINEAR,
+    "batched_linear": _LINEAR,
     # What the GPU's operators are made of. A custom op asks when it runs: the choice looks at addresses.
     "mixer": {
         "cuda": Entry(f"{_CUDA}.mixer", _cuda_mixer),
@@ -189,7 +195,7 @@ def reset() -> None:
     """Forgets what has been loaded and warned of, as in a new process: the installation may have changed."""
     _warned.clear()
     _modules.clear()
-    _modules.update({_NAIVE: naive, _NAIVE_NORM: naive_norm})
+    _modules.update({_NAIVE: naive, _NAIVE_NORM: naive_norm, _NAIVE_LINEAR: naive_linear, _CPU_LINEAR: cpu_linear})
 
 
 reset()

@@ -98,22 +98,30 @@ def figure_file(out: Path, width: float, height: float) -> Iterator[Figure]:
 def loss_curves(log_rows: Sequence[Mapping[str, Any]], out: Path) -> None:
     """Loss, accuracy and learning rate against the step, from rows of a run's log.csv.
 
-    Columns step, loss, accuracy and lr, with ``val_`` before validation's; text or numbers, empty where there is none.
-    Raises ``DataError`` when there is nothing to draw.
+    Columns step, loss, accuracy (0 to 1, drawn in per cent) and lr, with ``val_`` before validation's; text or numbers,
+    empty where there is none. Axes begin at 0, but for a loss that stays far above it. Raises ``DataError`` when there
+    is nothing to draw.
     """
     if not log_rows:
         raise DataError(f"{out}: the log has no rows yet; train some steps first")
-    wanted = (("loss", "loss"), ("accuracy", "accuracy (share of patches named)"), ("lr", "learning rate"))
-    present = [(key, label) for key, label in wanted if len(_series(log_rows, key)[0])]
+    wanted = (
+        ("loss", "loss", ""),
+        ("accuracy", "accuracy: share of masked patches that are identified", "%"),
+        ("lr", "learning rate", ""),
+    )
+    present = [(key, title, unit) for key, title, unit in wanted if len(_series(log_rows, key)[0])]
     with figure_file(out, 8, 1.2 + 2.3 * len(present)) as figure:
         axes = figure.subplots(len(present), 1, sharex=True, squeeze=False)[:, 0]
-        for panel, (key, label) in zip(axes, present, strict=True):
+        for panel, (key, title, unit) in zip(axes, present, strict=True):
             _draw_series(panel, log_rows, key)
-            panel.set_ylabel(label.split(" (")[0])
-            panel.set_title(label)
-            panel.grid(True, color="#e4e4e4", linewidth=0.8)
+            panel.set(title=title, ylabel=unit)
+            panel.grid(True, **GRID)
             panel.margins(x=0.01)
-        axes[0].legend(loc="best")
+            low, high = panel.get_ylim()
+            if key == "loss" and low > high / 3:
+                broken_axis(panel, vertical=True)
+            else:
+                panel.set_ylim(bottom=0)
         axes[-1].set_xlabel("step")
 
 
@@ -123,14 +131,20 @@ def _draw_series(panel: Axes, rows: Sequence[Mapping[str, Any]], key: str) -> No
         panel.plot(steps, values, color=COLOURS[2])
         panel.yaxis.set_major_formatter("{x:.3g}")
         return
+    scale = 100.0 if key == "accuracy" else 1.0
     # A long run logs thousands of noisy rows: their course in front, the rows themselves pale behind it.
     width = max(1, len(values) // 60)
     if width > 1:
-        panel.plot(steps, values, color=COLOURS[0], alpha=0.25, linewidth=0.8)
-    panel.plot(steps, _smooth(values, width), color=COLOURS[0], label="training")
+        panel.plot(steps, scale * values, color=COLOURS[0], alpha=0.25, linewidth=0.8)
+    panel.plot(steps, scale * _smooth(values, width), color=COLOURS[0])
+    # Losses fall and accuracies rise, so the names have room at the top or at the bottom of the right side.
+    look: Any = {"transform": panel.transAxes, "ha": "right", "va": "top"}
+    top = 0.95 if key == "loss" else 0.32
+    panel.text(0.99, top, "training", color=COLOURS[0], **look)
     val_steps, val_values = _series(rows, f"val_{key}")
     if len(val_steps):
-        panel.plot(val_steps, val_values, color=COLOURS[3], marker="o", markersize=4.5, label="validation")
+        panel.plot(val_steps, scale * val_values, color=COLOURS[3], marker="o", markersize=4.5)
+        panel.text(0.99, top - 0.14, "validation", color=COLOURS[3], **look)
 
 
 def _series(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
@@ -289,11 +303,14 @@ def _name_line(panel: Axes, line: BenchLine, colour: str, rank: int, count: int)
     panel.annotate(name, line.points[-1], xytext=(8, -1 if below else 1), va="top" if below else "bottom", **look)
 
 
-def broken_axis(panel: Axes) -> None:
-    """Mark the horizontal axis as one that does not begin at 0: two strokes through its left end."""
+def broken_axis(panel: Axes, vertical: bool = False) -> None:
+    """Mark the horizontal axis, or the vertical one, as one that does not begin at 0: two strokes through its start."""
     strokes: Any = {"transform": panel.transAxes, "color": "black", "clip_on": False, "linewidth": 1.2}
-    for x in (0.035, 0.06):
-        panel.plot((x - 0.012, x + 0.012), (-0.02, 0.02), **strokes)
+    for at in (0.035, 0.06):
+        if vertical:
+            panel.plot((-0.008, 0.008), (at + 0.02, at + 0.06), **strokes)
+        else:
+            panel.plot((at - 0.012, at + 0.012), (-0.02, 0.02), **strokes)
 
 
 def short_name(name: str, longest: int = 48) -> str:

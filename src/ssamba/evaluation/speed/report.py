@@ -156,9 +156,9 @@ def _sentences(size: str, table: dict[tuple[str, int], Result], settings: Settin
 def _comparison(ours: Result, theirs: Result) -> str:
     if not (ours.milliseconds and theirs.milliseconds):
         return f"{theirs.status} there"
-    text = _percent(ours.milliseconds / theirs.milliseconds, "faster", "slower")
+    text = _percent(ours.milliseconds / theirs.milliseconds, "less time", "more time")
     if ours.mebibytes and theirs.mebibytes:  # tiny passes take no more than the warm-up before them
-        text += f", {_percent(ours.mebibytes / theirs.mebibytes, 'leaner', 'more memory')}"
+        text += f", {_percent(ours.mebibytes / theirs.mebibytes, 'less memory', 'more memory')}"
     return text
 
 

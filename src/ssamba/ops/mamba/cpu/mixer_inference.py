@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ssamba.ops.linear_layer import cpu as linear_layer
 from ssamba.ops.mamba.cpu import launch, layout
 from ssamba.ops.mamba.cpu.launch import ScanInputs
 from ssamba.ops.mamba.params import MixerParams
@@ -86,7 +87,7 @@ def _scan_inputs(
         return x_GTn.view(r_to - r_from, blocks, batch, length, x_GTn.shape[2]).permute(2, 3, 0, 1, 4)
 
     launch.conv_forward(x_BLKE, w.conv_RKWE, w.conv_bias_RKE, by_token(u_GTE), (r_from, r_to), backwards)
-    torch.bmm(u_GTE, w.x_proj_RKEP[r_from:r_to].flatten(0, 1), out=p_GTP)
+    linear_layer.batched_linear(u_GTE, w.x_proj_RKEP[r_from:r_to].flatten(0, 1).transpose(1, 2), out_GTm=p_GTP)
     torch.bmm(p_GTP[..., :rank], w.dt_proj_RKrE[r_from:r_to].flatten(0, 1), out=dt_GTE)
     p_BLRKP, kept = by_token(p_GTP), slice(cut[0], length - cut[1])
     _, B, C = p_BLRKP.split([rank, w.states, w.states], dim=-1)

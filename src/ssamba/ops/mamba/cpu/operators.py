@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ssamba.ops import derivatives
+from ssamba.ops.linear_layer import cpu as linear_layer
 from ssamba.ops.mamba import naive
 from ssamba.ops.mamba.cpu import launch, layout, mixer_inference
 from ssamba.ops.mamba.cpu.launch import ScanInputs, rows
@@ -247,7 +248,7 @@ def bimamba_inner(x_BLKE: Tensor, z_BLKE: Tensor, params: MixerParams, alternati
     batch, length = x_BLKE.shape[:2]
     u_BLRKE = conv_silu(x_BLKE, params.conv_weight_RKEW, params.conv_bias_RKE, alternating)
     u_GTE = u_BLRKE.permute(2, 3, 0, 1, 4).reshape(directions * blocks, batch * length, channels)
-    p_GTP = torch.bmm(u_GTE, params.x_proj_RKPE.flatten(0, 1).transpose(1, 2).to(u_GTE.dtype))
+    p_GTP = linear_layer.batched_linear(u_GTE, params.x_proj_RKPE.flatten(0, 1).to(u_GTE.dtype))
     low_GTr, B_GTN, C_GTN = p_GTP.split([rank, params.states, params.states], dim=-1)
     dt_GTE = torch.bmm(low_GTr, params.dt_proj_RKEr.flatten(0, 1).transpose(1, 2).to(p_GTP.dtype))
     dt_BLRKE, B_BLRKN, C_BLRKN = (
