@@ -158,9 +158,12 @@ def test_importing_does_not_load_numba() -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX permissions")
-def test_runs_where_no_cache_can_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_where_no_cache_can_be_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Numba refuses to compile with a cache that it cannot place; the kernels then do without."""
     import numba
+
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("SSAMBA_CACHE_DIR", str(tmp_path / "file" / "kernels"))
 
     asked = []
     plain = numba.cfunc

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import builtins
 import ctypes
 import os
 import subprocess
@@ -18,13 +17,12 @@ from typing import Any
 
 os.environ["TRITON_INTERPRET"] = "1"
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import triton_arrays  # noqa: F401  (makes the interpreter take NumPy's arrays)
 from mixer_inputs import mixer_inputs, pair_weights
 from torch import Tensor
-from triton.runtime import interpreter
 
 from ssamba import ops
 from ssamba.ops.jit import nvrtc
@@ -37,18 +35,6 @@ from ssamba.utils.errors import ConfigError
 
 SHIM = Path(__file__).with_name("cuda_shim")
 
-
-class _Int(type):
-    """Triton 3.6's interpreter calls int() on arrays of one element, which NumPy 2.4 refuses."""
-
-    def __instancecheck__(cls, value: object) -> bool:
-        return isinstance(value, builtins.int)
-
-    def __call__(cls, value: Any = 0, *rest: Any) -> int:
-        return builtins.int(value.item() if isinstance(value, np.ndarray) else value, *rest)
-
-
-interpreter.int = _Int("int", (), {})
 torch.use_deterministic_algorithms(True, warn_only=True)  # fresh memory is full of NaN
 
 _built: dict[str, Callable[..., None]] = {}

@@ -320,7 +320,7 @@ def _load(path: str) -> Any:
     if path not in _modules:
         try:
             if path == _CPU:
-                importlib.import_module("numba")
+                cpu_kernels.check()
             _modules[path] = importlib.import_module(path)
         except Exception as error:  # a broken installation may raise anything; the warning passes it on
             _modules[path] = f"{type(error).__name__}: {error}"

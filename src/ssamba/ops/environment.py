@@ -4,7 +4,7 @@
 Name                Values (default)                       Meaning
 ==================  =====================================  ===========================================================
 SSAMBA_BACKEND      auto, or the name of a form (auto)     which form of the operators runs: :func:`backend`
-SSAMBA_CACHE_DIR    a folder (the user's cache folder)     where compiled CUDA kernels are kept: :func:`cache_dir`
+SSAMBA_CACHE_DIR    a folder (the user's cache folder)     where compiled kernels are kept: :func:`cache_dir`
 SSAMBA_GPU_SCAN     nvrtc, triton (nvrtc)                  which form of the scan runs on a GPU: :func:`gpu_scan`
 SSAMBA_LPC          1, 2, 4, 8, 16, 32 (by size)           lanes that share a channel: :func:`lanes_per_channel`
 SSAMBA_CUT          name=integer,... (by size)             tiling of the tensor-core forward scan: :func:`scan_tiling`

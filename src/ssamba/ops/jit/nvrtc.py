@@ -1,7 +1,7 @@
 """CUDA C++ compiled at run time by the NVRTC library that torch's CUDA wheels carry.
 
 No compiler, no CUDA headers and no private torch API: two shared libraries through ctypes. What was compiled once is
-kept in memory and on disk (``cubin_cache``); ``cuda_driver`` loads and launches it.
+kept in memory and on disk (``kernel_cache``); ``cuda_driver`` loads and launches it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from ssamba.ops.jit import cubin_cache
+from ssamba.ops.jit import kernel_cache
 from ssamba.ops.jit.cuda_driver import Kernel, TensorMap, Unavailable, driver, make_tensor_map_2d, on, open_library
 
 __all__ = [
@@ -131,10 +131,10 @@ def _key(unit: Unit, defines: tuple[str, ...], capability: tuple[int, int]) -> s
 def cubin(unit: Unit, defines: tuple[str, ...], capability: tuple[int, int]) -> bytes:
     """The cubin of ``unit`` from memory, from disk, or compiled and stored. As :func:`compile_unit` else."""
     key = _key(unit, defines, capability)
-    found = cubin_cache.load(key)
+    found = kernel_cache.load(key)
     if found is None:
         found = compile_unit(unit, defines, capability)
-        cubin_cache.store(key, found)
+        kernel_cache.store(key, found)
     return found
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from ssamba.ops import derivatives
 from ssamba.ops.layer_norm import naive
 from ssamba.ops.layer_norm import triton as kernels
+from ssamba.ops.register import define_operator
 
 
 def add_layer_norm(
@@ -44,7 +45,7 @@ def add_layer_norm(
     return out, stream
 
 
-@torch.library.custom_op("ssamba::gpu_add_layer_norm", mutates_args=())
+@define_operator("ssamba::gpu_add_layer_norm")
 def _gpu_add_layer_norm(
     x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None, x_scale: Tensor | None, eps: float,
     residual_scale: float, out_dtype: torch.dtype,
@@ -52,7 +53,7 @@ def _gpu_add_layer_norm(
     return kernels.forward(x, residual, x_scale, weight, bias, eps, residual_scale, out_dtype)
 
 
-@torch.library.custom_op("ssamba::gpu_add_layer_norm_", mutates_args=("x", "residual"))
+@define_operator("ssamba::gpu_add_layer_norm_", mutates_args=("x", "residual"))
 def add_layer_norm_(x: Tensor, residual: Tensor, eps: float, residual_scale: float) -> None:
     """``residual = residual_scale residual + x`` and ``x = LayerNorm(residual)``, in place, without gradients."""
     kernels.forward(x, residual, None, None, None, eps, residual_scale, x.dtype, in_place=True)
@@ -63,7 +64,7 @@ def _(x: Tensor, residual: Tensor, eps: float, residual_scale: float) -> None:
     return None
 
 
-@torch.library.custom_op("ssamba::gpu_layer_norm", mutates_args=())
+@define_operator("ssamba::gpu_layer_norm")
 def layer_norm(x: Tensor, eps: float) -> Tensor:
     """LayerNorm of contiguous x without weights or gradients."""
     return kernels.normalise(x.flatten(0, -2), eps, x.dtype).view(x.shape)
@@ -74,7 +75,7 @@ def _(x: Tensor, eps: float) -> Tensor:
     return torch.empty_like(x)
 
 
-@torch.library.custom_op("ssamba::gpu_add_layer_norm_backward", mutates_args=())
+@define_operator("ssamba::gpu_add_layer_norm_backward")
 def _gpu_add_layer_norm_backward(
     dout: Tensor, dnew: Tensor | None, saved: Tensor, weight: Tensor | None, mean: Tensor, rstd: Tensor,
     x_scale: Tensor | None, residual_scale: float, x_dtype: torch.dtype, residual_dtype: torch.dtype | None,

@@ -21,6 +21,7 @@ from torch import Tensor
 from ssamba.ops import derivatives, dispatch
 from ssamba.ops.mamba import naive
 from ssamba.ops.mamba.params import SCHEMA, MixerParams
+from ssamba.ops.register import define_operator
 
 COUNT = len(MixerParams._fields)
 
@@ -143,7 +144,7 @@ def _op(name: str, inputs: str, outputs: int, run: Any) -> Any:
     """A custom op of the tensors ``inputs``, a mixer's parameters, the backends that it may use, and the directions."""
     tensors = ", ".join(["Tensor"] * outputs)
     schema = f"({inputs}, {SCHEMA}, str backends, bool alternating) -> ({tensors})"
-    return torch.library.custom_op(f"ssamba::{name}", run, mutates_args=(), schema=schema)
+    return define_operator(f"ssamba::{name}", schema=schema)(run)
 
 
 _gpu_inner = _op("gpu_inner", "Tensor x, Tensor z", 2, _run_inner)

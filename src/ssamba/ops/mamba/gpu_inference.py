@@ -18,6 +18,7 @@ from ssamba.ops.layer_norm import triton as layer_norm
 from ssamba.ops.mamba.cuda import mixer
 from ssamba.ops.mamba.params import SCHEMA, MixerParams
 from ssamba.ops.mamba.triton import gate, weights
+from ssamba.ops.register import define_operator
 
 PIECE_VALUES = 2**24
 """Values of z that exist at once: they stay in a GPU's second-level cache, or nearly."""
@@ -57,12 +58,11 @@ def _run_ungated(x: Tensor, work: Tensor, *rest: Any) -> Tensor:
         return mixer.forward_ungated(x, work, MixerParams(*params), alternating)
 
 
-ungated = torch.library.custom_op(
+ungated = define_operator(
     "ssamba::gpu_inner_ungated_",
-    _run_ungated,
     mutates_args=("work",),
     schema=f"(Tensor x, Tensor(a!) work, {SCHEMA}, bool alternating) -> Tensor",
-)
+)(_run_ungated)
 """The custom op of ``bimamba_ungated``: it takes what ``supports_ungated`` took."""
 
 
@@ -106,13 +106,11 @@ def _run_prepare(in_proj: Tensor, norm_weight: Tensor, norm_bias: Tensor, *rest:
     return made
 
 
-prepare_weights = torch.library.custom_op(
+prepare_weights = define_operator(
     "ssamba::gpu_ready_weights",
-    _run_prepare,
-    mutates_args=(),
     schema=f"(Tensor in_proj, Tensor norm_weight, Tensor norm_bias, Tensor out_proj, {SCHEMA}, ScalarType dtype)"
     " -> Tensor[]",
-)
+)(_run_prepare)
 """The custom op of ``ready_weights``: what it makes, without the tensors that stay as they are."""
 
 
@@ -146,7 +144,7 @@ def gated_output_(
     write_gated_output(*tensors, eps, residual_scale, dispatch.gpu_backends(), piece_values)
 
 
-@torch.library.custom_op("ssamba::gpu_gated_output_", mutates_args=("y", "stream", "out"))
+@define_operator("ssamba::gpu_gated_output_", mutates_args=("y", "stream", "out"))
 def write_gated_output(
     y: Tensor, stream: Tensor, weight: Tensor, bias: Tensor, out_proj: Tensor, out: Tensor, eps: float,
     residual_scale: float | None, backends: str, piece_values: int,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import importlib
 import logging
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,10 @@ _lock = threading.Lock()
 
 
 def sources() -> list[Path]:
-    """The files that decide what the machine code does: the kernels, their helpers, and how they are launched."""
+    """The files that decide what the machine code does: the kernels, their helpers, how they load and launch."""
     ops = Path(__file__).parents[2]
-    return sorted([*(ops / "mamba" / "cpu").glob("*.py"), ops / "jit" / "numba_simd.py", ops / "jit" / "openmp.py"])
+    helpers = (ops / "jit" / f"{name}.py" for name in ("machine_code", "numba_simd", "openmp"))
+    return sorted([*(ops / "mamba" / "cpu").glob("*.py"), *helpers])
 
 
 def digest(paths: Iterable[Path]) -> int:
@@ -46,32 +48,42 @@ class Kernel:
         self.call = ctypes.CFUNCTYPE(None, ctypes.c_int64)(self.address)  # releases the GIL while it runs
 
 
-def _entry_points() -> dict[str, Callable[[int], Callable[[int], None]]]:
-    from ssamba.ops.mamba.cpu.conv import conv_backward, conv_forward
-    from ssamba.ops.mamba.cpu.scan_backward import scan_backward
-    from ssamba.ops.mamba.cpu.scan_forward import scan_forward
-    from ssamba.ops.mamba.cpu.tied_backward import tied_backward
-    from ssamba.ops.mamba.cpu.tied_forward import tied_forward
+_MODULES = {
+    "scan_forward": "scan_forward",
+    "scan_backward": "scan_backward",
+    "tied_forward": "tied_forward",
+    "tied_backward": "tied_backward",
+    "conv_forward": "conv",
+    "conv_backward": "conv",
+}
+"""The module of each kernel; importing one imports Numba."""
 
-    return {
-        "scan_forward": scan_forward,
-        "scan_backward": scan_backward,
-        "tied_forward": tied_forward,
-        "tied_backward": tied_backward,
-        "conv_forward": conv_forward,
-        "conv_backward": conv_backward,
-    }
+
+def check() -> None:
+    """Raises what importing Numba raises, where no kernel's machine code is kept: else it may not be needed."""
+    from ssamba.ops.jit import machine_code
+
+    if not any(machine_code.held(machine_code.key(name, _version())) for name in _MODULES):
+        importlib.import_module("numba")
 
 
 def compile_kernel(name: str) -> Kernel:
-    """A new instance of the kernel, from Numba's cache where that holds it. Raises ImportError without Numba."""
-    return Kernel(_compile(name))
+    """A new instance of the kernel, from a cache where one holds it. Raises ImportError without Numba."""
+    from ssamba.ops.jit import machine_code
+
+    key = machine_code.key(name, _version())
+    kept = machine_code.load(key)
+    if kept is not None:
+        return Kernel(kept)
+    compiled = _compile(name)
+    machine_code.keep(key, compiled)
+    return Kernel(compiled)
 
 
 def _compile(name: str) -> Any:
     from numba import cfunc, types
 
-    entry = _entry_points()[name](_version())
+    entry = getattr(importlib.import_module(f"{__package__}.{_MODULES[name]}"), name)(_version())
     signature = types.void(types.int64)
     try:
         return cfunc(signature, cache=True, error_model="numpy")(entry)

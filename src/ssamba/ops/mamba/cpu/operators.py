@@ -18,6 +18,7 @@ from ssamba.ops.mamba import naive
 from ssamba.ops.mamba.cpu import launch, layout, mixer_inference
 from ssamba.ops.mamba.cpu.launch import ScanInputs, rows
 from ssamba.ops.mamba.params import SCHEMA, MixerParams
+from ssamba.ops.register import untraced
 
 _SCAN = ", ".join(f"Tensor {name}" for name in ScanInputs._fields)
 _library = torch.library.Library("ssamba", "DEF")
@@ -208,7 +209,7 @@ def _register_kernels() -> None:
         ("selective_scan_backward", _scan_backward_cpu),
         ("bimamba_inference", _bimamba_inference_cpu),
     ):
-        _library.impl(name, kernel, "CPU")
+        _library.impl(name, untraced(kernel), "CPU")
     for name, fake in (
         ("conv_silu", _conv_silu_empty),
         ("conv_silu_backward", _conv_silu_backward_empty),

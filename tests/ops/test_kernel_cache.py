@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from ssamba.ops.jit import cubin_cache, nvrtc
+from ssamba.ops.jit import kernel_cache, nvrtc
 
 resource = pytest.importorskip("resource", reason="owners and modes of files are those of Unix")
 
@@ -89,11 +89,11 @@ def test_a_second_process_compiles_nothing(folder: Path) -> None:
 
 @pytest.mark.usefixtures("folder", "no_warnings")
 def test_what_was_stored_is_found(folder: Path) -> None:
-    assert cubin_cache.load(KEY) is None
+    assert kernel_cache.load(KEY) is None
     assert not folder.exists()
-    cubin_cache.store(KEY, CUBIN)
-    assert cubin_cache.load(KEY) == CUBIN
-    assert cubin_cache.load(OTHER) is None
+    kernel_cache.store(KEY, CUBIN)
+    assert kernel_cache.load(KEY) == CUBIN
+    assert kernel_cache.load(OTHER) is None
     assert folder.stat().st_mode & 0o777 == 0o700
     (entry,) = folder.iterdir()
     assert entry.stat().st_mode & 0o777 == 0o600
@@ -101,9 +101,9 @@ def test_what_was_stored_is_found(folder: Path) -> None:
 
 @pytest.mark.usefixtures("no_warnings")
 def test_an_entry_of_another_key_is_not_taken(folder: Path) -> None:
-    cubin_cache.store(KEY, CUBIN)
+    kernel_cache.store(KEY, CUBIN)
     (folder / f"{KEY}.cubin").rename(folder / f"{OTHER}.cubin")
-    assert cubin_cache.load(OTHER) is None
+    assert kernel_cache.load(OTHER) is None
 
 
 @pytest.mark.usefixtures("folder")
@@ -158,13 +158,13 @@ def test_a_full_disk_costs_the_cache_alone(folder: Path) -> None:
     hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
     code = f"""
         import logging, resource, signal, sys, warnings
-        from ssamba.ops.jit import cubin_cache
+        from ssamba.ops.jit import kernel_cache
         warnings.simplefilter("error")
         logging.basicConfig(level=logging.DEBUG, stream=sys.stdout, format="%(levelname)s %(message)s")
         resource.setrlimit(resource.RLIMIT_FSIZE, (2048, {hard}))
         for _ in range(2):
-            cubin_cache.store({KEY!r}, bytes(10000))
-        print(cubin_cache.load({KEY!r}))
+            kernel_cache.store({KEY!r}, bytes(10000))
+        print(kernel_cache.load({KEY!r}))
     """
     lines = run_python(code).splitlines()
     assert lines[-1] == "None"
@@ -208,8 +208,8 @@ def test_what_belongs_to_another_user_is_refused(what: str, folder: Path, unit: 
 
 @pytest.mark.usefixtures("no_warnings")
 def test_a_link_in_place_of_an_entry_is_not_followed(folder: Path, tmp_path: Path) -> None:
-    cubin_cache.store(KEY, CUBIN)
+    kernel_cache.store(KEY, CUBIN)
     entry = folder / f"{KEY}.cubin"
     entry.rename(tmp_path / "elsewhere")
     entry.symlink_to(tmp_path / "elsewhere")
-    assert cubin_cache.load(KEY) is None
+    assert kernel_cache.load(KEY) is None
