@@ -46,7 +46,7 @@ HEAVY = (
     *("numba", "llvmlite", "matplotlib", "tensorboardX", "sklearn", "pyarrow", "tqdm", "yaml", "onnx"),
     *("transformers", "mteb", "starlette", "uvicorn"),
 )
-MODULES_BEYOND_TORCH = 146
+MODULES_BEYOND_TORCH = 150
 """Modules that importing every public name loads beyond torch's: each costs milliseconds of every command."""
 
 

@@ -31,7 +31,7 @@ _FORMS = {"vector": re.compile(r"[vz]\d+\."), "quad": re.compile(r"q\d+"), "scal
 
 def written(kernel: str) -> str:
     """LLVM's form of a kernel with all that it calls, without optimisation for this machine."""
-    compiled = cfunc(types.void(types.int64), error_model="numpy")(kernels._entry_points()[kernel](0))
+    compiled = cfunc(types.void(types.int64), error_model="numpy")(kernels.entry_point(kernel, 0))
     text = re.sub(r"^target (triple|datalayout) = .*\n", "", compiled.inspect_llvm(), flags=re.MULTILINE)
     return f'target triple = "{TRIPLE}"\n{text}'
 

@@ -7,7 +7,7 @@ import hashlib
 import importlib
 import logging
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -80,10 +80,18 @@ def compile_kernel(name: str) -> Kernel:
     return Kernel(compiled)
 
 
+def entry_point(name: str, version: int) -> Callable[[int], None]:
+    """The Python function that a kernel is compiled from. Raises ImportError without Numba."""
+    make: Callable[[int], Callable[[int], None]] = getattr(
+        importlib.import_module(f"{__package__}.{_MODULES[name]}"), name
+    )
+    return make(version)
+
+
 def _compile(name: str) -> Any:
     from numba import cfunc, types
 
-    entry = getattr(importlib.import_module(f"{__package__}.{_MODULES[name]}"), name)(_version())
+    entry = entry_point(name, _version())
     signature = types.void(types.int64)
     try:
         return cfunc(signature, cache=True, error_model="numpy")(entry)
