@@ -126,8 +126,9 @@ def test_only_the_training_clips_count(folds: LabelledData) -> None:
     assert not torch.equal(first["classifier.linear.weight"], second["classifier.linear.weight"])
 
 
-def test_windows_are_examples_each(folds: LabelledData) -> None:
-    recipe = small(window=0.15)
+@pytest.mark.parametrize("loss", ["ce", "bce"])
+def test_windows_are_examples_each(folds: LabelledData, loss: str) -> None:
+    recipe = small(window=0.15, loss=loss)
     model = started(recipe, folds)
     values, examples = evaluation(recipe, folds, model).values(model)
     assert len(values) > 24
