@@ -9,12 +9,13 @@ from typing import Any
 import layout_trees as trees
 import pytest
 import torch
+import torch.nn.functional as F
 
 import ssamba
 from ssamba.data.datasets import read_layout
-from ssamba.data.examples import LabelledData
+from ssamba.data.examples import LabelledData, inner_fold_index
 from ssamba.data.scan import SkipList
-from ssamba.evaluation.logistic_regression import fit_cross_validated
+from ssamba.evaluation.logistic_regression import C_VALUES, fit_cross_validated, fit_linear
 from ssamba.evaluation.probe.protocol import Division, target_matrix
 from ssamba.models.encoder import Encoder
 from ssamba.training.finetune.evaluate import Evaluation, make_evaluation
@@ -124,6 +125,22 @@ def test_only_the_training_clips_count(folds: LabelledData) -> None:
     assert all(torch.equal(v, first[k]) for k, v in started(small(), fewer).state_dict().items())
     second = started(small(), folds, 1).state_dict()
     assert not torch.equal(first["classifier.linear.weight"], second["classifier.linear.weight"])
+
+
+def test_of_two_folds_fifths_choose_the_strength(tmp_path: Path) -> None:
+    """The other fold is all that there is to fit on, and holding it out would leave nothing."""
+    data = read_layout("custom", trees.custom_folders(tmp_path), folds=2)
+    recipe = small()
+    model = started(recipe, data)
+    plain = new_model(recipe, make_classification(recipe, data), None)
+    values, _ = evaluation(recipe, data, plain).values(plain)
+    train = data.folds[0].train
+    labels, parts = torch.tensor([e.labels[0] for e in train]), torch.tensor(inner_fold_index(train))
+    expected = fit_cross_validated(values, labels, parts, 3)
+    outputs = evaluation(recipe, data, model).outputs(model.eval())
+    torch.testing.assert_close(outputs.logits.double(), expected.scores(values), atol=1e-4, rtol=1e-4)
+    weakest = fit_linear(values, F.one_hot(labels, 3), C_VALUES[:1])[0].scores(values)
+    assert (outputs.logits - weakest).abs().max() > 0.1
 
 
 @pytest.mark.parametrize("loss", ["ce", "bce"])
