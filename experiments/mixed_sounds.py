@@ -1,4 +1,4 @@
-"""A set with several labels a clip: pairs of ESC-10 clips mixed, in ESC-10's folds, for ``fit``, ``finetune``, ``probe``.
+"""A set with several labels a clip: pairs of ESC-10 clips mixed, in ESC-10's folds, for fit, finetune and probe.
 
     python experiments/mixed_sounds.py ESC10 OUT [--clips 400] [--seed 0]
     ssamba fit --data OUT --out RUN

@@ -1,10 +1,12 @@
 """What ``custom`` chooses: as a table of facts and values, in real runs, and within its memory in a real process."""
 
 import dataclasses
+import gc
 import json
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from ssamba.models.registry import make_encoder
 from ssamba.training.finetune import auto
 from ssamba.training.finetune.recipe import MAY_BE_OPEN, load_finetune_recipe
 from ssamba.training.finetune.run import finetune
+from ssamba.training.finetune.task import FinetuneTask
 from ssamba.training.log import read_log
 from ssamba.utils.errors import ConfigError
 
@@ -229,6 +232,28 @@ def test_a_run_from_the_packages_model_keeps_to_its_memory(tmp_path: Path) -> No
     assert max(map(len, bars)) <= 80
     stored = yaml.safe_load((tmp_path / "run/recipe.yaml").read_text())["recipe"]
     assert (stored["epochs"], stored["frames"], stored["head_init"]) == (1, 496, "probe")
+
+
+def test_a_fold_leaves_nothing_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Model, gradients, optimizer and averages of one fold are gone when the next one begins."""
+    data = trees.custom_folders(tmp_path / "data", per_class=4)
+    tasks: list[weakref.ref[FinetuneTask]] = []
+    alive: list[int] = []
+    prepare = FinetuneTask.__init__
+
+    def noted(task: FinetuneTask, *args: Any, **options: Any) -> None:
+        alive.append(sum(reference() is not None for reference in tasks))
+        tasks.append(weakref.ref(task))
+        prepare(task, *args, **options)
+
+    monkeypatch.setattr(FinetuneTask, "__init__", noted)
+    gc.disable()  # it would come by at moments of its own
+    try:
+        finetune(small(epochs=1, folds=4), data, tmp_path / "run", device="cpu")
+    finally:
+        gc.enable()
+    assert alive == [0, 0, 0, 0]
+    assert all(reference() is None for reference in tasks)
 
 
 def test_accuracy_is_told_as_a_count(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
