@@ -1,7 +1,8 @@
-"""A set with several labels a clip: pairs of ESC-10 clips mixed, in ESC-10's folds, for ``ssamba fit`` and ``probe``.
+"""A set with several labels a clip: pairs of ESC-10 clips mixed, in ESC-10's folds, for fit, finetune and probe.
 
     python experiments/mixed_sounds.py ESC10 OUT [--clips 400] [--seed 0]
     ssamba fit --data OUT --out RUN
+    ssamba finetune custom --data OUT --out RUN
 
 Half of the clips are two sounds of different classes from one fold, at random levels up to 6 dB apart and normalised to
 a peak of 0.9, the other half are single sounds. OUT gets the .wav files and labels.csv with a column fold.

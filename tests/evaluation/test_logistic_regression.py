@@ -9,7 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssamba.evaluation.knn import neighbour_scores
-from ssamba.evaluation.logistic_regression import C_VALUES, MAX_STEPS, Standardiser, fit_cross_validated, fit_linear
+from ssamba.evaluation.logistic_regression import (
+    C_VALUES,
+    MAX_STEPS,
+    Standardiser,
+    fit_cross_validated,
+    fit_linear,
+    of_known_classes,
+)
 from ssamba.evaluation.probe.scoring import metric_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -129,6 +136,34 @@ def test_the_strength_is_chosen_on_parts_held_out() -> None:
     torch.testing.assert_close(found.scores(x), expected.scores(x), atol=1e-9, rtol=0)
     alone = fit_cross_validated(x, y, torch.zeros(90, dtype=torch.long), 3)  # one part: nothing would be left to fit on
     torch.testing.assert_close(alone.scores(x), fit_linear(x, F.one_hot(y).double(), C_VALUES[:1])[0].scores(x))
+
+
+def test_of_several_labels_the_strength_is_chosen_by_the_loss() -> None:
+    """Held-out examples of a class that training lacks do not count; these have wrong labels, and it would matter."""
+    x, y = clusters(90, 60, 3)
+    parts = torch.arange(90) % 4 - 1
+    odd = (parts == 0).nonzero()[:3, 0]
+    targets = F.one_hot(y, 4).double()
+    targets[:, 1] = (x[:, 0] > x[:, 0].mean()).double()
+    targets[odd, 1] = 1 - targets[odd, 1]
+    targets[odd, 3] = 1
+    losses, of_all = torch.zeros(2, len(C_VALUES), dtype=torch.float64)
+    for n in range(3):
+        held = parts == n
+        counted = of_known_classes(targets[~held], targets[held])
+        assert (~counted).sum() == (3 if n == 0 else 0)
+        for i, model in enumerate(fit_linear(x[~held], targets[~held], multi_label=True)):
+            each = F.binary_cross_entropy_with_logits(model.scores(x[held]), targets[held], reduction="none").sum(dim=1)
+            losses[i] += each[counted].sum()
+            of_all[i] += each.sum()
+    best = int(losses.argmin())
+    assert best != int(of_all.argmin())
+    (expected,) = fit_linear(x, targets, [C_VALUES[best]], multi_label=True)
+    found = fit_cross_validated(x, targets, parts, 4)
+    assert torch.equal(found.weight, expected.weight)
+    assert torch.equal(found.bias, expected.bias)
+    alone = fit_cross_validated(x, targets, torch.zeros(90, dtype=torch.long), 4)
+    assert torch.equal(alone.weight, fit_linear(x, targets, [1.0], multi_label=True)[0].weight)
 
 
 def test_smoothed_labels() -> None:

@@ -1,23 +1,30 @@
 """What ``custom`` chooses: as a table of facts and values, in real runs, and within its memory in a real process."""
 
 import dataclasses
+import gc
 import json
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
 import layout_trees as trees
 import pytest
+import torch
 import yaml
 from peak_memory import PEAK
 
 from ssamba.cli.main import main
 from ssamba.data.datasets import read_layout
+from ssamba.models.config import Config
+from ssamba.models.pretrained.model_dir import save_model
+from ssamba.models.registry import make_encoder
 from ssamba.training.finetune import auto
 from ssamba.training.finetune.recipe import MAY_BE_OPEN, load_finetune_recipe
 from ssamba.training.finetune.run import finetune
+from ssamba.training.finetune.task import FinetuneTask
 from ssamba.training.log import read_log
 from ssamba.utils.errors import ConfigError
 
@@ -56,7 +63,9 @@ def test_frames_follow_the_lengths(seconds: tuple[float, ...], patch_time: int, 
         ({"memory": 0.5e9}, {"batch": 1, "accumulate": 8}),
         ({"seconds": (60.0,)}, {"batch": 2, "accumulate": 4, "window": 10.24, "epochs": 3}),
         ({"width": 768}, {"batch": 1, "accumulate": 8}),
-        ({"multi_label": True}, {"head_init": "random", "pooling": "mean", "label_smoothing": 0.0, "noise": True}),
+        ({"multi_label": True}, {"head_init": "probe", "pooling": "rows", "label_smoothing": 0.0, "speed": 1.15}),
+        ({"multi_label": True}, {"lr": 3e-4, "head_lr": 0.1, "layer_decay": 0.75, "ema": 0.99, "noise": False}),
+        ({"multi_label": True, "pretrained": False}, {"head_init": "random", "pooling": "mean", "noise": True}),
         ({"pretrained": False}, {"head_init": "random", "statistics": "measure", "lr": 1e-4, "time_mask": 96}),
         ({"pretrained": False, "seconds": (0.5,)}, {"frames": 48, "time_mask": 48}),
         ({"per_second": True}, {"head_init": "random", "pooling": "mean", "window": 0.0}),
@@ -94,8 +103,11 @@ def test_the_time_is_bounded(clips: int, minutes: float) -> None:
 
 def test_what_is_given_wins_and_the_rest_follows() -> None:
     values = chosen(given={"frames": 1024, "epochs": 9, "loss": "bce"})
-    assert (values["frames"], values["epochs"], values["head_init"], values["batch"]) == (1024, 9, "random", 2)
+    assert (values["frames"], values["epochs"], values["label_smoothing"], values["batch"]) == (1024, 9, 0.0, 2)
+    assert chosen(given={"loss": "ce"})["label_smoothing"] == 0.2
     assert chosen(given={"batch": 48})["accumulate"] == 1
+    several = chosen(multi_label=True, given={"head_init": "random"})
+    assert (several["pooling"], several["head_lr"]) == ("mean", 10.0)
     assert chosen(given={"head_init": "random"})["pooling"] == "mean"
 
 
@@ -151,11 +163,28 @@ def test_the_choice_is_stored_as_numbers_and_resumed(tmp_path: Path, monkeypatch
 
 
 def test_several_labels_a_clip(tmp_path: Path) -> None:
+    """From a model the classifier begins as a probe, from nothing at random; a run repeated is the same run."""
     data = trees.custom_table(tmp_path / "data", multi_label=True, split=None)
-    values = finetune(small(epochs=1), data, tmp_path / "run", device="cpu")
-    stored = yaml.safe_load((tmp_path / "run/recipe.yaml").read_text())["recipe"]
-    assert (stored["head_init"], stored["pooling"], values["metric"]) == ("random", "mean", "mAP")
+    config = Config(width=16, depth=2, frames=32, state_size=4)
+    save_model(tmp_path / "model", make_encoder(config, generator=torch.Generator().manual_seed(0)))
+    told: list[str] = []
+
+    def run(name: str, source: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
+        values = finetune(small(epochs=1), data, tmp_path / name, source, "cpu", told.append)
+        return values, yaml.safe_load((tmp_path / name / "recipe.yaml").read_text())["recipe"]
+
+    values, stored = run("run", str(tmp_path / "model"))
+    assert (stored["head_init"], stored["pooling"], stored["label_smoothing"]) == ("probe", "rows", 0.0)
+    assert "  lr 0.0003, rows pooling, probe head, statistics: source" in told
+    assert values["metric"] == "mAP"
     assert "counted" not in values
+    begun = values["mean"]["mAP"]
+    assert run("again", str(tmp_path / "model"))[0] == values
+    files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("run", "again")]
+    assert files[0] == files[1]
+    values, stored = run("nothing", None)
+    assert (stored["head_init"], stored["pooling"], values["metric"]) == ("random", "mean", "mAP")
+    assert values["mean"]["mAP"] < begun - 0.1  # one epoch teaches it little
 
 
 def test_only_some_values_may_be_left_open(tmp_path: Path) -> None:
@@ -203,6 +232,28 @@ def test_a_run_from_the_packages_model_keeps_to_its_memory(tmp_path: Path) -> No
     assert max(map(len, bars)) <= 80
     stored = yaml.safe_load((tmp_path / "run/recipe.yaml").read_text())["recipe"]
     assert (stored["epochs"], stored["frames"], stored["head_init"]) == (1, 496, "probe")
+
+
+def test_a_fold_leaves_nothing_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Model, gradients, optimizer and averages of one fold are gone when the next one begins."""
+    data = trees.custom_folders(tmp_path / "data", per_class=4)
+    tasks: list[weakref.ref[FinetuneTask]] = []
+    alive: list[int] = []
+    prepare = FinetuneTask.__init__
+
+    def noted(task: FinetuneTask, *args: Any, **options: Any) -> None:
+        alive.append(sum(reference() is not None for reference in tasks))
+        tasks.append(weakref.ref(task))
+        prepare(task, *args, **options)
+
+    monkeypatch.setattr(FinetuneTask, "__init__", noted)
+    gc.disable()  # it would come by at moments of its own
+    try:
+        finetune(small(epochs=1, folds=4), data, tmp_path / "run", device="cpu")
+    finally:
+        gc.enable()
+    assert alive == [0, 0, 0, 0]
+    assert all(reference() is None for reference in tasks)
 
 
 def test_accuracy_is_told_as_a_count(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

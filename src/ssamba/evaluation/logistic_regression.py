@@ -165,19 +165,43 @@ class _Problem:
         return -(log_shares * self._targets).sum() / n, (log_shares.exp() - self._targets) / n
 
 
-def fit_cross_validated(x: Tensor, labels: Tensor, parts: Tensor, classes: int, smoothing: float = 0.0) -> LinearModel:
-    """Fit on all examples, with the value of C that classifies most held-out examples correctly.
+def of_known_classes(train: Tensor, held: Tensor) -> Tensor:
+    """Which held-out examples have only classes that training has an example of: (M,) bool.
 
-    ``x`` (B, d) features; ``labels`` (B,) int64 class numbers; ``parts`` (B,) int64: the examples of each number from 0
-    on are held out in turn, those below 0 never. Of equally good values of C the smallest is taken. ``smoothing``
-    is the share of each label that goes to all classes evenly (label smoothing).
+    The others say nothing about a fit. ``train`` (N, classes) and ``held`` (M, classes) are 1 where the class holds.
     """
-    targets = F.one_hot(labels, classes).double() * (1 - smoothing) + smoothing / classes
-    hits = [0] * len(C_VALUES)
+    missing = train.sum(dim=0) == 0
+    return held[:, missing].sum(dim=1) == 0
+
+
+def fit_cross_validated(x: Tensor, labels: Tensor, parts: Tensor, classes: int, smoothing: float = 0.0) -> LinearModel:
+    """Fit on all examples, with the value of C that suits held-out examples best.
+
+    ``x`` (B, d) features. ``labels`` (B,) int64 are class numbers: a softmax, and the C that classifies most held-out
+    examples correctly; ``smoothing`` is the share of each label that goes to all classes evenly (label smoothing).
+    Or ``labels`` (B, classes), 1 where the class holds and else 0: a sigmoid for each class, and the C of the lowest
+    loss on held-out examples (of those of ``of_known_classes``), without smoothing. ``parts`` (B,) int64: the examples
+    of each number from 0 on are held out in turn, those below 0 never. Of equally good values of C the smallest is
+    taken; for sigmoids 1, as in ``ssamba fit``, where nothing can be held out.
+    """
+    several = labels.dim() == 2
+    targets = (
+        labels.double() if several else F.one_hot(labels, classes).double() * (1 - smoothing) + smoothing / classes
+    )
+    good, counted = [0.0] * len(C_VALUES), 0
     for part in range(int(parts.max()) + 1):
         held = parts == part
         if not held.any() or held.all():
             continue
-        for i, model in enumerate(fit_linear(x[~held], targets[~held])):
-            hits[i] += int((model.scores(x[held]).argmax(dim=1) == labels[held]).sum())
-    return fit_linear(x, targets, [C_VALUES[hits.index(max(hits))]])[0]
+        models = fit_linear(x[~held], targets[~held], multi_label=several)
+        if several:
+            held[held.clone()] = of_known_classes(targets[~held], targets[held])
+        counted += int(held.sum())
+        for i, model in enumerate(models):
+            scores = model.scores(x[held])
+            if several:
+                good[i] -= float(F.binary_cross_entropy_with_logits(scores, targets[held], reduction="sum"))
+            else:
+                good[i] += int((scores.argmax(dim=1) == labels[held]).sum())
+    best = C_VALUES[good.index(max(good))] if counted or not several else 1.0
+    return fit_linear(x, targets, [best], several)[0]

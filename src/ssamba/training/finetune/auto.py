@@ -99,7 +99,7 @@ def choose_frames(seconds: Sequence[float], patch_time: int) -> tuple[int, float
 def choose_values(facts: Facts, given: Mapping[str, Any]) -> dict[str, Any]:
     """``given``, and a value for each that a recipe may leave open and ``given`` does not hold.
 
-    Choices follow the given values: with more frames fewer clips go into a pass, with a sigmoid loss there is no probe.
+    Choices follow the given values: with more frames fewer clips go into a pass, with a sigmoid loss no smoothing.
     """
     values: dict[str, Any] = dict(given)
 
@@ -147,15 +147,15 @@ def is_like_words(facts: Facts) -> bool:
 
 def _choose_training(facts: Facts, values: Mapping[str, Any]) -> dict[str, Any]:
     """Rates and augmentation: the tuned ones where the classifier begins as a probe, else the published kind."""
-    softmax = not facts.multi_label and values.get("loss", "auto") != "bce"
-    probe = facts.pretrained and softmax and not facts.per_second and values.get("head_init", "probe") == "probe"
-    if not probe:
+    if not facts.pretrained or facts.per_second or values.get("head_init", "probe") != "probe":
         masks = {"freq_mask": 24, "time_mask": min(96, values["frames"])}
         found = {"lr": 1e-4, "noise": True, "decay_start": 6, **_DECAYING, **masks}
         if facts.pretrained:  # few epochs: a random classifier needs a higher rate
             found |= {"lr": 3e-4, "head_lr": 10.0, "ema": 0.99}
         return {**_OFF, "pooling": "mean", **found}
     found = dict(_TUNED_ON_WORDS, freq_mask=16, time_mask=16) if is_like_words(facts) else dict(_TUNED_ON_SOUNDS)
+    if facts.multi_label or values.get("loss", "auto") == "bce":  # only softmax smooths labels
+        found["label_smoothing"] = 0.0
     return {**_OFF, "pooling": "rows", "head_init": "probe", **found}
 
 

@@ -87,7 +87,8 @@ class FinetuneRecipe(RecipeBase, ModelShape, FinetuneAugmentation, Optimisation,
     freeze: bool = option(False, "train the classifier alone")
     head_init: str = option(
         "random",
-        "the classifier's first weights: random, or a logistic regression on the encoder's features of training clips",
+        "the classifier's first weights: random, or a logistic regression on the encoder's features of training clips, "
+        "with sigmoid one for each class",
         HEAD_INITS,
     )
     drop_path: float = like(

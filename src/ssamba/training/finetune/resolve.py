@@ -43,14 +43,10 @@ def resolve_auto(recipe: FinetuneRecipe, data: LabelledData) -> FinetuneRecipe:
 
 
 def _check_loss(recipe: FinetuneRecipe, data: LabelledData) -> None:
-    """Refuse what goes with softmax and one label a clip alone. Raises ``ConfigError``."""
+    """Refuse what goes with softmax alone, or with labels of whole clips alone. Raises ``ConfigError``."""
     if recipe.label_smoothing and recipe.loss != "ce":
         raise ConfigError(f"label_smoothing: {recipe.label_smoothing}, not possible with loss {recipe.loss}; give 0")
-    if recipe.head_init != "probe":
-        return
-    if recipe.loss != "ce":
-        raise ConfigError(f"head_init: probe, not possible with loss {recipe.loss}; give --head-init random")
-    if data.folds[0].train[0].per_second is not None:
+    if recipe.head_init == "probe" and data.folds[0].train[0].per_second is not None:
         raise ConfigError("head_init: probe, not possible with a label each second; give --head-init random")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import gc
 import shutil
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,7 @@ def finetune(
         if not (out / RESULTS_FILE).exists():
             for number in range(run.count):
                 run.train_fold(number)
+                gc.collect()  # loop and task refer to one another: without it each fold leaves eight times its weights
         elif dist.main and not run.complete():
             return read_results(out)  # its folds have been removed since
         if not dist.main:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ssamba.evaluation.logistic_regression import LinearModel
+from ssamba.evaluation.logistic_regression import LinearModel, of_known_classes
 from ssamba.evaluation.probe.protocol import Division
 from ssamba.models.losses import classification_loss
 from ssamba.training.finetune.evaluate import ClassifierOutputs, by_example
@@ -51,8 +51,8 @@ class Bank:
 
     def of_known_classes(self, train: Tensor, held: Tensor) -> Tensor:
         """Those of ``held`` whose classes ``train`` has an example of: others say nothing about a fit on ``train``."""
-        missing = self.targets[torch.unique(self.owners[self.rows(train)])].sum(dim=0) == 0
-        return held[self.targets[held][:, missing].sum(dim=1) == 0]
+        known = self.targets[torch.unique(self.owners[self.rows(train)])]
+        return held[of_known_classes(known, self.targets[held])]
 
     def outputs(self, model: LinearModel, numbers: Tensor) -> ClassifierOutputs:
         """A model's logits for these examples, in their order, numbered by their place in ``numbers``."""
