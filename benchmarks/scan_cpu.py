@@ -2,9 +2,9 @@
 
     python benchmarks/scan_cpu.py [--repeats 7] [--long 22016] [--skip-long] [--processor-time]
 
-Prints markdown, for free and tied decays with scans in both directions and alternating ones: state updates per second
-of the scan forward and backward, the time of one 10 s clip, the time of long inputs (the least of the repeats; ratios
-are medians over neighbours in time); then the peak memory of long inputs, and the machine's load before and after.
+Prints markdown, for free and tied decays with scans in both directions and alternating ones: the time of one 10 s clip,
+the time of long inputs (the least of the repeats; ratios are medians over neighbours in time), the peak memory of long
+inputs, state updates per second of the scan forward and backward, and the machine's load before and after.
 The transformer is plain torch with `scaled_dot_product_attention` (12 layers, width 192, 3 heads, MLP 4x, pre-norm);
 the last column is against the same transformer with the products of `ssamba.ops.linear`, which SSAMBA uses, too.
 Each scan is compared with the reference form before it is timed (short lengths).
@@ -13,6 +13,7 @@ Each scan is compared with the reference form before it is timed (short lengths)
 from __future__ import annotations
 
 import argparse
+import ctypes
 import functools
 import os
 import platform
@@ -135,7 +136,7 @@ def scan_calls(form: Form) -> tuple[Callable[[], object], Callable[[], object], 
 
 
 def time_scan(repeats: int) -> None:
-    print("| scan, batch 4 x 513 x 2 x 384 x 16 | forward | updates/s | backward | backward / forward |")
+    print("\n| scan, batch 4 x 513 x 2 x 384 x 16 | forward | updates/s | backward | backward / forward |")
     print("|---|---|---|---|---|")
     calls = {form: scan_calls(form) for form in FORMS}
     runs = {f"{form} {way}": calls[form][i] for form in FORMS for i, way in enumerate(("forward", "backward"))}
@@ -213,21 +214,32 @@ def main() -> None:
         global clock
         clock = time.process_time
     print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, fp32, {load()}\n")
-    time_scan(arguments.repeats)
-    print("\n| patch tokens, batch 1 | decays, scans | SSAMBA tiny | ViT tiny, sdpa | ratio | same products |")
+    print("| patch tokens, batch 1 | decays, scans | SSAMBA tiny | ViT tiny, sdpa | ratio | same products |")
     print("|---|---|---|---|---|---|")
     time_clip(512, arguments.repeats)
-    if arguments.skip_long:
-        print(f"\n{load()}")
-        return
-    time_clip(4096, 3)
-    time_clip(arguments.long, 2)
+    if not arguments.skip_long:
+        time_clip(4096, 3)
+        time_clip(arguments.long, 2)
+        print_peaks(arguments.long)
+    keep_freed_memory()
+    time_scan(arguments.repeats)
+    print(f"\n{load()}")
+
+
+def print_peaks(long: int) -> None:
+    """Each length in a process of its own."""
     print("\n| patch tokens | peak memory added by SSAMBA tiny | per token |\n|---|---|---|")
-    for tokens in (4096, arguments.long, 4 * arguments.long, 180_000):
+    for tokens in (4096, long, 4 * long, 180_000):
         command = [sys.executable, __file__, "--peak", str(tokens)]
         peak = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
         print(f"| {tokens:,} | {peak:,.0f} MiB | {1024 * peak / tokens:.1f} KiB |", flush=True)
-    print(f"\n{load()}")
+
+
+def keep_freed_memory() -> None:
+    """Tells glibc to keep freed memory, as it comes to do in training: fresh pages would cost more than the scan."""
+    if platform.libc_ver()[0] == "glibc":
+        for parameter in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+            ctypes.CDLL(None).mallopt(parameter, 1 << 30)
 
 
 if __name__ == "__main__":

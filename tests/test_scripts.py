@@ -409,6 +409,12 @@ def test_pretrain_speed(tmp_path: Path) -> None:
     assert run("benchmarks/pretrain_speed.py", tmp_path, *words).count("| ssamba tiny |") == 2
 
 
+def test_linear_cpu() -> None:
+    rows = run("benchmarks/linear_cpu.py", "--repeats", 1).strip().split("\n")
+    assert len(rows) == 5
+    assert all(0 < float(cell) < 1000 for row in rows[2:] for cell in row.split("|")[2:9])
+
+
 def test_cpu_deploy(model_folder: Path) -> None:
     row = run("benchmarks/cpu_deploy.py", "--seconds", 1, "--model", model_folder).split("|")
     assert row[1].strip() == "1 s"

@@ -32,7 +32,7 @@ from ssamba.models.config import Config
 from ssamba.models.pretrained.digest import model_key
 from ssamba.models.pretrained.model_dir import save_model
 from ssamba.training.fit import data as fit_data
-from ssamba.training.fit import features
+from ssamba.training.fit import expectation, features
 from ssamba.training.fit.expectation import count_windows
 from ssamba.training.fit.heads import choose_head
 from ssamba.training.fit.recipe import FitRecipe
@@ -334,7 +334,25 @@ def test_windows_are_counted_as_they_are_read(source: str, folders: Path, tmp_pa
             trees.write_clip(tmp_path / f"kind{label}" / f"{number}.wav", label, number, seconds)
     setup = prepare_fit(FitRecipe(frames=32), tmp_path, source, "cpu")
     read = sum(len(rows) for _, rows in classifier_windows(setup.examples, setup.model, SkipList()))
-    assert count_windows(setup.examples, setup.model) == read
+    assert count_windows(setup.examples, setup.model) == (read, read)
+
+
+def test_a_long_clip_s_windows_are_spread(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is computed is counted in full, what a regression reads is three windows at most: first, middle, last."""
+    for module in (features, expectation):
+        monkeypatch.setattr(module, "MAX_WINDOWS", 3)
+    for label in range(2):
+        for number, seconds in enumerate((0.2, 1.0, 2.0)):
+            trees.write_clip(tmp_path / "data" / f"kind{label}" / f"{number}.wav", label, number, seconds)
+    setup = prepare_fit(FitRecipe(frames=32), tmp_path / "data", source, "cpu")
+    whole = [rows for _, rows in classifier_windows(setup.examples, setup.model, SkipList())]
+    assert max(map(len, whole)) > 3
+    parts = features.FeatureParts(tmp_path / "parts", lambda: None)
+    values, owners = features.collect_features(setup.examples, setup.model, parts, SkipList(), lambda *_: None)
+    chosen = [rows if len(rows) <= 3 else rows[[0, (len(rows) - 1) // 2, -1]] for rows in whole]
+    assert owners.bincount().tolist() == list(map(len, chosen))
+    assert torch.equal(values, torch.cat(chosen))
+    assert count_windows(setup.examples, setup.model) == (sum(map(len, whole)), len(values))
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak memory that Linux tells")

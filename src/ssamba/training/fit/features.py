@@ -23,12 +23,14 @@ from ssamba.utils.tensor_file import write_tensors
 
 SAVE_SECONDS = 60.0
 """Between two parts on disk; a set that takes less leaves none."""
+MAX_WINDOWS = 256
+"""Of an example that a regression reads: 22 minutes of hours, spread evenly. All of them would take gigabytes there."""
 
 
 def parts_folder(out: Path, layout: str, examples: Sequence[Example], model: Encoder) -> Path:
     """Where a run keeps parts of its features: named by all that they depend on. Raises ``AudioError``."""
     assert model.classifier is not None
-    key = f"{data_key(layout, examples)} {model_key(model)} {model.classifier.task.pooling}"
+    key = f"{data_key(layout, examples)} {model_key(model)} {model.classifier.task.pooling} {MAX_WINDOWS}"
     return out / f"features-{hashlib.blake2b(key.encode(), digest_size=8).hexdigest()}"
 
 
@@ -79,19 +81,25 @@ class FeatureParts:
         return self.folder / f"from-{first:07d}.safetensors"
 
 
+def spread(rows: Tensor, most: int) -> Tensor:
+    """At most ``most`` of the rows, evenly from the first to the last."""
+    return rows if len(rows) <= most else rows[[i * (len(rows) - 1) // (most - 1) for i in range(most)]]
+
+
 def collect_features(
     examples: Sequence[Example], model: Encoder, parts: FeatureParts, skip: SkipList, progress: Progress
 ) -> tuple[Tensor, Tensor]:
     """What the classifier reads of all examples, (rows, d) float32 on the CPU, and the rows' examples (rows,).
 
-    Goes on from the parts on disk. Raises ``DataError`` as ``classifier_windows``.
+    At most ``MAX_WINDOWS`` rows of an example. Goes on from the parts on disk. Raises ``DataError`` as
+    ``classifier_windows``.
     """
     parts.read()
     begin, first = time.monotonic(), parts.done
     saved = begin
     for i, values in classifier_windows(examples[first:], model, skip):
         number = first + i
-        parts.add(number, values)
+        parts.add(number, spread(values, MAX_WINDOWS))
         rate = (i + 1) / max(time.monotonic() - begin, 1e-3)
         progress(number + 1, len(examples), f"{number + 1}/{len(examples)} clips, {rate:,.0f} a second")
         if time.monotonic() - saved >= SAVE_SECONDS:
