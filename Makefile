@@ -19,9 +19,9 @@ test: $(STAMP) lint
 test-slow: $(STAMP)
 	$(PYTEST) -m 'slow and not gpu'
 
-# The part of them that continuous integration runs: every third of those that do not take minutes each (tutorials, long
-# damage runs). SHARD=1/3 and 2/3 are the others.
-SHARD ?= 0/3
+# The part of them that continuous integration runs: every fourth of those that do not take minutes each (tutorials, long
+# damage runs). SHARD=1/4 to 3/4 are the others.
+SHARD ?= 0/4
 test-ci-slow: $(STAMP)
 	$(PYTEST) -m 'slow and not gpu and not long' --shard=$(SHARD) --durations=15
 

@@ -45,6 +45,12 @@ def anchors(document: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in found}
 
 
+def test_no_merge_is_half_done() -> None:
+    """Of all files that are text: each begins no line as git marks two versions of it."""
+    marks = re.compile(rb"^(?:<{7}|>{7})(?: |$)", re.MULTILINE)
+    assert not [path for path in tracked() if path.stat().st_size < 1_000_000 and marks.search(path.read_bytes())]
+
+
 def without_code(document: Path) -> str:
     return re.sub(r"^( *```).*?^\1", "", document.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
 
