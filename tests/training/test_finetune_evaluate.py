@@ -17,7 +17,7 @@ from ssamba.models.classifier import Classification
 from ssamba.models.config import Config
 from ssamba.models.registry import make_encoder
 from ssamba.training.features import batch_features
-from ssamba.training.finetune.evaluate import ClassifierOutputs, make_evaluation
+from ssamba.training.finetune.evaluate import ClassifierOutputs, by_example, make_evaluation
 from ssamba.training.finetune.recipe import FinetuneRecipe
 
 RECIPE = FinetuneRecipe(
@@ -97,3 +97,18 @@ def test_seconds_without_label_or_answer_are_not_scored() -> None:
     assert found["d_prime"] == math.inf
     assert found["loss"] == pytest.approx(float(torch.log1p(torch.exp(torch.tensor(-5.0)))), rel=1e-5)
     assert len(scores) == 2
+
+
+@pytest.mark.parametrize("kind", ["ce", "bce"])
+@pytest.mark.parametrize("right", [0, 1])
+def test_certainty_of_all_windows_is_a_number(kind: str, right: int) -> None:
+    """Two windows of one clip whose other classes have probabilities that round to 0, and a clip of one window."""
+    logits = torch.tensor([[2000.0, -2000.0, -2000.0], [3000.0, -2000.0, 0.0], [0.5, 0.0, 0.0]])
+    targets = torch.eye(3)[[right, right, 0]]
+    outputs = by_example(logits, targets, torch.tensor([0, 0, 1]), kind)
+    assert outputs.logits.isfinite().all()
+    assert outputs.logits.argmax(dim=1).tolist() == [0, 0]
+    summary = outputs.summary(kind, multi_label=False)
+    assert all(math.isfinite(summary[name]) for name in ("loss", "accuracy", "mAP"))
+    assert summary["accuracy"] == (1.0 if right == 0 else 0.5)
+    assert (summary["loss"] > 5) == (right == 1)
