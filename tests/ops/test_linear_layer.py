@@ -60,7 +60,7 @@ def test_values_and_gradients(
     case: str, with_bias: bool, calls: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(0)
-    monkeypatch.setattr(cpu, "LEAST", 1)
+    monkeypatch.setattr(cpu, "MIN_MULTIPLICATIONS", 1)
     x, weight = (make() for make in CASES[case])
     inputs = [x, weight, *([torch.randn(weight.shape[0])] if with_bias else [])]
     with torch.no_grad():

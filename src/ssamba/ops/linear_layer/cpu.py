@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ssamba.ops import derivatives
 from ssamba.ops.linear_layer import naive
 
-LEAST = 1 << 20
+MIN_MULTIPLICATIONS = 1 << 20
 """Multiplications below which the longer way to oneDNN costs as much as it saves."""
 
 
@@ -29,7 +29,7 @@ def supports(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> str | Non
     for t in (x, weight, bias):
         if t is not None and (type(t) not in (Tensor, nn.Parameter) or t.dtype != torch.float32 or not t.is_cpu):
             return "only plain float32 tensors on the CPU are taken"
-    if x.numel() * weight.shape[-2] < LEAST:
+    if x.numel() * weight.shape[-2] < MIN_MULTIPLICATIONS:
         return "the product is small"
     if not (_pays_here() and torch.backends.mkldnn.enabled) or torch.is_autocast_enabled("cpu"):
         return "another library computes the product"
