@@ -48,7 +48,7 @@ class Kernel:
         self.call = ctypes.CFUNCTYPE(None, ctypes.c_int64)(self.address)  # releases the GIL while it runs
 
 
-_MODULES = {
+MODULES = {
     "scan_forward": "scan_forward",
     "scan_backward": "scan_backward",
     "tied_forward": "tied_forward",
@@ -63,7 +63,7 @@ def check() -> None:
     """Raises what importing Numba raises, where no kernel's machine code is kept: else it may not be needed."""
     from ssamba.ops.jit import machine_code
 
-    if not any(machine_code.held(machine_code.key(name, _version())) for name in _MODULES):
+    if not any(machine_code.held(machine_code.key(name, _version())) for name in MODULES):
         importlib.import_module("numba")
 
 
@@ -83,7 +83,7 @@ def compile_kernel(name: str) -> Kernel:
 def entry_point(name: str, version: int) -> Callable[[int], None]:
     """The Python function that a kernel is compiled from. Raises ImportError without Numba."""
     make: Callable[[int], Callable[[int], None]] = getattr(
-        importlib.import_module(f"{__package__}.{_MODULES[name]}"), name
+        importlib.import_module(f"{__package__}.{MODULES[name]}"), name
     )
     return make(version)
 
