@@ -186,6 +186,11 @@ class EpochPlan:
         return np.concatenate(parts)
 
 
+def spread(count: int, most: int) -> list[int]:
+    """At most ``most`` (2 or more) of the numbers from 0 to ``count`` - 1, evenly from the first to the last."""
+    return list(range(count)) if count <= most else [i * (count - 1) // (most - 1) for i in range(most)]
+
+
 class EvaluationPlan:
     """Every example once and in order, or with `windows` every window of every example.
 
@@ -236,8 +241,7 @@ class EvaluationPlan:
         kept: list[Row] = []
         for _, group in groupby(self._rows, key=lambda row: row.example):
             rows = list(group)
-            many = len(rows) > most
-            kept += [rows[i * (len(rows) - 1) // (most - 1)] for i in range(most)] if many else rows
+            kept += [rows[i] for i in spread(len(rows), most)]
         self._rows = kept
 
     @property

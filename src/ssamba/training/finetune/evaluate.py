@@ -34,6 +34,7 @@ FEATURE_BYTES = 4 << 30
 """Features of a set are kept on the model's device between evaluations when they are no larger."""
 MIN_BATCH = 16
 MIN_PROBABILITY = 1e-300
+"""A mean probability that rounds to 0 would have the logit -inf, and 0 x -inf in the loss is no number."""
 JOINED = 32
 """Parts of a result that are kept apart at most."""
 
@@ -252,6 +253,5 @@ def by_example(logits: Tensor, targets: Tensor, examples: Tensor, kind: str) -> 
     first = torch.full((len(known),), len(examples), dtype=torch.int64, device="cpu").scatter_reduce_(
         0, place, torch.arange(len(place), device="cpu"), "amin"
     )
-    # A probability that is no double any more would have the logit -inf, and 0 x -inf in the loss is no number.
     merged = mean.logit(1e-12) if kind == "bce" else mean.clamp_min(MIN_PROBABILITY).log()
     return ClassifierOutputs(merged.float(), targets[first], known)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ssamba.data.examples import Example
+from ssamba.data.samplers.labelled import spread
 from ssamba.data.scan import SkipList
 from ssamba.evaluation.probe.cache import data_key
 from ssamba.evaluation.probe.windows import classifier_windows
@@ -81,11 +82,6 @@ class FeatureParts:
         return self.folder / f"from-{first:07d}.safetensors"
 
 
-def spread(rows: Tensor, most: int) -> Tensor:
-    """At most ``most`` of the rows, evenly from the first to the last."""
-    return rows if len(rows) <= most else rows[[i * (len(rows) - 1) // (most - 1) for i in range(most)]]
-
-
 def collect_features(
     examples: Sequence[Example], model: Encoder, parts: FeatureParts, skip: SkipList, progress: Progress
 ) -> tuple[Tensor, Tensor]:
@@ -99,7 +95,7 @@ def collect_features(
     saved = begin
     for i, values in classifier_windows(examples[first:], model, skip):
         number = first + i
-        parts.add(number, spread(values, MAX_WINDOWS))
+        parts.add(number, values[spread(len(values), MAX_WINDOWS)])
         rate = (i + 1) / max(time.monotonic() - begin, 1e-3)
         progress(number + 1, len(examples), f"{number + 1}/{len(examples)} clips, {rate:,.0f} a second")
         if time.monotonic() - saved >= SAVE_SECONDS:
