@@ -83,7 +83,7 @@ class Settings:
 
     ``limit_seconds`` is for one case, longer ones of the same model are then left out. With ``training`` a pass is
     forward and backward of float32 weights under autocast to ``dtype``, without an optimiser. ``decay`` and ``scan``:
-    the form of SSAMBA's models (``Config``).
+    the form of SSAMBA's models, ``states`` its states a channel (``Config``).
     """
 
     device: torch.device
@@ -97,6 +97,7 @@ class Settings:
     training: bool = False
     decay: str = "free"
     scan: str = "both"
+    states: int = 16
 
     def filled(self) -> Settings:
         """With the device's choices in place of empty ones. Raises ``ConfigError`` for sizes that do not exist."""
@@ -171,7 +172,8 @@ def make_model(case: Case, settings: Settings) -> tuple[Encoder, Tensor]:
     frames = case.tokens // FREQUENCY_ROWS * Config().patch_time
     encoder = case.model.split("-")[0]
     decay, scan = (settings.decay, settings.scan) if encoder == "ssamba" else ("free", "both")
-    config = Config(encoder=encoder, width=WIDTHS[case.size], frames=frames, decay=decay, scan=scan)
+    form = {"decay": decay, "scan": scan, "state_size": settings.states}
+    config = Config(encoder=encoder, width=WIDTHS[case.size], frames=frames, **form)
     model = KINDS[config.encoder](config, generator=torch.Generator().manual_seed(1)).to(settings.device).eval()
     if isinstance(model, SSAMBA):
         _weigh_alike(model)

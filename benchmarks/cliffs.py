@@ -1,0 +1,119 @@
+"""What should not change SSAMBA's speed much: 8 states, fp16, fp32, lengths that are odd. On one GPU.
+
+    PYTHONPATH=src python benchmarks/cliffs.py [--form fast] [--dry-run]
+
+The first table has tiny in bf16 with 16 states, and each variant's time as a ratio to that; training is forward and
+backward. CUDA graphs, medians of 10, each output checked against float32 first. The second table has the chain of pairs
+alone (tokens to tokens, bf16) at lengths around 512 and 22,016, as a ratio to the even one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from dataclasses import replace
+
+import torch
+from fast_forms import DEVICE, FORMS, settings_of
+
+from ssamba.evaluation.speed.measure import WARM_UP_FRAMES, Case, make_model, measure_all, run_pass
+from ssamba.evaluation.speed.report import device_name
+from ssamba.models.config import WIDTHS
+from ssamba.ops.jit import nvrtc
+from ssamba.utils.graph_capture import captured
+
+CASES = "tiny infer 64x512", "tiny infer 4x22016", "tiny train 64x512"
+VARIANTS = {
+    "bf16, 16 states": {},
+    "8 states": {"states": 8},
+    "fp16": {"dtype": torch.float16},
+    "fp32": {"dtype": torch.float32},
+}
+LENGTHS = {64: (512, 511, 513, 514), 4: (22016, 22015, 22017, 22018)}
+"""Batch: the even length that counts as 1, and its neighbours."""
+DRY = "tiny infer 1x16", "tiny train 1x16"
+REPEATS = 10
+
+
+def times(case: str, form: str, repeats: int) -> list[str]:
+    """A row: milliseconds of the first variant, then the others with their ratio to it; or why there is no time."""
+    base, cells = None, []
+    for name, change in VARIANTS.items():
+        settings = replace(settings_of(case, form)[0], repeats=repeats, **change)
+        (result,) = measure_all(settings)
+        if result.milliseconds is None:
+            cells.append(f"{result.status} (error {result.error})")
+            continue
+        base = base or result.milliseconds
+        cells.append(f"{result.milliseconds:.2f} ({result.milliseconds / base:.2f})")
+        print(f"{case} {form} {name}: {cells[-1]}", flush=True)
+    return [case, *cells]
+
+
+@torch.no_grad()
+def chain_times(batch: int, lengths: tuple[int, ...], form: str, repeats: int) -> list[str]:
+    """A row: milliseconds of the chain of pairs for each length, with its ratio to the first."""
+    settings, _ = settings_of(f"tiny infer {batch}x512", form)
+    model, _ = make_model(Case("tiny", "ssamba", 16, 1), settings)
+    model = model.to(settings.dtype)
+    base, cells = None, []
+    for length in lengths:
+        noise = torch.randn(batch, length, WIDTHS["tiny"], generator=torch.Generator().manual_seed(length))
+        tokens = noise.to(DEVICE, settings.dtype)
+        found = timed(lambda tokens=tokens: model.encode_tokens(tokens), repeats)
+        base = base or found
+        cells.append(f"{length:,}: {found:.2f} ({found / base:.3f})")
+    return [f"batch {batch}", *cells]
+
+
+def timed(run: object, repeats: int) -> float:
+    """Median milliseconds of replays of a CUDA graph; on a CPU, where only --dry-run comes, of nothing."""
+    if DEVICE.type != "cuda":
+        run()
+        return 1.0
+    replay, found = captured(run), []
+    for _ in range(repeats):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        replay()
+        end.record()
+        end.synchronize()
+        found.append(start.elapsed_time(end))
+    return statistics.median(found)
+
+
+def one_pass(case: str, form: str, change: dict) -> None:
+    """A pass as it is timed, for ``nvrtc.compile_for``."""
+    settings, point = settings_of(case, form)
+    settings = replace(settings, **change)
+    model, features = make_model(point, settings)
+    if not settings.training:
+        model, features = model.to(settings.dtype), features.to(settings.dtype)
+    with torch.set_grad_enabled(settings.training):
+        for given in (features[:, :WARM_UP_FRAMES], features):
+            run_pass(model, model.encode, given, settings)
+
+
+def main() -> None:
+    """Measure and print both tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--form", default="fast", choices=list(FORMS))
+    parser.add_argument("--dry-run", action="store_true", help="small cases, on a CPU too")
+    a = parser.parse_args()
+    if not a.dry_run and DEVICE.type != "cuda":
+        raise SystemExit("cliffs.py: needs a GPU")
+    cases, lengths, repeats = (DRY, {1: (16, 15, 17)}, 1) if a.dry_run else (CASES, LENGTHS, REPEATS)
+    if DEVICE.type == "cuda":
+        nvrtc.compile_for(*(lambda c=c, v=v: one_pass(c, a.form, v) for c in cases for v in VARIANTS.values()))
+    rows = [times(case, a.form, repeats) for case in cases]
+    around = [chain_times(batch, given, a.form, repeats) for batch, given in lengths.items()]
+    print(f"\n{device_name(DEVICE)}, torch {torch.__version__}, form {a.form}; milliseconds (ratio to the first)\n")
+    print(f"| case | {' | '.join(VARIANTS)} |")
+    print("|---" * (len(VARIANTS) + 1) + "|")
+    print("\n".join(f"| {' | '.join(row)} |" for row in rows))
+    print("\n| chain of pairs, bf16 | length: milliseconds (ratio to the first) ||||\n|---|---|---|---|---|")
+    print("\n".join(f"| {' | '.join(row)} |" for row in around))
+
+
+if __name__ == "__main__":
+    main()
