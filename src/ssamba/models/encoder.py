@@ -55,9 +55,7 @@ class Encoder(TokenChain):
 
     def _make_inputs(self) -> None:
         c = self.config
-        self.patch_embed = nn.Conv2d(
-            1, c.width, (c.patch_frequency, c.patch_time), (c.stride_frequency, c.stride_time), **of_new_weights()
-        )
+        self.patch_embed = patches.PatchEmbedding(c)
         super()._make_inputs()
         self.mask_embedding = nn.Parameter(torch.empty(1, 1, c.width, **of_new_weights()))
 
@@ -86,7 +84,7 @@ class Encoder(TokenChain):
         """
         self._check(features)
         features = features.to(self.positions)
-        tokens_BQd = self.patch_embed(features.transpose(1, 2)[:, None]).flatten(2).transpose(1, 2)
+        tokens_BQd = self.patch_embed(features)
         if mask is not None:
             index = mask.to(tokens_BQd.device)[..., None].expand(-1, -1, tokens_BQd.shape[-1])
             fill = self.mask_embedding.to(tokens_BQd.dtype).expand(index.shape)

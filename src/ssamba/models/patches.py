@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ssamba.models.config import Config
+from ssamba.utils.torch_defaults import of_new_weights
 
 
 def columns(frames: int, config: Config) -> int:
@@ -56,6 +57,26 @@ def unpatchify(patches: Tensor, config: Config, n_columns: int) -> Tensor:
     batch, rows = patches.shape[0], config.grid[0]
     tiles = patches.reshape(batch, rows, n_columns, config.patch_frequency, config.patch_time)
     return tiles.permute(0, 2, 4, 1, 3).reshape(batch, n_columns * config.patch_time, rows * config.patch_frequency)
+
+
+class PatchEmbedding(nn.Conv2d):
+    """The linear layer of each patch: normalised log-mel (B, frames, mel_bins) -> (B, F*T, d), frequency-major.
+
+    Its weights have the shape of the reference's convolution, (d, 1, patch_frequency, patch_time). On a GPU it is a
+    product of patches and weights: several times as fast as cuDNN's convolution of one channel, and in float32 without
+    the rounding to TF32 that PyTorch allows a convolution by default.
+    """
+
+    def __init__(self, config: Config) -> None:
+        size, stride = (config.patch_frequency, config.patch_time), (config.stride_frequency, config.stride_time)
+        super().__init__(1, config.width, size, stride, **of_new_weights())
+        self.config = config
+
+    def forward(self, features: Tensor) -> Tensor:
+        if features.is_cuda:
+            return F.linear(patchify(features, self.config), self.weight.flatten(1), self.bias)
+        image_BxFT = features.transpose(1, 2)[:, None]
+        return super().forward(image_BxFT).flatten(2).transpose(1, 2)
 
 
 def gather_patches(values_BQx: Tensor, mask_BM: Tensor) -> Tensor:
