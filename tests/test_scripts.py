@@ -156,11 +156,17 @@ def test_decay_forms(tmp_path: Path) -> None:
     done = run("experiments/decay_forms.py", out, lists, *roots, *options).splitlines()
     assert [line.partition(" ")[2] for line in done[:4]] == planned[:4]
     assert done[4] == planned[4]
-    forms = [tuple(line.split(" | ")[:2]) for line in done[-4:]]
-    assert forms == [(f"| {decay}", scan) for decay in ("free", "tied") for scan in ("both", "alternating")]
+    forms = [line.split(" | ")[:2] for line in done[-4:]]
+    assert forms == [[f"| {decay}-{scan}", "1"] for decay in ("free", "tied") for scan in ("both", "alternating")]
     for decay, scan in (("free", "both"), ("tied", "alternating")):
         config = read_config(out / f"{decay}-{scan}").config
         assert (config.decay, config.scan) == (decay, scan)
+    one = ["--runs", "tied-alternating:1", "--peer", "--no-probe", *options]
+    one[-1] += " --no-compile"  # there may be no compiler here
+    rows = run("experiments/decay_forms.py", out, lists, *roots, *one).splitlines()[-2:]
+    assert [row.split(" | ")[0] for row in rows] == [
+        "| tied-alternating-seed1", "| ssast-compiled-like-tied-alternating-seed1"
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", ["esc10", "words", "speech"])
