@@ -126,6 +126,29 @@ def test_the_index_knows_its_model(sounds: Path, model: ssamba.SSAMBA, tmp_path:
         ssamba.Index(tmp_path / "index").search(sounds / "002.mp3")
 
 
+def test_an_index_of_an_earlier_models_vectors(sounds: Path, model: ssamba.SSAMBA, tmp_path: Path) -> None:
+    """The name in it leads to another model by now: the line says what to do, and the old model's folder helps."""
+    index, old = tmp_path / "index", tmp_path / "tiny-0.1"
+    ssamba.index([sounds], index, model)
+    save_model(old, model)
+    header(lambda v: v.update(model="tiny", version="0.2.0"))(index)
+    for act in (lambda: ssamba.Index(index).search(sounds / "002.mp3"), lambda: ssamba.index([], index)):
+        with pytest.raises(ConfigError, match=r"with model tiny \(\w{12}\) of ssamba 0\.2\.0, that of this ") as caught:
+            act()
+        assert f"ssamba index --out {index} --model FOLDER, or index the recordings again" in str(caught.value)
+        assert "\n" not in str(caught.value)
+    (best,) = ssamba.Index(index, ssamba.load(old, "cpu")).search(sounds / "002.mp3", top=1)
+    assert best.path == str(sounds / "002.mp3")
+    ssamba.index([], index, ssamba.load(old, "cpu"))
+    assert ssamba.Index(index).header.model == "tiny"  # a model in memory has no name to go by
+    ssamba.index([], index, old)
+    assert ssamba.Index(index).header.model == str(old)
+    assert ssamba.Index(index).search(sounds / "002.mp3", top=1) == [best]
+    shutil.copytree(old, tmp_path / "copy")
+    ssamba.index([], index, tmp_path / "copy")
+    assert ssamba.Index(index).header.model == str(old)  # which still leads to its model
+
+
 def test_an_index_says_where_it_comes_from(sounds: Path, model: ssamba.SSAMBA, tmp_path: Path) -> None:
     save_model(tmp_path / "model", model)
     made = ssamba.index([sounds], tmp_path / "index", tmp_path / "model")

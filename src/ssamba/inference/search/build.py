@@ -11,6 +11,7 @@ import torch
 
 import ssamba
 from ssamba.inference.file_stream import FileStream, Progress
+from ssamba.inference.load import load
 from ssamba.inference.model import Encoder
 from ssamba.inference.outputs.provenance import provenance_of
 from ssamba.inference.search import store
@@ -22,8 +23,13 @@ from ssamba.inference.search.fit import choose_space
 from ssamba.inference.search.space import SPACES, Space, load_space, save_space, weights_digest
 from ssamba.inference.search.store import FileEntry, IndexHeader
 from ssamba.models.patches import column_times
-from ssamba.utils.errors import ConfigError, DataError
+from ssamba.models.pretrained.hub import OFFICIAL
+from ssamba.models.pretrained.weights import SHIPPED
+from ssamba.utils.errors import ConfigError, DataError, SsambaError
 from ssamba.utils.lock import lock_folder
+
+IN_MEMORY = "(given in memory)"
+"""The name of a model that was not loaded here."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +101,17 @@ def update_index(
             _remove_empty(out)
 
 
+def other_model(folder: Path, header: IndexHeader, name: str, digest: str) -> ConfigError:
+    """The refusal of a model that is not the index's; ``name`` and ``digest`` are those of the one that was given."""
+    made = f"{folder}: was made with model {header.model} ({header.digest[:12]})"
+    if name == header.model in SHIPPED:
+        return ConfigError(
+            f"{made} of ssamba {header.version}, that of this version is another ({digest[:12]}): name the old one's "
+            f"folder, ssamba index --out {folder} --model FOLDER, or index the recordings again with another --out"
+        )
+    return ConfigError(f"{made}, {name} is another ({digest[:12]}): give that --model, or make another index")
+
+
 def _remove_empty(folder: Path) -> None:
     """What a new index leaves when it comes to nothing."""
     for name in (*store.LOCK_FILES, store.SPACE_FILE):
@@ -123,18 +140,26 @@ class _Update:
         self.header = store.read_index_header(folder) if store.is_index(folder) else None
         if self.header is not None:
             self._check(self.header)
+            self.header = self._named(self.header)
 
     def _check(self, header: IndexHeader) -> None:
         if header.digest != self.digest:
-            raise ConfigError(
-                f"{self.folder}: was made with model {header.model} ({header.digest[:12]}), not with {self.name} "
-                f"({self.digest[:12]}); give that --model or another --out"
-            )
+            raise other_model(self.folder, header, self.name, self.digest)
         if self.options.relative not in (None, header.relative):
             kind = "relative" if header.relative else "absolute"
             raise ConfigError(f"{self.folder}: has {kind} paths; give another --out for others")
         if self.options.space not in ("auto", header.space):
             raise ConfigError(f"{self.folder}: has a {header.space} space; give another --out for another")
+
+    def _named(self, header: IndexHeader) -> IndexHeader:
+        """Under the name that was given, where the one in the index no longer leads to its model."""
+        if self.name in (header.model, IN_MEMORY) or header.model in OFFICIAL:
+            return header
+        try:
+            kept = weights_digest(load(header.model, "cpu")) == header.digest
+        except SsambaError:
+            kept = False
+        return header if kept else replace(header, model=self.name)
 
     def run(self, files: Sequence[str]) -> IndexReport:
         """Do it: look at what is there, add, drop, write."""

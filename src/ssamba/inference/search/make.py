@@ -10,13 +10,10 @@ from ssamba.inference.file_stream import Progress, list_files
 from ssamba.inference.load import load
 from ssamba.inference.model import Encoder
 from ssamba.inference.search import store
-from ssamba.inference.search.build import IndexOptions, Work, update_index
+from ssamba.inference.search.build import IN_MEMORY, IndexOptions, Work, update_index
 from ssamba.inference.search.query import Index
 from ssamba.models.pretrained.load import ModelSource, model_names
 from ssamba.models.pretrained.weights import DEFAULT
-
-IN_MEMORY = "(given in memory)"
-"""The name of a model that was not loaded here."""
 
 
 def index(

@@ -18,7 +18,7 @@ from ssamba.inference.search import store
 from ssamba.inference.search.approximate.library import require_library
 from ssamba.inference.search.approximate.piece_lists import PROBES, PieceLists
 from ssamba.inference.search.arrays import FloatArray, HalfArray
-from ssamba.inference.search.build import IndexReport
+from ssamba.inference.search.build import IndexReport, other_model
 from ssamba.inference.search.columns import column_vectors
 from ssamba.inference.search.duplicates import IndexedRecording, Pair, find_pairs
 from ssamba.inference.search.match import best_offsets
@@ -118,10 +118,7 @@ class Index:
     def _checked(self, model: Encoder, name: str) -> Encoder:
         digest = weights_digest(model)
         if digest != self.header.digest:
-            raise ConfigError(
-                f"{self.folder}: was made with model {self.header.model} ({self.header.digest[:12]}), "
-                f"{name} is another ({digest[:12]})"
-            )
+            raise other_model(self.folder, self.header, name, digest)
         return model
 
     def _path(self, entry: store.FileEntry) -> str:
