@@ -219,17 +219,22 @@ def test_the_product_with_the_gate(tile: str, dtype: torch.dtype, monkeypatch: p
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=case_id)
 @pytest.mark.parametrize("scale", [1, 2])
+@pytest.mark.parametrize("width", [192, 256])
 @torch.no_grad()
-def test_a_model_whose_gate_is_deferred(dtype: torch.dtype, scale: int) -> None:
-    """As wide as the tiny one, in bfloat16 or under autocast: the tokens that leave each pair, and a graph of it."""
-    model, bound = SSAMBA(Config(width=192, depth=8, residual_scale=scale)).eval(), BOUND[torch.bfloat16]
+def test_a_model_whose_gate_is_deferred(dtype: torch.dtype, scale: int, width: int) -> None:
+    """As wide as the tiny one, or too wide for one pass; in bfloat16 or under autocast.
+
+    The tokens that leave each pair, and a graph of it.
+    """
+    model, bound = SSAMBA(Config(width=width, depth=8, residual_scale=scale)).eval(), BOUND[torch.bfloat16]
+    model.plan = InferencePlan(defer_gate_min_tokens_wide=16384)
     for i, pair in enumerate(model.pairs):
         pair.out_proj_dKE.mul_(30 * scale**i)  # else fresh pairs hardly count next to the stream
-    tokens = torch.randn(65, 257, 192, generator=torch.Generator().manual_seed(1))
+    tokens = torch.randn(65, 257, width, generator=torch.Generator().manual_seed(1))
     expected: list[Tensor] = []
     model.encode_tokens(tokens[:2], layers=expected)
     model, given = model.to("cuda", dtype), tokens.to("cuda", dtype)
-    assert model.plan.defers_gate(given.shape[0] * given.shape[1], 192)
+    assert model.plan.defers_gate(given.shape[0] * given.shape[1], width)
     normed: list[bool] = []
     hooks = [pair.register_forward_hook(lambda _pair, _, state: normed.append(state.normed)) for pair in model.pairs]
     with torch.autocast("cuda", torch.bfloat16, enabled=dtype == torch.float32):
@@ -256,7 +261,7 @@ def test_a_model_whose_gate_is_deferred(dtype: torch.dtype, scale: int) -> None:
         graph.replay()
         assert_close("replay of new weights", out, model.encode_tokens(given.clone(), own=True), 1e-2)
         assert relative_error(out, whole) > 2e-2
-        model.plan = InferencePlan(defer_gate_min_tokens=2**40)
+        model.plan = InferencePlan(defer_gate_min_tokens=2**40, defer_gate_min_tokens_wide=2**40)
         assert_close("gate in the scan", model.encode_tokens(given), out, bound)
 
 
