@@ -17,6 +17,7 @@ NAMES = (
     "SSAMBA_LPC",
     "SSAMBA_CUT",
     "SSAMBA_PROJ",
+    "SSAMBA_GATE",
     "TRITON_INTERPRET",
 )
 
@@ -33,6 +34,7 @@ def test_defaults() -> None:
     assert environment.lanes_per_channel() is None
     assert environment.scan_tiling() == {}
     assert environment.projection_launch() is None
+    assert environment.gate_tile() is None
     assert not environment.interprets_triton()
 
 
@@ -44,6 +46,10 @@ def test_values_are_read_at_the_time_of_the_call(monkeypatch: pytest.MonkeyPatch
     assert environment.lanes_per_channel() == 0
     assert environment.scan_tiling() == {"warps": 8, "stages": 4}
     assert environment.projection_launch() == (8, 2)
+    monkeypatch.setenv("SSAMBA_GATE", "64,128,32,4,2")
+    assert environment.gate_tile() == (64, 128, 32, 4, 2)
+    monkeypatch.setenv("SSAMBA_GATE", "pieces")
+    assert environment.gate_tile() == ()
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert environment.interprets_triton()
 

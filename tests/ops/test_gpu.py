@@ -180,19 +180,61 @@ def test_gate_and_output(rows: int, width: int, channels: int, pieces: int, scal
         assert_close("stream", stream, wide_stream, 3e-3)
 
 
+@pytest.mark.parametrize("tile", ["", "128,128,64,4,3", "256,128,64,8,3", "128,256,64,8,4", "64,128,32,4,2", "pieces"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=case_id)
+@torch.no_grad()
+def test_the_product_with_the_gate(tile: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In every tile: sizes that fill no tile, and the published widths; the same bits twice, also from a graph."""
+    from ssamba.ops import dispatch
+    from ssamba.ops.mamba.gpu_inference import gated_output_
+    from ssamba.ops.mamba.triton import gate_product
+
+    monkeypatch.setenv("SSAMBA_GATE", tile)
+    tensor_maps = torch.version.hip is None and torch.cuda.get_device_capability() == (9, 0)
+    for rows, width, channels in ((1, 200, 40), (4099, 208, 808), (301, 384, 1536), (22017, 768, 3072)):
+        draw = torch.Generator("cuda").manual_seed(rows)
+        shapes = [(rows, channels), (rows, width), (channels, width), (channels,), (width, channels)]
+        y, stream, weight, bias, out_proj = (torch.randn(s, generator=draw, device="cuda").to(dtype) for s in shapes)
+        weight, out_proj, stream = weight / width**0.5, out_proj / channels**0.5, stream + 2
+        rest, out = (weight, bias, out_proj), torch.full_like(stream, float("nan"))
+        found = dispatch.find_kernels("gate_product", y, stream, *rest, out)
+        if tensor_maps:
+            assert found is (None if tile == "pieces" else gate_product)
+        wide_y, wide_stream, expected = y.double(), stream.double(), out.double()
+        naive.gated_output_(wide_y, wide_stream, *(t.double() for t in rest), expected, 1e-5, 2.0)
+        given = y.clone(), stream.clone()
+        gated_output_(y, stream, *rest, out, 1e-5, 2.0)
+        for name, mine, wanted in (("y", y, wide_y), ("out", out, expected), ("stream", stream, wide_stream)):
+            assert_close(f"{name} of {(rows, width, channels)}", mine, wanted, 6e-3)
+        first = [t.clone() for t in (y, stream, out)]
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            gated_output_(y, stream, *rest, out, 1e-5, 2.0)
+        y.copy_(given[0])
+        stream.copy_(given[1])
+        out.fill_(float("nan"))
+        graph.replay()
+        assert all(torch.equal(one, other) for one, other in zip((y, stream, out), first, strict=True))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=case_id)
 @pytest.mark.parametrize("scale", [1, 2])
+@pytest.mark.parametrize("width", [192, 256])
 @torch.no_grad()
-def test_a_model_whose_gate_is_deferred(dtype: torch.dtype, scale: int) -> None:
-    """As wide as the tiny one, in bfloat16 or under autocast: the tokens that leave each pair, and a graph of it."""
-    model, bound = SSAMBA(Config(width=192, depth=8, residual_scale=scale)).eval(), BOUND[torch.bfloat16]
+def test_a_model_whose_gate_is_deferred(dtype: torch.dtype, scale: int, width: int) -> None:
+    """As wide as the tiny one, or too wide for one pass; in bfloat16 or under autocast.
+
+    The tokens that leave each pair, and a graph of it.
+    """
+    model, bound = SSAMBA(Config(width=width, depth=8, residual_scale=scale)).eval(), BOUND[torch.bfloat16]
+    model.plan = InferencePlan(defer_gate_min_tokens_wide=16384)
     for i, pair in enumerate(model.pairs):
         pair.out_proj_dKE.mul_(30 * scale**i)  # else fresh pairs hardly count next to the stream
-    tokens = torch.randn(65, 257, 192, generator=torch.Generator().manual_seed(1))
+    tokens = torch.randn(65, 257, width, generator=torch.Generator().manual_seed(1))
     expected: list[Tensor] = []
     model.encode_tokens(tokens[:2], layers=expected)
     model, given = model.to("cuda", dtype), tokens.to("cuda", dtype)
-    assert model.plan.defers_gate(given.shape[0] * given.shape[1], 192)
+    assert model.plan.defers_gate(given.shape[0] * given.shape[1], width)
     normed: list[bool] = []
     hooks = [pair.register_forward_hook(lambda _pair, _, state: normed.append(state.normed)) for pair in model.pairs]
     with torch.autocast("cuda", torch.bfloat16, enabled=dtype == torch.float32):
@@ -219,7 +261,7 @@ def test_a_model_whose_gate_is_deferred(dtype: torch.dtype, scale: int) -> None:
         graph.replay()
         assert_close("replay of new weights", out, model.encode_tokens(given.clone(), own=True), 1e-2)
         assert relative_error(out, whole) > 2e-2
-        model.plan = InferencePlan(defer_gate_min_tokens=2**40)
+        model.plan = InferencePlan(defer_gate_min_tokens=2**40, defer_gate_min_tokens_wide=2**40)
         assert_close("gate in the scan", model.encode_tokens(given), out, bound)
 
 

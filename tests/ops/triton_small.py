@@ -25,12 +25,13 @@ from mixer_inputs import mixer_inputs, pair_weights
 from torch import Tensor
 
 from ssamba import ops
+from ssamba.ops import dispatch
 from ssamba.ops.jit import nvrtc
 from ssamba.ops.layer_norm import gpu as norm_gpu
 from ssamba.ops.mamba import gpu, gpu_inference, naive
 from ssamba.ops.mamba.cuda import projection, scan
 from ssamba.ops.mamba.params import MixerParams
-from ssamba.ops.mamba.triton import conv, gated_output
+from ssamba.ops.mamba.triton import conv, gate_product, gated_output
 from ssamba.utils.errors import ConfigError
 
 SHIM = Path(__file__).with_name("cuda_shim")
@@ -166,6 +167,40 @@ def check_gated_output() -> None:
     ] * 3
 
 
+def check_gate_product() -> None:
+    """The product with the gate, chosen by the table: tiles that are not full in every direction, and whole ones."""
+    for width, channels, rows, tile in (
+        (24, 40, 37, "16,32,16,4,3"), (384, 1536, 3, "16,64,64,4,3"), (768, 128, 17, "16,64,64,4,3"),
+        (208, 416, 129, ""), (272, 48, 1, ""),
+    ):  # fmt: skip
+        os.environ["SSAMBA_GATE"] = tile
+        draws = [torch.randn(s) for s in ((rows, channels), (rows, width), (channels, width), (channels,))]
+        draws[1] += 3  # a mean, which the norm takes away
+        draws[2] /= width**0.5
+        draws.append(torch.randn(width, channels) / channels**0.5)
+        for scale, stream_dtype in ((None, torch.float16), (2.0, torch.float16), (1.0, torch.float32)):
+            y, stream, *weights = (t.half() for t in draws)
+            stream = stream.to(stream_dtype)
+            out, wide = torch.full((rows, width), float("nan"), dtype=y.dtype), torch.empty(rows, width).double()
+            wide_y, wide_stream = y.double(), stream.double()
+            naive.gated_output_(wide_y, wide_stream, *(t.double() for t in weights), wide, 1e-5, scale)
+            arguments = y, stream, *weights, out
+            found = dispatch.find_kernels("gate_product", *arguments)
+            assert found is gate_product
+            gpu_inference.gated_output_(*arguments, 1e-5, scale)
+            for mine, expected in ((y, wide_y), (out, wide), (stream, wide_stream)):
+                error = float((mine.double() - expected).norm() / expected.norm())
+                assert error < 2e-3, f"product with the gate {(width, channels, rows, tile, scale)}: off by {error:.1e}"
+    os.environ["SSAMBA_GATE"] = "pieces"
+    assert not gate_product.usable(y, stream, out)
+    del os.environ["SSAMBA_GATE"]
+    assert gate_product.usable(y, stream, out)
+    narrow, row = (torch.zeros(4, n, dtype=torch.float16) for n in (12, 16))
+    refused = [(narrow, row, row), (row, narrow, narrow), (row, row, row.float()), (row[:0], row[:0], row[:0])]
+    refused += [(row.float(), row.float(), row.float()), (row, row, row, row.flatten()[1:])]
+    assert not any(gate_product.usable(*tensors) for tensors in refused)
+
+
 def check_ready_weights() -> None:
     """Folded and converted weights, of widths that are and are not a power of two, rounded once.
 
@@ -276,6 +311,7 @@ def main(form: str) -> None:
         check(1, 18, 2, 9, 16, 2, 1, torch.float16, 4e-3)
         check_norm()
         check_gated_output()
+        check_gate_product()
         check_ready_weights()
         check_ops()
         check_choice()

@@ -39,7 +39,7 @@ class InferencePlan(NamedTuple):
     """From here on the scan runs without its gate where it can, and z is made after it: that takes a third less memory
     and, up to ``narrow_width``, where gate and output are one pass, no more time."""
     defer_gate_min_tokens_wide: int = 65536
-    """The same for wider models, which gain in long batches only."""
+    """The same for wider models, where making z and the output are two passes: they gain in long batches only."""
     narrow_width: int = 192
     """Width up to which gate and output are one pass."""
     defer_gate_part_tokens: int = 65536

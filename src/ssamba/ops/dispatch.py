@@ -152,6 +152,10 @@ def _triton_output(y: Tensor, stream: Tensor, *_: Tensor) -> str | None:
     return _usable(f"{_TRITON}.gated_output", y, stream)
 
 
+def _triton_gate(y: Tensor, stream: Tensor, weight: Tensor, bias: Tensor, out_proj: Tensor, out: Tensor) -> str | None:
+    return _usable(f"{_TRITON}.gate_product", y, stream, out, weight, bias)
+
+
 # ---- the table
 
 
@@ -184,6 +188,8 @@ TABLE: dict[str, dict[str, Entry]] = {
         "cuda": Entry(f"{_CUDA}.gated_output", _cuda_output),
         "triton": Entry(f"{_TRITON}.gated_output", _triton_output),
     },
+    # Where that is not to be had: the product that makes z, which gates.
+    "gate_product": {"triton": Entry(f"{_TRITON}.gate_product", _triton_gate)},
 }
 
 _forced: str | None = None  # what use_backend says; None leaves it to the environment

@@ -9,6 +9,7 @@ SSAMBA_GPU_SCAN     nvrtc, triton (nvrtc)                  which form of the sca
 SSAMBA_LPC          1, 2, 4, 8, 16, 32 (by size)           lanes that share a channel: :func:`lanes_per_channel`
 SSAMBA_CUT          name=integer,... (by size)             tiling of the tensor-core forward scan: :func:`scan_tiling`
 SSAMBA_PROJ         warps,blocks (by size)                 launch of the fused projection: :func:`projection_launch`
+SSAMBA_GATE         pieces, or five integers (fixed)       tile of the product with the gate: :func:`gate_tile`
 TRITON_INTERPRET    0, 1 (0)                               Triton's own, for tests: :func:`interprets_triton`
 ==================  =====================================  ===========================================================
 
@@ -96,6 +97,19 @@ def projection_launch() -> tuple[int, int] | None:
         return None
     warps, blocks = map(int, given.split(","))
     return warps, blocks
+
+
+def gate_tile() -> tuple[int, ...] | None:
+    """``SSAMBA_GATE``: tokens, channels, depth, warps and stages of the product that makes z and gates (``GateTile``).
+
+    ``pieces`` forbids that product, so that z is in memory by pieces: an empty tuple. None, the default, leaves the
+    tile to the kernel. Raises ValueError unless it is five integers (``128,256,64,8,3``).
+    """
+    given = os.environ.get("SSAMBA_GATE")
+    if not given or given == "pieces":
+        return () if given else None
+    tokens, channels, depth, warps, stages = map(int, given.split(","))
+    return tokens, channels, depth, warps, stages
 
 
 def interprets_triton() -> bool:

@@ -130,10 +130,10 @@ def forward(
     return out, new, mean, rstd
 
 
-def normalise(x_Td: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
-    """LayerNorm(x) of contiguous tokens in ``dtype``, without weights or gradients."""
+def normalise(x_Td: Tensor, eps: float, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
+    """LayerNorm(x) of contiguous tokens in ``dtype``, without weights or gradients; written to ``out`` if given."""
     rows, width = x_Td.shape
-    out = torch.empty_like(x_Td, dtype=dtype)
+    out = torch.empty_like(x_Td, dtype=dtype) if out is None else out
     br, bd, warps = _tile(width)
     if rows:
         _forward[(triton.cdiv(rows, br),)](

@@ -6,6 +6,7 @@ room for all clips at once, and with them the GPU is full.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -139,7 +140,10 @@ def gated_output_(
     y_TX: Tensor, stream_Td: Tensor, weight_Xd: Tensor, bias_X: Tensor, out_proj_dX: Tensor, out_Td: Tensor,
     eps: float, residual_scale: float | None = None, piece_values: int = PIECE_VALUES,
 ) -> None:  # fmt: skip
-    """``naive.gated_output_``: in one pass where that serves, else by pieces whose z stays in the cache."""
+    """``naive.gated_output_``: in one pass, or in two products, the first of which gates; else by pieces.
+
+    Only pieces write z to memory, ``piece_values`` of it at a time.
+    """
     tensors = y_TX, stream_Td, weight_Xd, bias_X, out_proj_dX, out_Td
     write_gated_output(*tensors, eps, residual_scale, dispatch.gpu_backends(), piece_values)
 
@@ -153,9 +157,12 @@ def write_gated_output(
     with torch.autocast(y.device.type, enabled=False):
         weight, bias, out_proj = (w.to(y.dtype).contiguous() for w in (weight, bias, out_proj))
         tensors = y, stream, weight, bias, out_proj, out
-        kernels = dispatch.find_kernels("gated_output", *tensors, backends=backends)
-        if kernels is not None:
-            kernels.gated_output(*tensors, eps, residual_scale)
+        whole = dispatch.find_kernels("gated_output", *tensors, backends=backends)
+        product = None if whole else dispatch.find_kernels("gate_product", *tensors, backends=backends)
+        if whole is not None:
+            whole.gated_output(*tensors, eps, residual_scale)
+        elif product is not None:
+            _after_gate_product(product.gate_product, *tensors, eps, residual_scale)
         else:
             _by_pieces(*tensors, eps, residual_scale, max(1, round(y.numel() / piece_values)))
 
@@ -163,6 +170,22 @@ def write_gated_output(
 @write_gated_output.register_fake
 def _(y: Tensor, stream: Tensor, weight: Tensor, bias: Tensor, out_proj: Tensor, out: Tensor, *rest: Any) -> None:
     return None
+
+
+def _after_gate_product(
+    gate_product: Callable[[Tensor, Tensor, Tensor, Tensor], None],
+    y: Tensor, stream: Tensor, weight: Tensor, bias: Tensor, out_proj: Tensor, out: Tensor, eps: float,
+    residual_scale: float | None,
+) -> None:  # fmt: skip
+    """The normalised stream lies in ``out`` until the output takes its place."""
+    gate_product(y, layer_norm.normalise(stream, eps, out.dtype, out), weight, bias)
+    if residual_scale is not None and stream.dtype == y.dtype:
+        stream.addmm_(y, out_proj.t(), beta=residual_scale)
+        layer_norm.normalise(stream, eps, out.dtype, out)
+        return
+    torch.mm(y, out_proj.t(), out=out)
+    if residual_scale is not None:
+        layer_norm.forward(out, stream, None, None, None, eps, residual_scale, out.dtype, in_place=True)
 
 
 def _by_pieces(
