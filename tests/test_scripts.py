@@ -140,6 +140,21 @@ def test_dev_probe(tmp_path: Path, model_folder: Path) -> None:
     assert all(0 <= float(cell) <= 100 for line in lines[2:] for cell in line.split("|")[3:5])
 
 
+def test_cliffs() -> None:
+    """Each variant's time beside the first's, and the lengths around an even one."""
+    lines = run("benchmarks/cliffs.py", "--dry-run").splitlines()
+    rows = [line for line in lines if line.startswith("| tiny ")]
+    assert [row.split(" | ")[0] for row in rows] == ["| tiny infer 1x16", "| tiny train 1x16"]
+    assert all(len(re.findall(r"\d+\.\d+ \(\d+\.\d+\)", row)) == 4 for row in rows)
+    assert lines[-1].startswith("| batch 1 | 16: ")
+
+
+def test_first_pass(model_folder: Path) -> None:
+    words = "--device", "cpu", "--model", model_folder, "--seconds", 1, "--rounds", 1
+    (row,) = run("benchmarks/first_pass.py", *words).splitlines()[2:]
+    assert all(0 <= float(cell) < 60 for cell in row.strip("| ").split(" | "))
+
+
 def test_decay_forms(tmp_path: Path) -> None:
     """All four forms pretrained for a step and probed; without being told to, it says what it would do."""
     lists, out = tmp_path / "lists", tmp_path / "out"

@@ -75,7 +75,7 @@ def test_a_model_is_one_line(model: Encoder, tmp_path: Path) -> None:
     published = make_encoder(Config.tiny(depth=2), classification=Classification(("one",)))
     assert "in memory: tiny, width 192" in repr(published)
     assert repr(published).endswith("1 class)")
-    assert "(patch_embed): Conv2d(" in torch.nn.Module.__repr__(model)
+    assert "(patch_embed): PatchEmbedding(" in torch.nn.Module.__repr__(model)
     for other in (copy.deepcopy(tiny), pickle.loads(pickle.dumps(tiny))):
         assert repr(other) == repr(tiny)
 

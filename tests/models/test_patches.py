@@ -7,8 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ssamba.inference.model import KINDS
 from ssamba.models import patches
 from ssamba.models.config import Config
+from ssamba.models.token_chain import with_positions
 
 GRIDS = [Config(frames=128), Config(frames=48, mel_bins=64, patch_time=4, stride_time=4)]
 
@@ -138,3 +140,53 @@ def test_positions_of_a_longer_time(longer: str, rng: torch.Generator) -> None:
         assert torch.equal(after[:, 0], before[:, 0])
     cut = patches.resize_positions(positions, (2, 3), (2, 1), longer)  # a shorter time is cut, whatever is asked for
     assert torch.equal(cut, patches.resize_positions(positions, (2, 3), (2, 1)))
+
+
+OVERLAPPING = Config(frames=128, stride_frequency=10, stride_time=10)
+
+
+def check_patch_embedding(config: Config, frames: int, device: str) -> None:
+    """The product of patches and weights and the convolution, in values and gradients, against float64."""
+    layer = patches.PatchEmbedding(config)
+    rng = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.copy_(0.1 * torch.randn(parameter.shape, generator=rng))
+    features = torch.randn(3, frames, config.mel_bins, generator=rng)
+    found = []
+    for dtype, where in ((torch.float64, "cpu"), (torch.float32, device)):
+        x = features.to(where, dtype).requires_grad_()
+        layer.to(where, dtype).zero_grad()
+        out = layer(x) if dtype == torch.float64 else layer.product(x)
+        out.sin().sum().backward()
+        tensors = out.detach(), x.grad, layer.weight.grad, layer.bias.grad
+        found.append([t.cpu().double() for t in tensors if t is not None])
+    assert len(found[0]) == 4
+    for expected, given in zip(*found, strict=True):
+        assert expected.shape == given.shape
+        assert (given - expected).norm() < 1e-6 * expected.norm()  # TF32, which PyTorch allows convolutions, has 5e-4
+
+
+@pytest.mark.parametrize("config", [*GRIDS, OVERLAPPING])
+@pytest.mark.parametrize("frames", [16, 48, 131])
+def test_patch_embedding_as_a_product(config: Config, frames: int) -> None:
+    check_patch_embedding(config, frames, "cpu")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("config", [*GRIDS, OVERLAPPING])
+def test_patch_embedding_on_a_gpu(config: Config) -> None:
+    check_patch_embedding(config, 131, "cuda")
+
+
+@pytest.mark.parametrize("encoder", ["ssamba", "ssast"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_positions_are_added_alike_with_and_without_gradients(encoder: str, dtype: torch.dtype) -> None:
+    model = KINDS[encoder](
+        Config(encoder=encoder, width=16, depth=2, frames=64, attention_heads=2 * (encoder == "ssast"))
+    )
+    tokens = torch.randn(3, model.config.grid[0] * 3, 16, generator=torch.Generator().manual_seed(0)).to(dtype)
+    with_gradients = with_positions(model, tokens, 3)
+    with torch.no_grad():
+        assert torch.equal(with_positions(model, tokens, 3), with_gradients)
+    assert with_gradients.dtype == torch.float32

@@ -74,9 +74,13 @@ class PatchEmbedding(nn.Conv2d):
 
     def forward(self, features: Tensor) -> Tensor:
         if features.is_cuda:
-            return F.linear(patchify(features, self.config), self.weight.flatten(1), self.bias)
+            return self.product(features)
         image_BxFT = features.transpose(1, 2)[:, None]
         return super().forward(image_BxFT).flatten(2).transpose(1, 2)
+
+    def product(self, features: Tensor) -> Tensor:
+        """``forward`` as a product of patches and weights."""
+        return F.linear(patchify(features, self.config), self.weight.flatten(1), self.bias)
 
 
 def gather_patches(values_BQx: Tensor, mask_BM: Tensor) -> Tensor:

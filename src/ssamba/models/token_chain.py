@@ -10,6 +10,7 @@ from torch import Generator, Tensor, nn
 
 from ssamba.models import patches
 from ssamba.models.config import Config
+from ssamba.ops.derivatives import beyond_backward
 from ssamba.utils.torch_defaults import HOST_FLOAT32, of_new_weights
 
 
@@ -114,5 +115,13 @@ def with_positions(chain: TokenChain, patches_BQd: Tensor, columns: int) -> Tens
     """Patch tokens (B, F*T, d) behind the chain's prefix tokens, all with their positions, for T = ``columns``."""
     rows, cols = chain.config.grid
     positions = patches.resize_positions(chain.positions, (rows, cols), (rows, columns))
-    front = [token.expand(patches_BQd.shape[0], -1, -1) for token in chain.prefix()]
-    return torch.cat([*front, patches_BQd], dim=1) + positions
+    if torch.is_grad_enabled() or beyond_backward() or torch.compiler.is_compiling():
+        front = [token.expand(patches_BQd.shape[0], -1, -1) for token in chain.prefix()]
+        return torch.cat([*front, patches_BQd], dim=1) + positions
+    batch, n = patches_BQd.shape[0], chain.prefix_tokens
+    dtype = torch.promote_types(patches_BQd.dtype, positions.dtype)
+    tokens_BLd = patches_BQd.new_empty(batch, *positions.shape[1:], dtype=dtype)
+    torch.add(patches_BQd, positions[:, n:], out=tokens_BLd[:, n:])  # one pass over memory instead of two
+    for i, token in enumerate(chain.prefix()):
+        tokens_BLd[:, i] = token[:, 0] + positions[:, i]
+    return tokens_BLd

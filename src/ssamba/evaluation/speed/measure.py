@@ -172,8 +172,9 @@ def make_model(case: Case, settings: Settings) -> tuple[Encoder, Tensor]:
     frames = case.tokens // FREQUENCY_ROWS * Config().patch_time
     encoder = case.model.split("-")[0]
     decay, scan = (settings.decay, settings.scan) if encoder == "ssamba" else ("free", "both")
-    form = {"decay": decay, "scan": scan, "state_size": settings.states}
-    config = Config(encoder=encoder, width=WIDTHS[case.size], frames=frames, **form)
+    config = Config(
+        encoder=encoder, width=WIDTHS[case.size], frames=frames, decay=decay, scan=scan, state_size=settings.states
+    )
     model = KINDS[config.encoder](config, generator=torch.Generator().manual_seed(1)).to(settings.device).eval()
     if isinstance(model, SSAMBA):
         _weigh_alike(model)
