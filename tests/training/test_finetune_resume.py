@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,13 +12,19 @@ from pathlib import Path
 
 import layout_trees as trees
 import pytest
+import torch
 from pretrain_runs import killed_at, log_of, step_of
 
+from ssamba.inference.model import SSAMBA
+from ssamba.models.config import Config
 from ssamba.models.encoder import Encoder
+from ssamba.models.pretrained.model_dir import save_model
 from ssamba.training.finetune.evaluate import ClassifierOutputs, Evaluation
 from ssamba.training.finetune.recipe import load_finetune_recipe
 from ssamba.training.finetune.run import finetune
 from ssamba.training.loop import Interrupted
+from ssamba.training.run_folder import check_same_weights
+from ssamba.utils.errors import ConfigError
 
 VALUES: dict[str, object] = {
     "width": 32,
@@ -74,6 +81,28 @@ def words(values: dict[str, object], data: Path, out: Path) -> list[str]:
     options = [text for key, value in values.items() for text in (f"--{key.replace('_', '-')}", str(value))]
     command = [sys.executable, "-m", "ssamba", "finetune", "custom", "--data", str(data), "--from", "none"]
     return [*command, "--out", str(out), "--device", "cpu", *options]
+
+
+@pytest.mark.parametrize("changed", ["weights", "form"])
+def test_folds_do_not_start_from_other_weights(tmp_path: Path, changed: str) -> None:
+    """A run stopped between folds is not ended from a source that has been replaced under the same name."""
+    data, source, out = trees.custom_table(tmp_path / "data", split="fold"), tmp_path / "source", tmp_path / "out"
+    config = Config(width=32, depth=2, frames=32)
+    save_model(source, SSAMBA(config, generator=torch.Generator().manual_seed(0)))
+    recipe = load_finetune_recipe("custom", VALUES | {"epochs": 1})
+    finetune(recipe, data, out, device="cpu", source=str(source))
+    shutil.rmtree(out / "fold-5")
+    (out / "results.json").unlink()
+    other = config if changed == "weights" else config.replace(decay="tied")
+    shutil.rmtree(source)
+    save_model(source, SSAMBA(other, generator=torch.Generator().manual_seed(1)))
+    with pytest.raises(ConfigError, match=r"began from other weights than .*source has now"):
+        finetune(recipe, data, out, device="cpu", source=str(source))
+    assert not (out / "fold-5").exists()
+    older = tmp_path / "older"  # a run of an earlier version, without a digest of the weights
+    older.mkdir()
+    (older / "recipe.yaml").write_text("from: source\n")
+    check_same_weights(older, "source", "any")
 
 
 def test_the_state_holds_averaged_weights(tmp_path: Path) -> None:

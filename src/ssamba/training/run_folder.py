@@ -25,13 +25,21 @@ def skipped_file(out: Path, rank: int = 0) -> Path:
 
 
 def write_recipe(
-    out: Path, recipe: Mapping[str, Any], source: str | None, data: Sequence[str], fingerprint: str, content: str
+    out: Path,
+    recipe: Mapping[str, Any],
+    source: str | None,
+    data: Sequence[str],
+    fingerprint: str,
+    content: str,
+    weights: str = "",
 ) -> None:
     """Write ``recipe.yaml``: every value of the run, what it started from, its data and the digests of both.
 
-    ``fingerprint`` is of names and lengths, ``content`` of what the files hold (``resume.content``).
+    ``fingerprint`` is of names and lengths, ``content`` of what the files hold (``resume.content``), ``weights`` of
+    what the source holds, for a run that reads it more than once.
     """
     values = {"recipe": dict(recipe), "from": source, "data": list(data), "plan": fingerprint, "content": content}
+    values |= {"weights": weights} if weights else {}
     write_text(out / RECIPE_FILE, yaml.safe_dump(values, sort_keys=False))
     record_files(out, [RECIPE_FILE])
 
@@ -77,6 +85,18 @@ def check_same_content(out: Path, content: str) -> None:
         raise DataError(
             f"{out}: a recording changed since the run began (same names and lengths, other content); restore it, or "
             f"begin anew with --from {out} and another --out"
+        )
+
+
+def check_same_weights(out: Path, source: str | None, weights: str) -> None:
+    """Refuse to go on from a source whose weights changed: later folds would start elsewhere. Raises ``ConfigError``.
+
+    Runs of earlier versions have no digest of the weights; they are not checked.
+    """
+    if _stored(out).get("weights", weights) != weights:
+        raise ConfigError(
+            f"{out}: began from other weights than {source} has now, and later folds would start from these; restore "
+            "the file (for a model of the package, its version of ssamba), or begin anew with another --out"
         )
 
 
