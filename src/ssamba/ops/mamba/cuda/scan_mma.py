@@ -11,7 +11,7 @@ from ssamba.ops import environment
 from ssamba.ops.jit import nvrtc
 from ssamba.ops.jit.limits import dynamic_limit
 from ssamba.ops.mamba.cuda.scan_shape import Shape, arguments
-from ssamba.ops.mamba.cuda.sources import unit
+from ssamba.ops.mamba.cuda.sources import MMA_TYPES, unit
 
 _MIN_CHUNKS, _MAX_CHUNKS, _BLOCKS = 4, 16, 384
 _MIN_CHUNK_STEPS = 256  # with fewer or shorter chunks, the pass that finds their first states does not pay
@@ -62,7 +62,7 @@ def _default_tiling(shape: Shape) -> ScanTiling:
 def usable(shape: Shape, tensors: dict[str, Tensor]) -> bool:
     """Whether this form serves: 8 channels of a step must lie in 16 aligned bytes, 4 values of p in 8."""
     x, p = tensors["x"], tensors["p"]
-    if x.dtype != torch.bfloat16 or shape.states not in (8, 16) or shape.width % 16 or shape.taps > 5:
+    if x.dtype not in MMA_TYPES or shape.states not in (8, 16) or shape.width % 16 or shape.taps > 5:
         return False
     if shape.rank % 4 or shape.rank > 64 or environment.lanes_per_channel() is not None:
         return False
