@@ -1,0 +1,77 @@
+"""float16 on a GPU by tensor cores: that it runs there, and what is beyond its range."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from compare import Shape, assert_close
+from parallel_scan import bimamba_inner as expected_inner
+from test_gpu import inputs
+
+from ssamba import ops
+from ssamba.ops.jit import nvrtc
+from ssamba.ops.mamba import naive
+from ssamba.ops.mamba.params import MixerParams
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
+]
+
+
+@torch.no_grad()
+def test_both_16_bit_types_run_the_same_kernels() -> None:
+    """In training, in inference, and with a gate that comes later."""
+    launched = []
+    for dtype in (torch.bfloat16, torch.float16):
+        tensors = inputs(Shape(2, 600, 1, 2, 192, 16, r=12), dtype)
+        x = tensors[0][:, :, 0].contiguous()
+        y, stream, *weights = (
+            torch.zeros(s, device="cuda", dtype=dtype) for s in ((70, 384), (70, 192), (384, 192), (384,), (192, 384))
+        )
+        names = nvrtc.compile_for(
+            lambda tensors=tensors: ops.bimamba_inner_packed(*tensors, True),
+            lambda tensors=tensors, x=x: ops.bimamba_ungated(x, torch.empty_like(x), *tensors[1:], alternating=True),
+            lambda y=y, stream=stream, w=weights: ops.gated_output_(y, stream, *w, torch.empty_like(stream), eps=1e-5),
+        )
+        launched.append([[name.replace("DTYPE=2", "DTYPE=1") for name in some] for some in names])
+    assert launched[0] == launched[1]
+
+
+@pytest.mark.parametrize("gated", [True, False])
+@pytest.mark.parametrize("cut", ["split=1,chunks=1", "split=2,chunks=1", "split=1,chunks=5"])
+@torch.no_grad()
+def test_channels_beyond_the_range_stay_finite(cut: str, gated: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where delta u or a state is beyond float16; the other channels are as right as ever."""
+    monkeypatch.setenv("SSAMBA_CUT", f"warps=4,stages=3,blocks=2,{cut}")
+    xz, *rest = inputs(Shape(2, 1031, 1, 2, 96, 16, r=12), torch.float16)
+    params = MixerParams(*rest)
+    params.dt_bias_RKE[:, :, ::2] = -4.0
+    params.dt_bias_RKE[:, :, 1::5] = 5.0
+    xz[:, :, 0, :, 1::3] *= 8e3
+    params.x_proj_RKPE[:, :, :28] *= 1e-4
+    params.x_proj_RKPE[:, :, 28:] *= 1e-7  # so that outputs are in the range
+    params.D_RKE[:] *= 0.1
+    exact = params.to(torch.float64)
+    u = naive.conv_silu(xz[:, :, 0].double(), exact.conv_weight_RKEW, exact.conv_bias_RKE, True)
+    p = torch.einsum("blrke,rkpe->blrkp", u, exact.x_proj_RKPE)
+    delta = F.softplus(torch.einsum("blrkp,rkep->blrke", p[..., :12], exact.dt_proj_RKEr) + exact.dt_bias_RKE)
+    drive = (delta * u).abs()
+    beyond = (drive > 65504).flatten(0, 2).any(0).flatten()
+    safe = (drive.sum(1) * p[..., 12:28].abs().amax() < 65504).flatten(0, 1).all(0).flatten()
+    assert u.abs().max() < 65504
+    assert beyond.any()
+    assert safe.any()
+    z = xz[:, :, 1].double() if gated else None
+    expected = expected_inner(xz[:, :, 0].double(), z, exact, True)
+    x = xz[:, :, 0].contiguous()
+    given = torch.empty_like(x)
+    found = (
+        ops.bimamba_inner_packed(xz, *params, True)
+        if gated
+        else ops.bimamba_ungated(x, given, *params, alternating=True)
+    )
+    assert found is not None
+    assert torch.isfinite(found).all()
+    assert_close("other channels", found.flatten(2)[..., safe], expected.flatten(2)[..., safe], 5e-3)
