@@ -68,6 +68,7 @@ def visit_units(kernel: Callable[[nvrtc.Unit, str, tuple[str, ...]], object], ev
                 with torch.no_grad():
                     gpu.bimamba_inner_packed(tensors[0], MixerParams(*tensors[1:]))
     visit_forms()
+    visit_chunks_in_float32(2, 16, False, False)
     with torch.no_grad():
         in_chunks, split = (1, 5000), (4, 600)  # chunks of time, and states shared by two warps
         for (batch, length), dtype in itertools.product((in_chunks, split), MMA_TYPES):
@@ -96,12 +97,21 @@ def visit_forms() -> None:
             tensors = inputs(64, 16, "tiny", directions, dtype, states, tied)
             y = gpu.bimamba_inner_packed(tensors[0], MixerParams(*tensors[1:]), alternating)
             torch.autograd.grad(y.float().sum(), tensors)
+            if dtype == torch.float32:
+                visit_chunks_in_float32(directions, states, tied, alternating)
         with torch.no_grad():
             for (batch, length), dtype in itertools.product(((64, 16), (1, 5000), (4, 60)), MMA_TYPES):
                 tensors = inputs(batch, length, "tiny", directions, dtype, states, tied)
                 x, params = tensors[0][:, :, 0].contiguous(), MixerParams(*tensors[1:])
                 gpu.bimamba_inner_packed(tensors[0], params, alternating)
                 assert gpu_inference.bimamba_ungated(x, torch.zeros_like(x), params, alternating) is not None
+
+
+@torch.no_grad()
+def visit_chunks_in_float32(directions: int, states: int, tied: bool, alternating: bool) -> None:
+    """Long inference of few clips."""
+    x, *parameters = inputs(1, 5000, "tiny", directions, torch.float32, states, tied)
+    gpu.bimamba_inner_packed(x, MixerParams(*parameters), alternating)
 
 
 def main() -> None:

@@ -109,15 +109,20 @@ def _aligned(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return tensors | {name: tensors[name].clone() for name in names}
 
 
+def chunk_ends(shape: Shape, chunks: int, x: Tensor) -> dict[str, Tensor]:
+    """Room for the state at the end of each chunk of time and for its sum of delta."""
+    sizes = shape.directions * chunks, shape.dir_blocks, shape.batch, shape.width
+    wide: dict[str, Any] = {"device": x.device, "dtype": torch.float32}
+    return {"da": torch.empty(*sizes, shape.states, **wide), "dvec": torch.empty(sizes, **wide)}
+
+
 def forward(shape: Shape, tensors: dict[str, Tensor]) -> None:
     """Writes ``y``. ``tensors``: by the names of ``ScanArgs``; without ``z`` there is no gate."""
     x, tiling = tensors["x"], choose_tiling(shape)
     passes = [(0, tiling.chunks)] if shape.directions == 1 else [(1, tiling.chunks), (2, tiling.chunks)]
     if tiling.chunks > 1:
         passes.insert(0, (3, shape.directions * tiling.chunks - 1))  # nothing comes after the last chunk
-        sizes = shape.directions * tiling.chunks, shape.dir_blocks, shape.batch, shape.width
-        wide: dict[str, Any] = {"device": x.device, "dtype": torch.float32}
-        tensors = tensors | {"da": torch.empty(*sizes, shape.states, **wide), "dvec": torch.empty(sizes, **wide)}
+        tensors = tensors | chunk_ends(shape, tiling.chunks, x)
     tensors = _aligned(tensors)
     args, gate = arguments(shape, tiling.chunks, tensors), "z" in tensors
     with nvrtc.on(x):
