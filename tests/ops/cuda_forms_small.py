@@ -3,7 +3,8 @@ test_gpu_kernels_on_cpu.py.
 
 Values and every gradient against float64, and the same bits twice. ``forward``: the tensor-core scan in its tilings;
 ``states``: its saved states; ``training``: forward and backward in each tiling of the backward, in float32 and
-bfloat16; ``half``: float16 in the forward, its saved states and training; ``overflow``: what float16 does not hold.
+bfloat16; ``half``: float16 in the forward, its saved states and training; ``overflow``: what float16 does not hold;
+``chunks``: float32 in chunks of time.
 """
 
 from __future__ import annotations
@@ -202,10 +203,30 @@ def overflow() -> None:
         assert off < 4e-3, f"{cut}: channels beside those that overflow are off by {off:.1e}"
 
 
+def chunks() -> None:
+    """float32 in chunks of time, some of them empty; a lane or several for each channel, and ranks of any size."""
+    for tied, alternating, R in (FORMS[0], FORMS[1], (False, False, 2)):
+        for length, width, rank, states, cut, lanes in (
+            (131, 48, 12, 16, 3, ""), (33, 5, 3, 6, 4, ""), (97, 20, 4, 16, 4, "4"), (1, 3, 2, 16, 2, ""),
+        ):  # fmt: skip
+            tensors = draw(2, length, 2, width, rank, R, tied, states=states, dtype=torch.float32)
+            tensors[0][:, 0, 1] = 0.5
+            exact = [t.double() for t in tensors]
+            expected = naive.bimamba_inner(*exact[0].unbind(2), MixerParams(*exact[1:]), alternating)
+            found = []
+            for name in (f"chunks={cut}", "chunks=1"):
+                with environment(SSAMBA_CUT=name, SSAMBA_LPC=lanes, SSAMBA_SKEWED=1 + length % 4), torch.no_grad():
+                    found.append(gpu.bimamba_inner_packed(tensors[0], MixerParams(*tensors[1:]), alternating))
+            off = error(found[0], expected)
+            assert off < 2e-6, f"{(tied, alternating, R, length, width, cut, lanes)}: off by {off:.1e}"
+            assert length < 64 or not torch.equal(*found), "the chunks were not computed apart"
+
+
 def main(part: str) -> None:
     nvrtc.kernel, scan.usable, conv.conv_proj = build, lambda *_: True, plain_proj  # type: ignore[assignment]
     projection.usable = lambda x, *_: x.dtype in MMA_TYPES and x.shape[-1] % 16 == 0  # type: ignore[assignment]
     parts = {"forward": forward, "states": states, "training": training, "half": half, "overflow": overflow}
+    parts["chunks"] = chunks
     parts[part]()
 
 

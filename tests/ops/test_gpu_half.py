@@ -1,4 +1,4 @@
-"""float16 on a GPU by tensor cores: that it runs there, and what is beyond its range."""
+"""float16 on a GPU by tensor cores: that it runs there, and what is beyond its range. float32 in chunks of time."""
 
 from __future__ import annotations
 
@@ -75,3 +75,21 @@ def test_channels_beyond_the_range_stay_finite(cut: str, gated: bool, monkeypatc
     assert found is not None
     assert torch.isfinite(found).all()
     assert_close("other channels", found.flatten(2)[..., safe], expected.flatten(2)[..., safe], 5e-3)
+
+
+@pytest.mark.parametrize("cut", ["", "chunks=1", "chunks=7"])
+@pytest.mark.parametrize("alternating", [False, True])
+@pytest.mark.parametrize("tied", [False, True])
+@torch.no_grad()
+def test_float32_in_chunks_of_time(tied: bool, alternating: bool, cut: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSAMBA_CUT", cut)
+    tensors = inputs(Shape(2, 4109, 1 if alternating else 2, 2, 80, 16, r=12), torch.float32)
+    if tied:
+        tensors[6] = tensors[6][..., :1].contiguous()
+    names = " ".join(nvrtc.compile_for(lambda: ops.bimamba_inner_packed(*tensors, alternating))[0])
+    assert ("CHUNKED=1" in names) == (cut != "chunks=1")
+    exact = [t.double() for t in tensors]
+    expected = expected_inner(*exact[0].unbind(2), MixerParams(*exact[1:]), alternating)
+    found = [ops.bimamba_inner_packed(*tensors, alternating) for _ in range(2)]
+    assert_close("output", found[0], expected, 1e-5)
+    assert torch.equal(*found)
