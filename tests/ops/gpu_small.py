@@ -64,9 +64,7 @@ def late_gate(cut: str, dtype: torch.dtype = torch.bfloat16) -> None:
         compare(f"without a gate, {width}, {cut}", y, ungated, 1e-2)
         y, d = y.flatten(2).flatten(0, 1), width // 2
         stream = torch.randn(len(y), d, device="cuda").to(dtype)
-        weights = [
-            torch.randn(*s, device="cuda").to(dtype) / 8 for s in ((2 * width, d), (2 * width,), (d, 2 * width))
-        ]
+        weights = [torch.randn(*s, device="cuda").to(dtype) / 8 for s in ((2 * width, d), (2 * width,), (d, 2 * width))]
         for scale in (None, 2.0):
             mine, exact = (y.clone(), stream.clone()), (y.double(), stream.double())
             out, expected = torch.empty_like(stream), stream.double()
