@@ -51,11 +51,11 @@ def mixer(
 
 
 @torch.no_grad()
-def late_gate(cut: str) -> None:
+def late_gate(cut: str, dtype: torch.dtype = torch.bfloat16) -> None:
     """The scan without its gate in a cut, then gate and output: on Hopper, in one pass of Triton, by pieces."""
     os.environ["SSAMBA_CUT"] = cut
     for width, rank in ((128, 8), (96, 12), (80, 8)):
-        x, *parameters = inputs(2, 69, width, rank, 2, torch.bfloat16)
+        x, *parameters = inputs(2, 69, width, rank, 2, dtype)
         x = x[:, :, 0].contiguous()
         params = MixerParams(*parameters)
         y = gpu_inference.bimamba_ungated(x, torch.empty_like(x), params)
@@ -63,10 +63,8 @@ def late_gate(cut: str) -> None:
         ungated = naive.bimamba_ungated(x.double(), torch.empty(0), params.to(torch.float64))
         compare(f"without a gate, {width}, {cut}", y, ungated, 1e-2)
         y, d = y.flatten(2).flatten(0, 1), width // 2
-        stream = torch.randn(len(y), d, device="cuda").bfloat16()
-        weights = [
-            torch.randn(*s, device="cuda").bfloat16() / 8 for s in ((2 * width, d), (2 * width,), (d, 2 * width))
-        ]
+        stream = torch.randn(len(y), d, device="cuda").to(dtype)
+        weights = [torch.randn(*s, device="cuda").to(dtype) / 8 for s in ((2 * width, d), (2 * width,), (d, 2 * width))]
         for scale in (None, 2.0):
             mine, exact = (y.clone(), stream.clone()), (y.double(), stream.double())
             out, expected = torch.empty_like(stream), stream.double()
@@ -105,6 +103,7 @@ def main() -> None:
     for cut in ("split=1,warps=4,stages=3,chunks=1,blocks=2", "split=2,warps=2,stages=3,chunks=1,blocks=2",
                 "split=1,warps=4,stages=4,chunks=3,blocks=2"):  # fmt: skip
         late_gate(cut)
+        late_gate(cut, torch.float16)
     mixer(37, 48, 12, 2, torch.bfloat16, 2e-2)
     os.environ["SSAMBA_LPC"] = "1"  # the backward of many channels
     mixer(37, 48, 12, 1, torch.bfloat16, 2e-2, fast=True)
@@ -113,6 +112,9 @@ def main() -> None:
     mixer(37, 48, 12, 1, torch.bfloat16, 2e-2, fast=True)
     mixer(21, 33, 5, 1, torch.float32, 1e-4)
     mixer(18, 40, 4, 2, torch.float16, 4e-3)
+    mixer(37, 48, 12, 1, torch.float16, 4e-3, fast=True)
+    os.environ["SSAMBA_CUT"] = "chunks=3"  # a lane for each channel, in chunks of time
+    mixer(131, 33, 4, 2, torch.float32, 1e-4)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from ssamba.ops.mamba import naive
+from ssamba.ops.mamba.params import MixerParams
 
 
 def mixer_inputs(B: int, L: int, K: int, E: int, r: int, R: int, dtype: torch.dtype = torch.bfloat16) -> list[Tensor]:
@@ -26,3 +30,28 @@ def pair_weights(d: int, r: int, R: int, dtype: torch.dtype, apart: bool = False
     tensors = [torch.randn(*s, generator=generator) for s in shapes] + parameters
     tensors = [t.to(dtype) for t in tensors]
     return [t.transpose(0, 1).contiguous().transpose(0, 1) for t in tensors] if apart else tensors
+
+
+def go_beyond_float16(xz: Tensor, params: MixerParams) -> Tensor:
+    """Changes the inputs of an alternating mixer so that delta u is beyond float16 in some channels.
+
+    Everything that is in memory stays in the range, outputs too. Returns which channels (K E,) are not concerned.
+    """
+    r, states = params.rank, params.states
+    params.dt_bias_RKE[:, :, ::2] = -4.0
+    params.dt_bias_RKE[:, :, 1::5] = 5.0
+    xz[:, :, 0, :, 1::3] *= 8e3
+    for rows, factor in ((slice(r), 1e-4), (slice(r, r + states), 3e-6), (slice(r + states, None), 1e-5)):
+        params.x_proj_RKPE[:, :, rows] *= factor
+    params.x_proj_RKPE.copy_(params.x_proj_RKPE.half())  # as the kernels see it
+    params.D_RKE.mul_(0.1)
+    exact = params.to(torch.float64)
+    u = naive.conv_silu(xz[:, :, 0].double(), exact.conv_weight_RKEW, exact.conv_bias_RKE, True)
+    p = torch.einsum("blrke,rkpe->blrkp", u, exact.x_proj_RKPE)
+    dt = torch.einsum("blrkp,rkep->blrke", p[..., :r], exact.dt_proj_RKEr)
+    drive = (F.softplus(dt + exact.dt_bias_RKE) * u).abs()
+    safe = (drive.sum(1) * p[..., r : r + states].abs().amax() < 65504).flatten(0, 1).all(0).flatten()
+    assert u.abs().max() < 65504
+    assert drive.max() > 2 * 65504
+    assert safe.any()
+    return safe & (drive.amax(1) < 65504).flatten(0, 1).all(0).flatten()

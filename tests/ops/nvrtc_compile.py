@@ -5,6 +5,7 @@ NVRTC needs no GPU: its library comes from the package nvidia-cuda-nvrtc. The ke
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ from triton_small import plain_proj  # also mends the interpreter
 from ssamba.ops.jit import nvrtc
 from ssamba.ops.mamba import gpu, gpu_inference
 from ssamba.ops.mamba.cuda import gated_output, projection, scan
+from ssamba.ops.mamba.cuda.sources import MMA_TYPES
 from ssamba.ops.mamba.params import MixerParams
 from ssamba.ops.mamba.triton import conv
 
@@ -56,7 +58,7 @@ def visit_units(kernel: Callable[[nvrtc.Unit, str, tuple[str, ...]], object], ev
 
     nvrtc.kernel = stand_in
     scan.usable, conv.conv_proj = (lambda *_: True), plain_proj  # type: ignore[assignment]
-    projection.usable = lambda x, *_: x.dtype == torch.bfloat16  # type: ignore[assignment]
+    projection.usable = lambda x, *_: x.dtype in MMA_TYPES  # type: ignore[assignment]
     for size in SIZES:
         for directions, dtype in EVERY_CASE if every_case else CASES:
             tensors = inputs(64 if size == "tiny" else 4, 16, size, directions, dtype)
@@ -66,20 +68,22 @@ def visit_units(kernel: Callable[[nvrtc.Unit, str, tuple[str, ...]], object], ev
                 with torch.no_grad():
                     gpu.bimamba_inner_packed(tensors[0], MixerParams(*tensors[1:]))
     visit_forms()
+    visit_chunks_in_float32(2, 16, False, False)
     with torch.no_grad():
-        for batch, length in ((1, 5000), (4, 600)):  # in chunks, and with states shared by two warps
-            x, *parameters = inputs(batch, length, "tiny", 2, torch.bfloat16)
+        in_chunks, split = (1, 5000), (4, 600)  # chunks of time, and states shared by two warps
+        for (batch, length), dtype in itertools.product((in_chunks, split), MMA_TYPES):
+            x, *parameters = inputs(batch, length, "tiny", 2, dtype)
             gpu.bimamba_inner_packed(x, MixerParams(*parameters))
             work = torch.zeros_like(x)
             x = x[:, :, 0].contiguous()
             assert gpu_inference.bimamba_ungated(x, work, MixerParams(*parameters)) is not None
         nvrtc.make_tensor_map_2d = lambda *_: nvrtc.TensorMap()
         torch.cuda.get_device_properties = lambda _: SimpleNamespace(multi_processor_count=132)  # type: ignore[assignment]
-        for width, stream_dtype in ((192, torch.bfloat16), (192, torch.float32), (64, torch.bfloat16)):
+        for (width, wide), dtype in itertools.product(((192, False), (192, True), (64, False)), MMA_TYPES):
             shapes = (5, 4 * width), (5, width), (4 * width, width), (4 * width,), (width, 4 * width), (5, width)
-            y, stream, *weights = (torch.zeros(s).bfloat16() for s in shapes)
+            y, stream, *weights = (torch.zeros(s, dtype=dtype) for s in shapes)
             for scale in (None, 1.0):
-                gated_output.gated_output(y, stream.to(stream_dtype), *weights, 1e-5, scale)
+                gated_output.gated_output(y, stream.float() if wide else stream, *weights, 1e-5, scale)
 
 
 def visit_forms() -> None:
@@ -93,12 +97,21 @@ def visit_forms() -> None:
             tensors = inputs(64, 16, "tiny", directions, dtype, states, tied)
             y = gpu.bimamba_inner_packed(tensors[0], MixerParams(*tensors[1:]), alternating)
             torch.autograd.grad(y.float().sum(), tensors)
+            if dtype == torch.float32:
+                visit_chunks_in_float32(directions, states, tied, alternating)
         with torch.no_grad():
-            for batch, length in ((64, 16), (1, 5000), (4, 60)):
-                tensors = inputs(batch, length, "tiny", directions, torch.bfloat16, states, tied)
+            for (batch, length), dtype in itertools.product(((64, 16), (1, 5000), (4, 60)), MMA_TYPES):
+                tensors = inputs(batch, length, "tiny", directions, dtype, states, tied)
                 x, params = tensors[0][:, :, 0].contiguous(), MixerParams(*tensors[1:])
                 gpu.bimamba_inner_packed(tensors[0], params, alternating)
                 assert gpu_inference.bimamba_ungated(x, torch.zeros_like(x), params, alternating) is not None
+
+
+@torch.no_grad()
+def visit_chunks_in_float32(directions: int, states: int, tied: bool, alternating: bool) -> None:
+    """Long inference of few clips."""
+    x, *parameters = inputs(1, 5000, "tiny", directions, torch.float32, states, tied)
+    gpu.bimamba_inner_packed(x, MixerParams(*parameters), alternating)
 
 
 def main() -> None:

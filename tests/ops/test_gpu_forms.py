@@ -9,7 +9,7 @@ import torch
 from compare import Shape, assert_close, case_id, relative_error
 from decay_inputs import Form
 from parallel_scan import bimamba_inner as expected_inner
-from test_gpu import BOUND, NAMES, inputs
+from test_gpu import BOUND, HALVES, NAMES, inputs
 from torch import Tensor
 
 from ssamba import ops
@@ -89,29 +89,32 @@ def test_values_and_gradients(form: Form, shape: Shape, dtype: torch.dtype, back
         "split=1,warps=8,stages=3,chunks=1", "split=2,warps=4,stages=3,chunks=1", "split=2,warps=4,stages=4,chunks=5",
     ],
 )  # fmt: skip
+@pytest.mark.parametrize("dtype", list(HALVES), ids=case_id)
 @torch.no_grad()
-def test_every_cut_of_the_forward(cut: str, states: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_cut_of_the_forward(cut: str, states: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     if states == 8 and "split=2" in cut:
         pytest.skip("8 states are not split")
     if cut:
         monkeypatch.setenv("SSAMBA_CUT", f"blocks=2,{cut}")
     form = FAST if states == 16 else Form(False, "both")
-    tensors = drawn(form, Shape(2, 4109, 1, 2, 80, states, r=12), torch.bfloat16)
+    tensors = drawn(form, Shape(2, 4109, 1, 2, 80, states, r=12), dtype)
     assert "scan_fragments" in " ".join(nvrtc.compile_for(lambda: packed(form, tensors))[0])
     found = [packed(form, tensors) for _ in range(2)]
-    assert_close("output", found[0], expected_output(form, [t.double() for t in tensors]), 6e-3)
+    assert_close("output", found[0], expected_output(form, [t.double() for t in tensors]), 6e-3 * HALVES[dtype])
     assert torch.equal(*found)
     x = tensors[0][:, :, 0].contiguous()
     y = ops.bimamba_ungated(x, torch.full_like(x, float("nan")), *tensors[1:], alternating=form.alternating)
     truth = expected_output(form, [t.double() for t in tensors], gated=False)
-    assert_close("output without a gate", y, truth, BOUND[torch.bfloat16])
+    assert_close("output without a gate", y, truth, BOUND[dtype])
 
 
 @pytest.mark.parametrize("form", FORMS, ids=str)
+@pytest.mark.parametrize("dtype", list(HALVES), ids=case_id)
 @torch.no_grad()
-def test_long(form: Form) -> None:
-    tensors = drawn(form, Shape(1, 22016, 1, 2, 16, 16, r=4), torch.bfloat16)
-    assert_close("output", packed(form, tensors), expected_output(form, [t.double() for t in tensors]), 2e-2)
+def test_long(form: Form, dtype: torch.dtype) -> None:
+    tensors = drawn(form, Shape(1, 22016, 1, 2, 16, 16, r=4), dtype)
+    expected = expected_output(form, [t.double() for t in tensors])
+    assert_close("output", packed(form, tensors), expected, 2e-2 * HALVES[dtype])
 
 
 @torch.no_grad()

@@ -28,7 +28,13 @@ def test_small_sizes(form: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "part", ["states", *(pytest.param(p, marks=pytest.mark.slow) for p in ("forward", "training"))]
+    "part",
+    [
+        "states",
+        "overflow",
+        "chunks",
+        *(pytest.param(p, marks=pytest.mark.slow) for p in ("forward", "training", "half")),
+    ],
 )
 def test_tied_decays_and_alternating_directions(part: str) -> None:
     if shutil.which("g++") is None:

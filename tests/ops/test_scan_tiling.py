@@ -10,8 +10,11 @@ from ssamba.ops.mamba.cuda.scan_shape import Shape
 from ssamba.ops.mamba.params import MixerParams
 
 
-def shape(batch: int, length: int, states: int = 16, tied: bool = False, alternating: bool = False) -> Shape:
-    x = torch.empty(batch, length, 2, 384, device="meta", dtype=torch.bfloat16)
+def shape(
+    batch: int, length: int, states: int = 16, tied: bool = False, alternating: bool = False,
+    dtype: torch.dtype = torch.bfloat16,
+) -> Shape:  # fmt: skip
+    x = torch.empty(batch, length, 2, 384, device="meta", dtype=dtype)
     sizes = ((384, 4), (384,), (12 + 2 * states, 384), (384, 12), (384,), (384, 1 if tied else states), (384,))
     directions = 1 if alternating else 2
     params = MixerParams(*(torch.empty(directions, 2, *size, device="meta") for size in sizes))
@@ -49,3 +52,20 @@ def test_the_environment_chooses_another_tiling(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("SSAMBA_CUT", "width=1")
     with pytest.raises(ValueError, match="width"):
         scan_mma.choose_tiling(shape(4, 4096))
+
+
+def test_float32_is_cut_in_time_where_clips_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    wide = torch.float32
+    assert [shape(batch, 22016, dtype=wide).chunks_of_lanes() for batch in (1, 2, 4)] == [(32, 1), (17, 1), (9, 1)]
+    fast = [shape(batch, 22016, tied=True, alternating=True, dtype=wide) for batch in (2, 4, 64)]
+    assert [one.chunks_of_lanes() for one in fast] == [(32, 1), (17, 1), (1, 1)]
+    assert shape(1, 600, dtype=wide).chunks_of_lanes() == (4, 1)
+    assert shape(1, 513, dtype=wide).chunks_of_lanes() == (4, 1)
+    assert shape(1, 511, dtype=wide).chunks_of_lanes() == (1, 8)
+    monkeypatch.setenv("SSAMBA_CUT", "chunks=1")
+    assert fast[0].chunks_of_lanes() == (1, 8)
+    monkeypatch.setenv("SSAMBA_CUT", "chunks=5")
+    assert fast[2].chunks_of_lanes() == (5, 1)
+    monkeypatch.delenv("SSAMBA_CUT")
+    monkeypatch.setenv("SSAMBA_LPC", "4")
+    assert fast[0].chunks_of_lanes() == (1, 4)

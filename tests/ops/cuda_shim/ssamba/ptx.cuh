@@ -1,12 +1,8 @@
-// Stands in for the package's ssamba/ptx.cuh: the same functions in plain C++, for float32 and bfloat16.
+// Stands in for the package's ssamba/ptx.cuh: the same functions in plain C++.
 #pragma once
 
 #include "cuda_builtins.h"
 #include "ssamba/types.cuh"
-
-#if DTYPE == 2
-#error "float16 is not emulated"
-#endif
 
 #define SHARED_BYTES(name) alignas(16) static char name[300000]
 
@@ -17,6 +13,18 @@ inline float rcp(float v) { return 1.0f / v; }
 #if DTYPE == 0
 inline float load(T v) { return v; }
 inline T pack(float v) { return v; }
+#elif DTYPE == 2
+inline float load(T v) {
+  _Float16 half;
+  memcpy(&half, &v, 2);
+  return (float)half;
+}
+inline T pack(float v) {
+  _Float16 half = (_Float16)v;
+  T bits;
+  memcpy(&bits, &half, 2);
+  return bits;
+}
 #else
 inline float load(T v) { return __uint_as_float((unsigned)v << 16); }
 inline T pack(float v) {
@@ -24,6 +32,8 @@ inline T pack(float v) {
   memcpy(&bits, &v, 4);
   return (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
 }
+#endif
+#if DTYPE != 0
 inline unsigned pack2(float lo, float hi) { return pack(lo) | (unsigned)pack(hi) << 16; }
 
 // COUNT matrices of 8 x 8 in shared memory, of which lane 8 i + k gives the address of row k of matrix i. Lane l gets

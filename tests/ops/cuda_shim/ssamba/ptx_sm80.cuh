@@ -1,4 +1,4 @@
-// Stands in for the package's ssamba/ptx_sm80.cuh: the same functions in plain C++, for bfloat16.
+// Stands in for the package's ssamba/ptx_sm80.cuh: the same functions in plain C++, for both 16-bit types.
 #pragma once
 
 #include "ssamba/ptx.cuh"
@@ -24,6 +24,14 @@ inline unsigned movmatrix_trans(unsigned m) {
     }
     return pair[0] | pair[1] << 16;
   });
+}
+
+inline unsigned pack2_finite(float lo, float hi) {
+#if DTYPE == 2
+  if (fabsf(lo) > 65504.0f) lo = copysignf(65504.0f, lo);  // NaN stays
+  if (fabsf(hi) > 65504.0f) hi = copysignf(65504.0f, hi);
+#endif
+  return pack2(lo, hi);
 }
 
 inline float tanh_approx(float v) {  // to 11 bits, as the unit

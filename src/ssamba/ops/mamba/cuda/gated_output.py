@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ssamba.ops.jit import nvrtc
 from ssamba.ops.mamba.cuda.kernel_args import GATED_OUTPUT_ARGS
-from ssamba.ops.mamba.cuda.sources import DTYPE_CODES, defines, unit
+from ssamba.ops.mamba.cuda.sources import DTYPE_CODES, MMA_TYPES, defines, unit
 
 _MAX_WIDTH = 192  # of the residual stream, which is held in registers
 _TOKENS, _CHANNELS, _STAGES = 128, 64, 3
@@ -22,9 +22,9 @@ def usable(y_TX: Tensor, stream_Td: Tensor, out_Td: Tensor, *weights: Tensor) ->
     width, channels = stream_Td.shape[1], y_TX.shape[1]
     if not y_TX.is_cuda or width > _MAX_WIDTH or width % 64 or channels % _CHANNELS or y_TX.shape[0] == 0:
         return False
-    if y_TX.dtype != torch.bfloat16 or out_Td.dtype != torch.bfloat16:
+    if y_TX.dtype not in MMA_TYPES or out_Td.dtype != y_TX.dtype:
         return False
-    if stream_Td.dtype not in (torch.bfloat16, torch.float32):
+    if stream_Td.dtype not in (y_TX.dtype, torch.float32):
         return False
     if any(t.data_ptr() % 16 for t in (y_TX, stream_Td, out_Td, *weights)):
         return False
@@ -42,11 +42,9 @@ def gated_output(
     eps: float,
     residual_scale: float | None = None,
 ) -> None:
-    """As ``triton.gated_output.gated_output``; weights and bias in bfloat16, all aligned to 16 bytes."""
+    """As ``triton.gated_output.gated_output``; weights and bias in y's dtype, all aligned to 16 bytes."""
     rows, width = stream_Td.shape
-    narrow = (
-        stream_Td if stream_Td.dtype == torch.bfloat16 else out_Td
-    )  # a float32 stream is not copied by a tensor map
+    narrow = stream_Td if stream_Td.dtype == y_TX.dtype else out_Td  # a float32 stream is not copied by a tensor map
     boxes = ((y_TX, _TOKENS), (narrow, _TOKENS), (weight_Xd, _CHANNELS // 2), (out_proj_dX, width // 2))
     maps = (nvrtc.make_tensor_map_2d(matrix, height, _CHANNELS) for matrix, height in boxes)
     addresses = (t.data_ptr() for t in (bias_X, stream_Td, out_Td))

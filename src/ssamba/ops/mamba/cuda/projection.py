@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from ssamba.ops import environment
 from ssamba.ops.jit import nvrtc
 from ssamba.ops.mamba.cuda.kernel_args import CONV_PROJECTION_ARGS
-from ssamba.ops.mamba.cuda.sources import DTYPE_CODES, defines, unit
+from ssamba.ops.mamba.cuda.sources import DTYPE_CODES, MMA_TYPES, defines, unit
 
 _CHANNELS = 64
 _MAX_OUTPUTS = 96
@@ -17,7 +16,7 @@ _MAX_OUTPUTS = 96
 def usable(x_BLKE: Tensor, weight_RKEW: Tensor, x_proj_RKPE: Tensor) -> bool:
     """Whether this form takes these shapes: 8 channels of a token must lie in 16 aligned bytes."""
     outputs, width = x_proj_RKPE.shape[2:]
-    if x_BLKE.dtype != torch.bfloat16 or width % 16 or weight_RKEW.shape[-1] != 4 or x_BLKE.numel() == 0:
+    if x_BLKE.dtype not in MMA_TYPES or width % 16 or weight_RKEW.shape[-1] != 4 or x_BLKE.numel() == 0:
         return False
     if outputs % 2 or outputs > _MAX_OUTPUTS or x_BLKE.shape[0] * x_BLKE.shape[2] >= 65536:
         return False

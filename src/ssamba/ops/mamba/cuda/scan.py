@@ -43,17 +43,24 @@ def _forward(shape: Shape, tensors: dict[str, Tensor]) -> None:
     x = tensors["x"]
     if scan_mma.usable(shape, tensors):
         return scan_mma.forward(shape, tensors)
-    per_channel = shape.lanes_per_channel()
-    args = arguments(shape, 0, tensors)
+    chunks, per_channel = shape.chunks_of_lanes()
+    passes = [(0, chunks)] if shape.directions == 1 else [(1, chunks), (2, chunks)]
+    if chunks > 1:
+        passes.insert(0, (3, shape.directions * chunks - 1))  # nothing comes after the last chunk
+        tensors = tensors | scan_mma.chunk_ends(shape, chunks, x)
+    args = arguments(shape, chunks, tensors)
+    chunked = {"CHUNKED": 1} if chunks > 1 else {}
+    across, clips, directions = shape.grid(128 // per_channel)
     with nvrtc.on(x):
-        for phase in (0,) if shape.directions == 1 else (1, 2):
+        for phase, side_by_side in passes:
             # Long batches where a lane computes few of their steps: independent work to hide latencies behind.
             defines = shape.defines(
                 LPC=per_channel, SPT=shape.padded // per_channel, WARPS=4, TT=32, PHASE=phase,
                 BATCH=min(max(8, 4 * per_channel), 32), MIN_BLOCKS=3 if per_channel == 1 else 4,
+                **chunked,
             )  # fmt: skip
             run = nvrtc.kernel(unit("scan_forward.cu"), "scan_forward", defines, x.device.index or 0)
-            run(shape.grid(128 // per_channel), 128, args)
+            run((across, clips, directions * side_by_side), 128, args)
 
 
 def _states(shape: Shape, tensors: dict[str, Tensor]) -> Tensor:

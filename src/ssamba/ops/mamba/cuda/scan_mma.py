@@ -11,7 +11,7 @@ from ssamba.ops import environment
 from ssamba.ops.jit import nvrtc
 from ssamba.ops.jit.limits import dynamic_limit
 from ssamba.ops.mamba.cuda.scan_shape import Shape, arguments
-from ssamba.ops.mamba.cuda.sources import unit
+from ssamba.ops.mamba.cuda.sources import MMA_TYPES, unit
 
 _MIN_CHUNKS, _MAX_CHUNKS, _BLOCKS = 4, 16, 384
 _MIN_CHUNK_STEPS = 256  # with fewer or shorter chunks, the pass that finds their first states does not pay
@@ -62,7 +62,7 @@ def _default_tiling(shape: Shape) -> ScanTiling:
 def usable(shape: Shape, tensors: dict[str, Tensor]) -> bool:
     """Whether this form serves: 8 channels of a step must lie in 16 aligned bytes, 4 values of p in 8."""
     x, p = tensors["x"], tensors["p"]
-    if x.dtype != torch.bfloat16 or shape.states not in (8, 16) or shape.width % 16 or shape.taps > 5:
+    if x.dtype not in MMA_TYPES or shape.states not in (8, 16) or shape.width % 16 or shape.taps > 5:
         return False
     if shape.rank % 4 or shape.rank > 64 or environment.lanes_per_channel() is not None:
         return False
@@ -109,15 +109,20 @@ def _aligned(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return tensors | {name: tensors[name].clone() for name in names}
 
 
+def chunk_ends(shape: Shape, chunks: int, x: Tensor) -> dict[str, Tensor]:
+    """Room for the state at the end of each chunk of time and for its sum of delta."""
+    sizes = shape.directions * chunks, shape.dir_blocks, shape.batch, shape.width
+    wide: dict[str, Any] = {"device": x.device, "dtype": torch.float32}
+    return {"da": torch.empty(*sizes, shape.states, **wide), "dvec": torch.empty(sizes, **wide)}
+
+
 def forward(shape: Shape, tensors: dict[str, Tensor]) -> None:
     """Writes ``y``. ``tensors``: by the names of ``ScanArgs``; without ``z`` there is no gate."""
     x, tiling = tensors["x"], choose_tiling(shape)
     passes = [(0, tiling.chunks)] if shape.directions == 1 else [(1, tiling.chunks), (2, tiling.chunks)]
     if tiling.chunks > 1:
         passes.insert(0, (3, shape.directions * tiling.chunks - 1))  # nothing comes after the last chunk
-        sizes = shape.directions * tiling.chunks, shape.dir_blocks, shape.batch, shape.width
-        wide: dict[str, Any] = {"device": x.device, "dtype": torch.float32}
-        tensors = tensors | {"da": torch.empty(*sizes, shape.states, **wide), "dvec": torch.empty(sizes, **wide)}
+        tensors = tensors | chunk_ends(shape, tiling.chunks, x)
     tensors = _aligned(tensors)
     args, gate = arguments(shape, tiling.chunks, tensors), "z" in tensors
     with nvrtc.on(x):

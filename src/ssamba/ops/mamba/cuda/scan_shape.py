@@ -8,11 +8,14 @@ from typing import Any
 from torch import Tensor
 
 from ssamba.ops import environment
+from ssamba.ops.jit.limits import SHARED_LIMIT
 from ssamba.ops.mamba.cuda.kernel_args import SCAN_ARGS
 from ssamba.ops.mamba.cuda.sources import DTYPE_CODES, defines
 from ssamba.ops.mamba.params import MixerParams
 
 _ENOUGH_WARPS = 1400  # more than two for each scheduler of 132 multiprocessors
+_CHUNKED_WARPS = 1584  # three blocks of four warps for each multiprocessor
+_MIN_CHUNKS, _MAX_CHUNKS, _MIN_CHUNK_STEPS = 4, 32, 64  # of the forward with states in lanes
 
 
 class Shape:
@@ -38,6 +41,23 @@ class Shape:
         while lanes < min(8, self.padded) and channels * lanes / 32 < _ENOUGH_WARPS:
             lanes *= 2
         return lanes
+
+    def chunks_of_lanes(self) -> tuple[int, int]:
+        """Chunks of each half of the time that the forward with states in lanes computes in parallel, and the lanes.
+
+        Where few channels are to fill the chip, chunks give more warps with one lane a channel, which takes half of
+        the instructions of eight. 1, and ``lanes_per_channel``, where that does not pay or lanes are asked for.
+        """
+        lanes, forced = max(1, self.padded // 16), environment.scan_tiling().get("chunks")
+        while lanes < min(8, self.padded) and self.forward_shared(lanes) > SHARED_LIMIT:
+            lanes *= 2
+        warps = max(1, self.dir_blocks * self.batch * self.width * lanes // 32)
+        chunks = min(_MAX_CHUNKS, -(-_CHUNKED_WARPS // warps), self.length // (self.directions * _MIN_CHUNK_STEPS))
+        if environment.lanes_per_channel() is not None:
+            chunks, lanes = 1, self.lanes_per_channel()
+        if forced is not None:
+            return (forced, lanes) if forced > 1 else (1, self.lanes_per_channel())
+        return (chunks, lanes) if chunks >= _MIN_CHUNKS else (1, self.lanes_per_channel())
 
     def lane_is_channel(self) -> bool:
         """Whether kernels/scan_backward_lanes.cu takes this shape."""
@@ -80,9 +100,9 @@ class Shape:
         steps, _, cores = self._low()
         return steps * -(-channels // 8) * 256 if cores else (self.rank * channels * 4 + 15) // 16 * 16
 
-    def forward_shared(self) -> int:
-        """Bytes of shared memory of a block of the forward with states in lanes."""
-        channels = 32 // self.lanes_per_channel()
+    def forward_shared(self, lanes: int | None = None) -> int:
+        """Bytes of shared memory of a block of the forward with states in lanes, those of ``lanes_per_channel``."""
+        channels = 32 // (lanes or self.lanes_per_channel())
         return 64 * self._low()[1] + 512 * self.padded + 4 * (self._weights(channels) + 128 * channels)
 
     def backward_sizes(self, warps: int) -> tuple[dict[str, int], int]:

@@ -18,6 +18,8 @@ INCLUDE = Path(__file__).with_name("include")
 
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """Values of the macro DTYPE, the type of activations."""
+MMA_TYPES = (torch.bfloat16, torch.float16)
+"""Types of activations that the tensor-core kernels take."""
 
 
 @functools.cache

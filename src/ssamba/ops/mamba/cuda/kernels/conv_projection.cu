@@ -3,7 +3,7 @@
 // A warp processes ROWS = 32 tokens of one direction, whichever clips they belong to. x, the projection's weights and
 // the taps come through shared memory, EC = 64 channels at a time, the next ones while these are used. ldmatrix reads
 // x at each of the taps' distances as the matrix a of a product, so the result of the convolution, computed in
-// float32, is that matrix once SiLU is applied and it is rounded to bfloat16. Reads of shared memory bound this
+// float32, is that matrix once SiLU is applied and it is rounded to 16 bits. Reads of shared memory bound this
 // kernel, so weights and taps are read once for a warp's two products of 16 tokens.
 //
 // Given: P outputs, DIRS directions, ALTERNATING, WARPS of a block, MIN_BLOCKS of a multiprocessor.
@@ -152,7 +152,7 @@ __device__ __forceinline__ void store(const ConvProjectionArgs &a, const float (
 #pragma unroll
       for (int j = 0; j < NT; ++j) {
         const float *two = sum[n / 2][j] + n % 2 * 2;
-        if (j * 8 + 2 * q < P) *(unsigned *)(to + j * 8) = pack2(two[0], two[1]);
+        if (j * 8 + 2 * q < P) *(unsigned *)(to + j * 8) = pack2_finite(two[0], two[1]);
       }
     }
   }
@@ -210,7 +210,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) conv_proj(cons
             float v1 = bias.y + n.w * high_half(x[0][i]) + n.z * high_half(x[1][i]) + n.y * high_half(x[2][i]);
             v0 += m.x * low_half(x[3][i]); v1 += n.x * high_half(x[3][i]);
             silu2_of_halves(v0, v1);
-            u[h][i] = pack2(v0, v1);
+            u[h][i] = pack2_finite(v0, v1);
           }
       }
       project(sum, u, smem_offset(w_row, tile));

@@ -74,7 +74,7 @@ struct ConsumerGroup {
 #pragma unroll
       for (int row = 0; row < 2; ++row) {
         float lo = (v[j][2 * row] - mean[row]) * rstd[row], hi = (v[j][2 * row + 1] - mean[row]) * rstd[row];
-        normed[j / 2][j % 2 * 2 + row] = pack2(lo, hi);
+        normed[j / 2][j % 2 * 2 + row] = pack2_finite(lo, hi);
 #if JOIN
         v[j][2 * row] *= a.scale; v[j][2 * row + 1] *= a.scale;
 #else

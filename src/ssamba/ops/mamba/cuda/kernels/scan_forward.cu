@@ -12,7 +12,9 @@
 //
 // PHASE 0: one direction, the whole sequence. Of two directions, each first runs over its half of the sequence (PHASE
 // 1) and leaves ungated output; then each runs over the other half (PHASE 2), adds what the other direction left
-// there, and applies the gate.
+// there, and applies the gate. With CHUNKED (defined or not) each half is cut in `count` chunks that are computed in
+// parallel, as in scan_forward_mma.cu: PHASE 3 leaves the state at the end of each, as if it had begun with zeros, and
+// its sum of delta, from which the other phases compute their first states.
 
 #include "ssamba/scan_recurrence.cuh"
 
@@ -22,6 +24,49 @@ __device__ __forceinline__ int first_half(const ScanArgs &a, int r) {
 }
 
 #define AHEAD 4                         // with so few, z and y are loaded a batch ahead, too
+#define GATED (PHASE == 0 || PHASE == 2)
+
+#ifdef CHUNKED
+// The first step of a chunk: those below `count` are of the first half. The last one ends where the direction ends.
+__device__ __forceinline__ int chunk_start(const ScanArgs &a, int chunk, int half) {
+  int from = chunk < a.count ? 0 : half, steps = (chunk < a.count ? half : a.L) - from;
+  int each = ((steps + a.count - 1) / a.count + TT - 1) / TT * TT;
+  return from + min((chunk < a.count ? chunk : chunk - a.count) * each, steps);
+}
+
+// OWN_DT: a lane computes the low-rank products of its channel for a batch of steps itself, which takes half of the
+// instructions of expand_dt without tensor cores.
+#define OWN_DT (!MMA && LPC == 1 && RANK % 4 == 0)
+__device__ __forceinline__ void own_dt(const Low *low, const float *wlow, float *dt, int lane) {
+#pragma unroll
+  for (int i = 0; i < BATCH; ++i) dt[i] = 0.0f;
+#pragma unroll
+  for (int k = 0; k < RANK; k += 4) {
+    float w[4];
+#pragma unroll
+    for (int v = 0; v < 4; ++v) w[v] = wlow[(k + v) * CW + lane];
+#pragma unroll
+    for (int i = 0; i < BATCH; ++i) {
+      float4 four = *(const float4 *)(low + i * RW + k);
+      dt[i] += w[0] * four.x; dt[i] += w[1] * four.y; dt[i] += w[2] * four.z; dt[i] += w[3] * four.w;
+    }
+  }
+}
+
+// The states of a lane after the chunks before this one. a.da: end states of the chunks, a.dvec: their sums of delta.
+__device__ __forceinline__ void first_states(const ScanArgs &a, int chunk, long long channel, int s, const float *a2,
+                                             float *h) {
+  long long channels = (long long)a.R * a.K * a.B * a.E;
+#pragma unroll 1
+  for (int before = 0; before < chunk; ++before, channel += channels) {
+    float total = a.dvec[channel];
+    LOAD_DECAYS(total)
+#pragma unroll
+    for (int i = 0; i < SPT; ++i)
+      if (s * SPT + i < N) h[i] = DECAY(total, i) * h[i] + a.da[channel * N + s * SPT + i];
+  }
+}
+#endif
 
 extern "C" __global__ void __launch_bounds__(128, MIN_BLOCKS) scan_forward(const ScanArgs a) {
   __shared__ __align__(16) Low low[2][TT * RW];
@@ -34,7 +79,13 @@ extern "C" __global__ void __launch_bounds__(128, MIN_BLOCKS) scan_forward(const
   for (int i = threadIdx.x; i < 2 * TT * RW; i += 128) low[0][i] = 0;
   put_weights(a, dir_block, e0, wlow, lane);
 
+#ifdef CHUNKED
+  int half = first_half(a, r), chunk = blockIdx.z / a.R + (PHASE == 2 ? a.count : 0);
+  int lo = chunk_start(a, chunk, half), hi = chunk_start(a, chunk + 1, half);
+  float total = 0.0f;
+#else
   int half = first_half(a, r), lo = PHASE == 2 ? half : 0, hi = PHASE == 1 ? half : a.L;
+#endif
   long long ch = dir_block * a.E + e, state_at = (base * a.E + e) * N;
   float tap[W], conv_b = a.conv_b[ch], dt_b = a.dt_bias[ch], skip = a.skip[ch];
 #pragma unroll
@@ -45,8 +96,15 @@ extern "C" __global__ void __launch_bounds__(128, MIN_BLOCKS) scan_forward(const
   for (int i = 0; i < SPT; ++i) {
     int n = s * SPT + i;
     if (!TIED) a2[i] = n < N ? -LOG2E * ex2(LOG2E * a.a_log[ch * N + n]) : 0.0f;
+#ifdef CHUNKED
+    h[i] = 0.0f;
+#else
     h[i] = PHASE == 2 && n < N ? a.state[state_at + n] : 0.0f;
+#endif
   }
+#ifdef CHUNKED
+  if (PHASE != 3) first_states(a, chunk, base * a.E + e, s, a2, h);
+#endif
   // Step s is token t_first + sign s. Pointers are at token t_first of this lane's channel.
   int t_first = back ? a.L - 1 : 0, sign = back ? -1 : 1;
   const T *x_at = a.x + b * a.xb + k * a.xk + e + t_first * a.xt;
@@ -71,7 +129,7 @@ extern "C" __global__ void __launch_bounds__(128, MIN_BLOCKS) scan_forward(const
     for (int i = 0; i < EW; ++i) {
       int step = min(lo + i * LPC + s, hi - 1);
       next[i] = x_at[step * x_step];
-      if (EW <= AHEAD && PHASE != 1) z_next[i] = z_at[step * z_step];
+      if (EW <= AHEAD && GATED) z_next[i] = z_at[step * z_step];
       if (EW <= AHEAD && PHASE == 2) other_next[i] = y_at[step * y_step];
     }
   }
@@ -85,12 +143,17 @@ extern "C" __global__ void __launch_bounds__(128, MIN_BLOCKS) scan_forward(const
     int stop = min(TT, hi - s0);
 #pragma unroll 1
     for (int g = 0; g < stop; g += BATCH) {
+#if OWN_DT
+      float dt_own[BATCH];
+      own_dt(low[buf] + g * RW, wlow, dt_own, lane);
+#else
       if (BATCH >= 16 || g % 16 == 0) {
         __syncwarp();
         expand_dt(low[buf] + g * RW, wlow, dts, lane);
         if (BATCH > 16) expand_dt(low[buf] + (g + 16) * RW, wlow, dts + 16 * CW, lane);
         __syncwarp();
       }
+#endif
       int left = hi - s0 - g;  // steps from here to the end
       float u[EW], delta[EW], drive[EW];
       T z[EW], other[EW];
@@ -107,15 +170,22 @@ extern "C" __global__ void __launch_bounds__(128, MIN_BLOCKS) scan_forward(const
       for (int i = 0; i < EW; ++i) {
         int step = s0 + g + min((EW <= AHEAD ? BATCH : 0) + i * LPC + s, left - 1);
         T *zt = EW <= AHEAD ? z_next : z, *ot = EW <= AHEAD ? other_next : other;
-        if (PHASE != 1) zt[i] = z_at[step * z_step];
+        if (GATED) zt[i] = z_at[step * z_step];
         if (PHASE == 2) ot[i] = y_at[step * y_step];
       }
 #pragma unroll
       for (int i = 0; i < EW; ++i) {
         u[i] = activation(X, tap, conv_b, i, s);
+#if OWN_DT
+        float dt = softplus(dt_own[i] + dt_b);
+#else
         float dt = softplus(dts[((BATCH < 16 ? g % 16 : 0) + i * LPC + s) * CW + c] + dt_b);
+#endif
         delta[i] = i * LPC + s < left ? dt : 0.0f;
         drive[i] = delta[i] * u[i];
+#ifdef CHUNKED
+        total += delta[i];
+#endif
       }
 #pragma unroll
       for (int i = 0; i < HIST; ++i) X[i] = X[EW + i];
@@ -140,10 +210,11 @@ extern "C" __global__ void __launch_bounds__(128, MIN_BLOCKS) scan_forward(const
 #pragma unroll
           for (int n = 0; n < SPT; ++n) {
             h[n] = DECAY(dj, n) * h[n] + gj * bv[n];
-            acc += h[n] * bv[SPT + n];
+            if (PHASE != 3) acc += h[n] * bv[SPT + n];
           }
           sum[j] = acc;
         }
+        if (PHASE == 3) continue;
         fold<LPC, LPC / 2, 1>(sum, s);
         float y = sum[0] + skip * u[i];
         if (on && i * LPC + s < left) {
@@ -159,9 +230,21 @@ extern "C" __global__ void __launch_bounds__(128, MIN_BLOCKS) scan_forward(const
     }
     if (more) loader.put(low[buf ^ 1], bc[buf ^ 1]);
   }
+#ifdef CHUNKED
+  if (PHASE == 3) {
+    long long channel = (long long)chunk * a.R * a.K * a.B * a.E + base * a.E + e;
+#pragma unroll
+    for (int d = 1; d < LPC; d *= 2) total += __shfl_xor_sync(0xffffffffu, total, d);
+    if (on && s == 0) a.dvec[channel] = total;
+#pragma unroll
+    for (int i = 0; i < SPT; ++i)
+      if (on && s * SPT + i < N) a.da[channel * N + s * SPT + i] = h[i];
+  }
+#else
   if (PHASE == 1 && on) {
 #pragma unroll
     for (int i = 0; i < SPT; ++i)
       if (s * SPT + i < N) a.state[state_at + s * SPT + i] = h[i];
   }
+#endif
 }

@@ -1,4 +1,4 @@
-// Forward scan for bfloat16 and 16 or 8 states, with the states in the fragments of tensor-core products.
+// Forward scan for 16-bit types and 16 or 8 states, with the states in the fragments of tensor-core products.
 //
 // A warp processes 16 channels; their states are the accumulators of 16 x 8 products: lane 4 g + q holds states 2 q
 // and 2 q + 1 (and + 8) of channels g and g + 8. A step multiplies them by their decays in float32 and leaves the rest

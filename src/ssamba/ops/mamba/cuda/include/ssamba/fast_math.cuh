@@ -1,15 +1,20 @@
-// Activations for bfloat16 results, with fewer and cheaper instructions than those of common.cuh.
+// Activations for 16-bit results, with fewer and cheaper instructions than those of common.cuh.
 #pragma once
 
 #include "ssamba/common.cuh"
 #include "ssamba/ptx_sm80.cuh"
 
-// The two bfloat16 values in 32 bits.
+// The two values in 32 bits.
+#if DTYPE == 2
+__device__ __forceinline__ float low_half(unsigned v) { return load((T)(v & 0xffffu)); }
+__device__ __forceinline__ float high_half(unsigned v) { return load((T)(v >> 16)); }
+#else
 __device__ __forceinline__ float low_half(unsigned v) { return __uint_as_float(v << 16); }
 __device__ __forceinline__ float high_half(unsigned v) { return __uint_as_float(v & 0xffff0000u); }
+#endif
 
 // share * silu(v) of two values by tanh.approx: one special function each, with a relative error of 2^-11, which is
-// less than that of rounding to bfloat16.
+// less than that of rounding to bfloat16, and as much as that of rounding to float16 may be.
 __device__ __forceinline__ void silu2(float &a, float &b, float share = 1.0f) {
   float ha = 0.5f * a, hb = 0.5f * b, ta = tanh_approx(ha), tb = tanh_approx(hb);
   ha *= share; hb *= share;

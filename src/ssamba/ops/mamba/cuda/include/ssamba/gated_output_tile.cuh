@@ -60,7 +60,7 @@ __device__ __forceinline__ void apply_gate(unsigned (*gated)[4], float (*z)[4], 
       float lo = z[j][2 * row], hi = z[j][2 * row + 1];
       silu2(lo, hi);
       float2 by = load_pair((const T *)(y + row * 1024 + ((j ^ g) * 16)));
-      gated[j / 2][j % 2 * 2 + row] = pack2(lo * by.x, hi * by.y);
+      gated[j / 2][j % 2 * 2 + row] = pack2_finite(lo * by.x, hi * by.y);
     }
 }
 

@@ -144,7 +144,7 @@ __device__ __forceinline__ void load_channel_params(ChannelParams &c, const Scan
     for (int k = 0; k < KT * 2; ++k) {
       int r = k * 8 + q * 2;
       float2 two = r < RANK ? *(const float2 *)(a.dt_proj + ch * RANK + r) : make_float2(0.0f, 0.0f);
-      c.dt[k / 2][k % 2 * 2 + i] = pack2(two.x, two.y);
+      c.dt[k / 2][k % 2 * 2 + i] = pack2_finite(two.x, two.y);
     }
   }
 }
@@ -217,7 +217,7 @@ struct Elementwise {
     if constexpr (PART == 7)
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        to.drive[i] = pack2(d[2 * i] * v[2 * i], d[2 * i + 1] * v[2 * i + 1]);
+        to.drive[i] = pack2_finite(d[2 * i] * v[2 * i], d[2 * i + 1] * v[2 * i + 1]);
         float lo = PHASE == 2 ? low_half(here[2 + i]) : 0.0f, hi = PHASE == 2 ? high_half(here[2 + i]) : 0.0f;
         to.sum[2 * i] = lo + c.skip[i] * v[2 * i]; to.sum[2 * i + 1] = hi + c.skip[i] * v[2 * i + 1];
       }
@@ -271,11 +271,16 @@ __device__ __forceinline__ void load_gate(const FragmentAddrs &at, int block, fl
 #endif
 }
 
+// What is stored of two outputs. What other kernels go on with stays finite; an output that is too large does not.
+__device__ __forceinline__ unsigned pack_outputs(float lo, float hi) {
+  return GATED ? pack2(lo, hi) : pack2_finite(lo, hi);
+}
+
 // Stores the outputs of 8 steps. to: this lane's first channel pair at step g of them.
 __device__ __forceinline__ void store_outputs(const float *sum, const float *gate, T *to, bool on) {
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    unsigned row = movmatrix_trans(pack2(sum[2 * i] * gate[2 * i], sum[2 * i + 1] * gate[2 * i + 1]));
+    unsigned row = movmatrix_trans(pack_outputs(sum[2 * i] * gate[2 * i], sum[2 * i + 1] * gate[2 * i + 1]));
     if (on) *(unsigned *)(to + 8 * i) = row;
   }
 }

@@ -158,10 +158,10 @@ __device__ __forceinline__ void advance(WarpState &w, SmemAddr b_rows, float (*d
   if constexpr (t % HELD == HELD - 1 && t < 7) read_deltas(d, delta + (t + 1) * DV);
 #endif
 #if OUTPUTS && NJ == 2
-  mma_m16n8k16(eight.sum, pack2(h[0], h[1]), pack2(h[2], h[3]), pack2(h[4], h[5]), pack2(h[6], h[7]), bc.c[AT],
-           bc.c[AT + 1]);
+  mma_m16n8k16(eight.sum, pack2_finite(h[0], h[1]), pack2_finite(h[2], h[3]), pack2_finite(h[4], h[5]),
+               pack2_finite(h[6], h[7]), bc.c[AT], bc.c[AT + 1]);
 #elif OUTPUTS
-  mma_m16n8k8(eight.sum, pack2(h[0], h[1]), pack2(h[2], h[3]), bc.c[AT]);
+  mma_m16n8k8(eight.sum, pack2_finite(h[0], h[1]), pack2_finite(h[2], h[3]), bc.c[AT]);
 #endif
   between.template after_step<STEP>();
   if constexpr (t < 7)

@@ -1,4 +1,5 @@
-// PTX of compute capability 8.0 and above, bfloat16 only: ldmatrix, mma, cp.async. Named after the instructions.
+// PTX of compute capability 8.0 and above, for both 16-bit types: ldmatrix, mma, cp.async. Named after the
+// instructions.
 #pragma once
 
 #include "ssamba/ptx.cuh"
@@ -38,16 +39,32 @@ __device__ __forceinline__ float tanh_approx(float v) {
   float r; asm("tanh.approx.f32 %0, %1;" : "=f"(r) : "f"(v)); return r;
 }
 
+// As pack2, but float16 values beyond +-65504 become +-65504, in the same instruction: in a product over zeros an
+// infinity would make NaN of everything that it meets. bfloat16 has the range of float32.
+__device__ __forceinline__ unsigned pack2_finite(float lo, float hi) {
+#if DTYPE == 2
+  unsigned r; asm("cvt.rn.satfinite.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(hi), "f"(lo)); return r;
+#else
+  return pack2(lo, hi);
+#endif
+}
+
+#if DTYPE == 2
+#define MMA_K8 "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32"
+#else
+#define MMA_K8 "mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32"
+#endif
 // d (16 x 8) += a (16 x 8) b (8 x 8).
 __device__ __forceinline__ void mma_m16n8k8(float *d, unsigned a0, unsigned a1, unsigned b0) {
-  asm("mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
+  asm(MMA_K8 " {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "r"(a0), "r"(a1), "r"(b0));
 }
 // d = a b.
 __device__ __forceinline__ void mma_m16n8k8_zero(float *d, unsigned a0, unsigned a1, unsigned b0) {
-  asm("mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%7,%7,%7,%7};"
+  asm(MMA_K8 " {%0,%1,%2,%3}, {%4,%5}, {%6}, {%7,%7,%7,%7};"
       : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3]) : "r"(a0), "r"(a1), "r"(b0), "f"(0.0f));
 }
+#undef MMA_K8
 
 // Copies BYTES (4, 8 or 16) to shared memory asynchronously; zeros unless `wanted`.
 template <int BYTES> __device__ __forceinline__ void cp_async(SmemAddr to, const T *from, bool wanted) {

@@ -1,4 +1,4 @@
-// PTX of compute capability 9.0 (Hopper), bfloat16 only: wgmma, tensor-map copies (TMA), mbarrier, clusters.
+// PTX of compute capability 9.0 (Hopper), for either 16-bit type: wgmma, tensor-map copies (TMA), mbarrier, clusters.
 #pragma once
 
 #include "ssamba/ptx_sm80.cuh"
@@ -38,12 +38,17 @@ template <int COLUMNS> __device__ __forceinline__ void wgmma(float (*d)[4], cons
 #define ACC_32(i) \
   ACC_4(i), ACC_4(i + 1), ACC_4(i + 2), ACC_4(i + 3), ACC_4(i + 4), ACC_4(i + 5), ACC_4(i + 6), ACC_4(i + 7)
 
+#if DTYPE == 2
+#define WGMMA_TYPES "f32.f16.f16"
+#else
+#define WGMMA_TYPES "f32.bf16.bf16"
+#endif
 // A_AND_B: the numbers of the operands that follow the accumulators.
 #define WGMMA(COLUMNS, REGS, A_AND_B, ...)                                                                    \
   template <>                                                                                                 \
   __device__ __forceinline__ void wgmma<COLUMNS>(float (*d)[4], const unsigned *a, SmemDescriptor b) {        \
     asm volatile("{.reg .pred p; setp.ne.b32 p, 1, 0;"                                                        \
-                 "wgmma.mma_async.sync.aligned.m64n" #COLUMNS "k16.f32.bf16.bf16 "                            \
+                 "wgmma.mma_async.sync.aligned.m64n" #COLUMNS "k16." WGMMA_TYPES " "                          \
                  "{" REGS "}, " A_AND_B ", p, 1, 1, 0;}"                                                      \
                  : __VA_ARGS__                                                                                \
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                                       \
@@ -52,6 +57,7 @@ WGMMA(64, REGS_0_31, "{%32,%33,%34,%35}, %36", ACC_32(0))
 WGMMA(128, REGS_0_31 "," REGS_32_63, "{%64,%65,%66,%67}, %68", ACC_32(0), ACC_32(8))
 WGMMA(192, REGS_0_31 "," REGS_32_63 "," REGS_64_95, "{%96,%97,%98,%99}, %100", ACC_32(0), ACC_32(8), ACC_32(16))
 #undef WGMMA
+#undef WGMMA_TYPES
 #undef ACC_32
 #undef ACC_4
 #undef REGS_64_95

@@ -18,7 +18,11 @@ struct LanePlace {
 };
 __device__ __forceinline__ LanePlace lane_place(const ScanArgs &a) {
   int lane = threadIdx.x % 32, warp = threadIdx.x / 32, s = lane % LPC, c = lane / LPC;
+#ifdef CHUNKED
+  int b = blockIdx.y / a.K, k = blockIdx.y % a.K, r = blockIdx.z % a.R;
+#else
   int b = blockIdx.y / a.K, k = blockIdx.y % a.K, r = blockIdx.z;
+#endif
   int e0 = (blockIdx.x * WARPS + warp) * CW, e = e0 + c;
   bool on = e < a.E;
   if (!on) e = a.E - 1;

@@ -14,7 +14,7 @@ typedef unsigned short T;
 #define REVERSED(r, k) (ALTERNATING ? (k) & 1 : (r))
 #endif
 
-// WIDE (of the gated output alone): whether the residual stream is float32 where activations are bfloat16.
+// WIDE (of the gated output alone): whether the residual stream is float32 where activations have 16 bits.
 #ifdef WIDE
 #if WIDE
 typedef float Stream;
