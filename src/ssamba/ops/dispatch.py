@@ -19,6 +19,7 @@ column: a module of the same functions, one entry for each operator that it has,
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -148,6 +149,10 @@ def _cuda_output(y: Tensor, stream: Tensor, weight: Tensor, bias: Tensor, out_pr
     return _usable(f"{_CUDA}.gated_output", y, stream, out, weight, bias, out_proj)
 
 
+def _with_triton(*_: Any) -> str | None:
+    return None if importlib.util.find_spec("triton") is not None else "Triton is not installed"
+
+
 def _triton_output(y: Tensor, stream: Tensor, *_: Tensor) -> str | None:
     return _usable(f"{_TRITON}.gated_output", y, stream)
 
@@ -172,6 +177,8 @@ TABLE: dict[str, dict[str, Entry]] = {
     "linear": _LINEAR,
     "batched_linear": _LINEAR,
     # What the GPU's operators are made of. A custom op asks when it runs: the choice looks at addresses.
+    "add_parts": {"reference": _PLAIN, "triton": Entry(f"{_TRITON}.partial_sums", _with_triton)},
+    "copy_padded": {"reference": _PLAIN, "triton": Entry(f"{_TRITON}.weights", _with_triton)},
     "mixer": {
         "cuda": Entry(f"{_CUDA}.mixer", _cuda_mixer),
         "triton": Entry(f"{_TRITON}.mixer", _anything),

@@ -1,5 +1,5 @@
 # mypy: disable-error-code="no-untyped-def"
-"""A pair's weights for inference, folded and converted in one launch: with short inputs each launch counts."""
+"""A pair's weights, folded, converted and padded in one launch: with short inputs each launch counts."""
 
 from __future__ import annotations
 
@@ -65,3 +65,33 @@ def prepare(
         in_proj_hKEd, scale_Kd, shift_Kd, weight_hKEd, bias_hKE, tuple(sources), tuple(targets), counts,
         rows, blocks, inner, width, BR=at_once, BD=columns, BLOCK=_VALUES, num_warps=4,
     )  # fmt: skip
+
+
+@triton.jit
+def _pad(
+    sources, targets, counts, rows, widths, source_rows, source_widths,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    program = tl.program_id(0)
+    for i in tl.static_range(len(sources)):
+        value = program * BLOCK + tl.arange(0, BLOCK)
+        there = (value >= 0) & (value < counts[i])
+        row, w = value // widths[i], value % widths[i]
+        matrix, h = row // rows[i], row % rows[i]
+        given = there & (h < source_rows[i]) & (w < source_widths[i])
+        at = (matrix * source_rows[i] + h) * source_widths[i] + w
+        copied = tl.load(sources[i] + at, mask=given, other=0.0).to(targets[i].dtype.element_ty)
+        tl.store(targets[i] + value, copied, mask=there)
+        program -= tl.cdiv(counts[i], BLOCK)
+
+
+def copy_padded(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
+    """``naive.copy_padded`` in one launch. All are contiguous."""
+    sources, targets = zip(*pairs, strict=True)
+    programs = sum(triton.cdiv(t.numel(), _VALUES) for t in targets)
+    if programs:
+        _pad[(programs,)](
+            sources, targets, tuple(t.numel() for t in targets),
+            *(tuple(t.shape[axis] for t in of) for of in (targets, sources) for axis in (1, 2)),
+            BLOCK=_VALUES, num_warps=4,
+        )  # fmt: skip
