@@ -23,6 +23,7 @@ __all__ = [
     "bimamba_inner_packed",
     "bimamba_ungated",
     "conv_silu",
+    "fold_norm",
     "gated_output_",
     "linear",
     "ready_weights",
@@ -103,6 +104,14 @@ def ready_weights(
     of_pair = in_proj_hKEd, norm_weight_Kd, norm_bias_Kd, out_proj, MixerParams(*parameters)
     weight, bias, out_proj, params = dispatch.prefer("ready_weights", *of_pair, dtype)
     return weight, bias, out_proj, *params
+
+
+def fold_norm(in_proj_hKEd: Tensor, norm_weight_Kd: Tensor, norm_bias_Kd: Tensor) -> tuple[Tensor, Tensor]:
+    """The input product's weight and bias with each block's LayerNorm folded in: see ``naive.fold_norm``.
+
+    In training on a GPU they are rounded at once to the dtype that autocast's products take.
+    """
+    return dispatch.prefer("fold_norm", in_proj_hKEd, norm_weight_Kd, norm_bias_Kd)
 
 
 def bimamba_ungated(x_BLKE: Tensor, work: Tensor, *parameters: Tensor, alternating: bool = False) -> Tensor | None:

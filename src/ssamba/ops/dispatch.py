@@ -32,6 +32,7 @@ from torch import Tensor
 from ssamba.ops import derivatives, environment
 from ssamba.ops.layer_norm import naive as naive_norm
 from ssamba.ops.linear_layer import cpu as cpu_linear
+from ssamba.ops.linear_layer import gpu_limits
 from ssamba.ops.linear_layer import naive as naive_linear
 from ssamba.ops.mamba import naive
 from ssamba.ops.mamba.cpu import kernels as cpu_kernels
@@ -56,7 +57,7 @@ _NAIVE, _CPU, _GPU, _GPU_INFERENCE, _CUDA, _TRITON = (
     f"ssamba.ops.mamba.{name}" for name in ("naive", "cpu.operators", "gpu", "gpu_inference", "cuda", "triton")
 )
 _NAIVE_NORM, _GPU_NORM = "ssamba.ops.layer_norm.naive", "ssamba.ops.layer_norm.gpu"
-_NAIVE_LINEAR, _CPU_LINEAR = "ssamba.ops.linear_layer.naive", "ssamba.ops.linear_layer.cpu"
+_NAIVE_LINEAR, _CPU_LINEAR, _GPU_LINEAR = (f"ssamba.ops.linear_layer.{name}" for name in ("naive", "cpu", "gpu"))
 
 
 class Entry(NamedTuple):
@@ -173,8 +174,9 @@ TABLE: dict[str, dict[str, Entry]] = {
     "bimamba_ungated": {"reference": _PLAIN, "gpu": Entry(_GPU_INFERENCE, _ungated_on_gpu)},
     "ready_weights": {"reference": _PLAIN, "gpu": Entry(_GPU_INFERENCE, _weights_on_gpu)},
     "gated_output_": {"reference": _PLAIN, "gpu": Entry(_GPU_INFERENCE, _output_on_gpu)},
+    "fold_norm": {"reference": _PLAIN, "gpu": Entry(_GPU, gpu_limits.supports_fold)},
     "add_layer_norm": {"reference": Entry(_NAIVE_NORM, _anything), "gpu": Entry(_GPU_NORM, _norm_on_gpu)},
-    "linear": _LINEAR,
+    "linear": _LINEAR | {"gpu": Entry(_GPU_LINEAR, gpu_limits.supports)},
     "batched_linear": _LINEAR,
     # What the GPU's operators are made of. A custom op asks when it runs: the choice looks at addresses.
     "add_parts": {"reference": _PLAIN, "triton": Entry(f"{_TRITON}.partial_sums", _with_triton)},

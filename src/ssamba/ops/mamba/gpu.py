@@ -269,3 +269,69 @@ for _operator, _plain in (
     _operator.register_autograd(_differentiate_plain, setup_context=_save_all)
 for _operator in (_gpu_inner, _gpu_inner_packed, _gpu_inner_backward, _gpu_inner_packed_backward):
     _operator.register_vmap(derivatives.one_by_one(_operator))
+
+
+# ---- the norm's scale and shift folded into the input product
+
+
+def fold_norm(in_proj_hKEd: Tensor, norm_weight_Kd: Tensor, norm_bias_Kd: Tensor) -> tuple[Tensor, Tensor]:
+    """``naive.fold_norm`` in one launch and its backward in another, in the dtype that autocast's products take."""
+    device = in_proj_hKEd.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else in_proj_hKEd.dtype
+    return _fold(in_proj_hKEd, norm_weight_Kd, norm_bias_Kd, dtype)
+
+
+@define_operator("ssamba::gpu_fold_norm")
+def _fold(in_proj: Tensor, norm_weight: Tensor, norm_bias: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    from ssamba.ops.mamba.triton import weights
+
+    weight, bias = (in_proj.new_empty(shape, dtype=dtype) for shape in (in_proj.shape, in_proj.shape[:-1]))
+    weights.prepare(in_proj.contiguous(), norm_weight.contiguous(), norm_bias.contiguous(), weight, bias, (), ())
+    return weight, bias
+
+
+@define_operator("ssamba::gpu_fold_norm_backward")
+def _fold_backward(
+    dweight: Tensor, dbias: Tensor, in_proj: Tensor, norm_weight: Tensor, norm_bias: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    from ssamba.ops.mamba.triton import weights
+
+    return weights.fold_backward(dweight, *(t.contiguous() for t in (dbias, in_proj, norm_weight, norm_bias)))
+
+
+@_fold.register_fake
+def _(in_proj: Tensor, norm_weight: Tensor, norm_bias: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    return in_proj.new_empty(in_proj.shape, dtype=dtype), in_proj.new_empty(in_proj.shape[:-1], dtype=dtype)
+
+
+@_fold_backward.register_fake
+def _(dweight: Tensor, dbias: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+    return tuple(t.new_empty(t.shape) for t in tensors)
+
+
+def _plain_fold(in_proj: Tensor, norm_weight: Tensor, norm_bias: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    weight, bias = naive.fold_norm(in_proj.float(), norm_weight.float(), norm_bias.float())
+    return weight.to(dtype), bias.to(dtype)
+
+
+def _plain_fold_backward(dweight: Tensor, dbias: Tensor, *tensors: Tensor) -> list[Tensor | None]:
+    return derivatives.gradient(_plain_fold, (*tensors, dweight.dtype), [dweight, dbias])[:-1]
+
+
+def _save_fold(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *tensors, ctx.dtype = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _differentiate_fold(ctx: Any, dweight: Tensor, dbias: Tensor) -> Any:
+    if derivatives.in_forward_mode():
+        inputs = [*ctx.saved_tensors, ctx.dtype]
+        return tuple(derivatives.gradient(_plain_fold, inputs, [dweight, dbias], required_only=True))
+    return (*_fold_backward(dweight, dbias, *ctx.saved_tensors), None)
+
+
+_fold.register_autograd(_differentiate_fold, setup_context=_save_fold)
+_save_all, _differentiate_plain = derivatives.gradient_of_plain(_plain_fold_backward)
+_fold_backward.register_autograd(_differentiate_plain, setup_context=_save_all)
+for _operator in (_fold, _fold_backward):
+    _operator.register_vmap(derivatives.one_by_one(_operator))

@@ -1,13 +1,14 @@
 # mypy: disable-error-code="no-untyped-def"
-"""Sums of the parts that kernels and products leave behind, all of a backward pass in one launch.
+"""Sums of the parts that kernels and products leave behind, all of a backward pass in one launch; sums of columns.
 
-Each sum is small and takes longer to start than to add up, so they go together.
+The former are small and take longer to start than to add up, so they go together.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -15,6 +16,8 @@ from torch import Tensor
 _FEW = 16
 """Parts up to which a program takes more results at once."""
 _VALUES = 2048  # of a step of a program
+_ROWS, _COLUMNS = 64, 128  # of a step of a program that adds up columns: eight loads of 16 bytes for each thread
+_PROGRAMS = 528  # about as many of these as an H100 runs at once
 
 
 @triton.jit
@@ -80,3 +83,33 @@ def add_parts(sums: Sequence[tuple[Tensor, Tensor]]) -> None:
         *(tuple(t.stride(axis) for t in totals) for axis in range(3)),
         MANY=many, FEW=_FEW, VALUES=_VALUES, num_warps=4,
     )  # fmt: skip
+
+
+@triton.jit
+def _columns(
+    x_ptr, part_ptr, rows, width, rows_per_part,
+    BR: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    col = tl.program_id(0) * BC + tl.arange(0, BC)
+    first = tl.program_id(1).to(tl.int64) * rows_per_part
+    total = tl.zeros((BR, BC), tl.float32)
+    for start in range(0, rows_per_part, BR):
+        row = first + start + tl.arange(0, BR)
+        ok = (row < rows)[:, None] & (col < width)[None, :]
+        total += tl.load(x_ptr + row[:, None] * width + col[None, :], mask=ok, other=0.0).to(tl.float32)
+    tl.store(part_ptr + tl.program_id(1).to(tl.int64) * width + col, tl.sum(total, 0), mask=col < width)
+
+
+def column_sums(x_Tm: Tensor) -> Tensor:
+    """``x.sum(0)`` of contiguous x, added in float32, in an order that its size alone decides, and rounded once."""
+    rows, width = x_Tm.shape
+    tiles = max(1, triton.cdiv(width, _COLUMNS))
+    parts = max(1, min(triton.cdiv(_PROGRAMS, tiles), triton.cdiv(rows, _ROWS)))
+    per_part = triton.cdiv(triton.cdiv(rows, parts), _ROWS) * _ROWS
+    parts = triton.cdiv(rows, per_part) if per_part else 0
+    part_x11m = torch.empty(parts, 1, 1, width, device=x_Tm.device, dtype=torch.float32)
+    if part_x11m.numel():
+        _columns[(tiles, parts)](x_Tm, part_x11m, rows, width, per_part, BR=_ROWS, BC=_COLUMNS, num_warps=4)
+    total = x_Tm.new_empty(width)
+    add_parts([(part_x11m, total[None, None])])
+    return total
