@@ -53,11 +53,12 @@ _GPU_ORDER_OF_CHOICE = {"cuda": "cuda", "portable": "triton"}
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _ON_GPU_ONLY = "the GPU's form takes 16 and 32 bit numbers on a GPU"
 _NO_GRADIENT = "the GPU's form is for inference and has no gradient"
-_NAIVE, _CPU, _GPU, _GPU_INFERENCE, _CUDA, _TRITON = (
-    f"ssamba.ops.mamba.{name}" for name in ("naive", "cpu.operators", "gpu", "gpu_inference", "cuda", "triton")
+_NAIVE, _CPU, _GPU, _GPU_INFERENCE, _GPU_INPUT, _CUDA, _TRITON = (
+    f"ssamba.ops.mamba.{name}"
+    for name in ("naive", "cpu.operators", "gpu", "gpu_inference", "gpu_input", "cuda", "triton")
 )
 _NAIVE_NORM, _GPU_NORM = "ssamba.ops.layer_norm.naive", "ssamba.ops.layer_norm.gpu"
-_NAIVE_LINEAR, _CPU_LINEAR, _GPU_LINEAR = (f"ssamba.ops.linear_layer.{name}" for name in ("naive", "cpu", "gpu"))
+_NAIVE_LINEAR, _CPU_LINEAR = "ssamba.ops.linear_layer.naive", "ssamba.ops.linear_layer.cpu"
 
 
 class Entry(NamedTuple):
@@ -174,9 +175,9 @@ TABLE: dict[str, dict[str, Entry]] = {
     "bimamba_ungated": {"reference": _PLAIN, "gpu": Entry(_GPU_INFERENCE, _ungated_on_gpu)},
     "ready_weights": {"reference": _PLAIN, "gpu": Entry(_GPU_INFERENCE, _weights_on_gpu)},
     "gated_output_": {"reference": _PLAIN, "gpu": Entry(_GPU_INFERENCE, _output_on_gpu)},
-    "fold_norm": {"reference": _PLAIN, "gpu": Entry(_GPU, gpu_limits.supports_fold)},
+    "fold_norm": {"reference": _PLAIN, "gpu": Entry(_GPU_INPUT, gpu_limits.supports_fold)},
     "add_layer_norm": {"reference": Entry(_NAIVE_NORM, _anything), "gpu": Entry(_GPU_NORM, _norm_on_gpu)},
-    "linear": _LINEAR | {"gpu": Entry(_GPU_LINEAR, gpu_limits.supports)},
+    "linear": _LINEAR | {"gpu": Entry(_GPU_INPUT, gpu_limits.supports)},
     "batched_linear": _LINEAR,
     # What the GPU's operators are made of. A custom op asks when it runs: the choice looks at addresses.
     "add_parts": {"reference": _PLAIN, "triton": Entry(f"{_TRITON}.partial_sums", _with_triton)},

@@ -12,7 +12,7 @@ MIN_VALUES = 1 << 22
 
 
 def supports(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> str | None:
-    """None, or why ``gpu.linear`` is not for these tensors."""
+    """None, or why ``ssamba.ops.mamba.gpu_input.linear`` is not for these tensors."""
     if bias is None or not derivatives.wants_gradient(bias):
         return "only a bias's gradient has a form of its own"
     if not x.is_cuda and not environment.interprets_triton():
@@ -27,7 +27,7 @@ def supports(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> str | Non
 
 
 def supports_fold(in_proj: Tensor, *of_norm: Tensor) -> str | None:
-    """None, or why ``ssamba.ops.mamba.gpu.fold_norm`` is not for these tensors."""
+    """None, or why ``ssamba.ops.mamba.gpu_input.fold_norm`` is not for these tensors."""
     if not in_proj.is_cuda and not environment.interprets_triton():
         return "the tensors are not on a GPU"
     if not derivatives.wants_gradient(in_proj, *of_norm):

@@ -202,7 +202,7 @@ def gated_output_(
     out_Td.copy_(product_Td)
 
 
-# ---- what a backward pass on a GPU is made of, beside its kernels
+# ---- small steps of a backward pass on a GPU
 
 
 def add_parts(sums: Sequence[tuple[Tensor, Tensor]]) -> None:
