@@ -69,6 +69,25 @@ def test_parts(batch: int, E: int, rank: int) -> None:
     assert all(torch.equal(target, wanted) for (_, target), wanted in zip(pairs, expected, strict=True))
 
 
+@pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
+@pytest.mark.parametrize("sizes", [(2, 32768, 384, 12, 3), (4, 4099, 384, 12, 2), (2, 65, 512, 16, 1), (1, 1, 5, 1, 2)])
+def test_join_products(sizes: tuple[int, ...], dtype: torch.dtype) -> None:
+    from ssamba.ops.mamba.triton import gradients
+
+    G, T, E, rank, parts = sizes
+    pad = -(rank + 32) % 8
+    ddt, dt_proj = draw(G, T, E).to(dtype), F.pad(draw(G, E, rank), (0, -rank % 8)).to(dtype)
+    dbc, p = draw(parts, G, T, 32).to(dtype), draw(G, T, rank + 32).to(dtype)
+    runs = [gradients.join_products(ddt, dbc, p, dt_proj, rank, pad) for _ in range(2)]
+    of_dt = ddt.double() @ dt_proj[..., :rank].double()
+    expected = torch.cat([of_dt, dbc.double().sum(0), torch.zeros(G, T, pad).cuda()], -1)
+    assert_close("dp", runs[0][0], expected, BOUND[dtype])
+    assert not runs[0][0][..., rank + 32 :].any()
+    found = runs[0][1].double().sum(0)
+    assert_close("dt_proj", found, ddt.double().transpose(1, 2) @ p[..., :rank].double(), 1e-4)
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("E", "d"), [(384, 192), (1536, 768), (7, 5)])
 def test_fold(E: int, d: int, dtype: torch.dtype) -> None:

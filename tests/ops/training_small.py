@@ -10,6 +10,7 @@ from typing import Any
 os.environ["TRITON_INTERPRET"] = "1"
 
 import torch
+import torch.nn.functional as F
 import triton_arrays  # noqa: F401  (makes the interpreter take NumPy's arrays)
 from compare import assert_close
 from decay_inputs import Form
@@ -23,7 +24,7 @@ from ssamba.ops import dispatch
 from ssamba.ops.linear_layer import gpu_limits
 from ssamba.ops.linear_layer import naive as naive_linear
 from ssamba.ops.mamba import gpu_input, naive
-from ssamba.ops.mamba.triton import partial_sums, weights
+from ssamba.ops.mamba.triton import gradients, partial_sums, weights
 
 torch.use_deterministic_algorithms(True, warn_only=True)  # fresh memory is full of NaN
 
@@ -166,6 +167,25 @@ def check_linear() -> None:
     gpu_limits.MIN_VALUES = 1 << 22
 
 
+def check_join_products() -> None:
+    """Against the products one by one, in float64; lengths around a program's share, one step, ranks up to 16."""
+    for G, T, E, rank, outputs, parts in ((2, 150, 48, 12, 32, 3), (1, 1, 1, 1, 2, 1), (4, 65, 20, 16, 6, 2),
+                                          (2, 64, 384, 3, 16, 1)):  # fmt: skip
+        pad = -(rank + outputs) % 8
+        ddt, dt_proj = draw(G, T, E).half(), F.pad(draw(G, E, rank), (0, -rank % 8)).half()
+        dbc, p = draw(parts, G, T, outputs).half(), draw(G, T, rank + outputs).half()
+        dp, part = run_twice(lambda: list(gradients.join_products(ddt, dbc, p, dt_proj, rank, pad)))  # noqa: B023
+        wide = [t.double() for t in (ddt, dt_proj[..., :rank], dbc, p[..., :rank])]
+        expected = torch.cat([wide[0] @ wide[1], wide[2].sum(0), torch.zeros(G, T, pad)], -1)
+        where = f"gradient of the projection {(G, T, E, rank, outputs, parts)}"
+        assert_close(where, dp, expected, 1e-3)
+        assert_close(where, part.sum(0), wide[0].transpose(1, 2) @ wide[3], 1e-4)
+        assert not dp[..., rank + outputs :].any()
+    assert gradients.supports_products(draw(1, 2, 3), 4) is not None
+    for E, rank in ((512, 17), (513, 16)):
+        assert gradients.supports_products(torch.empty(1, 1, E, dtype=torch.float16), rank) is not None
+
+
 def check_pair() -> None:
     """A pair's whole step, forward and backward, with and without stochastic depth, beside the reference form."""
     gpu_limits.MIN_VALUES = 1
@@ -204,7 +224,7 @@ def check_traced() -> None:
 
 
 CHECKS = {
-    "small": (check_parts, check_columns, check_padding, check_fold, check_linear),
+    "small": (check_parts, check_columns, check_padding, check_fold, check_linear, check_join_products),
     "pair": (check_pair, check_traced),
 }
 

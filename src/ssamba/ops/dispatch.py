@@ -53,11 +53,10 @@ _GPU_ORDER_OF_CHOICE = {"cuda": "cuda", "portable": "triton"}
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _ON_GPU_ONLY = "the GPU's form takes 16 and 32 bit numbers on a GPU"
 _NO_GRADIENT = "the GPU's form is for inference and has no gradient"
-_NAIVE, _CPU, _GPU, _GPU_INFERENCE, _GPU_INPUT, _CUDA, _TRITON = (
-    f"ssamba.ops.mamba.{name}"
-    for name in ("naive", "cpu.operators", "gpu", "gpu_inference", "gpu_input", "cuda", "triton")
+_NAIVE, _CPU, _GPU, _GPU_INFERENCE, _CUDA, _TRITON = (
+    f"ssamba.ops.mamba.{name}" for name in ("naive", "cpu.operators", "gpu", "gpu_inference", "cuda", "triton")
 )
-_NAIVE_NORM, _GPU_NORM = "ssamba.ops.layer_norm.naive", "ssamba.ops.layer_norm.gpu"
+_NAIVE_NORM, _GPU_NORM, _GPU_INPUT = "ssamba.ops.layer_norm.naive", "ssamba.ops.layer_norm.gpu", f"{_GPU}_input"
 _NAIVE_LINEAR, _CPU_LINEAR = "ssamba.ops.linear_layer.naive", "ssamba.ops.linear_layer.cpu"
 
 
@@ -181,6 +180,7 @@ TABLE: dict[str, dict[str, Entry]] = {
     "batched_linear": _LINEAR,
     # What the GPU's operators are made of. A custom op asks when it runs: the choice looks at addresses.
     "add_parts": {"reference": _PLAIN, "triton": Entry(f"{_TRITON}.partial_sums", _with_triton)},
+    "join_products": {"triton": Entry(f"{_TRITON}.gradients", _with_triton)},
     "copy_padded": {"reference": _PLAIN, "triton": Entry(f"{_TRITON}.weights", _with_triton)},
     "mixer": {
         "cuda": Entry(f"{_CUDA}.mixer", _cuda_mixer),

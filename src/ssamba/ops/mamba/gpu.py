@@ -59,14 +59,14 @@ def _products_over_tokens(a_GTm: Tensor, b_GTn: Tensor) -> Tensor:
     return (a.transpose(1, 2) @ b).unflatten(0, (matrices, parts)).transpose(0, 1)
 
 
-def _product_weights(params: MixerParams, dtype: torch.dtype, joined: bool) -> tuple[Tensor, Tensor]:
+def _product_weights(params: MixerParams, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """``dt_proj_GEr`` and ``x_proj_GPE`` in ``dtype``, as the backward's products read them.
 
-    Their fast kernels want rows aligned, so P is padded with zeros to a multiple of eight, and r where ``joined``.
+    Their fast kernels want rows aligned, so r and P are padded with zeros to a multiple of eight.
     """
     dt_proj_GEr, x_proj_GPE = params.dt_proj_RKEr.flatten(0, 1), params.x_proj_RKPE.flatten(0, 1)
     (matrices, channels, rank), outputs = dt_proj_GEr.shape, x_proj_GPE.shape[1]
-    sizes = (channels, rank + (-rank % 8 if joined else 0)), (outputs + -outputs % 8, channels)
+    sizes = (channels, rank + -rank % 8), (outputs + -outputs % 8, channels)
     padded_dt, padded_x = (dt_proj_GEr.new_empty(matrices, *size, dtype=dtype) for size in sizes)
     _small_kernels("copy_padded").copy_padded([(dt_proj_GEr, padded_dt), (x_proj_GPE, padded_x)])
     return padded_dt, padded_x
@@ -78,25 +78,26 @@ def _small_kernels(name: str) -> Any:
 
 
 def _projection_gradients(
-    ddt_GTE: Tensor, dbc_xGT2N: Tensor, p_GTP: Tensor, dt_proj_GEr: Tensor, params: MixerParams, joined: bool
+    ddt_GTE: Tensor, dbc_xGT2N: Tensor, p_GTP: Tensor, dt_proj_GEr: Tensor, params: MixerParams
 ) -> tuple[Tensor, Tensor]:
     """``dp_GTP``, from the gradients of dt and (B, C), the latter in parts, and that of ``dt_proj`` in parts ``xGEr``.
 
     Rows of dp are padded with zeros to a multiple of eight; ``dt_proj`` is what ``_product_weights`` returns.
-    ``joined``: all in one pass, for the forms of a mixer that have always been computed so; the others keep the order
-    of their sums.
     """
     rank, outputs, pad = params.rank, params.outputs, -params.outputs % 8
-    if joined and importlib.util.find_spec("triton") is not None:
+    together = dispatch.find_kernels("join_products", backends="triton")
+    if together is not None and together.supports_products(ddt_GTE, rank) is None:
+        return together.join_products(ddt_GTE, dbc_xGT2N, p_GTP, dt_proj_GEr, rank, pad)
+    dt_GTm = ddt_GTE @ dt_proj_GEr
+    if importlib.util.find_spec("triton") is not None:
         from ssamba.ops.mamba.triton import gradients
 
-        dp_GTP, low_GTm = gradients.join(ddt_GTE @ dt_proj_GEr, dbc_xGT2N, p_GTP, rank, pad)
+        dp_GTP, low_GTm = gradients.join(dt_GTm, dbc_xGT2N, p_GTP, rank, pad)
         return dp_GTP, _products_over_tokens(ddt_GTE, low_GTm)[..., :rank]
-    ddt_proj = _products_over_tokens(ddt_GTE, p_GTP[..., :rank])
     dp_GTP = ddt_GTE.new_zeros(*ddt_GTE.shape[:2], outputs + pad)
-    dp_GTP[..., :rank] = (ddt_GTE @ dt_proj_GEr)[..., :rank]
+    dp_GTP[..., :rank] = dt_GTm[..., :rank]
     dp_GTP[..., rank:outputs] = dbc_xGT2N.sum(0)
-    return dp_GTP, ddt_proj
+    return dp_GTP, _products_over_tokens(ddt_GTE, p_GTP[..., :rank])
 
 
 def _add_gradients(
@@ -143,14 +144,13 @@ def _backward(
     """Writes ``dx`` and ``dz`` (views with free strides) and returns the gradients of ``params``, in their dtypes."""
     given, params = params, params.contiguous()
     x, z, dy = _dense(x), _dense(z), dy.contiguous()
-    joined = alternating or params.tied
     with torch.autocast(x.device.type, enabled=False):
         kernels = dispatch.kernels("mixer", x, params, backends=backends)
         du, ddt, dbc, da_log, dvec = kernels.scan_backward(dy, x, z, y, p_GBLP, params, dz, alternating)
-        dt_proj_GEr, x_proj_GPE = _product_weights(params, x.dtype, joined)
+        dt_proj_GEr, x_proj_GPE = _product_weights(params, x.dtype)
         ddt_GTE, du_GTE = ddt.flatten(1, 2), du.flatten(1, 2)
         inputs = ddt_GTE, dbc.flatten(2, 3), p_GBLP.flatten(1, 2), dt_proj_GEr, params
-        dp_GTP, ddt_proj = _projection_gradients(*inputs, joined=joined)
+        dp_GTP, ddt_proj = _projection_gradients(*inputs)
         del ddt, ddt_GTE, dbc, inputs
         du_GTE.baddbmm_(dp_GTP, x_proj_GPE)
         u, *dconv = kernels.conv_backward(x, params, du, dx, alternating)

@@ -16,7 +16,6 @@ from ssamba.ops.mamba import naive
 from ssamba.ops.mamba.triton import partial_sums, weights
 from ssamba.ops.register import define_operator
 
-
 # ---- the norm's scale and shift folded into the input product
 
 
