@@ -104,6 +104,8 @@ def supports_products(ddt_GTE: Tensor, rank: int) -> str | None:
     """None, or why ``join_products`` does not take these sizes: a program holds all channels of a token."""
     if ddt_GTE.dtype not in (torch.bfloat16, torch.float16) or not ddt_GTE.numel():
         return "only 16-bit numbers are multiplied in one pass"
+    if ddt_GTE.dtype == torch.bfloat16 and not ddt_GTE.is_cuda:
+        return "Triton's interpreter multiplies no bfloat16"
     if rank > _RANK or ddt_GTE.shape[2] > _CHANNELS:
         return "a product of this width is better left to the library"
     return None
