@@ -23,7 +23,6 @@ __all__ = [
     "bimamba_inner_packed",
     "bimamba_ungated",
     "conv_silu",
-    "fold_norm",
     "gated_output_",
     "linear",
     "ready_weights",
@@ -107,7 +106,7 @@ def ready_weights(
 
 
 def fold_norm(in_proj_hKEd: Tensor, norm_weight_Kd: Tensor, norm_bias_Kd: Tensor) -> tuple[Tensor, Tensor]:
-    """The input product's weight and bias with each block's LayerNorm folded in: see ``naive.fold_norm``.
+    """Of ``BlockPair`` alone: the input product's weight and bias with each LayerNorm folded in, ``naive.fold_norm``.
 
     In training on a GPU they are rounded at once to the dtype that autocast's products take.
     """
