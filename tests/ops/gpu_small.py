@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ssamba.ops.layer_norm import gpu as norm_gpu
 from ssamba.ops.layer_norm import naive as naive_norm
-from ssamba.ops.mamba import gpu, gpu_inference, naive
+from ssamba.ops.mamba import gpu, gpu_inference, gpu_input, naive
 from ssamba.ops.mamba.params import MixerParams
 
 
@@ -86,6 +86,20 @@ def ready_weights() -> None:
             compare(f"weight {i} of {source}", one, other, 4e-3)
 
 
+def training() -> None:
+    """The kernels of a training pass that are no part of the mixer's own inside."""
+    mine = [torch.randn(s, device="cuda", requires_grad=True) for s in ((2, 2, 37, 20), (2, 20), (2, 20))]
+    exact = [t.detach().double().requires_grad_() for t in mine]
+    made, truth = gpu_input._fold(*mine, torch.float32), naive.fold_norm(*exact)
+    found = torch.autograd.grad(made[0].square().sum() + made[1].sum(), mine)
+    expected = torch.autograd.grad(truth[0].square().sum() + truth[1].sum(), exact)
+    for i, (one, other) in enumerate(zip((*made, *found), (*truth, *expected), strict=True)):
+        compare(f"folded norm, result {i}", one.detach(), other.detach(), 1e-4)
+    for sizes in ((1000, 130), (7, 3)):
+        x = torch.randn(sizes, device="cuda").bfloat16()
+        compare(f"columns of {sizes}", gpu_input.column_sums(x), x.double().sum(0), 5e-3)
+
+
 def norm() -> None:
     x, residual = (torch.randn(3, 5, 20, device="cuda", requires_grad=True) for _ in range(2))
     weight, bias = (torch.randn(20, device="cuda", requires_grad=True) for _ in range(2))
@@ -99,6 +113,7 @@ def norm() -> None:
 
 def main() -> None:
     norm()
+    training()
     ready_weights()
     for cut in ("split=1,warps=4,stages=3,chunks=1,blocks=2", "split=2,warps=2,stages=3,chunks=1,blocks=2",
                 "split=1,warps=4,stages=4,chunks=3,blocks=2"):  # fmt: skip

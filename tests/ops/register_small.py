@@ -16,7 +16,7 @@ from mixer_inputs import mixer_inputs, pair_weights
 from torch import Tensor
 
 from ssamba.ops.layer_norm import gpu as gpu_norm
-from ssamba.ops.mamba import gpu, gpu_inference
+from ssamba.ops.mamba import gpu, gpu_inference, gpu_input
 from ssamba.ops.mamba.params import MixerParams
 
 COMPILER = ("sympy", "torch._dynamo", "torch._inductor", "torch.distributed.fsdp")
@@ -39,6 +39,10 @@ def results() -> list[Tensor]:
     x, residual, weight, bias = (draw(*shape).requires_grad_() for shape in ((2, 3, 8), (2, 3, 8), (8,), (8,)))
     out, stream = gpu_norm.add_layer_norm(x, residual, weight, bias)
     found += [out, stream, *torch.autograd.grad((out * stream).sum(), [x, residual, weight, bias])]
+    to_fold = [draw(*shape).requires_grad_() for shape in ((2, 2, 4, 8), (2, 8), (2, 8))]
+    folded = gpu_input._fold(*to_fold, torch.float32)
+    found += [*folded, gpu_input.column_sums(draw(9, 5))]
+    found += torch.autograd.grad(folded[0].sum() + folded[1].sum(), to_fold)
     with torch.no_grad():
         found += [gpu_norm.layer_norm(x, 1e-5)]
         found += gpu_norm.add_layer_norm(x.clone(), residual.clone(), inplace=True)

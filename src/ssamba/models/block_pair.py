@@ -18,7 +18,6 @@ from torch import Generator, Tensor, nn
 from ssamba import ops
 from ssamba.models.config import Config
 from ssamba.ops.derivatives import beyond_backward
-from ssamba.ops.mamba.naive import fold_norm
 from ssamba.utils.torch_defaults import of_new_weights
 
 NORM_EPS = 1e-5
@@ -228,7 +227,7 @@ class BlockPair(nn.Module, ABC):
 
     def _folded_input(self) -> tuple[Tensor, Tensor]:
         """Input product with each block's LayerNorm scale and shift folded in: the normalised input is shared."""
-        return fold_norm(self.in_proj_hKEd, self.norm_weight_Kd, self.norm_bias_Kd)
+        return ops.fold_norm(self.in_proj_hKEd, self.norm_weight_Kd, self.norm_bias_Kd)
 
     def _input_with_drop_path(
         self, x_BLd: Tensor, residual_BLd: Tensor, drop_scale_KB: Tensor

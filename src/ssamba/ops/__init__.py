@@ -105,6 +105,14 @@ def ready_weights(
     return weight, bias, out_proj, *params
 
 
+def fold_norm(in_proj_hKEd: Tensor, norm_weight_Kd: Tensor, norm_bias_Kd: Tensor) -> tuple[Tensor, Tensor]:
+    """Of ``BlockPair`` alone: the input product's weight and bias with each LayerNorm folded in, ``naive.fold_norm``.
+
+    In training on a GPU they are rounded at once to the dtype that autocast's products take.
+    """
+    return dispatch.prefer("fold_norm", in_proj_hKEd, norm_weight_Kd, norm_bias_Kd)
+
+
 def bimamba_ungated(x_BLKE: Tensor, work: Tensor, *parameters: Tensor, alternating: bool = False) -> Tensor | None:
     """``bimamba_inner`` without its gate, in inference, for a caller that goes on with ``gated_output_``.
 

@@ -19,6 +19,7 @@ column: a module of the same functions, one entry for each operator that it has,
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,6 +32,7 @@ from torch import Tensor
 from ssamba.ops import derivatives, environment
 from ssamba.ops.layer_norm import naive as naive_norm
 from ssamba.ops.linear_layer import cpu as cpu_linear
+from ssamba.ops.linear_layer import gpu_limits
 from ssamba.ops.linear_layer import naive as naive_linear
 from ssamba.ops.mamba import naive
 from ssamba.ops.mamba.cpu import kernels as cpu_kernels
@@ -54,7 +56,7 @@ _NO_GRADIENT = "the GPU's form is for inference and has no gradient"
 _NAIVE, _CPU, _GPU, _GPU_INFERENCE, _CUDA, _TRITON = (
     f"ssamba.ops.mamba.{name}" for name in ("naive", "cpu.operators", "gpu", "gpu_inference", "cuda", "triton")
 )
-_NAIVE_NORM, _GPU_NORM = "ssamba.ops.layer_norm.naive", "ssamba.ops.layer_norm.gpu"
+_NAIVE_NORM, _GPU_NORM, _GPU_INPUT = "ssamba.ops.layer_norm.naive", "ssamba.ops.layer_norm.gpu", f"{_GPU}_input"
 _NAIVE_LINEAR, _CPU_LINEAR = "ssamba.ops.linear_layer.naive", "ssamba.ops.linear_layer.cpu"
 
 
@@ -148,6 +150,10 @@ def _cuda_output(y: Tensor, stream: Tensor, weight: Tensor, bias: Tensor, out_pr
     return _usable(f"{_CUDA}.gated_output", y, stream, out, weight, bias, out_proj)
 
 
+def _with_triton(*_: Any) -> str | None:
+    return None if importlib.util.find_spec("triton") is not None else "Triton is not installed"
+
+
 def _triton_output(y: Tensor, stream: Tensor, *_: Tensor) -> str | None:
     return _usable(f"{_TRITON}.gated_output", y, stream)
 
@@ -172,10 +178,14 @@ TABLE: dict[str, dict[str, Entry]] = {
     "bimamba_ungated": {"reference": _PLAIN, "gpu": Entry(_GPU_INFERENCE, _ungated_on_gpu)},
     "ready_weights": {"reference": _PLAIN, "gpu": Entry(_GPU_INFERENCE, _weights_on_gpu)},
     "gated_output_": {"reference": _PLAIN, "gpu": Entry(_GPU_INFERENCE, _output_on_gpu)},
+    "fold_norm": {"reference": _PLAIN, "gpu": Entry(_GPU_INPUT, gpu_limits.supports_fold)},
     "add_layer_norm": {"reference": Entry(_NAIVE_NORM, _anything), "gpu": Entry(_GPU_NORM, _norm_on_gpu)},
-    "linear": _LINEAR,
+    "linear": _LINEAR | {"gpu": Entry(_GPU_INPUT, gpu_limits.supports)},
     "batched_linear": _LINEAR,
     # What the GPU's operators are made of. A custom op asks when it runs: the choice looks at addresses.
+    "add_parts": {"reference": _PLAIN, "triton": Entry(f"{_TRITON}.partial_sums", _with_triton)},
+    "join_products": {"triton": Entry(f"{_TRITON}.gradients", _with_triton)},
+    "copy_padded": {"reference": _PLAIN, "triton": Entry(f"{_TRITON}.weights", _with_triton)},
     "mixer": {
         "cuda": Entry(f"{_CUDA}.mixer", _cuda_mixer),
         "triton": Entry(f"{_TRITON}.mixer", _anything),

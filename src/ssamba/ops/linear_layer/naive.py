@@ -21,3 +21,8 @@ def batched_linear(
         return torch.bmm(x_GTn, weight_Gnm) if out_GTm is None else torch.bmm(x_GTn, weight_Gnm, out=out_GTm)
     made = torch.baddbmm(bias_Gm[:, None], x_GTn, weight_Gnm)
     return made if out_GTm is None else out_GTm.copy_(made)
+
+
+def column_sums(x_Tm: Tensor) -> Tensor:
+    """``x.sum(0)``: a bias's gradient."""
+    return x_Tm.sum(0)

@@ -12,10 +12,10 @@ runs give the same bits.
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ssamba.ops import derivatives, dispatch
@@ -50,39 +50,84 @@ def _dense(x: Tensor) -> Tensor:
 
 
 def _products_over_tokens(a_GTm: Tensor, b_GTn: Tensor) -> Tensor:
-    """``a^T b`` of each matrix in float32: a small result from many tokens, so these are cut and added after."""
+    """``a^T b`` of each matrix in parts ``xGmn``: a small result from many tokens, so these are cut and added after."""
     matrices, tokens = a_GTm.shape[:2]
     parts = 16
     while parts > 1 and (tokens % parts or tokens // parts < 256):
         parts //= 2
-    if parts == 1:
-        return (a_GTm.transpose(1, 2) @ b_GTn).float()
     a, b = (x.unflatten(1, (parts, -1)).flatten(0, 1) for x in (a_GTm, b_GTn))
-    return (a.transpose(1, 2) @ b).unflatten(0, (matrices, parts)).sum(1, dtype=torch.float32)
+    return (a.transpose(1, 2) @ b).unflatten(0, (matrices, parts)).transpose(0, 1)
+
+
+def _product_weights(params: MixerParams, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """``dt_proj_GEr`` and ``x_proj_GPE`` in ``dtype``, as the backward's products read them.
+
+    Their fast kernels want rows aligned, so r and P are padded with zeros to a multiple of eight.
+    """
+    dt_proj_GEr, x_proj_GPE = params.dt_proj_RKEr.flatten(0, 1), params.x_proj_RKPE.flatten(0, 1)
+    (matrices, channels, rank), outputs = dt_proj_GEr.shape, x_proj_GPE.shape[1]
+    sizes = (channels, rank + -rank % 8), (outputs + -outputs % 8, channels)
+    padded_dt, padded_x = (dt_proj_GEr.new_empty(matrices, *size, dtype=dtype) for size in sizes)
+    _small_kernels("copy_padded").copy_padded([(dt_proj_GEr, padded_dt), (x_proj_GPE, padded_x)])
+    return padded_dt, padded_x
+
+
+def _small_kernels(name: str) -> Any:
+    """The module of a row of ``dispatch.TABLE`` that Triton has a form for and torch serves, too."""
+    return dispatch.find_kernels(name, backends="triton") or naive
 
 
 def _projection_gradients(
-    ddt_GTE: Tensor, dbc_xGT2N: Tensor, p_GTP: Tensor, params: MixerParams, joined: bool
+    ddt_GTE: Tensor, dbc_xGT2N: Tensor, p_GTP: Tensor, dt_proj_GEr: Tensor, params: MixerParams
 ) -> tuple[Tensor, Tensor]:
-    """``dp_GTP``, from the gradients of dt and (B, C), the latter in parts, and the gradient of ``dt_proj``.
+    """``dp_GTP``, from the gradients of dt and (B, C), the latter in parts, and that of ``dt_proj`` in parts ``xGEr``.
 
-    The products' fast kernels want rows aligned, so those of dp are padded with zeros to a multiple of eight.
-    ``joined``: all in one pass, for the forms of a mixer that have always been computed so; the others keep the order
-    of their sums.
+    Rows of dp are padded with zeros to a multiple of eight; ``dt_proj`` is what ``_product_weights`` returns.
     """
     rank, outputs, pad = params.rank, params.outputs, -params.outputs % 8
-    dt_proj_GEr = params.dt_proj_RKEr.flatten(0, 1).to(ddt_GTE.dtype)
-    if joined and importlib.util.find_spec("triton") is not None:
+    together = dispatch.find_kernels("join_products", backends="triton")
+    if together is not None and together.supports_products(ddt_GTE, rank) is None:
+        return together.join_products(ddt_GTE, dbc_xGT2N, p_GTP, dt_proj_GEr, rank, pad)
+    dt_GTm = ddt_GTE @ dt_proj_GEr
+    if importlib.util.find_spec("triton") is not None:
         from ssamba.ops.mamba.triton import gradients
 
-        dt_GTm = ddt_GTE @ F.pad(dt_proj_GEr, (0, -rank % 8))
         dp_GTP, low_GTm = gradients.join(dt_GTm, dbc_xGT2N, p_GTP, rank, pad)
         return dp_GTP, _products_over_tokens(ddt_GTE, low_GTm)[..., :rank]
-    ddt_proj = _products_over_tokens(ddt_GTE, p_GTP[..., :rank])
     dp_GTP = ddt_GTE.new_zeros(*ddt_GTE.shape[:2], outputs + pad)
-    dp_GTP[..., :rank] = ddt_GTE @ dt_proj_GEr
+    dp_GTP[..., :rank] = dt_GTm[..., :rank]
     dp_GTP[..., rank:outputs] = dbc_xGT2N.sum(0)
-    return dp_GTP, ddt_proj
+    return dp_GTP, _products_over_tokens(ddt_GTE, p_GTP[..., :rank])
+
+
+def _add_gradients(
+    params: MixerParams, dconv: Sequence[Tensor], dx_proj_xGPE: Tensor, ddt_proj_xGEr: Tensor, da_log: Tensor,
+    dvec: Tensor,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """The gradients of ``params`` from their parts, in the dtypes of ``params``, all of them in one launch.
+
+    ``dconv``, ``da_log`` and ``dvec``: as the two functions of a mixer's backward return them.
+    """
+    found = MixerParams(*(w.new_empty(w.shape) for w in params))
+    taps, outputs = params.taps, params.outputs
+    if len(dconv) == 1:
+        dconv_xGVE = dconv[0].flatten(1, 2)
+        of_taps, of_bias = dconv_xGVE[:, :, :taps], dconv_xGVE[:, :, taps:]
+    else:
+        of_taps, of_bias = dconv[0].flatten(0, 1).transpose(1, 2)[None], dconv[1].flatten(0, 1)[None, :, None]
+    dvec_x2GE = dvec.flatten(1, 2).transpose(1, 2) if dvec.dim() == 5 else dvec.flatten(1, 2)[None]
+    da_log_x11n = (da_log if da_log.dim() == 5 else da_log[None]).flatten(1)[:, None, None]
+    sums = [
+        (of_taps, found.conv_weight_RKEW.flatten(0, 1).transpose(1, 2)),
+        (of_bias, found.conv_bias_RKE.flatten(0, 1)[:, None]),
+        (dx_proj_xGPE[:, :, :outputs], found.x_proj_RKPE.flatten(0, 1)),
+        (ddt_proj_xGEr, found.dt_proj_RKEr.flatten(0, 1)),
+        (dvec_x2GE[:, 1:], found.dt_bias_RKE.flatten(0, 1)[None]),
+        (da_log_x11n, found.A_log_RKEN.flatten()[None, None]),
+        (dvec_x2GE[:, :1], found.D_RKE.flatten(0, 1)[None]),
+    ]
+    _small_kernels("add_parts").add_parts(sums)
+    return tuple(found)
 
 
 def _forward(x: Tensor, z: Tensor, params: MixerParams, backends: str, alternating: bool) -> tuple[Tensor, Tensor]:
@@ -99,21 +144,18 @@ def _backward(
     """Writes ``dx`` and ``dz`` (views with free strides) and returns the gradients of ``params``, in their dtypes."""
     given, params = params, params.contiguous()
     x, z, dy = _dense(x), _dense(z), dy.contiguous()
-    outputs, pad = params.outputs, -params.outputs % 8
     with torch.autocast(x.device.type, enabled=False):
         kernels = dispatch.kernels("mixer", x, params, backends=backends)
-        du, ddt, dbc, da_log, dvec_2RKE = kernels.scan_backward(dy, x, z, y, p_GBLP, params, dz, alternating)
+        du, ddt, dbc, da_log, dvec = kernels.scan_backward(dy, x, z, y, p_GBLP, params, dz, alternating)
+        dt_proj_GEr, x_proj_GPE = _product_weights(params, x.dtype)
         ddt_GTE, du_GTE = ddt.flatten(1, 2), du.flatten(1, 2)
-        inputs = ddt_GTE, dbc.flatten(2, 3), p_GBLP.flatten(1, 2), params
-        dp_GTP, ddt_proj = _projection_gradients(*inputs, joined=alternating or params.tied)
+        inputs = ddt_GTE, dbc.flatten(2, 3), p_GBLP.flatten(1, 2), dt_proj_GEr, params
+        dp_GTP, ddt_proj = _projection_gradients(*inputs)
         del ddt, ddt_GTE, dbc, inputs
-        du_GTE.baddbmm_(dp_GTP, F.pad(params.x_proj_RKPE.flatten(0, 1).to(x.dtype), (0, 0, 0, pad)))
-        u, dconv_weight, dconv_bias = kernels.conv_backward(x, params, du, dx, alternating)
-        dx_proj = _products_over_tokens(dp_GTP, u.flatten(1, 2))[:, :outputs]
-    # An op may not return two views of one tensor; with one block and direction the second would be one.
-    dD = dvec_2RKE[0].clone(memory_format=torch.contiguous_format)
-    found = MixerParams(dconv_weight, dconv_bias, dx_proj, ddt_proj, dvec_2RKE[1], da_log, dD)
-    return tuple(g.reshape(w.shape).to(w.dtype).contiguous() for g, w in zip(found, given, strict=True))
+        du_GTE.baddbmm_(dp_GTP, x_proj_GPE)
+        u, *dconv = kernels.conv_backward(x, params, du, dx, alternating)
+        dx_proj = _products_over_tokens(dp_GTP, u.flatten(1, 2))
+        return _add_gradients(given, dconv, dx_proj, ddt_proj, da_log, dvec)
 
 
 # ---- the operators of torch: their arguments are flat

@@ -44,6 +44,8 @@ Everything is computed in float32, or in float64 when the input is float64; the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -198,3 +200,19 @@ def gated_output_(
         stream_Td.copy_(torch.add(product_Td.to(stream_Td.dtype), stream_Td, alpha=residual_scale))
         product_Td = F.layer_norm(stream_Td, stream_Td.shape[-1:], eps=eps)
     out_Td.copy_(product_Td)
+
+
+# ---- small steps of a backward pass on a GPU
+
+
+def add_parts(sums: Sequence[tuple[Tensor, Tensor]]) -> None:
+    """``total = parts.sum(0)`` for each pair of ``parts`` (S, O, H, W) and ``total`` (O, H, W), added in float32."""
+    for parts, total in sums:
+        total.copy_(parts.sum(0, dtype=_compute_dtype(parts)))
+
+
+def copy_padded(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
+    """Copies each (G, m, n) into the beginning of another's rows and columns; what is left of those is zero."""
+    for source, target in pairs:
+        target.zero_()
+        target[:, : source.shape[1], : source.shape[2]] = source

@@ -297,10 +297,13 @@ def conv_proj(
 
 def backward(
     x_BLKE: Tensor, weight_RKEW: Tensor, bias_RKE: Tensor, du_GBLE: Tensor, dx_BLKE: Tensor, alternating: bool = False
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Writes ``dx``; returns ``u_GBLE`` and the gradients of the taps and the bias. ``du`` is used up."""
+) -> tuple[Tensor, Tensor]:
+    """Writes ``dx``; returns ``u_GBLE`` and parts of the gradients of the taps and, after them, the bias.
+
+    ``du`` is used up.
+    """
     u = _activation_backward_(x_BLKE, weight_RKEW, bias_RKE, du_GBLE, alternating)
-    return u, *_conv_backward_(x_BLKE, weight_RKEW, du_GBLE, dx_BLKE, alternating)
+    return u, _conv_backward_(x_BLKE, weight_RKEW, du_GBLE, dx_BLKE, alternating)
 
 
 def _activation_backward_(
@@ -319,10 +322,8 @@ def _activation_backward_(
     return u
 
 
-def _conv_backward_(
-    x_BLKE: Tensor, weight_RKEW: Tensor, g_GBLE: Tensor, dx_BLKE: Tensor, alternating: bool
-) -> tuple[Tensor, Tensor]:
-    """Writes ``dx`` (strided like ``x`` may be) and returns the gradients of the taps and the bias, in float32."""
+def _conv_backward_(x_BLKE: Tensor, weight_RKEW: Tensor, g_GBLE: Tensor, dx_BLKE: Tensor, alternating: bool) -> Tensor:
+    """Writes ``dx`` (strided like ``x`` may be); returns (x, R, K, W + 1, E), parts of the gradients in float32."""
     batch, length, blocks, width = x_BLKE.shape
     directions, taps = weight_RKEW.shape[0], weight_RKEW.shape[-1]
     bt, be = _tiles(width)
@@ -346,5 +347,4 @@ def _conv_backward_(
             R=directions, K=blocks, W=taps, WP=triton.next_power_of_2(taps + 1), BT=bt, BE=be, ALT=alternating,
             num_warps=4,
         )  # fmt: skip
-    total = part.sum((0, 1))
-    return total[:, :, :taps].transpose(-1, -2).contiguous(), total[:, :, taps].contiguous()
+    return part.flatten(0, 1)

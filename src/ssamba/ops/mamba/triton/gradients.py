@@ -12,6 +12,9 @@ import triton.language as tl
 from torch import Tensor
 
 _ROWS = 32
+_STEP = 64  # tokens of a step of a program that multiplies, too
+_PROGRAMS = 264  # of those: two for each multiprocessor of an H100
+_RANK, _CHANNELS = 16, 512  # what such a program holds at most
 
 
 @triton.jit
@@ -56,3 +59,76 @@ def join(dt_GTm: Tensor, dbc_xGT2N: Tensor, p_GTP: Tensor, rank: int, pad: int) 
             num_warps=4,
         )  # fmt: skip
     return dp, low_GTm
+
+
+@triton.jit
+def _join_products(
+    ddt_ptr, dt_proj_ptr, dbc_ptr, p_ptr, dp_ptr, part_ptr, tokens, channels, part_step, per_program,
+    RANK: tl.constexpr, DT: tl.constexpr, BC: tl.constexpr, WIDTH: tl.constexpr, PARTS: tl.constexpr,
+    BT: tl.constexpr, BE: tl.constexpr, BR: tl.constexpr, BB: tl.constexpr,
+):  # fmt: skip
+    # What _join does, with the products around it: the gradient of dt goes through once, not twice.
+    pair = tl.program_id(1)
+    e, r, bc, pad = tl.arange(0, BE), tl.arange(0, BR), tl.arange(0, BB), tl.arange(0, 8)
+    e_ok, r_ok = e < channels, r < RANK
+    at = (pair * channels + e)[:, None] * DT + r[None, :]
+    dt_proj = tl.load(dt_proj_ptr + at, mask=e_ok[:, None] & r_ok[None, :], other=0.0)
+    total = tl.zeros((BE, BR), tl.float32)
+    first = tl.program_id(0) * per_program
+    for start in range(0, per_program, BT):
+        t = first + start + tl.arange(0, BT)
+        t_ok = t < tokens
+        row = pair.to(tl.int64) * tokens + t
+        ok = t_ok[:, None] & e_ok[None, :]
+        ddt = tl.load(ddt_ptr + row[:, None] * channels + e[None, :], mask=ok, other=0.0)
+        ok = t_ok[:, None] & r_ok[None, :]
+        low = tl.load(p_ptr + row[:, None] * (RANK + BC) + r[None, :], mask=ok, other=0.0)
+        dt = tl.dot(ddt, dt_proj)
+        total = tl.dot(tl.trans(ddt), low, total)
+        to = dp_ptr + row[:, None] * WIDTH
+        tl.store(to + r[None, :], dt.to(dp_ptr.dtype.element_ty), mask=ok)
+        ok = t_ok[:, None] & (bc < BC)[None, :]
+        dbc = tl.zeros((BT, BB), tl.float32)
+        for part in tl.static_range(PARTS):
+            dbc += tl.load(dbc_ptr + part * part_step + row[:, None] * BC + bc[None, :], mask=ok, other=0.0).to(
+                tl.float32
+            )
+        tl.store(to + RANK + bc[None, :], dbc.to(dp_ptr.dtype.element_ty), mask=ok)
+        ok = t_ok[:, None] & (RANK + BC + pad < WIDTH)[None, :]
+        tl.store(to + (RANK + BC + pad)[None, :], tl.zeros((BT, 8), dp_ptr.dtype.element_ty), mask=ok)
+    at = ((tl.program_id(0) * tl.num_programs(1) + pair).to(tl.int64) * channels + e)[:, None] * RANK + r[None, :]
+    tl.store(part_ptr + at, total, mask=e_ok[:, None] & r_ok[None, :])
+
+
+def supports_products(ddt_GTE: Tensor, rank: int) -> str | None:
+    """None, or why ``join_products`` does not take these sizes: a program holds all channels of a token."""
+    if ddt_GTE.dtype not in (torch.bfloat16, torch.float16) or not ddt_GTE.numel():
+        return "only 16-bit numbers are multiplied in one pass"
+    if ddt_GTE.dtype == torch.bfloat16 and not ddt_GTE.is_cuda:
+        return "Triton's interpreter multiplies no bfloat16"
+    if rank > _RANK or ddt_GTE.shape[2] > _CHANNELS:
+        return "a product of this width is better left to the library"
+    return None
+
+
+def join_products(
+    ddt_GTE: Tensor, dbc_xGT2N: Tensor, p_GTP: Tensor, dt_proj_GEr: Tensor, rank: int, pad: int
+) -> tuple[Tensor, Tensor]:
+    """``dp_GTP`` of ``join`` with ``dt = ddt dt_proj``, and the gradient ``xGEr`` of ``dt_proj`` in parts to be summed.
+
+    ``dt_proj`` may have more columns than ``rank``. All are contiguous.
+    """
+    pairs, tokens, channels = ddt_GTE.shape
+    parts, outputs = dbc_xGT2N.shape[0], dbc_xGT2N.shape[-1]
+    width = rank + outputs + pad
+    per_program = triton.cdiv(triton.cdiv(tokens, triton.cdiv(_PROGRAMS, pairs)), _STEP) * _STEP
+    programs = triton.cdiv(tokens, per_program)
+    dp_GTP = ddt_GTE.new_empty(pairs, tokens, width)
+    part_xGEr = torch.empty(programs, pairs, channels, rank, device=dp_GTP.device, dtype=torch.float32)
+    _join_products[(programs, pairs)](
+        ddt_GTE, dt_proj_GEr, dbc_xGT2N, p_GTP, dp_GTP, part_xGEr, tokens, channels, pairs * tokens * outputs,
+        per_program, RANK=rank, DT=dt_proj_GEr.shape[-1], BC=outputs, WIDTH=width, PARTS=parts, BT=_STEP,
+        BE=max(16, triton.next_power_of_2(channels)), BR=_RANK, BB=triton.next_power_of_2(outputs),
+        num_warps=8, num_stages=2,
+    )  # fmt: skip
+    return dp_GTP, part_xGEr

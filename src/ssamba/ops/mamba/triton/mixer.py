@@ -31,24 +31,28 @@ def scan_backward(
     dz_BLKE: Tensor,
     alternating: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Writes ``dz``; returns ``du_GBLE``, ``ddt_GBLE`` of the raw dt, ``dBC_xGBL2N`` in parts to be summed,
-    ``dA_log_RKEN`` (of tied decays with one value a channel) and (dD, ddt_bias) ``_2RKE``. ``y`` is what ``forward``
-    returned.
+    """Writes ``dz``; returns ``du_GBLE``, ``ddt_GBLE`` of the raw dt, ``dBC_xGBL2N``, ``dA_log_xRKEN`` (of tied
+    decays with one value a channel) and (dD, ddt_bias) ``_xRK2E``, these three in parts to be summed. A backend may
+    also sum the last two itself, as ``_RKEN`` and ``_2RKE``. ``y`` is what ``forward`` returned.
     """
     tied, params = params.tied, params.expanded()
     u_GBLE, dt_GBLE = _expand(x_BLKE, p_GBLP, params, alternating)
     inputs = u_GBLE, dt_GBLE, p_GBLP, z_BLKE, params.A_log_RKEN, params.D_RKE, params.dt_bias_RKE
     _, checkpoints = scan.forward(*inputs, dy_BLKE, dz_BLKE, alternating)
     assert checkpoints is not None
-    du, ddt, dbc, da_log_RKEN, dvec = scan.backward(*inputs, checkpoints, dy_BLKE, alternating)
+    du, ddt, dbc, da_log_xRKEN, dvec = scan.backward(*inputs, checkpoints, dy_BLKE, alternating)
     # log((n + 1) a) is the sum of log(n + 1) and log a, so the gradient of log a is that of all states together.
-    return du, ddt, dbc, da_log_RKEN.sum(-1, keepdim=True) if tied else da_log_RKEN, dvec
+    return du, ddt, dbc, da_log_xRKEN.sum(-1, keepdim=True) if tied else da_log_xRKEN, dvec
 
 
 def conv_backward(
     x_BLKE: Tensor, params: MixerParams, du_GBLE: Tensor, dx_BLKE: Tensor, alternating: bool = False
 ) -> tuple[Tensor, ...]:
-    """Writes ``dx``; returns ``u_GBLE`` and the gradients of the taps and the bias. ``du`` is used up."""
+    """Writes ``dx``; returns ``u_GBLE`` and the gradients of the taps and the bias. ``du`` is used up.
+
+    The gradients are one tensor of parts to be summed, (x, R, K, W + 1, E), the bias after the taps; or, where a
+    backend sums them itself, ``_RKEW`` and ``_RKE``.
+    """
     return conv.backward(x_BLKE, params.conv_weight_RKEW, params.conv_bias_RKE, du_GBLE, dx_BLKE, alternating)
 
 

@@ -266,7 +266,10 @@ def backward(
     dy_BLKE: Tensor,
     alternating: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """``du_GBLE``, ``ddt_GBLE`` (of the raw dt), ``dBC_xGBL2N`` in parts, ``dA_log_RKEN``, (dD, ddt_bias) ``_2RKE``."""
+    """``du_GBLE``, ``ddt_GBLE`` (of the raw dt), ``dBC_xGBL2N``, ``dA_log_xRKEN`` and (dD, ddt_bias) ``_xRK2E``.
+
+    The last three in parts to be summed.
+    """
     pairs, batch, length, width = u_GBLE.shape
     directions, blocks, _, states = a_log_RKEN.shape
     count = tiles(length, directions)
@@ -286,5 +289,4 @@ def backward(
         R=directions, K=blocks, N=states, P=p_GBLP.shape[-1], RANK=p_GBLP.shape[-1] - 2 * states,
         GATE=z_BLKE is not None, TILE=TILE, NP=padded, BE=be, ALT=alternating, num_warps=1,
     )  # fmt: skip
-    dvec_2RKE = dvec.sum(0).permute(2, 0, 1, 3)
-    return du, ddt, dbc, da.sum(0), dvec_2RKE
+    return du, ddt, dbc, da, dvec
