@@ -57,7 +57,7 @@ def new_model(recipe: FinetuneRecipe, task: Classification, source: str | None) 
     return model
 
 
-def weights_digest(source: str | None) -> str:
+def start_digest(source: str | None) -> str:
     """A hash of the configuration and the weights of ``source``; empty without one."""
     if source is None:
         return ""

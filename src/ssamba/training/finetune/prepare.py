@@ -15,7 +15,7 @@ from ssamba.models.pretrained.file_checks import changed_files
 from ssamba.models.pretrained.model_dir import CONFIG_FILE
 from ssamba.training.distributed import DistContext
 from ssamba.training.finetune.facts import Say, fill_open, read_data, report_choices, stored_values, with_background
-from ssamba.training.finetune.model import make_classification, new_model, weights_digest
+from ssamba.training.finetune.model import make_classification, new_model, start_digest
 from ssamba.training.finetune.recipe import FinetuneRecipe
 from ssamba.training.finetune.resolve import data_files, fingerprint, resolve_auto
 from ssamba.training.resume.content import content_digest
@@ -89,7 +89,7 @@ def _read_background(recipe: FinetuneRecipe, data: LabelledData, background: str
 def _enter(out: Path, recipe: FinetuneRecipe, source: str | None, root: Path, data: LabelledData) -> None:
     """Make the run directory, or see that the run in it is this one."""
     clear_leftovers(make_folder(out))
-    digest, content, weights = fingerprint(data), content_digest(data_files(data)), weights_digest(source)
+    digest, content, weights = fingerprint(data), content_digest(data_files(data)), start_digest(source)
     if (out / RECIPE_FILE).exists():
         changed_files(out)
         check_same_recipe(out, recipe, source, FINETUNE_MAY_CHANGE)
