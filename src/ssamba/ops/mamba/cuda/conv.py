@@ -24,8 +24,10 @@ def _pairs(*tensors: Tensor) -> bool:
 
 def backward(
     x_BLKE: Tensor, weight_RKEW: Tensor, bias_RKE: Tensor, du_GBLE: Tensor, dx_BLKE: Tensor, alternating: bool = False
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Writes ``dx``; returns ``u_GBLE`` and the gradients of the taps and the bias, in float32."""
+) -> tuple[Tensor, Tensor]:
+    """Writes ``dx``; returns ``u_GBLE`` and the gradients of taps and, behind them, bias, in parts that are to
+    be added: ``(parts, R, K, taps + 1, E)`` in float32.
+    """
     batch, length, blocks, width = x_BLKE.shape
     directions, taps = weight_RKEW.shape[0], weight_RKEW.shape[-1]
     each = 2 if _pairs(x_BLKE, dx_BLKE, du_GBLE) else 1
@@ -47,5 +49,4 @@ def backward(
     with nvrtc.on(x_BLKE):
         run = nvrtc.kernel(unit("conv_backward.cu"), "conv_backward", macros, x_BLKE.device.index or 0)
         run((-(-width // (each * _THREADS)), parts, batch * blocks), _THREADS, args)
-    total = part.sum((0, 1))
-    return u, total[:, :, :taps].transpose(-1, -2).contiguous(), total[:, :, taps].contiguous()
+    return u, part.flatten(0, 1)

@@ -103,8 +103,8 @@ def backward(
     dy: Tensor, x: Tensor, z: Tensor, p_GBLP: Tensor, y: Tensor, params: MixerParams, dz: Tensor,
     alternating: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Writes ``dz``; returns ``du_GBLE``, raw ``ddt_GBLE``, the parts of ``dBC_xGBL2N``, ``dA_log_RKEN`` and (dD,
-    ddt_bias) ``_2RKE``. ``y`` is what ``forward`` returned.
+    """Writes ``dz``; returns ``du_GBLE``, raw ``ddt_GBLE``, and in parts that are to be added ``dBC_xGBL2N``,
+    ``dA_log_BRKEN`` and (dD, ddt_bias) ``_BRK2E``. ``y`` is what ``forward`` returned.
     """
     shape = Shape(x, params, alternating)
     per_channel, fast = shape.lanes_per_channel(), shape.lane_is_channel()
@@ -131,4 +131,4 @@ def backward(
         source = unit("scan_backward_lanes.cu" if fast else "scan_backward.cu")
         run = nvrtc.kernel(source, "scan_backward", defines, x.device.index or 0)
         run(grid, warps * 32, arguments(shape, tensors["ckpt"].shape[2], tensors), shared)
-    return du, ddt, dbc, da.sum(0), dvec.sum(0).permute(2, 0, 1, 3)
+    return du, ddt, dbc, da, dvec
