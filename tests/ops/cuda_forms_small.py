@@ -151,7 +151,7 @@ def training() -> None:
         check_training(draw(1, 21, 2, 128, 12, 1, True), True, 2e-2)  # a channel for every lane of a block
 
 
-BACKWARDS = ("mma,warps=2", "mma,warps=4,movm=1", "mma,warps=3,hold=1")
+BACKWARDS = ("mma,warps=2", "mma,warps=4,movm=1", "mma,warps=3,blocks=2")
 """Values of SSAMBA_BACKWARD."""
 
 

@@ -21,13 +21,11 @@ class BackwardTiling(NamedTuple):
     """How the form with tensor-core fragments is spread over the GPU."""
 
     warps: int = 4
-    """Warps of a block, 16 channels each: 2 or more, a divisor of 16 times the width's."""
+    """Warps of a block, 16 channels each: at least 2."""
     blocks: int = 3
     """Blocks that a multiprocessor shall hold, which bounds the registers."""
     movm: int = 0
     """Whether states and channels are exchanged in registers instead of shared memory."""
-    hold: int = 0
-    """Whether a lane keeps its first decays of eight steps instead of computing them twice."""
 
 
 def choose(shape: Shape, tensors: dict[str, Tensor]) -> BackwardTiling | None:
@@ -65,9 +63,7 @@ def shared_bytes(shape: Shape, tiling: BackwardTiling) -> int:
 def run_mma(shape: Shape, tiling: BackwardTiling, tensors: dict[str, Tensor]) -> None:
     """Launches kernels/scan_backward_mma.cu. ``tensors``: by the names of ``ScanArgs``."""
     x, count = tensors["x"], tensors["ckpt"].shape[2]
-    defines = shape.defines(
-        WARPS=tiling.warps, MIN_BLOCKS=tiling.blocks, MOVM=int(tiling.movm), HOLD=int(tiling.hold)
-    )  # fmt: skip
+    defines = shape.defines(WARPS=tiling.warps, MIN_BLOCKS=tiling.blocks, MOVM=tiling.movm)
     with nvrtc.on(x):
         run = nvrtc.kernel(unit("scan_backward_mma.cu"), "scan_backward", defines, x.device.index or 0)
         args = arguments(shape, count, scan_mma.aligned(tensors))

@@ -32,8 +32,11 @@ __device__ __forceinline__ void put_sums(float *to, const float *dB, const float
 
 // The sums of the block over the steps of a batch to memory. to: the first of them; step: from one to the next.
 __device__ __forceinline__ void store_batch_sums(const float *sums, T *to, long long step, int steps, int thread) {
-  for (int n = thread; n < STEPS * N / 2; n += THREADS) {
-    int s = n / (N / 2), v = n % (N / 2) * 4;
+  constexpr int FOURS = STEPS * N / 2, ROUNDS = (FOURS + THREADS - 1) / THREADS;
+#pragma unroll
+  for (int i = 0; i < ROUNDS; ++i) {
+    int n = thread + i * THREADS, s = n / (N / 2), v = n % (N / 2) * 4;
+    if (FOURS % THREADS && n >= FOURS) break;
     float4 total = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 #pragma unroll
     for (int w = 0; w < WARPS; ++w) {
@@ -110,7 +113,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan_backward(
   const T *saved = a.ckpt + ((base * a.count + (a.L - 1) / EIGHT) * a.E + e0 + g) * N + 4 * q;
   T *dbc = a.dbc + ((blockIdx.x * (long long)(a.R * a.K * a.B) + base) * a.L + first) * 2 * N;
   float *sums_to = sums + warp * BATCH_SUMS + 2 * q * SUMS_ROW + (MOVM ? g / 2 * 4 + g % 2 : g);
-  float gain = a.R == 2 ? 0.5f : 1.0f;
+  float gain = !ALTERNATING && a.R == 2 ? 0.5f : 1.0f;
   __syncthreads();
   copies.copy(stage, s0, a.L);
   cp_async_commit();
@@ -142,6 +145,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan_backward(
       unsigned states[EIGHT][4];
       float dB[4] = {}, dC[4] = {}, b_sum[4] = {}, rate_sum[4] = {};
       w.rebuild(last, positions, states, dC);
+      __syncwarp();  // so that the compiler reads log2 r and r again, rather than keep 64 decays in registers
       w.adjoint(states, positions, b_sum, rate_sum, dB);
       finish(c, positions, b_sum, rate_sum, a.du + out_at + to * a.E, a.ddt + out_at + to * a.E, write, total);
       put_sums(sums_to + parity * WARPS * BATCH_SUMS + block * EIGHT * SUMS_ROW, dB, dC);

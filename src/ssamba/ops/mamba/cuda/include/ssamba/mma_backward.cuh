@@ -6,15 +6,16 @@
 // gradient of log r) and what comes into the states are products whose operands lie in that order. Those over channels
 // (dB, dC) need states and channels exchanged: by shared memory or, if MOVM, in registers.
 //
-// Given: MOVM, HOLD (whether a lane keeps its first decays of eight steps for the adjoint, or computes them again).
+// Given: MOVM.
 #pragma once
 
 #include "ssamba/mma_elementwise.cuh"
 #include "ssamba/packed_math.cuh"
 
 #define EIGHT 8                 // steps between saved states
+#define STRETCH 4               // steps that the compiler schedules as one stretch of code
 #define RATE_ROW (2 * EIGHT + 4)  // log2 r and r of eight steps of a channel, padded
-#define SUMS_ROW (2 * N + 4)      // dB and dC of a step, padded
+#define SUMS_ROW (2 * N + 4)    // dB and dC of a step, padded
 
 struct __align__(16) BackwardStage {
   Stage forward;  // x, the low-rank dt, B and C
@@ -140,21 +141,12 @@ struct Recurrence {
   unsigned weights[2];  // 4 q + 1 to 4 q + 4
   int g;
   float carry[8];       // the adjoint state
-#if HOLD
-  float power[EIGHT][2];
-#endif
 
   // The decays of step t. d: log2 r and r of the pair of steps that holds t.
-  template <bool AGAIN> __device__ __forceinline__ void decays(int t, const float4 *d, float *decay) {
+  __device__ __forceinline__ void decays(int t, const float4 *d, float *decay) const {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      float log = t % 2 ? d[i].z : d[i].x, r = t % 2 ? d[i].w : d[i].y;
-#if HOLD
-      if (!AGAIN) power[t][i] = ex2(log * first);
-      float p = power[t][i];
-#else
-      float p = ex2(log * first);
-#endif
+      float r = t % 2 ? d[i].w : d[i].y, p = ex2((t % 2 ? d[i].z : d[i].x) * first);
 #pragma unroll
       for (int n = 0; n < 4; ++n, p *= r) decay[n / 2 * 4 + i * 2 + n % 2] = p;
     }
@@ -203,7 +195,7 @@ struct Recurrence {
         ldmatrix_x4_trans(b, smem_offset(b_rows, 7 * t * 8));
         read_rates(t, d);
       }
-      decays<false>(t, d, decay);
+      decays(t, d, decay);
 #pragma unroll
       for (int j = 0; j < 2; ++j) mma_m16n8k8_zero(into + 4 * j, at.drive[0], at.drive[1], b[t % 2 * 2 + j]);
 #pragma unroll
@@ -214,6 +206,7 @@ struct Recurrence {
 #pragma unroll
         for (int n = 0; n < 4; ++n) states[t + 1][n] = pairs[n];
       add_channels(t, t % 2, pairs, at.ds_t, dC);
+      if (t % STRETCH == STRETCH - 1) end_stretch(g == -1 - t);
     }
   }
 
@@ -230,7 +223,7 @@ struct Recurrence {
         ldmatrix_x4(b, smem_offset(b_rows, 7 * (t - 1) * 8));
         read_rates(t, d);
       }
-      decays<true>(t, d, decay);
+      decays(t, d, decay);
 #pragma unroll
       for (int j = 0; j < 2; ++j) mma_m16n8k8(carry + 4 * j, at.ds[0], at.ds[1], c[t % 2 * 2 + j]);
       unsigned pairs[4];
@@ -244,6 +237,7 @@ struct Recurrence {
       for (int n = 0; n < 4; ++n) pairs[n] = mul2(pairs[n], states[t][n]);
       mma_m16n8k16(rate_sum, pairs[0], pairs[1], pairs[2], pairs[3], g == t ? weights[0] : 0u,
                    g == t ? weights[1] : 0u);
+      if (t % STRETCH == 0) end_stretch(g == -1 - EIGHT - t);
     }
   }
 };
