@@ -3,14 +3,15 @@ test_gpu_kernels_on_cpu.py.
 
 Values and every gradient against float64, and the same bits twice. ``forward``: the tensor-core scan in its tilings;
 ``states``: its saved states; ``training``: forward and backward in each tiling of the backward, in float32 and
-bfloat16; ``backward``: the same where the backward is computed by tensor cores.
+bfloat16; ``backward`` and, with more sizes, ``backwards``: the same where the backward is
+computed by tensor cores.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -151,39 +152,35 @@ def training() -> None:
         check_training(draw(1, 21, 2, 128, 12, 1, True), True, 2e-2)  # a channel for every lane of a block
 
 
-BACKWARDS = ("mma,warps=2", "mma,warps=4,movm=1", "mma,warps=3,blocks=2")
+BACKWARDS = ("mma,warps=2", "mma,warps=4,movm=1", "mma,warps=6,blocks=2")
 """Values of SSAMBA_BACKWARD."""
+CASES = (
+    (1, 33, 48, 12, 1, True), (2, 1, 16, 4, 1, True), (1, 16, 80, 12, 2, False), (1, 25, 48, 12, 2, False),
+    (1, 8, 16, 4, 1, False), (2, 37, 32, 20, 1, True), (1, 7, 64, 48, 1, True), (2, 17, 16, 4, 2, False),
+    (1, 46, 32, 12, 1, True),
+)  # fmt: skip
+"""B, L, E, r, R and whether directions alternate: batches that are whole or not, and warps without channels."""
 
 
-def backward() -> None:
-    """The backward with tied decays in tensor-core fragments: whole and broken batches, idle warps, both directions."""
+def backward(cases: Sequence[tuple[int, int, int, int, int, bool]] = CASES[:3]) -> None:
+    """The backward with tied decays in tensor-core fragments."""
     launched = []
 
     def watched(unit: nvrtc.Unit, name: str, defines: tuple[str, ...], device: int) -> Callable[..., None]:
-        launched.append(unit.path.name)
+        launched.append(name)
         return build(unit, name, defines, device)
 
     nvrtc.kernel = watched
-    for i, form in enumerate(BACKWARDS):
-        with environment(SSAMBA_BACKWARD=form, SSAMBA_SKEWED=1 + i):
-            for B, L, E, r, R, alternating in CASES[i::3]:
-                with lanes_of_many_channels():
-                    launched.clear()
-                    check_training(draw(B, L, 2, E, r, R, True), alternating, 2e-2)
-                assert launched.count("scan_backward_mma.cu") == 3, launched
-
-
-CASES = (
-    (1, 33, 48, 12, 1, True), (2, 1, 16, 4, 1, True), (1, 16, 80, 12, 2, False), (2, 37, 32, 20, 1, True),
-    (1, 8, 16, 4, 1, False), (1, 25, 48, 12, 2, False), (1, 7, 64, 48, 1, True), (2, 17, 16, 4, 2, False),
-    (1, 46, 32, 12, 1, True),
-)  # fmt: skip
-"""B, L, E, r, R and whether directions alternate."""
+    for i, (B, L, E, r, R, alternating) in enumerate(cases):
+        launched.clear()
+        with environment(SSAMBA_BACKWARD=BACKWARDS[i % 3], SSAMBA_SKEWED=1 + i % 4), a_lane_is_a_channel():
+            check_training(draw(B, L, 2, E, r, R, True), alternating, 2e-2)
+        assert launched.count("scan_backward_mma") == 3, launched
 
 
 @contextmanager
-def lanes_of_many_channels() -> Iterator[None]:
-    """A lane for each channel, as for more channels than can be emulated; SSAMBA_LPC would rule out tensor cores."""
+def a_lane_is_a_channel() -> Iterator[None]:
+    """As with more channels than can be emulated. SSAMBA_LPC=1 would rule out tensor cores."""
     chosen, Shape.lanes_per_channel = Shape.lanes_per_channel, lambda self: 1  # type: ignore[method-assign]
     yield
     Shape.lanes_per_channel = chosen  # type: ignore[method-assign]
@@ -192,7 +189,9 @@ def lanes_of_many_channels() -> Iterator[None]:
 def main(part: str) -> None:
     nvrtc.kernel, scan.usable, conv.conv_proj = build, lambda *_: True, plain_proj  # type: ignore[assignment]
     projection.usable = lambda x, *_: x.dtype == torch.bfloat16 and x.shape[-1] % 16 == 0  # type: ignore[assignment]
-    {"forward": forward, "states": states, "training": training, "backward": backward}[part]()
+    parts = {"forward": forward, "states": states, "training": training, "backward": backward}
+    parts["backwards"] = lambda: backward(CASES)
+    parts[part]()
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ def run_mma(shape: Shape, tiling: BackwardTiling, tensors: dict[str, Tensor]) ->
     x, count = tensors["x"], tensors["ckpt"].shape[2]
     defines = shape.defines(WARPS=tiling.warps, MIN_BLOCKS=tiling.blocks, MOVM=tiling.movm)
     with nvrtc.on(x):
-        run = nvrtc.kernel(unit("scan_backward_mma.cu"), "scan_backward", defines, x.device.index or 0)
+        run = nvrtc.kernel(unit("scan_backward_mma.cu"), "scan_backward_mma", defines, x.device.index or 0)
         args = arguments(shape, count, scan_mma.aligned(tensors))
         run(shape.grid(16 * tiling.warps), 32 * tiling.warps, args, shared_bytes(shape, tiling))
 

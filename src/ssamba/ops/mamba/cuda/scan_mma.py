@@ -104,7 +104,7 @@ def states(shape: Shape, tensors: dict[str, Tensor]) -> None:
 
 
 def aligned(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors, with parameters that the kernel reads in 16 bytes at such addresses: a view may lie anywhere."""
+    """The same, parameters that a kernel reads in 16 bytes at such addresses: a view may lie anywhere."""
     names = [n for n in ("conv_w", "dt_proj", "a_log") if tensors[n].data_ptr() % 16]
     return tensors | {name: tensors[name].clone() for name in names}
 

@@ -66,7 +66,7 @@ __device__ __forceinline__ void store_channel_sums(const ScanArgs &a, long long 
   }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan_backward(const ScanArgs a) {
+extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan_backward_mma(const ScanArgs a) {
   SHARED_BYTES(raw);
   BackwardStage *stages = (BackwardStage *)raw;  // two
   int thread = thread_index(), lane = thread % 32, warp = thread / 32, g = lane / 4, q = lane % 4;
@@ -86,9 +86,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan_backward(
   load_channel_params(c, a, dir_block * a.E + e0 + g, q);
   int s0 = (a.L - 1) / STEPS * STEPS, t0 = back ? a.L - 1 - s0 : s0;  // the last batch, and its first token
   long long y_row = (long long)a.K * a.E, y_at = ((long long)b * a.L * a.K + k) * a.E + t0 * y_row + e_block;
-  BackwardCopies copies = {{a.x + b * a.xb + k * a.xk + t0 * a.xt + e_block, a.z + b * a.zb + k * a.zk + t0 * a.zt + e_block,
-                            a.y + y_at, a.p + (base * a.L + t0) * P, sign * (int)a.xt, sign * (int)a.zt,
-                            sign * (int)y_row, sign * P}, a.dy + y_at, gate};
+  long long x_at = b * a.xb + k * a.xk + t0 * a.xt + e_block, z_at = b * a.zb + k * a.zk + t0 * a.zt + e_block;
+  BackwardCopies copies = {{a.x + x_at, a.z + z_at, a.y + y_at, a.p + (base * a.L + t0) * P, sign * (int)a.xt,
+                            sign * (int)a.zt, sign * (int)y_row, sign * P}, a.dy + y_at, gate};
   copies.start(thread, a.E - e_block, a.L);
   SmemAddr stage = smem_addr((const T *)stages);
   FragmentAddrs at;

@@ -1,5 +1,5 @@
-// Eight steps of the backward scan by tensor cores, for scan_backward_mma.cu: what is elementwise, the states again, and
-// the adjoint recurrence.
+// Eight steps of the backward scan by tensor cores, for scan_backward_mma.cu: what is elementwise, the states again,
+// and the adjoint recurrence.
 //
 // Lane 4 g + q holds states 4 q to 4 q + 3 of channels g and g + 8 (a tile of two states each, as in
 // scan_forward_mma.cu), and in the elementwise part these channels at steps 2 q and 2 q + 1. Sums over states (du, the
@@ -96,7 +96,7 @@ __device__ __forceinline__ void gate_gradients(const unsigned *zdy, const unsign
   }
 }
 
-// What is elementwise before the recurrences. rates: where this lane's channel g lies. gates: the row of z of this lane.
+// What is elementwise before the recurrences. rates: where this lane's channel g lies. gates: its row of z.
 __device__ __forceinline__ void prepare(const ChannelParams &c, const FragmentAddrs &at, SmemAddr gates, float gain,
                                         bool gate, T *dz_at, bool write, float *rates, Positions &to,
                                         ChannelSums &sums) {

@@ -9,7 +9,7 @@ __device__ __forceinline__ unsigned mul2(unsigned a, unsigned b) {
 }
 
 // Ends a stretch of code that the compiler schedules as one: a branch that is never taken. Without it, products whose
-// result is needed late move behind all others, where they wait for each other; meanwhile their operands take registers.
+// result is needed late move behind all others, where they wait for each other; their operands take registers.
 __device__ __forceinline__ void end_stretch(bool never) {
   if (never) asm volatile("trap;");
 }
