@@ -152,7 +152,7 @@ def training() -> None:
         check_training(draw(1, 21, 2, 128, 12, 1, True), True, 2e-2)  # a channel for every lane of a block
 
 
-BACKWARDS = ("mma,warps=2", "mma,warps=4,movm=1", "mma,warps=6,blocks=2")
+BACKWARDS = ("mma,warps=2", "mma,warps=4,movm=3", "mma,warps=6,blocks=2,movm=1", "mma,movm=2")
 """Values of SSAMBA_BACKWARD."""
 CASES = (
     (1, 33, 48, 12, 1, True), (2, 1, 16, 4, 1, True), (1, 16, 80, 12, 2, False), (1, 25, 48, 12, 2, False),
@@ -173,7 +173,7 @@ def backward(cases: Sequence[tuple[int, int, int, int, int, bool]] = CASES[:3]) 
     nvrtc.kernel = watched
     for i, (B, L, E, r, R, alternating) in enumerate(cases):
         launched.clear()
-        with environment(SSAMBA_BACKWARD=BACKWARDS[i % 3], SSAMBA_SKEWED=1 + i % 4), a_lane_is_a_channel():
+        with environment(SSAMBA_BACKWARD=BACKWARDS[i % 4], SSAMBA_SKEWED=1 + i % 4), a_lane_is_a_channel():
             check_training(draw(B, L, 2, E, r, R, True), alternating, 2e-2)
         assert launched.count("scan_backward_mma") == 3, launched
 

@@ -93,7 +93,7 @@ def visit_forms() -> None:
             tensors = inputs(64, 16, "tiny", directions, dtype, states, tied)
             y = gpu.bimamba_inner_packed(tensors[0], MixerParams(*tensors[1:]), alternating)
             torch.autograd.grad(y.float().sum(), tensors)
-        for backward in ("mma", "mma,movm=1") if tied and states == 16 else ():
+        for backward in ("mma", "mma,movm=3") if tied and states == 16 else ():
             tensors = inputs(64, 16, "tiny", directions, torch.bfloat16, states, tied)
             os.environ["SSAMBA_BACKWARD"] = backward
             y = gpu.bimamba_inner_packed(tensors[0], MixerParams(*tensors[1:]), alternating)

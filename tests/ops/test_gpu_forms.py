@@ -82,7 +82,8 @@ def test_values_and_gradients(form: Form, shape: Shape, dtype: torch.dtype, back
 
 
 @pytest.mark.parametrize(
-    "backward", ["lanes", "mma", "mma,movm=1", "mma,warps=6,blocks=2", "mma,movm=1,warps=8,blocks=2"]
+    "backward",
+    ["lanes", "mma", "mma,movm=1", "mma,movm=2", "mma,movm=3,warps=6,blocks=2", "mma,movm=3,warps=8,blocks=2"],
 )
 @pytest.mark.parametrize(
     ("form", "shape"),

@@ -25,7 +25,8 @@ class BackwardTiling(NamedTuple):
     blocks: int = 3
     """Blocks that a multiprocessor shall hold, which bounds the registers."""
     movm: int = 0
-    """Whether states and channels are exchanged in registers instead of shared memory."""
+    """For which gradients states and channels are exchanged in registers instead of shared memory: 0 none, 1 that of C,
+    2 that of B, 3 both."""
 
 
 def choose(shape: Shape, tensors: dict[str, Tensor]) -> BackwardTiling | None:

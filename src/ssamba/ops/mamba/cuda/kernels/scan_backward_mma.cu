@@ -20,14 +20,12 @@ static_assert(QUADS, "a lane has four states in a row");
 // The sums of a batch over channels, of each warp.
 #define BATCH_SUMS (STEPS * SUMS_ROW)
 
-// The sums over channels of eight steps to shared memory. to: step 2 q, dB of this lane's first state.
-__device__ __forceinline__ void put_sums(float *to, const float *dB, const float *dC) {
-  constexpr int NEXT = MOVM ? 2 : 8;  // from this lane's first state to its second
+// The sums over channels of eight steps to shared memory. to: step 2 q, dB or dC; g: of this lane.
+template <bool IN_REGISTERS> __device__ __forceinline__ void put_sums(float *to, const float *sums, int g) {
+  constexpr int NEXT = IN_REGISTERS ? 2 : 8;  // from this lane's first state to its second
+  to += IN_REGISTERS ? g / 2 * 4 + g % 2 : g;
 #pragma unroll
-  for (int n = 0; n < 4; ++n) {
-    float *at = to + n % 2 * SUMS_ROW + n / 2 * NEXT;
-    at[0] = dB[n]; at[N] = dC[n];
-  }
+  for (int n = 0; n < 4; ++n) to[n % 2 * SUMS_ROW + n / 2 * NEXT] = sums[n];
 }
 
 // The sums of the block over the steps of a batch to memory. to: the first of them; step: from one to the next.
@@ -112,7 +110,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan_backward_
   long long out_at = (base * a.L + first) * a.E + e;
   const T *saved = a.ckpt + ((base * a.count + (a.L - 1) / EIGHT) * a.E + e0 + g) * N + 4 * q;
   T *dbc = a.dbc + ((blockIdx.x * (long long)(a.R * a.K * a.B) + base) * a.L + first) * 2 * N;
-  float *sums_to = sums + warp * BATCH_SUMS + 2 * q * SUMS_ROW + (MOVM ? g / 2 * 4 + g % 2 : g);
+  float *sums_to = sums + warp * BATCH_SUMS + 2 * q * SUMS_ROW;
   float gain = !ALTERNATING && a.R == 2 ? 0.5f : 1.0f;
   __syncthreads();
   copies.copy(stage, s0, a.L);
@@ -148,7 +146,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan_backward_
       __syncwarp();  // so that the compiler reads log2 r and r again, rather than keep 64 decays in registers
       w.adjoint(states, positions, b_sum, rate_sum, dB);
       finish(c, positions, b_sum, rate_sum, a.du + out_at + to * a.E, a.ddt + out_at + to * a.E, write, total);
-      put_sums(sums_to + parity * WARPS * BATCH_SUMS + block * EIGHT * SUMS_ROW, dB, dC);
+      float *of_block = sums_to + parity * WARPS * BATCH_SUMS + block * EIGHT * SUMS_ROW;
+      put_sums<(MOVM & 2) != 0>(of_block, dB, g);
+      put_sums<(MOVM & 1) != 0>(of_block + N, dC, g);
       __syncwarp();
     }
   }

@@ -4,9 +4,9 @@
 // Lane 4 g + q holds states 4 q to 4 q + 3 of channels g and g + 8 (a tile of two states each, as in
 // scan_forward_mma.cu), and in the elementwise part these channels at steps 2 q and 2 q + 1. Sums over states (du, the
 // gradient of log r) and what comes into the states are products whose operands lie in that order. Those over channels
-// (dB, dC) need states and channels exchanged: by shared memory or, if MOVM, in registers.
+// (dB, dC) need states and channels exchanged: by shared memory or in registers.
 //
-// Given: MOVM.
+// Given: MOVM, what is exchanged in registers: 0 nothing, 1 what dC needs, 2 what dB needs, 3 both.
 #pragma once
 
 #include "ssamba/mma_elementwise.cuh"
@@ -157,21 +157,22 @@ struct Recurrence {
   }
   // Adds up the channels: sums[states, step t] += values times the weights of step t. Weights of other steps count as
   // zero. Buffers take turns, so that one barrier a step keeps writes behind the reads of two steps ago.
+  template <bool IN_REGISTERS>
   __device__ __forceinline__ void add_channels(int t, int buffer, const unsigned *pairs, const unsigned *step_weights,
                                                float *sums) {
     unsigned m[4];
-#if MOVM
+    if constexpr (IN_REGISTERS) {
 #pragma unroll
-    for (int j = 0; j < 2; ++j) {
-      m[j] = movmatrix_trans(pairs[2 * j]); m[2 + j] = movmatrix_trans(pairs[2 * j + 1]);
+      for (int j = 0; j < 2; ++j) {
+        m[j] = movmatrix_trans(pairs[2 * j]); m[2 + j] = movmatrix_trans(pairs[2 * j + 1]);
+      }
+    } else {
+      T *to = row_to + buffer * 256;
+      *(uint2 *)to = make_uint2(pairs[0], pairs[2]);
+      *(uint2 *)(to + 8 * 16) = make_uint2(pairs[1], pairs[3]);
+      __syncwarp();
+      ldmatrix_x4_trans(m, smem_offset(row_from, buffer * 256));
     }
-#else
-    T *to = row_to + buffer * 256;
-    *(uint2 *)to = make_uint2(pairs[0], pairs[2]);
-    *(uint2 *)(to + 8 * 16) = make_uint2(pairs[1], pairs[3]);
-    __syncwarp();
-    ldmatrix_x4_trans(m, smem_offset(row_from, buffer * 256));
-#endif
     mma_m16n8k16(sums, m[0], m[1], m[2], m[3], g == t ? step_weights[0] : 0u, g == t ? step_weights[1] : 0u);
   }
   __device__ __forceinline__ static void pack_pairs(const float *v, unsigned *pairs) {
@@ -205,7 +206,7 @@ struct Recurrence {
       if (t < EIGHT - 1)
 #pragma unroll
         for (int n = 0; n < 4; ++n) states[t + 1][n] = pairs[n];
-      add_channels(t, t % 2, pairs, at.ds_t, dC);
+      add_channels<(MOVM & 1) != 0>(t, t % 2, pairs, at.ds_t, dC);
       if (t % STRETCH == STRETCH - 1) end_stretch(g == -1 - t);
     }
   }
@@ -229,7 +230,7 @@ struct Recurrence {
       unsigned pairs[4];
       pack_pairs(carry, pairs);
       mma_m16n8k16(b_sum, pairs[0], pairs[1], pairs[2], pairs[3], b[t % 2 * 2], b[t % 2 * 2 + 1]);
-      add_channels(t, (t + 1) % 2, pairs, at.drive_t, dB);
+      add_channels<(MOVM & 2) != 0>(t, (t + 1) % 2, pairs, at.drive_t, dB);
 #pragma unroll
       for (int n = 0; n < 8; ++n) carry[n] *= decay[n];
       pack_pairs(carry, pairs);
