@@ -64,6 +64,11 @@ __device__ __forceinline__ void store_channel_sums(const ScanArgs &a, long long 
   }
 }
 
+// This lane's saved states of channels g and g + 8.
+__device__ __forceinline__ void load_states(const T *from, uint2 *to) {
+  to[0] = *(const uint2 *)from; to[1] = *(const uint2 *)(from + 8 * N);
+}
+
 extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan_backward_mma(const ScanArgs a) {
   SHARED_BYTES(raw);
   BackwardStage *stages = (BackwardStage *)raw;  // two
@@ -116,6 +121,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan_backward_
   copies.copy(stage, s0, a.L);
   cp_async_commit();
   int now = 0, parity = 0;
+  uint2 last[2];  // the saved states of the next eight steps
+  load_states(saved, last);
 #pragma unroll 1
   for (; s0 >= 0; s0 -= STEPS, now = STAGE_VALUES - now, parity ^= 1) {
     cp_async_wait<0>();
@@ -129,8 +136,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan_backward_
     for (int block = s0 + EIGHT < a.L; block >= 0; --block) {
       int step = s0 + block * EIGHT + g, to = sign * step;
       bool write = on && step < a.L;
-      uint2 last[2] = {*(const uint2 *)saved, *(const uint2 *)(saved + 8 * N)};
-      saved -= (long long)a.E * N;
       FragmentAddrs here = at;
       here.before = smem_offset(at.before, now + block * EIGHT * XR);
       here.here = smem_offset(at.here, now + block * EIGHT * XR);
@@ -143,8 +148,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan_backward_
       unsigned states[EIGHT][4];
       float dB[4] = {}, dC[4] = {}, b_sum[4] = {}, rate_sum[4] = {};
       w.rebuild(last, positions, states, dC);
+      end_stretch(g == -1);
+      if (s0 + block > 0) load_states(saved -= (long long)a.E * N, last);
       __syncwarp();  // so that the compiler reads log2 r and r again, rather than keep 64 decays in registers
       w.adjoint(states, positions, b_sum, rate_sum, dB);
+      end_stretch(g == -2);
       finish(c, positions, b_sum, rate_sum, a.du + out_at + to * a.E, a.ddt + out_at + to * a.E, write, total);
       float *of_block = sums_to + parity * WARPS * BATCH_SUMS + block * EIGHT * SUMS_ROW;
       put_sums<(MOVM & 2) != 0>(of_block, dB, g);

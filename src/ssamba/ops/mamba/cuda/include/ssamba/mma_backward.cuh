@@ -13,7 +13,6 @@
 #include "ssamba/packed_math.cuh"
 
 #define EIGHT 8                 // steps between saved states
-#define STRETCH 4               // steps that the compiler schedules as one stretch of code
 #define RATE_ROW (2 * EIGHT + 4)  // log2 r and r of eight steps of a channel, padded
 #define SUMS_ROW (2 * N + 4)    // dB and dC of a step, padded
 
@@ -142,18 +141,26 @@ struct Recurrence {
   int g;
   float carry[8];       // the adjoint state
 
-  // The decays of step t. d: log2 r and r of the pair of steps that holds t.
-  __device__ __forceinline__ void decays(int t, const float4 *d, float *decay) const {
+  // r and r^first of a pair of steps, [channel][step]. Well before they are needed: special functions take their time.
+  struct Rates {
+    float r[2][2], power[2][2];
+  };
+  __device__ __forceinline__ void read_rates(int t, Rates &to) const {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      float r = t % 2 ? d[i].w : d[i].y, p = ex2((t % 2 ? d[i].z : d[i].x) * first);
-#pragma unroll
-      for (int n = 0; n < 4; ++n, p *= r) decay[n / 2 * 4 + i * 2 + n % 2] = p;
+      float4 d = *(const float4 *)(rates + i * 8 * RATE_ROW + t / 2 * 4);
+      to.r[i][0] = d.y; to.r[i][1] = d.w;
+      to.power[i][0] = ex2(d.x * first); to.power[i][1] = ex2(d.z * first);
     }
   }
-  __device__ __forceinline__ void read_rates(int t, float4 *d) const {
+  // The decays of step t.
+  __device__ __forceinline__ static void decays(int t, const Rates &of, float *decay) {
 #pragma unroll
-    for (int i = 0; i < 2; ++i) d[i] = *(const float4 *)(rates + i * 8 * RATE_ROW + t / 2 * 4);
+    for (int i = 0; i < 2; ++i) {
+      float p = of.power[i][t % 2];
+#pragma unroll
+      for (int n = 0; n < 4; ++n, p *= of.r[i][t % 2]) decay[n / 2 * 4 + i * 2 + n % 2] = p;
+    }
   }
   // Adds up the channels: sums[states, step t] += values times the weights of step t. Weights of other steps count as
   // zero. Buffers take turns, so that one barrier a step keeps writes behind the reads of two steps ago.
@@ -188,15 +195,16 @@ struct Recurrence {
 #pragma unroll
     for (int n = 0; n < 4; ++n) { h[2 * n] = low_half(states[0][n]); h[2 * n + 1] = high_half(states[0][n]); }
     unsigned b[4];
-    float4 d[2];
+    Rates d[2];  // of this pair of steps and of the next
+    read_rates(0, d[0]);
 #pragma unroll
     for (int t = 0; t < EIGHT; ++t) {
       float decay[8], into[8];
       if (t % 2 == 0) {
         ldmatrix_x4_trans(b, smem_offset(b_rows, 7 * t * 8));
-        read_rates(t, d);
+        if (t < EIGHT - 2) read_rates(t + 2, d[t / 2 % 2 ^ 1]);
       }
-      decays(t, d, decay);
+      decays(t, d[t / 2 % 2], decay);
 #pragma unroll
       for (int j = 0; j < 2; ++j) mma_m16n8k8_zero(into + 4 * j, at.drive[0], at.drive[1], b[t % 2 * 2 + j]);
 #pragma unroll
@@ -207,7 +215,6 @@ struct Recurrence {
 #pragma unroll
         for (int n = 0; n < 4; ++n) states[t + 1][n] = pairs[n];
       add_channels<(MOVM & 1) != 0>(t, t % 2, pairs, at.ds_t, dC);
-      if (t % STRETCH == STRETCH - 1) end_stretch(g == -1 - t);
     }
   }
 
@@ -215,16 +222,17 @@ struct Recurrence {
   __device__ __forceinline__ void adjoint(const unsigned (*states)[4], const Positions &at, float *b_sum,
                                           float *rate_sum, float *dB) {
     unsigned b[4], c[4];
-    float4 d[2];
+    Rates d[2];
+    read_rates(EIGHT - 1, d[1]);
 #pragma unroll
     for (int t = EIGHT - 1; t >= 0; --t) {
       float decay[8];
       if (t % 2) {
         ldmatrix_x4_trans(c, smem_offset(b_rows, TILES_OF_STATES * SLOTS * 8 + 7 * (t - 1) * 8));
         ldmatrix_x4(b, smem_offset(b_rows, 7 * (t - 1) * 8));
-        read_rates(t, d);
+        if (t > 1) read_rates(t - 2, d[t / 2 % 2 ^ 1]);
       }
-      decays(t, d, decay);
+      decays(t, d[t / 2 % 2], decay);
 #pragma unroll
       for (int j = 0; j < 2; ++j) mma_m16n8k8(carry + 4 * j, at.ds[0], at.ds[1], c[t % 2 * 2 + j]);
       unsigned pairs[4];
@@ -238,7 +246,6 @@ struct Recurrence {
       for (int n = 0; n < 4; ++n) pairs[n] = mul2(pairs[n], states[t][n]);
       mma_m16n8k16(rate_sum, pairs[0], pairs[1], pairs[2], pairs[3], g == t ? weights[0] : 0u,
                    g == t ? weights[1] : 0u);
-      if (t % STRETCH == 0) end_stretch(g == -1 - EIGHT - t);
     }
   }
 };
