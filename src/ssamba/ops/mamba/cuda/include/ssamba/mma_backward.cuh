@@ -58,7 +58,7 @@ struct BackwardCopies {
 // A lane's positions of eight steps; [2 i + j] is channel g + 8 i, step 2 q + j. Pairs are two steps, or two channels
 // where `_t` says that steps and channels are exchanged: channels 2 q and 2 q + 1 (+ 8 i) of step g.
 struct Positions {
-  float delta[4], slope[4];  // slope: that of the softplus
+  float delta[4], sigma[4];  // sigma: the derivative of delta by dt, a sigmoid
   unsigned u[2], ds[2], drive[2], ds_t[2], drive_t[2];
 };
 
@@ -76,8 +76,8 @@ __device__ __forceinline__ void store_pairs(const float *v, T *to, bool on) {
   }
 }
 
-// The slope of softplus(v), with its exponential.
-__device__ __forceinline__ float softplus_slope(float v) {
+// The sigmoid of v, small values of v included. Its exponential is that of softplus_poly.
+__device__ __forceinline__ float exact_sigmoid(float v) {
   float e = ex2(-LOG2E * fabsf(v));
   return (v > 0.0f ? 1.0f : e) * rcp(1.0f + e);
 }
@@ -112,7 +112,7 @@ __device__ __forceinline__ void prepare(const ChannelParams &c, const FragmentAd
 #pragma unroll
   for (int n = 0; n < 4; ++n) {
     to.delta[n] = softplus_poly(work.dt[n]);
-    to.slope[n] = softplus_slope(work.dt[n]);
+    to.sigma[n] = exact_sigmoid(work.dt[n]);
   }
   gate_gradients(zdy, y, gain, ds, dz);
 #pragma unroll
@@ -258,7 +258,7 @@ __device__ __forceinline__ void finish(const ChannelParams &c, const Positions &
   for (int n = 0; n < 4; ++n) {
     int i = n / 2;
     float u = n % 2 ? high_half(at.u[i]) : low_half(at.u[i]), ds = n % 2 ? high_half(at.ds[i]) : low_half(at.ds[i]);
-    ddt[n] = (rate_sum[n] * (c.rate[i] * LN2) + u * b_sum[n]) * at.slope[n];
+    ddt[n] = (rate_sum[n] * (c.rate[i] * LN2) + u * b_sum[n]) * at.sigma[n];
     du[n] = at.delta[n] * b_sum[n] + c.skip[i] * ds;
     sums.rate[i] += rate_sum[n] * at.delta[n];
     sums.bias[i] += ddt[n];
