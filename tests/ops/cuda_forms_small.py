@@ -4,14 +4,15 @@ test_gpu_kernels_on_cpu.py.
 Values and every gradient against float64, and the same bits twice. ``forward``: the tensor-core scan in its tilings;
 ``states``: its saved states; ``training``: forward and backward in each tiling of the backward, in float32 and
 bfloat16; ``half``: float16 in the forward, its saved states and training; ``overflow``: what float16 does not hold;
-``chunks``: float32 in chunks of time.
+``chunks``: float32 in chunks of time; ``backward`` and, with more sizes, ``backwards``: the same
+where the backward is computed by tensor cores.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -215,11 +216,46 @@ def chunks() -> None:
             assert length < 64 or not torch.equal(*found), "the chunks were not computed apart"
 
 
+BACKWARDS = ("mma,warps=2", "mma,warps=4,movm=3", "mma,warps=6,blocks=2,movm=1", "mma,movm=2")
+"""Values of SSAMBA_BACKWARD."""
+CASES = (
+    (1, 33, 48, 12, 1, True), (2, 1, 16, 4, 1, True), (1, 16, 80, 12, 2, False), (1, 25, 48, 12, 2, False),
+    (1, 8, 16, 4, 1, False), (2, 37, 32, 20, 1, True), (1, 7, 64, 48, 1, True), (2, 17, 16, 4, 2, False),
+    (1, 46, 32, 12, 1, True),
+)  # fmt: skip
+"""B, L, E, r, R and whether directions alternate: batches that are whole or not, and warps without channels."""
+
+
+def backward(cases: Sequence[tuple[int, int, int, int, int, bool]] = CASES[:3]) -> None:
+    """The backward with tied decays in tensor-core fragments."""
+    launched = []
+
+    def watched(unit: nvrtc.Unit, name: str, defines: tuple[str, ...], device: int) -> Callable[..., None]:
+        launched.append(name)
+        return build(unit, name, defines, device)
+
+    nvrtc.kernel = watched
+    for i, (B, L, E, r, R, alternating) in enumerate(cases):
+        launched.clear()
+        with environment(SSAMBA_BACKWARD=BACKWARDS[i % 4], SSAMBA_SKEWED=1 + i % 4), a_lane_is_a_channel():
+            check_training(draw(B, L, 2, E, r, R, True), alternating, 2e-2)
+        assert launched.count("scan_backward_mma") == 3, launched
+
+
+@contextmanager
+def a_lane_is_a_channel() -> Iterator[None]:
+    """As with more channels than can be emulated. SSAMBA_LPC=1 would rule out tensor cores."""
+    chosen, Shape.lanes_per_channel = Shape.lanes_per_channel, lambda self: 1  # type: ignore[method-assign]
+    yield
+    Shape.lanes_per_channel = chosen  # type: ignore[method-assign]
+
+
 def main(part: str) -> None:
     nvrtc.kernel, scan.usable, conv.conv_proj = build, lambda *_: True, plain_proj  # type: ignore[assignment]
     projection.usable = lambda x, *_: x.dtype in MMA_TYPES and x.shape[-1] % 16 == 0  # type: ignore[assignment]
     parts = {"forward": forward, "states": states, "training": training, "half": half, "overflow": overflow}
     parts["chunks"] = chunks
+    parts |= {"backward": backward, "backwards": lambda: backward(CASES)}
     parts[part]()
 
 

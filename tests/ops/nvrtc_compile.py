@@ -99,6 +99,12 @@ def visit_forms() -> None:
             torch.autograd.grad(y.float().sum(), tensors)
             if dtype == torch.float32:
                 visit_chunks_in_float32(directions, states, tied, alternating)
+        for backward in ("mma", "mma,movm=3") if tied and states == 16 else ():
+            tensors = inputs(64, 16, "tiny", directions, torch.bfloat16, states, tied)
+            os.environ["SSAMBA_BACKWARD"] = backward
+            y = gpu.bimamba_inner_packed(tensors[0], MixerParams(*tensors[1:]), alternating)
+            torch.autograd.grad(y.float().sum(), tensors)
+            del os.environ["SSAMBA_BACKWARD"]
         with torch.no_grad():
             for (batch, length), dtype in itertools.product(((64, 16), (1, 5000), (4, 60)), MMA_TYPES):
                 tensors = inputs(batch, length, "tiny", directions, dtype, states, tied)

@@ -16,6 +16,7 @@ NAMES = (
     "SSAMBA_GPU_SCAN",
     "SSAMBA_LPC",
     "SSAMBA_CUT",
+    "SSAMBA_BACKWARD",
     "SSAMBA_PROJ",
     "SSAMBA_GATE",
     "TRITON_INTERPRET",
@@ -33,6 +34,7 @@ def test_defaults() -> None:
     assert environment.gpu_scan() == "nvrtc"
     assert environment.lanes_per_channel() is None
     assert environment.scan_tiling() == {}
+    assert environment.scan_backward() == ("", {})
     assert environment.projection_launch() is None
     assert environment.gate_tile() is None
     assert not environment.interprets_triton()
@@ -40,11 +42,12 @@ def test_defaults() -> None:
 
 def test_values_are_read_at_the_time_of_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
     values = {"SSAMBA_BACKEND": "reference", "SSAMBA_GPU_SCAN": "triton", "SSAMBA_LPC": "0", "SSAMBA_PROJ": "8,2"}
-    for name, value in {**values, "SSAMBA_CUT": "warps=8, stages=4"}.items():
+    for name, value in {**values, "SSAMBA_CUT": "warps=8, stages=4", "SSAMBA_BACKWARD": "mma, movm=1"}.items():
         monkeypatch.setenv(name, value)
     assert (environment.backend(), environment.gpu_scan()) == ("reference", "triton")
     assert environment.lanes_per_channel() == 0
     assert environment.scan_tiling() == {"warps": 8, "stages": 4}
+    assert environment.scan_backward() == ("mma", {"movm": 1})
     assert environment.projection_launch() == (8, 2)
     monkeypatch.setenv("SSAMBA_GATE", "64,128,32,4,2")
     assert environment.gate_tile() == (64, 128, 32, 4, 2)

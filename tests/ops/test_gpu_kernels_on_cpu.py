@@ -33,7 +33,8 @@ def test_small_sizes(form: str) -> None:
         "states",
         "overflow",
         "chunks",
-        *(pytest.param(p, marks=pytest.mark.slow) for p in ("forward", "training", "half")),
+        "backward",
+        *(pytest.param(p, marks=pytest.mark.slow) for p in ("forward", "training", "half", "backwards")),
     ],
 )
 def test_tied_decays_and_alternating_directions(part: str) -> None:
@@ -54,6 +55,8 @@ def test_the_kernels_compile_for_a_gpu() -> None:
     script = Path(__file__).with_name("nvrtc_compile.py")
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr[-3000:]
-    kernels = "conv_backward conv_proj gated_output scan_backward scan_forward scan_fragments scan_states"
+    kernels = (
+        "conv_backward conv_proj gated_output scan_backward scan_backward_mma scan_forward scan_fragments scan_states"
+    )
     for name in kernels.split():
         assert name in done.stdout

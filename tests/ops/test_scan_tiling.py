@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ssamba.ops.mamba.cuda import scan_mma
+from ssamba.ops.mamba.cuda import scan_backward, scan_mma
 from ssamba.ops.mamba.cuda.scan_shape import Shape
 from ssamba.ops.mamba.params import MixerParams
 
@@ -69,3 +69,27 @@ def test_float32_is_cut_in_time_where_clips_are_few(monkeypatch: pytest.MonkeyPa
     monkeypatch.delenv("SSAMBA_CUT")
     monkeypatch.setenv("SSAMBA_LPC", "4")
     assert fast[0].chunks_of_lanes() == (1, 4)
+
+
+def tensors_of_backward(sizes: Shape) -> dict[str, torch.Tensor]:
+    rows = (sizes.batch, sizes.length, sizes.blocks, sizes.width)
+    found = {name: torch.empty(rows, device="meta", dtype=torch.bfloat16) for name in ("x", "z", "y", "dy", "dz")}
+    p = torch.empty(sizes.dir_blocks, *rows[:2], sizes.outputs, device="meta", dtype=torch.bfloat16)
+    return found | {"p": p}
+
+
+def test_the_environment_chooses_the_form_of_the_backward(monkeypatch: pytest.MonkeyPatch) -> None:
+    many, few, free = shape(64, 513, tied=True), shape(4, 513, tied=True), shape(64, 513)
+    assert scan_backward.DEFAULT_FORM == "lanes"
+    assert scan_backward.choose(many, tensors_of_backward(many)) is None
+    monkeypatch.setenv("SSAMBA_BACKWARD", "mma,warps=6,blocks=2,movm=3")
+    found = scan_backward.choose(many, tensors_of_backward(many))
+    assert found == scan_backward.BackwardTiling(warps=6, blocks=2, movm=3)
+    assert scan_backward.channels_of_block(many, found, warps=4) == 96
+    assert scan_backward.choose(few, tensors_of_backward(few)) is None  # several lanes share a channel
+    assert scan_backward.choose(free, tensors_of_backward(free)) is None
+    monkeypatch.setenv("SSAMBA_BACKWARD", "lanes")
+    assert scan_backward.choose(many, tensors_of_backward(many)) is None
+    monkeypatch.setenv("SSAMBA_BACKWARD", "fragments")
+    with pytest.raises(ValueError, match="fragments"):
+        scan_backward.choose(many, tensors_of_backward(many))

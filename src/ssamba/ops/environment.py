@@ -8,6 +8,7 @@ SSAMBA_CACHE_DIR    a folder (the user's cache folder)     where compiled kernel
 SSAMBA_GPU_SCAN     nvrtc, triton (nvrtc)                  which form of the scan runs on a GPU: :func:`gpu_scan`
 SSAMBA_LPC          1, 2, 4, 8, 16, 32 (by size)           lanes that share a channel: :func:`lanes_per_channel`
 SSAMBA_CUT          name=integer,... (by size)             tiling of the tensor-core forward scan: :func:`scan_tiling`
+SSAMBA_BACKWARD     form,name=integer,... (by size)        form and tiling of the scan's backward: :func:`scan_backward`
 SSAMBA_PROJ         warps,blocks (by size)                 launch of the fused projection: :func:`projection_launch`
 SSAMBA_GATE         pieces, or five integers (fixed)       tile of the product with the gate: :func:`gate_tile`
 TRITON_INTERPRET    0, 1 (0)                               Triton's own, for tests: :func:`interprets_triton`
@@ -85,6 +86,17 @@ def scan_tiling() -> dict[str, int]:
     """
     pairs = (part.split("=") for part in os.environ.get("SSAMBA_CUT", "").split(",") if part)
     return {name.strip(): int(value) for name, value in pairs}
+
+
+def scan_backward() -> tuple[str, dict[str, int]]:
+    """``SSAMBA_BACKWARD``: the form of the scan's backward, and values in place of its chosen tiling; by default none.
+
+    ``mma,warps=4,movm=1`` gives ``("mma", {"warps": 4, "movm": 1})``; forms are ``lanes`` and ``mma``, names those of
+    ``BackwardTiling``. Raises ValueError when it cannot be parsed.
+    """
+    form, *given = os.environ.get("SSAMBA_BACKWARD", "").split(",")
+    pairs = (part.split("=") for part in given if part)
+    return form.strip(), {name.strip(): int(value) for name, value in pairs}
 
 
 def projection_launch() -> tuple[int, int] | None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from ssamba.ops import environment
 from ssamba.ops.jit import nvrtc
 from ssamba.ops.jit.limits import SHARED_LIMIT, dynamic_limit
-from ssamba.ops.mamba.cuda import scan_mma
+from ssamba.ops.mamba.cuda import scan_backward, scan_mma
 from ssamba.ops.mamba.cuda.scan_shape import Shape, arguments
 from ssamba.ops.mamba.cuda.sources import unit
 from ssamba.ops.mamba.params import MixerParams
@@ -107,28 +107,14 @@ def backward(
     ``dA_log_BRKEN`` and (dD, ddt_bias) ``_BRK2E``. ``y`` is what ``forward`` returned.
     """
     shape = Shape(x, params, alternating)
-    per_channel, fast = shape.lanes_per_channel(), shape.lane_is_channel()
-    warps = 4
-    if x.is_cuda:
-        while warps > 1 and shape.backward_sizes(warps)[1] > dynamic_limit(x.device.index or 0):
-            warps //= 2
-    sizes, shared = shape.backward_sizes(warps)
     dir_blocks, batch, length, width, states = shape.dir_blocks, shape.batch, shape.length, shape.width, shape.states
-    grid = shape.grid(warps * 32 // per_channel)
     wide: dict[str, Any] = {"device": x.device, "dtype": torch.float32}
     tensors = {"x": x, "z": z, "p": p_GBLP, "dy": dy, "y": y, "dz": dz, **_parameters(params)}
+    parts, run = scan_backward.launch(shape, tensors)
     tensors["ckpt"] = _states(shape, tensors)
     du, ddt = x.new_empty(dir_blocks, batch, length, width), x.new_empty(dir_blocks, batch, length, width)
-    dbc = x.new_empty(grid[0], dir_blocks, batch, length, 2 * states)
+    dbc = x.new_empty(parts, dir_blocks, batch, length, 2 * states)
     da = torch.empty(batch, shape.directions, shape.blocks, width, shape.rates, **wide)
     dvec = torch.empty(batch, shape.directions, shape.blocks, 2, width, **wide)
-    tensors |= {"du": du, "ddt": ddt, "dbc": dbc, "da": da, "dvec": dvec}
-    with nvrtc.on(x):
-        defines = shape.defines(
-            LPC=per_channel, SPT=shape.padded // per_channel, WARPS=warps, TT=shape.tile(),
-            MIN_BLOCKS=3 if fast else 2, WHOLE=int(shape.fills(warps * 32)), **sizes,
-        )  # fmt: skip
-        source = unit("scan_backward_lanes.cu" if fast else "scan_backward.cu")
-        run = nvrtc.kernel(source, "scan_backward", defines, x.device.index or 0)
-        run(grid, warps * 32, arguments(shape, tensors["ckpt"].shape[2], tensors), shared)
+    run(tensors | {"du": du, "ddt": ddt, "dbc": dbc, "da": da, "dvec": dvec})
     return du, ddt, dbc, da, dvec

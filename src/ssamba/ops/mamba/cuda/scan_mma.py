@@ -99,12 +99,12 @@ def states(shape: Shape, tensors: dict[str, Tensor]) -> None:
     defines = shape.defines(PHASE=4, SPLIT=1, WARPS=warps, STAGES=3, MIN_BLOCKS=blocks, CHUNKED=0, GATE=0)
     with nvrtc.on(x):
         run = nvrtc.kernel(unit("scan_forward_mma.cu"), "scan_fragments", defines, x.device.index or 0)
-        args = arguments(shape, count, _aligned(tensors))
+        args = arguments(shape, count, aligned(tensors))
         run((across, clips, directions), 32 * warps, args, _shared(shape, tiling, 4, gate=False))
 
 
-def _aligned(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same, parameters that the kernel reads in 16 bytes at such addresses: a view may lie anywhere."""
+def aligned(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same, parameters that a kernel reads in 16 bytes at such addresses: a view may lie anywhere."""
     names = [n for n in ("conv_w", "dt_proj", "a_log") if tensors[n].data_ptr() % 16]
     return tensors | {name: tensors[name].clone() for name in names}
 
@@ -123,7 +123,7 @@ def forward(shape: Shape, tensors: dict[str, Tensor]) -> None:
     if tiling.chunks > 1:
         passes.insert(0, (3, shape.directions * tiling.chunks - 1))  # nothing comes after the last chunk
         tensors = tensors | chunk_ends(shape, tiling.chunks, x)
-    tensors = _aligned(tensors)
+    tensors = aligned(tensors)
     args, gate = arguments(shape, tiling.chunks, tensors), "z" in tensors
     with nvrtc.on(x):
         for phase, side_by_side in passes:

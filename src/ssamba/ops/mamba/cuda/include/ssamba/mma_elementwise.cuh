@@ -11,9 +11,6 @@
 #include "ssamba/ptx_sm80.cuh"
 #include "ssamba/scan_args.cuh"
 
-#if STAGES < 3
-#error "the current batch, the next one, whose elementwise part is computed ahead, and one being copied need 3 stages"
-#endif
 #define GATED (GATE && (PHASE == 0 || PHASE == 2))
 #define OUTPUTS (PHASE != 3 && PHASE != 4)
 #define KT ((RANK + 15) / 16)    // products of 16 values of the low-rank dt

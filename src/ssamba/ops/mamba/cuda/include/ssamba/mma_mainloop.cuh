@@ -7,6 +7,10 @@
 
 #include "ssamba/mma_elementwise.cuh"
 
+#if STAGES < 3
+#error "the current batch, the next one, whose elementwise part is computed ahead, and one being copied need 3 stages"
+#endif
+
 // ADDS: delta u B is computed by a product of its own, and added by the FMA that decays the states. From step to step
 // this is a shorter chain than a product that accumulates in the states, but it has a product's latency before it,
 // which only many warps hide.

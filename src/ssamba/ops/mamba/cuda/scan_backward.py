@@ -1,0 +1,109 @@
+"""Chooses the form of the scan's backward and its launch: channels in lanes, or in tensor-core fragments."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from ssamba.ops import environment
+from ssamba.ops.jit import nvrtc
+from ssamba.ops.jit.limits import dynamic_limit
+from ssamba.ops.mamba.cuda import scan_mma
+from ssamba.ops.mamba.cuda.scan_shape import Shape, arguments
+from ssamba.ops.mamba.cuda.sources import unit
+
+DEFAULT_FORM = "lanes"
+"""The form where both take the call: ``lanes`` or ``mma``. ``SSAMBA_BACKWARD`` replaces it, for measurements."""
+
+
+class BackwardTiling(NamedTuple):
+    """How the form with tensor-core fragments is spread over the GPU."""
+
+    warps: int = 4
+    """Warps of a block, 16 channels each: at least 2."""
+    blocks: int = 3
+    """Blocks that a multiprocessor shall hold, which bounds the registers."""
+    movm: int = 0
+    """For which gradients states and channels are exchanged in registers instead of shared memory: 0 none, 1 that of C,
+    2 that of B, 3 both."""
+
+
+def choose(shape: Shape, tensors: dict[str, Tensor]) -> BackwardTiling | None:
+    """The tiling of kernels/scan_backward_mma.cu, None where channels lie in lanes.
+
+    Raises ValueError for a form or a name in ``SSAMBA_BACKWARD`` that does not exist.
+    """
+    form, given = environment.scan_backward()
+    form = form or DEFAULT_FORM
+    if form not in ("lanes", "mma"):
+        raise ValueError(f"SSAMBA_BACKWARD: no form of the backward is called {form!r}; use lanes or mma")
+    tiling = BackwardTiling()._replace(**given)
+    return tiling if form == "mma" and _usable(shape, tensors, tiling) else None
+
+
+def _usable(shape: Shape, tensors: dict[str, Tensor], tiling: BackwardTiling) -> bool:
+    """Saved states must be every 8 steps, and rows that are copied or stored aligned."""
+    if not scan_mma.takes_states(shape, tensors):
+        return False
+    dy, dz = tensors["dy"], tensors["dz"]
+    if dy.data_ptr() % 16 or dz.data_ptr() % 4 or any(stride % 2 for stride in dz.stride()[:3]):
+        return False
+    if not dy.is_cuda:
+        return True
+    return shared_bytes(shape, tiling) <= dynamic_limit(dy.device.index or 0)
+
+
+def shared_bytes(shape: Shape, tiling: BackwardTiling) -> int:
+    """Bytes of shared memory of a block: ``BackwardStage``, ``WarpShared`` and the sums of the source."""
+    row = 16 * tiling.warps + 8
+    stage = 2 * (20 + 3 * 16) * row + 2 * 16 * (-(-shape.rank // 16) * 16 + 8) + 2 * 4 * 136 * 8
+    return 2 * stage + tiling.warps * (4 * 16 * 20 + 2 * 512) + 2 * tiling.warps * 16 * 36 * 4
+
+
+def run_mma(shape: Shape, tiling: BackwardTiling, tensors: dict[str, Tensor]) -> None:
+    """Launches kernels/scan_backward_mma.cu. ``tensors``: by the names of ``ScanArgs``."""
+    x, count = tensors["x"], tensors["ckpt"].shape[2]
+    defines = shape.defines(WARPS=tiling.warps, MIN_BLOCKS=tiling.blocks, MOVM=tiling.movm)
+    with nvrtc.on(x):
+        run = nvrtc.kernel(unit("scan_backward_mma.cu"), "scan_backward_mma", defines, x.device.index or 0)
+        args = arguments(shape, count, scan_mma.aligned(tensors))
+        run(shape.grid(16 * tiling.warps), 32 * tiling.warps, args, shared_bytes(shape, tiling))
+
+
+def run_lanes(shape: Shape, warps: int, tensors: dict[str, Tensor]) -> None:
+    """Launches kernels/scan_backward_lanes.cu, or scan_backward.cu where several lanes share a channel."""
+    x, per_channel, fast = tensors["x"], shape.lanes_per_channel(), shape.lane_is_channel()
+    sizes, shared = shape.backward_sizes(warps)
+    with nvrtc.on(x):
+        defines = shape.defines(
+            LPC=per_channel, SPT=shape.padded // per_channel, WARPS=warps, TT=shape.tile(),
+            MIN_BLOCKS=3 if fast else 2, WHOLE=int(shape.fills(warps * 32)), **sizes,
+        )  # fmt: skip
+        source = unit("scan_backward_lanes.cu" if fast else "scan_backward.cu")
+        run = nvrtc.kernel(source, "scan_backward", defines, x.device.index or 0)
+        args = arguments(shape, tensors["ckpt"].shape[2], tensors)
+        run(shape.grid(warps * 32 // per_channel), warps * 32, args, shared)
+
+
+def lanes_warps(shape: Shape, x: Tensor) -> int:
+    """Warps of a block of the form with channels in lanes: as many as shared memory holds, at most 4."""
+    warps = 4
+    if x.is_cuda:
+        while warps > 1 and shape.backward_sizes(warps)[1] > dynamic_limit(x.device.index or 0):
+            warps //= 2
+    return warps
+
+
+def channels_of_block(shape: Shape, tiling: BackwardTiling | None, warps: int) -> int:
+    """Channels whose sums for B and C a block adds up; each block leaves a part of its own."""
+    return 16 * tiling.warps if tiling else warps * 32 // shape.lanes_per_channel()
+
+
+def launch(shape: Shape, tensors: dict[str, Tensor]) -> tuple[int, Any]:
+    """The number of parts of the gradients of B and C, and what computes the backward from its tensors."""
+    tiling, warps = choose(shape, tensors), lanes_warps(shape, tensors["x"])
+    parts = shape.grid(channels_of_block(shape, tiling, warps))[0]
+    if tiling is None:
+        return parts, lambda filled: run_lanes(shape, warps, filled)
+    return parts, lambda filled: run_mma(shape, tiling, filled)
