@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -147,16 +149,15 @@ OVERLAPPING = Config(frames=128, stride_frequency=10, stride_time=10)
 
 def check_patch_embedding(config: Config, frames: int, device: str) -> None:
     """The product of patches and weights and the convolution, in values and gradients, against float64."""
-    layer = patches.PatchEmbedding(config)
     rng = torch.Generator().manual_seed(1)
+    drawn = patches.PatchEmbedding(config)
     with torch.no_grad():
-        for parameter in layer.parameters():
+        for parameter in drawn.parameters():
             parameter.copy_(0.1 * torch.randn(parameter.shape, generator=rng))
     features = torch.randn(3, frames, config.mel_bins, generator=rng)
     found = []
     for dtype, where in ((torch.float64, "cpu"), (torch.float32, device)):
-        x = features.to(where, dtype).requires_grad_()
-        layer.to(where, dtype).zero_grad()
+        x, layer = features.to(where, dtype).requires_grad_(), copy.deepcopy(drawn).to(where, dtype)
         out = layer(x) if dtype == torch.float64 else layer.product(x)
         out.sin().sum().backward()
         tensors = out.detach(), x.grad, layer.weight.grad, layer.bias.grad
@@ -164,7 +165,8 @@ def check_patch_embedding(config: Config, frames: int, device: str) -> None:
     assert len(found[0]) == 4
     for expected, given in zip(*found, strict=True):
         assert expected.shape == given.shape
-        assert (given - expected).norm() < 1e-6 * expected.norm()  # TF32, which PyTorch allows convolutions, has 5e-4
+        # Sums of up to 768 terms in float32 are off by 5e-7; in TF32, which PyTorch allows convolutions, by 5e-4.
+        assert (given - expected).norm() < 2e-6 * expected.norm()
 
 
 @pytest.mark.parametrize("config", [*GRIDS, OVERLAPPING])

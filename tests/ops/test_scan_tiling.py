@@ -29,6 +29,14 @@ def test_few_channels_are_split_finer() -> None:
     assert [scan_mma.choose_tiling(shape(batch, 22016)).chunks for batch in (1, 2)] == [16, 8]
 
 
+def test_all_split_blocks_run_at_once() -> None:
+    """As many multiprocessors as an H100 has hold them in one round; more groups are not split. With tied decays."""
+    tilings = [scan_mma.choose_tiling(shape(batch, 22016, tied=True, alternating=True)) for batch in (11, 12, 16, 17)]
+    assert [(tiling.state_split, tiling.min_blocks_per_sm) for tiling in tilings] == [(2, 2), (2, 3), (2, 3), (1, 3)]
+    for tiling, batch in zip(tilings[:3], (11, 12, 16), strict=True):
+        assert batch * 2 * 384 // 16 // 2 <= 132 * tiling.min_blocks_per_sm
+
+
 def test_eight_states_are_not_split() -> None:
     tilings = [scan_mma.choose_tiling(shape(batch, 4096, states=8)) for batch in (1, 4, 8, 64)]
     assert [tiling.state_split for tiling in tilings] == [1] * 4
@@ -80,8 +88,7 @@ def tensors_of_backward(sizes: Shape) -> dict[str, torch.Tensor]:
 
 def test_the_environment_chooses_the_form_of_the_backward(monkeypatch: pytest.MonkeyPatch) -> None:
     many, few, free = shape(64, 513, tied=True), shape(4, 513, tied=True), shape(64, 513)
-    assert scan_backward.DEFAULT_FORM == "lanes"
-    assert scan_backward.choose(many, tensors_of_backward(many)) is None
+    assert scan_backward.choose(many, tensors_of_backward(many)) == scan_backward.BackwardTiling()
     monkeypatch.setenv("SSAMBA_BACKWARD", "mma,warps=6,blocks=2,movm=3")
     found = scan_backward.choose(many, tensors_of_backward(many))
     assert found == scan_backward.BackwardTiling(warps=6, blocks=2, movm=3)

@@ -43,7 +43,8 @@ def conv_proj(
     together = x_BLKE.stride(0) == length * x_BLKE.stride(1) and batch * length < 2**31
     sequences, tokens_each = (1, batch * length) if together else (batch, length)
     args.B, args.L, args.K, args.E, args.clip = sequences, tokens_each, blocks, width, length
-    warps, blocks_at_once = environment.projection_launch() or ((4, 4) if outputs <= 64 else (8, 1))
+    wide = (4, 3) if directions == 1 else (8, 1)
+    warps, blocks_at_once = environment.projection_launch() or ((4, 4) if outputs <= 64 else wide)
     tiles, tokens = -(-outputs // 16) * 2, 32 * warps // directions
     shared = 4 * (_CHANNELS + 8) * (tokens + 6 + directions * tiles * 8) + 2 * 20 * _CHANNELS * directions
     macros = defines(

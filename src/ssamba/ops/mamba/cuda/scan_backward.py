@@ -13,18 +13,18 @@ from ssamba.ops.mamba.cuda import scan_mma
 from ssamba.ops.mamba.cuda.scan_shape import Shape, arguments
 from ssamba.ops.mamba.cuda.sources import unit
 
-DEFAULT_FORM = "lanes"
+DEFAULT_FORM = "mma"
 """The form where both take the call: ``lanes`` or ``mma``. ``SSAMBA_BACKWARD`` replaces it, for measurements."""
 
 
 class BackwardTiling(NamedTuple):
     """How the form with tensor-core fragments is spread over the GPU."""
 
-    warps: int = 4
+    warps: int = 6
     """Warps of a block, 16 channels each: at least 2."""
-    blocks: int = 3
+    blocks: int = 2
     """Blocks that a multiprocessor shall hold, which bounds the registers."""
-    movm: int = 0
+    movm: int = 3
     """For which gradients states and channels are exchanged in registers instead of shared memory: 0 none, 1 that of C,
     2 that of B, 3 both."""
 

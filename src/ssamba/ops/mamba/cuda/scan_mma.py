@@ -14,6 +14,8 @@ from ssamba.ops.mamba.cuda.scan_shape import Shape, arguments
 from ssamba.ops.mamba.cuda.sources import MMA_TYPES, unit
 
 _MIN_CHUNKS, _MAX_CHUNKS, _BLOCKS = 4, 16, 384
+_MULTIPROCESSORS = 132
+"""Of an H100 and an H200."""
 _MIN_CHUNK_STEPS = 256  # with fewer or shorter chunks, the pass that finds their first states does not pay
 _MIN_CHUNK_STEPS_CHEAP = 64  # likewise, with tied decays or with one direction for each mixer
 _ENVIRONMENT_NAMES = {"split": "state_split", "blocks": "min_blocks_per_sm"}
@@ -52,8 +54,10 @@ def _default_tiling(shape: Shape) -> ScanTiling:
     chunks = min(_MAX_CHUNKS, enough, shape.length // (shape.directions * least))
     if groups <= (192 if splits else 384) and chunks >= _MIN_CHUNKS:
         return ScanTiling(state_split=1, warps=4, stages=3, min_blocks_per_sm=3, chunks=chunks)
-    if groups < 1024 and splits:
-        return ScanTiling(state_split=2, warps=4, stages=3, min_blocks_per_sm=2, chunks=1)
+    rounds_end = 6 * _MULTIPROCESSORS if shape.tied else 1023  # blocks have two groups; tied, all of them run at once
+    if groups <= rounds_end and splits:
+        at_once = 3 if shape.tied and groups > 4 * _MULTIPROCESSORS else 2
+        return ScanTiling(state_split=2, warps=4, stages=3, min_blocks_per_sm=at_once, chunks=1)
     if groups < 3072:
         return ScanTiling(state_split=1, warps=4, stages=3, min_blocks_per_sm=3, chunks=1)
     return ScanTiling(state_split=1, warps=8, stages=3, min_blocks_per_sm=2, chunks=1)

@@ -28,11 +28,12 @@ class GateTile(NamedTuple):
     """What a program computes, and how."""
 
     tokens: int = 128
-    channels: int = 256
+    channels: int = 128
     depth: int = 64
     """Values of the width that are multiplied at a time: 128 bytes, which tensor maps fetch without bank conflicts."""
-    warps: int = 8
-    stages: int = 3
+    warps: int = 4
+    stages: int = 4
+    """Two programs of this size share a multiprocessor: one's epilogue runs beside the other's product."""
 
     def shared(self) -> int:
         """Bytes of shared memory: 16-bit operands of every stage, and barriers."""
