@@ -33,7 +33,7 @@ class GateTile(NamedTuple):
     """Values of the width that are multiplied at a time: 128 bytes, which tensor maps fetch without bank conflicts."""
     warps: int = 4
     stages: int = 4
-    """Two programs of this size share a multiprocessor: one's epilogue runs beside the other's product."""
+    """Two programs of this size share a multiprocessor: the epilogue of one runs during the product of the other."""
 
     def shared(self) -> int:
         """Bytes of shared memory: 16-bit operands of every stage, and barriers."""
