@@ -10,17 +10,15 @@ alone (tokens to tokens, bf16) at lengths around 512 and 22,016, as a ratio to t
 from __future__ import annotations
 
 import argparse
-import statistics
 from dataclasses import replace
 
 import torch
-from fast_forms import DEVICE, FORMS, settings_of
+from fast_forms import DEVICE, FORMS, one_pass, settings_of
 
-from ssamba.evaluation.speed.measure import WARM_UP_FRAMES, Case, make_model, measure_all, run_pass
+from ssamba.evaluation.speed.measure import Case, make_model, measure_all, median_milliseconds
 from ssamba.evaluation.speed.report import device_name
 from ssamba.models.config import WIDTHS
 from ssamba.ops.jit import nvrtc
-from ssamba.utils.graph_capture import captured
 
 CASES = "tiny infer 64x512", "tiny infer 4x22016", "tiny train 64x512"
 VARIANTS = {
@@ -53,45 +51,17 @@ def times(case: str, form: str, repeats: int) -> list[str]:
 @torch.no_grad()
 def chain_times(batch: int, lengths: tuple[int, ...], form: str, repeats: int) -> list[str]:
     """A row: milliseconds of the chain of pairs for each length, with its ratio to the first."""
-    settings, _ = settings_of(f"tiny infer {batch}x512", form)
+    settings = replace(settings_of(f"tiny infer {batch}x512", form)[0], repeats=repeats)
     model, _ = make_model(Case("tiny", "ssamba", 16, 1), settings)
     model = model.to(settings.dtype)
     base, cells = None, []
     for length in lengths:
         noise = torch.randn(batch, length, WIDTHS["tiny"], generator=torch.Generator().manual_seed(length))
         tokens = noise.to(DEVICE, settings.dtype)
-        found = timed(lambda tokens=tokens: model.encode_tokens(tokens), repeats)
+        found = median_milliseconds(lambda tokens=tokens: model.encode_tokens(tokens), settings)
         base = base or found
         cells.append(f"{length:,}: {found:.2f} ({found / base:.3f})")
     return [f"batch {batch}", *cells]
-
-
-def timed(run: object, repeats: int) -> float:
-    """Median milliseconds of replays of a CUDA graph; on a CPU, where only --dry-run comes, of nothing."""
-    if DEVICE.type != "cuda":
-        run()
-        return 1.0
-    replay, found = captured(run), []
-    for _ in range(repeats):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        replay()
-        end.record()
-        end.synchronize()
-        found.append(start.elapsed_time(end))
-    return statistics.median(found)
-
-
-def one_pass(case: str, form: str, change: dict) -> None:
-    """A pass as it is timed, for ``nvrtc.compile_for``."""
-    settings, point = settings_of(case, form)
-    settings = replace(settings, **change)
-    model, features = make_model(point, settings)
-    if not settings.training:
-        model, features = model.to(settings.dtype), features.to(settings.dtype)
-    with torch.set_grad_enabled(settings.training):
-        for given in (features[:, :WARM_UP_FRAMES], features):
-            run_pass(model, model.encode, given, settings)
 
 
 def main() -> None:
@@ -104,7 +74,7 @@ def main() -> None:
         raise SystemExit("cliffs.py: needs a GPU")
     cases, lengths, repeats = (DRY, {1: (16, 15, 17)}, 1) if a.dry_run else (CASES, LENGTHS, REPEATS)
     if DEVICE.type == "cuda":
-        nvrtc.compile_for(*(lambda c=c, v=v: one_pass(c, a.form, v) for c in cases for v in VARIANTS.values()))
+        nvrtc.compile_for(*(lambda c=c, v=v: one_pass(c, a.form, change=v) for c in cases for v in VARIANTS.values()))
     rows = [times(case, a.form, repeats) for case in cases]
     around = [chain_times(batch, given, a.form, repeats) for batch, given in lengths.items()]
     print(f"\n{device_name(DEVICE)}, torch {torch.__version__}, form {a.form}; milliseconds (ratio to the first)\n")

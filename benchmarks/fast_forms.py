@@ -20,7 +20,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -70,9 +71,10 @@ def settings_of(case: str, form: str, model: str = "ssamba") -> tuple[Settings, 
     return settings, Case(size, model, tokens, batch)
 
 
-def one_pass(case: str, form: str, tiling: str = "") -> None:
-    """A pass as it is timed, for ``nvrtc.compile_for``."""
+def one_pass(case: str, form: str, tiling: str = "", change: Mapping[str, object] | None = None) -> None:
+    """A pass as it is timed, for ``nvrtc.compile_for``. ``change`` replaces some of the settings."""
     settings, point = settings_of(case, form)
+    settings = replace(settings, **(change or {}))
     model, features = make_model(point, settings)
     if not settings.training:
         model, features = model.to(settings.dtype), features.to(settings.dtype)

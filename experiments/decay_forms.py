@@ -77,15 +77,8 @@ def pretraining(a: argparse.Namespace, run: Run) -> list[str]:
 def probe(a: argparse.Namespace, runs: list[Run]) -> list[str]:
     """The command line that scores all runs."""
     folders = [str(a.out / run.name) for run in runs]
-    return [
-        sys.executable,
-        str(here / "dev_probe.py"),
-        str(a.esc10),
-        str(a.arabic),
-        *folders,
-        "--device",
-        a.probe_device,
-    ]
+    sets = [str(a.esc10), str(a.arabic)]
+    return [sys.executable, str(here / "dev_probe.py"), *sets, *folders, "--device", a.probe_device]
 
 
 def train(a: argparse.Namespace, run: Run, gpus: queue.Queue[int]) -> None:

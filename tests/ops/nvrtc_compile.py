@@ -23,7 +23,7 @@ from ssamba.ops.mamba import gpu, gpu_inference
 from ssamba.ops.mamba.cuda import gated_output, projection, scan
 from ssamba.ops.mamba.cuda.sources import MMA_TYPES
 from ssamba.ops.mamba.params import MixerParams
-from ssamba.ops.mamba.triton import conv, gradients
+from ssamba.ops.mamba.triton import conv
 
 CAPABILITY = (9, 0)
 SIZES = {"tiny": (384, 12), "small": (768, 24), "base": (1536, 48)}
@@ -62,7 +62,6 @@ def visit_units(kernel: Callable[[nvrtc.Unit, str, tuple[str, ...]], object], ev
     projection.usable = lambda x, *_: x.dtype in MMA_TYPES  # type: ignore[assignment]
     for name in ("add_parts", "copy_padded", "join_products"):  # Triton's, which its interpreter would run for minutes
         dispatch.TABLE[name].pop("triton", None)
-    gradients.join = no_join  # type: ignore[assignment]
     for size in SIZES:
         for directions, dtype in EVERY_CASE if every_case else CASES:
             tensors = inputs(64 if size == "tiny" else 4, 16, size, directions, dtype)
@@ -88,12 +87,6 @@ def visit_units(kernel: Callable[[nvrtc.Unit, str, tuple[str, ...]], object], ev
             y, stream, *weights = (torch.zeros(s, dtype=dtype) for s in shapes)
             for scale in (None, 1.0):
                 gated_output.gated_output(y, stream.float() if wide else stream, *weights, 1e-5, scale)
-
-
-def no_join(dt_GTm: Tensor, dbc: Tensor, p_GTP: Tensor, rank: int, pad: int) -> tuple[Tensor, Tensor]:
-    """Tensors like those of ``gradients.join``."""
-    rows = dt_GTm.shape[:2]
-    return dt_GTm.new_zeros(*rows, p_GTP.shape[2] + pad), dt_GTm.new_zeros(*rows, rank + -rank % 8)
 
 
 def visit_forms() -> None:

@@ -228,7 +228,8 @@ def measure(case: Case, settings: Settings) -> Result:
         return Result(case, WRONG, error=error)
     if first > settings.limit_seconds:
         return Result(case, TOO_SLOW, error=error, mebibytes=used)
-    milliseconds = _time(lambda: run_pass(model, encode, features, settings), case, settings)
+    warm_ups = COMPILED_WARM_UPS if case.model == PEER else 1
+    milliseconds = median_milliseconds(lambda: run_pass(model, encode, features, settings), settings, warm_ups)
     return Result(case, "", milliseconds, used, error)
 
 
@@ -253,11 +254,11 @@ def run_pass(model: Encoder, encode: Callable[[Tensor], Tensor], features: Tenso
     return tokens.detach()
 
 
-def _time(run: Callable[[], object], case: Case, settings: Settings) -> float:
-    """Median milliseconds of a pass; a second of repeats is enough for slow ones."""
+def median_milliseconds(run: Callable[[], object], settings: Settings, warm_ups: int = 1) -> float:
+    """Median milliseconds of a pass, on a GPU as a CUDA graph; five seconds of repeats are enough for slow ones."""
     on_gpu = settings.device.type == "cuda"
     if on_gpu:
-        run = captured(run, warm_ups=COMPILED_WARM_UPS if case.model == PEER else 1)
+        run = captured(run, warm_ups=warm_ups)
     times: list[float] = []
     run()
     _sync(settings.device)

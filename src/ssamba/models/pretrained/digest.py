@@ -9,13 +9,20 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from ssamba.models.config import Config
 from ssamba.models.encoder import Encoder
 
 
 def model_key(model: Encoder) -> str:
     """A hash of what the encoder computes: configuration and weights, without heads and classifier."""
-    digest = hashlib.blake2b(json.dumps(model.config.to_dict(), sort_keys=True).encode(), digest_size=16)
-    add_tensors(digest, {k: v for k, v in model.state_dict().items() if not k.startswith(("heads.", "classifier."))})
+    tensors = {k: v for k, v in model.state_dict().items() if not k.startswith(("heads.", "classifier."))}
+    return tensors_key(model.config, tensors)
+
+
+def tensors_key(config: Config, tensors: Mapping[str, Tensor]) -> str:
+    """A hash of a configuration and all of ``tensors``."""
+    digest = hashlib.blake2b(json.dumps(config.to_dict(), sort_keys=True).encode(), digest_size=16)
+    add_tensors(digest, tensors)
     return digest.hexdigest()
 
 

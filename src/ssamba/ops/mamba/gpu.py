@@ -11,8 +11,6 @@ runs give the same bits.
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -85,13 +83,11 @@ def _projection_gradients(
     Rows of dp are padded with zeros to a multiple of eight; ``dt_proj`` is what ``_product_weights`` returns.
     """
     rank, outputs, pad = params.rank, params.outputs, -params.outputs % 8
-    together = dispatch.find_kernels("join_products", backends="triton")
-    if together is not None and together.supports_products(ddt_GTE, rank) is None:
-        return together.join_products(ddt_GTE, dbc_xGT2N, p_GTP, dt_proj_GEr, rank, pad)
+    gradients = dispatch.find_kernels("join_products", backends="triton")
+    if gradients is not None and gradients.supports_products(ddt_GTE, rank) is None:
+        return gradients.join_products(ddt_GTE, dbc_xGT2N, p_GTP, dt_proj_GEr, rank, pad)
     dt_GTm = ddt_GTE @ dt_proj_GEr
-    if importlib.util.find_spec("triton") is not None:
-        from ssamba.ops.mamba.triton import gradients
-
+    if gradients is not None:
         dp_GTP, low_GTm = gradients.join(dt_GTm, dbc_xGT2N, p_GTP, rank, pad)
         return dp_GTP, _products_over_tokens(ddt_GTE, low_GTm)[..., :rank]
     dp_GTP = ddt_GTE.new_zeros(*ddt_GTE.shape[:2], outputs + pad)
@@ -101,29 +97,24 @@ def _projection_gradients(
 
 
 def _add_gradients(
-    params: MixerParams, dconv: Sequence[Tensor], dx_proj_xGPE: Tensor, ddt_proj_xGEr: Tensor, da_log: Tensor,
-    dvec: Tensor,
+    params: MixerParams, dconv_xRKVE: Tensor, dx_proj_xGPE: Tensor, ddt_proj_xGEr: Tensor, da_log_xRKEN: Tensor,
+    dvec_xRK2E: Tensor,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """The gradients of ``params`` from their parts, in the dtypes of ``params``, all of them in one launch.
 
-    ``dconv``, ``da_log`` and ``dvec``: as the two functions of a mixer's backward return them.
+    ``dconv`` (V = W + 1, the bias after the taps), ``da_log`` and ``dvec`` (of D and dt_bias) are what the two
+    functions of a mixer's backward return.
     """
     found = MixerParams(*(w.new_empty(w.shape) for w in params))
     taps, outputs = params.taps, params.outputs
-    if len(dconv) == 1:
-        dconv_xGVE = dconv[0].flatten(1, 2)
-        of_taps, of_bias = dconv_xGVE[:, :, :taps], dconv_xGVE[:, :, taps:]
-    else:
-        of_taps, of_bias = dconv[0].flatten(0, 1).transpose(1, 2)[None], dconv[1].flatten(0, 1)[None, :, None]
-    dvec_x2GE = dvec.flatten(1, 2).transpose(1, 2) if dvec.dim() == 5 else dvec.flatten(1, 2)[None]
-    da_log_x11n = (da_log if da_log.dim() == 5 else da_log[None]).flatten(1)[:, None, None]
+    dconv_xGVE, dvec_x2GE = dconv_xRKVE.flatten(1, 2), dvec_xRK2E.flatten(1, 2).transpose(1, 2)
     sums = [
-        (of_taps, found.conv_weight_RKEW.flatten(0, 1).transpose(1, 2)),
-        (of_bias, found.conv_bias_RKE.flatten(0, 1)[:, None]),
+        (dconv_xGVE[:, :, :taps], found.conv_weight_RKEW.flatten(0, 1).transpose(1, 2)),
+        (dconv_xGVE[:, :, taps:], found.conv_bias_RKE.flatten(0, 1)[:, None]),
         (dx_proj_xGPE[:, :, :outputs], found.x_proj_RKPE.flatten(0, 1)),
         (ddt_proj_xGEr, found.dt_proj_RKEr.flatten(0, 1)),
         (dvec_x2GE[:, 1:], found.dt_bias_RKE.flatten(0, 1)[None]),
-        (da_log_x11n, found.A_log_RKEN.flatten()[None, None]),
+        (da_log_xRKEN.flatten(1)[:, None, None], found.A_log_RKEN.flatten()[None, None]),
         (dvec_x2GE[:, :1], found.D_RKE.flatten(0, 1)[None]),
     ]
     _small_kernels("add_parts").add_parts(sums)
@@ -153,7 +144,7 @@ def _backward(
         dp_GTP, ddt_proj = _projection_gradients(*inputs)
         del ddt, ddt_GTE, dbc, inputs
         du_GTE.baddbmm_(dp_GTP, x_proj_GPE)
-        u, *dconv = kernels.conv_backward(x, params, du, dx, alternating)
+        u, dconv = kernels.conv_backward(x, params, du, dx, alternating)
         dx_proj = _products_over_tokens(dp_GTP, u.flatten(1, 2))
         return _add_gradients(given, dconv, dx_proj, ddt_proj, da_log, dvec)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 
 from ssamba.audio.front_end import PUBLISHED
@@ -14,7 +12,7 @@ from ssamba.data.scan import SkipList
 from ssamba.models.classifier import Classification, Classifier
 from ssamba.models.config import Config
 from ssamba.models.encoder import Encoder
-from ssamba.models.pretrained.digest import add_tensors
+from ssamba.models.pretrained.digest import tensors_key
 from ssamba.models.pretrained.load import read_model_source
 from ssamba.models.pretrained.model_dir import Description, build
 from ssamba.models.registry import make_encoder
@@ -62,9 +60,7 @@ def start_digest(source: str | None) -> str:
     if source is None:
         return ""
     description, tensors = read_model_source(source)
-    digest = hashlib.blake2b(json.dumps(description.config.to_dict(), sort_keys=True).encode(), digest_size=16)
-    add_tensors(digest, tensors)
-    return digest.hexdigest()
+    return tensors_key(description.config, tensors)
 
 
 def _check_patches(config: Config, recipe: FinetuneRecipe, source: str) -> None:

@@ -67,7 +67,7 @@ def scan_backward(
 
 def conv_backward(
     x_BLKE: Tensor, params: MixerParams, du_GBLE: Tensor, dx_BLKE: Tensor, alternating: bool = False
-) -> tuple[Tensor, ...]:
+) -> tuple[Tensor, Tensor]:
     """See ``ssamba.ops.mamba.triton.mixer.conv_backward``."""
     return conv.backward(x_BLKE, params.conv_weight_RKEW, params.conv_bias_RKE, du_GBLE, dx_BLKE, alternating)
 

@@ -32,8 +32,8 @@ def scan_backward(
     alternating: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Writes ``dz``; returns ``du_GBLE``, ``ddt_GBLE`` of the raw dt, ``dBC_xGBL2N``, ``dA_log_xRKEN`` (of tied
-    decays with one value a channel) and (dD, ddt_bias) ``_xRK2E``, these three in parts to be summed. A backend may
-    also sum the last two itself, as ``_RKEN`` and ``_2RKE``. ``y`` is what ``forward`` returned.
+    decays with one value a channel) and (dD, ddt_bias) ``_xRK2E``, these three in parts to be summed. ``y`` is
+    what ``forward`` returned.
     """
     tied, params = params.tied, params.expanded()
     u_GBLE, dt_GBLE = _expand(x_BLKE, p_GBLP, params, alternating)
@@ -47,11 +47,10 @@ def scan_backward(
 
 def conv_backward(
     x_BLKE: Tensor, params: MixerParams, du_GBLE: Tensor, dx_BLKE: Tensor, alternating: bool = False
-) -> tuple[Tensor, ...]:
+) -> tuple[Tensor, Tensor]:
     """Writes ``dx``; returns ``u_GBLE`` and the gradients of the taps and the bias. ``du`` is used up.
 
-    The gradients are one tensor of parts to be summed, (x, R, K, W + 1, E), the bias after the taps; or, where a
-    backend sums them itself, ``_RKEW`` and ``_RKE``.
+    The gradients are one tensor of parts to be summed, (x, R, K, W + 1, E), the bias after the taps.
     """
     return conv.backward(x_BLKE, params.conv_weight_RKEW, params.conv_bias_RKE, du_GBLE, dx_BLKE, alternating)
 
