@@ -25,6 +25,7 @@ from ssamba.models.pretrained.model_dir import (
     read_config,
     read_shapes,
 )
+from ssamba.models.pretrained.weights.earlier import earlier_weights
 from ssamba.utils.json_text import read_json
 from ssamba.utils.terminal import printable
 
@@ -46,7 +47,8 @@ def describe(source: ModelSource | None = None, attention_heads: int | None = No
     else:
         description, tensors = read_model_source(source, attention_heads)
         shapes = {k: tuple(v.shape) for k, v in tensors.items()}
-        kind = "official checkpoint"
+        earlier = earlier_weights(path)
+        kind = "official checkpoint" if earlier is None else f"weights of {earlier.name}"
     facts: dict[str, Any] = {"source": str(path), "kind": kind, **_model_facts(description, shapes)}
     if kind == "official checkpoint":
         facts["assumed"] = _assumptions(description.config, set(tensors), attention_heads)

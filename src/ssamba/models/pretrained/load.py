@@ -9,12 +9,13 @@ from typing import Any
 
 from torch import Tensor
 
-from ssamba.models.config import WIDTHS
+from ssamba.models.config import WIDTHS, Config
 from ssamba.models.pretrained import hub
-from ssamba.models.pretrained.model_dir import Description, read_config, read_model
+from ssamba.models.pretrained.model_dir import Description, read_config, read_model, read_weights
 from ssamba.models.pretrained.official import EXTRAS_OF, PREFIX, from_official
 from ssamba.models.pretrained.pth_file import read_pth
 from ssamba.models.pretrained.weights import DEFAULT, SHIPPED, shipped_folder
+from ssamba.models.pretrained.weights.earlier import EARLIER, earlier_weights
 from ssamba.utils.errors import CheckpointError, ConfigError
 from ssamba.utils.suggest import nearest
 
@@ -49,6 +50,8 @@ def locate(source: ModelSource | None = None) -> Path:
 
 def _instead(name: str) -> str:
     """What to give instead of what is not there; the names too where a name can have been meant."""
+    if name in EARLIER:
+        return f"; it is the model of ssamba {EARLIER[name].release}: docs/models/tiny.md says how to get its folder"
     if os.path.basename(name) != name or len(name) > LONGEST_NAME:
         return "; give a run directory, an official .pth or the name of a model"
     near = nearest(name.removesuffix(".pth"), model_names())
@@ -60,13 +63,18 @@ def read_model_source(
 ) -> tuple[Description, dict[str, Tensor]]:
     """Description and tensors of a model's name, of a run or model directory or of an official `.pth`.
 
+    A file with the weights of a model that came with an earlier version is read too.
+
     Raises ``CheckpointError``, or ``ConfigError`` for a damaged ``config.json``.
     """
     path = locate(source)
-    if path.suffix == ".safetensors":
-        raise CheckpointError(f"{source}: weights alone do not make a model, give the directory that holds them")
     if path.is_dir():
         return read_model(path)
+    if (earlier := earlier_weights(path)) is not None:
+        description = Description(Config.from_dict(dict(earlier.config), str(path)), heads=True)
+        return description, read_weights(path, description)
+    if path.suffix == ".safetensors":
+        raise CheckpointError(f"{source}: weights alone do not make a model, give the directory that holds them")
     if source not in hub.OFFICIAL:
         return _read_official(path, attention_heads)
     try:

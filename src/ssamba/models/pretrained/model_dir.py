@@ -116,12 +116,17 @@ def read_model(folder: Path) -> tuple[Description, dict[str, Tensor]]:
 
     Raises ``CheckpointError`` naming the file and what does not fit, ``ConfigError`` for a damaged ``config.json``.
     """
-    description, path = read_config(folder), folder / WEIGHTS_FILE
+    description = read_config(folder)
+    return description, read_weights(folder / WEIGHTS_FILE, description)
+
+
+def read_weights(path: Path, description: Description) -> dict[str, Tensor]:
+    """The tensors of a weights file, checked against what it is to hold. Raises ``CheckpointError`` naming the file."""
     # Shapes first: a configuration that the weights do not fit takes no memory.
     _check_fit(path, description)
     tensors = load_tensors(path)
     check_tensors(tensors, path)
-    return description, tensors
+    return tensors
 
 
 def _check_fit(path: Path, description: Description) -> None:
