@@ -15,8 +15,8 @@ DEFAULT = "tiny"
 
 SHA256 = {
     "tiny": {
-        "config.json": "4dc0435979a1aab79cb9b631bff994e61d93d1ffd838965abfada1e02aebd557",
-        "model.safetensors": "a2f709a2be1d91066f7806bf943dbf7b8687ff2131a45fda28da8e0a46528607",
+        "config.json": "26805c07b4a674dabce5f2c015caadbdc8f260410cdea24c2e450bd5bdbd5856",
+        "model.safetensors": "785c3226491692abbf9c3f331c1af4986c1a4c83ac94f6c9b700dfd8f279c9c0",
     }
 }
 """Digests of what the package comes with, checked when a name is looked up: ``sha256sum`` of each file."""
