@@ -66,7 +66,9 @@ def test_fit_knows_what_has_no_class(
     assert f"note: {counts.line()}" in err
     assert counts.line() in (tmp_path / "with" / "results.md").read_text().replace("Background:", "background:")
     assert (counts.clips, counts.known) == (20, 36)
-    assert counts.rejected >= counts.rejected_without + 6
+    passed, passed_without = counts.clips - counts.rejected, counts.clips - counts.rejected_without
+    assert passed <= min(4, passed_without / 2), "at least half of what passed without the sounds is rejected with them"
+    assert passed_without >= 6, "too few clips pass without the sounds for them to show anything"
     assert counts.kept >= 32
     before, after = (names(tmp_path / run, NOTHING, range(100, 115)).count(None) for run in ("without", "with"))
     assert after >= before + 4
