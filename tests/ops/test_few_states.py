@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.mark.parametrize("part", ["backward"])
+@pytest.mark.parametrize("part", ["backward", "inference", "training", "choice"])
 def test_rounded_states(part: str) -> None:
     if shutil.which("g++") is None:
         pytest.skip("emulating the CUDA kernels needs g++")

@@ -31,6 +31,7 @@ def bimamba_inner(x_BLKE: Tensor, z_BLKE: Tensor, params: MixerParams, alternati
     Computed in float32 from float32, bfloat16 or float16 activations (parameters in any of them). Up to 64 states and 2
     directions.
     """
+    params = gpu_states.rounded(x_BLKE, params)
     return _gpu_inner(x_BLKE, z_BLKE.to(x_BLKE.dtype), *params, dispatch.gpu_backends(), alternating)[0]
 
 
@@ -39,6 +40,7 @@ def bimamba_inner_packed(xz_BLhKE: Tensor, params: MixerParams, alternating: boo
 
     Its gradient comes back in one piece too, which saves the backward one copy of 4 E values for each token.
     """
+    params = gpu_states.rounded(xz_BLhKE, params)
     return _gpu_inner_packed(xz_BLhKE, *params, dispatch.gpu_backends(), alternating)[0]
 
 
