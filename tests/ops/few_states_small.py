@@ -1,8 +1,9 @@
 """Mixers whose states are rounded up for tensor cores, emulated on the CPU: see test_few_states.py.
 
 Values and every gradient against float64, and the same bits twice. ``backward``: numbers of states that the backward
-by tensor cores lacks; ``inference``: those that the forward lacks, with and without a gate; ``training``: the same with
-gradients; ``choice``: who is rounded up, and a traced graph.
+by tensor cores lacks, ``backwards`` more of them, ``free`` with free decays; ``inference`` and ``inferences``: those
+that the forward lacks, with and without a gate; ``training``: the same with gradients; ``choice``: what is rounded up,
+and a traced graph.
 """
 
 from __future__ import annotations
@@ -43,12 +44,22 @@ def launched() -> Iterator[list[tuple[str, str]]]:
     nvrtc.kernel = build
 
 
-def backward() -> None:
+BACKWARDS = (
+    (1, 33, 48, 12, 1, True, 8, torch.bfloat16), (2, 1, 16, 4, 1, True, 8, torch.float16),
+    (1, 25, 32, 12, 2, False, 8, torch.float16), (2, 17, 16, 4, 1, True, 5, torch.bfloat16),
+)  # fmt: skip
+"""B, L, E, r, R, whether directions alternate, states and type."""
+INFERENCES = (
+    (1, 17, 16, 1, False, True, 1, torch.bfloat16), (2, 1, 16, 2, False, False, 3, torch.float16),
+    (1, 21, 32, 2, True, False, 12, torch.float16), (1, 33, 32, 1, True, True, 4, torch.bfloat16),
+    (1, 15, 16, 2, False, False, 9, torch.bfloat16),
+)  # fmt: skip
+"""B, L, E, R, whether decays are tied and directions alternate, states and type."""
+
+
+def backward(cases: slice) -> None:
     """Lengths of whole and of broken batches, one step, both directions and alternating ones."""
-    for B, L, E, r, R, alternating, states, dtype in (
-        (1, 33, 48, 12, 1, True, 8, torch.bfloat16), (2, 1, 16, 4, 1, True, 8, torch.float16),
-        (1, 25, 32, 12, 2, False, 8, torch.float16), (2, 17, 16, 4, 1, True, 5, torch.bfloat16),
-    ):  # fmt: skip
+    for B, L, E, r, R, alternating, states, dtype in BACKWARDS[cases]:
         tensors = draw(B, L, 2, E, r, R, True, states=states, dtype=dtype)
         tensors[0][:, 0, 1] = 0.5  # a gate that is closed at every step would leave nothing to compare
         for switch in ("", "given"):
@@ -57,7 +68,6 @@ def backward() -> None:
             rounded = kernels.count(("scan_backward_mma", "N=16"))
             assert rounded == (0 if switch else 3), (states, switch, kernels)
             assert (("scan_backward", f"N={states}") in kernels) == (switch == "given"), kernels
-    free_decays()
 
 
 def free_decays() -> None:
@@ -71,13 +81,9 @@ def free_decays() -> None:
         assert {n for name, n in kernels if name.startswith("scan_backward")} == {"N=16"}, kernels
 
 
-def inference() -> None:
+def inference(cases: slice) -> None:
     """One step and broken batches; a single state, whose rate is tied or not; parameters that ask for no gradient."""
-    for B, L, E, R, tied, alternating, states, dtype in (
-        (1, 33, 32, 1, True, True, 4, torch.bfloat16), (2, 1, 16, 2, False, False, 3, torch.float16),
-        (1, 17, 16, 1, False, True, 1, torch.bfloat16), (1, 21, 32, 2, True, False, 12, torch.float16),
-        (1, 15, 16, 2, False, False, 9, torch.bfloat16),
-    ):  # fmt: skip
+    for B, L, E, R, tied, alternating, states, dtype in INFERENCES[cases]:
         xz, *tensors = draw(B, L, 2, E, 12, R, tied, states=states, dtype=dtype)
         xz[:, 0, 1] = 0.5
         params, where = MixerParams(*tensors), f"{(B, L, E, R, tied, alternating, states, dtype)}"
@@ -155,7 +161,11 @@ def main(part: str) -> None:
     projection.usable = lambda x, *_: x.dtype in MMA_TYPES and x.shape[-1] % 16 == 0  # type: ignore[assignment]
     gpu_states._has_cuda = lambda _: True
     gpu_inference.nvrtc.multiplies_bfloat16 = lambda _: True
-    {"backward": backward, "inference": inference, "training": training, "choice": choice}[part]()
+    few, others = slice(2), slice(2, None)
+    parts = {"training": training, "choice": choice, "free": free_decays}
+    parts |= {"backward": lambda: backward(few), "backwards": lambda: backward(others)}
+    parts |= {"inference": lambda: inference(few), "inferences": lambda: inference(others)}
+    parts[part]()
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
 import subprocess
 import sys
@@ -16,10 +17,23 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.mark.parametrize("part", ["backward", "inference", "training", "choice"])
+SLOW = ("free", "backwards", "inferences", "training")
+
+
+@pytest.mark.parametrize(
+    "part",
+    ["backward", "inference", "choice", *(pytest.param(p, marks=pytest.mark.slow) for p in SLOW)],
+)
 def test_rounded_states(part: str) -> None:
     if shutil.which("g++") is None:
         pytest.skip("emulating the CUDA kernels needs g++")
     script = Path(__file__).with_name("few_states_small.py")
     done = subprocess.run([sys.executable, str(script), part], capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_triton_kernels_compile_for_a_gpu(tmp_path: Path) -> None:
+    script = Path(__file__).with_name("triton_compile.py")
+    variables = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"TRITON_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300, env=variables)
     assert done.returncode == 0, done.stderr[-3000:]

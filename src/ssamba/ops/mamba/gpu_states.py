@@ -94,13 +94,13 @@ def for_backward(kernels: ModuleType, inputs: ScanInputs, alternating: bool) -> 
         return inputs
     wide = _with_rates(params, STATES - states)
     wide = wide._replace(x_proj_RKPE=params.x_proj_RKPE[:, :, :1].expand(-1, -1, rank + 2 * STATES, -1))
-    found = inputs._replace(params=wide, p_GBLP=p_GBLP.new_empty(*p_GBLP.shape[:3], wide.outputs))
-    tensors = {name.partition("_")[0]: t for name, t in found._asdict().items() if isinstance(t, Tensor)}
+    tensors = {name.partition("_")[0]: t for name, t in inputs._asdict().items() if isinstance(t, Tensor)}
     if not _on_tensor_cores(Shape(inputs.x_BLKE, wide, alternating), tensors):
         return inputs
+    wide_GBLP = p_GBLP.new_empty(*p_GBLP.shape[:3], wide.outputs)
     gradients = dispatch.find_kernels("join_products", backends="triton") or naive
-    gradients.spread_states(p_GBLP, found.p_GBLP, rank)
-    return found
+    gradients.spread_states(p_GBLP, wide_GBLP, rank)
+    return inputs._replace(params=wide, p_GBLP=wide_GBLP)
 
 
 def _on_tensor_cores(shape: Shape, tensors: dict[str, Tensor]) -> bool:

@@ -99,8 +99,8 @@ def _join_products(
         ok = t_ok[:, None] & (bc < BC)[None, :]
         dbc = tl.zeros((BT, BB), tl.float32)
         for part in tl.static_range(PARTS):
-            at = part * part_step + row[:, None] * (BC + 2 * MORE) + _column(bc, BC, MORE)[None, :]
-            dbc += tl.load(dbc_ptr + at, mask=ok, other=0.0).to(tl.float32)
+            of_part = dbc_ptr + part * part_step + row[:, None] * (BC + 2 * MORE) + _column(bc, BC, MORE)[None, :]
+            dbc += tl.load(of_part, mask=ok, other=0.0).to(tl.float32)
         tl.store(to + RANK + bc[None, :], dbc.to(dp_ptr.dtype.element_ty), mask=ok)
         ok = t_ok[:, None] & (RANK + BC + pad < WIDTH)[None, :]
         tl.store(to + (RANK + BC + pad)[None, :], tl.zeros((BT, 8), dp_ptr.dtype.element_ty), mask=ok)
