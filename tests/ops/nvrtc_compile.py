@@ -102,6 +102,11 @@ def visit_forms() -> None:
             torch.autograd.grad(y.float().sum(), tensors)
             if dtype == torch.float32:
                 visit_chunks_in_float32(directions, states, tied, alternating)
+        if states < 16:  # its backward as it is, too
+            os.environ["SSAMBA_STATES"] = "given"
+            y = gpu.bimamba_inner_packed(tensors[0], MixerParams(*tensors[1:]), alternating)
+            torch.autograd.grad(y.float().sum(), tensors)
+            del os.environ["SSAMBA_STATES"]
         for backward in ("mma", "mma,movm=3") if tied and states == 16 else ():
             tensors = inputs(64, 16, "tiny", directions, torch.bfloat16, states, tied)
             os.environ["SSAMBA_BACKWARD"] = backward

@@ -19,6 +19,7 @@ NAMES = (
     "SSAMBA_BACKWARD",
     "SSAMBA_PROJ",
     "SSAMBA_GATE",
+    "SSAMBA_STATES",
     "TRITON_INTERPRET",
 )
 
@@ -37,6 +38,7 @@ def test_defaults() -> None:
     assert environment.scan_backward() == ("", {})
     assert environment.projection_launch() is None
     assert environment.gate_tile() is None
+    assert environment.rounded_states() == ("forward", "backward")
     assert not environment.interprets_triton()
 
 
@@ -53,6 +55,12 @@ def test_values_are_read_at_the_time_of_the_call(monkeypatch: pytest.MonkeyPatch
     assert environment.gate_tile() == (64, 128, 32, 4, 2)
     monkeypatch.setenv("SSAMBA_GATE", "pieces")
     assert environment.gate_tile() == ()
+    for given, expected in (("given", ()), ("backward", ("backward",)), ("forward, backward", ("forward", "backward"))):
+        monkeypatch.setenv("SSAMBA_STATES", given)
+        assert environment.rounded_states() == expected
+    monkeypatch.setenv("SSAMBA_STATES", "backwards")
+    with pytest.raises(ValueError, match="SSAMBA_STATES: there is no 'backwards'"):
+        environment.rounded_states()
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert environment.interprets_triton()
 

@@ -181,9 +181,31 @@ def check_join_products() -> None:
         assert_close(where, dp, expected, 1e-3)
         assert_close(where, part.sum(0), wide[0].transpose(1, 2) @ wide[3], 1e-4)
         assert not dp[..., rank + outputs :].any()
+        more = dbc.unflatten(-1, (2, -1))
+        more = torch.cat([more, torch.full_like(more, float("nan"))], -1).flatten(-2)[..., : 2 * outputs]
+        for form in (lambda d: gradients.join_products(ddt, d, p, dt_proj, rank, pad),  # noqa: B023
+                     lambda d: gradients.join(ddt @ dt_proj, d, p, rank, pad)):  # noqa: B023  # fmt: skip
+            assert all(torch.equal(a, b) for a, b in zip(form(dbc), form(more), strict=True)), where
     assert gradients.supports_products(draw(1, 2, 3), 4) is not None
     for E, rank in ((512, 17), (513, 16)):
         assert gradients.supports_products(torch.empty(1, 1, E, dtype=torch.float16), rank) is not None
+
+
+def check_spread() -> None:
+    """One, two and four numbers at once, more rows than a program has, and memory that is not aligned."""
+    for tokens, rank, states in ((1, 12, 8), (150, 6, 10), (65, 5, 5), (3, 4, 12)):
+        for start in (0, 1):
+            p = draw(tokens * 2 * (rank + 2 * states) + start).half()[start:].view(2, 1, tokens, -1)
+            found, expected = (p.new_full((2, 1, tokens, rank + 32), float("nan")) for _ in range(2))
+            gradients.spread_states(p, found, rank)
+            naive.spread_states(p, expected, rank)
+            assert torch.equal(found, expected), (tokens, rank, states, start)
+            assert torch.equal(found[..., : rank + states], p[..., : rank + states])
+            assert torch.equal(found[..., rank + 16 : rank + 16 + states], p[..., rank + states :])
+            assert not found[..., rank + states : rank + 16].any()
+            assert not found[..., rank + 16 + states :].any()
+    empty = torch.empty(2, 0, 3, 20).half()
+    gradients.spread_states(empty, torch.empty(2, 0, 3, 36).half(), 4)
 
 
 def check_pair() -> None:
@@ -224,7 +246,7 @@ def check_traced() -> None:
 
 
 CHECKS = {
-    "small": (check_parts, check_columns, check_padding, check_fold, check_linear, check_join_products),
+    "small": (check_parts, check_columns, check_padding, check_fold, check_linear, check_join_products, check_spread),
     "pair": (check_pair, check_traced),
 }
 

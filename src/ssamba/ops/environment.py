@@ -11,6 +11,7 @@ SSAMBA_CUT          name=integer,... (by size)             tiling of the tensor-
 SSAMBA_BACKWARD     form,name=integer,... (by size)        form and tiling of the scan's backward: :func:`scan_backward`
 SSAMBA_PROJ         warps,blocks (by size)                 launch of the fused projection: :func:`projection_launch`
 SSAMBA_GATE         pieces, or five integers (fixed)       tile of the product with the gate: :func:`gate_tile`
+SSAMBA_STATES       given, forward, backward (both)        where states are rounded up: :func:`rounded_states`
 TRITON_INTERPRET    0, 1 (0)                               Triton's own, for tests: :func:`interprets_triton`
 ==================  =====================================  ===========================================================
 
@@ -123,6 +124,18 @@ def gate_tile() -> tuple[int, ...] | None:
         return () if given else None
     tokens, channels, depth, warps, stages = map(int, given.split(","))
     return tokens, channels, depth, warps, stages
+
+
+def rounded_states() -> tuple[str, ...]:
+    """``SSAMBA_STATES``: the passes in which a GPU may add states that are zero: ``forward``, ``backward``, or both.
+
+    ``given`` stands for neither, and both are the default. Raises ValueError for any other name.
+    """
+    given = os.environ.get("SSAMBA_STATES") or "forward,backward"
+    names = tuple(name.strip() for name in given.split(","))
+    if unknown := [name for name in names if name not in ("given", "forward", "backward")]:
+        raise ValueError(f"SSAMBA_STATES: there is no {unknown[0]!r}; use given, forward or backward")
+    return tuple(name for name in names if name != "given")
 
 
 def interprets_triton() -> bool:

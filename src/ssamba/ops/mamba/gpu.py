@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ssamba.ops import derivatives, dispatch
-from ssamba.ops.mamba import naive
+from ssamba.ops.mamba import gpu_states, naive
 from ssamba.ops.mamba.params import SCHEMA, MixerParams
 from ssamba.ops.register import define_operator
 
@@ -31,6 +31,7 @@ def bimamba_inner(x_BLKE: Tensor, z_BLKE: Tensor, params: MixerParams, alternati
     Computed in float32 from float32, bfloat16 or float16 activations (parameters in any of them). Up to 64 states and 2
     directions.
     """
+    params = gpu_states.rounded(x_BLKE, params)
     return _gpu_inner(x_BLKE, z_BLKE.to(x_BLKE.dtype), *params, dispatch.gpu_backends(), alternating)[0]
 
 
@@ -39,6 +40,7 @@ def bimamba_inner_packed(xz_BLhKE: Tensor, params: MixerParams, alternating: boo
 
     Its gradient comes back in one piece too, which saves the backward one copy of 4 E values for each token.
     """
+    params = gpu_states.rounded(xz_BLhKE, params)
     return _gpu_inner_packed(xz_BLhKE, *params, dispatch.gpu_backends(), alternating)[0]
 
 
@@ -80,6 +82,7 @@ def _projection_gradients(
 ) -> tuple[Tensor, Tensor]:
     """``dp_GTP``, from the gradients of dt and (B, C), the latter in parts, and that of ``dt_proj`` in parts ``xGEr``.
 
+    ``dbc`` may have more states than ``params``, which are left out.
     Rows of dp are padded with zeros to a multiple of eight; ``dt_proj`` is what ``_product_weights`` returns.
     """
     rank, outputs, pad = params.rank, params.outputs, -params.outputs % 8
@@ -92,8 +95,16 @@ def _projection_gradients(
         return dp_GTP, _products_over_tokens(ddt_GTE, low_GTm)[..., :rank]
     dp_GTP = ddt_GTE.new_zeros(*ddt_GTE.shape[:2], outputs + pad)
     dp_GTP[..., :rank] = dt_GTm[..., :rank]
-    dp_GTP[..., rank:outputs] = dbc_xGT2N.sum(0)
+    dp_GTP[..., rank:outputs] = dbc_xGT2N.sum(0).unflatten(-1, (2, -1))[..., : params.states].flatten(-2)
     return dp_GTP, _products_over_tokens(ddt_GTE, p_GTP[..., :rank])
+
+
+def _parts_of_rates(da_log_xRKEN: Tensor, A_log_RKEN: Tensor) -> tuple[Tensor, Tensor]:
+    """Both as ``add_parts`` takes them, without the states that only the parts have."""
+    rates = A_log_RKEN.shape[-1]
+    if da_log_xRKEN.shape[-1] == rates:
+        return da_log_xRKEN.flatten(1)[:, None, None], A_log_RKEN.flatten()[None, None]
+    return da_log_xRKEN.flatten(1, 3)[:, None, :, :rates], A_log_RKEN.flatten(0, 2)[None]
 
 
 def _add_gradients(
@@ -103,7 +114,7 @@ def _add_gradients(
     """The gradients of ``params`` from their parts, in the dtypes of ``params``, all of them in one launch.
 
     ``dconv`` (V = W + 1, the bias after the taps), ``da_log`` and ``dvec`` (of D and dt_bias) are what the two
-    functions of a mixer's backward return.
+    functions of a mixer's backward return, ``da_log`` perhaps with more states than ``params``.
     """
     found = MixerParams(*(w.new_empty(w.shape) for w in params))
     taps, outputs = params.taps, params.outputs
@@ -114,7 +125,7 @@ def _add_gradients(
         (dx_proj_xGPE[:, :, :outputs], found.x_proj_RKPE.flatten(0, 1)),
         (ddt_proj_xGEr, found.dt_proj_RKEr.flatten(0, 1)),
         (dvec_x2GE[:, 1:], found.dt_bias_RKE.flatten(0, 1)[None]),
-        (da_log_xRKEN.flatten(1)[:, None, None], found.A_log_RKEN.flatten()[None, None]),
+        _parts_of_rates(da_log_xRKEN, found.A_log_RKEN),
         (dvec_x2GE[:, :1], found.D_RKE.flatten(0, 1)[None]),
     ]
     _small_kernels("add_parts").add_parts(sums)
@@ -137,12 +148,16 @@ def _backward(
     x, z, dy = _dense(x), _dense(z), dy.contiguous()
     with torch.autocast(x.device.type, enabled=False):
         kernels = dispatch.kernels("mixer", x, params, backends=backends)
-        du, ddt, dbc, da_log, dvec = kernels.scan_backward(dy, x, z, y, p_GBLP, params, dz, alternating)
+        inputs = gpu_states.ScanInputs(dy, x, z, y, p_GBLP, params, dz)
+        du, ddt, dbc, da_log, dvec = kernels.scan_backward(
+            *gpu_states.for_backward(kernels, inputs, alternating), alternating
+        )
+        del inputs
         dt_proj_GEr, x_proj_GPE = _product_weights(params, x.dtype)
         ddt_GTE, du_GTE = ddt.flatten(1, 2), du.flatten(1, 2)
-        inputs = ddt_GTE, dbc.flatten(2, 3), p_GBLP.flatten(1, 2), dt_proj_GEr, params
-        dp_GTP, ddt_proj = _projection_gradients(*inputs)
-        del ddt, ddt_GTE, dbc, inputs
+        of_projection = ddt_GTE, dbc.flatten(2, 3), p_GBLP.flatten(1, 2), dt_proj_GEr, params
+        dp_GTP, ddt_proj = _projection_gradients(*of_projection)
+        del ddt, ddt_GTE, dbc, of_projection
         du_GTE.baddbmm_(dp_GTP, x_proj_GPE)
         u, dconv = kernels.conv_backward(x, params, du, dx, alternating)
         dx_proj = _products_over_tokens(dp_GTP, u.flatten(1, 2))

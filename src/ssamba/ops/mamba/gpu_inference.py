@@ -16,6 +16,7 @@ from torch import Tensor
 from ssamba.ops import dispatch
 from ssamba.ops.jit import nvrtc
 from ssamba.ops.layer_norm import triton as layer_norm
+from ssamba.ops.mamba import gpu_states
 from ssamba.ops.mamba.cuda import mixer
 from ssamba.ops.mamba.cuda.sources import MMA_TYPES
 from ssamba.ops.mamba.params import SCHEMA, MixerParams
@@ -29,13 +30,14 @@ PIECE_VALUES = 2**24
 def supports_ungated(like: Tensor, A_log_RKEN: Tensor, states: int, alternating: bool = False) -> str | None:
     """Why no product of ``like`` can go through ``bimamba_ungated``, or None: it still may refuse one.
 
-    Products must be bfloat16 or float16, the GPU's tensor cores must take them, and N (``states``) must be 8 or 16.
+    Products must be bfloat16 or float16, the GPU's tensor cores must take them, and N (``states``) may be 16 at most.
     """
     mixed = torch.is_autocast_enabled(like.device.type)
     dtype = torch.get_autocast_dtype(like.device.type) if mixed else like.dtype
     channels = A_log_RKEN.shape[-2]
+    states = gpu_states.forward_states(states, training=False)
     if dtype not in MMA_TYPES or states not in (8, 16) or channels % 16 or not like.is_cuda:
-        return "the scan without a gate takes bfloat16 and float16, 8 or 16 states and channels in multiples of 16"
+        return "the scan without a gate takes bfloat16 and float16, at most 16 states and channels in multiples of 16"
     if not nvrtc.multiplies_bfloat16(like.device.index or 0):
         return "this GPU has no 16-bit matrix products that NVRTC compiles for"
     return None
@@ -49,6 +51,7 @@ def bimamba_ungated(x_BLKE: Tensor, work: Tensor, params: MixerParams, alternati
     if x_BLKE.dtype not in MMA_TYPES or torch.is_grad_enabled():
         return None
     params = params._replace(x_proj_RKPE=params.x_proj_RKPE.to(x_BLKE.dtype))
+    params = gpu_states.rounded(x_BLKE, params)
     if not mixer.supports_ungated(x_BLKE, work, params):
         return None
     return ungated(x_BLKE, work, *params, alternating)

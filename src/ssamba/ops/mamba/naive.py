@@ -211,6 +211,14 @@ def add_parts(sums: Sequence[tuple[Tensor, Tensor]]) -> None:
         total.copy_(parts.sum(0, dtype=_compute_dtype(parts)))
 
 
+def spread_states(p_GBLP: Tensor, wide_GBLP: Tensor, rank: int) -> None:
+    """Copies dt, B and C (2 N columns after ``rank``) to where they lie with more states, which are zero."""
+    wide_GBLP[..., :rank] = p_GBLP[..., :rank]
+    of_states_GBL2N, to = (p[..., rank:].unflatten(-1, (2, -1)) for p in (p_GBLP, wide_GBLP))
+    to.zero_()
+    to[..., : of_states_GBL2N.shape[-1]] = of_states_GBL2N
+
+
 def copy_padded(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
     """Copies each (G, m, n) into the beginning of another's rows and columns; what is left of those is zero."""
     for source, target in pairs:
