@@ -43,8 +43,9 @@ def test_eight_states_are_not_split() -> None:
     assert [tiling.chunks for tiling in tilings] == [8, 4, 1, 1]
 
 
-def test_short_clips_are_cut_in_time_where_a_scan_is_cheap() -> None:
-    assert scan_mma.choose_tiling(shape(1, 513)).chunks == 1
+def test_a_short_clip_is_cut_in_time() -> None:
+    assert [scan_mma.choose_tiling(shape(1, length)).chunks for length in (511, 513, 2048, 4096)] == [1, 4, 4, 8]
+    assert [scan_mma.choose_tiling(shape(batch, 513)).chunks for batch in (2, 64)] == [4, 1]
     for form in ({"tied": True, "alternating": True}, {"alternating": True}):
         assert scan_mma.choose_tiling(shape(1, 513, **form)).chunks == 8
         assert scan_mma.choose_tiling(shape(64, 513, **form)).chunks == 1

@@ -16,8 +16,8 @@ from ssamba.ops.mamba.cuda.sources import MMA_TYPES, unit
 _MIN_CHUNKS, _MAX_CHUNKS, _BLOCKS = 4, 16, 384
 _MULTIPROCESSORS = 132
 """Of an H100 and an H200."""
-_MIN_CHUNK_STEPS = 256  # with fewer or shorter chunks, the pass that finds their first states does not pay
-_MIN_CHUNK_STEPS_CHEAP = 64  # likewise, with tied decays or with one direction for each mixer
+_MIN_CHUNK_STEPS = 64  # with fewer or shorter chunks, the pass that finds their first states does not pay
+_MANY_CHUNKS_STEPS = 256  # from this length of a chunk on, there are more than _MIN_CHUNKS where a scan is dear
 _ENVIRONMENT_NAMES = {"split": "state_split", "blocks": "min_blocks_per_sm"}
 
 
@@ -50,8 +50,10 @@ def choose_tiling(shape: Shape) -> ScanTiling:
 def _default_tiling(shape: Shape) -> ScanTiling:
     groups, splits = shape.dir_blocks * shape.batch * shape.width // 16, shape.states == 16
     enough = max(1, 4 * _BLOCKS // groups)  # chunks for so many blocks of 4 warps
-    least = _MIN_CHUNK_STEPS_CHEAP if shape.tied or shape.alternating else _MIN_CHUNK_STEPS
-    chunks = min(_MAX_CHUNKS, enough, shape.length // (shape.directions * least))
+    steps = shape.length // shape.directions
+    chunks = min(_MAX_CHUNKS, enough, steps // _MIN_CHUNK_STEPS)
+    if not (shape.tied or shape.alternating):
+        chunks = min(chunks, max(_MIN_CHUNKS, steps // _MANY_CHUNKS_STEPS))
     if groups <= (192 if splits else 384) and chunks >= _MIN_CHUNKS:
         return ScanTiling(state_split=1, warps=4, stages=3, min_blocks_per_sm=3, chunks=chunks)
     rounds_end = 6 * _MULTIPROCESSORS if shape.tied else 1023  # blocks have two groups; tied, all of them run at once
