@@ -89,7 +89,7 @@ BACKWARD_CASES = [
     (FAST, Shape(1, 8, 1, 2, 80, 16, r=12)), (FAST, Shape(2, 25, 1, 3, 112, 16, r=48)),
     (FAST, Shape(4, 513, 1, 2, 384, 16, r=12)), (FAST, Shape(1, 4099, 1, 2, 64, 16, r=24)),
 ]  # fmt: skip
-"""Batches of steps that are whole or not, one step, blocks with warps that have no channel; of ``FAST`` as of others."""
+"""Batches of steps that are whole or not, one step, warps without channels."""
 
 
 @pytest.mark.parametrize("backward", TIED_BACKWARDS)
@@ -99,6 +99,21 @@ def test_every_form_of_the_backward(
     backward: str, form: Form, shape: Shape, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each lane a channel as where there are many: values and every gradient, the same bits twice."""
+    check_backward(backward, form, shape, dtype, monkeypatch)
+
+
+FREE_BACKWARDS = ("lanes", "mma", "mma,keep=16", "mma,keep=8", "mma,keep=0,warps=4,blocks=3", "mma,keep=4,movm=1")
+FREE = [(FORMS[2] if form == FAST else Form(False, "both"), sizes) for form, sizes in BACKWARD_CASES]
+
+
+@pytest.mark.parametrize("backward", FREE_BACKWARDS)
+@pytest.mark.parametrize(
+    ("form", "shape"), [*FREE, (Form(False, "both"), Shape(2, 513, 1, 2, 384, 16, r=12))], ids=case_id
+)
+@pytest.mark.parametrize("dtype", list(HALVES), ids=case_id)
+def test_every_form_of_the_backward_with_free_decays(
+    backward: str, form: Form, shape: Shape, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     check_backward(backward, form, shape, dtype, monkeypatch)
 
 
