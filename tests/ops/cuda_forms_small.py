@@ -268,6 +268,12 @@ def free(cases: Sequence[tuple[int, int, int, int, int, bool]] = FREE_CASES[:3])
     backward_overflow(tied=False)
 
 
+def frees() -> None:
+    """``free`` with more sizes, and float16's range with tied decays."""
+    free(FREE_CASES)
+    backward_overflow(tied=True)
+
+
 def backward_overflow(tied: bool) -> None:
     """Where delta u or a state is beyond float16, gradients that fit into it are finite, and that of x is right in the
     channels beside them."""
@@ -304,7 +310,7 @@ def main(part: str) -> None:
     parts = {"forward": forward, "states": states, "training": training, "half": half, "overflow": overflow}
     parts["chunks"] = chunks
     parts |= {"backward": backward, "backwards": lambda: backward(CASES)}
-    parts |= {"free": free, "frees": lambda: [free(FREE_CASES), backward_overflow(tied=True)]}
+    parts |= {"free": free, "frees": frees}
     parts[part]()
 
 

@@ -66,7 +66,7 @@ def shared_bytes(shape: Shape, tiling: BackwardTiling) -> int:
     if shape.tied:
         own = 4 * 16 * 20 + 2 * 512 + 2 * sums
     else:
-        own = 4 * 16 * 12 + 512 * tiling.keep + (16 if tiling.movm == 3 else 2 * 512) + sums
+        own = 4 * 16 * 12 + max(512 * tiling.keep, 16) + (16 if tiling.movm == 3 else 2 * 512) + sums
     return 2 * stage + tiling.warps * own
 
 
