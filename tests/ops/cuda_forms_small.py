@@ -97,15 +97,13 @@ def forward() -> None:
 
 
 def states(dtype: torch.dtype = torch.bfloat16) -> None:
-    """The saved states of tied decays by matrix products, beside those of a lane for each channel."""
-    for B, L, E, R, alternating in (
-        (1, 5, 32, 1, True),
-        (2, 8, 80, 2, False),
-        (1, 41, 64, 1, True),
-        (2, 33, 16, 1, True),
-    ):
+    """Saved states by matrix products, beside those of a lane for each channel."""
+    for B, L, E, R, alternating, tied in (
+        (1, 5, 32, 1, True, True), (2, 8, 80, 2, False, True), (1, 41, 64, 1, True, True), (2, 33, 16, 1, True, True),
+        (2, 41, 80, 2, False, False), (1, 7, 16, 1, True, False),
+    ):  # fmt: skip
         with environment(SSAMBA_LPC=1):
-            xz, *rest = draw(B, L, 2, E, 12, R, True, dtype=dtype)
+            xz, *rest = draw(B, L, 2, E, 12, R, tied, dtype=dtype)
             params = MixerParams(*rest)
             x = xz[:, :, 0]
             p = plain_proj(x.float(), params.conv_weight_RKEW, params.conv_bias_RKE, params.x_proj_RKPE, alternating)
@@ -118,7 +116,7 @@ def states(dtype: torch.dtype = torch.bfloat16) -> None:
         assert (found[:, :, 0] == 0).all()
         off = error(found, expected.double())
         bound = 8e-3 if dtype == torch.bfloat16 else 8e-3 * HALF_SCALE
-        assert off < bound, f"{(B, L, E, R, alternating)}: saved states are off by {off:.1e}"
+        assert off < bound, f"{(B, L, E, R, alternating, tied)}: saved states are off by {off:.1e}"
 
 
 def check_training(tensors: list[Tensor], alternating: bool, bound: float) -> None:

@@ -111,7 +111,10 @@ def test_free_decays_have_a_form_of_their_own(alternating: bool, monkeypatch: py
     assert scan_backward.choose(few, tensors_of_backward(few)) is None
     eight = shape(64, 513, states=8, alternating=alternating)
     assert scan_backward.choose(eight, tensors_of_backward(eight)) is None
-    assert not scan_mma.takes_states(many, tensors_of_backward(many))
+    assert scan_backward.takes_states(many, tensors_of_backward(many))
+    for form in ("lanes", "mma,states=0"):
+        monkeypatch.setenv("SSAMBA_BACKWARD", form)
+        assert not scan_backward.takes_states(many, tensors_of_backward(many))
 
 
 @pytest.mark.parametrize("tied", [False, True])

@@ -31,6 +31,8 @@ class BackwardTiling(NamedTuple):
     keep: int = 14
     """With free decays, how many of a lane's decays of eight steps of two channels, 0 to 16 times four, are kept in
     shared memory from the states to the adjoint, instead of computed again."""
+    states: int = 1
+    """With free decays, whether saved states come from tensor-core fragments, too."""
 
 
 def choose(shape: Shape, tensors: dict[str, Tensor]) -> BackwardTiling | None:
@@ -46,9 +48,17 @@ def choose(shape: Shape, tensors: dict[str, Tensor]) -> BackwardTiling | None:
     return tiling if form == "mma" and _usable(shape, tensors, tiling) else None
 
 
+def takes_states(shape: Shape, tensors: dict[str, Tensor]) -> bool:
+    """Whether ``scan_mma.states`` saves the states: where decays are tied, and for the backward in fragments."""
+    if shape.tied:
+        return scan_mma.takes_states(shape, tensors)
+    tiling = choose(shape, tensors)
+    return tiling is not None and bool(tiling.states)
+
+
 def _usable(shape: Shape, tensors: dict[str, Tensor], tiling: BackwardTiling) -> bool:
     """Saved states must be every 8 steps, and rows that are copied or stored aligned."""
-    if not scan_mma.holds_saved_states(shape, tensors):
+    if not scan_mma.takes_states(shape, tensors):
         return False
     dy, dz = tensors["dy"], tensors["dz"]
     if dy.data_ptr() % 16 or dz.data_ptr() % 4 or any(stride % 2 for stride in dz.stride()[:3]):

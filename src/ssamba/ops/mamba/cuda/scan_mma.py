@@ -89,14 +89,9 @@ def _shared(shape: Shape, tiling: ScanTiling, phase: int, gate: bool) -> int:
     return tiling.stages * stage + groups * (deltas if tiling.state_split == 1 else 2 * deltas + 3072)
 
 
-def holds_saved_states(shape: Shape, tensors: dict[str, Tensor]) -> bool:
-    """Whether states saved every 8 steps fit into tensor-core fragments, a lane holding four of 16 in a row."""
-    return shape.states == 16 and shape.lane_is_channel() and usable(shape, tensors)
-
-
 def takes_states(shape: Shape, tensors: dict[str, Tensor]) -> bool:
-    """Whether ``states`` serves: where decays are tied."""
-    return shape.tied and holds_saved_states(shape, tensors)
+    """Whether ``states`` can serve, and what starts from them: a lane holds four of 16 states in a row."""
+    return shape.states == 16 and shape.lane_is_channel() and usable(shape, tensors)
 
 
 def states(shape: Shape, tensors: dict[str, Tensor]) -> None:
