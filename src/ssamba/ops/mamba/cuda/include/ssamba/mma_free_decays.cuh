@@ -94,7 +94,7 @@ struct Recurrence : Exchange {
       for (int j = 0; j < 2; ++j) mma_m16n8k8(h + 4 * j, at.drive[0], at.drive[1], b[t % 2 * 2 + j]);
       if (t == 3) read_deltas(4, delta);
       if (t < EIGHT - 1) decays(t + 1, delta, log[now ^ 1], d[now ^ 1]);
-      if (t % 2) end_stretch(g == -3 - t);
+      if (t == 2 || t == 5) end_stretch(g == -3 - t);
 #pragma unroll
       for (int n = 0; n < 4; ++n) pairs[n] = pack2_finite(h[2 * n], h[2 * n + 1]);
       add_channels<(MOVM & 1) != 0>(t, t % 2, pairs, at.ds_t, dC);
