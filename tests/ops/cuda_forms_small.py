@@ -226,9 +226,9 @@ CASES = (
 
 FREE_BACKWARDS = (
     "mma,warps=2",
-    "mma,warps=4,keep=16,movm=1",
-    "mma,warps=6,blocks=2,keep=5",
-    "mma,warps=3,keep=0,movm=2",
+    "mma,warps=12,blocks=1,keep=16,movm=1,states=0",
+    "mma,warps=6,blocks=2,keep=17",
+    "mma,warps=3,keep=5,movm=2",
 )
 FREE_CASES = (
     (1, 33, 48, 12, 2, False), (2, 1, 16, 4, 1, True), (1, 16, 80, 12, 1, True), (1, 25, 48, 12, 2, False),

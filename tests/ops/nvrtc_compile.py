@@ -122,7 +122,10 @@ def visit_free_backward() -> None:
     both, alternating = (2, False), (1, True)
     calls = [(size, torch.bfloat16, *both, "mma") for size in SIZES]
     calls += [("tiny", torch.float16, *both, "mma"), ("tiny", torch.bfloat16, *alternating, "mma")]
-    calls += [("tiny", torch.bfloat16, *both, tiling) for tiling in ("mma,keep=8", "mma,warps=8,blocks=1,keep=16")]
+    calls += [
+        ("tiny", torch.bfloat16, *both, tiling)
+        for tiling in ("mma,warps=12,blocks=1,keep=16", "mma,warps=8,blocks=1,keep=17")
+    ]
     for size, dtype, directions, alternates, backward in calls:
         tensors = inputs(64, 16, size, directions, dtype)
         os.environ["SSAMBA_BACKWARD"] = backward

@@ -102,7 +102,10 @@ def test_every_form_of_the_backward(
     check_backward(backward, form, shape, dtype, monkeypatch)
 
 
-FREE_BACKWARDS = ("lanes", "mma", "mma,keep=16", "mma,keep=8", "mma,keep=0,warps=4,blocks=3", "mma,keep=4,movm=1")
+FREE_BACKWARDS = (
+    "lanes", "mma", "mma,warps=12,blocks=1,keep=16", "mma,warps=8,blocks=1,keep=17", "mma,keep=8,states=0",
+    "mma,keep=0,warps=4,blocks=3,movm=1",
+)  # fmt: skip
 FREE = [(FORMS[2] if form == FAST else Form(False, "both"), sizes) for form, sizes in BACKWARD_CASES]
 
 

@@ -30,7 +30,7 @@ class BackwardTiling(NamedTuple):
     2 that of B, 3 both."""
     keep: int = 14
     """With free decays, how many of a lane's decays of eight steps of two channels, 0 to 16 times four, are kept in
-    shared memory from the states to the adjoint, instead of computed again."""
+    shared memory from the states to the adjoint, instead of computed again; 17: all of them in registers."""
     states: int = 1
     """With free decays, whether saved states come from tensor-core fragments, too."""
 
@@ -76,7 +76,12 @@ def shared_bytes(shape: Shape, tiling: BackwardTiling) -> int:
     if shape.tied:
         own = 4 * 16 * 20 + 2 * 512 + 2 * sums
     else:
-        own = 4 * 16 * 12 + max(512 * tiling.keep, 16) + (16 if tiling.movm == 3 else 2 * 512) + sums
+        own = (
+            4 * 16 * 12
+            + (512 * tiling.keep if 0 < tiling.keep <= 16 else 16)
+            + (16 if tiling.movm == 3 else 2 * 512)
+            + sums
+        )
     return 2 * stage + tiling.warps * own
 
 

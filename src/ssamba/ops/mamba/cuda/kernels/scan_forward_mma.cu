@@ -51,7 +51,11 @@ __device__ __forceinline__ void load_states(WarpState &w, const ScanArgs &a, lon
     int n = i / 4 * 8, side = i / 2 % 2 * 8;
     float2 two;
 #if !TIED
-    two = *(const float2 *)(a.a_log + (ch + side) * N + (QUADS ? 4 * q + n / 4 : n + half * 8 + q * 2));
+#if QUADS
+    two = *(const float2 *)(a.a_log + (ch + side) * N + n / 4 + q * 4);
+#else
+    two = *(const float2 *)(a.a_log + (ch + side) * N + n + half * 8 + q * 2);
+#endif
     w.a2[i] = -LOG2E * ex2(LOG2E * two.x); w.a2[i + 1] = -LOG2E * ex2(LOG2E * two.y);
 #endif
     two = PHASE == 2 && !CHUNKED ? *(const float2 *)(a.state + state_at + side * N + n) : make_float2(0.0f, 0.0f);

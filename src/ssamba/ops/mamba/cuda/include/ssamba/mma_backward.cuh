@@ -7,8 +7,8 @@
 // over channels (dB, dC) need states and channels exchanged: by shared memory or in registers.
 //
 // Given: MOVM, what is exchanged in registers: 0 nothing, 1 what dC needs, 2 what dB needs, 3 both. Unless TIED, KEEP, 0
-// to 16: how many of a lane's decays of eight steps of two channels, four states each, are kept from the states to the
-// adjoint instead of computed again.
+// to 16: how many of a lane's decays of eight steps of two channels, four states each, are kept in shared memory from
+// the states to the adjoint instead of computed again; 17: all of them in registers.
 #pragma once
 
 #include "ssamba/mma_elementwise.cuh"
@@ -31,7 +31,7 @@ static_assert(sizeof(BackwardStage) == 2 * STAGE_VALUES, "offsets of the arrays 
 struct __align__(16) WarpShared {
   float rates[16 * RATE_ROW];  // delta (TIED: log2 r and r)
 #if !TIED
-  float4 kept[KEEP ? KEEP * 32 : 1];
+  float4 kept[KEEP && KEEP <= 16 ? KEEP * 32 : 1];
 #endif
 #if TIED || MOVM != 3
   T rows[2][16 * 16];          // 16 states of each channel; the halves of channels 4 to 7 and 12 to 15 are swapped

@@ -9,15 +9,18 @@
 
 #include "ssamba/mma_backward.cuh"
 
+#define HOLD (KEEP > 16)  // whether decays stay in registers instead
+
 // A warp's recurrences.
 struct Recurrence : Exchange {
-  SmemAddr b_rows;     // windows of B: see FragmentAddrs
-  const float *rates;  // delta of channel g
-  float4 *kept;        // decays of this lane
-  unsigned identity;   // the matrix b of a product that adds up the matrix a
-  float a2[8];         // log2 of the states' decay for each unit of delta
-  float carry[8];      // the adjoint state
-  float a_sum[8];      // sums over time
+  SmemAddr b_rows;       // windows of B: see FragmentAddrs
+  const float *rates;    // delta of channel g
+  float4 *kept;          // decays of this lane in shared memory
+  float held[EIGHT][8];  // or, with HOLD, in registers
+  unsigned identity;     // the matrix b of a product that adds up the matrix a
+  float a2[8];           // log2 of the states' decay for each unit of delta
+  float carry[8];        // the adjoint state
+  float a_sum[8];        // sums over time
 
   __device__ __forceinline__ void init(const ScanArgs &a, WarpShared *own, long long channel, int lane) {
     int q = lane % 4;
@@ -48,7 +51,7 @@ struct Recurrence : Exchange {
   __device__ __forceinline__ float4 *kept_at(int t, int i) const { return kept + (2 * t + i) * 32; }
 
   // Decays of step t; delta: of both channels.
-  __device__ __forceinline__ void decays(int t, const float (*delta)[4], float *log, float *d) const {
+  __device__ __forceinline__ void decays(int t, const float (*delta)[4], float *log, float *d) {
 #pragma unroll
     for (int n = 0; n < 8; ++n) {
       log[n] = delta[n / 2 % 2][t % 4] * a2[n];
@@ -56,18 +59,21 @@ struct Recurrence : Exchange {
     }
 #pragma unroll
     for (int i = 0; i < 2; ++i)
-      if (keeps(t, i)) *kept_at(t, i) = make_float4(d[2 * i], d[2 * i + 1], d[4 + 2 * i], d[5 + 2 * i]);
+      if (!HOLD && keeps(t, i)) *kept_at(t, i) = make_float4(d[2 * i], d[2 * i + 1], d[4 + 2 * i], d[5 + 2 * i]);
+#pragma unroll
+    for (int n = 0; n < 8; ++n)
+      if (HOLD) held[t][n] = d[n];
   }
   // carry times the decays of step t; delta: of both channels, where decays are not kept.
   __device__ __forceinline__ void decay_carry(int t, const float (*delta)[4]) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       float4 d;
-      if (keeps(t, i)) d = *kept_at(t, i);
+      if (!HOLD && keeps(t, i)) d = *kept_at(t, i);
 #pragma unroll
       for (int n = 0; n < 4; ++n) {
         int at = n / 2 * 4 + i * 2 + n % 2;
-        carry[at] *= keeps(t, i) ? (&d.x)[n] : ex2(delta[i][t % 4] * a2[at]);
+        carry[at] *= HOLD ? held[t][at] : keeps(t, i) ? (&d.x)[n] : ex2(delta[i][t % 4] * a2[at]);
       }
     }
   }
