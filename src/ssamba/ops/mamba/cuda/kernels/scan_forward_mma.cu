@@ -10,10 +10,11 @@
 //
 // PHASE 0: one direction, the whole sequence; 1: first half, ungated output; 2: second half, mean with the other
 // direction's output, gated; 3: end states of chunks alone; 4: the states before every 8 steps, from which the
-// backward starts, in place of scan_states.cu; a lane then holds four states in a row (QUADS). SPLIT 2 gives 8 of the states to each of two
-// warps: for few channels. CHUNKED cuts each half of the time into `count` chunks that are computed in parallel: for
-// fewer still. PHASE 3 then leaves the state at the end of each chunk, as if it had begun with zeros, and its sum of
-// delta; the other phases compute their first states from these. GATE 0 leaves the gate to the caller, and z unread.
+// backward starts, in place of scan_states.cu: a lane then holds four states in a row (QUADS). SPLIT 2 gives 8 of the
+// states to each of two warps: for few channels. CHUNKED cuts each half of the time into `count` chunks that are
+// computed in parallel: for fewer still. PHASE 3 then leaves the state at the end of each chunk, as if it had begun
+// with zeros, and its sum of delta; the other phases compute their first states from these. GATE 0 leaves the gate to
+// the caller, and z unread.
 //
 // TIED: a channel has one rate, and state n decays with r^(n + 1). r is computed once for a channel and step, in the
 // elementwise part; a lane raises it to its first state's power and multiplies on, so that a step takes two special

@@ -6,8 +6,8 @@
 // gradient of the decays' rates) and what comes into the states are products whose operands lie in that order. Those
 // over channels (dB, dC) need states and channels exchanged: by shared memory or in registers.
 //
-// Given: MOVM, what is exchanged in registers: 0 nothing, 1 what dC needs, 2 what dB needs, 3 both. Unless TIED, KEEP, 0
-// to 16: how many of a lane's decays of eight steps of two channels, four states each, are kept in shared memory from
+// Given: MOVM, what is exchanged in registers: 0 nothing, 1 what dC needs, 2 what dB needs, 3 both. Unless TIED, KEEP:
+// 0 to 16, how many of a lane's decays of eight steps of two channels, four states each, are kept in shared memory from
 // the states to the adjoint instead of computed again; 17: all of them in registers.
 #pragma once
 
