@@ -13,10 +13,6 @@ from ssamba.ops.mamba.cuda import scan_mma
 from ssamba.ops.mamba.cuda.scan_shape import Shape, arguments
 from ssamba.ops.mamba.cuda.sources import unit
 
-TIED_FORM, FREE_FORM = "mma", "lanes"
-"""The form where both take the call, with tied decays and with free ones: ``lanes`` or ``mma``. ``SSAMBA_BACKWARD``
-replaces it, for measurements."""
-
 
 class BackwardTiling(NamedTuple):
     """How the form with tensor-core fragments is spread over the GPU."""
@@ -35,6 +31,13 @@ class BackwardTiling(NamedTuple):
     """With free decays, whether saved states come from tensor-core fragments, too."""
 
 
+TIED_FORM, FREE_FORM = "mma", "lanes"
+"""The form where both take the call, with tied decays and with free ones: ``lanes`` or ``mma``. ``SSAMBA_BACKWARD``
+replaces it, for measurements."""
+TIED_TILING, FREE_TILING = BackwardTiling(), BackwardTiling()
+"""Of the form ``mma``; ``SSAMBA_BACKWARD`` replaces some of its values."""
+
+
 def choose(shape: Shape, tensors: dict[str, Tensor]) -> BackwardTiling | None:
     """The tiling of kernels/scan_backward_mma.cu, None where channels lie in lanes.
 
@@ -44,7 +47,7 @@ def choose(shape: Shape, tensors: dict[str, Tensor]) -> BackwardTiling | None:
     form = form or (TIED_FORM if shape.tied else FREE_FORM)
     if form not in ("lanes", "mma"):
         raise ValueError(f"SSAMBA_BACKWARD: no form of the backward is called {form!r}; use lanes or mma")
-    tiling = BackwardTiling()._replace(**given)
+    tiling = (TIED_TILING if shape.tied else FREE_TILING)._replace(**given)
     return tiling if form == "mma" and _usable(shape, tensors, tiling) else None
 
 
