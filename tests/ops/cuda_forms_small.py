@@ -5,7 +5,7 @@ Values and every gradient against float64, and the same bits twice. ``forward``:
 ``states``: its saved states; ``training``: forward and backward in each tiling of the backward, in float32 and
 bfloat16; ``half``: float16 in the forward, its saved states and training; ``overflow``: what float16 does not hold;
 ``chunks``: float32 in chunks of time; ``backward`` and, with more sizes, ``backwards``: the same
-where the backward is computed by tensor cores.
+where the backward is computed by tensor cores; ``free`` and ``frees``: that with free decays.
 """
 
 from __future__ import annotations
@@ -97,15 +97,13 @@ def forward() -> None:
 
 
 def states(dtype: torch.dtype = torch.bfloat16) -> None:
-    """The saved states of tied decays by matrix products, beside those of a lane for each channel."""
-    for B, L, E, R, alternating in (
-        (1, 5, 32, 1, True),
-        (2, 8, 80, 2, False),
-        (1, 41, 64, 1, True),
-        (2, 33, 16, 1, True),
-    ):
+    """Saved states by matrix products, beside those of a lane for each channel."""
+    for B, L, E, R, alternating, tied in (
+        (1, 5, 32, 1, True, True), (2, 8, 80, 2, False, True), (1, 41, 64, 1, True, True), (2, 33, 16, 1, True, True),
+        (2, 41, 80, 2, False, False), (1, 7, 16, 1, True, False),
+    ):  # fmt: skip
         with environment(SSAMBA_LPC=1):
-            xz, *rest = draw(B, L, 2, E, 12, R, True, dtype=dtype)
+            xz, *rest = draw(B, L, 2, E, 12, R, tied, dtype=dtype)
             params = MixerParams(*rest)
             x = xz[:, :, 0]
             p = plain_proj(x.float(), params.conv_weight_RKEW, params.conv_bias_RKE, params.x_proj_RKPE, alternating)
@@ -118,7 +116,7 @@ def states(dtype: torch.dtype = torch.bfloat16) -> None:
         assert (found[:, :, 0] == 0).all()
         off = error(found, expected.double())
         bound = 8e-3 if dtype == torch.bfloat16 else 8e-3 * HALF_SCALE
-        assert off < bound, f"{(B, L, E, R, alternating)}: saved states are off by {off:.1e}"
+        assert off < bound, f"{(B, L, E, R, alternating, tied)}: saved states are off by {off:.1e}"
 
 
 def check_training(tensors: list[Tensor], alternating: bool, bound: float) -> None:
@@ -226,8 +224,26 @@ CASES = (
 """B, L, E, r, R and whether directions alternate: batches that are whole or not, and warps without channels."""
 
 
-def backward(cases: Sequence[tuple[int, int, int, int, int, bool]] = CASES[:3]) -> None:
-    """The backward with tied decays in tensor-core fragments."""
+FREE_BACKWARDS = (
+    "mma,warps=2",
+    "mma,warps=12,blocks=1,keep=16,movm=1,states=0",
+    "mma,warps=6,blocks=2,keep=17",
+    "mma,warps=3,keep=5,movm=2",
+)
+FREE_CASES = (
+    (1, 33, 48, 12, 2, False), (2, 1, 16, 4, 1, True), (1, 16, 80, 12, 1, True), (1, 25, 48, 12, 2, False),
+    (1, 8, 16, 4, 1, False), (2, 37, 32, 20, 1, True), (1, 7, 64, 48, 2, False), (2, 17, 16, 4, 2, False),
+    (1, 46, 32, 12, 1, True),
+)  # fmt: skip
+
+
+def backward(
+    cases: Sequence[tuple[int, int, int, int, int, bool]] = CASES[:3],
+    backwards: Sequence[str] = BACKWARDS,
+    tied: bool = True,
+    dtype: torch.dtype = torch.bfloat16,
+) -> None:
+    """The backward in tensor-core fragments, tied decays or free ones."""
     launched = []
 
     def watched(unit: nvrtc.Unit, name: str, defines: tuple[str, ...], device: int) -> Callable[..., None]:
@@ -235,11 +251,47 @@ def backward(cases: Sequence[tuple[int, int, int, int, int, bool]] = CASES[:3]) 
         return build(unit, name, defines, device)
 
     nvrtc.kernel = watched
+    bound = 2e-2 if dtype == torch.bfloat16 else 4e-3
     for i, (B, L, E, r, R, alternating) in enumerate(cases):
         launched.clear()
-        with environment(SSAMBA_BACKWARD=BACKWARDS[i % 4], SSAMBA_SKEWED=1 + i % 4), a_lane_is_a_channel():
-            check_training(draw(B, L, 2, E, r, R, True), alternating, 2e-2)
+        with environment(SSAMBA_BACKWARD=backwards[i % 4], SSAMBA_SKEWED=1 + i % 4), a_lane_is_a_channel():
+            check_training(draw(B, L, 2, E, r, R, tied, dtype=dtype), alternating, bound)
         assert launched.count("scan_backward_mma") == 3, launched
+
+
+def free(cases: Sequence[tuple[int, int, int, int, int, bool]] = FREE_CASES[:3]) -> None:
+    """Free decays in fragments, in both types; and what is beyond float16."""
+    backward(cases, FREE_BACKWARDS, tied=False)
+    backward(cases[2:], FREE_BACKWARDS[1:] + FREE_BACKWARDS[:1], tied=False, dtype=torch.float16)
+    backward_overflow(tied=False)
+
+
+def frees() -> None:
+    """``free`` with more sizes, and float16's range with tied decays."""
+    free(FREE_CASES)
+    backward_overflow(tied=True)
+
+
+def backward_overflow(tied: bool) -> None:
+    """Where delta u or a state is beyond float16, gradients that fit into it are finite, and that of x is right in the
+    channels beside them."""
+    xz, *rest = draw(1, 71, 2, 48, 12, 1, tied, dtype=torch.float16)
+    safe = go_beyond_float16(xz, MixerParams(*rest))
+    exact = [t.double().requires_grad_() for t in (xz, *rest)]
+    expected = naive.bimamba_inner(*exact[0].unbind(2), MixerParams(*exact[1:]), True)
+    weight = torch.zeros(expected.shape).flatten(2)
+    weight[..., safe] = torch.randn(weight[..., safe].shape, generator=torch.Generator().manual_seed(3))
+    weight = weight.view(expected.shape).half()
+    wanted = torch.autograd.grad((expected * weight.double()).sum(), exact)
+    with environment(SSAMBA_BACKWARD="mma,warps=2"), a_lane_is_a_channel():
+        mine = [t.clone().requires_grad_() for t in (xz, *rest)]
+        y = gpu.bimamba_inner_packed(mine[0], MixerParams(*mine[1:]), True)
+        found = torch.autograd.grad((y * weight).sum(), mine)
+    fits = [bool((truth.abs() < 65504).all()) for truth in wanted]
+    assert fits.count(False) == 1, fits  # that of the projection, times u
+    assert all(torch.isfinite(grad).all() for grad, one in zip(found, fits, strict=True) if one)
+    off = error(found[0][:, :, 0].flatten(2)[..., safe], wanted[0][:, :, 0].flatten(2)[..., safe])
+    assert off < 1e-2, f"the gradient of x in channels beside those that overflow is off by {off:.1e}"
 
 
 @contextmanager
@@ -256,6 +308,7 @@ def main(part: str) -> None:
     parts = {"forward": forward, "states": states, "training": training, "half": half, "overflow": overflow}
     parts["chunks"] = chunks
     parts |= {"backward": backward, "backwards": lambda: backward(CASES)}
+    parts |= {"free": free, "frees": frees}
     parts[part]()
 
 

@@ -71,6 +71,7 @@ def visit_units(kernel: Callable[[nvrtc.Unit, str, tuple[str, ...]], object], ev
                 with torch.no_grad():
                     gpu.bimamba_inner_packed(tensors[0], MixerParams(*tensors[1:]))
     visit_forms()
+    visit_free_backward()
     visit_chunks_in_float32(2, 16, False, False)
     with torch.no_grad():
         in_chunks, split = (1, 5000), (4, 600)  # chunks of time, and states shared by two warps
@@ -119,6 +120,23 @@ def visit_forms() -> None:
                 x, params = tensors[0][:, :, 0].contiguous(), MixerParams(*tensors[1:])
                 gpu.bimamba_inner_packed(tensors[0], params, alternating)
                 assert gpu_inference.bimamba_ungated(x, torch.zeros_like(x), params, alternating) is not None
+
+
+def visit_free_backward() -> None:
+    """The backward in fragments with free decays: each size and type in both directions, and the tilings to time."""
+    both, alternating = (2, False), (1, True)
+    calls = [(size, torch.bfloat16, *both, "mma") for size in SIZES]
+    calls += [("tiny", torch.float16, *both, "mma"), ("tiny", torch.bfloat16, *alternating, "mma")]
+    calls += [
+        ("tiny", torch.bfloat16, *both, tiling)
+        for tiling in ("mma,warps=12,blocks=1,keep=16", "mma,warps=8,blocks=1,keep=17")
+    ]
+    for size, dtype, directions, alternates, backward in calls:
+        tensors = inputs(64, 16, size, directions, dtype)
+        os.environ["SSAMBA_BACKWARD"] = backward
+        y = gpu.bimamba_inner_packed(tensors[0], MixerParams(*tensors[1:]), alternates)
+        torch.autograd.grad(y.float().sum(), tensors)
+        del os.environ["SSAMBA_BACKWARD"]
 
 
 @torch.no_grad()

@@ -81,27 +81,54 @@ def test_values_and_gradients(form: Form, shape: Shape, dtype: torch.dtype, back
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
 
-@pytest.mark.parametrize(
-    "backward",
-    ["lanes", "mma", "mma,movm=1", "mma,movm=2", "mma,movm=3,warps=6,blocks=2", "mma,movm=3,warps=8,blocks=2"],
-)
-@pytest.mark.parametrize(
-    ("form", "shape"),
-    [
-        (FORMS[0], Shape(2, 33, 1, 2, 48, 16, r=12)), (FAST, Shape(2, 1, 1, 2, 16, 16, r=4)),
-        (FAST, Shape(1, 8, 1, 2, 80, 16, r=12)), (FAST, Shape(2, 25, 1, 3, 112, 16, r=48)),
-        (FAST, Shape(4, 513, 1, 2, 384, 16, r=12)), (FAST, Shape(1, 4099, 1, 2, 64, 16, r=24)),
-    ],
-    ids=case_id,
+TIED_BACKWARDS = (
+    "lanes", "mma", "mma,movm=1", "mma,movm=2", "mma,movm=3,warps=6,blocks=2", "mma,movm=3,warps=8,blocks=2",
 )  # fmt: skip
-def test_every_form_of_the_backward(backward: str, form: Form, shape: Shape, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tied decays, each lane a channel as where there are many: values and every gradient, the same bits twice."""
+BACKWARD_CASES = [
+    (FORMS[0], Shape(2, 33, 1, 2, 48, 16, r=12)), (FAST, Shape(2, 1, 1, 2, 16, 16, r=4)),
+    (FAST, Shape(1, 8, 1, 2, 80, 16, r=12)), (FAST, Shape(2, 25, 1, 3, 112, 16, r=48)),
+    (FAST, Shape(4, 513, 1, 2, 384, 16, r=12)), (FAST, Shape(1, 4099, 1, 2, 64, 16, r=24)),
+]  # fmt: skip
+"""Batches of steps that are whole or not, one step, warps without channels."""
+
+
+@pytest.mark.parametrize("backward", TIED_BACKWARDS)
+@pytest.mark.parametrize(("form", "shape"), BACKWARD_CASES, ids=case_id)
+@pytest.mark.parametrize("dtype", list(HALVES), ids=case_id)
+def test_every_form_of_the_backward(
+    backward: str, form: Form, shape: Shape, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each lane a channel as where there are many: values and every gradient, the same bits twice."""
+    check_backward(backward, form, shape, dtype, monkeypatch)
+
+
+FREE_BACKWARDS = (
+    "lanes", "mma", "mma,warps=12,blocks=1,keep=16", "mma,warps=8,blocks=1,keep=17", "mma,keep=8,states=0",
+    "mma,keep=0,warps=4,blocks=3,movm=1",
+)  # fmt: skip
+FREE = [(FORMS[2] if form == FAST else Form(False, "both"), sizes) for form, sizes in BACKWARD_CASES]
+
+
+@pytest.mark.parametrize("backward", FREE_BACKWARDS)
+@pytest.mark.parametrize(
+    ("form", "shape"), [*FREE, (Form(False, "both"), Shape(2, 513, 1, 2, 384, 16, r=12))], ids=case_id
+)
+@pytest.mark.parametrize("dtype", list(HALVES), ids=case_id)
+def test_every_form_of_the_backward_with_free_decays(
+    backward: str, form: Form, shape: Shape, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_backward(backward, form, shape, dtype, monkeypatch)
+
+
+def check_backward(
+    backward: str, form: Form, shape: Shape, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SSAMBA_BACKWARD", backward)
     monkeypatch.setattr("ssamba.ops.mamba.cuda.scan_shape.Shape.lanes_per_channel", lambda self: 1)
-    tensors = drawn(form, shape, torch.bfloat16)
+    tensors = drawn(form, shape, dtype)
     exact = [t.double().requires_grad_() for t in tensors]
     expected = expected_output(form, exact)
-    weight = torch.randn(expected.shape, generator=torch.Generator().manual_seed(3)).cuda().bfloat16()
+    weight = torch.randn(expected.shape, generator=torch.Generator().manual_seed(3)).cuda().to(dtype)
     wanted = torch.autograd.grad((expected * weight.double()).sum(), exact)
 
     def gradients() -> list[Tensor]:
@@ -112,9 +139,9 @@ def test_every_form_of_the_backward(backward: str, form: Form, shape: Shape, mon
     kernels = {call.split()[0] for call in nvrtc.compile_for(gradients)[0]}
     assert ("scan_backward_mma" in kernels) == backward.startswith("mma")
     runs = [gradients() for _ in range(2)]
-    assert_close("output", runs[0][0], expected, BOUND[torch.bfloat16])
+    assert_close("output", runs[0][0], expected, BOUND[dtype])
     for name, grad, truth in zip(NAMES, runs[0][1:], wanted, strict=True):
-        assert_close(f"gradient of {name}", grad, truth, BOUND[torch.bfloat16])
+        assert_close(f"gradient of {name}", grad, truth, BOUND[dtype])
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
 

@@ -88,16 +88,41 @@ def tensors_of_backward(sizes: Shape) -> dict[str, torch.Tensor]:
 
 
 def test_the_environment_chooses_the_form_of_the_backward(monkeypatch: pytest.MonkeyPatch) -> None:
-    many, few, free = shape(64, 513, tied=True), shape(4, 513, tied=True), shape(64, 513)
-    assert scan_backward.choose(many, tensors_of_backward(many)) == scan_backward.BackwardTiling()
+    many, few = shape(64, 513, tied=True), shape(4, 513, tied=True)
+    assert scan_backward.choose(many, tensors_of_backward(many)) == scan_backward.TIED_TILING
     monkeypatch.setenv("SSAMBA_BACKWARD", "mma,warps=6,blocks=2,movm=3")
     found = scan_backward.choose(many, tensors_of_backward(many))
     assert found == scan_backward.BackwardTiling(warps=6, blocks=2, movm=3)
     assert scan_backward.channels_of_block(many, found, warps=4) == 96
     assert scan_backward.choose(few, tensors_of_backward(few)) is None  # several lanes share a channel
-    assert scan_backward.choose(free, tensors_of_backward(free)) is None
     monkeypatch.setenv("SSAMBA_BACKWARD", "lanes")
     assert scan_backward.choose(many, tensors_of_backward(many)) is None
     monkeypatch.setenv("SSAMBA_BACKWARD", "fragments")
     with pytest.raises(ValueError, match="fragments"):
         scan_backward.choose(many, tensors_of_backward(many))
+
+
+@pytest.mark.parametrize("alternating", [False, True])
+def test_free_decays_have_a_form_of_their_own(alternating: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    many, few = shape(64, 513, alternating=alternating), shape(4, 513, alternating=alternating)
+    expected = scan_backward.FREE_TILING if scan_backward.FREE_FORM == "mma" else None
+    assert scan_backward.choose(many, tensors_of_backward(many)) == expected
+    monkeypatch.setenv("SSAMBA_BACKWARD", "mma,keep=8")
+    assert scan_backward.choose(many, tensors_of_backward(many)) == scan_backward.FREE_TILING._replace(keep=8)
+    assert scan_backward.choose(few, tensors_of_backward(few)) is None
+    eight = shape(64, 513, states=8, alternating=alternating)
+    assert scan_backward.choose(eight, tensors_of_backward(eight)) is None
+    assert scan_backward.takes_states(many, tensors_of_backward(many))
+    for form in ("lanes", "mma,states=0"):
+        monkeypatch.setenv("SSAMBA_BACKWARD", form)
+        assert not scan_backward.takes_states(many, tensors_of_backward(many))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("rank", [12, 24, 48])
+def test_the_blocks_of_the_backward_fit_into_a_multiprocessor(tied: bool, rank: int) -> None:
+    """228 KiB of an H100's, of which each block takes one for itself."""
+    sizes = shape(64, 513, tied=tied)
+    sizes.rank = rank
+    tiling = scan_backward.TIED_TILING if tied else scan_backward.FREE_TILING
+    assert tiling.blocks * (scan_backward.shared_bytes(sizes, tiling) + 1024) <= 228 * 1024

@@ -68,7 +68,7 @@ def _states(shape: Shape, tensors: dict[str, Tensor]) -> Tensor:
     x, per_channel, steps = tensors["x"], shape.lanes_per_channel(), shape.saved()
     count = -(-shape.length // steps)
     states = x.new_empty(shape.dir_blocks, shape.batch, count, shape.width, shape.padded)
-    if scan_mma.takes_states(shape, tensors):
+    if scan_backward.takes_states(shape, tensors):
         scan_mma.states(shape, tensors | {"ckpt": states})
         return states
     defines = shape.defines(

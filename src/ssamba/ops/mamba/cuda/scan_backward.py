@@ -13,9 +13,6 @@ from ssamba.ops.mamba.cuda import scan_mma
 from ssamba.ops.mamba.cuda.scan_shape import Shape, arguments
 from ssamba.ops.mamba.cuda.sources import unit
 
-DEFAULT_FORM = "mma"
-"""The form where both take the call: ``lanes`` or ``mma``. ``SSAMBA_BACKWARD`` replaces it, for measurements."""
-
 
 class BackwardTiling(NamedTuple):
     """How the form with tensor-core fragments is spread over the GPU."""
@@ -27,6 +24,18 @@ class BackwardTiling(NamedTuple):
     movm: int = 3
     """For which gradients states and channels are exchanged in registers instead of shared memory: 0 none, 1 that of C,
     2 that of B, 3 both."""
+    keep: int = 14
+    """With free decays, how many of a lane's decays of eight steps of two channels, 0 to 16 times four, are kept in
+    shared memory from the states to the adjoint, instead of computed again; 17: all of them in registers."""
+    states: int = 1
+    """With free decays, whether saved states come from tensor-core fragments, too."""
+
+
+TIED_FORM, FREE_FORM = "mma", "lanes"
+"""The form where both take the call, with tied decays and with free ones: ``lanes`` or ``mma``. ``SSAMBA_BACKWARD``
+replaces it, for measurements."""
+TIED_TILING, FREE_TILING = BackwardTiling(), BackwardTiling()
+"""Of the form ``mma``; ``SSAMBA_BACKWARD`` replaces some of its values."""
 
 
 def choose(shape: Shape, tensors: dict[str, Tensor]) -> BackwardTiling | None:
@@ -35,11 +44,19 @@ def choose(shape: Shape, tensors: dict[str, Tensor]) -> BackwardTiling | None:
     Raises ValueError for a form or a name in ``SSAMBA_BACKWARD`` that does not exist.
     """
     form, given = environment.scan_backward()
-    form = form or DEFAULT_FORM
+    form = form or (TIED_FORM if shape.tied else FREE_FORM)
     if form not in ("lanes", "mma"):
         raise ValueError(f"SSAMBA_BACKWARD: no form of the backward is called {form!r}; use lanes or mma")
-    tiling = BackwardTiling()._replace(**given)
+    tiling = (TIED_TILING if shape.tied else FREE_TILING)._replace(**given)
     return tiling if form == "mma" and _usable(shape, tensors, tiling) else None
+
+
+def takes_states(shape: Shape, tensors: dict[str, Tensor]) -> bool:
+    """Whether ``scan_mma.states`` saves the states: where decays are tied, and for the backward in fragments."""
+    if shape.tied:
+        return scan_mma.takes_states(shape, tensors)
+    tiling = choose(shape, tensors)
+    return tiling is not None and bool(tiling.states)
 
 
 def _usable(shape: Shape, tensors: dict[str, Tensor], tiling: BackwardTiling) -> bool:
@@ -58,13 +75,24 @@ def shared_bytes(shape: Shape, tiling: BackwardTiling) -> int:
     """Bytes of shared memory of a block: ``BackwardStage``, ``WarpShared`` and the sums of the source."""
     row = 16 * tiling.warps + 8
     stage = 2 * (20 + 3 * 16) * row + 2 * 16 * (-(-shape.rank // 16) * 16 + 8) + 2 * 4 * 136 * 8
-    return 2 * stage + tiling.warps * (4 * 16 * 20 + 2 * 512) + 2 * tiling.warps * 16 * 36 * 4
+    sums = 16 * 36 * 4
+    if shape.tied:
+        own = 4 * 16 * 20 + 2 * 512 + 2 * sums
+    else:
+        own = (
+            4 * 16 * 12
+            + (512 * tiling.keep if 0 < tiling.keep <= 16 else 16)
+            + (16 if tiling.movm == 3 else 2 * 512)
+            + sums
+        )
+    return 2 * stage + tiling.warps * own
 
 
 def run_mma(shape: Shape, tiling: BackwardTiling, tensors: dict[str, Tensor]) -> None:
     """Launches kernels/scan_backward_mma.cu. ``tensors``: by the names of ``ScanArgs``."""
     x, count = tensors["x"], tensors["ckpt"].shape[2]
-    defines = shape.defines(WARPS=tiling.warps, MIN_BLOCKS=tiling.blocks, MOVM=tiling.movm)
+    keep = {} if shape.tied else {"KEEP": tiling.keep}
+    defines = shape.defines(WARPS=tiling.warps, MIN_BLOCKS=tiling.blocks, MOVM=tiling.movm, **keep)
     with nvrtc.on(x):
         run = nvrtc.kernel(unit("scan_backward_mma.cu"), "scan_backward_mma", defines, x.device.index or 0)
         args = arguments(shape, count, scan_mma.aligned(tensors))

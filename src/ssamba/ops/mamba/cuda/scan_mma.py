@@ -92,8 +92,8 @@ def _shared(shape: Shape, tiling: ScanTiling, phase: int, gate: bool) -> int:
 
 
 def takes_states(shape: Shape, tensors: dict[str, Tensor]) -> bool:
-    """Whether ``states`` serves: tied decays, whose four states of a lane follow each other."""
-    return shape.tied and shape.states == 16 and shape.lane_is_channel() and usable(shape, tensors)
+    """Whether ``states`` can serve, and what starts from them: a lane holds four of 16 states in a row."""
+    return shape.states == 16 and shape.lane_is_channel() and usable(shape, tensors)
 
 
 def states(shape: Shape, tensors: dict[str, Tensor]) -> None:

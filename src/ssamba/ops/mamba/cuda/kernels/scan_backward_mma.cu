@@ -1,24 +1,27 @@
-// Backward scan with tied decays for bfloat16 and 16 states, with states and adjoint in the fragments of tensor-core
-// products.
+// Backward scan for 16-bit types and 16 states, with states and adjoint in the fragments of tensor-core products.
 //
 // A warp processes 16 channels from the last step to the first, in batches of 16 steps whose rows are copied to shared
 // memory while the batch before is computed, eight steps at a time (mma_backward.cuh). Each block writes the sums over
 // its channels (dB, dC) apart, without atomics: its warps leave theirs in shared memory, and after the barrier of the
 // next batch all of them add these up.
 //
-// Given: N 16, TIED 1, the macros of mma_elementwise.cuh for the phase that saves states, and those of
-// mma_backward.cuh.
+// Given: N 16, the macros of mma_elementwise.cuh for the phase that saves states, and those of mma_backward.cuh.
 
 #define PHASE 4
 #define SPLIT 1
 #define CHUNKED 0
 #define GATE 0
-#include "ssamba/mma_backward.cuh"
+#if TIED
+#include "ssamba/mma_tied_decays.cuh"
+#else
+#include "ssamba/mma_free_decays.cuh"
+#endif
 
 static_assert(QUADS, "a lane has four states in a row");
 
-// The sums of a batch over channels, of each warp.
+// The sums of a batch over channels, of each warp. Unless TIED, the room that a second batch would take holds decays.
 #define BATCH_SUMS (STEPS * SUMS_ROW)
+#define BUFFER(parity) (TIED ? (parity) : 0)
 
 // The sums over channels of eight steps to shared memory. to: step 2 q, dB or dC; g: of this lane.
 template <bool IN_REGISTERS> __device__ __forceinline__ void put_sums(float *to, const float *sums, int g) {
@@ -50,15 +53,21 @@ __device__ __forceinline__ void store_channel_sums(const ScanArgs &a, long long 
                                                    bool write) {
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
+#if TIED
     float v[3] = {sums.rate[i], sums.skip[i], sums.bias[i]};
+#else
+    float v[3] = {0.0f, sums.skip[i], sums.bias[i]};
+#endif
 #pragma unroll
-    for (int n = 0; n < 3; ++n) {
+    for (int n = TIED ? 0 : 1; n < 3; ++n) {
       v[n] += __shfl_xor_sync(0xffffffffu, v[n], 1);
       v[n] += __shfl_xor_sync(0xffffffffu, v[n], 2);
     }
     if (!write) continue;
+#if TIED
     float rate = -LOG2E * ex2(LOG2E * a.a_log[to % ((long long)a.R * a.K) * a.E + e + 8 * i]);
     a.da[to * a.E + e + 8 * i] = v[0] * rate * LN2;
+#endif
     a.dvec[to * 2 * a.E + e + 8 * i] = v[1];
     a.dvec[to * 2 * a.E + a.E + e + 8 * i] = v[2];
   }
@@ -74,7 +83,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan_backward_
   BackwardStage *stages = (BackwardStage *)raw;  // two
   int thread = thread_index(), lane = thread % 32, warp = thread / 32, g = lane / 4, q = lane % 4;
   WarpShared *own = (WarpShared *)(stages + 2) + warp;
-  float *sums = (float *)((WarpShared *)(stages + 2) + WARPS);  // [2][WARPS][STEPS][SUMS_ROW]
+  float *sums = (float *)((WarpShared *)(stages + 2) + WARPS);  // [TIED ? 2 : 1][WARPS][STEPS][SUMS_ROW]
   int b = blockIdx.y / a.K, k = blockIdx.y % a.K, r = blockIdx.z, back = REVERSED(r, k), sign = back ? -1 : 1;
   int e_block = blockIdx.x * CB, e0 = e_block + warp * 16;
   bool on = e0 < a.E, gate = ALTERNATING || r == 0;
@@ -98,15 +107,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan_backward_
   at.init(stage, lane, warp, 0);
   SmemAddr gates = smem_offset(stage, GATE_AT + lane / 16 * ROWS_OF + lane % 8 * XR + warp * 16 + lane / 8 % 2 * 8);
   Recurrence w;
-  w.rates = own->rates + g * RATE_ROW;
-  w.row_to = own->rows[0] + g * 16 + (q / 2 ^ (g / 4 & 1)) * 8 + q % 2 * 4;
-  int row = lane / 16 * 8 + lane % 8;  // matrices: states 0 to 7 and 8 to 15 of channels 0 to 7, then of 8 to 15
-  w.row_from = smem_addr(own->rows[0] + row * 16 + (lane / 8 % 2 ^ (row / 4 & 1)) * 8);
-  w.first = 4 * q + 1;
-  w.weights[0] = pack2(w.first, w.first + 1); w.weights[1] = pack2(w.first + 2, w.first + 3);
-  w.g = g;
-#pragma unroll
-  for (int n = 0; n < 8; ++n) w.carry[n] = 0.0f;
+  w.init(a, own, dir_block * a.E + e0 + g, lane);
   ChannelSums total = {};
 
   // Outputs of this lane: step g of eight, channels 2 q and 2 q + 1.
@@ -130,8 +131,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan_backward_
     if (s0 > 0) copies.copy(smem_offset(stage, STAGE_VALUES - now), s0 - STEPS, a.L);
     cp_async_commit();
     if (s0 + STEPS < a.L)
-      store_batch_sums(sums + (parity ^ 1) * WARPS * BATCH_SUMS, dbc + sign * (s0 + STEPS) * 2 * N, sign * 2 * N,
-                       a.L - s0 - STEPS, thread);
+      store_batch_sums(sums + BUFFER(parity ^ 1) * WARPS * BATCH_SUMS, dbc + sign * (s0 + STEPS) * 2 * N,
+                       sign * 2 * N, a.L - s0 - STEPS, thread);
+    if (!TIED) __syncthreads();
 #pragma unroll 1
     for (int block = s0 + EIGHT < a.L; block >= 0; --block) {
       int step = s0 + block * EIGHT + g, to = sign * step;
@@ -143,24 +145,28 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan_backward_
       w.b_rows = smem_offset(at.b, now + block * EIGHT * 64);
       Positions positions;
       prepare(c, here, smem_offset(gates, now + block * EIGHT * XR), gain, gate, dz_at + to * (int)a.dzt, write,
-              own->rates + g * RATE_ROW + q * 4, positions, total);
+              own->rates + g * RATE_ROW + q * 2 * DV, positions, total);
       __syncwarp();
       unsigned states[EIGHT][4];
       float dB[4] = {}, dC[4] = {}, b_sum[4] = {}, rate_sum[4] = {};
       w.rebuild(last, positions, states, dC);
       end_stretch(g == -1);
       if (s0 + block > 0) load_states(saved -= (long long)a.E * N, last);
-      __syncwarp();  // so that the compiler reads log2 r and r again, rather than keep 64 decays in registers
+      __syncwarp();  // so that the compiler reads rates again, rather than keep 64 decays in registers
       w.adjoint(states, positions, b_sum, rate_sum, dB);
       end_stretch(g == -2);
       finish(c, positions, b_sum, rate_sum, a.du + out_at + to * a.E, a.ddt + out_at + to * a.E, write, total);
-      float *of_block = sums_to + parity * WARPS * BATCH_SUMS + block * EIGHT * SUMS_ROW;
+      float *of_block = sums_to + BUFFER(parity) * WARPS * BATCH_SUMS + block * EIGHT * SUMS_ROW;
       put_sums<(MOVM & 2) != 0>(of_block, dB, g);
       put_sums<(MOVM & 1) != 0>(of_block + N, dC, g);
       __syncwarp();
     }
   }
   __syncthreads();
-  store_batch_sums(sums + (parity ^ 1) * WARPS * BATCH_SUMS, dbc, sign * 2 * N, a.L, thread);
-  store_channel_sums(a, (long long)b * (a.R * a.K) + dir_block, e0 + g, total, on && q == 0);
+  store_batch_sums(sums + BUFFER(parity ^ 1) * WARPS * BATCH_SUMS, dbc, sign * 2 * N, a.L, thread);
+  long long of_clip = (long long)b * (a.R * a.K) + dir_block;
+  store_channel_sums(a, of_clip, e0 + g, total, on && q == 0);
+#if !TIED
+  if (on) w.store_rate_sums(a.da + (of_clip * a.E + e0 + g) * N + 4 * q);
+#endif
 }

@@ -10,10 +10,11 @@
 //
 // PHASE 0: one direction, the whole sequence; 1: first half, ungated output; 2: second half, mean with the other
 // direction's output, gated; 3: end states of chunks alone; 4: the states before every 8 steps, from which the
-// backward starts, in place of scan_states.cu where decays are tied. SPLIT 2 gives 8 of the states to each of two
-// warps: for few channels. CHUNKED cuts each half of the time into `count` chunks that are computed in parallel: for
-// fewer still. PHASE 3 then leaves the state at the end of each chunk, as if it had begun with zeros, and its sum of
-// delta; the other phases compute their first states from these. GATE 0 leaves the gate to the caller, and z unread.
+// backward starts, in place of scan_states.cu: a lane then holds four states in a row (QUADS). SPLIT 2 gives 8 of the
+// states to each of two warps: for few channels. CHUNKED cuts each half of the time into `count` chunks that are
+// computed in parallel: for fewer still. PHASE 3 then leaves the state at the end of each chunk, as if it had begun
+// with zeros, and its sum of delta; the other phases compute their first states from these. GATE 0 leaves the gate to
+// the caller, and z unread.
 //
 // TIED: a channel has one rate, and state n decays with r^(n + 1). r is computed once for a channel and step, in the
 // elementwise part; a lane raises it to its first state's power and multiplies on, so that a step takes two special
@@ -51,7 +52,11 @@ __device__ __forceinline__ void load_states(WarpState &w, const ScanArgs &a, lon
     int n = i / 4 * 8, side = i / 2 % 2 * 8;
     float2 two;
 #if !TIED
+#if QUADS
+    two = *(const float2 *)(a.a_log + (ch + side) * N + n / 4 + q * 4);
+#else
     two = *(const float2 *)(a.a_log + (ch + side) * N + n + half * 8 + q * 2);
+#endif
     w.a2[i] = -LOG2E * ex2(LOG2E * two.x); w.a2[i + 1] = -LOG2E * ex2(LOG2E * two.y);
 #endif
     two = PHASE == 2 && !CHUNKED ? *(const float2 *)(a.state + state_at + side * N + n) : make_float2(0.0f, 0.0f);

@@ -25,8 +25,9 @@
 #define TILES_OF_STATES (N / 8)
 #define NJ (TILES_OF_STATES / SPLIT)  // tiles of 8 states of a warp
 static_assert(NJ * SPLIT * 8 == N, "8 states can not be split");
-// QUADS: a lane's four states follow each other, so that one power and three multiplications by r give their decays.
-#define QUADS (TIED && NJ == 2)
+// QUADS: a lane's four states follow each other, so that one power and three multiplications by r give their decays,
+// and saved states are read and written eight bytes at a time.
+#define QUADS ((TIED || PHASE == 4) && NJ == 2)
 #define PIECE (QUADS ? 2 : 4)    // values of p that a copy takes
 #define PC (P / PIECE)           // copies of a row of p
 #define DV (TIED ? 2 : 1)        // values of a step that lanes exchange: delta or, if TIED, log2 r and r
