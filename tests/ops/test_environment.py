@@ -19,6 +19,7 @@ NAMES = (
     "SSAMBA_BACKWARD",
     "SSAMBA_PROJ",
     "SSAMBA_GATE",
+    "SSAMBA_FP32",
     "TRITON_INTERPRET",
 )
 
@@ -37,6 +38,7 @@ def test_defaults() -> None:
     assert environment.scan_backward() == ("", {})
     assert environment.projection_launch() is None
     assert environment.gate_tile() is None
+    assert environment.fp32_products() == ("", {})
     assert not environment.interprets_triton()
 
 
@@ -53,6 +55,8 @@ def test_values_are_read_at_the_time_of_the_call(monkeypatch: pytest.MonkeyPatch
     assert environment.gate_tile() == (64, 128, 32, 4, 2)
     monkeypatch.setenv("SSAMBA_GATE", "pieces")
     assert environment.gate_tile() == ()
+    monkeypatch.setenv("SSAMBA_FP32", "split, columns=64,warps=4")
+    assert environment.fp32_products() == ("split", {"columns": 64, "warps": 4})
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert environment.interprets_triton()
 

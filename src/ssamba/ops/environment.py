@@ -11,6 +11,7 @@ SSAMBA_CUT          name=integer,... (by size)             tiling of the tensor-
 SSAMBA_BACKWARD     form,name=integer,... (by size)        form and tiling of the scan's backward: :func:`scan_backward`
 SSAMBA_PROJ         warps,blocks (by size)                 launch of the fused projection: :func:`projection_launch`
 SSAMBA_GATE         pieces, or five integers (fixed)       tile of the product with the gate: :func:`gate_tile`
+SSAMBA_FP32         form,name=integer,... (by size)        float32 products on a GPU: :func:`fp32_products`
 TRITON_INTERPRET    0, 1 (0)                               Triton's own, for tests: :func:`interprets_triton`
 ==================  =====================================  ===========================================================
 
@@ -123,6 +124,18 @@ def gate_tile() -> tuple[int, ...] | None:
         return () if given else None
     tokens, channels, depth, warps, stages = map(int, given.split(","))
     return tokens, channels, depth, warps, stages
+
+
+def fp32_products() -> tuple[str, dict[str, int]]:
+    """``SSAMBA_FP32``: the form of float32 products on a GPU, and values in place of its tiling; by default none.
+
+    ``split,columns=64`` gives ``("split", {"columns": 64})``. Forms: ``torch`` (torch's own products alone), ``split``
+    and ``fused`` (three TF32 products, the second operand split before or inside the kernel). Names are those of
+    ``ProductTile``, and ``parts`` of a sum. Raises ValueError when it cannot be parsed.
+    """
+    form, *given = os.environ.get("SSAMBA_FP32", "").split(",")
+    pairs = (part.split("=") for part in given if part)
+    return form.strip(), {name.strip(): int(value) for name, value in pairs}
 
 
 def interprets_triton() -> bool:

@@ -1,0 +1,142 @@
+"""Float32 products by three TF32 products: in Triton's interpreter here, and on a GPU beside torch's own."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from fp32_cases import CASES, SPECIAL, check_against_torch, check_special, draw, scaled_cases
+from torch import Tensor
+
+from ssamba import ops
+from ssamba.ops import dispatch
+from ssamba.ops.linear_layer import gpu_limits
+
+FORMS = (
+    "",
+    "split,columns=64",
+    "split,columns=128",
+    "fused",
+    "fused,rows=64,warps=4",
+    "split,parts=3",
+    "fused,parts=2",
+)
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None,
+    reason="triton is not installed; where it has a wheel, '.[dev]' brings it",
+)
+@pytest.mark.parametrize("part", ["values", "gradients", "choice", "tiles"])
+def test_without_a_gpu(part: str) -> None:
+    script = Path(__file__).with_name("fp32_small.py")
+    done = subprocess.run([sys.executable, str(script), part], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_tensors_of_a_cpu_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    x, weight = torch.zeros(8192, 192), torch.zeros(1536, 192)
+    assert gpu_limits.supports_product(x, weight) == "the tensors are not on a GPU"
+
+
+# ---- on a GPU
+
+
+@pytest.fixture
+def gpu_product() -> Iterator[Callable[..., Tensor]]:
+    """The operator; tests of what a GPU is not for are skipped."""
+    if torch.cuda.get_device_capability() not in gpu_limits.FAST_TF32:
+        pytest.skip("three TF32 products gain nothing on this GPU")
+    with torch.device("cpu"):  # cases are drawn there
+        from ssamba.ops.linear_layer import gpu
+
+        yield lambda a, b, bias=None: gpu.product(*(None if t is None else t for t in (a, b, bias)))
+
+
+def on_gpu(t: Tensor) -> Tensor:
+    """``t`` there with the strides that it has here."""
+    storage = t.new_empty(0).set_(t.untyped_storage()).cuda()
+    return storage.as_strided(t.shape, t.stride(), t.storage_offset())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("form", FORMS)
+def test_values_on_a_gpu(form: str, gpu_product: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSAMBA_FP32", form)
+    for name, (a, b) in CASES.items():
+        for bias in (None, draw(b.shape[0]).cuda()):
+            check_against_torch(f"{name}, {form}", gpu_product, on_gpu(a), on_gpu(b), bias)
+    for name, (a, b) in scaled_cases().items():
+        check_against_torch(f"{name}, {form}", gpu_product, a.cuda(), b.cuda(), None)
+    for rows, depth, columns in ((4104, 192, 1536), (4104, 768, 192), (1025, 1536, 768), (520, 256, 192)):
+        a, b = draw(rows, depth).cuda(), draw(columns, depth).cuda()
+        check_against_torch(f"{(rows, depth, columns)}, {form}", gpu_product, a, b, None)
+        assert torch.equal(gpu_product(a, b), gpu_product(a, b))
+    dy, x = draw(32776, 768).cuda(), draw(32776, 192).cuda()
+    check_against_torch(f"a weight's gradient, {form}", gpu_product, dy.t(), x.t(), None)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", SPECIAL)
+@pytest.mark.parametrize("form", FORMS[:4])
+def test_special_values_on_a_gpu(
+    form: str, name: str, gpu_product: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSAMBA_FP32", form)
+    check_special(name, lambda a, b, bias: gpu_product(a.cuda(), b.cuda()).cpu())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("tokens", [8192, 8193])
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_gradients_on_a_gpu(tokens: int, with_bias: bool, gpu_product: Callable[..., Tensor]) -> None:
+    """Each gradient at most twice as far from float64's as torch's own; and twice the same bits."""
+    given = [draw(tokens, 192), draw(1536, 192) / 14, *([draw(1536)] if with_bias else [])]
+    dy = draw(tokens, 1536).cuda()
+    runs = []
+    for form, dtype in ((ops.linear, None), (ops.linear, None), (F.linear, None), (F.linear, torch.float64)):
+        leaves = [t.cuda().to(dtype or t.dtype).requires_grad_() for t in given]
+        if form is ops.linear:
+            found = dispatch.find("linear", *leaves)
+            assert found is not None
+            assert found.__name__.endswith("gpu_input")
+            assert gpu_limits.supports_product(*leaves) is None
+        y = form(*leaves)
+        runs.append([y.detach(), *torch.autograd.grad(y, leaves, dy.to(y.dtype))])
+    for mine, again, torchs, truth in zip(*runs, strict=True):
+        assert torch.equal(mine, again)
+        errors = [float((t.double() - truth).norm() / truth.norm()) for t in (mine, torchs)]
+        assert errors[0] <= 2 * max(errors[1], 6e-8)
+
+
+@pytest.mark.gpu
+def test_in_a_cuda_graph(gpu_product: Callable[..., Tensor]) -> None:
+    x, weight, bias = (draw(*s).cuda() for s in ((8192, 192), (1536, 192), (1536,)))
+    with torch.no_grad():
+        ops.linear(x, weight, bias)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            y = ops.linear(x, weight, bias)
+        x.copy_(draw(8192, 192, seed=5))
+        graph.replay()
+        assert torch.equal(y, ops.linear(x, weight, bias))
+
+
+@pytest.mark.gpu
+def test_who_asks_for_tf32_gets_it(gpu_product: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight = draw(8192, 192).cuda(), draw(1536, 192).cuda()
+    assert not torch.equal(ops.linear(x, weight), F.linear(x, weight))
+    try:
+        torch.backends.cuda.matmul.allow_tf32 = True
+        assert torch.equal(ops.linear(x, weight), F.linear(x, weight))
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = False
+    monkeypatch.setenv("SSAMBA_FP32", "torch")
+    assert torch.equal(ops.linear(x, weight), F.linear(x, weight))
