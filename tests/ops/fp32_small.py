@@ -57,36 +57,38 @@ def check_values() -> None:
         os.environ["SSAMBA_FP32"] = form
         for name, (a, b) in CASES.items():
             for bias in (None, draw(b.shape[0])):
-                check_against_torch(f"{name}, {form!r}", gpu.product, a, b, bias)
+                check_against_torch(f"{name}, {form!r}", gpu.linear, a, b, bias)
         for name, (a, b) in scaled_cases().items():
-            check_against_torch(f"{name}, {form!r}", gpu.product, a, b, None)
+            check_against_torch(f"{name}, {form!r}", gpu.linear, a, b, None)
     for form in FORMS[:3]:
         os.environ["SSAMBA_FP32"] = form
         for name in SPECIAL:
-            check_special(name, gpu.product)
+            check_special(name, gpu.linear)
     os.environ["SSAMBA_FP32"] = f"split,{SMALL}"
     a, b = draw(70, 40), draw(50, 40)
-    whole = gpu.product(a, b, None)
-    assert torch.equal(whole, gpu.product(a, b, None))
-    assert torch.equal(whole[33:], gpu.product(a[33:], b, None))
+    whole = gpu.linear(a, b)
+    assert torch.equal(whole, gpu.linear(a, b))
+    assert torch.equal(whole[33:], gpu.linear(a[33:], b))
 
 
 def check_tiles() -> None:
     """The tiles and parts of the published sizes."""
     os.environ["SSAMBA_FP32"] = ""
     assert [_tile(n).columns for n in (1536, 192, 768, 256)] == [128, 64, 128, 128]
-    assert _parts(32768, 1536, 192, ProductTile()) == 1
-    assert _parts(1536, 192, 32768, ProductTile(columns=64)) == 15
-    assert _parts(3072, 768, 32768, ProductTile()) == 4
+    assert _parts(1, 32768, 1536, 192, ProductTile()) == 1
+    assert _parts(1, 1536, 192, 32768, ProductTile(columns=64)) == 15
+    assert _parts(2, 768, 192, 32768, ProductTile(columns=64)) == 15
+    assert _parts(1, 3072, 768, 32768, ProductTile()) == 4
     os.environ["SSAMBA_FP32"] = "split,columns=32,parts=2"
     assert _tile(1536) == ProductTile(columns=32)
-    assert _parts(64, 64, 64, ProductTile()) == 2
+    assert _parts(1, 64, 64, 64, ProductTile()) == 2
 
 
 def both(tensors: list[Tensor]) -> list[list[Tensor]]:
     """Values, gradients, second derivatives and a batch of backwards: of the operator, and of torch in float64."""
     runs: list[list[Tensor]] = []
-    for dtype, form in ((torch.float32, ops.linear), (torch.float64, naive_linear.linear)):
+    name = "linear" if tensors[1].dim() == 2 else "batched_linear"
+    for dtype, form in ((torch.float32, getattr(ops, name)), (torch.float64, getattr(naive_linear, name))):
         leaves = [t.detach().to(dtype).requires_grad_() for t in tensors]
         y = form(*leaves)
         first = torch.autograd.grad((y**3).sum(), leaves, create_graph=True)
@@ -101,7 +103,7 @@ def both(tensors: list[Tensor]) -> list[list[Tensor]]:
 
 
 def check_gradients() -> None:
-    gpu_limits.MIN_MULTIPLICATIONS = 1
+    gpu_limits.MIN_MULTIPLICATIONS = gpu_limits.MIN_RESULTS = 1
     os.environ["SSAMBA_FP32"] = SMALL.replace("rows", ",rows")
     with ops.use_backend("gpu"):
         for shape, count in (((3, 8, 40), 3), ((24, 40), 2)):
@@ -110,9 +112,15 @@ def check_gradients() -> None:
             for i, (found, truth) in enumerate(zip(*both(tensors), strict=True)):
                 error = float((found.double() - truth).norm() / truth.norm())
                 assert error < 3e-6, f"result {i} of {count} inputs is off by {error:.1e}"
-    a, b, bias = (draw(*s).requires_grad_() for s in ((9, 8), (16, 8), (16,)))
+        for count in (3, 2):
+            tensors = [draw(2, 24, 40), draw(16, 2, 40).transpose(0, 1) / 6, draw(2, 16)][:count]
+            assert dispatch.find("batched_linear", *tensors) is gpu
+            for i, (found, truth) in enumerate(zip(*both(tensors), strict=True)):
+                error = float((found.double() - truth).norm() / truth.norm())
+                assert error < 3e-6, f"result {i} of {count} batched inputs is off by {error:.1e}"
+    a, b, bias = (draw(*s).requires_grad_() for s in ((2, 9, 8), (2, 16, 8), (2, 16)))
     torch.library.opcheck(gpu.product, (a, b, bias))
-    torch.library.opcheck(gpu.product, (a.t().contiguous().t(), b, None))
+    torch.library.opcheck(gpu.product, (a.mT.contiguous().mT, b, None))
 
 
 def check_choice(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,6 +133,8 @@ def check_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     with ops.use_backend("gpu"):
         assert gpu_limits.supports_product(x, weight) is not None  # it is small
         monkeypatch.setattr(gpu_limits, "MIN_MULTIPLICATIONS", 1)
+        assert gpu_limits.supports_product(x, weight) is not None  # few programs
+        monkeypatch.setattr(gpu_limits, "MIN_RESULTS", 1)
         assert gpu_limits.supports_product(x, weight, bias) is None
         ops.linear(x, weight, bias)
         assert len(made) == 1

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ssamba import ops
 from ssamba.ops import dispatch
-from ssamba.ops.linear_layer import gpu_limits
+from ssamba.ops.linear_layer import gpu_limits, naive
 
 FORMS = (
     "",
@@ -57,7 +57,7 @@ def gpu_product() -> Iterator[Callable[..., Tensor]]:
     with torch.device("cpu"):  # cases are drawn there
         from ssamba.ops.linear_layer import gpu
 
-        yield lambda a, b, bias=None: gpu.product(*(None if t is None else t for t in (a, b, bias)))
+        yield gpu.linear
 
 
 def on_gpu(t: Tensor) -> Tensor:
@@ -114,6 +114,24 @@ def test_gradients_on_a_gpu(tokens: int, with_bias: bool, gpu_product: Callable[
         assert torch.equal(mine, again)
         errors = [float((t.double() - truth).norm() / truth.norm()) for t in (mine, torchs)]
         assert errors[0] <= 2 * max(errors[1], 6e-8)
+
+
+@pytest.mark.gpu
+def test_batches_on_a_gpu(gpu_product: Callable[..., Tensor]) -> None:
+    """Values and gradients of two layers at once, as stochastic depth has them."""
+    given = [draw(2, 8200, 192), draw(2, 768, 192) / 14, draw(2, 768)]
+    dy = draw(2, 8200, 768).cuda()
+    runs = []
+    for form, dtype in ((ops.batched_linear, torch.float32), (naive.batched_linear, torch.float64)):
+        leaves = [t.cuda().to(dtype).requires_grad_() for t in given]
+        y = form(*leaves)
+        runs.append([y.detach(), *torch.autograd.grad(y, leaves, dy.to(y.dtype))])
+        if dtype == torch.float32:
+            found = dispatch.find("batched_linear", *leaves)
+            assert found is not None
+            assert found.__name__.endswith("linear_layer.gpu")
+    for mine, truth in zip(*runs, strict=True):
+        assert float((mine.double() - truth).norm() / truth.norm()) < 5e-7
 
 
 @pytest.mark.gpu

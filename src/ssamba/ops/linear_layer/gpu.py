@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -14,13 +15,13 @@ from ssamba.ops.register import define_operator
 
 @define_operator("ssamba::gpu_product")
 def product(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
-    """``a b^T + bias`` of float32 matrices (M, k) and (N, k) with any strides and (N,) -> (M, N), contiguous."""
+    """``a b^T + bias`` of float32 matrices (G, M, k) and (G, N, k) with any strides and (G, N) -> (G, M, N)."""
     return kernels.product(a, b, bias)
 
 
 @product.register_fake
 def _(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
-    return a.new_empty(a.shape[0], b.shape[0])
+    return a.new_empty(*a.shape[:2], b.shape[1])
 
 
 def _save(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:
@@ -32,11 +33,11 @@ def _differentiate(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     wants_a, wants_b, wants_bias = ctx.needs_input_grad
     with torch.autocast(a.device.type, enabled=False):
         if derivatives.in_forward_mode():
-            da, db = dy @ b, dy.t() @ a
+            da, db = dy @ b, dy.mT @ a
         else:
-            da = product(dy, b.t(), None) if wants_a else None
-            db = product(dy.t(), a.t(), None) if wants_b else None
-        return da, db, dy.sum(0) if wants_bias else None
+            da = product(dy, b.mT, None) if wants_a else None
+            db = product(dy.mT, a.mT, None) if wants_b else None
+        return da, db, dy.sum(1) if wants_bias else None
 
 
 product.register_autograd(_differentiate, setup_context=_save)
@@ -45,4 +46,11 @@ product.register_vmap(derivatives.one_by_one(product))
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``naive.linear`` of float32 tensors that ``gpu_limits.supports_product`` takes."""
-    return product(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], weight.shape[0])
+    x_Tn = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+    y_xTm = product(x_Tn[None], weight[None], None if bias is None else bias[None])
+    return y_xTm.view(*x.shape[:-1], weight.shape[0])
+
+
+def batched_linear(x_GTn: Tensor, weight_Gmn: Tensor, bias_Gm: Tensor | None = None) -> Tensor:
+    """``naive.batched_linear`` of tensors that ``gpu_limits.supports_batch`` takes."""
+    return product(x_GTn, weight_Gmn, bias_Gm)

@@ -18,12 +18,11 @@ import triton.language as tl
 from torch import Tensor
 
 from ssamba.ops import environment
+from ssamba.ops.linear_layer.gpu_limits import MIN_LONG
 from ssamba.ops.mamba.triton import partial_sums
 
 MAX_SPLIT_VALUES = 1 << 23
 """Values of the second operand up to which it is split before the product: weights, not activations."""
-MIN_LONG = 4096
-"""Values of a sum from which on it may be cut into parts."""
 MAX_PARTS = 16
 _PROGRAMS = 528  # about four for each multiprocessor: fewer leave some of them idle at the end
 _SPLIT_VALUES = 1024  # of a program that splits
@@ -53,16 +52,17 @@ def _cut(x, CUT: tl.constexpr):
 
 
 @triton.jit
-def _split(b_ptr, high_ptr, low_ptr, rows, width, padded, b_n, b_k, VALUES: tl.constexpr):
-    """``high`` and ``low`` (rows, padded), zeros behind ``width``, of b with any strides."""
+def _split(b_ptr, high_ptr, low_ptr, matrices, rows, width, padded, b_g, b_n, b_k, VALUES: tl.constexpr):
+    """``high`` and ``low`` (matrices, rows, padded), zeros behind ``width``, of b with any strides."""
     at = tl.program_id(0).to(tl.int64) * VALUES + tl.arange(0, VALUES)
-    n, k = at // padded, at % padded
-    b = tl.load(b_ptr + n * b_n + k * b_k, mask=(n < rows) & (k < width), other=0.0)
+    row, k = at // padded, at % padded
+    there = row < matrices * rows
+    b = tl.load(b_ptr + row // rows * b_g + row % rows * b_n + k * b_k, mask=there & (k < width), other=0.0)
     high = _rounded(b)
     low = b - high
     low = tl.where(low == low, _rounded(low), low)
-    tl.store(high_ptr + at, high, mask=n < rows)
-    tl.store(low_ptr + at, low, mask=n < rows)
+    tl.store(high_ptr + at, high, mask=there)
+    tl.store(low_ptr + at, low, mask=there)
 
 
 @triton.jit
@@ -92,7 +92,8 @@ def _write_float32(
 
 @triton.jit
 def _product(
-    a_ptr, b_ptr, high_ptr, low_ptr, bias_ptr, out_ptr, rows, columns, depth, part_depth, a_m, a_k, b_n, b_k, high_n,
+    a_ptr, b_ptr, high_ptr, low_ptr, bias_ptr, out_ptr, rows, columns, depth, part_depth,
+    a_g, a_m, a_k, b_g, b_n, b_k, high_n,
     SPLIT: tl.constexpr, BIAS: tl.constexpr, CUT: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
@@ -104,13 +105,16 @@ def _product(
     row_ok, column_ok = row < rows, column < columns
     first = tl.program_id(1).to(tl.int64) * part_depth
     length = tl.minimum(depth - first, part_depth).to(tl.int32)
-    a_ptr += first * a_k
-    b_ptr += first * b_k
-    out_ptr += tl.program_id(1).to(tl.int64) * rows * columns
+    g = tl.program_id(2).to(tl.int64)
+    a_ptr += g * a_g + first * a_k
+    b_ptr += g * b_g + first * b_k
+    out_ptr += (tl.program_id(1) * tl.num_programs(2) + g) * rows * columns
+    if BIAS:
+        bias_ptr += g * columns
     step = tl.arange(0, BK)
     a_at = a_ptr + (row.to(tl.int64) * a_m)[:, None] + (step * a_k)[None, :]
     b_at = b_ptr + (column.to(tl.int64) * b_n)[None, :] + (step * b_k)[:, None]
-    split_at = (column.to(tl.int64) * high_n + first)[None, :] + step[:, None]
+    split_at = ((g * columns + column) * high_n + first)[None, :] + step[:, None]
     total = tl.zeros((BM, BN), tl.float32)
     for k in range(0, length, BK):
         inside = step < length - k
@@ -148,56 +152,57 @@ def _tile(columns: int) -> ProductTile:
     return tile._replace(**{name: value for name, value in given.items() if name != "parts"})
 
 
-def _parts(rows: int, columns: int, depth: int, tile: ProductTile) -> int:
+def _parts(matrices: int, rows: int, columns: int, depth: int, tile: ProductTile) -> int:
     """Parts that a long sum is cut into, so that there are programs enough: sizes alone decide."""
     _, given = environment.fp32_products()
-    programs = triton.cdiv(rows, tile.rows) * triton.cdiv(columns, tile.columns)
+    programs = matrices * triton.cdiv(rows, tile.rows) * triton.cdiv(columns, tile.columns)
     least = 1 if depth < MIN_LONG else min(MAX_PARTS, triton.cdiv(_PROGRAMS, programs), depth // (MIN_LONG // 4))
     return given.get("parts", least)
 
 
-def _plain_strides(matrix: Tensor) -> Tensor:
-    """``matrix`` with neighbours in one of its two directions: itself, or a copy."""
-    return matrix if 1 in matrix.stride() else matrix.contiguous()
+def _plain_strides(matrices: Tensor) -> Tensor:
+    """``matrices`` with neighbours in one of their two directions: they themselves, or a copy."""
+    return matrices if 1 in matrices.stride()[1:] else matrices.contiguous()
 
 
-def product(a_Mk: Tensor, b_Nk: Tensor, bias_N: Tensor | None = None) -> Tensor:
-    """``a b^T + bias`` (M, N), contiguous, of float32 matrices with any strides. The same bits for the same sizes.
+def product(a_GMk: Tensor, b_GNk: Tensor, bias_GN: Tensor | None = None) -> Tensor:
+    """``a b^T + bias`` (G, M, N), contiguous, of float32 matrices with any strides. The same bits for the same sizes.
 
     Splitting the rows of ``a`` among calls changes no bit, unless sizes change how a long sum is cut.
     """
-    (rows, depth), columns = a_Mk.shape, b_Nk.shape[0]
-    if not (rows and columns and depth):
-        out = a_Mk.new_zeros(rows, columns)
-        return out if bias_N is None else out + bias_N
-    a, b = _plain_strides(a_Mk), _plain_strides(b_Nk)
-    bias = None if bias_N is None else bias_N.contiguous()
+    (matrices, rows, depth), columns = a_GMk.shape, b_GNk.shape[1]
+    if not (matrices and rows and columns and depth):
+        out = a_GMk.new_zeros(matrices, rows, columns)
+        return out if bias_GN is None else out + bias_GN[:, None]
+    a, b = _plain_strides(a_GMk), _plain_strides(b_GNk)
+    bias = None if bias_GN is None else bias_GN.contiguous()
     tile = _tile(columns)
-    parts = _parts(rows, columns, depth, tile)
+    parts = _parts(matrices, rows, columns, depth, tile)
     part_depth = triton.cdiv(triton.cdiv(depth, parts), tile.depth) * tile.depth
     parts = triton.cdiv(depth, part_depth)
     form, _ = environment.fp32_products()
     split = form == "split" or (form != "fused" and parts == 1 and b.numel() <= MAX_SPLIT_VALUES)
     high, low = _halves(b, tile.depth) if split else (b, b)
-    out_xMN = a.new_empty(parts, rows, columns)
+    out_xGMN = a.new_empty(parts, matrices, rows, columns)
     programs = triton.cdiv(rows, tile.rows) * triton.cdiv(columns, tile.columns)
-    _product[(programs, parts)](
-        a, b, high, low, bias, out_xMN, rows, columns, depth, part_depth, *a.stride(), *b.stride(), high.stride(0),
+    _product[(programs, parts, matrices)](
+        a, b, high, low, bias, out_xGMN, rows, columns, depth, part_depth, *a.stride(), *b.stride(), high.stride(1),
         SPLIT=split, BIAS=bias is not None and parts == 1, CUT=environment.interprets_triton(),
         BM=tile.rows, BN=tile.columns, BK=tile.depth, num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     if parts == 1:
-        return out_xMN[0]
-    out = a.new_empty(rows, columns)
-    partial_sums.add_parts([(out_xMN[:, None], out[None])])
-    return out if bias is None else out.add_(bias)
+        return out_xGMN[0]
+    out = a.new_empty(matrices, rows, columns)
+    partial_sums.add_parts([(out_xGMN, out)])
+    return out if bias is None else out.add_(bias[:, None])
 
 
 def _halves(b: Tensor, depth: int) -> tuple[Tensor, Tensor]:
     """``high`` and ``low`` of b, rows padded with zeros to a multiple of ``depth``."""
-    rows, width = b.shape
+    matrices, rows, width = b.shape
     padded = triton.cdiv(width, depth) * depth
-    high, low = torch.empty(2, rows, padded, dtype=b.dtype, device=b.device)
-    programs = triton.cdiv(rows * padded, _SPLIT_VALUES)
-    _split[(programs,)](b, high, low, rows, width, padded, *b.stride(), VALUES=_SPLIT_VALUES, num_warps=4)
+    high, low = torch.empty(2, matrices, rows, padded, dtype=b.dtype, device=b.device)
+    programs = triton.cdiv(matrices * rows * padded, _SPLIT_VALUES)
+    sizes = matrices, rows, width, padded
+    _split[(programs,)](b, high, low, *sizes, *b.stride(), VALUES=_SPLIT_VALUES, num_warps=4)
     return high, low
