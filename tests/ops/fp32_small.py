@@ -74,13 +74,17 @@ def check_values() -> None:
 def check_tiles() -> None:
     """The tiles and parts of the published sizes."""
     os.environ["SSAMBA_FP32"] = ""
-    assert [_tile(n).columns for n in (1536, 192, 768, 256)] == [128, 64, 128, 128]
+    assert [_tile(n, 192).columns for n in (1536, 192, 768, 256)] == [128, 64, 128, 128]
+    narrow = _tile(768, 32768)
+    assert narrow == ProductTile(columns=64)
     assert _parts(1, 32768, 1536, 192, ProductTile()) == 1
-    assert _parts(1, 1536, 192, 32768, ProductTile(columns=64)) == 15
-    assert _parts(2, 768, 192, 32768, ProductTile(columns=64)) == 15
-    assert _parts(1, 3072, 768, 32768, ProductTile()) == 4
+    assert _parts(1, 1536, 192, 32768, narrow) == 14
+    assert _parts(1, 192, 768, 32768, narrow) == 22
+    assert _parts(2, 768, 192, 32768, narrow) == 14
+    assert _parts(1, 6144, 768, 32768, narrow) == 1
+    assert _parts(1, 192, 192, 4096, narrow) == 4
     os.environ["SSAMBA_FP32"] = "split,columns=32,parts=2"
-    assert _tile(1536) == ProductTile(columns=32)
+    assert _tile(1536, 192) == ProductTile(columns=32)
     assert _parts(1, 64, 64, 64, ProductTile()) == 2
 
 

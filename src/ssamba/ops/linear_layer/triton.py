@@ -23,8 +23,7 @@ from ssamba.ops.mamba.triton import partial_sums
 
 MAX_SPLIT_VALUES = 1 << 23
 """Values of the second operand up to which it is split before the product: weights, not activations."""
-MAX_PARTS = 16
-_PROGRAMS = 528  # about four for each multiprocessor: fewer leave some of them idle at the end
+_PROGRAMS = 528  # that parts of sums may make: four for each multiprocessor, which runs two at a time
 _SPLIT_VALUES = 1024  # of a program that splits
 
 
@@ -145,10 +144,13 @@ def _product(
         tl.store(at, total, mask=row_ok[:, None] & column_ok[None, :])
 
 
-def _tile(columns: int) -> ProductTile:
-    """By the width of the result; values of ``SSAMBA_FP32`` stand in place of the chosen ones."""
+def _tile(columns: int, depth: int) -> ProductTile:
+    """By the width of the result; values of ``SSAMBA_FP32`` stand in place of the chosen ones.
+
+    64 columns take half the registers, so two programs share a multiprocessor.
+    """
     _, given = environment.fp32_products()
-    tile = ProductTile(columns=128 if columns % 128 == 0 else 64)
+    tile = ProductTile(columns=128 if columns % 128 == 0 and depth < MIN_LONG else 64)
     return tile._replace(**{name: value for name, value in given.items() if name != "parts"})
 
 
@@ -156,7 +158,7 @@ def _parts(matrices: int, rows: int, columns: int, depth: int, tile: ProductTile
     """Parts that a long sum is cut into, so that there are programs enough: sizes alone decide."""
     _, given = environment.fp32_products()
     programs = matrices * triton.cdiv(rows, tile.rows) * triton.cdiv(columns, tile.columns)
-    least = 1 if depth < MIN_LONG else min(MAX_PARTS, triton.cdiv(_PROGRAMS, programs), depth // (MIN_LONG // 4))
+    least = 1 if depth < MIN_LONG else min(max(1, _PROGRAMS // programs), depth // (MIN_LONG // 4))
     return given.get("parts", least)
 
 
@@ -176,7 +178,7 @@ def product(a_GMk: Tensor, b_GNk: Tensor, bias_GN: Tensor | None = None) -> Tens
         return out if bias_GN is None else out + bias_GN[:, None]
     a, b = _plain_strides(a_GMk), _plain_strides(b_GNk)
     bias = None if bias_GN is None else bias_GN.contiguous()
-    tile = _tile(columns)
+    tile = _tile(columns, depth)
     parts = _parts(matrices, rows, columns, depth, tile)
     part_depth = triton.cdiv(triton.cdiv(depth, parts), tile.depth) * tile.depth
     parts = triton.cdiv(depth, part_depth)
