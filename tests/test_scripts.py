@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
 import os
 import re
@@ -434,6 +435,13 @@ def test_linear_cpu() -> None:
     rows = run("benchmarks/linear_cpu.py", "--repeats", 1).strip().split("\n")
     assert len(rows) == 5
     assert all(0 < float(cell) < 1000 for row in rows[2:] for cell in row.split("|")[2:9])
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+def test_fp32_products() -> None:
+    rows = run("benchmarks/fp32_products.py", "--dry-run", "--shapes", "tiny", "--forms", "split,rows=32").splitlines()
+    assert len(rows) == 7
+    assert all(re.fullmatch(r" [\d.]+ \([0-9]e-0[78]\) ", cell) for row in rows[2:] for cell in row.split("|")[2:5])
 
 
 def test_cpu_deploy(model_folder: Path) -> None:

@@ -20,6 +20,7 @@ NAMES = (
     "SSAMBA_PROJ",
     "SSAMBA_GATE",
     "SSAMBA_STATES",
+    "SSAMBA_FP32",
     "TRITON_INTERPRET",
 )
 
@@ -39,6 +40,7 @@ def test_defaults() -> None:
     assert environment.projection_launch() is None
     assert environment.gate_tile() is None
     assert environment.rounded_states() == ("forward", "backward")
+    assert environment.fp32_products() == ("", {})
     assert not environment.interprets_triton()
 
 
@@ -61,6 +63,8 @@ def test_values_are_read_at_the_time_of_the_call(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("SSAMBA_STATES", "backwards")
     with pytest.raises(ValueError, match="SSAMBA_STATES: there is no 'backwards'"):
         environment.rounded_states()
+    monkeypatch.setenv("SSAMBA_FP32", "split, columns=64,warps=4")
+    assert environment.fp32_products() == ("split", {"columns": 64, "warps": 4})
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert environment.interprets_triton()
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ssamba import ops
 from ssamba.models.config import Config
 from ssamba.utils.torch_defaults import of_new_weights
 
@@ -80,7 +81,7 @@ class PatchEmbedding(nn.Conv2d):
 
     def product(self, features: Tensor) -> Tensor:
         """``forward`` as a product of patches and weights."""
-        return F.linear(patchify(features, self.config), self.weight.flatten(1), self.bias)
+        return ops.linear(patchify(features, self.config), self.weight.flatten(1), self.bias)
 
 
 def gather_patches(values_BQx: Tensor, mask_BM: Tensor) -> Tensor:

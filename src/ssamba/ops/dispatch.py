@@ -57,7 +57,7 @@ _NAIVE, _CPU, _GPU, _GPU_INFERENCE, _CUDA, _TRITON = (
     f"ssamba.ops.mamba.{name}" for name in ("naive", "cpu.operators", "gpu", "gpu_inference", "cuda", "triton")
 )
 _NAIVE_NORM, _GPU_NORM, _GPU_INPUT = "ssamba.ops.layer_norm.naive", "ssamba.ops.layer_norm.gpu", f"{_GPU}_input"
-_NAIVE_LINEAR, _CPU_LINEAR = "ssamba.ops.linear_layer.naive", "ssamba.ops.linear_layer.cpu"
+_NAIVE_LINEAR, _CPU_LINEAR, _GPU_LINEAR = (f"ssamba.ops.linear_layer.{name}" for name in ("naive", "cpu", "gpu"))
 
 
 class Entry(NamedTuple):
@@ -181,7 +181,7 @@ TABLE: dict[str, dict[str, Entry]] = {
     "fold_norm": {"reference": _PLAIN, "gpu": Entry(_GPU_INPUT, gpu_limits.supports_fold)},
     "add_layer_norm": {"reference": Entry(_NAIVE_NORM, _anything), "gpu": Entry(_GPU_NORM, _norm_on_gpu)},
     "linear": _LINEAR | {"gpu": Entry(_GPU_INPUT, gpu_limits.supports)},
-    "batched_linear": _LINEAR,
+    "batched_linear": _LINEAR | {"gpu": Entry(_GPU_LINEAR, gpu_limits.supports_batch)},
     # What the GPU's operators are made of. A custom op asks when it runs: the choice looks at addresses.
     "add_parts": {"reference": _PLAIN, "triton": Entry(f"{_TRITON}.partial_sums", _with_triton)},
     "join_products": {"triton": Entry(f"{_TRITON}.gradients", _with_triton)},

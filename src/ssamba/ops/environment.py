@@ -12,6 +12,7 @@ SSAMBA_BACKWARD     form,name=integer,... (by size)        form and tiling of th
 SSAMBA_PROJ         warps,blocks (by size)                 launch of the fused projection: :func:`projection_launch`
 SSAMBA_GATE         pieces, or five integers (fixed)       tile of the product with the gate: :func:`gate_tile`
 SSAMBA_STATES       given, forward, backward (both)        where states are rounded up: :func:`rounded_states`
+SSAMBA_FP32         form,name=integer,... (by size)        float32 products on a GPU: :func:`fp32_products`
 TRITON_INTERPRET    0, 1 (0)                               Triton's own, for tests: :func:`interprets_triton`
 ==================  =====================================  ===========================================================
 
@@ -136,6 +137,18 @@ def rounded_states() -> tuple[str, ...]:
     if unknown := [name for name in names if name not in ("given", "forward", "backward")]:
         raise ValueError(f"SSAMBA_STATES: there is no {unknown[0]!r}; use given, forward or backward")
     return tuple(name for name in names if name != "given")
+
+
+def fp32_products() -> tuple[str, dict[str, int]]:
+    """``SSAMBA_FP32``: the form of float32 products on a GPU, and values in place of its tiling; by default none.
+
+    ``split,columns=64`` gives ``("split", {"columns": 64})``. Forms: ``torch`` (torch's own products alone), ``split``
+    and ``fused`` (three TF32 products, the second operand split before or inside the kernel). Names are those of
+    ``ProductTile``, and ``parts`` of a sum. Raises ValueError when it cannot be parsed.
+    """
+    form, *given = os.environ.get("SSAMBA_FP32", "").split(",")
+    pairs = (part.split("=") for part in given if part)
+    return form.strip(), {name.strip(): int(value) for name, value in pairs}
 
 
 def interprets_triton() -> bool:

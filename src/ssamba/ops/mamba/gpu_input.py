@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssamba.ops import derivatives
+from ssamba.ops.linear_layer import gpu as gpu_linear
+from ssamba.ops.linear_layer import gpu_limits
 from ssamba.ops.mamba import naive
 from ssamba.ops.mamba.triton import partial_sums, weights
 from ssamba.ops.register import define_operator
@@ -104,26 +106,44 @@ column_sums.register_autograd(_differentiate_sums, setup_context=_save_sizes)
 column_sums.register_vmap(derivatives.one_by_one(column_sums))
 
 
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    if derivatives.beyond_backward() or gpu_limits.supports_product(x, weight, bias) is not None:
+        return F.linear(x, weight, bias)
+    return gpu_linear.linear(x, weight, bias)
+
+
 class _Linear(torch.autograd.Function):
-    """The gradients are what torch's own are, but for the sum, and have gradients in turn."""
+    """The gradients are what torch's own are, but for the sum and float32's products, and have gradients in turn."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return F.linear(x, weight, bias)
+        return _product(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        wants_x, wants_weight, _ = ctx.needs_input_grad
-        dy_Tm = dy.reshape(-1, dy.shape[-1])
+        wants_x, wants_weight, wants_bias = ctx.needs_input_grad
+        dy_Tm, x_Tn = dy.reshape(-1, dy.shape[-1]), x.reshape(-1, x.shape[-1])
         with torch.autocast(x.device.type, enabled=False):
-            dx = (dy_Tm @ weight).view(x.shape) if wants_x else None
-            dweight = (x.reshape(-1, x.shape[-1]).t() @ dy_Tm).t() if wants_weight else None
-            total = dy_Tm.sum(0) if derivatives.in_forward_mode() else column_sums(dy_Tm)
+            dx = _product(dy_Tm, weight.t()).view(x.shape) if wants_x else None
+            dweight = _weight_gradient(dy_Tm, x_Tn) if wants_weight else None
+            total = _bias_gradient(dy_Tm) if wants_bias else None
         return dx, dweight, total
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def _weight_gradient(dy_Tm: Tensor, x_Tn: Tensor) -> Tensor:
+    if derivatives.beyond_backward() or gpu_limits.supports_product(dy_Tm.t(), x_Tn.t()) is not None:
+        return (x_Tn.t() @ dy_Tm).t()
+    return gpu_linear.linear(dy_Tm.t(), x_Tn.t())
+
+
+def _bias_gradient(dy_Tm: Tensor) -> Tensor:
+    return dy_Tm.sum(0) if derivatives.in_forward_mode() else column_sums(dy_Tm)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``linear_layer.naive.linear`` of what ``ssamba.ops.linear_layer.gpu_limits`` takes."""
-    return _Linear.apply(x, weight, bias)
+    if derivatives.wants_gradient(x, weight, bias):
+        return _Linear.apply(x, weight, bias)
+    return _product(x, weight, bias)
