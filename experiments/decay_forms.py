@@ -4,10 +4,10 @@
 
 LISTS is the folder of words.csv, speech.csv, effects.csv and music.csv (tools/corpus/tiny_data.py). Each run is
 trained on one GPU, as many at a time as ``--gpus`` names, with the data and the options of the package's tiny
-(docs/models/tiny.md) at equal steps, then scored on training data by experiments/dev_probe.py; started again, it goes
-on where it was. ``--runs`` are FORM or FORM:SEED, without it the four forms with seed 0. ``--peer`` adds SSAST under
-``torch.compile``, trained for the minutes of each of ``--like`` (runs of this call): a trial of some steps says how
-many steps that is.
+(docs/models/tiny.md; it is tied-alternating with 19,000 steps) at equal steps, then scored on training data by
+experiments/dev_probe.py; started again, it goes on where it was. ``--runs`` are FORM or FORM:SEED, without it the
+four forms with seed 0. ``--peer`` adds SSAST under ``torch.compile``, trained for the minutes of each of ``--like``
+(runs of this call): a trial of some steps says how many steps that is.
 
 Prints each command, then the probes and a table with the minutes that training took, by the log. ``--dry-run`` prints
 the commands alone. ``--no-probe`` leaves the probes out. ``--options`` are added to those of pretraining and override

@@ -145,11 +145,12 @@ def test_a_model_in_training_and_in_a_graph() -> None:
             pair.out_proj_dKE.mul_(30 * 2**i)  # else fresh pairs hardly count next to the stream
     tokens = torch.randn(65, 257, 192, generator=torch.Generator().manual_seed(1))
     expected = model.encode_tokens(tokens[:2])
-    wanted = torch.autograd.grad(expected.square().sum(), list(model.pairs.parameters()))
+    weight = torch.randn(2, 257, 192, generator=torch.Generator().manual_seed(4))  # squares of a norm's output add up
+    wanted = torch.autograd.grad((expected * weight).sum(), list(model.pairs.parameters()))
     model, given = model.cuda(), tokens.cuda()
     with torch.autocast("cuda", torch.bfloat16):
         found = model.encode_tokens(given[:2])
-    grads = torch.autograd.grad(found.float().square().sum(), list(model.pairs.parameters()))
+    grads = torch.autograd.grad((found.float() * weight.cuda()).sum(), list(model.pairs.parameters()))
     assert_close("training output", found, expected.cuda(), BOUND[torch.bfloat16])
     for (name, _), grad, truth in zip(model.pairs.named_parameters(), grads, wanted, strict=True):
         assert_close(name, grad, truth.cuda(), 6e-2)

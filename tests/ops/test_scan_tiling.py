@@ -89,7 +89,7 @@ def tensors_of_backward(sizes: Shape) -> dict[str, torch.Tensor]:
 
 def test_the_environment_chooses_the_form_of_the_backward(monkeypatch: pytest.MonkeyPatch) -> None:
     many, few = shape(64, 513, tied=True), shape(4, 513, tied=True)
-    assert scan_backward.choose(many, tensors_of_backward(many)) == scan_backward.TIED_TILING
+    assert scan_backward.choose(many, tensors_of_backward(many)) == scan_backward.TILING
     monkeypatch.setenv("SSAMBA_BACKWARD", "mma,warps=6,blocks=2,movm=3")
     found = scan_backward.choose(many, tensors_of_backward(many))
     assert found == scan_backward.BackwardTiling(warps=6, blocks=2, movm=3)
@@ -103,12 +103,11 @@ def test_the_environment_chooses_the_form_of_the_backward(monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("alternating", [False, True])
-def test_free_decays_have_a_form_of_their_own(alternating: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_free_decays_take_fragments_too(alternating: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     many, few = shape(64, 513, alternating=alternating), shape(4, 513, alternating=alternating)
-    expected = scan_backward.FREE_TILING if scan_backward.FREE_FORM == "mma" else None
-    assert scan_backward.choose(many, tensors_of_backward(many)) == expected
+    assert scan_backward.choose(many, tensors_of_backward(many)) == scan_backward.TILING
     monkeypatch.setenv("SSAMBA_BACKWARD", "mma,keep=8")
-    assert scan_backward.choose(many, tensors_of_backward(many)) == scan_backward.FREE_TILING._replace(keep=8)
+    assert scan_backward.choose(many, tensors_of_backward(many)) == scan_backward.TILING._replace(keep=8)
     assert scan_backward.choose(few, tensors_of_backward(few)) is None
     eight = shape(64, 513, states=8, alternating=alternating)
     assert scan_backward.choose(eight, tensors_of_backward(eight)) is None
@@ -124,5 +123,4 @@ def test_the_blocks_of_the_backward_fit_into_a_multiprocessor(tied: bool, rank: 
     """228 KiB of an H100's, of which each block takes one for itself."""
     sizes = shape(64, 513, tied=tied)
     sizes.rank = rank
-    tiling = scan_backward.TIED_TILING if tied else scan_backward.FREE_TILING
-    assert tiling.blocks * (scan_backward.shared_bytes(sizes, tiling) + 1024) <= 228 * 1024
+    assert scan_backward.TILING.blocks * (scan_backward.shared_bytes(sizes, scan_backward.TILING) + 1024) <= 228 * 1024

@@ -17,6 +17,8 @@ MIN_RESULTS = 1 << 20
 """Values of a result below which too few programs share the work, unless each is a long sum."""
 MIN_LONG = 4096
 """Values of a sum from which on it may be cut into parts."""
+MAX_LONG_VALUES = 1 << 26
+"""Values of the second operand of long sums above which torch's own is as fast: splitting it takes too much memory."""
 FAST_TF32 = ((8, 0), (9, 0))
 """Compute capabilities whose tensor cores multiply TF32 at least eight times as fast as the others float32 (A100,
 H100): three such products gain. Elsewhere TF32 is at most four times as fast (8.6, 8.9, 12.0), or this form has never
@@ -53,7 +55,7 @@ def supports_product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> s
     if not x.is_cuda and not environment.interprets_triton():
         return "the tensors are not on a GPU"
     if _small(x.numel() // max(1, x.shape[-1]), *weight.shape) or _neighbours(x) % 8 or _neighbours(weight) % 8:
-        return "the product is small, or its rows do not begin at multiples of eight"
+        return "the product is small or a very long sum, or its rows do not begin at multiples of eight"
     if torch.is_autocast_enabled(x.device.type) or environment.fp32_products()[0] == "torch":
         return "torch's own product is asked for"
     if _multiplies_tf32():
@@ -70,7 +72,8 @@ def supports_batch(x_GTn: Tensor, weight_Gmn: Tensor, bias_Gm: Tensor | None = N
 
 def _small(rows: int, columns: int, depth: int) -> bool:
     few = rows * columns < MIN_RESULTS and depth < MIN_LONG
-    return few or rows * columns * depth < MIN_MULTIPLICATIONS
+    long = depth >= MIN_LONG and columns * depth > MAX_LONG_VALUES
+    return few or long or rows * columns * depth < MIN_MULTIPLICATIONS
 
 
 def _neighbours(matrix: Tensor) -> int:

@@ -21,8 +21,12 @@ from ssamba.ops import environment
 from ssamba.ops.linear_layer.gpu_limits import MIN_LONG
 from ssamba.ops.mamba.triton import partial_sums
 
-MAX_SPLIT_VALUES = 1 << 23
-"""Values of the second operand up to which it is split before the product: weights, not activations."""
+MAX_SPLIT_VALUES = 1 << 25
+"""Values of the second operand up to which it is split before the product, which takes eight bytes for each."""
+_MIN_SPLIT_ROWS = 1024
+"""Rows of the result of a long sum from which on it is: each tile of rows would split the second operand again."""
+_MIN_WIDE_DEPTH = 512
+"""Values of a sum from which on wide tiles pay: shorter ones are bound by memory."""
 _PROGRAMS = 528  # that parts of sums may make: four for each multiprocessor, which runs two at a time
 _SPLIT_VALUES = 1024  # of a program that splits
 
@@ -150,7 +154,7 @@ def _tile(columns: int, depth: int) -> ProductTile:
     64 columns take half the registers, so two programs share a multiprocessor.
     """
     _, given = environment.fp32_products()
-    tile = ProductTile(columns=128 if columns % 128 == 0 and depth < MIN_LONG else 64)
+    tile = ProductTile(columns=128 if columns % 128 == 0 and _MIN_WIDE_DEPTH <= depth < MIN_LONG else 64)
     return tile._replace(**{name: value for name, value in given.items() if name != "parts"})
 
 
@@ -183,7 +187,8 @@ def product(a_GMk: Tensor, b_GNk: Tensor, bias_GN: Tensor | None = None) -> Tens
     part_depth = triton.cdiv(triton.cdiv(depth, parts), tile.depth) * tile.depth
     parts = triton.cdiv(depth, part_depth)
     form, _ = environment.fp32_products()
-    split = form == "split" or (form != "fused" and parts == 1 and b.numel() <= MAX_SPLIT_VALUES)
+    pays = b.numel() <= MAX_SPLIT_VALUES and (parts == 1 or rows >= _MIN_SPLIT_ROWS)
+    split = form == "split" or (form != "fused" and pays)
     high, low = _halves(b, tile.depth) if split else (b, b)
     out_xGMN = a.new_empty(parts, matrices, rows, columns)
     programs = triton.cdiv(rows, tile.rows) * triton.cdiv(columns, tile.columns)

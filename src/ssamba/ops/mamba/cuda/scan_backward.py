@@ -15,27 +15,25 @@ from ssamba.ops.mamba.cuda.sources import unit
 
 
 class BackwardTiling(NamedTuple):
-    """How the form with tensor-core fragments is spread over the GPU."""
+    """How the form with tensor-core fragments is spread over the GPU. dev/KERNEL-NOTES.md has what was measured."""
 
-    warps: int = 6
+    warps: int = 8
     """Warps of a block, 16 channels each: at least 2."""
-    blocks: int = 2
+    blocks: int = 1
     """Blocks that a multiprocessor shall hold, which bounds the registers."""
     movm: int = 3
     """For which gradients states and channels are exchanged in registers instead of shared memory: 0 none, 1 that of C,
     2 that of B, 3 both."""
-    keep: int = 14
+    keep: int = 17
     """With free decays, how many of a lane's decays of eight steps of two channels, 0 to 16 times four, are kept in
     shared memory from the states to the adjoint, instead of computed again; 17: all of them in registers."""
     states: int = 1
     """With free decays, whether saved states come from tensor-core fragments, too."""
 
 
-TIED_FORM, FREE_FORM = "mma", "lanes"
-"""The form where both take the call, with tied decays and with free ones: ``lanes`` or ``mma``. ``SSAMBA_BACKWARD``
-replaces it, for measurements."""
-TIED_TILING, FREE_TILING = BackwardTiling(), BackwardTiling()
-"""Of the form ``mma``; ``SSAMBA_BACKWARD`` replaces some of its values."""
+FORM, TILING = "mma", BackwardTiling()
+"""The form where both take the call, ``lanes`` or ``mma``, and the tiling of the latter. ``SSAMBA_BACKWARD`` replaces
+either, for measurements."""
 
 
 def choose(shape: Shape, tensors: dict[str, Tensor]) -> BackwardTiling | None:
@@ -44,10 +42,10 @@ def choose(shape: Shape, tensors: dict[str, Tensor]) -> BackwardTiling | None:
     Raises ValueError for a form or a name in ``SSAMBA_BACKWARD`` that does not exist.
     """
     form, given = environment.scan_backward()
-    form = form or (TIED_FORM if shape.tied else FREE_FORM)
+    form = form or FORM
     if form not in ("lanes", "mma"):
         raise ValueError(f"SSAMBA_BACKWARD: no form of the backward is called {form!r}; use lanes or mma")
-    tiling = (TIED_TILING if shape.tied else FREE_TILING)._replace(**given)
+    tiling = TILING._replace(**given)
     return tiling if form == "mma" and _usable(shape, tensors, tiling) else None
 
 
