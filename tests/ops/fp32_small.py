@@ -74,7 +74,8 @@ def check_values() -> None:
 def check_tiles() -> None:
     """The tiles and parts of the published sizes."""
     os.environ["SSAMBA_FP32"] = ""
-    assert [_tile(n, 192).columns for n in (1536, 192, 768, 256)] == [128, 64, 128, 128]
+    sizes = (1536, 192), (192, 768), (6144, 768), (768, 3072)
+    assert [_tile(*columns_and_depth).columns for columns_and_depth in sizes] == [64, 64, 128, 128]
     narrow = _tile(768, 32768)
     assert narrow == ProductTile(columns=64)
     assert _parts(1, 32768, 1536, 192, ProductTile()) == 1

@@ -55,7 +55,7 @@ def test_training(form: Form, shape: Shape, dtype: torch.dtype, switch: str, mon
 
     kernels = {call.split()[0] for call in nvrtc.compile_for(gradients)[0]}
     if form.tied:
-        rounds = (shape.N > 4 and switch in ("", "backward")) or (shape.N > 8 and switch == "forward")
+        rounds = switch in ("", "backward") or (shape.N > 8 and switch == "forward")
         assert ("scan_backward_mma" in kernels) == rounds
     runs = [gradients() for _ in range(2)]
     assert_close("output", runs[0][0], expected, BOUND[dtype])

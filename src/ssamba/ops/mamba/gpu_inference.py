@@ -35,7 +35,7 @@ def supports_ungated(like: Tensor, A_log_RKEN: Tensor, states: int, alternating:
     mixed = torch.is_autocast_enabled(like.device.type)
     dtype = torch.get_autocast_dtype(like.device.type) if mixed else like.dtype
     channels = A_log_RKEN.shape[-2]
-    states = gpu_states.forward_states(states, training=False)
+    states = gpu_states.forward_states(states)
     if dtype not in MMA_TYPES or states not in (8, 16) or channels % 16 or not like.is_cuda:
         return "the scan without a gate takes bfloat16 and float16, at most 16 states and channels in multiples of 16"
     if not nvrtc.multiplies_bfloat16(like.device.index or 0):

@@ -9,7 +9,7 @@ where it costs least:
 - ``for_backward``: in the backward, columns of zeros in the saved projection, to the 16 states that the backward by
   tensor cores has. The forward before it keeps its number, since with 8 states it is faster than with 16.
 
-dev/KERNEL-NOTES.md has the counts of instructions behind ``forward_states`` and ``MAX_IN_LANES``.
+dev/KERNEL-NOTES.md has the counts of instructions behind both, and what a card said.
 ``SSAMBA_STATES`` forbids either, for measurements (``environment.rounded_states``).
 """
 
@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssamba.ops import derivatives, dispatch, environment
+from ssamba.ops import dispatch, environment
 from ssamba.ops.mamba import naive
 from ssamba.ops.mamba.cuda import mixer, scan_backward
 from ssamba.ops.mamba.cuda.scan_shape import Shape
@@ -31,20 +31,13 @@ from ssamba.ops.mamba.params import MixerParams
 
 FEW, STATES = 8, 16
 """Of the forward by tensor cores, and, 16 alone, of the backward."""
-MAX_IN_LANES = 4
-"""States up to which the other backward takes no more instructions than that of 16 states by tensor cores."""
 
 
-def forward_states(states: int, training: bool) -> int:
-    """The number of states that the forward computes ``states`` with, where tensor cores take the other sizes.
-
-    In training few ones keep their number, since their backward has fewer instructions as they are.
-    """
+def forward_states(states: int) -> int:
+    """The number of states that the forward computes ``states`` with, where tensor cores take the other sizes."""
     if "forward" not in environment.rounded_states() or states > STATES:
         return states
-    if states > FEW:
-        return STATES
-    return states if training and states <= MAX_IN_LANES else FEW
+    return STATES if states > FEW else FEW
 
 
 def rounded(x_BLKE: Tensor, params: MixerParams) -> MixerParams:
@@ -54,7 +47,7 @@ def rounded(x_BLKE: Tensor, params: MixerParams) -> MixerParams:
     """
     if params.states in (FEW, STATES) or not _takes_sizes(x_BLKE, params):
         return params
-    states = forward_states(params.states, derivatives.wants_gradient(x_BLKE, *params))
+    states = forward_states(params.states)
     return params if states == params.states else _with_states(params, states)
 
 
@@ -90,7 +83,7 @@ def for_backward(kernels: ModuleType, inputs: ScanInputs, alternating: bool) -> 
     """
     params, p_GBLP = inputs.params, inputs.p_GBLP
     states, rank = params.states, params.rank
-    if kernels is not mixer or not MAX_IN_LANES < states < STATES or "backward" not in environment.rounded_states():
+    if kernels is not mixer or states >= STATES or "backward" not in environment.rounded_states():
         return inputs
     wide = _with_rates(params, STATES - states)
     wide = wide._replace(x_proj_RKPE=params.x_proj_RKPE[:, :, :1].expand(-1, -1, rank + 2 * STATES, -1))
