@@ -28,6 +28,7 @@ MAX_FILES = 14
 NEEDS = {
     "triton": (
         "ssamba.ops.mamba.gpu", "ssamba.ops.mamba.triton", "ssamba.ops.layer_norm.gpu", "ssamba.ops.layer_norm.triton",
+        "ssamba.ops.linear_layer.gpu", "ssamba.ops.linear_layer.triton",
     ),
     "onnx": ("ssamba.inference.onnx",),
     "transformers": ("ssamba.inference.hf.",),

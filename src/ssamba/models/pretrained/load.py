@@ -15,7 +15,6 @@ from ssamba.models.pretrained.model_dir import Description, read_config, read_mo
 from ssamba.models.pretrained.official import EXTRAS_OF, PREFIX, from_official
 from ssamba.models.pretrained.pth_file import read_pth
 from ssamba.models.pretrained.weights import DEFAULT, SHIPPED, shipped_folder
-from ssamba.models.pretrained.weights.earlier import EARLIER, earlier_weights
 from ssamba.utils.errors import CheckpointError, ConfigError
 from ssamba.utils.suggest import nearest
 
@@ -50,6 +49,8 @@ def locate(source: ModelSource | None = None) -> Path:
 
 def _instead(name: str) -> str:
     """What to give instead of what is not there; the names too where a name can have been meant."""
+    from ssamba.models.pretrained.weights.earlier import EARLIER
+
     if name in EARLIER:
         return f"; it is the model of ssamba {EARLIER[name].release}: docs/models/tiny.md says how to get its folder"
     if os.path.basename(name) != name or len(name) > LONGEST_NAME:
@@ -70,6 +71,8 @@ def read_model_source(
     path = locate(source)
     if path.is_dir():
         return read_model(path)
+    from ssamba.models.pretrained.weights.earlier import earlier_weights
+
     if (earlier := earlier_weights(path)) is not None:
         description = Description(Config.from_dict(dict(earlier.config), str(path)), heads=True)
         return description, read_weights(path, description)
