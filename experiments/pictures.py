@@ -3,6 +3,7 @@
     python experiments/pictures.py NAME ... [--out docs/images] [--scores X.csv]
 
 bench       bench-time.png, bench-memory.png, from docs/benchmarks/h100-inference.csv
+forms       forms.png, from dev/logs, the logs of pretraining of dev/RESULTS-LOG.md, "Four forms"
 minutes     minutes.png, from the tables of dev/RESULTS-LOG.md
 similarity  similarity.png, from the file that ``experiments/similarity.py measure ESC10 --scores X.csv`` writes
 views       augmented-views.png, from two sounds that ``ssamba.data.synthetic`` makes
@@ -29,6 +30,15 @@ from ssamba.utils.plots import COLOURS, GRID, BenchLine, bench_picture, figure_f
 ROOT = Path(__file__).parent.parent
 BENCH = ROOT / "docs" / "benchmarks" / "h100-inference.csv"
 LOG = ROOT / "dev" / "RESULTS-LOG.md"
+LOGS = ROOT / "dev" / "logs"
+FORMS = {
+    "tied-alternating-19000": ("tied, alternating: tiny", "-", (6.0, 79.5)),
+    "free-alternating-19000": ("free, alternating", "-", (8.2, 72.5)),
+    "free-both-11400": ("free, both directions", "-", (6.3, 65.5)),
+    "tied-alternating-11400": ("tied, alternating, fewer steps", "--", (1.1, 76.5)),
+    "ssast-compiled-12317": ("SSAST, compiled", "-", (3.3, 55.0)),
+}
+"""Logs of pretraining: what the run is called, its line, and where its name stands (minutes, per cent)."""
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -97,8 +107,25 @@ def minutes(out: Path, _: Path | None) -> None:
     draw_minutes(LOG, out / "minutes.png")
 
 
+def forms(out: Path, _: Path | None) -> None:
+    """Masked patches of held-out files identified during pretraining, against minutes of one GPU."""
+    with figure_file(out / "forms.png", 8, 4.5) as figure:
+        panel = figure.subplots()
+        for (name, (label, line, at)), colour in zip(FORMS.items(), COLOURS, strict=False):
+            known = [row for row in rows(LOGS / f"{name}.csv") if row["val_accuracy"]]
+            points = [(float(row["seconds"]) / 60, 100 * float(row["val_accuracy"])) for row in known]
+            panel.plot(*zip(*points, strict=True), line, color=colour, marker=".")
+            panel.text(*at, label, color=colour, fontsize=11)
+        panel.set(xlabel="minutes of one H200, one run each", ylabel="masked patches identified in %, held-out files")
+        panel.set(xlim=(0, 10), ylim=(0, 85))
+        panel.grid(True, **GRID)
+        panel.set_axisbelow(True)
+        panel.set_title("Pretraining of tiny in its forms and of SSAST, with the same audio and options")
+
+
 PICTURES: dict[str, Callable[[Path, Path | None], None]] = {
     "bench": bench,
+    "forms": forms,
     "minutes": minutes,
     "similarity": similarity,
     "views": views,

@@ -234,9 +234,9 @@ def test_search_approximate(tmp_path: Path) -> None:
 
 
 def test_pictures(tmp_path: Path) -> None:
-    run("experiments/pictures.py", "bench", "minutes", "views", "--out", tmp_path)
+    run("experiments/pictures.py", "bench", "forms", "minutes", "views", "--out", tmp_path)
     drawn = {path.name for path in tmp_path.iterdir()}
-    assert drawn == {"bench-time.png", "bench-memory.png", "minutes.png", "augmented-views.png"}
+    assert drawn == {"bench-time.png", "bench-memory.png", "forms.png", "minutes.png", "augmented-views.png"}
     for name in drawn:  # on a background of their own, so that pages in dark mode show them
         image = matplotlib.image.imread(tmp_path / name)
         assert (image[0, 0] == 1).all()
