@@ -47,6 +47,7 @@ def launched() -> Iterator[list[tuple[str, str]]]:
 BACKWARDS = (
     (1, 33, 48, 12, 1, True, 8, torch.bfloat16), (2, 1, 16, 4, 1, True, 8, torch.float16),
     (1, 25, 32, 12, 2, False, 8, torch.float16), (2, 17, 16, 4, 1, True, 5, torch.bfloat16),
+    (1, 9, 16, 4, 1, True, 3, torch.bfloat16), (1, 17, 16, 12, 2, False, 1, torch.float16),
 )  # fmt: skip
 """B, L, E, r, R, whether directions alternate, states and type."""
 INFERENCES = (
