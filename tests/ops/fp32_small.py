@@ -143,6 +143,15 @@ def check_choice(monkeypatch: pytest.MonkeyPatch) -> None:
         assert gpu_limits.supports_product(x, weight, bias) is None
         ops.linear(x, weight, bias)
         assert len(made) == 1
+        monkeypatch.setattr(gpu_limits, "MIN_LONG", 24)
+        monkeypatch.setattr(
+            gpu_limits, "MAX_LONG_VALUES", 24 * 40 - 1
+        )  # the gradient of the weight is a sum over 24 rows
+        torch.autograd.grad(ops.linear(x.requires_grad_(), weight.requires_grad_()).sum(), (x, weight))
+        assert len(made) == 3, "forward and the gradient of x alone"
+        x, weight = x.detach(), weight.detach()
+        monkeypatch.setattr(gpu_limits, "MIN_LONG", 4096)
+        made[:] = [1]
         for others in ((x.double(), weight.double()), (x.bfloat16(), weight.bfloat16()), (draw(24, 39), draw(16, 39))):
             assert gpu_limits.supports_product(*others) is not None
         with torch.autocast("cpu", torch.bfloat16):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ssamba.ops import derivatives
+from ssamba.ops.linear_layer import gpu_limits
 from ssamba.ops.linear_layer import triton as kernels
 from ssamba.ops.register import define_operator
 
@@ -36,7 +37,8 @@ def _differentiate(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
             da, db = dy @ b, dy.mT @ a
         else:
             da = product(dy, b.mT, None) if wants_a else None
-            db = product(dy.mT, a.mT, None) if wants_b else None
+            long = gpu_limits.too_long(a.shape[2], a.shape[1])
+            db = None if not wants_b else dy.mT @ a if long else product(dy.mT, a.mT, None)
         return da, db, dy.sum(1) if wants_bias else None
 
 

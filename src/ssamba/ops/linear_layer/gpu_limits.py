@@ -72,8 +72,12 @@ def supports_batch(x_GTn: Tensor, weight_Gmn: Tensor, bias_Gm: Tensor | None = N
 
 def _small(rows: int, columns: int, depth: int) -> bool:
     few = rows * columns < MIN_RESULTS and depth < MIN_LONG
-    long = depth >= MIN_LONG and columns * depth > MAX_LONG_VALUES
-    return few or long or rows * columns * depth < MIN_MULTIPLICATIONS
+    return few or too_long(columns, depth) or rows * columns * depth < MIN_MULTIPLICATIONS
+
+
+def too_long(columns: int, depth: int) -> bool:
+    """Whether a second operand of long sums has more than ``MAX_LONG_VALUES`` values."""
+    return depth >= MIN_LONG and columns * depth > MAX_LONG_VALUES
 
 
 def _neighbours(matrix: Tensor) -> int:
