@@ -154,7 +154,8 @@ def add_layer_norm(
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``x @ weight.T + bias``, as ``torch.nn.functional.linear``, by the faster library on a CPU that has two.
 
-    x (..., n), weight (m, n), bias (m,) -> (..., m).
+    Large float32 products on a GPU are three TF32 products with float32's error where that gains
+    (``linear_layer.gpu_limits``). x (..., n), weight (m, n), bias (m,) -> (..., m).
     """
     if torch.compiler.is_compiling():  # the compiler chooses the product
         return naive_linear.linear(x, weight, bias)
