@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
-import statistics
 import sys
-import time
 from collections.abc import Callable
 
 if any(word.startswith("--dry") for word in sys.argv):
@@ -22,8 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ssamba.evaluation.speed.measure import Settings, median_milliseconds
 from ssamba.ops.linear_layer import gpu
-from ssamba.utils.graph_capture import captured
 
 FORMS = ("", "split,columns=128", "split,columns=64", "split,columns=64,stages=4", "fused,columns=128")
 OTHER_FORMS = ("split,columns=128,stages=2", "fused,columns=64", "fused,rows=64,columns=128,warps=4", "split,depth=64")
@@ -44,28 +42,16 @@ def shapes_of(size: str, tokens: int, d: int) -> dict[str, tuple[int, int, int, 
     }
 
 
-def milliseconds(run: Callable[[], object], device: str, repeats: int) -> float:
-    """The median of the repeats: on a GPU of replays of a graph of four calls, each divided by four."""
-    found = []
-    if device == "cpu":
-        begin = time.perf_counter()
-        run()
-        return 1e3 * (time.perf_counter() - begin)
+def milliseconds(run: Callable[[], object], device: torch.device, repeats: int) -> float:
+    """Of one call: on a GPU a graph has four, so that its launch counts little."""
+    calls = 4 if device.type == "cuda" else 1
+    settings = Settings(device, torch.float32, repeats=repeats if device.type == "cuda" else 1)
 
-    def four() -> None:
-        for _ in range(4):
+    def several() -> None:
+        for _ in range(calls):
             run()
 
-    replay = captured(four)
-    replay()
-    for _ in range(repeats):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        replay()
-        end.record()
-        end.synchronize()
-        found.append(begin.elapsed_time(end) / 4)
-    return statistics.median(found)
+    return median_milliseconds(several, settings) / calls
 
 
 def row(operands: tuple[Tensor, Tensor], forms: list[str], repeats: int) -> list[str]:
@@ -83,7 +69,7 @@ def row(operands: tuple[Tensor, Tensor], forms: list[str], repeats: int) -> list
 
         try:
             error = float((run()[:CHECKED_ROWS].double() - truth).norm() / truth.norm())
-            cells.append(f"{milliseconds(run, a.device.type, repeats):.3f} ({error:.0e})")
+            cells.append(f"{milliseconds(run, a.device, repeats):.3f} ({error:.0e})")
         except Exception as problem:  # a tile that does not fit: the others still have their times
             cells.append(f"{type(problem).__name__}")
         torch.backends.cuda.matmul.allow_tf32 = False

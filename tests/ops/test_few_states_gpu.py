@@ -7,7 +7,7 @@ import torch
 from compare import Shape, assert_close, case_id
 from decay_inputs import Form
 from test_gpu import BOUND, HALVES, NAMES
-from test_gpu_forms import FORMS, drawn, expected_output, packed
+from test_gpu_forms import FORMS, compare_training, drawn, expected_output, packed
 from torch import Tensor
 
 from ssamba import ops
@@ -43,26 +43,10 @@ def test_training(form: Form, shape: Shape, dtype: torch.dtype, switch: str, mon
     monkeypatch.setattr("ssamba.ops.mamba.cuda.scan_shape.Shape.lanes_per_channel", lambda self: 1)
     tensors = drawn(form, shape, dtype)
     tensors[0][:, 0, 1] = 0.5
-    exact = [t.double().requires_grad_() for t in tensors]
-    expected = expected_output(form, exact)
-    weight = torch.randn(expected.shape, generator=torch.Generator().manual_seed(3)).cuda().to(dtype)
-    wanted = torch.autograd.grad((expected * weight.double()).sum(), exact)
-
-    def gradients() -> list[Tensor]:
-        mine = [t.clone().requires_grad_() for t in tensors]
-        y = packed(form, mine)
-        return [y, *torch.autograd.grad((y * weight).sum(), mine)]
-
-    kernels = {call.split()[0] for call in nvrtc.compile_for(gradients)[0]}
+    kernels = compare_training(form, tensors)
     if form.tied:
         rounds = switch in ("", "backward") or (shape.N > 8 and switch == "forward")
         assert ("scan_backward_mma" in kernels) == rounds
-    runs = [gradients() for _ in range(2)]
-    assert_close("output", runs[0][0], expected, BOUND[dtype])
-    for name, grad, truth in zip(NAMES, runs[0][1:], wanted, strict=True):
-        assert grad.shape == truth.shape, name
-        assert_close(f"gradient of {name}", grad, truth, BOUND[dtype])
-    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
 
 @pytest.mark.parametrize("states", [1, 3, 4, 7, 9, 12])

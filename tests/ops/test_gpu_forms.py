@@ -125,8 +125,13 @@ def check_backward(
 ) -> None:
     monkeypatch.setenv("SSAMBA_BACKWARD", backward)
     monkeypatch.setattr("ssamba.ops.mamba.cuda.scan_shape.Shape.lanes_per_channel", lambda self: 1)
-    tensors = drawn(form, shape, dtype)
-    exact = [t.double().requires_grad_() for t in tensors]
+    kernels = compare_training(form, drawn(form, shape, dtype))
+    assert ("scan_backward_mma" in kernels) == backward.startswith("mma")
+
+
+def compare_training(form: Form, tensors: list[Tensor]) -> set[str]:
+    """Values and every gradient against float64, and the same bits twice; the names of the kernels that ran."""
+    dtype, exact = tensors[0].dtype, [t.double().requires_grad_() for t in tensors]
     expected = expected_output(form, exact)
     weight = torch.randn(expected.shape, generator=torch.Generator().manual_seed(3)).cuda().to(dtype)
     wanted = torch.autograd.grad((expected * weight.double()).sum(), exact)
@@ -137,12 +142,13 @@ def check_backward(
         return [y, *torch.autograd.grad((y * weight).sum(), mine)]
 
     kernels = {call.split()[0] for call in nvrtc.compile_for(gradients)[0]}
-    assert ("scan_backward_mma" in kernels) == backward.startswith("mma")
     runs = [gradients() for _ in range(2)]
     assert_close("output", runs[0][0], expected, BOUND[dtype])
     for name, grad, truth in zip(NAMES, runs[0][1:], wanted, strict=True):
+        assert grad.shape == truth.shape, name
         assert_close(f"gradient of {name}", grad, truth, BOUND[dtype])
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+    return kernels
 
 
 @pytest.mark.parametrize("states", [16, 8])

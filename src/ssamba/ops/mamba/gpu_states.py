@@ -45,10 +45,10 @@ def rounded(x_BLKE: Tensor, params: MixerParams) -> MixerParams:
 
     Only sizes and types decide, so that a traced graph and a run agree.
     """
-    if params.states in (FEW, STATES) or not _takes_sizes(x_BLKE, params):
-        return params
     states = forward_states(params.states)
-    return params if states == params.states else _with_states(params, states)
+    if states == params.states or not _takes_sizes(x_BLKE, params):
+        return params
+    return _with_states(params, states)
 
 
 def _takes_sizes(x_BLKE: Tensor, params: MixerParams) -> bool:
@@ -88,16 +88,12 @@ def for_backward(kernels: ModuleType, inputs: ScanInputs, alternating: bool) -> 
     wide = _with_rates(params, STATES - states)
     wide = wide._replace(x_proj_RKPE=params.x_proj_RKPE[:, :, :1].expand(-1, -1, rank + 2 * STATES, -1))
     tensors = {name.partition("_")[0]: t for name, t in inputs._asdict().items() if isinstance(t, Tensor)}
-    if not _on_tensor_cores(Shape(inputs.x_BLKE, wide, alternating), tensors):
+    if scan_backward.choose(Shape(inputs.x_BLKE, wide, alternating), tensors) is None:
         return inputs
     wide_GBLP = p_GBLP.new_empty(*p_GBLP.shape[:3], wide.outputs)
     gradients = dispatch.find_kernels("join_products", backends="triton") or naive
     gradients.spread_states(p_GBLP, wide_GBLP, rank)
     return inputs._replace(params=wide, p_GBLP=wide_GBLP)
-
-
-def _on_tensor_cores(shape: Shape, tensors: dict[str, Tensor]) -> bool:
-    return scan_backward.choose(shape, tensors) is not None
 
 
 def _with_states(params: MixerParams, states: int) -> MixerParams:
