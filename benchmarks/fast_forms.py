@@ -85,13 +85,13 @@ def one_pass(case: str, form: str, tiling: str = "", change: Mapping[str, object
 
 @contextlib.contextmanager
 def tiled(tiling: str) -> Iterator[None]:
-    """With ``SSAMBA_CUT``; "" is the default tiling."""
-    if tiling:
-        os.environ["SSAMBA_CUT"] = tiling
+    """With ``SSAMBA_CUT``; "" leaves that as it was given."""
+    given = os.environ.get("SSAMBA_CUT", "")
+    os.environ["SSAMBA_CUT"] = tiling or given
     try:
         yield
     finally:
-        os.environ.pop("SSAMBA_CUT", None)
+        os.environ["SSAMBA_CUT"] = given
 
 
 def cell(result: Result, peer: float) -> str:
