@@ -181,12 +181,15 @@ def test_gate_and_output(
     drawn[2] /= width**0.5
     if scale is not None:
         drawn[4] /= channels**0.5  # the stream counts, too
-    for stream_dtype in (dtype, torch.float32):  # the latter under autocast
+    options = {"eps": 1e-5, "residual_scale": scale}
+    for stream_dtype, normed in ((dtype, False), (torch.float32, False), (dtype, True)):  # the second under autocast
         y, stream, *weights = (t.clone() for t in drawn)
         out, stream = torch.full_like(stream, float("nan")), stream.to(stream_dtype)
-        expected, wide_stream = stream.double(), stream.double()
-        naive.gated_output_(y.double(), wide_stream, *(t.double() for t in weights), expected, 1e-5, scale)
-        gated_output_(y, stream, *weights, out, 1e-5, scale, piece_values=rows * channels // pieces)
+        if normed:
+            out = torch.nn.functional.layer_norm(stream, stream.shape[-1:], eps=1e-5)
+        expected, wide_stream = out.double(), stream.double()
+        naive.gated_output_(y.double(), wide_stream, *(t.double() for t in weights), expected, **options, normed=normed)
+        gated_output_(y, stream, *weights, out, **options, normed=normed, piece_values=rows * channels // pieces)
         assert_close("output", out, expected, 6e-3 * HALVES[dtype])
         assert_close("stream", stream, wide_stream, 3e-3 * HALVES[dtype])
 

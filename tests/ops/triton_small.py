@@ -152,13 +152,19 @@ def check_gated_output() -> None:
     ):  # fmt: skip
         draws = [torch.randn(s) for s in ((rows, channels), (rows, width), (channels, width), (channels,))]
         draws[2] /= width**0.5
-        for scale in (None, 2.0, 1.0):
+        pieces = dtype == torch.float32
+        for scale, normed in ((None, False), (2.0, False), (1.0, False), (2.0, pieces), (None, pieces)):
             y, stream, *weights = (t.to(dtype) for t in (*draws, torch.randn(width, channels) / channels**0.5))
             out, wide = torch.full((rows, width), float("nan"), dtype=dtype), torch.empty(rows, width).double()
+            if normed:
+                out = torch.randn(rows, width).to(dtype)
+                wide = out.double()
             wide_stream = stream.double()
-            naive.gated_output_(y.double(), wide_stream, *(t.double() for t in weights), wide, 1e-5, scale)
-            form = gpu_inference.gated_output_ if dtype == torch.float32 else gated_output.gated_output
-            form(y, stream, *weights, out, 1e-5, scale)
+            naive.gated_output_(y.double(), wide_stream, *(t.double() for t in weights), wide, 1e-5, scale, normed)
+            if pieces:
+                gpu_inference.gated_output_(y, stream, *weights, out, 1e-5, scale, normed, 2000)
+            else:
+                gated_output.gated_output(y, stream, *weights, out, 1e-5, scale)
             for found, expected in ((out, wide), (stream, wide_stream)):
                 error = float((found.double() - expected).norm() / expected.norm())
                 assert error < bound, f"gate and output {(width, channels, rows, dtype, scale)}: off by {error:.1e}"
@@ -178,19 +184,26 @@ def check_gate_product() -> None:
         draws[1] += 3  # a mean, which the norm takes away
         draws[2] /= width**0.5
         draws.append(torch.randn(width, channels) / channels**0.5)
-        for scale, stream_dtype in ((None, torch.float16), (2.0, torch.float16), (1.0, torch.float32)):
+        for scale, stream_dtype, normed in (
+            (None, torch.float16, False), (2.0, torch.float16, False), (2.0, torch.float16, True),
+            (1.0, torch.float32, False), (1.0, torch.float32, True),
+        ):  # fmt: skip
             y, stream, *weights = (t.half() for t in draws)
             stream = stream.to(stream_dtype)
             out, wide = torch.full((rows, width), float("nan"), dtype=y.dtype), torch.empty(rows, width).double()
+            if normed:  # not the stream's norm, so that a second norm would be seen
+                out = torch.randn(rows, width).half()
+                wide = out.double()
             wide_y, wide_stream = y.double(), stream.double()
-            naive.gated_output_(wide_y, wide_stream, *(t.double() for t in weights), wide, 1e-5, scale)
+            naive.gated_output_(wide_y, wide_stream, *(t.double() for t in weights), wide, 1e-5, scale, normed)
             arguments = y, stream, *weights, out
             found = dispatch.find_kernels("gate_product", *arguments)
             assert found is gate_product
-            gpu_inference.gated_output_(*arguments, 1e-5, scale)
+            gpu_inference.gated_output_(*arguments, 1e-5, scale, normed)
+            where = width, channels, rows, tile, scale, normed
             for mine, expected in ((y, wide_y), (out, wide), (stream, wide_stream)):
                 error = float((mine.double() - expected).norm() / expected.norm())
-                assert error < 2e-3, f"product with the gate {(width, channels, rows, tile, scale)}: off by {error:.1e}"
+                assert error < 2e-3, f"product with the gate {where}: off by {error:.1e}"
     os.environ["SSAMBA_GATE"] = "pieces"
     assert not gate_product.usable(y, stream, out)
     del os.environ["SSAMBA_GATE"]
@@ -237,7 +250,7 @@ def check_ops() -> None:
     shapes = [(70, 40), (70, 24), (40, 24), (40,), (24, 40), (70, 24)]
     tests = ("test_schema", "test_faketensor")
     for scale in (None, 2.0):
-        arguments = (*(torch.randn(s) for s in shapes), 1e-5, scale, "cuda,triton", 2**24)
+        arguments = (*(torch.randn(s) for s in shapes), 1e-5, scale, scale is None, "cuda,triton", 2**24)
         torch.library.opcheck(gpu_inference.write_gated_output, arguments, test_utils=tests)
     for apart in (False, True):
         weights = (*pair_weights(24, 2, 2, torch.bfloat16, apart), torch.bfloat16)

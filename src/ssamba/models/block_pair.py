@@ -114,7 +114,10 @@ class BlockPair(nn.Module, ABC):
         raise NotImplementedError(f"{type(self).__name__} has no form without a gate")
 
     def mix_without_gate(self, x_BLKE: Tensor, work: Tensor, weights: tuple[Tensor, ...]) -> Tensor | None:
-        """``y_BLKE`` before the gate, in inference; ``work`` may be overwritten. None where it does not take these."""
+        """``y_BLKE`` before the gate, in inference; None where it does not take these.
+
+        ``work`` is memory that may be overwritten, of any size.
+        """
         return None
 
     def prepares_weights(self, like: Tensor) -> bool:
@@ -161,7 +164,7 @@ class BlockPair(nn.Module, ABC):
             may_write = inplace or stream_BLd is not x_BLd  # the stream is not the caller's tokens
             fuse = fuse_next_norm and may_write and stream_BLd.is_contiguous()
             if plan.defers_gate(batch * length, width) and self._step_with_deferred_gate(
-                normal_BLd, stream_BLd, fuse, plan.defer_gate_part_tokens
+                normal_BLd, stream_BLd, fuse, plan
             ):
                 return ResidualState(normal_BLd, stream_BLd, fuse)
             least = plan.part_tokens_cpu if x_BLd.device.type == "cpu" else plan.part_tokens
@@ -182,36 +185,44 @@ class BlockPair(nn.Module, ABC):
             clips_BLd.copy_(self._mix_and_project(self._input(clips_BLd, weight, bias)))
 
     def _step_with_deferred_gate(
-        self, normal_BLd: Tensor, stream_BLd: Tensor, fuse_next_norm: bool, part_tokens: int
+        self, normal_BLd: Tensor, stream_BLd: Tensor, fuse_next_norm: bool, plan: InferencePlan
     ) -> bool:
         """The step with z made after the scan, part by part, the result over the input.
 
-        False, and nothing done, if it cannot. The scan's projection takes the input's place meanwhile, so the norm is
-        computed again from the stream.
+        False, and nothing done, if it cannot. Where gate and output are one pass, that pass normalises the stream
+        again, and the scan's projection takes the input's place meanwhile.
         With ``fuse_next_norm`` the stream becomes what the next pair adds up to, and its norm takes the output's place.
         """
         if not self.supports_deferred_gate(normal_BLd):
             return False
-        parts = max(1, normal_BLd.shape[0] * normal_BLd.shape[1] // part_tokens)
-        parts = min(parts, normal_BLd.shape[0])
+        batch, length, width = normal_BLd.shape
+        parts = min(batch, max(1, batch * length // plan.defer_gate_part_tokens))
+        keep = width > plan.narrow_width
         weights = self.inference_weights(normal_BLd.dtype)
         scale = self.residual_scale if fuse_next_norm else None
         clips = zip(normal_BLd.tensor_split(parts), stream_BLd.tensor_split(parts), strict=True)
-        return all(self._deferred_gate(normal, stream, weights, scale) for normal, stream in clips)
+        return all(self._deferred_gate(normal, stream, weights, scale, keep) for normal, stream in clips)
 
     def _deferred_gate(
-        self, normal_BLd: Tensor, stream_BLd: Tensor, weights: PairWeights, residual_scale: float | None
+        self,
+        normal_BLd: Tensor,
+        stream_BLd: Tensor,
+        weights: PairWeights,
+        residual_scale: float | None,
+        keep_normal: bool,
     ) -> bool:
-        """``_step_with_deferred_gate`` of some clips."""
+        """``_step_with_deferred_gate`` of some clips. ``keep_normal``: the scan leaves the input as it is."""
         (weight_x, weight_z), (bias_x, bias_z) = (t.flatten(1, 2) for t in weights[:2])
         x_BLKE = F.linear(normal_BLd, weight_x, bias_x).unflatten(-1, (BLOCKS, -1))
-        y_BLKE = self.mix_without_gate(x_BLKE, normal_BLd, weights.mixer)
+        work = normal_BLd.new_empty(0) if keep_normal else normal_BLd
+        y_BLKE = self.mix_without_gate(x_BLKE, work, weights.mixer)
         del x_BLKE
         if y_BLKE is None:
             return False
         y_TX, stream_Td, out_Td = y_BLKE.flatten(2).flatten(0, 1), stream_BLd.flatten(0, 1), normal_BLd.flatten(0, 1)
         out_proj_dX = weights.out_proj_dKE.flatten(1)
-        ops.gated_output_(y_TX, stream_Td, weight_z, bias_z, out_proj_dX, out_Td, NORM_EPS, residual_scale)
+        tensors = y_TX, stream_Td, weight_z, bias_z, out_proj_dX, out_Td
+        ops.gated_output_(*tensors, NORM_EPS, residual_scale, normed=keep_normal)
         return True
 
     def _step_with_prepared_weights(self, normal_BLd: Tensor) -> Tensor:

@@ -116,8 +116,8 @@ def fold_norm(in_proj_hKEd: Tensor, norm_weight_Kd: Tensor, norm_bias_Kd: Tensor
 def bimamba_ungated(x_BLKE: Tensor, work: Tensor, *parameters: Tensor, alternating: bool = False) -> Tensor | None:
     """``bimamba_inner`` without its gate, in inference, for a caller that goes on with ``gated_output_``.
 
-    ``parameters``: those of ``bimamba_inner``. ``work`` is memory that the caller no longer needs and that may be
-    overwritten. None, and ``work`` untouched, where there is no such form: use ``bimamba_inner``.
+    ``parameters``: those of ``bimamba_inner``. ``work`` is memory of any size that may be overwritten. None, and
+    ``work`` untouched, where there is no such form: use ``bimamba_inner``.
     """
     params = MixerParams(*parameters)
     _check_directions(alternating, params.A_log_RKEN)
@@ -127,11 +127,11 @@ def bimamba_ungated(x_BLKE: Tensor, work: Tensor, *parameters: Tensor, alternati
 
 def gated_output_(
     y_TX: Tensor, stream_Td: Tensor, weight_Xd: Tensor, bias_X: Tensor, out_proj_dX: Tensor, out_Td: Tensor, eps: float,
-    residual_scale: float | None = None,
+    residual_scale: float | None = None, normed: bool = False,
 ) -> None:  # fmt: skip
     """Gate and output product of what ``bimamba_ungated`` returned, in inference: see ``naive.gated_output_``."""
     tensors = y_TX, stream_Td, weight_Xd, bias_X, out_proj_dX, out_Td
-    dispatch.prefer("gated_output_", *tensors, eps, residual_scale)
+    dispatch.prefer("gated_output_", *tensors, eps, residual_scale, normed)
 
 
 def add_layer_norm(

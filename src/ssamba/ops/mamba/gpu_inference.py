@@ -142,20 +142,20 @@ def ready_weights(
 
 def gated_output_(
     y_TX: Tensor, stream_Td: Tensor, weight_Xd: Tensor, bias_X: Tensor, out_proj_dX: Tensor, out_Td: Tensor,
-    eps: float, residual_scale: float | None = None, piece_values: int = PIECE_VALUES,
+    eps: float, residual_scale: float | None = None, normed: bool = False, piece_values: int = PIECE_VALUES,
 ) -> None:  # fmt: skip
     """``naive.gated_output_``: in one pass, or in two products, the first of which gates; else by pieces.
 
     Only pieces write z to memory, ``piece_values`` of it at a time.
     """
     tensors = y_TX, stream_Td, weight_Xd, bias_X, out_proj_dX, out_Td
-    write_gated_output(*tensors, eps, residual_scale, dispatch.gpu_backends(), piece_values)
+    write_gated_output(*tensors, eps, residual_scale, normed, dispatch.gpu_backends(), piece_values)
 
 
 @define_operator("ssamba::gpu_gated_output_", mutates_args=("y", "stream", "out"))
 def write_gated_output(
     y: Tensor, stream: Tensor, weight: Tensor, bias: Tensor, out_proj: Tensor, out: Tensor, eps: float,
-    residual_scale: float | None, backends: str, piece_values: int,
+    residual_scale: float | None, normed: bool, backends: str, piece_values: int,
 ) -> None:  # fmt: skip
     """The custom op of ``gated_output_``."""
     with torch.autocast(y.device.type, enabled=False):
@@ -166,9 +166,9 @@ def write_gated_output(
         if whole is not None:
             whole.gated_output(*tensors, eps, residual_scale)
         elif product is not None:
-            _after_gate_product(product.gate_product, *tensors, eps, residual_scale)
+            _after_gate_product(product.gate_product, *tensors, eps, residual_scale, normed)
         else:
-            _by_pieces(*tensors, eps, residual_scale, max(1, round(y.numel() / piece_values)))
+            _by_pieces(*tensors, eps, residual_scale, normed, max(1, round(y.numel() / piece_values)))
 
 
 @write_gated_output.register_fake
@@ -179,10 +179,12 @@ def _(y: Tensor, stream: Tensor, weight: Tensor, bias: Tensor, out_proj: Tensor,
 def _after_gate_product(
     gate_product: Callable[[Tensor, Tensor, Tensor, Tensor], None],
     y: Tensor, stream: Tensor, weight: Tensor, bias: Tensor, out_proj: Tensor, out: Tensor, eps: float,
-    residual_scale: float | None,
+    residual_scale: float | None, normed: bool,
 ) -> None:  # fmt: skip
     """The normalised stream lies in ``out`` until the output takes its place."""
-    gate_product(y, layer_norm.normalise(stream, eps, out.dtype, out), weight, bias)
+    if not normed:
+        layer_norm.normalise(stream, eps, out.dtype, out)
+    gate_product(y, out, weight, bias)
     if residual_scale is not None and stream.dtype == y.dtype:
         stream.addmm_(y, out_proj.t(), beta=residual_scale)
         layer_norm.normalise(stream, eps, out.dtype, out)
@@ -194,10 +196,12 @@ def _after_gate_product(
 
 def _by_pieces(
     y: Tensor, stream: Tensor, weight: Tensor, bias: Tensor, out_proj: Tensor, out: Tensor, eps: float,
-    residual_scale: float | None, pieces: int,
+    residual_scale: float | None, normed: bool, pieces: int,
 ) -> None:  # fmt: skip
     for y_TX, stream_Td, out_Td in zip(*(t.tensor_split(pieces) for t in (y, stream, out)), strict=True):
-        gate.gate(y_TX, F.linear(layer_norm.normalise(stream_Td, eps, y.dtype), weight, bias))
+        normal_Td = out_Td.to(y.dtype) if normed else layer_norm.normalise(stream_Td, eps, y.dtype)
+        gate.gate(y_TX, F.linear(normal_Td, weight, bias))
+        del normal_Td
         if out.dtype == y.dtype:
             torch.mm(y_TX, out_proj.t(), out=out_Td)
         else:

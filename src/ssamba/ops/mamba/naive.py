@@ -186,14 +186,17 @@ def bimamba_ungated(x_BLKE: Tensor, work: Tensor, params: MixerParams, alternati
 
 def gated_output_(
     y_TX: Tensor, stream_Td: Tensor, weight_Xd: Tensor, bias_X: Tensor, out_proj_dX: Tensor, out_Td: Tensor,
-    eps: float, residual_scale: float | None = None,
+    eps: float, residual_scale: float | None = None, normed: bool = False,
 ) -> None:  # fmt: skip
     """``out = (y silu(z)) out_proj^T`` with ``z = LayerNorm(stream) weight^T + bias``, made here. Overwrites y.
+
+    ``normed``: out holds ``LayerNorm(stream)`` at the beginning, so that it need not be computed again.
 
     With a ``residual_scale`` the product joins the stream, and out is what the next step reads:
     ``stream = residual_scale stream + (y silu(z)) out_proj^T``, then ``out = LayerNorm(stream)``.
     """
-    z_TX = F.linear(F.layer_norm(stream_Td, stream_Td.shape[-1:], eps=eps), weight_Xd, bias_X)
+    normal_Td = out_Td if normed else F.layer_norm(stream_Td, stream_Td.shape[-1:], eps=eps)
+    z_TX = F.linear(normal_Td.to(weight_Xd.dtype), weight_Xd, bias_X)
     y_TX.mul_(F.silu(z_TX.to(_compute_dtype(z_TX))))
     product_Td = F.linear(y_TX, out_proj_dX)
     if residual_scale is not None:
