@@ -194,6 +194,21 @@ def test_gate_and_output(
         assert_close("stream", stream, wide_stream, 3e-3 * HALVES[dtype])
 
 
+@pytest.mark.parametrize("dtype", list(HALVES), ids=case_id)
+@pytest.mark.parametrize(("rows", "width", "channels"), [(1, 40, 8), (515, 192, 768), (4099, 768, 3072)])
+@torch.no_grad()
+def test_output_to_stream(rows: int, width: int, channels: int, dtype: torch.dtype) -> None:
+    draw = torch.Generator("cuda").manual_seed(rows)
+    shapes = (rows, channels), (width, channels), (rows, width)
+    y, out_proj, stream = (torch.randn(s, generator=draw, device="cuda").to(dtype) for s in shapes)
+    out_proj /= channels**0.5
+    out, wide_stream, wide = torch.full_like(stream, float("nan")), stream.double(), stream.double()
+    naive.output_to_stream_(y.double(), out_proj.double(), wide_stream, wide, 1e-5, 2.0)
+    ops.output_to_stream_(y, out_proj, stream, out, 1e-5, 2.0)
+    assert_close("stream", stream, wide_stream, 3e-3 * HALVES[dtype])
+    assert_close("norm", out, wide, 6e-3 * HALVES[dtype])
+
+
 @pytest.mark.parametrize("tile", ["", "128,128,64,4,3", "256,128,64,8,3", "128,256,64,8,4", "64,128,32,4,2", "pieces"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=case_id)
 @torch.no_grad()

@@ -214,6 +214,22 @@ def check_gate_product() -> None:
     assert not any(gate_product.usable(*tensors) for tensors in refused)
 
 
+def check_output_to_stream() -> None:
+    """The product that adds to the stream, and the norm of the sum in place of the input."""
+    for width, channels, rows, scale in ((24, 40, 37, 2.0), (200, 16, 1, 1.0)):
+        y, stream, out_proj = torch.randn(rows, channels), torch.randn(rows, width) + 3, torch.randn(width, channels)
+        out, wide_stream, wide = (
+            torch.full_like(stream, float("nan")),
+            stream.double(),
+            torch.empty(rows, width).double(),
+        )
+        naive.output_to_stream_(y.double(), out_proj.double(), wide_stream, wide, 1e-5, scale)
+        gpu_inference.output_to_stream_(y, out_proj, stream, out, 1e-5, scale)
+        for found, expected in ((out, wide), (stream, wide_stream)):
+            error = float((found.double() - expected).norm() / expected.norm())
+            assert error < 1e-6, f"output and stream {(width, channels, rows, scale)}: off by {error:.1e}"
+
+
 def check_ready_weights() -> None:
     """Folded and converted weights, of widths that are and are not a power of two, rounded once.
 
@@ -252,6 +268,8 @@ def check_ops() -> None:
     for scale in (None, 2.0):
         arguments = (*(torch.randn(s) for s in shapes), 1e-5, scale, scale is None, "cuda,triton", 2**24)
         torch.library.opcheck(gpu_inference.write_gated_output, arguments, test_utils=tests)
+    arguments = (*(torch.randn(s) for s in ((70, 40), (24, 40), (70, 24), (70, 24))), 1e-5, 2.0)
+    torch.library.opcheck(gpu_inference.write_stream, arguments, test_utils=tests)
     for apart in (False, True):
         weights = (*pair_weights(24, 2, 2, torch.bfloat16, apart), torch.bfloat16)
         torch.library.opcheck(gpu_inference.prepare_weights, weights, test_utils=tests)
@@ -325,6 +343,7 @@ def main(form: str) -> None:
         check_norm()
         check_gated_output()
         check_gate_product()
+        check_output_to_stream()
         check_ready_weights()
         check_ops()
         check_choice()

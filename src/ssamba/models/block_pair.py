@@ -173,7 +173,7 @@ class BlockPair(nn.Module, ABC):
                 self._step_by_parts(normal_BLd, parts)
                 return ResidualState(normal_BLd, stream_BLd)
             if self.prepares_weights(normal_BLd):
-                return ResidualState(self._step_with_prepared_weights(normal_BLd), stream_BLd)
+                return self._step_with_prepared_weights(normal_BLd, stream_BLd, fuse)
         xz_BLhKE = self._input(normal_BLd, *self._folded_input())
         del normal_BLd  # not needed by the mixer, which is where memory peaks
         return ResidualState(self._mix_and_project(xz_BLhKE), stream_BLd)
@@ -225,11 +225,21 @@ class BlockPair(nn.Module, ABC):
         ops.gated_output_(*tensors, NORM_EPS, residual_scale, normed=keep_normal)
         return True
 
-    def _step_with_prepared_weights(self, normal_BLd: Tensor) -> Tensor:
-        """The step from the normalised input: with few tokens the launches of ``_folded_input`` and casts count."""
+    def _step_with_prepared_weights(
+        self, normal_BLd: Tensor, stream_BLd: Tensor, fuse_next_norm: bool
+    ) -> ResidualState:
+        """The step from the normalised input: with few tokens the launches of ``_folded_input`` and casts count.
+
+        With ``fuse_next_norm`` as ``_step_with_deferred_gate``.
+        """
         weight_hKEd, bias_hKE, out_proj_dKE, mixer = self.inference_weights(normal_BLd.dtype)
         y_BLKE = self.mix_prepared(self._input(normal_BLd, weight_hKEd, bias_hKE), mixer)
-        return ops.linear(y_BLKE.flatten(2), out_proj_dKE.flatten(1))
+        y_BLX, out_proj_dX = y_BLKE.flatten(2), out_proj_dKE.flatten(1)
+        if not fuse_next_norm or stream_BLd.dtype != y_BLX.dtype:
+            return ResidualState(ops.linear(y_BLX, out_proj_dX), stream_BLd)
+        y_TX, stream_Td, out_Td = (t.flatten(0, 1) for t in (y_BLX, stream_BLd, normal_BLd))
+        ops.output_to_stream_(y_TX, out_proj_dX, stream_Td, out_Td, NORM_EPS, self.residual_scale)
+        return ResidualState(normal_BLd, stream_BLd, normed=True)
 
     def _input(self, normal_BLd: Tensor, weight_hKEd: Tensor, bias_hKE: Tensor) -> Tensor:
         return ops.linear(normal_BLd, weight_hKEd.flatten(0, 2), bias_hKE.flatten()).unflatten(

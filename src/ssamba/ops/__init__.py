@@ -25,6 +25,7 @@ __all__ = [
     "conv_silu",
     "gated_output_",
     "linear",
+    "output_to_stream_",
     "ready_weights",
     "runs_ungated",
     "selective_scan",
@@ -132,6 +133,13 @@ def gated_output_(
     """Gate and output product of what ``bimamba_ungated`` returned, in inference: see ``naive.gated_output_``."""
     tensors = y_TX, stream_Td, weight_Xd, bias_X, out_proj_dX, out_Td
     dispatch.prefer("gated_output_", *tensors, eps, residual_scale, normed)
+
+
+def output_to_stream_(
+    y_TX: Tensor, out_proj_dX: Tensor, stream_Td: Tensor, out_Td: Tensor, eps: float, residual_scale: float
+) -> None:
+    """Output product, residual addition and the norm of the sum, in inference: see ``naive.output_to_stream_``."""
+    dispatch.prefer("output_to_stream_", y_TX, out_proj_dX, stream_Td, out_Td, eps, residual_scale)
 
 
 def add_layer_norm(

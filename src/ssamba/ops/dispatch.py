@@ -133,6 +133,14 @@ def _output_on_gpu(y: Tensor, stream: Tensor, w: Tensor, b: Tensor, proj: Tensor
     return None if fits else f"{_ON_GPU_ONLY}, contiguous"
 
 
+def _stream_on_gpu(y: Tensor, out_proj: Tensor, stream: Tensor, out: Tensor, *_: Any) -> str | None:
+    if derivatives.wants_gradient(y, out_proj, stream, out):
+        return _NO_GRADIENT
+    tensors = y, out_proj, stream, out
+    fits = y.is_cuda and y.dtype in _DTYPES and all(t.dtype == y.dtype and t.is_contiguous() for t in tensors)
+    return None if fits else f"{_ON_GPU_ONLY}, contiguous and of one dtype"
+
+
 def _usable(module: str, *arguments: Any) -> str | None:
     """Asks a module of kernels, which is imported when a custom op runs: not while a graph is traced."""
     return None if importlib.import_module(module).usable(*arguments) else f"{module} does not take these tensors"
@@ -178,6 +186,7 @@ TABLE: dict[str, dict[str, Entry]] = {
     "bimamba_ungated": {"reference": _PLAIN, "gpu": Entry(_GPU_INFERENCE, _ungated_on_gpu)},
     "ready_weights": {"reference": _PLAIN, "gpu": Entry(_GPU_INFERENCE, _weights_on_gpu)},
     "gated_output_": {"reference": _PLAIN, "gpu": Entry(_GPU_INFERENCE, _output_on_gpu)},
+    "output_to_stream_": {"reference": _PLAIN, "gpu": Entry(_GPU_INFERENCE, _stream_on_gpu)},
     "fold_norm": {"reference": _PLAIN, "gpu": Entry(_GPU_INPUT, gpu_limits.supports_fold)},
     "add_layer_norm": {"reference": Entry(_NAIVE_NORM, _anything), "gpu": Entry(_GPU_NORM, _norm_on_gpu)},
     "linear": _LINEAR | {"gpu": Entry(_GPU_INPUT, gpu_limits.supports)},

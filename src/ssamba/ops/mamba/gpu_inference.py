@@ -186,9 +186,7 @@ def _after_gate_product(
         layer_norm.normalise(stream, eps, out.dtype, out)
     gate_product(y, out, weight, bias)
     if residual_scale is not None and stream.dtype == y.dtype:
-        stream.addmm_(y, out_proj.t(), beta=residual_scale)
-        layer_norm.normalise(stream, eps, out.dtype, out)
-        return
+        return _output_to_stream(y, out_proj, stream, out, eps, residual_scale)
     torch.mm(y, out_proj.t(), out=out)
     if residual_scale is not None:
         layer_norm.forward(out, stream, None, None, None, eps, residual_scale, out.dtype, in_place=True)
@@ -208,3 +206,32 @@ def _by_pieces(
             out_Td.copy_(y_TX @ out_proj.t())
     if residual_scale is not None:
         layer_norm.forward(out, stream, None, None, None, eps, residual_scale, out.dtype, in_place=True)
+
+
+# ---- output product and residual stream
+
+
+def output_to_stream_(
+    y_TX: Tensor, out_proj_dX: Tensor, stream_Td: Tensor, out_Td: Tensor, eps: float, residual_scale: float
+) -> None:
+    """``naive.output_to_stream_``: the product adds to the stream, so the norm reads and writes one tensor each."""
+    write_stream(y_TX, out_proj_dX, stream_Td, out_Td, eps, residual_scale)
+
+
+@define_operator("ssamba::gpu_output_to_stream_", mutates_args=("stream", "out"))
+def write_stream(y: Tensor, out_proj: Tensor, stream: Tensor, out: Tensor, eps: float, residual_scale: float) -> None:
+    """The custom op of ``output_to_stream_``."""
+    with torch.autocast(y.device.type, enabled=False):
+        _output_to_stream(y, out_proj, stream, out, eps, residual_scale)
+
+
+@write_stream.register_fake
+def _(y: Tensor, out_proj: Tensor, stream: Tensor, out: Tensor, eps: float, residual_scale: float) -> None:
+    return None
+
+
+def _output_to_stream(
+    y: Tensor, out_proj: Tensor, stream: Tensor, out: Tensor, eps: float, residual_scale: float
+) -> None:
+    stream.addmm_(y, out_proj.t(), beta=residual_scale)
+    layer_norm.normalise(stream, eps, out.dtype, out)

@@ -198,11 +198,18 @@ def gated_output_(
     normal_Td = out_Td if normed else F.layer_norm(stream_Td, stream_Td.shape[-1:], eps=eps)
     z_TX = F.linear(normal_Td.to(weight_Xd.dtype), weight_Xd, bias_X)
     y_TX.mul_(F.silu(z_TX.to(_compute_dtype(z_TX))))
-    product_Td = F.linear(y_TX, out_proj_dX)
     if residual_scale is not None:
-        stream_Td.copy_(torch.add(product_Td.to(stream_Td.dtype), stream_Td, alpha=residual_scale))
-        product_Td = F.layer_norm(stream_Td, stream_Td.shape[-1:], eps=eps)
-    out_Td.copy_(product_Td)
+        return output_to_stream_(y_TX, out_proj_dX, stream_Td, out_Td, eps, residual_scale)
+    out_Td.copy_(F.linear(y_TX, out_proj_dX))
+
+
+def output_to_stream_(
+    y_TX: Tensor, out_proj_dX: Tensor, stream_Td: Tensor, out_Td: Tensor, eps: float, residual_scale: float
+) -> None:
+    """``stream = residual_scale stream + y out_proj^T``, then ``out = LayerNorm(stream)``, both in place."""
+    product_Td = F.linear(y_TX, out_proj_dX)
+    stream_Td.copy_(torch.add(product_Td.to(stream_Td.dtype), stream_Td, alpha=residual_scale))
+    out_Td.copy_(F.layer_norm(stream_Td, stream_Td.shape[-1:], eps=eps))
 
 
 # ---- small steps of a backward pass on a GPU
