@@ -60,6 +60,7 @@ def visit_units(kernel: Callable[[nvrtc.Unit, str, tuple[str, ...]], object], ev
     nvrtc.kernel = stand_in
     scan.usable, conv.conv_proj = (lambda *_: True), plain_proj  # type: ignore[assignment]
     projection.usable = lambda x, *_: x.dtype in MMA_TYPES  # type: ignore[assignment]
+    projection._MAX_SLICED_BLOCKS = 0  # inputs are short so that this is; visit_projections has the form of few tokens
     for name in ("add_parts", "copy_padded", "join_products"):  # Triton's, which its interpreter would run for minutes
         dispatch.TABLE[name].pop("triton", None)
     for size in SIZES:
@@ -72,6 +73,7 @@ def visit_units(kernel: Callable[[nvrtc.Unit, str, tuple[str, ...]], object], ev
                     gpu.bimamba_inner_packed(tensors[0], MixerParams(*tensors[1:]))
     visit_forms()
     visit_free_backward()
+    visit_projections()
     visit_chunks_in_float32(2, 16, False, False)
     with torch.no_grad():
         in_chunks, split = (1, 5000), (4, 600)  # chunks of time, and states shared by two warps
@@ -137,6 +139,16 @@ def visit_free_backward() -> None:
         y = gpu.bimamba_inner_packed(tensors[0], MixerParams(*tensors[1:]), alternates)
         torch.autograd.grad(y.float().sum(), tensors)
         del os.environ["SSAMBA_BACKWARD"]
+
+
+@torch.no_grad()
+def visit_projections() -> None:
+    """The projection of one clip, in the official checkpoint's form and with alternating directions."""
+    projection._MAX_SLICED_BLOCKS = 1000
+    for size, dtype, (directions, alternating) in itertools.product(SIZES, MMA_TYPES, ((1, True), (2, False))):
+        x, weight, bias, proj, *_ = inputs(1, 513, size, directions, dtype)
+        projection.conv_proj(x[:, :, 0], weight, bias, proj, alternating=alternating)
+    projection._MAX_SLICED_BLOCKS = 0
 
 
 @torch.no_grad()

@@ -37,7 +37,7 @@ def test_defaults() -> None:
     assert environment.lanes_per_channel() is None
     assert environment.scan_tiling() == {}
     assert environment.scan_backward() == ("", {})
-    assert environment.projection_launch() is None
+    assert environment.projection_launch() == {}
     assert environment.gate_tile() is None
     assert environment.rounded_states() == ("forward", "backward")
     assert environment.fp32_products() == ("", {})
@@ -52,7 +52,9 @@ def test_values_are_read_at_the_time_of_the_call(monkeypatch: pytest.MonkeyPatch
     assert environment.lanes_per_channel() == 0
     assert environment.scan_tiling() == {"warps": 8, "stages": 4}
     assert environment.scan_backward() == ("mma", {"movm": 1})
-    assert environment.projection_launch() == (8, 2)
+    assert environment.projection_launch() == {"warps": 8, "blocks": 2}
+    monkeypatch.setenv("SSAMBA_PROJ", "4,1, slices=4,rows=16")
+    assert environment.projection_launch() == {"warps": 4, "blocks": 1, "slices": 4, "rows": 16}
     monkeypatch.setenv("SSAMBA_GATE", "64,128,32,4,2")
     assert environment.gate_tile() == (64, 128, 32, 4, 2)
     monkeypatch.setenv("SSAMBA_GATE", "pieces")

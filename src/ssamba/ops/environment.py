@@ -9,7 +9,7 @@ SSAMBA_GPU_SCAN     nvrtc, triton (nvrtc)                  which form of the sca
 SSAMBA_LPC          1, 2, 4, 8, 16, 32 (by size)           lanes that share a channel: :func:`lanes_per_channel`
 SSAMBA_CUT          name=integer,... (by size)             tiling of the tensor-core forward scan: :func:`scan_tiling`
 SSAMBA_BACKWARD     form,name=integer,... (by size)        form and tiling of the scan's backward: :func:`scan_backward`
-SSAMBA_PROJ         warps,blocks (by size)                 launch of the fused projection: :func:`projection_launch`
+SSAMBA_PROJ         warps,blocks,name=integer (by size)    launch of the fused projection: :func:`projection_launch`
 SSAMBA_GATE         pieces, or five integers (fixed)       tile of the product with the gate: :func:`gate_tile`
 SSAMBA_STATES       given, forward, backward (both)        where states are rounded up: :func:`rounded_states`
 SSAMBA_FP32         form,name=integer,... (by size)        float32 products on a GPU: :func:`fp32_products`
@@ -102,16 +102,17 @@ def scan_backward() -> tuple[str, dict[str, int]]:
     return form.strip(), {name.strip(): int(value) for name, value in pairs}
 
 
-def projection_launch() -> tuple[int, int] | None:
-    """``SSAMBA_PROJ``: warps of a block and blocks of a multiprocessor of the fused convolution and projection.
+def projection_launch() -> dict[str, int]:
+    """``SSAMBA_PROJ``: values in place of the chosen launch of the fused convolution and projection, by default none.
 
-    None, the default, leaves both to the size. Raises ValueError unless it is two integers (``8,2``).
+    ``4,1,slices=4,rows=16`` gives ``{"warps": 4, "blocks": 1, "slices": 4, "rows": 16}``; the names are those of
+    ``ProjectionTiling``, and the first two, warps of a block and blocks of a multiprocessor, may stand without theirs.
+    Raises ValueError when it cannot be parsed.
     """
-    given = os.environ.get("SSAMBA_PROJ")
-    if not given:
-        return None
-    warps, blocks = map(int, given.split(","))
-    return warps, blocks
+    parts = [part.strip() for part in os.environ.get("SSAMBA_PROJ", "").split(",") if part.strip()]
+    named = [part if "=" in part else f"{name}={part}" for name, part in zip(("warps", "blocks"), parts, strict=False)]
+    pairs = (part.split("=") for part in (*named, *parts[2:]))
+    return {name.strip(): int(value) for name, value in pairs}
 
 
 def gate_tile() -> tuple[int, ...] | None:

@@ -1,16 +1,89 @@
-"""Convolution, SiLU and the projection to (dt, B, C) in one pass, launched: kernels/conv_projection.cu."""
+"""Convolution, SiLU and the projection to (dt, B, C) in one pass, launched: kernels/conv_projection.cu, and for few
+tokens kernels/conv_projection_sliced.cu."""
 
 from __future__ import annotations
+
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from ssamba.ops import environment
 from ssamba.ops.jit import nvrtc
+from ssamba.ops.jit.limits import dynamic_limit
 from ssamba.ops.mamba.cuda.kernel_args import CONV_PROJECTION_ARGS
 from ssamba.ops.mamba.cuda.sources import DTYPE_CODES, MMA_TYPES, defines, unit
 
-_CHANNELS = 64
 _MAX_OUTPUTS = 96
+_SHARED_MAX = 227 * 1024
+"""Of an H100, where there is no GPU to ask."""
+_MAX_SLICED_BLOCKS = 264
+"""Up to two blocks of the sliced form for each multiprocessor of an H100: beyond, they read the weights too often."""
+
+
+class ProjectionTiling(NamedTuple):
+    """How a call is spread over the GPU. dev/KERNEL-NOTES.md has the measurements behind ``choose_tiling``."""
+
+    warps: int
+    """Warps of a block."""
+    blocks: int
+    """Blocks that a multiprocessor shall hold, which bounds the registers."""
+    slices: int = 0
+    """Warps that share tokens and take turns at the channels: the sliced form; 0: the form for many tokens."""
+    rows: int = 32
+    """Tokens of a warp, 16 or 32; without slices 32."""
+    stages: int = 2
+    """Parts of the channels in shared memory at once; without slices 2."""
+    channels: int = 64
+    """Channels of a part, 64 or 128; without slices 64."""
+
+    def tokens(self, directions: int) -> int:
+        """Tokens of a block."""
+        return self.rows * self.warps // (directions * max(1, self.slices))
+
+    def shared_bytes(self, directions: int, outputs: int) -> int:
+        """Bytes of shared memory of a block: ``Stage`` of the source, and the sums of each warp of a slice."""
+        tiles = -(-outputs // 16) * 2
+        rows = self.tokens(directions) + 6 + directions * tiles * 8
+        stage = 2 * (self.channels + 8) * rows + 20 * self.channels * directions
+        return self.stages * stage + (self.warps * self.rows // 16 * tiles * 512 if self.slices else 0)
+
+    def check(self, directions: int) -> None:
+        """Raises ValueError for what no kernel takes."""
+        if self.slices < 0:
+            raise ValueError(f"SSAMBA_PROJ: slices={self.slices}; use 0 or more")
+        sharing = directions * max(1, self.slices)
+        if self.warps < 1 or self.warps > 32 or self.warps % sharing:
+            raise ValueError(f"SSAMBA_PROJ: {self.warps} warps; use a multiple of {sharing} up to 32 here")
+        if not self.slices and self[3:] != ProjectionTiling(1, 1)[3:]:
+            raise ValueError(f"SSAMBA_PROJ: rows={self.rows} and the like need slices; add slices=1 or more")
+        if self.rows not in (16, 32) or self.channels not in (64, 128) or self.stages < 2:
+            raise ValueError(
+                f"SSAMBA_PROJ: rows={self.rows},stages={self.stages},channels={self.channels}; use 16 or 32 rows, "
+                "2 stages or more, 64 or 128 channels"
+            )
+
+
+def choose_tiling(sequences: int, tokens_each: int, outputs: int, directions: int, limit: int) -> ProjectionTiling:
+    """The tiling for ``sequences`` (those of all mixers) of ``tokens_each``. ``limit``: bytes of shared memory.
+
+    ``SSAMBA_PROJ`` replaces some values, for measurements (``environment.projection_launch``). Raises ValueError for
+    values that no kernel takes.
+    """
+    given: dict[str, Any] = environment.projection_launch()
+    wide = ProjectionTiling(4, 3) if directions == 1 else ProjectionTiling(8, 1)
+    tiling = ProjectionTiling(4, 4) if outputs <= 64 else wide
+    if sequences * -(-tokens_each // 16) <= _MAX_SLICED_BLOCKS:
+        sliced = ProjectionTiling(4 * directions, 1, slices=4, rows=16, stages=6)
+        while sliced.stages > 2 and sliced.shared_bytes(directions, outputs) > limit:
+            sliced = sliced._replace(stages=sliced.stages - 1)
+        tiling = sliced if sliced.shared_bytes(directions, outputs) <= limit else tiling
+    if "warps" in given:  # these name a form, and what they leave out is the other form's default
+        tiling = ProjectionTiling(0, 0)
+    tiling = tiling._replace(**given)
+    tiling.check(directions)
+    if given and (shared := tiling.shared_bytes(directions, outputs)) > limit:
+        raise ValueError(f"SSAMBA_PROJ: {shared} bytes of shared memory; use fewer stages or warps for {limit} here")
+    return tiling
 
 
 def usable(x_BLKE: Tensor, weight_RKEW: Tensor, x_proj_RKPE: Tensor) -> bool:
@@ -43,15 +116,19 @@ def conv_proj(
     together = x_BLKE.stride(0) == length * x_BLKE.stride(1) and batch * length < 2**31
     sequences, tokens_each = (1, batch * length) if together else (batch, length)
     args.B, args.L, args.K, args.E, args.clip = sequences, tokens_each, blocks, width, length
-    wide = (4, 3) if directions == 1 else (8, 1)
-    warps, blocks_at_once = environment.projection_launch() or ((4, 4) if outputs <= 64 else wide)
-    tiles, tokens = -(-outputs // 16) * 2, 32 * warps // directions
-    shared = 4 * (_CHANNELS + 8) * (tokens + 6 + directions * tiles * 8) + 2 * 20 * _CHANNELS * directions
+    limit = dynamic_limit(x_BLKE.device.index or 0) if x_BLKE.is_cuda else _SHARED_MAX
+    tiling = choose_tiling(sequences * blocks, tokens_each, outputs, directions, limit)
     macros = defines(
-        DTYPE=DTYPE_CODES[x_BLKE.dtype], P=outputs, DIRS=directions, WARPS=warps, MIN_BLOCKS=blocks_at_once,
+        DTYPE=DTYPE_CODES[x_BLKE.dtype], P=outputs, DIRS=directions, WARPS=tiling.warps, MIN_BLOCKS=tiling.blocks,
         ALTERNATING=int(alternating),
     )  # fmt: skip
+    across = -(-tokens_each // tiling.tokens(directions))
+    if tiling.slices:
+        macros += defines(ROWS=tiling.rows, SLICES=tiling.slices, STAGES=tiling.stages, EC=tiling.channels)
+        source, grid = unit("conv_projection_sliced.cu"), (across, blocks, sequences)
+    else:
+        source, grid = unit("conv_projection.cu"), (across, sequences * blocks, 1)
     with nvrtc.on(x_BLKE):
-        run = nvrtc.kernel(unit("conv_projection.cu"), "conv_proj", macros, x_BLKE.device.index or 0)
-        run((-(-tokens_each // tokens), sequences * blocks, 1), 32 * warps, args, shared)
+        run = nvrtc.kernel(source, "conv_proj", macros, x_BLKE.device.index or 0)
+        run(grid, 32 * tiling.warps, args, tiling.shared_bytes(directions, outputs))
     return p

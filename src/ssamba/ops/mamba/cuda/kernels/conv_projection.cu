@@ -8,19 +8,16 @@
 //
 // Given: P outputs, DIRS directions, ALTERNATING, WARPS of a block, MIN_BLOCKS of a multiprocessor.
 
-#include "ssamba/conv_projection_args.cuh"
-#include "ssamba/fast_math.cuh"
-#include "ssamba/ptx_sm80.cuh"
-
-#define W 4
-#define REACH (W - 1)
-#define ROWS 32                        // tokens of a warp: HALVES products of 16
-#define HALVES (ROWS / 16)
-#define TOKENS (ROWS * WARPS / DIRS)
+#ifndef ROWS
+#define ROWS 32                        // tokens of a warp
+#endif
+#ifndef EC
 #define EC 64                          // channels at a time
-#define XR (EC + 8)                    // a row in shared memory, padded against bank conflicts
-#define NT ((P + 15) / 16 * 2)         // tiles of 8 outputs, an even number
+#endif
 #define THREADS (32 * WARPS)
+#include "ssamba/conv_projection_tile.cuh"
+
+#define TOKENS (ROWS * WARPS / DIRS)
 
 struct __align__(16) Stage {
   T x[(TOKENS + 2 * REACH) * XR], w[DIRS][NT * 8 * XR];
@@ -100,47 +97,6 @@ struct StageCopies {
   }
 };
 
-// Bit W n + d: whether the clip of token n * 8 + g of this warp has a token d steps before it.
-__device__ __forceinline__ unsigned neighbours(int token, int clip, int g, int sign) {
-  unsigned found = 0;
-#pragma unroll
-  for (int n = 0; n < ROWS / 8; ++n) {
-    int at = (token + n * 8 + g) % clip;
-#pragma unroll
-    for (int d = 0; d < W; ++d)
-      if ((unsigned)(at - d * sign) < (unsigned)clip) found |= 1u << (W * n + d);
-  }
-  return found;
-}
-
-// Loads x of 16 channels at each of the taps' distances; zeros where the clip has no such token.
-__device__ __forceinline__ void load_neighbours(unsigned (*near)[W][4], const SmemAddr *x_row, int tile, bool within,
-                                                unsigned there) {
-#pragma unroll
-  for (int n = 0; n < HALVES * W; ++n)
-    ldmatrix_x4(near[n / W][n % W], smem_offset(x_row[n % W], n / W * 16 * XR + tile));
-  if (!within)
-#pragma unroll
-    for (int n = 0; n < HALVES * W * 4; ++n) {  // near[h][d][i]
-      int h = n / (W * 4), d = n / 4 % W, i = n % 4;
-      if (!(there >> (W * (2 * h + i % 2) + d) & 1)) near[h][d][i] = 0;
-    }
-}
-
-// sum += u w^T of 16 channels. w_row: this lane's row of w.
-__device__ __forceinline__ void project(float (*sum)[NT][4], unsigned (*u)[4], SmemAddr w_row) {
-#pragma unroll
-  for (int j = 0; j < NT; j += 2) {
-    unsigned m[4];
-    ldmatrix_x4(m, smem_offset(w_row, j * 8 * XR));
-#pragma unroll
-    for (int h = 0; h < HALVES; ++h) {
-      mma_m16n8k16(sum[h][j], u[h][0], u[h][1], u[h][2], u[h][3], m[0], m[1]);
-      mma_m16n8k16(sum[h][j + 1], u[h][0], u[h][1], u[h][2], u[h][3], m[2], m[3]);
-    }
-  }
-}
-
 // Stores the sums of a warp's tokens, from token t0 + warp_row on.
 __device__ __forceinline__ void store(const ConvProjectionArgs &a, const float (*sum)[NT][4], int b, int k, int r,
                                       int t0, int warp_row, int g, int q) {
@@ -204,14 +160,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) conv_proj(cons
 #pragma unroll
         for (int h = 0; h < HALVES; ++h)
 #pragma unroll
-          for (int i = 2 * half; i < 2 * half + 2; ++i) {
-            unsigned(*x)[4] = near[h];
-            float v0 = bias.x + m.w * low_half(x[0][i]) + m.z * low_half(x[1][i]) + m.y * low_half(x[2][i]);
-            float v1 = bias.y + n.w * high_half(x[0][i]) + n.z * high_half(x[1][i]) + n.y * high_half(x[2][i]);
-            v0 += m.x * low_half(x[3][i]); v1 += n.x * high_half(x[3][i]);
-            silu2_of_halves(v0, v1);
-            u[h][i] = pack2_finite(v0, v1);
-          }
+          for (int i = 2 * half; i < 2 * half + 2; ++i) u[h][i] = convolve(near[h], i, m, n, bias);
       }
       project(sum, u, smem_offset(w_row, tile));
     }

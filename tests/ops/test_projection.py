@@ -1,0 +1,92 @@
+"""The fused convolution and projection: which form takes which size, what is refused, and its values."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import projection_cases
+import pytest
+import torch
+
+from ssamba.ops.jit import nvrtc
+from ssamba.ops.mamba.cuda import projection
+from ssamba.ops.mamba.cuda.projection import ProjectionTiling, choose_tiling
+
+LIMIT = 227 * 1024
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SSAMBA_PROJ", raising=False)
+
+
+def test_few_tokens_are_sliced_and_many_are_not() -> None:
+    sliced = {"blocks": 1, "slices": 4, "rows": 16, "stages": 6}
+    assert choose_tiling(2, 513, 44, 1, LIMIT) == ProjectionTiling(4, **sliced)
+    assert choose_tiling(2, 513, 44, 2, LIMIT) == ProjectionTiling(8, **sliced)
+    assert choose_tiling(2, 513, 80, 2, 101_376).stages == 2  # less shared memory: fewer stages
+    assert choose_tiling(2, 513, 80, 2, 48 * 1024) == ProjectionTiling(8, 1)  # or none of this
+    for sequences, tokens in ((2, 4 * 22016), (128, 513)):
+        assert choose_tiling(sequences, tokens, 44, 2, LIMIT) == ProjectionTiling(4, 4)
+        assert choose_tiling(sequences, tokens, 80, 1, LIMIT) == ProjectionTiling(4, 3)
+        assert choose_tiling(sequences, tokens, 80, 2, LIMIT) == ProjectionTiling(8, 1)
+
+
+def test_the_environment_names_the_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    for given, tiling in (("8,2", ProjectionTiling(8, 2)), ("4,1,slices=4", ProjectionTiling(4, 1, 4))):
+        monkeypatch.setenv("SSAMBA_PROJ", given)
+        for tokens in (1, 100_000):
+            assert choose_tiling(1, tokens, 44, 1, LIMIT) == tiling
+    monkeypatch.setenv("SSAMBA_PROJ", "stages=3")
+    assert choose_tiling(1, 100, 44, 1, LIMIT).stages == 3
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("1,4", "1 warps; use a multiple of 2"), ("0,4", "0 warps"), ("4,1,slices=4", "use a multiple of 8"),
+        ("64,1", "up to 32"), ("4,4,rows=16", "add slices"), ("8,1,slices=4,rows=8", "16 or 32 rows"),
+        ("8,1,slices=4,stages=1", "2 stages"), ("8,1,slices=4,channels=32", "64 or 128"),
+        ("8,1,slices=-1", "0 or more"), ("8,1,name=2", "name"), ("8,1,slices=4,stages=20", "bytes of shared memory"),
+    ],
+)  # fmt: skip
+def test_what_no_kernel_takes_is_refused(given: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With two directions."""
+    monkeypatch.setenv("SSAMBA_PROJ", given)
+    with pytest.raises(ValueError, match=message) as refused:
+        choose_tiling(2, 513, 44, 2, LIMIT)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None,
+    reason="triton is not installed; where it has a wheel, '.[dev]' brings it",
+)
+@pytest.mark.parametrize("part", ["few", pytest.param("many", marks=pytest.mark.slow)])
+def test_values_in_emulation(part: str) -> None:
+    if shutil.which("g++") is None:
+        pytest.skip("emulating the CUDA kernels needs g++")
+    script = Path(__file__).with_name("projection_small.py")
+    done = subprocess.run([sys.executable, str(script), part], capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("launch", ["default", "4", "4,slices=4,rows=16,stages=6", "4,slices=2,rows=32,stages=4",
+                                    "8,slices=8,rows=16,stages=3,channels=128"])  # fmt: skip
+def test_values_on_a_gpu(launch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Published sizes, and clips whose ends lie inside a warp; the same bits twice."""
+    if not torch.cuda.is_available() or not nvrtc.multiplies_bfloat16(0):
+        pytest.skip("needs a GPU of compute capability 8.0 and NVRTC")
+    warps, _, rest = launch.partition(",")
+    for *sizes, alternating in projection_cases.GPU_CASES:
+        if launch != "default":
+            monkeypatch.setenv("SSAMBA_PROJ", f"{int(warps) * sizes[5]},1,{rest}")
+        for dtype in projection_cases.BOUNDS:
+            tensors = projection_cases.draw(*sizes, dtype, "cuda")
+            assert projection.usable(tensors[0], tensors[1], tensors[3])
+            projection_cases.check(tensors, alternating)
