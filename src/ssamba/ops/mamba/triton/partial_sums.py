@@ -16,8 +16,8 @@ from torch import Tensor
 _FEW = 16
 """Parts up to which a program takes more results at once."""
 _VALUES = 2048  # of a step of a program
-_ROWS, _COLUMNS = 64, 128  # of a step of a program that adds up columns: eight loads of 16 bytes for each thread
-_PROGRAMS = 528  # about as many of these as an H100 runs at once
+_ROWS, _COLUMNS = 64, 64  # of a step of a program that adds up columns: four loads of 16 bytes for each thread
+_PROGRAMS = 1056  # about as many of these as an H100 runs at once
 
 
 @triton.jit
