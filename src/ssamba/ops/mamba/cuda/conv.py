@@ -11,7 +11,7 @@ from ssamba.ops.mamba.cuda.sources import DTYPE_CODES, defines, unit
 
 _THREADS = 64
 _STEPS = {False: 4, True: 8}  # of an iteration: with one direction there are registers for more loads at once
-_ENOUGH_THREADS = 128 * 1024  # four waves would be too many partial sums, one would have a long tail
+_ENOUGH_THREADS = 256 * 1024  # more would be too many partial sums, fewer would have a long tail
 
 
 def _pairs(*tensors: Tensor) -> bool:

@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 _ROWS = 32
-_STEP = 64  # tokens of a step of a program that multiplies, too
+_STEP = 32  # tokens of a step of a program that multiplies, too
 _PROGRAMS = 264  # of those: two for each multiprocessor of an H100
 _RANK, _CHANNELS = 16, 512  # what such a program holds at most
 _SPREAD_ROWS = 128
@@ -137,7 +137,7 @@ def join_products(
         ddt_GTE, dt_proj_GEr, dbc_xGT2N, p_GTP, dp_GTP, part_xGEr, tokens, channels, pairs * tokens * of_parts,
         per_program, RANK=rank, DT=dt_proj_GEr.shape[-1], BC=outputs, MORE=(of_parts - outputs) // 2, WIDTH=width,
         PARTS=parts, BT=_STEP, BE=max(16, triton.next_power_of_2(channels)), BR=_RANK,
-        BB=triton.next_power_of_2(outputs), num_warps=8, num_stages=2,
+        BB=triton.next_power_of_2(outputs), num_warps=8, num_stages=3,
     )  # fmt: skip
     return dp_GTP, part_xGEr
 
