@@ -56,7 +56,10 @@ _NO_GRADIENT = "the GPU's form is for inference and has no gradient"
 _NAIVE, _CPU, _GPU, _GPU_INFERENCE, _CUDA, _TRITON = (
     f"ssamba.ops.mamba.{name}" for name in ("naive", "cpu.operators", "gpu", "gpu_inference", "cuda", "triton")
 )
-_NAIVE_NORM, _GPU_NORM, _GPU_INPUT = "ssamba.ops.layer_norm.naive", "ssamba.ops.layer_norm.gpu", f"{_GPU}_input"
+_NAIVE_NORM, _GPU_NORM, _CUDA_NORM, _TRITON_NORM = (
+    f"ssamba.ops.layer_norm.{name}" for name in ("naive", "gpu", "cuda", "triton")
+)
+_GPU_INPUT, _TRITON_LINEAR = f"{_GPU}_input", "ssamba.ops.linear_layer.triton"
 _NAIVE_LINEAR, _CPU_LINEAR, _GPU_LINEAR = (f"ssamba.ops.linear_layer.{name}" for name in ("naive", "cpu", "gpu"))
 
 
@@ -138,6 +141,14 @@ def _usable(module: str, *arguments: Any) -> str | None:
     return None if importlib.import_module(module).usable(*arguments) else f"{module} does not take these tensors"
 
 
+def _cuda_norm(*tensors: Tensor | None) -> str | None:
+    return _usable(_CUDA_NORM, *tensors)
+
+
+def _cuda_weights(*of_prepare: Any) -> str | None:
+    return _usable(f"{_CUDA}.weights", *of_prepare)
+
+
 def _cuda_mixer(x: Tensor, params: MixerParams) -> str | None:
     return importlib.import_module(f"{_CUDA}.mixer").supports(x, params)
 
@@ -185,6 +196,15 @@ TABLE: dict[str, dict[str, Entry]] = {
     # What the GPU's operators are made of. A custom op asks when it runs: the choice looks at addresses.
     "add_parts": {"reference": _PLAIN, "triton": Entry(f"{_TRITON}.partial_sums", _with_triton)},
     "join_products": {"triton": Entry(f"{_TRITON}.gradients", _with_triton)},
+    "norm": {"cuda": Entry(_CUDA_NORM, _cuda_norm), "triton": Entry(_TRITON_NORM, _anything)},
+    "norm_backward": {"triton": Entry(_TRITON_NORM, _anything)},
+    "prepare": {
+        "cuda": Entry(f"{_CUDA}.weights", _cuda_weights),
+        "triton": Entry(f"{_TRITON}.weights", _anything),
+    },
+    "fold_backward": {"triton": Entry(f"{_TRITON}.weights", _anything)},
+    "column_sums": {"triton": Entry(f"{_TRITON}.partial_sums", _anything)},
+    "product": {"triton": Entry(_TRITON_LINEAR, _anything)},
     "copy_padded": {"reference": _PLAIN, "triton": Entry(f"{_TRITON}.weights", _with_triton)},
     "mixer": {
         "cuda": Entry(f"{_CUDA}.mixer", _cuda_mixer),
@@ -200,6 +220,7 @@ TABLE: dict[str, dict[str, Entry]] = {
     },
     # Where that is not to be had: the product that makes z, which gates.
     "gate_product": {"triton": Entry(f"{_TRITON}.gate_product", _triton_gate)},
+    "gate": {"triton": Entry(f"{_TRITON}.gate", _anything)},
 }
 
 _forced: str | None = None  # what use_backend says; None leaves it to the environment
@@ -303,6 +324,15 @@ def kernels(name: str, *arguments: Any, backends: str = GPU_ORDER) -> ModuleType
         reasons = (TABLE[name][backend].supports(*arguments) for backend in backends.split(","))
         raise ConfigError(f"{name} cannot run with backend {backends!r}: {'; '.join(r for r in reasons if r)}")
     return found
+
+
+def small_kernels(name: str, *arguments: Any) -> ModuleType:
+    """The kernels of a row that Triton has for all arguments, and CUDA C++ for some: these where the choice allows it.
+
+    A GPU for which there is no CUDA C++ at all, and ``SSAMBA_BACKEND=cuda`` where it does not take them, have Triton's.
+    """
+    found = find_kernels(name, *arguments, backends=gpu_backends())
+    return kernels(name, *arguments, backends="triton") if found is None else found
 
 
 def _fast_form(operator: str, *arguments: Any) -> tuple[ModuleType | None, str | None]:
