@@ -19,8 +19,10 @@ from triton_small import plain_proj  # also mends the interpreter
 
 from ssamba.ops import dispatch
 from ssamba.ops.jit import nvrtc
+from ssamba.ops.layer_norm import cuda as layer_norm
+from ssamba.ops.layer_norm import gpu as gpu_norm
 from ssamba.ops.mamba import gpu, gpu_inference
-from ssamba.ops.mamba.cuda import gated_output, projection, scan
+from ssamba.ops.mamba.cuda import gated_output, projection, scan, weights
 from ssamba.ops.mamba.cuda.sources import MMA_TYPES
 from ssamba.ops.mamba.params import MixerParams
 from ssamba.ops.mamba.triton import conv
@@ -73,6 +75,7 @@ def visit_units(kernel: Callable[[nvrtc.Unit, str, tuple[str, ...]], object], ev
     visit_forms()
     visit_free_backward()
     visit_chunks_in_float32(2, 16, False, False)
+    visit_small_kernels()
     with torch.no_grad():
         in_chunks, split = (1, 5000), (4, 600)  # chunks of time, and states shared by two warps
         for (batch, length), dtype in itertools.product((in_chunks, split), MMA_TYPES):
@@ -137,6 +140,29 @@ def visit_free_backward() -> None:
         y = gpu.bimamba_inner_packed(tensors[0], MixerParams(*tensors[1:]), alternates)
         torch.autograd.grad(y.float().sum(), tensors)
         del os.environ["SSAMBA_BACKWARD"]
+
+
+@torch.no_grad()
+def visit_small_kernels() -> None:
+    """Norms and a pair's weights as inference has them in each type, with weights of that type and under autocast."""
+    layer_norm.usable = weights.usable = lambda *_: True  # type: ignore[assignment]
+    for size, dtype in itertools.product(SIZES, (torch.bfloat16, torch.float16, torch.float32)):
+        (e, r), width = SIZES[size], SIZES[size][0] // 2
+        x, stream, maps = torch.zeros(2, 3, width).to(dtype), torch.zeros(2, 3, width), torch.zeros(2, width).to(dtype)
+        gpu_norm.layer_norm(x, 1e-5)
+        gpu_norm.add_layer_norm_(x, x.clone(), 1e-5, 1.0)
+        for residual in (x, None):
+            gpu_norm.add_layer_norm(x, residual, *maps)
+        of_mixer = [torch.zeros(s) for s in ((1, 2, e, 4), (1, 2, e), (1, 2, r + 32, e), (1, 2, e, r), (1, 2, e))]
+        of_mixer += [torch.zeros(1, 2, e, 1), torch.zeros(1, 2, e)]
+        of_pair = [torch.zeros(s) for s in ((2, 2, e, width), (2, width), (2, width), (width, 2, e))]
+        for kind in (dtype, torch.float32):
+            params = MixerParams(*of_mixer).to(kind)
+            gpu_inference.ready_weights(*(t.to(kind) for t in of_pair), params, dtype)
+        if dtype != torch.float32:
+            gpu_norm.add_layer_norm(stream, None, out_dtype=dtype)
+            gpu_norm.add_layer_norm(x, stream)
+            gpu_norm.add_layer_norm(x, stream, *maps.float(), out_dtype=torch.float32)
 
 
 @torch.no_grad()
