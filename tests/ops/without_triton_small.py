@@ -10,7 +10,7 @@ import contextlib
 import copy
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from importlib.machinery import ModuleSpec
 from types import ModuleType, SimpleNamespace
 
@@ -34,15 +34,22 @@ asked: list[str] = []
 
 
 class Refuse:
-    """Of ``sys.meta_path``: as if these packages were not installed."""
+    """Of ``sys.meta_path``, and a loader: these packages are installed, but none of them can be imported."""
+
+    @classmethod
+    def find_spec(cls, name: str, *_: object) -> ModuleSpec | None:
+        """None for all others."""
+        return ModuleSpec(name, cls) if name in FORBIDDEN else None  # type: ignore[arg-type]
 
     @staticmethod
-    def find_spec(name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
-        """None for all others."""
-        if name in FORBIDDEN:
-            asked.append(name)
-            raise ModuleNotFoundError(f"{name} must not be imported here")
-        return None
+    def create_module(spec: ModuleSpec) -> None:
+        """As any module."""
+
+    @staticmethod
+    def exec_module(module: ModuleType) -> None:
+        """Raises ImportError."""
+        asked.append(module.__name__)
+        raise ImportError(f"{module.__name__} must not be imported here")
 
 
 def stand_for_a_gpu(kernel: Callable[..., Callable[..., None]]) -> None:

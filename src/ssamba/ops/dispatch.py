@@ -62,6 +62,9 @@ _NAIVE_NORM, _GPU_NORM, _CUDA_NORM, _TRITON_NORM = (
 _GPU_INPUT, _TRITON_LINEAR = f"{_GPU}_input", "ssamba.ops.linear_layer.triton"
 _NAIVE_LINEAR, _CPU_LINEAR, _GPU_LINEAR = (f"ssamba.ops.linear_layer.{name}" for name in ("naive", "cpu", "gpu"))
 
+_OVER_TRITON = (_GPU_INFERENCE, _GPU_INPUT, _GPU_NORM, _GPU_LINEAR)
+"""Operators with steps that are Triton's alone, which these modules import only when they come to them."""
+
 
 class Entry(NamedTuple):
     """One form: the module whose function of the operator's name it is, imported at first use, and what it takes."""
@@ -364,6 +367,10 @@ def _load(path: str) -> Any:
         # A graph being traced cannot import; numba is a dependency, and without it the operator itself says so.
         return cpu_operators
     if path not in _modules:
+        missing = _with_triton() if path in _OVER_TRITON else None
+        if missing is not None:
+            _modules[path] = missing
+            return missing
         try:
             if path == _CPU:
                 cpu_kernels.check()
