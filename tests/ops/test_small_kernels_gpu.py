@@ -28,9 +28,10 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
 ]
 SIZES = (
-    (513, 192), (32832, 192), (4099, 384), (1030, 768), (1, 1), (5, 7), (33, 1000), (9, 1028), (3, 1031), (2, 5000),
-    (0, 192),
+    (513, 192, False), (32832, 192, False), (1030, 768, False), (1, 1, False), (5, 7, False), (33, 1000, True),
+    (9, 1028, False), (3, 1031, False), (2, 5000, False), (0, 192, False), (50, 192, True),
 )  # fmt: skip
+"""Rows, their width, and whether they lie at addresses that forbid loads of several values."""
 TYPES = ((BF16, BF16), (F16, F16), (F32, F32), (BF16, F32), (F32, BF16))
 EPS = 1e-5
 
@@ -65,11 +66,10 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
-@pytest.mark.parametrize(("rows", "width"), SIZES)
+@pytest.mark.parametrize(("rows", "width", "unaligned"), SIZES)
 @pytest.mark.parametrize(("of_x", "of_other"), TYPES)
-@pytest.mark.parametrize("unaligned", [False, True])
 @torch.no_grad()
-def test_norm(rows: int, width: int, of_x: torch.dtype, of_other: torch.dtype, unaligned: bool) -> None:
+def test_norm(rows: int, width: int, unaligned: bool, of_x: torch.dtype, of_other: torch.dtype) -> None:
     """Without a residual, and in place with one; the same bits twice."""
     x = on_gpu(rows, width, dtype=of_x, shift=0.5, unaligned=unaligned)
     where = f"{(rows, width, of_x, of_other)}"
@@ -90,10 +90,9 @@ def test_norm(rows: int, width: int, of_x: torch.dtype, of_other: torch.dtype, u
     assert torch.equal(stream, first[1])
 
 
-@pytest.mark.parametrize("width", [7, 192, 500, 768, 1028])
+@pytest.mark.parametrize("width", [7, 192, 768, 1028])
 @pytest.mark.parametrize(("of_x", "of_stream"), TYPES)
-@pytest.mark.parametrize("affine", [False, True])
-@pytest.mark.parametrize("factor", [False, True])
+@pytest.mark.parametrize(("affine", "factor"), [(False, False), (True, True), (True, False)])
 def test_training(
     width: int, of_x: torch.dtype, of_stream: torch.dtype, affine: bool, factor: bool, launched: list[str]
 ) -> None:
@@ -121,8 +120,9 @@ def test_training(
 
 
 @pytest.mark.parametrize("apart", [False, True])
-@pytest.mark.parametrize("dtype", [BF16, F16, F32])
-@pytest.mark.parametrize("source", [F32, BF16, F16])
+@pytest.mark.parametrize(
+    ("source", "dtype"), [(F32, BF16), (BF16, BF16), (F16, F16), (F32, F16), (BF16, F32), (F32, F32)]
+)
 @pytest.mark.parametrize(("d", "r"), [(192, 12), (768, 48), (24, 2), (5, 1), (1, 1)])
 @torch.no_grad()
 def test_ready_weights(

@@ -3,7 +3,7 @@
 // without the mean.
 //
 // Macros: types (as elements.cuh) X of x, S of residual and sum, O of out, A of weight and bias. RESIDUAL, FACTOR (one
-// for each `length` rows), AFFINE: what is given. SUM, STATISTICS: what is written beside out. VALUES are loaded at
+// for each `length` rows), AFFINE: what is given. SUM, STATISTICS: what is written besides out. VALUES are loaded at
 // once, PIECES times 32 lanes of them are a row, which a lane holds in registers; with PIECES 0 a row of any width is
 // read three times. out may be x, and sum the residual: a lane writes what it alone reads, and has read.
 
