@@ -76,8 +76,8 @@ def _launch(
     pieces = -(-width // (32 * values))
     stream = residual if residual is not None else total if total is not None else x
     macros = defines(
-        X=TYPE_CODES[x.dtype], S=TYPE_CODES[stream.dtype], O=TYPE_CODES[out.dtype],
-        A=0 if weight is None else TYPE_CODES[weight.dtype],
+        X_DTYPE=TYPE_CODES[x.dtype], S_DTYPE=TYPE_CODES[stream.dtype], O_DTYPE=TYPE_CODES[out.dtype],
+        A_DTYPE=0 if weight is None else TYPE_CODES[weight.dtype],
         RESIDUAL=int(residual is not None), FACTOR=int(factor is not None), AFFINE=int(weight is not None),
         SUM=int(total is not None), STATISTICS=int(statistics is not None), VALUES=values,
         PIECES=pieces if pieces * values <= _HELD else 0, WARPS=_WARPS,

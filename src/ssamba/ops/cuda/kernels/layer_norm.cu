@@ -2,10 +2,11 @@
 // sqrt(variance + eps) (weight, bias). In float32, rounded once; the variance is the mean of squares of what is left
 // without the mean.
 //
-// Macros: types (as elements.cuh) X of x, S of residual and sum, O of out, A of weight and bias. RESIDUAL, FACTOR (one
-// for each `length` rows), AFFINE: what is given. SUM, STATISTICS: what is written besides out. VALUES are loaded at
-// once, PIECES times 32 lanes of them are a row, which a lane holds in registers; with PIECES 0 a row of any width is
-// read three times. out may be x, and sum the residual: a lane writes what it alone reads, and has read.
+// Macros: types (as elements.cuh) X_DTYPE of x, S_DTYPE of residual and sum, O_DTYPE of out, A_DTYPE of weight and
+// bias. RESIDUAL, FACTOR (one for each `length` rows), AFFINE: what is given. SUM, STATISTICS: what is written besides
+// out. VALUES are loaded at once, PIECES times 32 lanes of them are a row, which a lane holds in registers; with PIECES
+// 0 a row of any width is read three times. out may be x, and sum the residual: a lane writes what it alone reads, and
+// has read.
 
 #include "ssamba/elements.cuh"
 #include "ssamba/layer_norm_args.cuh"
@@ -14,13 +15,13 @@
 
 // The sum of VALUES columns from `column` on, whose first is at `at`.
 __device__ __forceinline__ void add(const LayerNormArgs &a, long long at, float factor, float *v) {
-  load_values<X, VALUES>(a.x, at, v);
+  load_values<X_DTYPE, VALUES>(a.x, at, v);
   if (FACTOR)
 #pragma unroll
     for (int i = 0; i < VALUES; ++i) v[i] *= factor;
   if (RESIDUAL) {
     float r[VALUES];
-    load_values<S, VALUES>(a.residual, at, r);
+    load_values<S_DTYPE, VALUES>(a.residual, at, r);
 #pragma unroll
     for (int i = 0; i < VALUES; ++i) v[i] += a.scale * r[i];
   }
@@ -42,17 +43,17 @@ __device__ __forceinline__ float squares(const float *v, float mean) {
 
 __device__ __forceinline__ void write(const LayerNormArgs &a, long long at, int column, float *v, float mean,
                                       float rstd) {
-  if (SUM) store_values<S, VALUES>(a.sum, at, v);
+  if (SUM) store_values<S_DTYPE, VALUES>(a.sum, at, v);
 #pragma unroll
   for (int i = 0; i < VALUES; ++i) v[i] = (v[i] - mean) * rstd;
   if (AFFINE) {
     float w[VALUES], b[VALUES];
-    load_values<A, VALUES>(a.weight, column, w);
-    load_values<A, VALUES>(a.bias, column, b);
+    load_values<A_DTYPE, VALUES>(a.weight, column, w);
+    load_values<A_DTYPE, VALUES>(a.bias, column, b);
 #pragma unroll
     for (int i = 0; i < VALUES; ++i) v[i] = v[i] * w[i] + b[i];
   }
-  store_values<O, VALUES>(a.out, at, v);
+  store_values<O_DTYPE, VALUES>(a.out, at, v);
 }
 
 extern "C" __global__ void __launch_bounds__(WARPS * 32) add_layer_norm(const LayerNormArgs a) {

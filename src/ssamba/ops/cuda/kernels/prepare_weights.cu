@@ -1,9 +1,9 @@
 // A pair's weights for inference in one launch: the norm's scale and shift folded into the input product, and other
 // tensors converted. In float32, rounded once.
 //
-// Macros: types (as elements.cuh) I of the input product, A of scale and shift, O of what is folded; VALUES are loaded
-// at once. The first blocks fold, a row of the product in each warp; the others convert BLOCK elements each, tensor
-// after tensor.
+// Macros: types (as elements.cuh) I_DTYPE of the input product, A_DTYPE of scale and shift, O_DTYPE of what is folded;
+// VALUES are loaded at once. The first blocks, of THREADS, fold, a row of the product in each warp; the others convert
+// BLOCK elements each, tensor after tensor.
 
 #include "ssamba/elements.cuh"
 #include "ssamba/prepare_weights_args.cuh"
@@ -19,9 +19,9 @@ __device__ __forceinline__ void fold(const PrepareWeightsArgs &a, int row, int l
 #pragma unroll
     for (int p = 0; p < AHEAD; ++p)
       if (first + p * STEP < a.width) {
-        load_values<I, VALUES>(a.in_proj, start + first + p * STEP, w[p]);
-        load_values<A, VALUES>(a.scale, of_block + first + p * STEP, scale[p]);
-        load_values<A, VALUES>(a.shift, of_block + first + p * STEP, shift[p]);
+        load_values<I_DTYPE, VALUES>(a.in_proj, start + first + p * STEP, w[p]);
+        load_values<A_DTYPE, VALUES>(a.scale, of_block + first + p * STEP, scale[p]);
+        load_values<A_DTYPE, VALUES>(a.shift, of_block + first + p * STEP, shift[p]);
       }
 #pragma unroll
     for (int p = 0; p < AHEAD; ++p)
@@ -31,11 +31,11 @@ __device__ __forceinline__ void fold(const PrepareWeightsArgs &a, int row, int l
           sum += w[p][i] * shift[p][i];
           w[p][i] *= scale[p][i];
         }
-        store_values<O, VALUES>(a.weight, start + first + p * STEP, w[p]);
+        store_values<O_DTYPE, VALUES>(a.weight, start + first + p * STEP, w[p]);
       }
   }
   sum = warp_sum(sum);
-  if (lane == 0) store_values<O, 1>(a.bias, row, &sum);
+  if (lane == 0) store_values<O_DTYPE, 1>(a.bias, row, &sum);
 }
 
 // Elements first, first + THREADS, ... of a block.

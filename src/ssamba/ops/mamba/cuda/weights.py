@@ -55,7 +55,8 @@ def prepare(
         place.source, place.target, place.count = source.data_ptr(), target.data_ptr(), target.numel()
         place.source_type, place.target_type = TYPE_CODES[source.dtype], TYPE_CODES[target.dtype]
     macros = defines(
-        I=TYPE_CODES[in_proj_hKEd.dtype], A=TYPE_CODES[scale_Kd.dtype], O=TYPE_CODES[weight_hKEd.dtype],
+        I_DTYPE=TYPE_CODES[in_proj_hKEd.dtype], A_DTYPE=TYPE_CODES[scale_Kd.dtype],
+        O_DTYPE=TYPE_CODES[weight_hKEd.dtype],
         VALUES=values_at_once(width, *folded), THREADS=_THREADS, BLOCK=_BLOCK,
     )  # fmt: skip
     with nvrtc.on(in_proj_hKEd):
