@@ -75,7 +75,6 @@ def visit_units(kernel: Callable[[nvrtc.Unit, str, tuple[str, ...]], object], ev
     visit_forms()
     visit_free_backward()
     visit_chunks_in_float32(2, 16, False, False)
-    visit_small_kernels()
     with torch.no_grad():
         in_chunks, split = (1, 5000), (4, 600)  # chunks of time, and states shared by two warps
         for (batch, length), dtype in itertools.product((in_chunks, split), MMA_TYPES):
@@ -91,6 +90,7 @@ def visit_units(kernel: Callable[[nvrtc.Unit, str, tuple[str, ...]], object], ev
             y, stream, *weights = (torch.zeros(s, dtype=dtype) for s in shapes)
             for scale in (None, 1.0):
                 gated_output.gated_output(y, stream.float() if wide else stream, *weights, 1e-5, scale)
+    visit_small_kernels()
 
 
 def visit_forms() -> None:
@@ -143,6 +143,13 @@ def visit_free_backward() -> None:
 
 
 @torch.no_grad()
+def visit_chunks_in_float32(directions: int, states: int, tied: bool, alternating: bool) -> None:
+    """Long inference of few clips."""
+    x, *parameters = inputs(1, 5000, "tiny", directions, torch.float32, states, tied)
+    gpu.bimamba_inner_packed(x, MixerParams(*parameters), alternating)
+
+
+@torch.no_grad()
 def visit_small_kernels() -> None:
     """Norms and a pair's weights as inference has them in each type, with weights of that type and under autocast."""
     layer_norm.usable = weights.usable = lambda *_: True  # type: ignore[assignment]
@@ -163,13 +170,6 @@ def visit_small_kernels() -> None:
             gpu_norm.add_layer_norm(stream, None, out_dtype=dtype)
             gpu_norm.add_layer_norm(x, stream)
             gpu_norm.add_layer_norm(x, stream, *maps.float(), out_dtype=torch.float32)
-
-
-@torch.no_grad()
-def visit_chunks_in_float32(directions: int, states: int, tied: bool, alternating: bool) -> None:
-    """Long inference of few clips."""
-    x, *parameters = inputs(1, 5000, "tiny", directions, torch.float32, states, tied)
-    gpu.bimamba_inner_packed(x, MixerParams(*parameters), alternating)
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ def test_inference(form: str) -> None:
 
 def test_the_gpus_forms_ask_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where it is not installed, they are not taken: training would stop in the middle."""
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     dispatch.reset()
     for name in ("gpu_inference", "gpu_input"):
         assert dispatch._load(f"ssamba.ops.mamba.{name}") == "Triton is not installed"

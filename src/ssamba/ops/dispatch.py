@@ -23,6 +23,7 @@ import importlib.util
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -144,14 +145,6 @@ def _usable(module: str, *arguments: Any) -> str | None:
     return None if importlib.import_module(module).usable(*arguments) else f"{module} does not take these tensors"
 
 
-def _cuda_norm(*tensors: Tensor | None) -> str | None:
-    return _usable(_CUDA_NORM, *tensors)
-
-
-def _cuda_weights(*of_prepare: Any) -> str | None:
-    return _usable(f"{_CUDA}.weights", *of_prepare)
-
-
 def _cuda_mixer(x: Tensor, params: MixerParams) -> str | None:
     return importlib.import_module(f"{_CUDA}.mixer").supports(x, params)
 
@@ -199,10 +192,10 @@ TABLE: dict[str, dict[str, Entry]] = {
     # What the GPU's operators are made of. A custom op asks when it runs: the choice looks at addresses.
     "add_parts": {"reference": _PLAIN, "triton": Entry(f"{_TRITON}.partial_sums", _with_triton)},
     "join_products": {"triton": Entry(f"{_TRITON}.gradients", _with_triton)},
-    "norm": {"cuda": Entry(_CUDA_NORM, _cuda_norm), "triton": Entry(_TRITON_NORM, _anything)},
+    "norm": {"cuda": Entry(_CUDA_NORM, partial(_usable, _CUDA_NORM)), "triton": Entry(_TRITON_NORM, _anything)},
     "norm_backward": {"triton": Entry(_TRITON_NORM, _anything)},
     "prepare": {
-        "cuda": Entry(f"{_CUDA}.weights", _cuda_weights),
+        "cuda": Entry(f"{_CUDA}.weights", partial(_usable, f"{_CUDA}.weights")),
         "triton": Entry(f"{_TRITON}.weights", _anything),
     },
     "fold_backward": {"triton": Entry(f"{_TRITON}.weights", _anything)},
