@@ -26,10 +26,7 @@ MAX_FILES = 14
 """Modules of a folder, without ``__init__``."""
 
 NEEDS = {
-    "triton": (
-        "ssamba.ops.mamba.gpu", "ssamba.ops.mamba.triton", "ssamba.ops.layer_norm.gpu", "ssamba.ops.layer_norm.triton",
-        "ssamba.ops.linear_layer.gpu", "ssamba.ops.linear_layer.triton",
-    ),
+    "triton": ("ssamba.ops.mamba.triton", "ssamba.ops.layer_norm.triton", "ssamba.ops.linear_layer.triton"),
     "onnx": ("ssamba.inference.onnx",),
     "transformers": ("ssamba.inference.hf.",),
     "mteb": ("ssamba.adapters.mteb",),

@@ -10,6 +10,7 @@ import os
 import sys
 
 import torch
+import torch.nn.functional as F
 from mixer_inputs import mixer_inputs, pair_weights
 from torch import Tensor
 
@@ -111,10 +112,26 @@ def norm() -> None:
     (out.square().sum() + stream.sum()).backward()
 
 
+@torch.no_grad()
+def norm_in_place() -> None:
+    """Rows held in registers or not, at aligned addresses and at others, some of them the last in their memory."""
+    for rows, width, dtype in ((5, 192, torch.bfloat16), (3, 20, torch.float16), (2, 1031, torch.float32)):
+        for skip in (0, 1):
+            x, stream = (torch.randn(rows * width + skip, device="cuda").to(dtype)[skip:] for _ in range(2))
+            x, stream = x.view(rows, width), stream.view(rows, width)
+            sums = 2 * stream.double() + x.double()
+            norm_gpu.add_layer_norm_(x, stream, 1e-5, 2.0)
+            compare(f"norm in place of {(rows, width, skip)}", x, F.layer_norm(sums, (width,)), 4e-3)
+            compare("its stream", stream, sums, 4e-3)
+
+
 def main() -> None:
-    norm()
+    for scan in ("triton", "nvrtc"):
+        os.environ["SSAMBA_GPU_SCAN"] = scan
+        norm()
+        norm_in_place()
+        ready_weights()
     training()
-    ready_weights()
     for cut in ("split=1,warps=4,stages=3,chunks=1,blocks=2", "split=2,warps=2,stages=3,chunks=1,blocks=2",
                 "split=1,warps=4,stages=4,chunks=3,blocks=2"):  # fmt: skip
         late_gate(cut)

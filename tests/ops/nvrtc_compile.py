@@ -19,8 +19,10 @@ from triton_small import plain_proj  # also mends the interpreter
 
 from ssamba.ops import dispatch
 from ssamba.ops.jit import nvrtc
+from ssamba.ops.layer_norm import cuda as layer_norm
+from ssamba.ops.layer_norm import gpu as gpu_norm
 from ssamba.ops.mamba import gpu, gpu_inference
-from ssamba.ops.mamba.cuda import gated_output, projection, scan
+from ssamba.ops.mamba.cuda import gated_output, projection, scan, weights
 from ssamba.ops.mamba.cuda.sources import MMA_TYPES
 from ssamba.ops.mamba.params import MixerParams
 from ssamba.ops.mamba.triton import conv
@@ -90,6 +92,7 @@ def visit_units(kernel: Callable[[nvrtc.Unit, str, tuple[str, ...]], object], ev
             y, stream, *weights = (torch.zeros(s, dtype=dtype) for s in shapes)
             for scale in (None, 1.0):
                 gated_output.gated_output(y, stream.float() if wide else stream, *weights, 1e-5, scale)
+    visit_small_kernels()
 
 
 def visit_forms() -> None:
@@ -156,6 +159,29 @@ def visit_chunks_in_float32(directions: int, states: int, tied: bool, alternatin
     """Long inference of few clips."""
     x, *parameters = inputs(1, 5000, "tiny", directions, torch.float32, states, tied)
     gpu.bimamba_inner_packed(x, MixerParams(*parameters), alternating)
+
+
+@torch.no_grad()
+def visit_small_kernels() -> None:
+    """Norms and a pair's weights as inference has them in each type, with weights of that type and under autocast."""
+    layer_norm.usable = weights.usable = lambda *_: True  # type: ignore[assignment]
+    for size, dtype in itertools.product(SIZES, (torch.bfloat16, torch.float16, torch.float32)):
+        (e, r), width = SIZES[size], SIZES[size][0] // 2
+        x, stream, maps = torch.zeros(2, 3, width).to(dtype), torch.zeros(2, 3, width), torch.zeros(2, width).to(dtype)
+        gpu_norm.layer_norm(x, 1e-5)
+        gpu_norm.add_layer_norm_(x, x.clone(), 1e-5, 1.0)
+        for residual in (x, None):
+            gpu_norm.add_layer_norm(x, residual, *maps)
+        of_mixer = [torch.zeros(s) for s in ((1, 2, e, 4), (1, 2, e), (1, 2, r + 32, e), (1, 2, e, r), (1, 2, e))]
+        of_mixer += [torch.zeros(1, 2, e, 1), torch.zeros(1, 2, e)]
+        of_pair = [torch.zeros(s) for s in ((2, 2, e, width), (2, width), (2, width), (width, 2, e))]
+        for kind in (dtype, torch.float32):
+            params = MixerParams(*of_mixer).to(kind)
+            gpu_inference.ready_weights(*(t.to(kind) for t in of_pair), params, dtype)
+        if dtype != torch.float32:
+            gpu_norm.add_layer_norm(stream, None, out_dtype=dtype)
+            gpu_norm.add_layer_norm(x, stream)
+            gpu_norm.add_layer_norm(x, stream, *maps.float(), out_dtype=torch.float32)
 
 
 def main() -> None:

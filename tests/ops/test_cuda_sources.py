@@ -13,11 +13,13 @@ from pathlib import Path
 import pytest
 
 import ssamba
+from ssamba.ops.cuda import sources as shared
 from ssamba.ops.mamba.cuda import sources
 
 PACKAGE = Path(ssamba.__file__).parent
 ROOT = Path(__file__).parents[2]
-FILES = sorted([*sources.KERNELS.glob("*.cu"), *sources.INCLUDE.rglob("*.cuh")])
+FOLDERS = (sources, shared)
+FILES = sorted(path for of in FOLDERS for path in [*of.KERNELS.glob("*.cu"), *of.INCLUDE.rglob("*.cuh")])
 MAX_LINES = 300
 
 
@@ -37,7 +39,8 @@ def test_files_are_short_and_explained(path: Path) -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.name)
 def test_every_include_is_handed_to_the_compiler(path: Path) -> None:
-    names = {name for name, _ in sources.headers()}
+    (of,) = (of for of in FOLDERS if path.is_relative_to(of.KERNELS.parent))
+    names = {name for name, _ in of.headers()}
     included = re.findall(r"^#include (.*)$", path.read_text(encoding="utf-8"), re.M)
     assert {f'"{name}"' for name in names} >= set(included)
 

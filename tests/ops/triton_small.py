@@ -6,13 +6,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
-import subprocess
 import sys
-import tempfile
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 os.environ["TRITON_INTERPRET"] = "1"
@@ -21,6 +16,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import triton_arrays  # noqa: F401  (makes the interpreter take NumPy's arrays)
+from emulation import build
 from mixer_inputs import mixer_inputs, pair_weights
 from torch import Tensor
 
@@ -34,33 +30,7 @@ from ssamba.ops.mamba.params import MixerParams
 from ssamba.ops.mamba.triton import conv, gate_product, gated_output
 from ssamba.utils.errors import ConfigError
 
-SHIM = Path(__file__).with_name("cuda_shim")
-
 torch.use_deterministic_algorithms(True, warn_only=True)  # fresh memory is full of NaN
-
-_built: dict[str, Callable[..., None]] = {}
-
-
-def build(unit: nvrtc.Unit, name: str, defines: tuple[str, ...], device: int) -> Callable[..., None]:
-    """Stands in for ``nvrtc.kernel``: the unit built by g++, with cuda_shim in place of the headers of PTX."""
-    key = " ".join((unit.path.name, name, *defines))
-    if key not in _built:
-        folder = Path(tempfile.mkdtemp())
-        for header, text in unit.headers:
-            (folder / "include" / header).parent.mkdir(parents=True, exist_ok=True)
-            (folder / "include" / header).write_text(text)
-        (folder / unit.path.name).write_text(unit.source)
-        lines = ['#include "cuda_builtins.h"', *(f"#define {d.replace('=', ' ', 1)}" for d in defines)]
-        lines += [f'#include "{unit.path.name}"']
-        lines += ["template <class Args> Launch<Args> launch_of(void (*)(Args));"]
-        lines += ['extern "C" void run(int x, int y, int z, int threads, const void *args) {']
-        lines += [f"  decltype(launch_of({name}))::run<{name}>({{x, y, z}}, threads, args);", "}", ""]
-        (folder / "run.cpp").write_text("\n".join(lines))
-        command = ["g++", "-O1", "-std=c++17", "-w", "-shared", "-fPIC", "-I", str(SHIM), "-I", str(folder / "include")]
-        subprocess.run([*command, "-o", str(folder / "run.so"), str(folder / "run.cpp")], check=True)
-        library = ctypes.CDLL(str(folder / "run.so"))
-        _built[key] = lambda grid, threads, args, *_: library.run(*grid, threads, ctypes.byref(args))
-    return _built[key]
 
 
 def plain_proj(x: Tensor, weight: Tensor, bias: Tensor, proj: Tensor, alternating: bool = False) -> Tensor:

@@ -23,6 +23,7 @@ import importlib.util
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -56,8 +57,14 @@ _NO_GRADIENT = "the GPU's form is for inference and has no gradient"
 _NAIVE, _CPU, _GPU, _GPU_INFERENCE, _CUDA, _TRITON = (
     f"ssamba.ops.mamba.{name}" for name in ("naive", "cpu.operators", "gpu", "gpu_inference", "cuda", "triton")
 )
-_NAIVE_NORM, _GPU_NORM, _GPU_INPUT = "ssamba.ops.layer_norm.naive", "ssamba.ops.layer_norm.gpu", f"{_GPU}_input"
+_NAIVE_NORM, _GPU_NORM, _CUDA_NORM, _TRITON_NORM = (
+    f"ssamba.ops.layer_norm.{name}" for name in ("naive", "gpu", "cuda", "triton")
+)
+_GPU_INPUT, _TRITON_LINEAR = f"{_GPU}_input", "ssamba.ops.linear_layer.triton"
 _NAIVE_LINEAR, _CPU_LINEAR, _GPU_LINEAR = (f"ssamba.ops.linear_layer.{name}" for name in ("naive", "cpu", "gpu"))
+
+_OVER_TRITON = (_GPU_INFERENCE, _GPU_INPUT, _GPU_NORM, _GPU_LINEAR)
+"""Operators with steps that are Triton's alone, which these modules import only when they come to them."""
 
 
 class Entry(NamedTuple):
@@ -194,6 +201,15 @@ TABLE: dict[str, dict[str, Entry]] = {
     # What the GPU's operators are made of. A custom op asks when it runs: the choice looks at addresses.
     "add_parts": {"reference": _PLAIN, "triton": Entry(f"{_TRITON}.partial_sums", _with_triton)},
     "join_products": {"triton": Entry(f"{_TRITON}.gradients", _with_triton)},
+    "norm": {"cuda": Entry(_CUDA_NORM, partial(_usable, _CUDA_NORM)), "triton": Entry(_TRITON_NORM, _anything)},
+    "norm_backward": {"triton": Entry(_TRITON_NORM, _anything)},
+    "prepare": {
+        "cuda": Entry(f"{_CUDA}.weights", partial(_usable, f"{_CUDA}.weights")),
+        "triton": Entry(f"{_TRITON}.weights", _anything),
+    },
+    "fold_backward": {"triton": Entry(f"{_TRITON}.weights", _anything)},
+    "column_sums": {"triton": Entry(f"{_TRITON}.partial_sums", _anything)},
+    "product": {"triton": Entry(_TRITON_LINEAR, _anything)},
     "copy_padded": {"reference": _PLAIN, "triton": Entry(f"{_TRITON}.weights", _with_triton)},
     "mixer": {
         "cuda": Entry(f"{_CUDA}.mixer", _cuda_mixer),
@@ -209,6 +225,7 @@ TABLE: dict[str, dict[str, Entry]] = {
     },
     # Where that is not to be had: the product that makes z, which gates.
     "gate_product": {"triton": Entry(f"{_TRITON}.gate_product", _triton_gate)},
+    "gate": {"triton": Entry(f"{_TRITON}.gate", _anything)},
 }
 
 _forced: str | None = None  # what use_backend says; None leaves it to the environment
@@ -314,6 +331,15 @@ def kernels(name: str, *arguments: Any, backends: str = GPU_ORDER) -> ModuleType
     return found
 
 
+def small_kernels(name: str, *arguments: Any) -> ModuleType:
+    """The kernels of a row that Triton has for all arguments, and CUDA C++ for some: these where the choice allows it.
+
+    A GPU for which there is no CUDA C++ at all, and ``SSAMBA_BACKEND=cuda`` where it does not take them, have Triton's.
+    """
+    found = find_kernels(name, *arguments, backends=gpu_backends())
+    return kernels(name, *arguments, backends="triton") if found is None else found
+
+
 def _fast_form(operator: str, *arguments: Any) -> tuple[ModuleType | None, str | None]:
     """The module of the fast form, or the reason why there is none; neither where the reference form is asked for."""
     chosen = choice()
@@ -343,6 +369,10 @@ def _load(path: str) -> Any:
         # A graph being traced cannot import; numba is a dependency, and without it the operator itself says so.
         return cpu_operators
     if path not in _modules:
+        missing = _with_triton() if path in _OVER_TRITON else None
+        if missing is not None:
+            _modules[path] = missing
+            return missing
         try:
             if path == _CPU:
                 cpu_kernels.check()

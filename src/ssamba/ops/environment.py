@@ -5,7 +5,7 @@ Name                Values (default)                       Meaning
 ==================  =====================================  ===========================================================
 SSAMBA_BACKEND      auto, or the name of a form (auto)     which form of the operators runs: :func:`backend`
 SSAMBA_CACHE_DIR    a folder (the user's cache folder)     where compiled kernels are kept: :func:`cache_dir`
-SSAMBA_GPU_SCAN     nvrtc, triton (nvrtc)                  which form of the scan runs on a GPU: :func:`gpu_scan`
+SSAMBA_GPU_SCAN     nvrtc, triton (nvrtc)                  which form of scan and norm runs on a GPU: :func:`gpu_scan`
 SSAMBA_LPC          1, 2, 4, 8, 16, 32 (by size)           lanes that share a channel: :func:`lanes_per_channel`
 SSAMBA_CUT          name=integer,... (by size)             tiling of the tensor-core forward scan: :func:`scan_tiling`
 SSAMBA_BACKWARD     form,name=integer,... (by size)        form and tiling of the scan's backward: :func:`scan_backward`
@@ -66,7 +66,10 @@ def _cache(name: str) -> Path:
 
 
 def gpu_scan() -> str:
-    """``SSAMBA_GPU_SCAN``: ``triton`` forbids the CUDA C++ kernels, so the portable ones run; default ``nvrtc``."""
+    """``SSAMBA_GPU_SCAN``: ``triton`` forbids the scan, the norm and the preparation of weights in CUDA C++.
+
+    The portable ones run then. The default is ``nvrtc``.
+    """
     return os.environ.get("SSAMBA_GPU_SCAN") or "nvrtc"
 
 

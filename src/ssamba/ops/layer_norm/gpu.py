@@ -1,4 +1,8 @@
-"""Residual addition and layer normalisation on a GPU as torch custom ops, over the Triton kernels."""
+"""Residual addition and layer normalisation on a GPU as torch custom ops.
+
+``dispatch`` chooses the kernels when an op runs: the forward is CUDA C++ where NVRTC compiles for the device, else
+Triton's, and the backward is Triton's, which only a process that takes gradients imports.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssamba.ops import derivatives
+from ssamba.ops import derivatives, dispatch
 from ssamba.ops.layer_norm import naive
-from ssamba.ops.layer_norm import triton as kernels
 from ssamba.ops.register import define_operator
 
 
@@ -45,17 +48,24 @@ def add_layer_norm(
     return out, stream
 
 
+def forward_kernels(*tensors: Tensor | None) -> Any:
+    """The module of the forward's kernels, ``forward`` and ``normalise``, that takes these tensors."""
+    return dispatch.small_kernels("norm", *tensors)
+
+
 @define_operator("ssamba::gpu_add_layer_norm")
 def _gpu_add_layer_norm(
     x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None, x_scale: Tensor | None, eps: float,
     residual_scale: float, out_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    kernels = forward_kernels(x, residual, x_scale, weight, bias)
     return kernels.forward(x, residual, x_scale, weight, bias, eps, residual_scale, out_dtype)
 
 
 @define_operator("ssamba::gpu_add_layer_norm_", mutates_args=("x", "residual"))
 def add_layer_norm_(x: Tensor, residual: Tensor, eps: float, residual_scale: float) -> None:
     """``residual = residual_scale residual + x`` and ``x = LayerNorm(residual)``, in place, without gradients."""
+    kernels = forward_kernels(x, residual)
     kernels.forward(x, residual, None, None, None, eps, residual_scale, x.dtype, in_place=True)
 
 
@@ -67,7 +77,7 @@ def _(x: Tensor, residual: Tensor, eps: float, residual_scale: float) -> None:
 @define_operator("ssamba::gpu_layer_norm")
 def layer_norm(x: Tensor, eps: float) -> Tensor:
     """LayerNorm of contiguous x without weights or gradients."""
-    return kernels.normalise(x.flatten(0, -2), eps, x.dtype).view(x.shape)
+    return forward_kernels(x).normalise(x.flatten(0, -2), eps, x.dtype).view(x.shape)
 
 
 @layer_norm.register_fake
@@ -81,7 +91,7 @@ def _gpu_add_layer_norm_backward(
     x_scale: Tensor | None, residual_scale: float, x_dtype: torch.dtype, residual_dtype: torch.dtype | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     # An op may not return the same tensor twice, nor None: what is not there, or is dx, is empty.
-    dx, *others = kernels.backward(
+    dx, *others = dispatch.small_kernels("norm_backward").backward(
         dout, dnew, saved, weight, mean, rstd, x_scale, residual_scale, x_dtype, residual_dtype
     )
     dres, dw, db = (dx.new_empty(0) if x is None or x is dx else x for x in others)
@@ -104,7 +114,7 @@ def _(
     x_scale: Tensor | None, residual_scale: float, x_dtype: torch.dtype, residual_dtype: torch.dtype | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     dx = saved.new_empty(saved.shape, dtype=x_dtype)
-    two = kernels.two_gradients(residual_scale, x_scale, x_dtype, residual_dtype)
+    two = naive.two_gradients(residual_scale, x_scale, x_dtype, residual_dtype)
     dres = saved.new_empty(saved.shape, dtype=residual_dtype) if two else dx.new_empty(0)
     dw, db = (dx.new_empty(0) if weight is None else torch.empty_like(weight) for _ in range(2))
     return dx, dres, dw, db
@@ -140,7 +150,7 @@ def _plain_norm_backward(
         d = d + dnew.float()
     dx = d if x_scale is None else d * x_scale.float().view(-1, *[1] * (d.dim() - 1))
     dres = dw = db = None
-    if kernels.two_gradients(residual_scale, x_scale, x_dtype, residual_dtype):
+    if naive.two_gradients(residual_scale, x_scale, x_dtype, residual_dtype):
         dres = (d * residual_scale).to(residual_dtype)
     if weight is not None:
         dw, db = (x.flatten(0, -2).sum(0).to(weight.dtype) for x in (given * normal, given))
@@ -158,7 +168,7 @@ def _differentiate_norm(ctx: Any, dout: Tensor | None, dnew: Tensor | None, _dme
     dx, dres, dw, db = (_plain_norm_backward if plain else _gpu_add_layer_norm_backward)(
         dout, dnew, saved, weight, mean, rstd, x_scale, ctx.residual_scale, ctx.x_dtype, ctx.residual_dtype
     )
-    two = kernels.two_gradients(ctx.residual_scale, x_scale, ctx.x_dtype, ctx.residual_dtype)
+    two = naive.two_gradients(ctx.residual_scale, x_scale, ctx.x_dtype, ctx.residual_dtype)
     of_residual = None if ctx.residual_dtype is None else dres if two else dx
     of_maps = (None, None) if weight is None else (dw, db)
     return dx, of_residual, *of_maps, None, None, None, None

@@ -23,3 +23,10 @@ def add_layer_norm(
         x_BLd = torch.add(x_BLd.to(residual_BLd.dtype), residual_BLd, alpha=residual_scale)
     normal_BLd = F.layer_norm(x_BLd, x_BLd.shape[-1:], weight_d, bias_d, eps)
     return normal_BLd.to(out_dtype), x_BLd
+
+
+def two_gradients(
+    residual_scale: float, x_scale: Tensor | None, x_dtype: torch.dtype, residual_dtype: torch.dtype | None
+) -> bool:
+    """Whether the gradient of the residual differs from that of x."""
+    return residual_dtype is not None and (residual_scale != 1.0 or x_scale is not None or residual_dtype != x_dtype)

@@ -8,6 +8,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ssamba.ops.layer_norm.naive import two_gradients
+
 
 @triton.jit
 def _forward(
@@ -141,13 +143,6 @@ def normalise(x_Td: Tensor, eps: float, dtype: torch.dtype, out: Tensor | None =
             HAS_RES=False, HAS_SCALE=False, AFFINE=False, KEEP=False, BR=br, BD=bd, num_warps=warps,
         )  # fmt: skip
     return out
-
-
-def two_gradients(
-    residual_scale: float, x_scale: Tensor | None, x_dtype: torch.dtype, residual_dtype: torch.dtype | None
-) -> bool:
-    """Whether the gradient of the residual differs from that of x."""
-    return residual_dtype is not None and (residual_scale != 1.0 or x_scale is not None or residual_dtype != x_dtype)
 
 
 def backward(

@@ -1,4 +1,7 @@
-"""Float32 products on a GPU as a torch operator, over the Triton kernels: ``gpu_limits.supports_product`` says when."""
+"""Float32 products on a GPU as a torch operator, over Triton's kernels, which are imported when it runs.
+
+``gpu_limits.supports_product`` says when.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssamba.ops import derivatives
+from ssamba.ops import derivatives, dispatch
 from ssamba.ops.linear_layer import gpu_limits
-from ssamba.ops.linear_layer import triton as kernels
 from ssamba.ops.register import define_operator
 
 
 @define_operator("ssamba::gpu_product")
 def product(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
     """``a b^T + bias`` of float32 matrices (G, M, k) and (G, N, k) with any strides and (G, N) -> (G, M, N)."""
-    return kernels.product(a, b, bias)
+    return dispatch.small_kernels("product").product(a, b, bias)
 
 
 @product.register_fake

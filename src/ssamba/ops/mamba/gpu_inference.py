@@ -15,12 +15,11 @@ from torch import Tensor
 
 from ssamba.ops import dispatch
 from ssamba.ops.jit import nvrtc
-from ssamba.ops.layer_norm import triton as layer_norm
+from ssamba.ops.layer_norm.gpu import forward_kernels
 from ssamba.ops.mamba import gpu_states
 from ssamba.ops.mamba.cuda import mixer
 from ssamba.ops.mamba.cuda.sources import MMA_TYPES
 from ssamba.ops.mamba.params import SCHEMA, MixerParams
-from ssamba.ops.mamba.triton import gate, weights
 from ssamba.ops.register import define_operator
 
 PIECE_VALUES = 2**24
@@ -107,7 +106,8 @@ def _run_prepare(in_proj: Tensor, norm_weight: Tensor, norm_bias: Tensor, *rest:
     made = used.new_memory(in_proj, dtype)
     sources = [w.contiguous() for w, _ in used.to_convert()]
     in_proj, scale, shift = (w.contiguous() for w in (in_proj, norm_weight, norm_bias))
-    weights.prepare(in_proj, scale, shift, made[0], made[1], sources, made[2:])
+    arguments = in_proj, scale, shift, made[0], made[1], sources, made[2:]
+    dispatch.small_kernels("prepare", *arguments).prepare(*arguments)
     return made
 
 
@@ -182,6 +182,7 @@ def _after_gate_product(
     residual_scale: float | None, normed: bool,
 ) -> None:  # fmt: skip
     """The normalised stream lies in ``out`` until the output takes its place."""
+    layer_norm = forward_kernels(stream, out)
     if not normed:
         layer_norm.normalise(stream, eps, out.dtype, out)
     gate_product(y, out, weight, bias)
@@ -196,6 +197,7 @@ def _by_pieces(
     y: Tensor, stream: Tensor, weight: Tensor, bias: Tensor, out_proj: Tensor, out: Tensor, eps: float,
     residual_scale: float | None, normed: bool, pieces: int,
 ) -> None:  # fmt: skip
+    layer_norm, gate = forward_kernels(stream, out, y), dispatch.small_kernels("gate")
     for y_TX, stream_Td, out_Td in zip(*(t.tensor_split(pieces) for t in (y, stream, out)), strict=True):
         normal_Td = out_Td.to(y.dtype) if normed else layer_norm.normalise(stream_Td, eps, y.dtype)
         gate.gate(y_TX, F.linear(normal_Td, weight, bias))
@@ -234,4 +236,4 @@ def _output_to_stream(
     y: Tensor, out_proj: Tensor, stream: Tensor, out: Tensor, eps: float, residual_scale: float
 ) -> None:
     stream.addmm_(y, out_proj.t(), beta=residual_scale)
-    layer_norm.normalise(stream, eps, out.dtype, out)
+    forward_kernels(stream, out).normalise(stream, eps, out.dtype, out)

@@ -11,11 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssamba.ops import derivatives
+from ssamba.ops import derivatives, dispatch
 from ssamba.ops.linear_layer import gpu as gpu_linear
 from ssamba.ops.linear_layer import gpu_limits
 from ssamba.ops.mamba import naive
-from ssamba.ops.mamba.triton import partial_sums, weights
 from ssamba.ops.register import define_operator
 
 # ---- the norm's scale and shift folded into the input product
@@ -31,7 +30,9 @@ def fold_norm(in_proj_hKEd: Tensor, norm_weight_Kd: Tensor, norm_bias_Kd: Tensor
 @define_operator("ssamba::gpu_fold_norm")
 def _fold(in_proj: Tensor, norm_weight: Tensor, norm_bias: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     weight, bias = (in_proj.new_empty(shape, dtype=dtype) for shape in (in_proj.shape, in_proj.shape[:-1]))
-    weights.prepare(in_proj.contiguous(), norm_weight.contiguous(), norm_bias.contiguous(), weight, bias, (), ())
+    scale, shift = norm_weight.contiguous(), norm_bias.contiguous()
+    arguments: tuple[Any, ...] = in_proj.contiguous(), scale, shift, weight, bias, (), ()
+    dispatch.small_kernels("prepare", *arguments).prepare(*arguments)
     return weight, bias
 
 
@@ -39,7 +40,8 @@ def _fold(in_proj: Tensor, norm_weight: Tensor, norm_bias: Tensor, dtype: torch.
 def _fold_backward(
     dweight: Tensor, dbias: Tensor, in_proj: Tensor, norm_weight: Tensor, norm_bias: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return weights.fold_backward(dweight, *(t.contiguous() for t in (dbias, in_proj, norm_weight, norm_bias)))
+    kernels = dispatch.small_kernels("fold_backward")
+    return kernels.fold_backward(dweight, *(t.contiguous() for t in (dbias, in_proj, norm_weight, norm_bias)))
 
 
 @_fold.register_fake
@@ -86,7 +88,7 @@ for _operator in (_fold, _fold_backward):
 @define_operator("ssamba::gpu_column_sums")
 def column_sums(x: Tensor) -> Tensor:
     """``linear_layer.naive.column_sums``: (T, m) -> (m,)."""
-    return partial_sums.column_sums(x.contiguous())
+    return dispatch.small_kernels("column_sums").column_sums(x.contiguous())
 
 
 @column_sums.register_fake

@@ -1,0 +1,6 @@
+// The tensors that prepare_weights.cu converts, in its argument.
+#pragma once
+
+#include "ssamba/conversion.cuh"
+
+typedef Conversion Conversions[16];

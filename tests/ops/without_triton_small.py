@@ -1,0 +1,127 @@
+"""Inference in 16 bits in a process that cannot import Triton; test_without_triton.py runs it.
+
+``walk``: tiny's recordings, short and long, with kernels that do nothing in place of the compiled ones. ``values``: a
+small model in the same form with the kernels emulated, beside float64. CPU tensors stand for a GPU's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import os
+import sys
+from collections.abc import Callable
+from importlib.machinery import ModuleSpec
+from types import ModuleType, SimpleNamespace
+
+os.environ["SSAMBA_BACKEND"] = "gpu"
+
+import numpy as np
+import torch
+from emulation import build
+from torch import Tensor
+
+import ssamba
+from ssamba import ops
+from ssamba.models.config import Config
+from ssamba.models.registry import make_encoder
+from ssamba.ops import dispatch
+from ssamba.ops.jit import nvrtc
+
+FORBIDDEN = ("triton", "torch._dynamo", "torch._inductor")
+asked: list[str] = []
+"""What was asked for of ``FORBIDDEN``, also where the one who asked went on without."""
+
+
+class Refuse:
+    """Of ``sys.meta_path``, and a loader: these packages are installed, but none of them can be imported."""
+
+    @classmethod
+    def find_spec(cls, name: str, *_: object) -> ModuleSpec | None:
+        """None for all others."""
+        return ModuleSpec(name, cls) if name in FORBIDDEN else None  # type: ignore[arg-type]
+
+    @staticmethod
+    def create_module(spec: ModuleSpec) -> None:
+        """As any module."""
+
+    @staticmethod
+    def exec_module(module: ModuleType) -> None:
+        """Raises ImportError."""
+        asked.append(module.__name__)
+        raise ImportError(f"{module.__name__} must not be imported here")
+
+
+def stand_for_a_gpu(kernel: Callable[..., Callable[..., None]]) -> None:
+    """CPU tensors take the path of a Hopper GPU's, whose kernels come from ``kernel``."""
+    torch.Tensor.is_cuda = property(lambda _: True)  # type: ignore[assignment,misc]
+    of_mixer = dispatch.TABLE["bimamba_inner_packed"]
+    of_mixer["gpu"] = of_mixer["gpu"]._replace(supports=dispatch._mixer_limits)
+    nvrtc.available = nvrtc.multiplies_bfloat16 = lambda _: True  # type: ignore[assignment]
+    nvrtc.on = lambda _: contextlib.nullcontext()
+    nvrtc.kernel = kernel
+    nvrtc.make_tensor_map_2d = lambda *_: nvrtc.TensorMap()
+    torch.cuda.get_device_capability = lambda _=None: (9, 0)  # type: ignore[assignment]
+    torch.cuda.get_device_properties = lambda _: SimpleNamespace(  # type: ignore[assignment]
+        multi_processor_count=132, shared_memory_per_block_optin=232448
+    )
+    torch.cuda.is_current_stream_capturing = lambda: True  # as if a graph were being captured: no other is then
+    torch.version.cuda = "13.0"  # type: ignore[assignment]
+
+
+def walk() -> None:
+    """One clip of 10 s in one pass; and so many that the gate is deferred."""
+    launched: list[str] = []
+
+    def stand_in(unit: nvrtc.Unit, name: str, defines: tuple[str, ...], device: int) -> Callable[..., None]:
+        return lambda *_: launched.append(name)
+
+    stand_for_a_gpu(stand_in)
+    for dtype in ("bf16", "fp16"):
+        model = ssamba.load("tiny", "cpu", dtype=dtype)
+        launched.clear()
+        model.embed(np.zeros(160000, dtype=np.float32), 16000)
+        pairs = 12
+        assert {"add_layer_norm", "prepare_weights", "scan_fragments"} <= set(launched), launched
+        assert launched.count("prepare_weights") == pairs, launched
+        launched.clear()
+        model.plan = model.plan._replace(defer_gate_min_tokens=512)  # as with 16,384 tokens
+        model.embed(np.zeros(160000, dtype=np.float32), 16000)
+        assert {"add_layer_norm", "gated_output", "prepare_weights", "scan_fragments"} <= set(launched), launched
+
+
+@torch.no_grad()
+def values() -> None:
+    """Tokens in both types are no further from float64's than the plain form's are in those types, or hardly."""
+    shape = {"width": 64, "depth": 4, "frames": 96, "mel_bins": 48, "dt_rank": 4}
+    model = make_encoder(Config(**shape, decay="tied", scan="alternating"), generator=torch.Generator().manual_seed(1))
+    for weight in model.parameters():
+        weight += 0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(weight.numel()))
+    features = torch.randn(2, 96, 48, generator=torch.Generator().manual_seed(2))
+    narrow = {dtype: copy.deepcopy(model).to(dtype) for dtype in (torch.bfloat16, torch.float16)}
+
+    def error(found: Tensor) -> float:
+        return float((found.double() - exact).norm() / exact.norm())
+
+    with ops.use_backend("reference"):
+        exact = model.double().encode(features.double())
+        plain = {dtype: error(of_type.encode(features)) for dtype, of_type in narrow.items()}
+    stand_for_a_gpu(build)
+    for dtype, of_type in narrow.items():
+        found = of_type.encode(features)
+        assert torch.equal(found, of_type.encode(features))
+        assert error(found) < 1.1 * plain[dtype], (
+            f"{dtype}: off by {error(found):.2e}, the plain form {plain[dtype]:.2e}"
+        )
+
+
+def main(form: str) -> None:
+    sys.meta_path.insert(0, Refuse)  # type: ignore[arg-type]
+    globals()[form]()
+    loaded = [name for name in sys.modules if name.split(".")[0] == "triton" or name in FORBIDDEN]
+    assert not loaded, loaded
+    assert not asked, asked
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
