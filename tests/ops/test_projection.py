@@ -51,7 +51,8 @@ def test_the_environment_names_the_form(monkeypatch: pytest.MonkeyPatch) -> None
         ("1,4", "1 warps; use a multiple of 2"), ("0,4", "0 warps"), ("4,1,slices=4", "use a multiple of 8"),
         ("64,1", "up to 32"), ("4,4,rows=16", "add slices"), ("8,1,slices=4,rows=8", "16 or 32 rows"),
         ("8,1,slices=4,stages=1", "2 stages"), ("8,1,slices=4,channels=32", "64 or 128"),
-        ("8,1,slices=-1", "0 or more"), ("8,1,name=2", "name"), ("8,1,slices=4,stages=20", "bytes of shared memory"),
+        ("8,1,slices=-1", "0 or more"), ("4,1,taps=core", "near, runs, cores"), ("8,1,name=2", "name"),
+        ("8,1,slices=4,stages=20", "bytes of shared memory"),
     ],
 )  # fmt: skip
 def test_what_no_kernel_takes_is_refused(given: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,8 +77,13 @@ def test_values_in_emulation(part: str) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("launch", ["default", "4", "4,slices=4,rows=16,stages=6", "4,slices=2,rows=32,stages=4",
-                                    "8,slices=8,rows=16,stages=3,channels=128"])  # fmt: skip
+@pytest.mark.parametrize(
+    "launch",
+    [
+        "default", "4", "4,slices=4,rows=16,stages=6", "4,slices=2,rows=32,stages=4",
+        "8,slices=8,rows=16,stages=3,channels=128", "4,taps=runs", "4,taps=cores",
+    ],
+)  # fmt: skip
 def test_values_on_a_gpu(launch: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Published sizes, and clips whose ends lie inside a warp; the same bits twice."""
     if not torch.cuda.is_available() or not nvrtc.multiplies_bfloat16(0):
@@ -90,3 +96,4 @@ def test_values_on_a_gpu(launch: str, monkeypatch: pytest.MonkeyPatch) -> None:
             tensors = projection_cases.draw(*sizes, dtype, "cuda")
             assert projection.usable(tensors[0], tensors[1], tensors[3])
             projection_cases.check(tensors, alternating)
+            projection_cases.check_fine_taps(dtype, sizes[5], alternating, "cuda")

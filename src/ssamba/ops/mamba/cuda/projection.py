@@ -20,6 +20,12 @@ _MAX_SLICED_BLOCKS = 264
 """Up to two blocks of the sliced form for each multiprocessor of an H100: beyond, they read the weights too often."""
 
 
+_TAPS = {"near": {}, "runs": {"TAPS": 1}, "cores": {"TAPS": 2}}
+"""How many tokens are convolved, and the macros for it: x read at each tap's distance, once for a lane's run of four
+tokens, and the same in products by tensor cores."""
+_DEFAULT_TAPS = "near"
+
+
 class ProjectionTiling(NamedTuple):
     """How a call is spread over the GPU. dev/KERNEL-NOTES.md has the measurements behind ``choose_tiling``."""
 
@@ -35,6 +41,8 @@ class ProjectionTiling(NamedTuple):
     """Parts of the channels in shared memory at once; without slices 2."""
     channels: int = 64
     """Channels of a part, 64 or 128; without slices 64."""
+    taps: str = _DEFAULT_TAPS
+    """Without slices: how the convolution is computed, a key of ``_TAPS``."""
 
     def tokens(self, directions: int) -> int:
         """Tokens of a block."""
@@ -43,8 +51,12 @@ class ProjectionTiling(NamedTuple):
     def shared_bytes(self, directions: int, outputs: int) -> int:
         """Bytes of shared memory of a block: ``Stage`` of the source, and the sums of each warp of a slice."""
         tiles = -(-outputs // 16) * 2
-        rows = self.tokens(directions) + 6 + directions * tiles * 8
-        stage = 2 * (self.channels + 8) * rows + 20 * self.channels * directions
+        tokens, weights = self.tokens(directions), 2 * (self.channels + 8) * directions * tiles * 8
+        x, taps = 2 * (self.channels + 8) * (tokens + 6), 20 * self.channels
+        if self.taps != "near" and not self.slices:
+            x = 2 * (64 * (tokens + 7) + (tokens + 7) // 4 * 8)
+            taps = 8 * 288 + 8 * 64 if self.taps == "cores" else taps
+        stage = x + weights + taps * directions
         return self.stages * stage + (self.warps * self.rows // 16 * tiles * 512 if self.slices else 0)
 
     def check(self, directions: int) -> None:
@@ -54,7 +66,9 @@ class ProjectionTiling(NamedTuple):
         sharing = directions * max(1, self.slices)
         if self.warps < 1 or self.warps > 32 or self.warps % sharing:
             raise ValueError(f"SSAMBA_PROJ: {self.warps} warps; use a multiple of {sharing} up to 32 here")
-        if not self.slices and self[3:] != ProjectionTiling(1, 1)[3:]:
+        if self.taps not in _TAPS:
+            raise ValueError(f"SSAMBA_PROJ: there is no taps={self.taps}; use {', '.join(_TAPS)}")
+        if not self.slices and self[3:6] != ProjectionTiling(1, 1)[3:6]:
             raise ValueError(f"SSAMBA_PROJ: rows={self.rows} and the like need slices; add slices=1 or more")
         if self.rows not in (16, 32) or self.channels not in (64, 128) or self.stages < 2:
             raise ValueError(
@@ -127,6 +141,7 @@ def conv_proj(
         macros += defines(ROWS=tiling.rows, SLICES=tiling.slices, STAGES=tiling.stages, EC=tiling.channels)
         source, grid = unit("conv_projection_sliced.cu"), (across, blocks, sequences)
     else:
+        macros += defines(**_TAPS[tiling.taps])
         source, grid = unit("conv_projection.cu"), (across, sequences * blocks, 1)
     with nvrtc.on(x_BLKE):
         run = nvrtc.kernel(source, "conv_proj", macros, x_BLKE.device.index or 0)

@@ -15,20 +15,33 @@
 #define EC 64                          // channels at a time
 #endif
 #define THREADS (32 * WARPS)
+#ifdef TAPS
+#include "ssamba/conv_projection_runs.cuh"
+#define BEFORE RUN                     // rows before a block's first token, a multiple of RUN
+#define X_ROW(row) ((row) * EC + (row) / RUN * 8)
+#else
 #include "ssamba/conv_projection_tile.cuh"
+#define BEFORE REACH
+#define X_ROW(row) ((row) * XR)        // where a row of x begins
+#endif
 
 #define TOKENS (ROWS * WARPS / DIRS)
+#define X_ROWS (TOKENS + BEFORE + REACH)
 
 struct __align__(16) Stage {
-  T x[(TOKENS + 2 * REACH) * XR], w[DIRS][NT * 8 * XR];
+  T x[X_ROW(X_ROWS)], w[DIRS][NT * 8 * XR];
+#ifdef TAPS
+  Taps taps[DIRS];
+#else
   float tap[DIRS][EC * W], bias[DIRS][EC];
+#endif
 };
 
 // A thread's share of the copies of EC channels: 8 channels of every AT_ONCE-th row of x and w, and a channel's taps
 // and bias, which go through registers to be halved (silu2_of_halves).
 #define EACH (EC / 8)
 #define AT_ONCE (THREADS / EACH)
-#define X_ROUNDS ((TOKENS + 2 * REACH + AT_ONCE - 1) / AT_ONCE)
+#define X_ROUNDS ((X_ROWS + AT_ONCE - 1) / AT_ONCE)
 #define W_ROUNDS ((P + AT_ONCE - 1) / AT_ONCE)
 #define TAP_ROUNDS ((DIRS * EC + THREADS - 1) / THREADS)
 struct StageCopies {
@@ -44,10 +57,10 @@ struct StageCopies {
     row = threadIdx.x / EACH; part = threadIdx.x % EACH * 8; left = a.E; there = 0;
 #pragma unroll
     for (int i = 0; i < X_ROUNDS; ++i) {
-      int r = row + i * AT_ONCE, t = t0 - REACH + r;
-      if (r < TOKENS + 2 * REACH && t >= 0 && t < a.L) there |= 1u << i;
+      int r = row + i * AT_ONCE, t = t0 - BEFORE + r;
+      if (r < X_ROWS && t >= 0 && t < a.L) there |= 1u << i;
     }
-    x = x_all + (t0 - REACH + row) * a.xt + part;
+    x = x_all + (t0 - BEFORE + row) * a.xt + part;
     w = a.w + ((long long)k * P + row) * a.E + part;
     x_step = AT_ONCE * a.xt; w_step = (long long)AT_ONCE * a.E; w_direction_step = (long long)a.K * P * a.E;
 #pragma unroll
@@ -59,11 +72,11 @@ struct StageCopies {
   }
   __device__ __forceinline__ void copy(Stage &stage) {
     bool in = part < left;
-    SmemAddr to = smem_addr(stage.x + row * XR + part);
+    SmemAddr to = smem_addr(stage.x + X_ROW(row) + part);
 #pragma unroll
     for (int i = 0; i < X_ROUNDS; ++i)
-      if ((i + 1) * AT_ONCE <= TOKENS + 2 * REACH || row < TOKENS + 2 * REACH - i * AT_ONCE)
-        cp_async<16>(smem_offset(to, i * AT_ONCE * XR), x + i * x_step, in && (there >> i & 1));
+      if ((i + 1) * AT_ONCE <= X_ROWS || row < X_ROWS - i * AT_ONCE)
+        cp_async<16>(smem_offset(to, X_ROW(i * AT_ONCE)), x + i * x_step, in && (there >> i & 1));
 #pragma unroll
     for (int r = 0; r < DIRS; ++r) {
       to = smem_addr(stage.w[r] + row * XR + part);
@@ -89,9 +102,13 @@ struct StageCopies {
     for (int i = 0; i < TAP_ROUNDS; ++i) {
       int n = threadIdx.x + i * THREADS;
       if (n < DIRS * EC) {
+#ifdef TAPS
+        stage.taps[n / EC].put(n % EC, taps[i], biases[i]);
+#else
         float4 four = taps[i];
         ((float4 *)stage.tap[0])[n] = make_float4(0.5f * four.x, 0.5f * four.y, 0.5f * four.z, 0.5f * four.w);
         stage.bias[0][n] = 0.5f * biases[i];
+#endif
       }
     }
   }
@@ -99,10 +116,10 @@ struct StageCopies {
 
 // Stores the sums of a warp's tokens, from token t0 + warp_row on.
 __device__ __forceinline__ void store(const ConvProjectionArgs &a, const float (*sum)[NT][4], int b, int k, int r,
-                                      int t0, int warp_row, int g, int q) {
+                                      int t0, int warp_row, int g, int q, int sign) {
 #pragma unroll
   for (int n = 0; n < ROWS / 8; ++n) {
-    int t = t0 + warp_row + n * 8 + g;
+    int t = t0 + warp_row + ROW_TOKEN(n, g, sign);
     if (t < a.L) {
       T *to = a.p + (((long long)(r * a.K + k) * a.B + b) * a.L + t) * P + 2 * q;
 #pragma unroll
@@ -128,7 +145,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) conv_proj(cons
 #pragma unroll
   for (int i = 0; i < HALVES * NT * 4; ++i) sum[i / (NT * 4)][i / 4 % NT][i % 4] = 0.0f;
   // This lane's row for ldmatrix: tokens 0-7, 8-15, then the same of the next 8 channels; outputs likewise.
+#ifdef TAPS
+  int x_at[W];
+#pragma unroll
+  for (int i = 0; i < W; ++i)
+    x_at[i] = X_ROW(BEFORE + warp_row + run_token(lane, sign, run_slot(lane, i))) + run_part(lane);
+#pragma unroll
+  for (int i = 0; i < 2 * DIRS; ++i) stages[i / DIRS].taps[i % DIRS].clear(threadIdx.x);
+#else
   int x_at = (warp_row + REACH + lane % 16) * XR + lane / 16 * 8;
+#endif
   int w_at = (lane / 16 * 8 + lane % 8) * XR + lane / 8 % 2 * 8;
   int first = (t0 + warp_row) % a.clip;
   bool within = first >= REACH && first + ROWS - 1 + REACH < a.clip;  // all tokens and neighbours are of one clip
@@ -145,6 +171,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) conv_proj(cons
     if (e0 + EC < a.E) copies.copy(stages[now ^ 1]);
     const Stage &stage = stages[now];
     SmemAddr x_row[W], w_row = smem_addr(stage.w[0] + r * NT * 8 * XR + w_at);
+#ifdef TAPS
+#pragma unroll
+    for (int i = 0; i < W; ++i) x_row[i] = smem_addr(stage.x + x_at[i]);
+#pragma unroll 1
+    for (int tile = 0; tile < EC && e0 + tile < a.E; tile += 16) {
+      unsigned run[6][4], u[HALVES][4];
+      load_run(run, x_row, tile);
+      if (within) stage.taps[r].convolve<true>(u, run, tile, lane, there);
+      else stage.taps[r].convolve<false>(u, run, tile, lane, there);
+#else
 #pragma unroll
     for (int d = 0; d < W; ++d) x_row[d] = smem_addr(stage.x + x_at - d * sign * XR);
     const float *taps = stage.tap[0] + (r * EC + q * 2) * W, *biases = stage.bias[0] + r * EC + q * 2;
@@ -162,8 +198,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) conv_proj(cons
 #pragma unroll
           for (int i = 2 * half; i < 2 * half + 2; ++i) u[h][i] = convolve(near[h], i, m, n, bias);
       }
+#endif
       project(sum, u, smem_offset(w_row, tile));
     }
   }
-  store(a, sum, b, k, r, t0, warp_row, g, q);
+  store(a, sum, b, k, r, t0, warp_row, g, q, sign);
 }
