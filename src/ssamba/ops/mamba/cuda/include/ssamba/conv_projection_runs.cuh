@@ -1,8 +1,8 @@
 // The convolution of conv_projection.cu where a lane's four tokens are a run, so that it needs seven rows for them, not
 // four times four. With TAPS 1 in float32, each value unpacked once; with TAPS 2 as products.
 //
-// Row n * 8 + g of a warp's products is token 4 g + n (in a reversed direction 4 g + 3 - n). The row d taps before it is
-// then row 8 (n - d) + g of the same lane: `slots` -3 to 3 are all that it needs, matrices of 8 x 8 for ldmatrix. In
+// Row n * 8 + g of a warp's products is token 4 g + n (in a reversed direction 4 g + 3 - n). d taps before it is row
+// 8 (n - d) + g of the same lane: `slots` n - d, -3 to 3, are all that it needs, matrices of 8 x 8 for ldmatrix. In
 // shared memory 16 bytes after every four rows keep them free of bank conflicts.
 //
 // As products: v (16 tokens x 8 channels) = bias + sum over taps of X_d (16 x 8) diag(tap_d) (8 x 8), two taps in one
