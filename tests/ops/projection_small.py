@@ -16,7 +16,7 @@ from triton_small import build
 from ssamba.ops.jit import nvrtc
 
 SLICED = ((4, "1,slices=4,rows=16,stages=6"), (8, "1,slices=8,rows=16,stages=3,channels=128"), (4, "1,slices=2"))
-LONG = ((4, "4"), (1, "1"), (2, "2,taps=runs"), (1, "1,taps=cores"), (4, "1,taps=cores"))
+LONG = ((4, "4"), (1, "1"), (1, "2,taps=runs"), (1, "1,taps=cores"), (4, "1,taps=cores"))
 """Warps for each direction, and the rest of SSAMBA_PROJ."""
 
 

@@ -36,11 +36,22 @@ def test_few_tokens_are_sliced_and_many_are_not() -> None:
         assert choose_tiling(sequences, tokens, 80, 2, LIMIT) == ProjectionTiling(8, 1)
 
 
+def test_four_blocks_share_a_multiprocessor() -> None:
+    """With the weights' last rows alone: 228 KB, of which each block takes 1 KB more than it asks for."""
+    for taps, outputs in (("cores", 44), ("cores", 56), ("runs", 44), ("runs", 56)):
+        assert 4 * (ProjectionTiling(4, 4, taps=taps).shared_bytes(1, outputs) + 1024) <= 228 * 1024
+    # A tile of weights ends within what the block has: 14 rows of 144 bytes beyond two stages without slack.
+    bare = 2 * (128 * 135 + 33 * 16 + 144 * 34 + 1280)
+    assert ProjectionTiling(4, 4, taps="runs").shared_bytes(1, 34) == bare + 14 * 144 - 1280
+
+
 def test_the_environment_names_the_form(monkeypatch: pytest.MonkeyPatch) -> None:
     for given, tiling in (("8,2", ProjectionTiling(8, 2)), ("4,1,slices=4", ProjectionTiling(4, 1, 4))):
         monkeypatch.setenv("SSAMBA_PROJ", given)
         for tokens in (1, 100_000):
             assert choose_tiling(1, tokens, 44, 1, LIMIT) == tiling
+    monkeypatch.setenv("SSAMBA_PROJ", "taps=cores")
+    assert choose_tiling(1, 100_000, 56, 1, LIMIT) == ProjectionTiling(4, 4, taps="cores")
     monkeypatch.setenv("SSAMBA_PROJ", "stages=3")
     assert choose_tiling(1, 100, 44, 1, LIMIT).stages == 3
 

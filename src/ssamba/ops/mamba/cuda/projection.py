@@ -50,14 +50,15 @@ class ProjectionTiling(NamedTuple):
 
     def shared_bytes(self, directions: int, outputs: int) -> int:
         """Bytes of shared memory of a block: ``Stage`` of the source, and the sums of each warp of a slice."""
-        tiles = -(-outputs // 16) * 2
-        tokens, weights = self.tokens(directions), 2 * (self.channels + 8) * directions * tiles * 8
-        x, taps = 2 * (self.channels + 8) * (tokens + 6), 20 * self.channels
-        if self.taps != "near" and not self.slices:
-            x = 2 * (64 * (tokens + 7) + (tokens + 7) // 4 * 8)
-            taps = 8 * 288 + 8 * 64 if self.taps == "cores" else taps
-        stage = x + weights + taps * directions
-        return self.stages * stage + (self.warps * self.rows // 16 * tiles * 512 if self.slices else 0)
+        tokens, rows, row = self.tokens(directions), -(-outputs // 16) * 16, 2 * (self.channels + 8)
+        if self.slices or self.taps == "near":
+            stage = row * (tokens + 6 + directions * rows) + 20 * self.channels * directions
+            return self.stages * stage + (self.warps * self.rows // 16 * rows * 64 if self.slices else 0)
+        taps = directions * (2560 if self.taps == "cores" else 1280)
+        stage = 128 * (tokens + 7) + (tokens + 7) // 4 * 16 + row * directions * outputs + taps
+        return self.stages * stage + max(
+            0, row * (rows - outputs) - taps
+        )  # tiles of weights reach beyond their last row
 
     def check(self, directions: int) -> None:
         """Raises ValueError for what no kernel takes."""
@@ -132,6 +133,8 @@ def conv_proj(
     args.B, args.L, args.K, args.E, args.clip = sequences, tokens_each, blocks, width, length
     limit = dynamic_limit(x_BLKE.device.index or 0) if x_BLKE.is_cuda else _SHARED_MAX
     tiling = choose_tiling(sequences * blocks, tokens_each, outputs, directions, limit)
+    if max(x_BLKE.stride(1), blocks * outputs * width) * 2 * (tiling.tokens(directions) + 8) >= 2**31:
+        tiling = tiling._replace(taps="near")  # the other forms step by 32-bit distances
     macros = defines(
         DTYPE=DTYPE_CODES[x_BLKE.dtype], P=outputs, DIRS=directions, WARPS=tiling.warps, MIN_BLOCKS=tiling.blocks,
         ALTERNATING=int(alternating),

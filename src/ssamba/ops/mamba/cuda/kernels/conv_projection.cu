@@ -19,17 +19,25 @@
 #include "ssamba/conv_projection_runs.cuh"
 #define BEFORE RUN                     // rows before a block's first token, a multiple of RUN
 #define X_ROW(row) ((row) * EC + (row) / RUN * 8)
+#define W_ROWS P                       // tiles reach beyond the last: sums that nobody reads
+#if TAPS == 1
+#define LANE threadIdx.x
+#else
+#define LANE (thread_index() & 31)
+#endif
 #else
 #include "ssamba/conv_projection_tile.cuh"
 #define BEFORE REACH
 #define X_ROW(row) ((row) * XR)        // where a row of x begins
+#define W_ROWS (NT * 8)
+#define LANE threadIdx.x
 #endif
 
 #define TOKENS (ROWS * WARPS / DIRS)
 #define X_ROWS (TOKENS + BEFORE + REACH)
 
 struct __align__(16) Stage {
-  T x[X_ROW(X_ROWS)], w[DIRS][NT * 8 * XR];
+  T x[X_ROW(X_ROWS)], w[DIRS][W_ROWS * XR];
 #ifdef TAPS
   Taps taps[DIRS];
 #else
@@ -47,7 +55,12 @@ struct __align__(16) Stage {
 struct StageCopies {
   const T *x, *w;
   const float *tap[TAP_ROUNDS], *bias[TAP_ROUNDS];
-  long long x_step, w_step, w_direction_step;  // in values: AT_ONCE rows further, and to the other direction
+#ifdef TAPS
+  int x_step, w_step, w_direction_step;  // in values: AT_ONCE rows further, and to the other direction
+  bool whole;                        // every row of x exists
+#else
+  long long x_step, w_step, w_direction_step;
+#endif
   int row, part, left;               // left: channels from here on
   unsigned there;                    // bit i: row i * AT_ONCE of x exists
   float4 taps[TAP_ROUNDS];
@@ -63,6 +76,9 @@ struct StageCopies {
     x = x_all + (t0 - BEFORE + row) * a.xt + part;
     w = a.w + ((long long)k * P + row) * a.E + part;
     x_step = AT_ONCE * a.xt; w_step = (long long)AT_ONCE * a.E; w_direction_step = (long long)a.K * P * a.E;
+#ifdef TAPS
+    whole = t0 >= BEFORE && t0 + TOKENS + REACH <= a.L;
+#endif
 #pragma unroll
     for (int i = 0; i < TAP_ROUNDS; ++i) {
       int n = threadIdx.x + i * THREADS;
@@ -70,7 +86,30 @@ struct StageCopies {
       tap[i] = a.conv_w + channel * W; bias[i] = a.conv_b + channel;
     }
   }
+#ifdef TAPS
+  // Rows of x and w; where all of them exist and all channels do, without a test of each.
+  template <bool ALL> __device__ __forceinline__ void copy_rows(Stage &stage) const {
+    bool in = ALL || part < left;
+    SmemAddr to = smem_addr(stage.x + X_ROW(row) + part);
+#pragma unroll
+    for (int i = 0; i < X_ROUNDS; ++i)
+      if ((i + 1) * AT_ONCE <= X_ROWS || row < X_ROWS - i * AT_ONCE)
+        cp_async<16>(smem_offset(to, X_ROW(i * AT_ONCE)), x + (long long)x_step * i, ALL || (in && (there >> i & 1)));
+    to = smem_addr(stage.w[0] + row * XR + part);
+#pragma unroll
+    for (int i = 0; i < DIRS * W_ROUNDS; ++i) {
+      int r = i / W_ROUNDS, round = i % W_ROUNDS;
+      if ((round + 1) * AT_ONCE <= P || row < P - round * AT_ONCE)
+        cp_async<16>(smem_offset(to, (r * W_ROWS + round * AT_ONCE) * XR),
+                     w + (long long)w_direction_step * r + (long long)w_step * round, in);
+    }
+  }
+#endif
   __device__ __forceinline__ void copy(Stage &stage) {
+#ifdef TAPS
+    if (whole && left >= EC) copy_rows<true>(stage);
+    else copy_rows<false>(stage);
+#else
     bool in = part < left;
     SmemAddr to = smem_addr(stage.x + X_ROW(row) + part);
 #pragma unroll
@@ -85,6 +124,7 @@ struct StageCopies {
         if ((i + 1) * AT_ONCE <= P || row < P - i * AT_ONCE)
           cp_async<16>(smem_offset(to, i * AT_ONCE * XR), w + r * w_direction_step + i * w_step, in);
     }
+#endif
 #pragma unroll
     for (int i = 0; i < TAP_ROUNDS; ++i) {
       int n = threadIdx.x + i * THREADS;
@@ -134,13 +174,15 @@ __device__ __forceinline__ void store(const ConvProjectionArgs &a, const float (
 extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) conv_proj(const ConvProjectionArgs a) {
   SHARED_BYTES(raw);
   Stage *stages = (Stage *)raw;
-  int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, q = lane % 4;
+  int lane = LANE % 32, warp = threadIdx.x / 32, g = lane / 4, q = lane % 4;
   int b = blockIdx.y / a.K, k = blockIdx.y % a.K, t0 = blockIdx.x * TOKENS, warp_row = warp / DIRS * ROWS;
   int r = warp % DIRS, sign = REVERSED(r, k) ? -1 : 1;
   const T *x = a.x + b * a.xb + k * a.xk;
+#ifndef TAPS
   constexpr int EMPTY = (NT * 8 - P) * XR / 8;  // padding rows of weights, which no copy fills, in units of 16 bytes
   for (int i = threadIdx.x; i < 2 * DIRS * EMPTY; i += THREADS)
     *((uint4 *)(stages[i / (DIRS * EMPTY)].w[i / EMPTY % DIRS] + P * XR) + i % EMPTY) = make_uint4(0, 0, 0, 0);
+#endif
   float sum[HALVES][NT][4];
 #pragma unroll
   for (int i = 0; i < HALVES * NT * 4; ++i) sum[i / (NT * 4)][i / 4 % NT][i % 4] = 0.0f;
@@ -170,16 +212,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) conv_proj(cons
     __syncthreads();
     if (e0 + EC < a.E) copies.copy(stages[now ^ 1]);
     const Stage &stage = stages[now];
-    SmemAddr x_row[W], w_row = smem_addr(stage.w[0] + r * NT * 8 * XR + w_at);
+    SmemAddr x_row[W], w_row = smem_addr(stage.w[0] + r * W_ROWS * XR + w_at);
 #ifdef TAPS
 #pragma unroll
     for (int i = 0; i < W; ++i) x_row[i] = smem_addr(stage.x + x_at[i]);
 #pragma unroll 1
     for (int tile = 0; tile < EC && e0 + tile < a.E; tile += 16) {
-      unsigned run[6][4], u[HALVES][4];
-      load_run(run, x_row, tile);
-      if (within) stage.taps[r].convolve<true>(u, run, tile, lane, there);
-      else stage.taps[r].convolve<false>(u, run, tile, lane, there);
+      unsigned u[HALVES][4];
+      stage.taps[r].convolve(u, x_row, tile, lane, within, there);
 #else
 #pragma unroll
     for (int d = 0; d < W; ++d) x_row[d] = smem_addr(stage.x + x_at - d * sign * XR);

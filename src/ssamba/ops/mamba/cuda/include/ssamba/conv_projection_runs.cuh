@@ -39,6 +39,15 @@ struct __align__(16) Taps {            // of EC channels, halved
     bias[channel] = 0.5f * b;
   }
   // u = silu(conv(x)) of the 16 channels from `tile` on, as the matrix a of a product.
+  __device__ __forceinline__ void convolve(unsigned (*u)[4], const SmemAddr *x_row, int tile, int lane, bool within,
+                                           unsigned there) const {
+    unsigned x[W][4];                  // x[i][0] is slot 2 i - 3 of the first eight, x[i][1] of the others, then 2 i - 2
+#pragma unroll
+    for (int i = 0; i < 3; ++i) ldmatrix_x4(x[i], smem_offset(x_row[i], tile));
+    ldmatrix_x2(x[3], smem_offset(x_row[3], tile));
+    if (within) convolve<true>(u, x, tile, lane, there);
+    else convolve<false>(u, x, tile, lane, there);
+  }
   template <bool WITHIN>
   __device__ __forceinline__ void convolve(unsigned (*u)[4], const unsigned (*x)[4], int tile, int lane,
                                            unsigned there) const {
@@ -65,12 +74,6 @@ struct __align__(16) Taps {            // of EC channels, halved
     }
   }
 };
-// Loads all slots of 16 channels: x[i][0] is slot 2 i - 3 of the first eight, x[i][1] of the others, then 2 i - 2.
-__device__ __forceinline__ void load_run(unsigned (*x)[4], const SmemAddr *x_row, int tile) {
-#pragma unroll
-  for (int i = 0; i < 3; ++i) ldmatrix_x4(x[i], smem_offset(x_row[i], tile));
-  ldmatrix_x2(x[3], smem_offset(x_row[3], tile));
-}
 #else
 // Three addresses: the operands a of two taps, where those of rows 0 to 15 with the first two are those of rows 16 to
 // 31 with the last two. Slots s, s + 1, s - 1, s of eight channels; s is 2 i - 2.
@@ -81,7 +84,7 @@ struct __align__(16) Taps {            // of EC channels, halved
   // Of eight channels: the taps in 16 bits, that of the token itself first, in the half of a register where the
   // diagonal has them; zeros for the lanes that hold none of the diagonal; then the same of the rest.
   uint4 diagonal[EC / 8][2][8 + 1];
-  float bias[EC / 2][4];               // of two channels, twice
+  float bias[EC];
 
   // Writes the zeros, which stay.
   __device__ __forceinline__ void clear(int thread) {
@@ -98,16 +101,24 @@ struct __align__(16) Taps {            // of EC channels, halved
     }
     diagonal[channel / 8][0][channel % 8] = make_uint4(high[0], high[1], high[2], high[3]);
     diagonal[channel / 8][1][channel % 8] = make_uint4(rest[0], rest[1], rest[2], rest[3]);
-    bias[channel / 2][channel % 2] = bias[channel / 2][channel % 2 + 2] = 0.5f * b;
+    bias[channel] = 0.5f * b;
+  }
+  __device__ __forceinline__ void convolve(unsigned (*u)[4], const SmemAddr *x_row, int tile, int lane, bool within,
+                                           unsigned there) const {
+    if (within) convolve<true>(u, x_row, tile, lane, there);
+    else convolve<false>(u, x_row, tile, lane, there);
   }
   template <bool WITHIN>
-  __device__ __forceinline__ void convolve(unsigned (*u)[4], const unsigned (*x)[4], int tile, int lane,
+  __device__ __forceinline__ void convolve(unsigned (*u)[4], const SmemAddr *x_row, int tile, int lane,
                                            unsigned there) const {
     int g = lane / 4, q = lane % 4, mine = q == g / 2 ? g : 8;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      float4 b = *(const float4 *)bias[tile / 2 + half * 4 + q];
-      const float c[4] = {b.x, b.y, b.z, b.w};
+      float2 b = *(const float2 *)(bias + tile + half * 8 + q * 2);
+      const float c[4] = {b.x, b.y, b.x, b.y};
+      unsigned x[3][4];
+#pragma unroll
+      for (int i = 0; i < 3; ++i) ldmatrix_x4(x[i], smem_offset(x_row[i], tile + half * 8));
       uint4 high = diagonal[tile / 8 + half][0][mine], rest = diagonal[tile / 8 + half][1][mine];
 #pragma unroll
       for (int h = 0; h < HALVES; ++h) {
@@ -117,7 +128,7 @@ struct __align__(16) Taps {            // of EC channels, halved
           unsigned a[4];
 #pragma unroll
           for (int i = 0; i < 4; ++i)
-            a[i] = masked<WITHIN>(x[3 * half + h + 1 - d / 2][i], 2 * h + i % 2, d + i / 2, there);
+            a[i] = masked<WITHIN>(x[h + 1 - d / 2][i], 2 * h + i % 2, d + i / 2, there);
           if (d == 0) mma_m16n8k16_from(v, a[0], a[1], a[2], a[3], high.x, high.y, c);
           else mma_m16n8k16(v, a[0], a[1], a[2], a[3], high.z, high.w);
           mma_m16n8k16(v, a[0], a[1], a[2], a[3], d ? rest.z : rest.x, d ? rest.w : rest.y);
@@ -130,9 +141,4 @@ struct __align__(16) Taps {            // of EC channels, halved
     }
   }
 };
-// Loads the three operands of the first eight channels, then of the others.
-__device__ __forceinline__ void load_run(unsigned (*x)[4], const SmemAddr *x_row, int tile) {
-#pragma unroll
-  for (int i = 0; i < 6; ++i) ldmatrix_x4(x[i], smem_offset(x_row[i % 3], tile + i / 3 * 8));
-}
 #endif
