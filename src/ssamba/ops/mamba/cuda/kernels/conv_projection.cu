@@ -6,14 +6,12 @@
 // float32, is that matrix once SiLU is applied and it is rounded to 16 bits. Reads of shared memory bound this
 // kernel, so weights and taps are read once for a warp's two products of 16 tokens.
 //
-// Given: P outputs, DIRS directions, ALTERNATING, WARPS of a block, MIN_BLOCKS of a multiprocessor.
+// With TAPS 1 or 2 a lane's four tokens are a run, so x is read once for them (conv_projection_runs.cuh).
+//
+// Given: P outputs, DIRS directions, ALTERNATING, WARPS of a block, MIN_BLOCKS of a multiprocessor; perhaps TAPS.
 
-#ifndef ROWS
 #define ROWS 32                        // tokens of a warp
-#endif
-#ifndef EC
 #define EC 64                          // channels at a time
-#endif
 #define THREADS (32 * WARPS)
 #ifdef TAPS
 #include "ssamba/conv_projection_runs.cuh"

@@ -41,7 +41,7 @@ struct __align__(16) Taps {            // of EC channels, halved
   // u = silu(conv(x)) of the 16 channels from `tile` on, as the matrix a of a product.
   __device__ __forceinline__ void convolve(unsigned (*u)[4], const SmemAddr *x_row, int tile, int lane, bool within,
                                            unsigned there) const {
-    unsigned x[W][4];                  // x[i][0] is slot 2 i - 3 of the first eight, x[i][1] of the others, then 2 i - 2
+    unsigned x[W][4];                  // x[i]: slot 2 i - 3 of the first eight channels, of the others, slot 2 i - 2
 #pragma unroll
     for (int i = 0; i < 3; ++i) ldmatrix_x4(x[i], smem_offset(x_row[i], tile));
     ldmatrix_x2(x[3], smem_offset(x_row[3], tile));
