@@ -139,14 +139,15 @@ def conv_proj(
         DTYPE=DTYPE_CODES[x_BLKE.dtype], P=outputs, DIRS=directions, WARPS=tiling.warps, MIN_BLOCKS=tiling.blocks,
         ALTERNATING=int(alternating),
     )  # fmt: skip
-    across = -(-tokens_each // tiling.tokens(directions))
+    file, grid = "conv_projection.cu", (-(-tokens_each // tiling.tokens(directions)), blocks, sequences)
     if tiling.slices:
         macros += defines(ROWS=tiling.rows, SLICES=tiling.slices, STAGES=tiling.stages, EC=tiling.channels)
-        source, grid = unit("conv_projection_sliced.cu"), (across, blocks, sequences)
+        file = "conv_projection_sliced.cu"
+    elif tiling.taps == "near":
+        grid = grid[0], sequences * blocks, 1
     else:
         macros += defines(**_TAPS[tiling.taps])
-        source, grid = unit("conv_projection.cu"), (across, sequences * blocks, 1)
     with nvrtc.on(x_BLKE):
-        run = nvrtc.kernel(source, "conv_proj", macros, x_BLKE.device.index or 0)
+        run = nvrtc.kernel(unit(file), "conv_proj", macros, x_BLKE.device.index or 0)
         run(grid, 32 * tiling.warps, args, tiling.shared_bytes(directions, outputs))
     return p

@@ -17,6 +17,8 @@
 #include "ssamba/conv_projection_runs.cuh"
 #define BEFORE RUN                     // rows before a block's first token, a multiple of RUN
 #define X_ROW(row) ((row) * EC + (row) / RUN * 8)
+#define SEQUENCE(a) blockIdx.z
+#define MIXER(a) blockIdx.y
 #define W_ROWS P                       // tiles reach beyond the last: sums that nobody reads
 #if TAPS == 1
 #define LANE threadIdx.x
@@ -27,6 +29,8 @@
 #include "ssamba/conv_projection_tile.cuh"
 #define BEFORE REACH
 #define X_ROW(row) ((row) * XR)        // where a row of x begins
+#define SEQUENCE(a) (blockIdx.y / (a).K)
+#define MIXER(a) (blockIdx.y % (a).K)
 #define W_ROWS (NT * 8)
 #define LANE threadIdx.x
 #endif
@@ -173,10 +177,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) conv_proj(cons
   SHARED_BYTES(raw);
   Stage *stages = (Stage *)raw;
   int lane = LANE % 32, warp = threadIdx.x / 32, g = lane / 4, q = lane % 4;
-  int b = blockIdx.y / a.K, k = blockIdx.y % a.K, t0 = blockIdx.x * TOKENS, warp_row = warp / DIRS * ROWS;
+  int b = SEQUENCE(a), k = MIXER(a), t0 = blockIdx.x * TOKENS, warp_row = warp / DIRS * ROWS;
   int r = warp % DIRS, sign = REVERSED(r, k) ? -1 : 1;
   const T *x = a.x + b * a.xb + k * a.xk;
-#ifndef TAPS
+  StageCopies copies;
+#ifdef TAPS
+  copies.start(a, x, k, t0);
+  copies.copy(stages[0]);              // first, for what follows needs none of it
+#else
   constexpr int EMPTY = (NT * 8 - P) * XR / 8;  // padding rows of weights, which no copy fills, in units of 16 bytes
   for (int i = threadIdx.x; i < 2 * DIRS * EMPTY; i += THREADS)
     *((uint4 *)(stages[i / (DIRS * EMPTY)].w[i / EMPTY % DIRS] + P * XR) + i % EMPTY) = make_uint4(0, 0, 0, 0);
@@ -199,9 +207,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) conv_proj(cons
   int first = (t0 + warp_row) % a.clip;
   bool within = first >= REACH && first + ROWS - 1 + REACH < a.clip;  // all tokens and neighbours are of one clip
   unsigned there = neighbours(t0 + warp_row, a.clip, g, sign);
-  StageCopies copies;
+#ifndef TAPS
   copies.start(a, x, k, t0);
   copies.copy(stages[0]);
+#endif
   int now = 0;
 #pragma unroll 1
   for (int e0 = 0; e0 < a.E; e0 += EC, now ^= 1) {
