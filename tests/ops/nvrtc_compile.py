@@ -146,12 +146,20 @@ def visit_free_backward() -> None:
 
 @torch.no_grad()
 def visit_projections() -> None:
-    """The projection of one clip, in the official checkpoint's form and with alternating directions."""
+    """The projection of one clip, in the official checkpoint's form and with alternating directions; and that of many
+    in its other forms."""
     projection._MAX_SLICED_BLOCKS = 1000
     for size, dtype, (directions, alternating) in itertools.product(SIZES, MMA_TYPES, ((1, True), (2, False))):
         x, weight, bias, proj, *_ = inputs(1, 513, size, directions, dtype)
         projection.conv_proj(x[:, :, 0], weight, bias, proj, alternating=alternating)
     projection._MAX_SLICED_BLOCKS = 0
+    for taps in ("runs", "cores"):
+        os.environ["SSAMBA_PROJ"] = f"taps={taps}"
+        for size, (directions, alternating) in itertools.product(SIZES, ((1, True), (2, False))):
+            for dtype in MMA_TYPES if size == "tiny" else MMA_TYPES[:1]:
+                x, weight, bias, proj, *_ = inputs(1, 60, size, directions, dtype)
+                projection.conv_proj(x[:, :, 0], weight, bias, proj, alternating=alternating)
+        del os.environ["SSAMBA_PROJ"]
 
 
 @torch.no_grad()

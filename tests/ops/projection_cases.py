@@ -58,3 +58,19 @@ def check(tensors: list[Tensor], alternating: bool) -> float:
     tokens = (found - expected).norm(dim=-1) / expected.square().sum(-1).mean().sqrt()
     assert tokens.max() < 4 * BOUNDS[dtype], f"{where}: a token is off by {tokens.max():.1e}"
     return error
+
+
+def check_fine_taps(dtype: torch.dtype, R: int, alternating: bool, device: str = "cpu") -> float:
+    """The error where the leading bits of two taps cancel: what a 16-bit tap lacks is then all that is left."""
+    (x, weight, bias, proj), E = draw(1, 70, 2, 64, 44, R, dtype, device), 64
+    x = x[:, :1].expand(x.shape).contiguous()
+    fine = 8 * (1 + torch.rand(R, 2, E, generator=torch.Generator().manual_seed(1)).to(device) / 4096)
+    weight, bias = torch.stack([-torch.full_like(fine, 8), fine, 0 * fine, 0 * fine], -1), torch.zeros_like(bias)
+    expected = expected_projection([x, weight, bias, proj], alternating)
+    error = projection.conv_proj(x, weight, bias, proj, None, alternating).double() - expected
+    back = [bool(k % 2) if alternating else bool(r) for r in range(R) for k in range(2)]
+    inner = torch.stack([t[:, :-3] if b else t[:, 3:] for t, b in zip(error, back, strict=True)])
+    wanted = torch.stack([t[:, :-3] if b else t[:, 3:] for t, b in zip(expected, back, strict=True)])
+    off = float(inner.norm() / wanted.norm())
+    assert off < 4 * BOUNDS[dtype], f"{(dtype, R, alternating)}: off by {off:.1e}"
+    return off

@@ -36,11 +36,22 @@ def test_few_tokens_are_sliced_and_many_are_not() -> None:
         assert choose_tiling(sequences, tokens, 80, 2, LIMIT) == ProjectionTiling(8, 1)
 
 
+def test_four_blocks_share_a_multiprocessor() -> None:
+    """With the weights' last rows alone: 228 KB, of which each block takes 1 KB more than it asks for."""
+    for taps, outputs in (("cores", 44), ("cores", 56), ("runs", 44), ("runs", 56)):
+        assert 4 * (ProjectionTiling(4, 4, taps=taps).shared_bytes(1, outputs) + 1024) <= 228 * 1024
+    # A tile of weights ends within what the block has: 14 rows of 144 bytes beyond two stages without slack.
+    bare = 2 * (128 * 135 + 33 * 16 + 144 * 34 + 1280)
+    assert ProjectionTiling(4, 4, taps="runs").shared_bytes(1, 34) == bare + 14 * 144 - 1280
+
+
 def test_the_environment_names_the_form(monkeypatch: pytest.MonkeyPatch) -> None:
     for given, tiling in (("8,2", ProjectionTiling(8, 2)), ("4,1,slices=4", ProjectionTiling(4, 1, 4))):
         monkeypatch.setenv("SSAMBA_PROJ", given)
         for tokens in (1, 100_000):
             assert choose_tiling(1, tokens, 44, 1, LIMIT) == tiling
+    monkeypatch.setenv("SSAMBA_PROJ", "taps=cores")
+    assert choose_tiling(1, 100_000, 56, 1, LIMIT) == ProjectionTiling(4, 4, taps="cores")
     monkeypatch.setenv("SSAMBA_PROJ", "stages=3")
     assert choose_tiling(1, 100, 44, 1, LIMIT).stages == 3
 
@@ -51,7 +62,8 @@ def test_the_environment_names_the_form(monkeypatch: pytest.MonkeyPatch) -> None
         ("1,4", "1 warps; use a multiple of 2"), ("0,4", "0 warps"), ("4,1,slices=4", "use a multiple of 8"),
         ("64,1", "up to 32"), ("4,4,rows=16", "add slices"), ("8,1,slices=4,rows=8", "16 or 32 rows"),
         ("8,1,slices=4,stages=1", "2 stages"), ("8,1,slices=4,channels=32", "64 or 128"),
-        ("8,1,slices=-1", "0 or more"), ("8,1,name=2", "name"), ("8,1,slices=4,stages=20", "bytes of shared memory"),
+        ("8,1,slices=-1", "0 or more"), ("4,1,taps=core", "near, runs, cores"), ("8,1,name=2", "name"),
+        ("8,1,slices=4,stages=20", "bytes of shared memory"),
     ],
 )  # fmt: skip
 def test_what_no_kernel_takes_is_refused(given: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,8 +88,13 @@ def test_values_in_emulation(part: str) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("launch", ["default", "4", "4,slices=4,rows=16,stages=6", "4,slices=2,rows=32,stages=4",
-                                    "8,slices=8,rows=16,stages=3,channels=128"])  # fmt: skip
+@pytest.mark.parametrize(
+    "launch",
+    [
+        "default", "4", "4,slices=4,rows=16,stages=6", "4,slices=2,rows=32,stages=4",
+        "8,slices=8,rows=16,stages=3,channels=128", "4,taps=runs", "4,taps=cores",
+    ],
+)  # fmt: skip
 def test_values_on_a_gpu(launch: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Published sizes, and clips whose ends lie inside a warp; the same bits twice."""
     if not torch.cuda.is_available() or not nvrtc.multiplies_bfloat16(0):
@@ -90,3 +107,4 @@ def test_values_on_a_gpu(launch: str, monkeypatch: pytest.MonkeyPatch) -> None:
             tensors = projection_cases.draw(*sizes, dtype, "cuda")
             assert projection.usable(tensors[0], tensors[1], tensors[3])
             projection_cases.check(tensors, alternating)
+            projection_cases.check_fine_taps(dtype, sizes[5], alternating, "cuda")

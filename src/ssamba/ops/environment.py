@@ -105,17 +105,17 @@ def scan_backward() -> tuple[str, dict[str, int]]:
     return form.strip(), {name.strip(): int(value) for name, value in pairs}
 
 
-def projection_launch() -> dict[str, int]:
+def projection_launch() -> dict[str, int | str]:
     """``SSAMBA_PROJ``: values in place of the chosen launch of the fused convolution and projection, by default none.
 
     ``4,1,slices=4,rows=16`` gives ``{"warps": 4, "blocks": 1, "slices": 4, "rows": 16}``; the names are those of
     ``ProjectionTiling``, and the first two, warps of a block and blocks of a multiprocessor, may stand without theirs.
-    Raises ValueError when it cannot be parsed.
+    ``taps=cores`` alone names no integer. Raises ValueError when it cannot be parsed.
     """
     parts = [part.strip() for part in os.environ.get("SSAMBA_PROJ", "").split(",") if part.strip()]
     named = [part if "=" in part else f"{name}={part}" for name, part in zip(("warps", "blocks"), parts, strict=False)]
     pairs = (part.split("=") for part in (*named, *parts[2:]))
-    return {name.strip(): int(value) for name, value in pairs}
+    return {name.strip(): value.strip() if name.strip() == "taps" else int(value) for name, value in pairs}
 
 
 def gate_tile() -> tuple[int, ...] | None:

@@ -20,6 +20,12 @@ _MAX_SLICED_BLOCKS = 264
 """Up to two blocks of the sliced form for each multiprocessor of an H100: beyond, they read the weights too often."""
 
 
+_TAPS = {"near": {}, "runs": {"TAPS": 1}, "cores": {"TAPS": 2}}
+"""How many tokens are convolved, and the macros for it: x read at each tap's distance, once for a lane's run of four
+tokens, and the same in products by tensor cores."""
+_DEFAULT_TAPS = "near"
+
+
 class ProjectionTiling(NamedTuple):
     """How a call is spread over the GPU. dev/KERNEL-NOTES.md has the measurements behind ``choose_tiling``."""
 
@@ -35,6 +41,8 @@ class ProjectionTiling(NamedTuple):
     """Parts of the channels in shared memory at once; without slices 2."""
     channels: int = 64
     """Channels of a part, 64 or 128; without slices 64."""
+    taps: str = _DEFAULT_TAPS
+    """Without slices: how the convolution is computed, a key of ``_TAPS``."""
 
     def tokens(self, directions: int) -> int:
         """Tokens of a block."""
@@ -42,10 +50,15 @@ class ProjectionTiling(NamedTuple):
 
     def shared_bytes(self, directions: int, outputs: int) -> int:
         """Bytes of shared memory of a block: ``Stage`` of the source, and the sums of each warp of a slice."""
-        tiles = -(-outputs // 16) * 2
-        rows = self.tokens(directions) + 6 + directions * tiles * 8
-        stage = 2 * (self.channels + 8) * rows + 20 * self.channels * directions
-        return self.stages * stage + (self.warps * self.rows // 16 * tiles * 512 if self.slices else 0)
+        tokens, rows, row = self.tokens(directions), -(-outputs // 16) * 16, 2 * (self.channels + 8)
+        if self.slices or self.taps == "near":
+            stage = row * (tokens + 6 + directions * rows) + 20 * self.channels * directions
+            return self.stages * stage + (self.warps * self.rows // 16 * rows * 64 if self.slices else 0)
+        taps = directions * (2560 if self.taps == "cores" else 1280)
+        stage = 128 * (tokens + 7) + (tokens + 7) // 4 * 16 + row * directions * outputs + taps
+        return self.stages * stage + max(
+            0, row * (rows - outputs) - taps
+        )  # tiles of weights reach beyond their last row
 
     def check(self, directions: int) -> None:
         """Raises ValueError for what no kernel takes."""
@@ -54,7 +67,9 @@ class ProjectionTiling(NamedTuple):
         sharing = directions * max(1, self.slices)
         if self.warps < 1 or self.warps > 32 or self.warps % sharing:
             raise ValueError(f"SSAMBA_PROJ: {self.warps} warps; use a multiple of {sharing} up to 32 here")
-        if not self.slices and self[3:] != ProjectionTiling(1, 1)[3:]:
+        if self.taps not in _TAPS:
+            raise ValueError(f"SSAMBA_PROJ: there is no taps={self.taps}; use {', '.join(_TAPS)}")
+        if not self.slices and self[3:6] != ProjectionTiling(1, 1)[3:6]:
             raise ValueError(f"SSAMBA_PROJ: rows={self.rows} and the like need slices; add slices=1 or more")
         if self.rows not in (16, 32) or self.channels not in (64, 128) or self.stages < 2:
             raise ValueError(
@@ -118,17 +133,21 @@ def conv_proj(
     args.B, args.L, args.K, args.E, args.clip = sequences, tokens_each, blocks, width, length
     limit = dynamic_limit(x_BLKE.device.index or 0) if x_BLKE.is_cuda else _SHARED_MAX
     tiling = choose_tiling(sequences * blocks, tokens_each, outputs, directions, limit)
+    if max(x_BLKE.stride(1), blocks * outputs * width) * 2 * (tiling.tokens(directions) + 8) >= 2**31:
+        tiling = tiling._replace(taps="near")  # the other forms step by 32-bit distances
     macros = defines(
         DTYPE=DTYPE_CODES[x_BLKE.dtype], P=outputs, DIRS=directions, WARPS=tiling.warps, MIN_BLOCKS=tiling.blocks,
         ALTERNATING=int(alternating),
     )  # fmt: skip
-    across = -(-tokens_each // tiling.tokens(directions))
+    file, grid = "conv_projection.cu", (-(-tokens_each // tiling.tokens(directions)), blocks, sequences)
     if tiling.slices:
         macros += defines(ROWS=tiling.rows, SLICES=tiling.slices, STAGES=tiling.stages, EC=tiling.channels)
-        source, grid = unit("conv_projection_sliced.cu"), (across, blocks, sequences)
+        file = "conv_projection_sliced.cu"
+    elif tiling.taps == "near":
+        grid = grid[0], sequences * blocks, 1
     else:
-        source, grid = unit("conv_projection.cu"), (across, sequences * blocks, 1)
+        macros += defines(**_TAPS[tiling.taps])
     with nvrtc.on(x_BLKE):
-        run = nvrtc.kernel(source, "conv_proj", macros, x_BLKE.device.index or 0)
+        run = nvrtc.kernel(unit(file), "conv_proj", macros, x_BLKE.device.index or 0)
         run(grid, 32 * tiling.warps, args, tiling.shared_bytes(directions, outputs))
     return p

@@ -1,4 +1,4 @@
-// conv_projection.cu for few tokens: what counts is how long one block takes, not how much all of them compute.
+// Convolution, SiLU and projection as in conv_projection.cu, for few tokens: what counts is how long one block takes.
 //
 // SLICES warps share ROWS tokens of a direction and take turns at the groups of 16 channels, so a launch has more and
 // shorter blocks; their sums meet in shared memory at the end and are added in a fixed order. STAGES parts of EC

@@ -12,12 +12,19 @@
 #define XR (EC + 8)                    // a row in shared memory, padded against bank conflicts
 #define NT ((P + 15) / 16 * 2)         // tiles of 8 outputs, an even number
 
-// Bit W n + d: whether the clip of token n * 8 + g of this warp has a token d steps before it.
+// Which of a warp's tokens row n * 8 + g of its products is.
+#ifdef TAPS
+#define ROW_TOKEN(n, g, sign) (ROWS / 8 * (g) + ((sign) > 0 ? (n) : ROWS / 8 - 1 - (n)))
+#else
+#define ROW_TOKEN(n, g, sign) ((n) * 8 + (g))
+#endif
+
+// Bit W n + d: whether the clip of the token of row n * 8 + g of this warp has a token d steps before it.
 __device__ __forceinline__ unsigned neighbours(int token, int clip, int g, int sign) {
   unsigned found = 0;
 #pragma unroll
   for (int n = 0; n < ROWS / 8; ++n) {
-    int at = (token + n * 8 + g) % clip;
+    int at = (token + ROW_TOKEN(n, g, sign)) % clip;
 #pragma unroll
     for (int d = 0; d < W; ++d)
       if ((unsigned)(at - d * sign) < (unsigned)clip) found |= 1u << (W * n + d);
