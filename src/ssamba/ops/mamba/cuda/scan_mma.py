@@ -86,7 +86,7 @@ def _shared(shape: Shape, tiling: ScanTiling, phase: int, gate: bool) -> int:
     """Bytes of shared memory of a block: ``Stage`` and ``GroupShared`` of the source."""
     groups = tiling.warps // tiling.state_split
     rows = 20 + 16 * (gate and phase in (0, 2)) + 16 * (phase == 2)
-    stage = 2 * rows * (16 * groups + 8) + 2 * 16 * (-(-shape.rank // 16) * 16 + 8) + 2 * shape.states // 4 * 136 * 8
+    stage = 2 * rows * (16 * groups + 8) + 2 * 16 * (-(-shape.rank // 16) * 16 + 8) + 2 * shape.states // 4 * 138 * 8
     deltas = 64 * (36 if shape.tied else 20)
     return tiling.stages * stage + groups * (deltas if tiling.state_split == 1 else 2 * deltas + 3072)
 

@@ -4,8 +4,8 @@
 // and 2 q + 1 (and + 8) of channels g and g + 8. A step multiplies them by their decays in float32 and leaves the rest
 // to products: delta u B is one whose inner dimension is time, where B is zero at all steps but one; the sum over
 // states of h C is one whose columns are eight steps, where C is zero at all steps but one. ldmatrix reads those zeros
-// from shared memory: step t is in row 8 t + 7 among rows of zeros, so a constant offset gives the window of eight
-// rows for it. The elementwise part (convolution, delta, gate) has the same layout, lane 4 g + q holding channels g
+// from shared memory: step t is in row 9 t among rows of zeros, so a constant offset gives the window of eight rows for
+// it. The elementwise part (convolution, delta, gate) has the same layout, lane 4 g + q holding channels g
 // and g + 8 at steps 2 q and 2 q + 1 of eight, so only delta is exchanged between lanes.
 //
 // PHASE 0: one direction, the whole sequence; 1: first half, ungated output; 2: second half, mean with the other
@@ -125,9 +125,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan_fragments
   w.copies = {
       a.x + b * a.xb + k * a.xk + e_block + t_first * a.xt + (long long)(lo * sign) * a.xt,
       a.z + b * a.zb + k * a.zk + e_block + t_first * a.zt + (long long)(lo * sign) * a.zt,
-      a.y + y_at + e_block + lo * sign * y_row, a.p + (base * a.L + t_first + lo * sign) * P,
+      a.y + y_at + e_block + lo * sign * y_row,
       sign * (int)a.xt, sign * (int)a.zt, sign * (int)y_row, sign * P};
-  w.copies.start(thread, a.E - e_block, hi);
+  w.copies.start(thread, a.E - e_block, hi, a.p + (base * a.L + t_first + lo * sign) * P);
   w.y_step = sign * (int)y_row;
   w.y = a.y + y_at + e0 + 2 * q + (lo + (SPLIT == 1 ? -8 : half * 8 - STEPS) + g) * w.y_step;
 #if PHASE == 4
@@ -136,7 +136,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan_fragments
 #endif
   w.begin = lo; w.lo = max(lo, 0); w.hi = hi;
   w.at.init(w.stages, lane, group, half);
-  w.delta = w.group_shared->delta[0] + g * DR;
+  w.delta = w.group_shared->delta[0] + DELTA_ROW(g) * DR;
   w.delta_at = w.delta + (half * 8 + q * 2) * DV;
   __syncthreads();
   run_mainloop(w);

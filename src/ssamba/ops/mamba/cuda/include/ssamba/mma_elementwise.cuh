@@ -4,7 +4,9 @@
 // between the steps of the recurrence of the eight steps before, so that their latencies overlap.
 //
 // Given: N states (8 or 16), W taps, P = RANK + 2 N outputs of the projection, WARPS of a block, STAGES of the
-// pipeline, PHASE, SPLIT, CHUNKED, GATE and TIED (scan_forward_mma.cu).
+// pipeline, PHASE, SPLIT, CHUNKED, GATE and TIED (scan_forward_mma.cu). And by the header that includes this one, where
+// B and C lie: SLOTS, rows of 8 states of a tile; WINDOW, rows from the window of a step to that of the next;
+// FIRST_SLOT, the row of step 0.
 #pragma once
 
 #include "ssamba/fast_math.cuh"
@@ -21,17 +23,20 @@
 #define CB (16 * GROUPS)         // channels of a block
 #define XR (CB + 8)              // a row of x in shared memory, padded so that ldmatrix meets no bank conflicts
 #define LR (KT * 16 + 8)         // a row of the low-rank dt, likewise
-#define SLOTS 136                // rows of 8 states of B or C: that of step t is 8 t + 7, the others are zeros
 #define TILES_OF_STATES (N / 8)
 #define NJ (TILES_OF_STATES / SPLIT)  // tiles of 8 states of a warp
 static_assert(NJ * SPLIT * 8 == N, "8 states can not be split");
+// The row of B or C of a step. The others are zeros: in the 8 rows of a step's window, only its own is not.
+#define SLOT_OF(step) ((WINDOW + 1) * (step) + FIRST_SLOT)
+#define STEP_VALUES ((WINDOW + 1) * 8)  // from a step's row to that of the next
 // QUADS: a lane's four states follow each other, so that one power and three multiplications by r give their decays,
 // and saved states are read and written eight bytes at a time.
 #define QUADS ((TIED || PHASE == 4) && NJ == 2)
-#define PIECE (QUADS ? 2 : 4)    // values of p that a copy takes
-#define PC (P / PIECE)           // copies of a row of p
+#define PIECE (QUADS ? 2 : 4)    // values of B and C that a copy takes
 #define DV (TIED ? 2 : 1)        // values of a step that lanes exchange: delta or, if TIED, log2 r and r
 #define DR (DV * STEPS + 4)      // a row of them, padded
+// The row of channel g, of 8. Lanes of channels that write at once then meet different banks, as those that read do.
+#define DELTA_ROW(g) (TIED ? (g) % 2 * 4 + (g) / 2 : (g) % 4 * 2 + (g) / 4)
 
 // A batch of 16 steps.
 struct __align__(16) Stage {
@@ -66,56 +71,6 @@ struct __align__(16) GroupShared {
   uint2 drive[2][2][32];
   float4 sum[2][2][32];
 #endif
-};
-
-// A thread's share of the copies of a batch: source pointers, their distances between batches, and destinations.
-#define ROWS_AT_ONCE (16 * SPLIT)  // rows of channels that all threads copy, 16 bytes each
-#define PROUNDS ((STEPS * PC + THREADS - 1) / THREADS)
-struct BatchCopies {
-  const T *x, *z, *y, *p;
-  int x_step, z_step, y_step, p_step;  // by one step, then (after start) by 16
-  int row, to, end, p_from[PROUNDS], p_to[PROUNDS], p_row[PROUNDS];
-
-  // Before: the pointers are at the first step, at the first channel of the block.
-  __device__ __forceinline__ void start(int thread, int channels, int hi) {
-    int part = thread % (CB / 8) * 8;
-    row = thread / (CB / 8);
-    to = row * XR + part;
-    end = part < channels ? hi : 0;
-    x += (row - HALO) * x_step + part; z += row * z_step + part; y += row * y_step + part;
-#pragma unroll
-    for (int i = 0; i < PROUNDS; ++i) {
-      int n = thread + i * THREADS, j = n % PC * PIECE, m = j - RANK;
-      p_row[i] = n < STEPS * PC ? n / PC : 1 << 30;
-      p_from[i] = n / PC * p_step + j;
-      p_to[i] = j < RANK ? LOW_AT + n / PC * LR + j
-                         : BC_AT + (tile_of(m) * SLOTS + 8 * (n / PC) + 7) * 8 + column_of(m);
-    }
-    x_step *= STEPS; z_step *= STEPS; y_step *= STEPS; p_step *= STEPS;
-  }
-  // Copies steps s0 to s0 + 15, zeros for those beyond the sequence, and moves on by 16.
-  __device__ __forceinline__ void copy(SmemAddr stage, int s0, int hi) {
-    SmemAddr at = smem_offset(stage, to);
-    if (row < HALO + STEPS) cp_async<16>(at, x, (unsigned)(s0 + row - HALO) < (unsigned)end);
-    x += x_step;
-    if (ROWS_AT_ONCE < HALO + STEPS && row < HALO)
-      cp_async<16>(smem_offset(at, STEPS * XR), x, (unsigned)(s0 + row + STEPS - HALO) < (unsigned)end);
-    if (ROWS_AT_ONCE == STEPS || row < STEPS) {
-#if GATED
-      cp_async<16>(smem_offset(at, Z_AT), z, (unsigned)(s0 + row) < (unsigned)end);
-      z += z_step;
-#endif
-#if PHASE == 2
-      cp_async<16>(smem_offset(at, OTHER_AT), y, (unsigned)(s0 + row) < (unsigned)end);
-      y += y_step;
-#endif
-    }
-#pragma unroll
-    for (int i = 0; i < PROUNDS; ++i)
-      if (p_row[i] < STEPS)
-        cp_async<2 * PIECE>(smem_offset(stage, p_to[i]), p + p_from[i], (unsigned)(s0 + p_row[i]) < (unsigned)hi);
-    p += p_step;
-  }
 };
 
 // Parameters of a lane's two channels; taps and bias of the convolution are halved for silu2_of_halves.
@@ -164,9 +119,9 @@ struct FragmentAddrs {
     z = smem_offset(stage, Z_AT + columns);
 #endif
     low = smem_offset(stage, LOW_AT + row * LR + matrix % 2 * 8);
-    int slot = 7 + lane % 8;
-    b = smem_offset(stage, BC_AT + (NJ == 2 ? matrix % 2 * SLOTS + slot + matrix / 2 * 7
-                                               : half * SLOTS + slot + matrix * 7) * 8);
+    int slot = FIRST_SLOT + lane % 8;
+    b = smem_offset(stage, BC_AT + (NJ == 2 ? matrix % 2 * SLOTS + slot + matrix / 2 * WINDOW
+                                               : half * SLOTS + slot + matrix * WINDOW) * 8);
   }
   // Move on by so many values.
   __device__ __forceinline__ void advance_elementwise(int values) {

@@ -5,7 +5,7 @@
 // a product or a special function alone.
 #pragma once
 
-#include "ssamba/mma_elementwise.cuh"
+#include "ssamba/mma_copies.cuh"
 
 #if STAGES < 3
 #error "the current batch, the next one, whose elementwise part is computed ahead, and one being copied need 3 stages"
@@ -147,8 +147,8 @@ __device__ __forceinline__ void advance(WarpState &w, SmemAddr b_rows, float (*d
   if constexpr (t % HELD == HELD - 1 && t < 7) read_deltas(d, delta + (t + 1) * DV);
 #endif
   if constexpr (t % EACH == 0) {
-    ldmatrix_x4_trans(bc.b, smem_offset(b_rows, 7 * t * 8));
-    if constexpr (OUTPUTS) ldmatrix_x4(bc.c, smem_offset(b_rows, TILES_OF_STATES * SLOTS * 8 + 7 * t * 8));
+    ldmatrix_x4_trans(bc.b, smem_offset(b_rows, WINDOW * t * 8));
+    if constexpr (OUTPUTS) ldmatrix_x4(bc.c, smem_offset(b_rows, (TILES_OF_STATES * SLOTS + WINDOW * t) * 8));
   }
 #if !ADDS
 #pragma unroll
@@ -204,7 +204,7 @@ __device__ __forceinline__ void run_block(WarpState &w, int s0, StepBlock *eight
   bool write = w.on && (unsigned)(before - w.lo) < (unsigned)(w.hi - w.lo);
   Interleaved between = {w.c, w.at, OTHER, BLOCK, w.delta_at, gate, eight[OTHER], eight[OTHER].sum, w.y, write};
   BcFragments bc;
-  advance<0>(w, smem_offset(w.at.b, BLOCK * 512), d, w.delta + 8 * DV * BLOCK, w.delta + 8 * DV * OTHER, eight[BLOCK],
+  advance<0>(w, smem_offset(w.at.b, BLOCK * 8 * STEP_VALUES), d, w.delta + 8 * DV * BLOCK, w.delta + 8 * DV * OTHER, eight[BLOCK],
              between, bc);
   if (BLOCK == 1) w.at.advance_recurrence(on);
   w.y += 8 * w.y_step;
@@ -264,7 +264,7 @@ __device__ __forceinline__ void run_mainloop(WarpState &w) {
     Interleaved between = {w.c, w.at, 0, 0, w.delta_at + next_parity * 16 * DR, gate, mine, sum, w.y, write};
     BcFragments bc;
     advance<0>(w, w.at.b, d, delta, delta + 8 * DV, eight[0], between, bc);
-    advance<8>(w, smem_offset(w.at.b, 512), d, delta + 8 * DV, nullptr, eight[1], between, bc);
+    advance<8>(w, smem_offset(w.at.b, 8 * STEP_VALUES), d, delta + 8 * DV, nullptr, eight[1], between, bc);
     w.at.advance_recurrence(on);
     w.y += STEPS * w.y_step;
     w.group_shared->drive[next_parity][w.half][w.lane] = make_uint2(mine.drive[0], mine.drive[1]);
