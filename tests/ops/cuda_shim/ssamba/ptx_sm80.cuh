@@ -8,6 +8,7 @@ inline int thread_index() { return threadIdx.x; }
 typedef T *SmemAddr;  // here an address in shared memory is a pointer as any other
 inline SmemAddr smem_addr(const T *at) { return (T *)at; }
 inline SmemAddr smem_offset(SmemAddr addr, int values) { return addr + values; }
+inline SmemAddr smem_bytes(SmemAddr addr, int bytes) { return (T *)((char *)addr + bytes); }
 
 inline void ldmatrix_x4(unsigned *m, SmemAddr row) { load_matrices<4, false>(m, row); }
 inline void ldmatrix_x4_trans(unsigned *m, SmemAddr row) { load_matrices<4, true>(m, row); }

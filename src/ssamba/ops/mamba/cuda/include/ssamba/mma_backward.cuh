@@ -175,7 +175,7 @@ __device__ __forceinline__ void prepare(const ChannelParams &c, const FragmentAd
   Elementwise work;
   unsigned zdy[4], y[2];
   float ds[4], dz[4];
-  work.read(c, at, 0);
+  work.read(c, at, 0, 0);
   ldmatrix_x4_trans(zdy, gates);
   ldmatrix_x2_trans(y, smem_offset(gates, 2 * ROWS_OF));
   work.convolve<0>(c);

@@ -102,33 +102,24 @@ __device__ __forceinline__ void load_channel_params(ChannelParams &c, const Scan
   }
 }
 
-// A lane's row addresses for ldmatrix, of the first 8 steps or its warp's half: before, here and low in the batch whose
-// elementwise part is computed, z and b in the batch of the recurrence.
+// A lane's row addresses for ldmatrix in a stage, of the first 8 steps or its warp's half. Where two matrices are loaded,
+// only lanes 0 to 15 count: their rows of x and z are at constant offsets from `before`.
 struct FragmentAddrs {
-  SmemAddr before, here, low;
-  SmemAddr z, b;
+  SmemAddr before, low, b;
+#if PHASE == 2
+  SmemAddr here;  // of x, and of the other direction's output
+#endif
 
   __device__ __forceinline__ void init(SmemAddr stage, int lane, int group, int half) {
     int row = lane % 8 + half * 8, matrix = lane / 8, columns = row * XR + group * 16 + matrix % 2 * 8;
     before = smem_offset(stage, matrix / 2 * 2 * XR + columns);
-    here = smem_offset(stage, HALO * XR + columns);
 #if PHASE == 2
-    if (matrix >= 2) here = smem_offset(stage, OTHER_AT + columns);
-#endif
-#if GATED
-    z = smem_offset(stage, Z_AT + columns);
+    here = smem_offset(stage, (matrix < 2 ? HALO * XR : OTHER_AT) + columns);
 #endif
     low = smem_offset(stage, LOW_AT + row * LR + matrix % 2 * 8);
     int slot = FIRST_SLOT + lane % 8;
     b = smem_offset(stage, BC_AT + (NJ == 2 ? matrix % 2 * SLOTS + slot + matrix / 2 * WINDOW
                                                : half * SLOTS + slot + matrix * WINDOW) * 8);
-  }
-  // Move on by so many values.
-  __device__ __forceinline__ void advance_elementwise(int values) {
-    before = smem_offset(before, values); here = smem_offset(here, values); low = smem_offset(low, values);
-  }
-  __device__ __forceinline__ void advance_recurrence(int values) {
-    z = smem_offset(z, values); b = smem_offset(b, values);
   }
 };
 
@@ -144,10 +135,11 @@ struct Elementwise {
   unsigned before[4], here[4];
   float dt[4], v[4], d[4];
 
+  // stage: how many bytes the batch's stage is behind the one that `at` points to.
   template <int PART>
-  __device__ __forceinline__ void part(const ChannelParams &c, const FragmentAddrs &at, int block, float *delta_at,
-                                       StepBlock &to) {
-    if constexpr (PART == 0) read(c, at, block);
+  __device__ __forceinline__ void part(const ChannelParams &c, const FragmentAddrs &at, int stage, int block,
+                                       float *delta_at, StepBlock &to) {
+    if constexpr (PART == 0) read(c, at, stage, block);
     if constexpr (PART == 1 || PART == 2) convolve<PART - 1>(c);
     if constexpr (PART == 3 || PART == 4) {
       constexpr int i = 2 * PART - 6;
@@ -176,24 +168,25 @@ struct Elementwise {
       }
   }
   template <int PART = 0>
-  __device__ __forceinline__ void all(const ChannelParams &c, const FragmentAddrs &at, int block, float *delta_at,
-                                      StepBlock &to) {
-    part<PART>(c, at, block, delta_at, to);
-    if constexpr (PART < 7) all<PART + 1>(c, at, block, delta_at, to);
+  __device__ __forceinline__ void all(const ChannelParams &c, const FragmentAddrs &at, int stage, int block,
+                                      float *delta_at, StepBlock &to) {
+    part<PART>(c, at, stage, block, delta_at, to);
+    if constexpr (PART < 7) all<PART + 1>(c, at, stage, block, delta_at, to);
   }
 
-  __device__ __forceinline__ void read(const ChannelParams &c, const FragmentAddrs &at, int block) {
-    ldmatrix_x4_trans(before, smem_offset(at.before, block * 8 * XR));
+  __device__ __forceinline__ void read(const ChannelParams &c, const FragmentAddrs &at, int stage, int block) {
+    SmemAddr rows = smem_offset(smem_bytes(at.before, stage), block * 8 * XR);
+    ldmatrix_x4_trans(before, rows);
 #if PHASE == 2
-    ldmatrix_x4_trans(here, smem_offset(at.here, block * 8 * XR));
+    ldmatrix_x4_trans(here, smem_offset(smem_bytes(at.here, stage), block * 8 * XR));
 #else
-    ldmatrix_x2_trans(here, smem_offset(at.here, block * 8 * XR));
+    ldmatrix_x2_trans(here, smem_offset(rows, HALO * XR));
 #endif
     dt[0] = dt[1] = c.dt_b[0]; dt[2] = dt[3] = c.dt_b[1];
 #pragma unroll
     for (int k = 0; k < KT; ++k) {
       unsigned low[2];
-      ldmatrix_x2(low, smem_offset(at.low, block * 8 * LR + k * 16));
+      ldmatrix_x2(low, smem_offset(smem_bytes(at.low, stage), block * 8 * LR + k * 16));
       mma_m16n8k16(dt, c.dt[k][0], c.dt[k][1], c.dt[k][2], c.dt[k][3], low[0], low[1]);
     }
   }
@@ -209,11 +202,11 @@ struct Elementwise {
 };
 
 // The factors of the outputs of 8 steps: the gate, and 1/2 for the mean of two directions.
-__device__ __forceinline__ void load_gate(const FragmentAddrs &at, int block, float *gate) {
+__device__ __forceinline__ void load_gate(const FragmentAddrs &at, int stage, int block, float *gate) {
   constexpr float SHARE = PHASE == 2 ? 0.5f : 1.0f;
 #if GATED
   unsigned z[2];
-  ldmatrix_x2_trans(z, smem_offset(at.z, block * 8 * XR));
+  ldmatrix_x2_trans(z, smem_offset(smem_bytes(at.before, stage), Z_AT + block * 8 * XR));
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     gate[2 * i] = gate_input(low_half(z[i])); gate[2 * i + 1] = gate_input(high_half(z[i]));

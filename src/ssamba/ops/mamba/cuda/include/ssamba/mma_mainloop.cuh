@@ -15,7 +15,7 @@
 // this is a shorter chain than a product that accumulates in the states, but it has a product's latency before it,
 // which only many warps hide.
 #define ADDS (SPLIT == 1 && !CHUNKED)
-#define STAGE ((int)sizeof(Stage) / 2)  // values of a stage
+#define STAGE ((int)sizeof(Stage))
 
 // The state of a warp's main loop.
 struct WarpState {
@@ -38,31 +38,26 @@ struct WarpState {
 #endif
   T *y;                         // outputs of the eight steps (with SPLIT 2: of the batch) before the current ones
   int y_step, begin, lo, hi, lane, half, g;  // begin: of the first batch, which may lie before the first step lo
-  int now, free;                             // offsets of the current stage and of the next one to fill, in values
+  int now, next, free;                       // offsets of the current stage, the next and the one to fill, in bytes
   bool on;                                   // whether the channels exist
 
-  __device__ __forceinline__ static int next_stage(int stage) {
-    return stage == (STAGES - 1) * STAGE ? 0 : stage + STAGE;
-  }
-  // Moves the elementwise part on to the next batch; returns by how many values, for the recurrence to follow.
-  __device__ __forceinline__ int advance_stage() {
-    int on = next_stage(now) - now;
-    at.advance_elementwise(on);
-    now += on;
-    return on;
+  // Goes on to the next batch: the stage of the one before it is free then.
+  __device__ __forceinline__ void advance_stage() {
+    free = now;
+    now = next;
   }
   // Waits for the next batch, and starts the copies of the one that takes the place of the batch before this.
   __device__ __forceinline__ void next_batch(int s0) {
     cp_async_wait<STAGES - 3>();
     __syncthreads();
-    if (s0 + (STAGES - 1) * STEPS < hi) copies.copy(smem_offset(stages, free), s0 + (STAGES - 1) * STEPS, hi);
+    if (s0 + (STAGES - 1) * STEPS < hi) copies.copy(smem_bytes(stages, free), s0 + (STAGES - 1) * STEPS, hi);
     cp_async_commit();
-    free = next_stage(free);
+    next = now == (STAGES - 1) * STAGE ? 0 : now + STAGE;
   }
   __device__ __forceinline__ void load_first_batches() {
 #pragma unroll
     for (int i = 0; i < STAGES - 1; ++i) {
-      copies.copy(smem_offset(stages, i * STAGE), begin + i * STEPS, hi);
+      copies.copy(smem_bytes(stages, i * STAGE), begin + i * STEPS, hi);
       cp_async_commit();
     }
     now = 0; free = (STAGES - 1) * STAGE;
@@ -72,7 +67,7 @@ struct WarpState {
   // The elementwise part of the first 8 steps of the first batch, or of the warp's half of it.
   __device__ __forceinline__ void prepare(StepBlock &to) {
     Elementwise work;
-    work.all(c, at, 0, delta_at, to);
+    work.all(c, at, 0, 0, delta_at, to);
   }
 };
 
@@ -81,7 +76,7 @@ struct WarpState {
 struct Interleaved {
   const ChannelParams &c;
   const FragmentAddrs &at;
-  int block, block_now;
+  int stage, block, stage_now, block_now;  // of the next steps, of the current ones
   float *delta_at, *gate;
   StepBlock &to;
   const float *sum;
@@ -90,10 +85,10 @@ struct Interleaved {
   Elementwise work;
 
   template <int STEP> __device__ __forceinline__ void after_step() {
-    if constexpr (STEP % SPLIT == SPLIT - 1) work.part<STEP / SPLIT>(c, at, block, delta_at, to);
+    if constexpr (STEP % SPLIT == SPLIT - 1) work.part<STEP / SPLIT>(c, at, stage, block, delta_at, to);
     if constexpr (SPLIT == 1 && STEP == 5) __syncwarp();  // part 5 has written delta
     if constexpr (OUTPUTS && STEP == SPLIT) store_outputs(sum, gate, y, on);
-    if constexpr (OUTPUTS && STEP == 6 * SPLIT) load_gate(at, block_now, gate);
+    if constexpr (OUTPUTS && STEP == 6 * SPLIT) load_gate(at, stage_now, block_now, gate);
   }
 };
 
@@ -192,21 +187,18 @@ __device__ __forceinline__ void save_states(WarpState &w) {
 template <int BLOCK>
 __device__ __forceinline__ void run_block(WarpState &w, int s0, StepBlock *eight, float (*d)[4], float *gate) {
   constexpr int OTHER = BLOCK ^ 1;
-  int on = 0;
 #if PHASE == 4
   save_states(w);
 #endif
-  if (BLOCK == 1) {
-    w.next_batch(s0);
-    on = w.advance_stage();
-  }
+  if (BLOCK == 1) w.next_batch(s0);
   int before = s0 + 8 * BLOCK - 8 + w.g;
   bool write = w.on && (unsigned)(before - w.lo) < (unsigned)(w.hi - w.lo);
-  Interleaved between = {w.c, w.at, OTHER, BLOCK, w.delta_at, gate, eight[OTHER], eight[OTHER].sum, w.y, write};
+  Interleaved between = {w.c,   w.at,       BLOCK ? w.next : w.now, OTHER, w.now, BLOCK, w.delta_at,
+                         gate, eight[OTHER], eight[OTHER].sum,       w.y,   write};
   BcFragments bc;
-  advance<0>(w, smem_offset(w.at.b, BLOCK * 8 * STEP_VALUES), d, w.delta + 8 * DV * BLOCK, w.delta + 8 * DV * OTHER, eight[BLOCK],
+  advance<0>(w, smem_offset(smem_bytes(w.at.b, w.now), BLOCK * 8 * STEP_VALUES), d, w.delta + 8 * DV * BLOCK, w.delta + 8 * DV * OTHER, eight[BLOCK],
              between, bc);
-  if (BLOCK == 1) w.at.advance_recurrence(on);
+  if (BLOCK == 1) w.advance_stage();
   w.y += 8 * w.y_step;
 }
 
@@ -260,12 +252,13 @@ __device__ __forceinline__ void run_mainloop(WarpState &w) {
     float begin[4] = {mine.sum[0], mine.sum[1], mine.sum[2], mine.sum[3]};
     const float *delta = w.delta + parity * 16 * DR;
     read_deltas(d, delta);
-    int on = w.advance_stage();
-    Interleaved between = {w.c, w.at, 0, 0, w.delta_at + next_parity * 16 * DR, gate, mine, sum, w.y, write};
+    Interleaved between = {w.c,  w.at, w.next, 0,   w.now, 0, w.delta_at + next_parity * 16 * DR,
+                           gate, mine, sum,    w.y, write};
+    SmemAddr b_rows = smem_bytes(w.at.b, w.now);
     BcFragments bc;
-    advance<0>(w, w.at.b, d, delta, delta + 8 * DV, eight[0], between, bc);
-    advance<8>(w, smem_offset(w.at.b, 8 * STEP_VALUES), d, delta + 8 * DV, nullptr, eight[1], between, bc);
-    w.at.advance_recurrence(on);
+    advance<0>(w, b_rows, d, delta, delta + 8 * DV, eight[0], between, bc);
+    advance<8>(w, smem_offset(b_rows, 8 * STEP_VALUES), d, delta + 8 * DV, nullptr, eight[1], between, bc);
+    w.advance_stage();
     w.y += STEPS * w.y_step;
     w.group_shared->drive[next_parity][w.half][w.lane] = make_uint2(mine.drive[0], mine.drive[1]);
 #if PHASE != 3

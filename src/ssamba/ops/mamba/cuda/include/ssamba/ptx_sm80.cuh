@@ -12,6 +12,8 @@ __device__ __forceinline__ int thread_index() { return __shfl_sync(0xffffffffu, 
 typedef unsigned SmemAddr;
 __device__ __forceinline__ SmemAddr smem_addr(const T *at) { return (unsigned)__cvta_generic_to_shared(at); }
 __device__ __forceinline__ SmemAddr smem_offset(SmemAddr addr, int values) { return addr + 2 * values; }
+// By so many bytes: what all threads add alike is part of the instruction, too.
+__device__ __forceinline__ SmemAddr smem_bytes(SmemAddr addr, int bytes) { return addr + bytes; }
 
 // 8 x 8 matrices of 16-bit values: lane l gives the address of row l % 8 of matrix l / 8.
 __device__ __forceinline__ void ldmatrix_x4(unsigned *m, SmemAddr row) {
