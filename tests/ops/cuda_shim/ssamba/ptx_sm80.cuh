@@ -10,6 +10,10 @@ inline SmemAddr smem_addr(const T *at) { return (T *)at; }
 inline SmemAddr smem_offset(SmemAddr addr, int values) { return addr + values; }
 inline SmemAddr smem_bytes(SmemAddr addr, int bytes) { return (T *)((char *)addr + bytes); }
 
+inline int per_thread(int v) { return v; }
+template <class U> U *kept(U *at) { return at; }
+template <int VALUES> void store_pair(T *to, unsigned v) { *(unsigned *)(to + VALUES) = v; }
+
 inline void ldmatrix_x4(unsigned *m, SmemAddr row) { load_matrices<4, false>(m, row); }
 inline void ldmatrix_x4_trans(unsigned *m, SmemAddr row) { load_matrices<4, true>(m, row); }
 inline void ldmatrix_x2(unsigned *m, SmemAddr row) { load_matrices<2, false>(m, row); }

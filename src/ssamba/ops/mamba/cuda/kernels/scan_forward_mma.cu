@@ -79,8 +79,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan_fragments
   int thread = thread_index(), lane = thread % 32, warp = thread / 32, g = lane / 4, q = lane % 4;
   int half = warp % SPLIT, group = warp / SPLIT;
   WarpState w;
-  w.stages = smem_addr((const T *)stages); w.group_shared = (GroupShared *)(stages + STAGES) + group;
-  w.lane = lane; w.half = half; w.g = g;
+  SmemAddr first_stage = smem_addr((const T *)stages);
+  w.group_shared = (GroupShared *)(stages + STAGES) + group;
+  w.lane = lane; w.half = half;
   int b = blockIdx.y / a.K, k = blockIdx.y % a.K, r = blockIdx.z % a.R, back = REVERSED(r, k);
   int e_block = blockIdx.x * CB, e0 = e_block + group * 16;
   w.on = e0 < a.E;
@@ -127,15 +128,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan_fragments
       a.z + b * a.zb + k * a.zk + e_block + t_first * a.zt + (long long)(lo * sign) * a.zt,
       a.y + y_at + e_block + lo * sign * y_row,
       sign * (int)a.xt, sign * (int)a.zt, sign * (int)y_row, sign * P};
-  w.copies.start(thread, a.E - e_block, hi, a.p + (base * a.L + t_first + lo * sign) * P);
-  w.y_step = sign * (int)y_row;
-  w.y = a.y + y_at + e0 + 2 * q + (lo + (SPLIT == 1 ? -8 : half * 8 - STEPS) + g) * w.y_step;
+  w.copies.start(first_stage, thread, a.E - e_block, a.p + (base * a.L + t_first + lo * sign) * P);
+  int first = max(lo, 0);
+  w.outputs.start(a.y + y_at + e0 + 2 * q + (long long)first * sign * y_row, sign * (int)y_row, lo - first,
+                  half * 8 + g, hi - first, w.on);
 #if PHASE == 4
   w.saved = a.ckpt + (base * a.count * a.E + e0 + g) * N + 4 * q;
   w.save_step = (long long)a.E * N;
 #endif
-  w.begin = lo; w.lo = max(lo, 0); w.hi = hi;
-  w.at.init(w.stages, lane, group, half);
+  w.begin = lo; w.hi = hi;
+  w.at.init(first_stage, lane, group, half);
   w.delta = w.group_shared->delta[0] + DELTA_ROW(g) * DR;
   w.delta_at = w.delta + (half * 8 + q * 2) * DV;
   __syncthreads();

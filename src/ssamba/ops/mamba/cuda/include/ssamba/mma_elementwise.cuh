@@ -222,11 +222,29 @@ __device__ __forceinline__ unsigned pack_outputs(float lo, float hi) {
   return GATED ? pack2(lo, hi) : pack2_finite(lo, hi);
 }
 
-// Stores the outputs of 8 steps. to: this lane's first channel pair at step g of them.
-__device__ __forceinline__ void store_outputs(const float *sum, const float *gate, T *to, bool on) {
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    unsigned row = movmatrix_trans(pack_outputs(sum[2 * i] * gate[2 * i], sum[2 * i + 1] * gate[2 * i + 1]));
-    if (on) *(unsigned *)(to + 8 * i) = row;
+// Where a lane stores the outputs of 8 steps of each 8 * SPLIT: of step g of them, its first channel pair.
+struct Outputs {
+  T *to;               // of the first step
+  int at, distance;    // values from there, and from one 8 steps to the next
+  int place, count;    // steps from there, and how many there are
+
+  // begin: of the first batch, counted from the first step to store. g: the lane's step of 8.
+  __device__ __forceinline__ void start(T *first, int step, int begin, int g, int steps, bool on) {
+    to = kept(first);
+    place = begin - 8 * SPLIT + g;
+    at = place * step;
+    distance = per_thread(8 * SPLIT * step);
+    count = per_thread(on ? max(steps, 0) : 0);
   }
-}
+  __device__ __forceinline__ void store(const float *sum, const float *gate) {
+    unsigned rows[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i)
+      rows[i] = movmatrix_trans(pack_outputs(sum[2 * i] * gate[2 * i], sum[2 * i + 1] * gate[2 * i + 1]));
+    if ((unsigned)place < (unsigned)count) {
+      store_pair<0>(to + at, rows[0]); store_pair<8>(to + at, rows[1]);
+    }
+    at += distance;
+    place += 8 * SPLIT;
+  }
+};

@@ -22,7 +22,6 @@ struct WarpState {
   ChannelParams c;
   FragmentAddrs at;
   BatchCopies copies;
-  SmemAddr stages;
   GroupShared *group_shared;
   float h[NJ * 4];
 #if TIED
@@ -36,8 +35,8 @@ struct WarpState {
   T *saved;            // where this lane's states of its first channel go
   long long save_step;
 #endif
-  T *y;                         // outputs of the eight steps (with SPLIT 2: of the batch) before the current ones
-  int y_step, begin, lo, hi, lane, half, g;  // begin: of the first batch, which may lie before the first step lo
+  Outputs outputs;              // of the eight steps (with SPLIT 2: of the batch) before the current ones
+  int begin, hi, lane, half;    // begin: of the first batch, which may lie before the first step
   int now, next, free;                       // offsets of the current stage, the next and the one to fill, in bytes
   bool on;                                   // whether the channels exist
 
@@ -50,14 +49,17 @@ struct WarpState {
   __device__ __forceinline__ void next_batch(int s0) {
     cp_async_wait<STAGES - 3>();
     __syncthreads();
-    if (s0 + (STAGES - 1) * STEPS < hi) copies.copy(smem_bytes(stages, free), s0 + (STAGES - 1) * STEPS, hi);
+    if (s0 + STAGES * STEPS <= hi)
+      copies.copy<true>(free, s0 + (STAGES - 1) * STEPS, hi);
+    else
+      copies.copy<false>(free, s0 + (STAGES - 1) * STEPS, hi);
     cp_async_commit();
     next = now == (STAGES - 1) * STAGE ? 0 : now + STAGE;
   }
   __device__ __forceinline__ void load_first_batches() {
-#pragma unroll
+#pragma unroll 1
     for (int i = 0; i < STAGES - 1; ++i) {
-      copies.copy(smem_bytes(stages, i * STAGE), begin + i * STEPS, hi);
+      copies.copy<false>(i * STAGE, begin + i * STEPS, hi);
       cp_async_commit();
     }
     now = 0; free = (STAGES - 1) * STAGE;
@@ -80,14 +82,13 @@ struct Interleaved {
   float *delta_at, *gate;
   StepBlock &to;
   const float *sum;
-  T *y;
-  bool on;
+  Outputs &outputs;
   Elementwise work;
 
   template <int STEP> __device__ __forceinline__ void after_step() {
     if constexpr (STEP % SPLIT == SPLIT - 1) work.part<STEP / SPLIT>(c, at, stage, block, delta_at, to);
     if constexpr (SPLIT == 1 && STEP == 5) __syncwarp();  // part 5 has written delta
-    if constexpr (OUTPUTS && STEP == SPLIT) store_outputs(sum, gate, y, on);
+    if constexpr (OUTPUTS && STEP == SPLIT) outputs.store(sum, gate);
     if constexpr (OUTPUTS && STEP == 6 * SPLIT) load_gate(at, stage_now, block_now, gate);
   }
 };
@@ -191,15 +192,12 @@ __device__ __forceinline__ void run_block(WarpState &w, int s0, StepBlock *eight
   save_states(w);
 #endif
   if (BLOCK == 1) w.next_batch(s0);
-  int before = s0 + 8 * BLOCK - 8 + w.g;
-  bool write = w.on && (unsigned)(before - w.lo) < (unsigned)(w.hi - w.lo);
-  Interleaved between = {w.c,   w.at,       BLOCK ? w.next : w.now, OTHER, w.now, BLOCK, w.delta_at,
-                         gate, eight[OTHER], eight[OTHER].sum,       w.y,   write};
+  Interleaved between = {w.c,  w.at,         BLOCK ? w.next : w.now, OTHER, w.now, BLOCK, w.delta_at,
+                         gate, eight[OTHER], eight[OTHER].sum,       w.outputs};
   BcFragments bc;
   advance<0>(w, smem_offset(smem_bytes(w.at.b, w.now), BLOCK * 8 * STEP_VALUES), d, w.delta + 8 * DV * BLOCK, w.delta + 8 * DV * OTHER, eight[BLOCK],
              between, bc);
   if (BLOCK == 1) w.advance_stage();
-  w.y += 8 * w.y_step;
 }
 
 __device__ __forceinline__ void run_mainloop(WarpState &w) {
@@ -217,8 +215,7 @@ __device__ __forceinline__ void run_mainloop(WarpState &w) {
 #if PHASE == 4
   if (w.hi % STEPS == 0) save_states(w);
 #elif PHASE != 3
-  int last = w.begin + (w.hi - 1 - w.begin) / STEPS * STEPS + 8 + w.g;
-  store_outputs(eight[1].sum, gate, w.y, w.on && (unsigned)(last - w.lo) < (unsigned)(w.hi - w.lo));
+  w.outputs.store(eight[1].sum, gate);
 #endif
 }
 #else
@@ -231,15 +228,14 @@ __device__ __forceinline__ void add_other_half(const WarpState &w, float *sum, i
 __device__ __forceinline__ void run_mainloop(WarpState &w) {
   StepBlock mine;  // this warp's half of a batch
   float d[2][4], gate[4] = {}, sum[4] = {};  // sum: this warp's share of the output of its half of the batch before
-  int place = w.half * 8 + w.g, parity = 0;
+  int parity = 0;
   w.load_first_batches();
   w.prepare(mine);
   w.group_shared->drive[0][w.half][w.lane] = make_uint2(mine.drive[0], mine.drive[1]);
 #pragma unroll 1
   for (int s0 = w.begin; s0 < w.hi; s0 += STEPS) {
     w.next_batch(s0);
-    int before = s0 - STEPS + place, next_parity = parity ^ 1;
-    bool write = w.on && s0 > w.begin && (unsigned)(before - w.lo) < (unsigned)(w.hi - w.lo);
+    int next_parity = parity ^ 1;
     if (PHASE != 3 && s0 > w.begin) add_other_half(w, sum, next_parity);
     StepBlock eight[2];
 #pragma unroll
@@ -253,13 +249,12 @@ __device__ __forceinline__ void run_mainloop(WarpState &w) {
     const float *delta = w.delta + parity * 16 * DR;
     read_deltas(d, delta);
     Interleaved between = {w.c,  w.at, w.next, 0,   w.now, 0, w.delta_at + next_parity * 16 * DR,
-                           gate, mine, sum,    w.y, write};
+                           gate, mine, sum,    w.outputs};
     SmemAddr b_rows = smem_bytes(w.at.b, w.now);
     BcFragments bc;
     advance<0>(w, b_rows, d, delta, delta + 8 * DV, eight[0], between, bc);
     advance<8>(w, smem_offset(b_rows, 8 * STEP_VALUES), d, delta + 8 * DV, nullptr, eight[1], between, bc);
     w.advance_stage();
-    w.y += STEPS * w.y_step;
     w.group_shared->drive[next_parity][w.half][w.lane] = make_uint2(mine.drive[0], mine.drive[1]);
 #if PHASE != 3
     float theirs[4];
@@ -272,10 +267,9 @@ __device__ __forceinline__ void run_mainloop(WarpState &w) {
 #endif
     parity = next_parity;
   }
-  if (PHASE == 3 || w.lo >= w.hi) return;
+  if (PHASE == 3 || w.begin >= w.hi) return;
   __syncthreads();
   add_other_half(w, sum, parity ^ 1);
-  int last = w.begin + (w.hi - 1 - w.begin) / STEPS * STEPS + place;
-  store_outputs(sum, gate, w.y, w.on && (unsigned)(last - w.lo) < (unsigned)(w.hi - w.lo));
+  w.outputs.store(sum, gate);
 }
 #endif

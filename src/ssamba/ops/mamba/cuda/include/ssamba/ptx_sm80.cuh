@@ -15,6 +15,17 @@ __device__ __forceinline__ SmemAddr smem_offset(SmemAddr addr, int values) { ret
 // By so many bytes: what all threads add alike is part of the instruction, too.
 __device__ __forceinline__ SmemAddr smem_bytes(SmemAddr addr, int bytes) { return addr + bytes; }
 
+// The same value in a register of the thread: the compiler would compute one that all threads have again and again.
+__device__ __forceinline__ int per_thread(int v) { return __shfl_sync(0xffffffffu, v, threadIdx.x % 32); }
+// The same address, which the compiler takes as one value instead of as a sum to take apart.
+template <class U> __device__ __forceinline__ U *kept(U *at) {
+  U *r; asm("mov.b64 %0, %1;" : "=l"(r) : "l"(at)); return r;
+}
+// Stores two values, at a distance of so many more values.
+template <int VALUES> __device__ __forceinline__ void store_pair(T *to, unsigned v) {
+  asm volatile("st.global.b32 [%0+%2], %1;" ::"l"(to), "r"(v), "n"(2 * VALUES) : "memory");
+}
+
 // 8 x 8 matrices of 16-bit values: lane l gives the address of row l % 8 of matrix l / 8.
 __device__ __forceinline__ void ldmatrix_x4(unsigned *m, SmemAddr row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
