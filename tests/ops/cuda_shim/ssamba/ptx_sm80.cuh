@@ -39,6 +39,11 @@ inline unsigned pack2_finite(float lo, float hi) {
   return pack2(lo, hi);
 }
 
+inline unsigned at_least2(unsigned v, unsigned bound) {
+  return (v & 0x80008000u) | std::max(v & 0x7fffu, bound & 0x7fffu) | std::max(v & 0x7fff0000u, bound & 0x7fff0000u);
+}
+inline unsigned halve2(unsigned v) { return pack2(0.5f * load((T)(v & 0xffffu)), 0.5f * load((T)(v >> 16))); }
+
 inline float tanh_approx(float v) {  // to 11 bits, as the unit
   int exponent;
   float mantissa = frexpf(tanhf(v), &exponent);

@@ -209,8 +209,9 @@ __device__ __forceinline__ void load_gate(const FragmentAddrs &at, int stage, in
   ldmatrix_x2_trans(z, smem_offset(smem_bytes(at.before, stage), Z_AT + block * 8 * XR));
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    gate[2 * i] = gate_input(low_half(z[i])); gate[2 * i + 1] = gate_input(high_half(z[i]));
-    silu2(gate[2 * i], gate[2 * i + 1], SHARE);
+    unsigned half = halve2(at_least2(z[i], LEAST_GATE_INPUTS));  // as gate_input bounds it
+    gate[2 * i] = low_half(half); gate[2 * i + 1] = high_half(half);
+    silu2_of_halves(gate[2 * i], gate[2 * i + 1], SHARE);
   }
 #else
   gate[0] = gate[1] = gate[2] = gate[3] = SHARE;

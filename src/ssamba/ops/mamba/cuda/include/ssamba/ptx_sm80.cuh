@@ -62,6 +62,24 @@ __device__ __forceinline__ unsigned pack2_finite(float lo, float hi) {
 #endif
 }
 
+// Two values, each with a magnitude of at least that of `bound`, which is positive; halved. One instruction for both.
+__device__ __forceinline__ unsigned at_least2(unsigned v, unsigned bound) {
+#if __CUDA_ARCH__ < 860
+  return (v & 0x80008000u) | max(v & 0x7fffu, bound & 0x7fffu) | max(v & 0x7fff0000u, bound & 0x7fff0000u);
+#elif DTYPE == 2
+  unsigned r; asm("max.NaN.xorsign.abs.f16x2 %0, %1, %2;" : "=r"(r) : "r"(v), "r"(bound)); return r;
+#else
+  unsigned r; asm("max.NaN.xorsign.abs.bf16x2 %0, %1, %2;" : "=r"(r) : "r"(v), "r"(bound)); return r;
+#endif
+}
+__device__ __forceinline__ unsigned halve2(unsigned v) {
+#if DTYPE == 2
+  unsigned r; asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(r) : "r"(v), "r"(0x38003800u), "r"(0x80008000u)); return r;
+#else
+  unsigned r; asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(r) : "r"(v), "r"(0x3f003f00u), "r"(0x80008000u)); return r;
+#endif
+}
+
 #if DTYPE == 2
 #define MMA_K8 "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32"
 #else
