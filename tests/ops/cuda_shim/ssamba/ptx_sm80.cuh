@@ -10,7 +10,7 @@ inline SmemAddr smem_addr(const T *at) { return (T *)at; }
 inline SmemAddr smem_offset(SmemAddr addr, int values) { return addr + values; }
 inline SmemAddr smem_bytes(SmemAddr addr, int bytes) { return (T *)((char *)addr + bytes); }
 
-inline int per_thread(int v) { return v; }
+template <class U> U per_thread(U v) { return v; }
 template <class U> U *kept(U *at) { return at; }
 template <int VALUES> void store_pair(T *to, unsigned v) { *(unsigned *)(to + VALUES) = v; }
 

@@ -14,6 +14,7 @@
 #define SLOTS 136
 #define WINDOW 7
 #define FIRST_SLOT 7
+#define BIASES 1
 
 #include "ssamba/mma_elementwise.cuh"
 #include "ssamba/packed_math.cuh"

@@ -6,7 +6,8 @@
 // Given: N states (8 or 16), W taps, P = RANK + 2 N outputs of the projection, WARPS of a block, STAGES of the
 // pipeline, PHASE, SPLIT, CHUNKED, GATE and TIED (scan_forward_mma.cu). And by the header that includes this one, where
 // B and C lie: SLOTS, rows of 8 states of a tile; WINDOW, rows from the window of a step to that of the next;
-// FIRST_SLOT, the row of step 0.
+// FIRST_SLOT, the row of step 0; and BIASES: with 2, dt's bias of a channel is in two registers, as a product starts
+// from it, with 1 it is copied for each product.
 #pragma once
 
 #include "ssamba/fast_math.cuh"
@@ -75,7 +76,7 @@ struct __align__(16) GroupShared {
 
 // Parameters of a lane's two channels; taps and bias of the convolution are halved for silu2_of_halves.
 struct ChannelParams {
-  float tap[2][W], conv_b[2], dt_b[2], skip[2];
+  float tap[2][W], conv_b[2], dt_b[BIASES][2], skip[2];
   unsigned dt[KT][4];  // dt_proj as the matrix a of a product
 #if TIED
   float rate[2];       // log2 r for each unit of delta
@@ -89,7 +90,9 @@ __device__ __forceinline__ void load_channel_params(ChannelParams &c, const Scan
     if (W == 4) four = *(const float4 *)(a.conv_w + ch * W);
 #pragma unroll
     for (int j = 0; j < W; ++j) c.tap[i][j] = 0.5f * (W == 4 ? (&four.x)[j] : a.conv_w[ch * W + j]);
-    c.conv_b[i] = 0.5f * a.conv_b[ch]; c.dt_b[i] = a.dt_bias[ch]; c.skip[i] = a.skip[ch];
+    c.conv_b[i] = 0.5f * a.conv_b[ch]; c.skip[i] = a.skip[ch];
+    c.dt_b[0][i] = a.dt_bias[ch];
+    if constexpr (BIASES == 2) c.dt_b[1][i] = per_thread(c.dt_b[0][i]);
 #if TIED
     c.rate[i] = -LOG2E * ex2(LOG2E * a.a_log[ch]);
 #endif
@@ -182,7 +185,8 @@ struct Elementwise {
 #else
     ldmatrix_x2_trans(here, smem_offset(rows, HALO * XR));
 #endif
-    dt[0] = dt[1] = c.dt_b[0]; dt[2] = dt[3] = c.dt_b[1];
+#pragma unroll
+    for (int n = 0; n < 4; ++n) dt[n] = c.dt_b[n % BIASES][n / 2];
 #pragma unroll
     for (int k = 0; k < KT; ++k) {
       unsigned low[2];

@@ -16,7 +16,9 @@ __device__ __forceinline__ SmemAddr smem_offset(SmemAddr addr, int values) { ret
 __device__ __forceinline__ SmemAddr smem_bytes(SmemAddr addr, int bytes) { return addr + bytes; }
 
 // The same value in a register of the thread: the compiler would compute one that all threads have again and again.
-__device__ __forceinline__ int per_thread(int v) { return __shfl_sync(0xffffffffu, v, threadIdx.x % 32); }
+template <class U> __device__ __forceinline__ U per_thread(U v) {
+  return __shfl_sync(0xffffffffu, v, threadIdx.x % 32);
+}
 // The same address, which the compiler takes as one value instead of as a sum to take apart.
 template <class U> __device__ __forceinline__ U *kept(U *at) {
   U *r; asm("mov.b64 %0, %1;" : "=l"(r) : "l"(at)); return r;
