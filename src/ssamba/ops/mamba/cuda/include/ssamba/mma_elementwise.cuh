@@ -119,7 +119,7 @@ struct FragmentAddrs {
 #if PHASE == 2
     here = smem_offset(stage, (matrix < 2 ? HALO * XR : OTHER_AT) + columns);
 #endif
-    low = smem_offset(stage, LOW_AT + row * LR + matrix % 2 * 8);
+    low = smem_offset(stage, LOW_AT + row * LR + matrix * 8);
     int slot = FIRST_SLOT + lane % 8;
     b = smem_offset(stage, BC_AT + (NJ == 2 ? matrix % 2 * SLOTS + slot + matrix / 2 * WINDOW
                                                : half * SLOTS + slot + matrix * WINDOW) * 8);
@@ -187,11 +187,14 @@ struct Elementwise {
 #endif
 #pragma unroll
     for (int n = 0; n < 4; ++n) dt[n] = c.dt_b[n % BIASES][n / 2];
+    unsigned low[4];
 #pragma unroll
     for (int k = 0; k < KT; ++k) {
-      unsigned low[2];
-      ldmatrix_x2(low, smem_offset(smem_bytes(at.low, stage), block * 8 * LR + k * 16));
-      mma_m16n8k16(dt, c.dt[k][0], c.dt[k][1], c.dt[k][2], c.dt[k][3], low[0], low[1]);
+      SmemAddr row = smem_offset(smem_bytes(at.low, stage), block * 8 * LR + k * 16);
+      if (k % 2 == 0 && k + 1 < KT) ldmatrix_x4(low, row);  // of two products
+      if (k % 2 == 0 && k + 1 == KT) ldmatrix_x2(low, row);
+      const unsigned *pair = low + k % 2 * 2;
+      mma_m16n8k16(dt, c.dt[k][0], c.dt[k][1], c.dt[k][2], c.dt[k][3], pair[0], pair[1]);
     }
   }
   template <int i> __device__ __forceinline__ void convolve(const ChannelParams &c) {
@@ -205,9 +208,12 @@ struct Elementwise {
   }
 };
 
+#define SHARE (PHASE == 2 ? 0.5f : 1.0f)
+// Factors of outputs before the first ones, which are not stored: without a gate the same as later, a constant.
+#define NO_GATE {SHARE, SHARE, SHARE, SHARE}
+
 // The factors of the outputs of 8 steps: the gate, and 1/2 for the mean of two directions.
 __device__ __forceinline__ void load_gate(const FragmentAddrs &at, int stage, int block, float *gate) {
-  constexpr float SHARE = PHASE == 2 ? 0.5f : 1.0f;
 #if GATED
   unsigned z[2];
   ldmatrix_x2_trans(z, smem_offset(smem_bytes(at.before, stage), Z_AT + block * 8 * XR));

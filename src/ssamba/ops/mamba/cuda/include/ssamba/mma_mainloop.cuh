@@ -42,8 +42,8 @@ struct WarpState {
 
   // Goes on to the next batch: the stage of the one before it is free then.
   __device__ __forceinline__ void advance_stage() {
-    free = now;
-    now = next;
+    int after = STAGES == 3 ? free : next == (STAGES - 1) * STAGE ? 0 : next + STAGE;
+    free = now; now = next; next = after;
   }
   // Waits for the next batch, and starts the copies of the one that takes the place of the batch before this.
   __device__ __forceinline__ void next_batch(int s0) {
@@ -54,7 +54,6 @@ struct WarpState {
     else
       copies.copy<false>(free, s0 + (STAGES - 1) * STEPS, hi);
     cp_async_commit();
-    next = now == (STAGES - 1) * STAGE ? 0 : now + STAGE;
   }
   __device__ __forceinline__ void load_first_batches() {
 #pragma unroll 1
@@ -62,7 +61,7 @@ struct WarpState {
       copies.copy<false>(i * STAGE, begin + i * STEPS, hi);
       cp_async_commit();
     }
-    now = 0; free = (STAGES - 1) * STAGE;
+    now = 0; next = STAGE; free = (STAGES - 1) * STAGE;
     cp_async_wait<STAGES - 2>();
     __syncthreads();
   }
@@ -202,7 +201,7 @@ __device__ __forceinline__ void run_block(WarpState &w, int s0, StepBlock *eight
 
 __device__ __forceinline__ void run_mainloop(WarpState &w) {
   StepBlock eight[2] = {};
-  float d[2][4], gate[4] = {};
+  float d[2][4], gate[4] = NO_GATE;
   w.load_first_batches();
   w.prepare(eight[0]);
   __syncwarp();
@@ -227,7 +226,7 @@ __device__ __forceinline__ void add_other_half(const WarpState &w, float *sum, i
 
 __device__ __forceinline__ void run_mainloop(WarpState &w) {
   StepBlock mine;  // this warp's half of a batch
-  float d[2][4], gate[4] = {}, sum[4] = {};  // sum: this warp's share of the output of its half of the batch before
+  float d[2][4], gate[4] = NO_GATE, sum[4] = {};  // sum: this warp's share of the output of its half of the batch before
   int parity = 0;
   w.load_first_batches();
   w.prepare(mine);
