@@ -13,8 +13,10 @@
 
 // ADDS: delta u B is computed by a product of its own, and added by the FMA that decays the states. From step to step
 // this is a shorter chain than a product that accumulates in the states, but it has a product's latency before it,
-// which only many warps hide.
+// which only many warps hide. Given, for measurements: 0, a product that accumulates.
+#ifndef ADDS
 #define ADDS (SPLIT == 1 && !CHUNKED)
+#endif
 #define STAGE ((int)sizeof(Stage))
 
 // The state of a warp's main loop.
