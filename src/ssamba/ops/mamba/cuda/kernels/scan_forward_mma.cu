@@ -100,8 +100,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan_fragments
 #endif
   // No copy writes between the rows of B and C, nor to the padding of the low-rank dt: these stay zero.
   constexpr int MIXED = (int)(sizeof(Stage::low) + sizeof(Stage::bc)) / 16;
-  for (int i = thread; i < STAGES * MIXED; i += THREADS)
-    *((uint4 *)stages[i / MIXED].low + i % MIXED) = make_uint4(0, 0, 0, 0);
+#pragma unroll 1
+  for (int i = thread; i < MIXED; i += THREADS)
+#pragma unroll
+    for (int stage = 0; stage < STAGES; ++stage) ((uint4 *)stages[stage].low)[i] = make_uint4(0, 0, 0, 0);
 
   long long ch = dir_block * a.E + e0 + g;
   load_channel_params(w.c, a, ch, q);

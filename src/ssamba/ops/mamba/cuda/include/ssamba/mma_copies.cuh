@@ -7,7 +7,7 @@
 #define WINDOW 8
 #define FIRST_SLOT 0
 #define SLOTS 138
-#define BIASES (SPLIT == 1 ? 2 : 1)
+#define BIASES (SPLIT == 1 && (TIED || PHASE) ? 2 : 1)  // as registers allow
 
 #include "ssamba/mma_elementwise.cuh"
 

@@ -51,7 +51,7 @@ struct WarpState {
   __device__ __forceinline__ void next_batch(int s0) {
     cp_async_wait<STAGES - 3>();
     __syncthreads();
-    if (s0 + STAGES * STEPS <= hi)
+    if (hi - s0 >= STAGES * STEPS)
       copies.copy<true>(free, s0 + (STAGES - 1) * STEPS, hi);
     else
       copies.copy<false>(free, s0 + (STAGES - 1) * STEPS, hi);
@@ -201,6 +201,16 @@ __device__ __forceinline__ void run_block(WarpState &w, int s0, StepBlock *eight
   if (BLOCK == 1) w.advance_stage();
 }
 
+// What is left after the last block, `eight`.
+__device__ __forceinline__ void finish(WarpState &w, const StepBlock &eight, const float *gate) {
+#if PHASE == 4
+  save_states(w);
+#elif PHASE != 3
+  w.outputs.store(eight.sum, gate);
+#endif
+  cp_async_wait<0>();  // zeros, copied for steps beyond the end
+}
+
 __device__ __forceinline__ void run_mainloop(WarpState &w) {
   StepBlock eight[2] = {};
   float d[2][4], gate[4] = NO_GATE;
@@ -211,13 +221,10 @@ __device__ __forceinline__ void run_mainloop(WarpState &w) {
 #pragma unroll 1
   for (int s0 = w.begin; s0 < w.hi; s0 += STEPS) {
     run_block<0>(w, s0, eight, d, gate);
+    if (w.hi - s0 <= 8) return finish(w, eight[0], gate);
     run_block<1>(w, s0, eight, d, gate);
   }
-#if PHASE == 4
-  if (w.hi % STEPS == 0) save_states(w);
-#elif PHASE != 3
-  w.outputs.store(eight[1].sum, gate);
-#endif
+  finish(w, eight[1], gate);
 }
 #else
 // Adds the other warp's share of the sums over states of this warp's half of a batch.
@@ -268,6 +275,7 @@ __device__ __forceinline__ void run_mainloop(WarpState &w) {
 #endif
     parity = next_parity;
   }
+  cp_async_wait<0>();  // zeros, copied for steps beyond the end
   if (PHASE == 3 || w.begin >= w.hi) return;
   __syncthreads();
   add_other_half(w, sum, parity ^ 1);
