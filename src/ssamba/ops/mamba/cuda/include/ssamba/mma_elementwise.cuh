@@ -219,7 +219,7 @@ __device__ __forceinline__ void load_gate(const FragmentAddrs &at, int stage, in
   ldmatrix_x2_trans(z, smem_offset(smem_bytes(at.before, stage), Z_AT + block * 8 * XR));
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    unsigned half = halve2(at_least2(z[i], LEAST_GATE_INPUTS));  // as gate_input bounds it
+    unsigned half = halve2(at_least2(z[i], MIN_GATE_INPUTS));  // as gate_input bounds it
     gate[2 * i] = low_half(half); gate[2 * i + 1] = high_half(half);
     silu2_of_halves(gate[2 * i], gate[2 * i + 1], SHARE);
   }

@@ -23,7 +23,7 @@ template <class U> __device__ __forceinline__ U per_thread(U v) {
 template <class U> __device__ __forceinline__ U *kept(U *at) {
   U *r; asm("mov.b64 %0, %1;" : "=l"(r) : "l"(at)); return r;
 }
-// Stores two values, at a distance of so many more values.
+// Stores two values VALUES behind `to`.
 template <int VALUES> __device__ __forceinline__ void store_pair(T *to, unsigned v) {
   asm volatile("st.global.b32 [%0+%2], %1;" ::"l"(to), "r"(v), "n"(2 * VALUES) : "memory");
 }
