@@ -45,7 +45,8 @@ struct __align__(16) WarpShared {
 #endif
 };
 
-// A thread's share of the copies of x, z, y and p of a batch: source pointers, their distances between batches, and destinations.
+// A thread's share of the copies of x, z, y and p of a batch: source pointers, their distances between batches, and
+// destinations.
 #define PC (P / PIECE)               // copies of a row of p
 #define ROWS_AT_ONCE (16 * SPLIT)  // rows of channels that all threads copy, 16 bytes each
 #define PROUNDS ((STEPS * PC + THREADS - 1) / THREADS)

@@ -1,7 +1,7 @@
 // A thread's share of the copies of a batch to shared memory, for scan_forward_mma.cu.
 //
-// Where the rows of B and C lie: a step's row is nine rows of 16 bytes after that before it, and a tile is two more than
-// a multiple of eight after the other, so that a warp's copies of two steps, four tiles each, are in different banks.
+// Where the rows of B and C lie: a step's row is nine rows of 16 bytes after that before it, and a tile is a multiple
+// of eight and two more after the other, so that a warp's copies of two steps, four tiles each, are in different banks.
 #pragma once
 
 #define WINDOW 8

@@ -105,8 +105,8 @@ __device__ __forceinline__ void load_channel_params(ChannelParams &c, const Scan
   }
 }
 
-// A lane's row addresses for ldmatrix in a stage, of the first 8 steps or its warp's half. Where two matrices are loaded,
-// only lanes 0 to 15 count: their rows of x and z are at constant offsets from `before`.
+// A lane's row addresses for ldmatrix in a stage, of the first 8 steps or its warp's half. Where two matrices are
+// loaded, only lanes 0 to 15 count: their rows of x and z are at constant offsets from `before`.
 struct FragmentAddrs {
   SmemAddr before, low, b;
 #if PHASE == 2

@@ -196,8 +196,8 @@ __device__ __forceinline__ void run_block(WarpState &w, int s0, StepBlock *eight
   Interleaved between = {w.c,  w.at,         BLOCK ? w.next : w.now, OTHER, w.now, BLOCK, w.delta_at,
                          gate, eight[OTHER], eight[OTHER].sum,       w.outputs};
   BcFragments bc;
-  advance<0>(w, smem_offset(smem_bytes(w.at.b, w.now), BLOCK * 8 * STEP_VALUES), d, w.delta + 8 * DV * BLOCK, w.delta + 8 * DV * OTHER, eight[BLOCK],
-             between, bc);
+  SmemAddr b_rows = smem_offset(smem_bytes(w.at.b, w.now), BLOCK * 8 * STEP_VALUES);
+  advance<0>(w, b_rows, d, w.delta + 8 * DV * BLOCK, w.delta + 8 * DV * OTHER, eight[BLOCK], between, bc);
   if (BLOCK == 1) w.advance_stage();
 }
 
@@ -235,7 +235,8 @@ __device__ __forceinline__ void add_other_half(const WarpState &w, float *sum, i
 
 __device__ __forceinline__ void run_mainloop(WarpState &w) {
   StepBlock mine;  // this warp's half of a batch
-  float d[2][4], gate[4] = NO_GATE, sum[4] = {};  // sum: this warp's share of the output of its half of the batch before
+  float d[2][4], gate[4] = NO_GATE;
+  float sum[4] = {};  // this warp's share of the output of its half of the batch before
   int parity = 0;
   w.load_first_batches();
   w.prepare(mine);
