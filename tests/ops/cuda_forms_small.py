@@ -84,10 +84,12 @@ def check_forward(tensors: list[Tensor], alternating: bool) -> None:
 
 
 def forward() -> None:
-    for i, (split, stages, chunks) in enumerate(((1, 3, 1), (2, 4, 1), (1, 4, 3), (2, 3, 3))):
-        cut = f"split={split},warps=4,stages={stages},blocks=1,chunks={chunks}"
-        with environment(SSAMBA_SKEWED=1 + i, SSAMBA_CUT=cut):
-            tied, alternating, R = FORMS[i]
+    for i, (split, stages, chunks, adds) in enumerate(
+        ((1, 3, 1, 1), (2, 4, 1, 1), (1, 4, 3, 1), (2, 3, 3, 1), (1, 4, 1, 0))
+    ):
+        cut = f"split={split},warps=4,stages={stages},blocks=1,chunks={chunks},adds={adds}"
+        with environment(SSAMBA_SKEWED=1 + i % 4, SSAMBA_CUT=cut):
+            tied, alternating, R = FORMS[i % 4]
             check_forward(draw(2, 71, 2, 48, 12, R, tied), alternating)
             for length in (1, 16, 33):
                 check_forward(draw(1, length, 2, 16, 4, 1, True), True)

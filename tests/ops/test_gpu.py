@@ -132,7 +132,7 @@ def test_the_portable_kernels_are_others() -> None:
     [
         "split=1,warps=4,stages=3,chunks=1", "split=1,warps=4,stages=4,chunks=8", "split=1,warps=8,stages=3,chunks=1",
         "split=1,warps=1,stages=3,chunks=1", "split=2,warps=2,stages=3,chunks=1", "split=2,warps=4,stages=4,chunks=5",
-        "split=1,warps=4,stages=3,chunks=16",
+        "split=1,warps=4,stages=3,chunks=16", "split=1,warps=8,stages=3,chunks=1,adds=0",
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("dtype", list(HALVES), ids=case_id)

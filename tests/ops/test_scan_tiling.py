@@ -58,6 +58,8 @@ def test_the_environment_chooses_another_tiling(monkeypatch: pytest.MonkeyPatch)
     assert scan_mma.choose_tiling(shape(4, 4096)) == best._replace(warps=1, stages=4)
     monkeypatch.setenv("SSAMBA_CUT", "split=2,blocks=1")
     assert scan_mma.choose_tiling(shape(4, 4096)) == best._replace(state_split=2, min_blocks_per_sm=1)
+    monkeypatch.setenv("SSAMBA_CUT", "adds=0")
+    assert scan_mma.choose_tiling(shape(4, 4096)) == best._replace(adds=0)
     monkeypatch.setenv("SSAMBA_CUT", "width=1")
     with pytest.raises(ValueError, match="width"):
         scan_mma.choose_tiling(shape(4, 4096))

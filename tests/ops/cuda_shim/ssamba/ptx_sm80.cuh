@@ -8,6 +8,11 @@ inline int thread_index() { return threadIdx.x; }
 typedef T *SmemAddr;  // here an address in shared memory is a pointer as any other
 inline SmemAddr smem_addr(const T *at) { return (T *)at; }
 inline SmemAddr smem_offset(SmemAddr addr, int values) { return addr + values; }
+inline SmemAddr smem_bytes(SmemAddr addr, int bytes) { return (T *)((char *)addr + bytes); }
+
+template <class U> U per_thread(U v) { return v; }
+template <class U> U *kept(U *at) { return at; }
+template <int VALUES> void store_pair(T *to, unsigned v) { *(unsigned *)(to + VALUES) = v; }
 
 inline void ldmatrix_x4(unsigned *m, SmemAddr row) { load_matrices<4, false>(m, row); }
 inline void ldmatrix_x4_trans(unsigned *m, SmemAddr row) { load_matrices<4, true>(m, row); }
@@ -33,6 +38,11 @@ inline unsigned pack2_finite(float lo, float hi) {
 #endif
   return pack2(lo, hi);
 }
+
+inline unsigned at_least2(unsigned v, unsigned bound) {
+  return (v & 0x80008000u) | std::max(v & 0x7fffu, bound & 0x7fffu) | std::max(v & 0x7fff0000u, bound & 0x7fff0000u);
+}
+inline unsigned halve2(unsigned v) { return pack2(0.5f * load((T)(v & 0xffffu)), 0.5f * load((T)(v >> 16))); }
 
 inline float tanh_approx(float v) {  // to 11 bits, as the unit
   int exponent;

@@ -34,6 +34,9 @@ class ScanTiling(NamedTuple):
     """Blocks that a multiprocessor shall hold, which bounds the registers."""
     chunks: int
     """Chunks of each half of the time that are computed in parallel."""
+    adds: int = 1
+    """With one warp for all states and no chunks: 1 adds what comes into the states by the FMA that decays them, 0 by
+    the product that it is, as the other tilings do."""
 
 
 def choose_tiling(shape: Shape) -> ScanTiling:
@@ -86,7 +89,7 @@ def _shared(shape: Shape, tiling: ScanTiling, phase: int, gate: bool) -> int:
     """Bytes of shared memory of a block: ``Stage`` and ``GroupShared`` of the source."""
     groups = tiling.warps // tiling.state_split
     rows = 20 + 16 * (gate and phase in (0, 2)) + 16 * (phase == 2)
-    stage = 2 * rows * (16 * groups + 8) + 2 * 16 * (-(-shape.rank // 16) * 16 + 8) + 2 * shape.states // 4 * 136 * 8
+    stage = 2 * rows * (16 * groups + 8) + 2 * 16 * (-(-shape.rank // 16) * 16 + 8) + 2 * shape.states // 4 * 138 * 8
     deltas = 64 * (36 if shape.tied else 20)
     return tiling.stages * stage + groups * (deltas if tiling.state_split == 1 else 2 * deltas + 3072)
 
@@ -136,6 +139,7 @@ def forward(shape: Shape, tensors: dict[str, Tensor]) -> None:
             defines = shape.defines(
                 PHASE=phase, SPLIT=tiling.state_split, WARPS=tiling.warps, STAGES=tiling.stages,
                 MIN_BLOCKS=tiling.min_blocks_per_sm, CHUNKED=int(tiling.chunks > 1), GATE=int(gate),
+                **({} if tiling.adds else {"ADDS": 0}),
             )  # fmt: skip
             run = nvrtc.kernel(unit("scan_forward_mma.cu"), "scan_fragments", defines, x.device.index or 0)
             across, clips, directions = shape.grid(16 * tiling.warps // tiling.state_split)

@@ -140,7 +140,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan_backward_
       bool write = on && step < a.L;
       FragmentAddrs here = at;
       here.before = smem_offset(at.before, now + block * EIGHT * XR);
-      here.here = smem_offset(at.here, now + block * EIGHT * XR);
       here.low = smem_offset(at.low, now + block * EIGHT * LR);
       w.b_rows = smem_offset(at.b, now + block * EIGHT * 64);
       Positions positions;

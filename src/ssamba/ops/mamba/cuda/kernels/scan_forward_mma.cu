@@ -4,8 +4,8 @@
 // and 2 q + 1 (and + 8) of channels g and g + 8. A step multiplies them by their decays in float32 and leaves the rest
 // to products: delta u B is one whose inner dimension is time, where B is zero at all steps but one; the sum over
 // states of h C is one whose columns are eight steps, where C is zero at all steps but one. ldmatrix reads those zeros
-// from shared memory: step t is in row 8 t + 7 among rows of zeros, so a constant offset gives the window of eight
-// rows for it. The elementwise part (convolution, delta, gate) has the same layout, lane 4 g + q holding channels g
+// from shared memory: step t is in row 9 t among rows of zeros, so a constant offset gives the window of eight rows for
+// it. The elementwise part (convolution, delta, gate) has the same layout, lane 4 g + q holding channels g
 // and g + 8 at steps 2 q and 2 q + 1 of eight, so only delta is exchanged between lanes.
 //
 // PHASE 0: one direction, the whole sequence; 1: first half, ungated output; 2: second half, mean with the other
@@ -79,8 +79,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan_fragments
   int thread = thread_index(), lane = thread % 32, warp = thread / 32, g = lane / 4, q = lane % 4;
   int half = warp % SPLIT, group = warp / SPLIT;
   WarpState w;
-  w.stages = smem_addr((const T *)stages); w.group_shared = (GroupShared *)(stages + STAGES) + group;
-  w.lane = lane; w.half = half; w.g = g;
+  SmemAddr first_stage = smem_addr((const T *)stages);
+  w.group_shared = (GroupShared *)(stages + STAGES) + group;
+  w.lane = lane; w.half = half;
   int b = blockIdx.y / a.K, k = blockIdx.y % a.K, r = blockIdx.z % a.R, back = REVERSED(r, k);
   int e_block = blockIdx.x * CB, e0 = e_block + group * 16;
   w.on = e0 < a.E;
@@ -99,8 +100,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan_fragments
 #endif
   // No copy writes between the rows of B and C, nor to the padding of the low-rank dt: these stay zero.
   constexpr int MIXED = (int)(sizeof(Stage::low) + sizeof(Stage::bc)) / 16;
-  for (int i = thread; i < STAGES * MIXED; i += THREADS)
-    *((uint4 *)stages[i / MIXED].low + i % MIXED) = make_uint4(0, 0, 0, 0);
+#pragma unroll 1
+  for (int i = thread; i < MIXED; i += THREADS)
+#pragma unroll
+    for (int stage = 0; stage < STAGES; ++stage) ((uint4 *)stages[stage].low)[i] = make_uint4(0, 0, 0, 0);
 
   long long ch = dir_block * a.E + e0 + g;
   load_channel_params(w.c, a, ch, q);
@@ -125,18 +128,19 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan_fragments
   w.copies = {
       a.x + b * a.xb + k * a.xk + e_block + t_first * a.xt + (long long)(lo * sign) * a.xt,
       a.z + b * a.zb + k * a.zk + e_block + t_first * a.zt + (long long)(lo * sign) * a.zt,
-      a.y + y_at + e_block + lo * sign * y_row, a.p + (base * a.L + t_first + lo * sign) * P,
+      a.y + y_at + e_block + lo * sign * y_row,
       sign * (int)a.xt, sign * (int)a.zt, sign * (int)y_row, sign * P};
-  w.copies.start(thread, a.E - e_block, hi);
-  w.y_step = sign * (int)y_row;
-  w.y = a.y + y_at + e0 + 2 * q + (lo + (SPLIT == 1 ? -8 : half * 8 - STEPS) + g) * w.y_step;
+  w.copies.start(first_stage, thread, a.E - e_block, a.p + (base * a.L + t_first + lo * sign) * P);
+  int first = max(lo, 0);
+  w.outputs.start(a.y + y_at + e0 + 2 * q + (long long)first * sign * y_row, sign * (int)y_row, lo - first,
+                  half * 8 + g, hi - first, w.on);
 #if PHASE == 4
   w.saved = a.ckpt + (base * a.count * a.E + e0 + g) * N + 4 * q;
   w.save_step = (long long)a.E * N;
 #endif
-  w.begin = lo; w.lo = max(lo, 0); w.hi = hi;
-  w.at.init(w.stages, lane, group, half);
-  w.delta = w.group_shared->delta[0] + g * DR;
+  w.begin = lo; w.hi = hi;
+  w.at.init(first_stage, lane, group, half);
+  w.delta = w.group_shared->delta[0] + DELTA_ROW(g) * DR;
   w.delta_at = w.delta + (half * 8 + q * 2) * DV;
   __syncthreads();
   run_mainloop(w);

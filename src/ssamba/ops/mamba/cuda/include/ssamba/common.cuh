@@ -23,10 +23,11 @@ __device__ __forceinline__ float sigmoid_of_softplus(float d) {
 }
 
 // The gate's argument, kept away from zero: the backward recovers the ungated output by dividing by the gate. The bound
-// is far below the resolution of the output's type.
+// is far below the resolution of the output's type, and a value of either type of 16 bits.
+#define MIN_GATE_INPUT (DTYPE == 2 ? 0x1p-12f : 0x1p-66f)
+#define MIN_GATE_INPUTS (DTYPE == 2 ? 0x0c000c00u : 0x1e801e80u)  // two in 16 bits
 __device__ __forceinline__ float gate_input(float z) {
-  float least = DTYPE == 2 ? 0x1p-12f : 1e-20f;
-  return fabsf(z) < least ? copysignf(least, z) : z;
+  return fabsf(z) < MIN_GATE_INPUT ? copysignf(MIN_GATE_INPUT, z) : z;
 }
 // silu'(z) / silu(z). Times the gated output and its gradient it is the gradient of z.
 __device__ __forceinline__ float gate_ratio(float z, float sig) { return rcp(z) + 1.0f - sig; }

@@ -13,17 +13,17 @@ __device__ __forceinline__ float low_half(unsigned v) { return __uint_as_float(v
 __device__ __forceinline__ float high_half(unsigned v) { return __uint_as_float(v & 0xffff0000u); }
 #endif
 
-// share * silu(v) of two values by tanh.approx: one special function each, with a relative error of 2^-11, which is
-// less than that of rounding to bfloat16, and as much as that of rounding to float16 may be.
-__device__ __forceinline__ void silu2(float &a, float &b, float share = 1.0f) {
+// silu(v) of two values by tanh.approx: one special function each, with a relative error of 2^-11, which is less than
+// that of rounding to bfloat16, and as much as that of rounding to float16 may be.
+__device__ __forceinline__ void silu2(float &a, float &b) {
   float ha = 0.5f * a, hb = 0.5f * b, ta = tanh_approx(ha), tb = tanh_approx(hb);
-  ha *= share; hb *= share;
   a = ha * ta + ha; b = hb * tb + hb;
 }
 
-// silu(2 v) of two values: for results that were computed halved.
-__device__ __forceinline__ void silu2_of_halves(float &a, float &b) {
+// share * silu(2 v) of two values: for results that were computed halved.
+__device__ __forceinline__ void silu2_of_halves(float &a, float &b, float share = 1.0f) {
   float ta = tanh_approx(a), tb = tanh_approx(b);
+  a *= share; b *= share;
   a = a * ta + a; b = b * tb + b;
 }
 

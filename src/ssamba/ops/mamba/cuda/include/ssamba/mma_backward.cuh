@@ -11,6 +11,11 @@
 // the states to the adjoint instead of computed again; 17: all of them in registers.
 #pragma once
 
+#define SLOTS 136
+#define WINDOW 7
+#define FIRST_SLOT 7
+#define BIASES 1
+
 #include "ssamba/mma_elementwise.cuh"
 #include "ssamba/packed_math.cuh"
 
@@ -38,6 +43,58 @@ struct __align__(16) WarpShared {
 #else
   T rows[1][8];                // nothing
 #endif
+};
+
+// A thread's share of the copies of x, z, y and p of a batch: source pointers, their distances between batches, and
+// destinations.
+#define PC (P / PIECE)               // copies of a row of p
+#define ROWS_AT_ONCE (16 * SPLIT)  // rows of channels that all threads copy, 16 bytes each
+#define PROUNDS ((STEPS * PC + THREADS - 1) / THREADS)
+struct BatchCopies {
+  const T *x, *z, *y, *p;
+  int x_step, z_step, y_step, p_step;  // by one step, then (after start) by 16
+  int row, to, end, p_from[PROUNDS], p_to[PROUNDS], p_row[PROUNDS];
+
+  // Before: the pointers are at the first step, at the first channel of the block.
+  __device__ __forceinline__ void start(int thread, int channels, int hi) {
+    int part = thread % (CB / 8) * 8;
+    row = thread / (CB / 8);
+    to = row * XR + part;
+    end = part < channels ? hi : 0;
+    x += (row - HALO) * x_step + part; z += row * z_step + part; y += row * y_step + part;
+#pragma unroll
+    for (int i = 0; i < PROUNDS; ++i) {
+      int n = thread + i * THREADS, j = n % PC * PIECE, m = j - RANK;
+      p_row[i] = n < STEPS * PC ? n / PC : 1 << 30;
+      p_from[i] = n / PC * p_step + j;
+      p_to[i] = j < RANK ? LOW_AT + n / PC * LR + j
+                         : BC_AT + (tile_of(m) * SLOTS + SLOT_OF(n / PC)) * 8 + column_of(m);
+    }
+    x_step *= STEPS; z_step *= STEPS; y_step *= STEPS; p_step *= STEPS;
+  }
+  // Copies steps s0 to s0 + 15, zeros for those beyond the sequence, and moves on by 16.
+  __device__ __forceinline__ void copy(SmemAddr stage, int s0, int hi) {
+    SmemAddr at = smem_offset(stage, to);
+    if (row < HALO + STEPS) cp_async<16>(at, x, (unsigned)(s0 + row - HALO) < (unsigned)end);
+    x += x_step;
+    if (ROWS_AT_ONCE < HALO + STEPS && row < HALO)
+      cp_async<16>(smem_offset(at, STEPS * XR), x, (unsigned)(s0 + row + STEPS - HALO) < (unsigned)end);
+    if (ROWS_AT_ONCE == STEPS || row < STEPS) {
+#if GATED
+      cp_async<16>(smem_offset(at, Z_AT), z, (unsigned)(s0 + row) < (unsigned)end);
+      z += z_step;
+#endif
+#if PHASE == 2
+      cp_async<16>(smem_offset(at, OTHER_AT), y, (unsigned)(s0 + row) < (unsigned)end);
+      y += y_step;
+#endif
+    }
+#pragma unroll
+    for (int i = 0; i < PROUNDS; ++i)
+      if (p_row[i] < STEPS)
+        cp_async<2 * PIECE>(smem_offset(stage, p_to[i]), p + p_from[i], (unsigned)(s0 + p_row[i]) < (unsigned)hi);
+    p += p_step;
+  }
 };
 
 // Copies of a batch, from the last one to the first.
@@ -120,7 +177,7 @@ __device__ __forceinline__ void prepare(const ChannelParams &c, const FragmentAd
   Elementwise work;
   unsigned zdy[4], y[2];
   float ds[4], dz[4];
-  work.read(c, at, 0);
+  work.read(c, at, 0, 0);
   ldmatrix_x4_trans(zdy, gates);
   ldmatrix_x2_trans(y, smem_offset(gates, 2 * ROWS_OF));
   work.convolve<0>(c);

@@ -4,7 +4,10 @@
 // between the steps of the recurrence of the eight steps before, so that their latencies overlap.
 //
 // Given: N states (8 or 16), W taps, P = RANK + 2 N outputs of the projection, WARPS of a block, STAGES of the
-// pipeline, PHASE, SPLIT, CHUNKED, GATE and TIED (scan_forward_mma.cu).
+// pipeline, PHASE, SPLIT, CHUNKED, GATE and TIED (scan_forward_mma.cu). And by the header that includes this one, where
+// B and C lie: SLOTS, rows of 8 states of a tile; WINDOW, rows from the window of a step to that of the next;
+// FIRST_SLOT, the row of step 0; and BIASES: with 2, dt's bias of a channel is in two registers, as a product starts
+// from it, with 1 it is copied for each product.
 #pragma once
 
 #include "ssamba/fast_math.cuh"
@@ -21,17 +24,20 @@
 #define CB (16 * GROUPS)         // channels of a block
 #define XR (CB + 8)              // a row of x in shared memory, padded so that ldmatrix meets no bank conflicts
 #define LR (KT * 16 + 8)         // a row of the low-rank dt, likewise
-#define SLOTS 136                // rows of 8 states of B or C: that of step t is 8 t + 7, the others are zeros
 #define TILES_OF_STATES (N / 8)
 #define NJ (TILES_OF_STATES / SPLIT)  // tiles of 8 states of a warp
 static_assert(NJ * SPLIT * 8 == N, "8 states can not be split");
+// The row of B or C of a step. The others are zeros: in the 8 rows of a step's window, only its own is not.
+#define SLOT_OF(step) ((WINDOW + 1) * (step) + FIRST_SLOT)
+#define STEP_VALUES ((WINDOW + 1) * 8)  // from a step's row to that of the next
 // QUADS: a lane's four states follow each other, so that one power and three multiplications by r give their decays,
 // and saved states are read and written eight bytes at a time.
 #define QUADS ((TIED || PHASE == 4) && NJ == 2)
-#define PIECE (QUADS ? 2 : 4)    // values of p that a copy takes
-#define PC (P / PIECE)           // copies of a row of p
+#define PIECE (QUADS ? 2 : 4)    // values of B and C that a copy takes
 #define DV (TIED ? 2 : 1)        // values of a step that lanes exchange: delta or, if TIED, log2 r and r
 #define DR (DV * STEPS + 4)      // a row of them, padded
+// The row of channel g, of 8. Lanes of channels that write at once then meet different banks, as those that read do.
+#define DELTA_ROW(g) (TIED ? (g) % 2 * 4 + (g) / 2 : (g) % 4 * 2 + (g) / 4)
 
 // A batch of 16 steps.
 struct __align__(16) Stage {
@@ -68,59 +74,9 @@ struct __align__(16) GroupShared {
 #endif
 };
 
-// A thread's share of the copies of a batch: source pointers, their distances between batches, and destinations.
-#define ROWS_AT_ONCE (16 * SPLIT)  // rows of channels that all threads copy, 16 bytes each
-#define PROUNDS ((STEPS * PC + THREADS - 1) / THREADS)
-struct BatchCopies {
-  const T *x, *z, *y, *p;
-  int x_step, z_step, y_step, p_step;  // by one step, then (after start) by 16
-  int row, to, end, p_from[PROUNDS], p_to[PROUNDS], p_row[PROUNDS];
-
-  // Before: the pointers are at the first step, at the first channel of the block.
-  __device__ __forceinline__ void start(int thread, int channels, int hi) {
-    int part = thread % (CB / 8) * 8;
-    row = thread / (CB / 8);
-    to = row * XR + part;
-    end = part < channels ? hi : 0;
-    x += (row - HALO) * x_step + part; z += row * z_step + part; y += row * y_step + part;
-#pragma unroll
-    for (int i = 0; i < PROUNDS; ++i) {
-      int n = thread + i * THREADS, j = n % PC * PIECE, m = j - RANK;
-      p_row[i] = n < STEPS * PC ? n / PC : 1 << 30;
-      p_from[i] = n / PC * p_step + j;
-      p_to[i] = j < RANK ? LOW_AT + n / PC * LR + j
-                         : BC_AT + (tile_of(m) * SLOTS + 8 * (n / PC) + 7) * 8 + column_of(m);
-    }
-    x_step *= STEPS; z_step *= STEPS; y_step *= STEPS; p_step *= STEPS;
-  }
-  // Copies steps s0 to s0 + 15, zeros for those beyond the sequence, and moves on by 16.
-  __device__ __forceinline__ void copy(SmemAddr stage, int s0, int hi) {
-    SmemAddr at = smem_offset(stage, to);
-    if (row < HALO + STEPS) cp_async<16>(at, x, (unsigned)(s0 + row - HALO) < (unsigned)end);
-    x += x_step;
-    if (ROWS_AT_ONCE < HALO + STEPS && row < HALO)
-      cp_async<16>(smem_offset(at, STEPS * XR), x, (unsigned)(s0 + row + STEPS - HALO) < (unsigned)end);
-    if (ROWS_AT_ONCE == STEPS || row < STEPS) {
-#if GATED
-      cp_async<16>(smem_offset(at, Z_AT), z, (unsigned)(s0 + row) < (unsigned)end);
-      z += z_step;
-#endif
-#if PHASE == 2
-      cp_async<16>(smem_offset(at, OTHER_AT), y, (unsigned)(s0 + row) < (unsigned)end);
-      y += y_step;
-#endif
-    }
-#pragma unroll
-    for (int i = 0; i < PROUNDS; ++i)
-      if (p_row[i] < STEPS)
-        cp_async<2 * PIECE>(smem_offset(stage, p_to[i]), p + p_from[i], (unsigned)(s0 + p_row[i]) < (unsigned)hi);
-    p += p_step;
-  }
-};
-
 // Parameters of a lane's two channels; taps and bias of the convolution are halved for silu2_of_halves.
 struct ChannelParams {
-  float tap[2][W], conv_b[2], dt_b[2], skip[2];
+  float tap[2][W], conv_b[2], dt_b[BIASES][2], skip[2];
   unsigned dt[KT][4];  // dt_proj as the matrix a of a product
 #if TIED
   float rate[2];       // log2 r for each unit of delta
@@ -134,7 +90,9 @@ __device__ __forceinline__ void load_channel_params(ChannelParams &c, const Scan
     if (W == 4) four = *(const float4 *)(a.conv_w + ch * W);
 #pragma unroll
     for (int j = 0; j < W; ++j) c.tap[i][j] = 0.5f * (W == 4 ? (&four.x)[j] : a.conv_w[ch * W + j]);
-    c.conv_b[i] = 0.5f * a.conv_b[ch]; c.dt_b[i] = a.dt_bias[ch]; c.skip[i] = a.skip[ch];
+    c.conv_b[i] = 0.5f * a.conv_b[ch]; c.skip[i] = a.skip[ch];
+    c.dt_b[0][i] = a.dt_bias[ch];
+    if constexpr (BIASES == 2) c.dt_b[1][i] = per_thread(c.dt_b[0][i]);
 #if TIED
     c.rate[i] = -LOG2E * ex2(LOG2E * a.a_log[ch]);
 #endif
@@ -147,33 +105,24 @@ __device__ __forceinline__ void load_channel_params(ChannelParams &c, const Scan
   }
 }
 
-// A lane's row addresses for ldmatrix, of the first 8 steps or its warp's half: before, here and low in the batch whose
-// elementwise part is computed, z and b in the batch of the recurrence.
+// A lane's row addresses for ldmatrix in a stage, of the first 8 steps or its warp's half. Where two matrices are
+// loaded, only lanes 0 to 15 count: their rows of x and z are at constant offsets from `before`.
 struct FragmentAddrs {
-  SmemAddr before, here, low;
-  SmemAddr z, b;
+  SmemAddr before, low, b;
+#if PHASE == 2
+  SmemAddr here;  // of x, and of the other direction's output
+#endif
 
   __device__ __forceinline__ void init(SmemAddr stage, int lane, int group, int half) {
     int row = lane % 8 + half * 8, matrix = lane / 8, columns = row * XR + group * 16 + matrix % 2 * 8;
     before = smem_offset(stage, matrix / 2 * 2 * XR + columns);
-    here = smem_offset(stage, HALO * XR + columns);
 #if PHASE == 2
-    if (matrix >= 2) here = smem_offset(stage, OTHER_AT + columns);
+    here = smem_offset(stage, (matrix < 2 ? HALO * XR : OTHER_AT) + columns);
 #endif
-#if GATED
-    z = smem_offset(stage, Z_AT + columns);
-#endif
-    low = smem_offset(stage, LOW_AT + row * LR + matrix % 2 * 8);
-    int slot = 7 + lane % 8;
-    b = smem_offset(stage, BC_AT + (NJ == 2 ? matrix % 2 * SLOTS + slot + matrix / 2 * 7
-                                               : half * SLOTS + slot + matrix * 7) * 8);
-  }
-  // Move on by so many values.
-  __device__ __forceinline__ void advance_elementwise(int values) {
-    before = smem_offset(before, values); here = smem_offset(here, values); low = smem_offset(low, values);
-  }
-  __device__ __forceinline__ void advance_recurrence(int values) {
-    z = smem_offset(z, values); b = smem_offset(b, values);
+    low = smem_offset(stage, LOW_AT + row * LR + matrix * 8);
+    int slot = FIRST_SLOT + lane % 8;
+    b = smem_offset(stage, BC_AT + (NJ == 2 ? matrix % 2 * SLOTS + slot + matrix / 2 * WINDOW
+                                               : half * SLOTS + slot + matrix * WINDOW) * 8);
   }
 };
 
@@ -189,10 +138,11 @@ struct Elementwise {
   unsigned before[4], here[4];
   float dt[4], v[4], d[4];
 
+  // stage: how many bytes the batch's stage is behind the one that `at` points to.
   template <int PART>
-  __device__ __forceinline__ void part(const ChannelParams &c, const FragmentAddrs &at, int block, float *delta_at,
-                                       StepBlock &to) {
-    if constexpr (PART == 0) read(c, at, block);
+  __device__ __forceinline__ void part(const ChannelParams &c, const FragmentAddrs &at, int stage, int block,
+                                       float *delta_at, StepBlock &to) {
+    if constexpr (PART == 0) read(c, at, stage, block);
     if constexpr (PART == 1 || PART == 2) convolve<PART - 1>(c);
     if constexpr (PART == 3 || PART == 4) {
       constexpr int i = 2 * PART - 6;
@@ -221,25 +171,30 @@ struct Elementwise {
       }
   }
   template <int PART = 0>
-  __device__ __forceinline__ void all(const ChannelParams &c, const FragmentAddrs &at, int block, float *delta_at,
-                                      StepBlock &to) {
-    part<PART>(c, at, block, delta_at, to);
-    if constexpr (PART < 7) all<PART + 1>(c, at, block, delta_at, to);
+  __device__ __forceinline__ void all(const ChannelParams &c, const FragmentAddrs &at, int stage, int block,
+                                      float *delta_at, StepBlock &to) {
+    part<PART>(c, at, stage, block, delta_at, to);
+    if constexpr (PART < 7) all<PART + 1>(c, at, stage, block, delta_at, to);
   }
 
-  __device__ __forceinline__ void read(const ChannelParams &c, const FragmentAddrs &at, int block) {
-    ldmatrix_x4_trans(before, smem_offset(at.before, block * 8 * XR));
+  __device__ __forceinline__ void read(const ChannelParams &c, const FragmentAddrs &at, int stage, int block) {
+    SmemAddr rows = smem_offset(smem_bytes(at.before, stage), block * 8 * XR);
+    ldmatrix_x4_trans(before, rows);
 #if PHASE == 2
-    ldmatrix_x4_trans(here, smem_offset(at.here, block * 8 * XR));
+    ldmatrix_x4_trans(here, smem_offset(smem_bytes(at.here, stage), block * 8 * XR));
 #else
-    ldmatrix_x2_trans(here, smem_offset(at.here, block * 8 * XR));
+    ldmatrix_x2_trans(here, smem_offset(rows, HALO * XR));
 #endif
-    dt[0] = dt[1] = c.dt_b[0]; dt[2] = dt[3] = c.dt_b[1];
+#pragma unroll
+    for (int n = 0; n < 4; ++n) dt[n] = c.dt_b[n % BIASES][n / 2];
+    unsigned low[4];
 #pragma unroll
     for (int k = 0; k < KT; ++k) {
-      unsigned low[2];
-      ldmatrix_x2(low, smem_offset(at.low, block * 8 * LR + k * 16));
-      mma_m16n8k16(dt, c.dt[k][0], c.dt[k][1], c.dt[k][2], c.dt[k][3], low[0], low[1]);
+      SmemAddr row = smem_offset(smem_bytes(at.low, stage), block * 8 * LR + k * 16);
+      if (k % 2 == 0 && k + 1 < KT) ldmatrix_x4(low, row);  // of two products
+      if (k % 2 == 0 && k + 1 == KT) ldmatrix_x2(low, row);
+      const unsigned *pair = low + k % 2 * 2;
+      mma_m16n8k16(dt, c.dt[k][0], c.dt[k][1], c.dt[k][2], c.dt[k][3], pair[0], pair[1]);
     }
   }
   template <int i> __device__ __forceinline__ void convolve(const ChannelParams &c) {
@@ -253,16 +208,20 @@ struct Elementwise {
   }
 };
 
+#define SHARE (PHASE == 2 ? 0.5f : 1.0f)
+// Factors of outputs before the first ones, which are not stored: without a gate the same as later, a constant.
+#define NO_GATE {SHARE, SHARE, SHARE, SHARE}
+
 // The factors of the outputs of 8 steps: the gate, and 1/2 for the mean of two directions.
-__device__ __forceinline__ void load_gate(const FragmentAddrs &at, int block, float *gate) {
-  constexpr float SHARE = PHASE == 2 ? 0.5f : 1.0f;
+__device__ __forceinline__ void load_gate(const FragmentAddrs &at, int stage, int block, float *gate) {
 #if GATED
   unsigned z[2];
-  ldmatrix_x2_trans(z, smem_offset(at.z, block * 8 * XR));
+  ldmatrix_x2_trans(z, smem_offset(smem_bytes(at.before, stage), Z_AT + block * 8 * XR));
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    gate[2 * i] = gate_input(low_half(z[i])); gate[2 * i + 1] = gate_input(high_half(z[i]));
-    silu2(gate[2 * i], gate[2 * i + 1], SHARE);
+    unsigned half = halve2(at_least2(z[i], MIN_GATE_INPUTS));  // as gate_input bounds it
+    gate[2 * i] = low_half(half); gate[2 * i + 1] = high_half(half);
+    silu2_of_halves(gate[2 * i], gate[2 * i + 1], SHARE);
   }
 #else
   gate[0] = gate[1] = gate[2] = gate[3] = SHARE;
@@ -274,11 +233,29 @@ __device__ __forceinline__ unsigned pack_outputs(float lo, float hi) {
   return GATED ? pack2(lo, hi) : pack2_finite(lo, hi);
 }
 
-// Stores the outputs of 8 steps. to: this lane's first channel pair at step g of them.
-__device__ __forceinline__ void store_outputs(const float *sum, const float *gate, T *to, bool on) {
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    unsigned row = movmatrix_trans(pack_outputs(sum[2 * i] * gate[2 * i], sum[2 * i + 1] * gate[2 * i + 1]));
-    if (on) *(unsigned *)(to + 8 * i) = row;
+// Where a lane stores the outputs of 8 steps of each 8 * SPLIT: of step g of them, its first channel pair.
+struct Outputs {
+  T *to;               // of the first step
+  int at, distance;    // values from there, and from one 8 steps to the next
+  int place, count;    // steps from there, and how many there are
+
+  // begin: of the first batch, counted from the first step to store. g: the lane's step of 8.
+  __device__ __forceinline__ void start(T *first, int step, int begin, int g, int steps, bool on) {
+    to = kept(first);
+    place = begin - 8 * SPLIT + g;
+    at = place * step;
+    distance = per_thread(8 * SPLIT * step);
+    count = per_thread(on ? max(steps, 0) : 0);
   }
-}
+  __device__ __forceinline__ void store(const float *sum, const float *gate) {
+    unsigned rows[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i)
+      rows[i] = movmatrix_trans(pack_outputs(sum[2 * i] * gate[2 * i], sum[2 * i + 1] * gate[2 * i + 1]));
+    if ((unsigned)place < (unsigned)count) {
+      store_pair<0>(to + at, rows[0]); store_pair<8>(to + at, rows[1]);
+    }
+    at += distance;
+    place += 8 * SPLIT;
+  }
+};

@@ -90,7 +90,7 @@ struct Recurrence : Exchange {
 #pragma unroll
     for (int t = 0; t < EIGHT; ++t) {
       int now = t % 2;
-      if (t % 2 == 0) ldmatrix_x4_trans(b, smem_offset(b_rows, 7 * t * 8));
+      if (t % 2 == 0) ldmatrix_x4_trans(b, smem_offset(b_rows, WINDOW * t * 8));
 #pragma unroll
       for (int n = 0; n < 8; ++n) h[n] *= d[now][n];
 #pragma unroll
@@ -117,8 +117,8 @@ struct Recurrence : Exchange {
     for (int t = EIGHT - 1; t >= 0; --t) {
       if (t % 4 == 3 && !keeps(t, 1)) read_deltas(t - 3, delta);
       if (t % 2) {
-        ldmatrix_x4_trans(c, smem_offset(b_rows, TILES_OF_STATES * SLOTS * 8 + 7 * (t - 1) * 8));
-        ldmatrix_x4(b, smem_offset(b_rows, 7 * (t - 1) * 8));
+        ldmatrix_x4_trans(c, smem_offset(b_rows, TILES_OF_STATES * SLOTS * 8 + WINDOW * (t - 1) * 8));
+        ldmatrix_x4(b, smem_offset(b_rows, WINDOW * (t - 1) * 8));
       }
 #pragma unroll
       for (int j = 0; j < 2; ++j) mma_m16n8k8(carry + 4 * j, at.ds[0], at.ds[1], c[t % 2 * 2 + j]);

@@ -5,7 +5,7 @@
 // a product or a special function alone.
 #pragma once
 
-#include "ssamba/mma_elementwise.cuh"
+#include "ssamba/mma_copies.cuh"
 
 #if STAGES < 3
 #error "the current batch, the next one, whose elementwise part is computed ahead, and one being copied need 3 stages"
@@ -13,16 +13,17 @@
 
 // ADDS: delta u B is computed by a product of its own, and added by the FMA that decays the states. From step to step
 // this is a shorter chain than a product that accumulates in the states, but it has a product's latency before it,
-// which only many warps hide.
+// which only many warps hide. Given, for measurements: 0, a product that accumulates.
+#ifndef ADDS
 #define ADDS (SPLIT == 1 && !CHUNKED)
-#define STAGE ((int)sizeof(Stage) / 2)  // values of a stage
+#endif
+#define STAGE ((int)sizeof(Stage))
 
 // The state of a warp's main loop.
 struct WarpState {
   ChannelParams c;
   FragmentAddrs at;
   BatchCopies copies;
-  SmemAddr stages;
   GroupShared *group_shared;
   float h[NJ * 4];
 #if TIED
@@ -36,43 +37,40 @@ struct WarpState {
   T *saved;            // where this lane's states of its first channel go
   long long save_step;
 #endif
-  T *y;                         // outputs of the eight steps (with SPLIT 2: of the batch) before the current ones
-  int y_step, begin, lo, hi, lane, half, g;  // begin: of the first batch, which may lie before the first step lo
-  int now, free;                             // offsets of the current stage and of the next one to fill, in values
+  Outputs outputs;              // of the eight steps (with SPLIT 2: of the batch) before the current ones
+  int begin, hi, lane, half;    // begin: of the first batch, which may lie before the first step
+  int now, next, free;                       // offsets of the current stage, the next and the one to fill, in bytes
   bool on;                                   // whether the channels exist
 
-  __device__ __forceinline__ static int next_stage(int stage) {
-    return stage == (STAGES - 1) * STAGE ? 0 : stage + STAGE;
-  }
-  // Moves the elementwise part on to the next batch; returns by how many values, for the recurrence to follow.
-  __device__ __forceinline__ int advance_stage() {
-    int on = next_stage(now) - now;
-    at.advance_elementwise(on);
-    now += on;
-    return on;
+  // Goes on to the next batch: the stage of the one before it is free then.
+  __device__ __forceinline__ void advance_stage() {
+    int after = STAGES == 3 ? free : next == (STAGES - 1) * STAGE ? 0 : next + STAGE;
+    free = now; now = next; next = after;
   }
   // Waits for the next batch, and starts the copies of the one that takes the place of the batch before this.
   __device__ __forceinline__ void next_batch(int s0) {
     cp_async_wait<STAGES - 3>();
     __syncthreads();
-    if (s0 + (STAGES - 1) * STEPS < hi) copies.copy(smem_offset(stages, free), s0 + (STAGES - 1) * STEPS, hi);
+    if (hi - s0 >= STAGES * STEPS)
+      copies.copy<true>(free, s0 + (STAGES - 1) * STEPS, hi);
+    else
+      copies.copy<false>(free, s0 + (STAGES - 1) * STEPS, hi);
     cp_async_commit();
-    free = next_stage(free);
   }
   __device__ __forceinline__ void load_first_batches() {
-#pragma unroll
+#pragma unroll 1
     for (int i = 0; i < STAGES - 1; ++i) {
-      copies.copy(smem_offset(stages, i * STAGE), begin + i * STEPS, hi);
+      copies.copy<false>(i * STAGE, begin + i * STEPS, hi);
       cp_async_commit();
     }
-    now = 0; free = (STAGES - 1) * STAGE;
+    now = 0; next = STAGE; free = (STAGES - 1) * STAGE;
     cp_async_wait<STAGES - 2>();
     __syncthreads();
   }
   // The elementwise part of the first 8 steps of the first batch, or of the warp's half of it.
   __device__ __forceinline__ void prepare(StepBlock &to) {
     Elementwise work;
-    work.all(c, at, 0, delta_at, to);
+    work.all(c, at, 0, 0, delta_at, to);
   }
 };
 
@@ -81,19 +79,18 @@ struct WarpState {
 struct Interleaved {
   const ChannelParams &c;
   const FragmentAddrs &at;
-  int block, block_now;
+  int stage, block, stage_now, block_now;  // of the next steps, of the current ones
   float *delta_at, *gate;
   StepBlock &to;
   const float *sum;
-  T *y;
-  bool on;
+  Outputs &outputs;
   Elementwise work;
 
   template <int STEP> __device__ __forceinline__ void after_step() {
-    if constexpr (STEP % SPLIT == SPLIT - 1) work.part<STEP / SPLIT>(c, at, block, delta_at, to);
+    if constexpr (STEP % SPLIT == SPLIT - 1) work.part<STEP / SPLIT>(c, at, stage, block, delta_at, to);
     if constexpr (SPLIT == 1 && STEP == 5) __syncwarp();  // part 5 has written delta
-    if constexpr (OUTPUTS && STEP == SPLIT) store_outputs(sum, gate, y, on);
-    if constexpr (OUTPUTS && STEP == 6 * SPLIT) load_gate(at, block_now, gate);
+    if constexpr (OUTPUTS && STEP == SPLIT) outputs.store(sum, gate);
+    if constexpr (OUTPUTS && STEP == 6 * SPLIT) load_gate(at, stage_now, block_now, gate);
   }
 };
 
@@ -147,8 +144,8 @@ __device__ __forceinline__ void advance(WarpState &w, SmemAddr b_rows, float (*d
   if constexpr (t % HELD == HELD - 1 && t < 7) read_deltas(d, delta + (t + 1) * DV);
 #endif
   if constexpr (t % EACH == 0) {
-    ldmatrix_x4_trans(bc.b, smem_offset(b_rows, 7 * t * 8));
-    if constexpr (OUTPUTS) ldmatrix_x4(bc.c, smem_offset(b_rows, TILES_OF_STATES * SLOTS * 8 + 7 * t * 8));
+    ldmatrix_x4_trans(bc.b, smem_offset(b_rows, WINDOW * t * 8));
+    if constexpr (OUTPUTS) ldmatrix_x4(bc.c, smem_offset(b_rows, (TILES_OF_STATES * SLOTS + WINDOW * t) * 8));
   }
 #if !ADDS
 #pragma unroll
@@ -192,27 +189,31 @@ __device__ __forceinline__ void save_states(WarpState &w) {
 template <int BLOCK>
 __device__ __forceinline__ void run_block(WarpState &w, int s0, StepBlock *eight, float (*d)[4], float *gate) {
   constexpr int OTHER = BLOCK ^ 1;
-  int on = 0;
 #if PHASE == 4
   save_states(w);
 #endif
-  if (BLOCK == 1) {
-    w.next_batch(s0);
-    on = w.advance_stage();
-  }
-  int before = s0 + 8 * BLOCK - 8 + w.g;
-  bool write = w.on && (unsigned)(before - w.lo) < (unsigned)(w.hi - w.lo);
-  Interleaved between = {w.c, w.at, OTHER, BLOCK, w.delta_at, gate, eight[OTHER], eight[OTHER].sum, w.y, write};
+  if (BLOCK == 1) w.next_batch(s0);
+  Interleaved between = {w.c,  w.at,         BLOCK ? w.next : w.now, OTHER, w.now, BLOCK, w.delta_at,
+                         gate, eight[OTHER], eight[OTHER].sum,       w.outputs};
   BcFragments bc;
-  advance<0>(w, smem_offset(w.at.b, BLOCK * 512), d, w.delta + 8 * DV * BLOCK, w.delta + 8 * DV * OTHER, eight[BLOCK],
-             between, bc);
-  if (BLOCK == 1) w.at.advance_recurrence(on);
-  w.y += 8 * w.y_step;
+  SmemAddr b_rows = smem_offset(smem_bytes(w.at.b, w.now), BLOCK * 8 * STEP_VALUES);
+  advance<0>(w, b_rows, d, w.delta + 8 * DV * BLOCK, w.delta + 8 * DV * OTHER, eight[BLOCK], between, bc);
+  if (BLOCK == 1) w.advance_stage();
+}
+
+// What is left after the last block, `eight`.
+__device__ __forceinline__ void finish(WarpState &w, const StepBlock &eight, const float *gate) {
+#if PHASE == 4
+  save_states(w);
+#elif PHASE != 3
+  w.outputs.store(eight.sum, gate);
+#endif
+  cp_async_wait<0>();  // zeros, copied for steps beyond the end
 }
 
 __device__ __forceinline__ void run_mainloop(WarpState &w) {
   StepBlock eight[2] = {};
-  float d[2][4], gate[4] = {};
+  float d[2][4], gate[4] = NO_GATE;
   w.load_first_batches();
   w.prepare(eight[0]);
   __syncwarp();
@@ -220,14 +221,10 @@ __device__ __forceinline__ void run_mainloop(WarpState &w) {
 #pragma unroll 1
   for (int s0 = w.begin; s0 < w.hi; s0 += STEPS) {
     run_block<0>(w, s0, eight, d, gate);
+    if (w.hi - s0 <= 8) return finish(w, eight[0], gate);
     run_block<1>(w, s0, eight, d, gate);
   }
-#if PHASE == 4
-  if (w.hi % STEPS == 0) save_states(w);
-#elif PHASE != 3
-  int last = w.begin + (w.hi - 1 - w.begin) / STEPS * STEPS + 8 + w.g;
-  store_outputs(eight[1].sum, gate, w.y, w.on && (unsigned)(last - w.lo) < (unsigned)(w.hi - w.lo));
-#endif
+  finish(w, eight[1], gate);
 }
 #else
 // Adds the other warp's share of the sums over states of this warp's half of a batch.
@@ -238,16 +235,16 @@ __device__ __forceinline__ void add_other_half(const WarpState &w, float *sum, i
 
 __device__ __forceinline__ void run_mainloop(WarpState &w) {
   StepBlock mine;  // this warp's half of a batch
-  float d[2][4], gate[4] = {}, sum[4] = {};  // sum: this warp's share of the output of its half of the batch before
-  int place = w.half * 8 + w.g, parity = 0;
+  float d[2][4], gate[4] = NO_GATE;
+  float sum[4] = {};  // this warp's share of the output of its half of the batch before
+  int parity = 0;
   w.load_first_batches();
   w.prepare(mine);
   w.group_shared->drive[0][w.half][w.lane] = make_uint2(mine.drive[0], mine.drive[1]);
 #pragma unroll 1
   for (int s0 = w.begin; s0 < w.hi; s0 += STEPS) {
     w.next_batch(s0);
-    int before = s0 - STEPS + place, next_parity = parity ^ 1;
-    bool write = w.on && s0 > w.begin && (unsigned)(before - w.lo) < (unsigned)(w.hi - w.lo);
+    int next_parity = parity ^ 1;
     if (PHASE != 3 && s0 > w.begin) add_other_half(w, sum, next_parity);
     StepBlock eight[2];
 #pragma unroll
@@ -260,13 +257,13 @@ __device__ __forceinline__ void run_mainloop(WarpState &w) {
     float begin[4] = {mine.sum[0], mine.sum[1], mine.sum[2], mine.sum[3]};
     const float *delta = w.delta + parity * 16 * DR;
     read_deltas(d, delta);
-    int on = w.advance_stage();
-    Interleaved between = {w.c, w.at, 0, 0, w.delta_at + next_parity * 16 * DR, gate, mine, sum, w.y, write};
+    Interleaved between = {w.c,  w.at, w.next, 0,   w.now, 0, w.delta_at + next_parity * 16 * DR,
+                           gate, mine, sum,    w.outputs};
+    SmemAddr b_rows = smem_bytes(w.at.b, w.now);
     BcFragments bc;
-    advance<0>(w, w.at.b, d, delta, delta + 8 * DV, eight[0], between, bc);
-    advance<8>(w, smem_offset(w.at.b, 512), d, delta + 8 * DV, nullptr, eight[1], between, bc);
-    w.at.advance_recurrence(on);
-    w.y += STEPS * w.y_step;
+    advance<0>(w, b_rows, d, delta, delta + 8 * DV, eight[0], between, bc);
+    advance<8>(w, smem_offset(b_rows, 8 * STEP_VALUES), d, delta + 8 * DV, nullptr, eight[1], between, bc);
+    w.advance_stage();
     w.group_shared->drive[next_parity][w.half][w.lane] = make_uint2(mine.drive[0], mine.drive[1]);
 #if PHASE != 3
     float theirs[4];
@@ -279,10 +276,10 @@ __device__ __forceinline__ void run_mainloop(WarpState &w) {
 #endif
     parity = next_parity;
   }
-  if (PHASE == 3 || w.lo >= w.hi) return;
+  cp_async_wait<0>();  // zeros, copied for steps beyond the end
+  if (PHASE == 3 || w.begin >= w.hi) return;
   __syncthreads();
   add_other_half(w, sum, parity ^ 1);
-  int last = w.begin + (w.hi - 1 - w.begin) / STEPS * STEPS + place;
-  store_outputs(sum, gate, w.y, w.on && (unsigned)(last - w.lo) < (unsigned)(w.hi - w.lo));
+  w.outputs.store(sum, gate);
 }
 #endif

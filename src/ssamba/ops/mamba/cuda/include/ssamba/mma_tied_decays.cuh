@@ -58,7 +58,7 @@ struct Recurrence : Exchange {
     for (int t = 0; t < EIGHT; ++t) {
       float decay[8], into[8];
       if (t % 2 == 0) {
-        ldmatrix_x4_trans(b, smem_offset(b_rows, 7 * t * 8));
+        ldmatrix_x4_trans(b, smem_offset(b_rows, WINDOW * t * 8));
         if (t < EIGHT - 2) read_rates(t + 2, d[t / 2 % 2 ^ 1]);
       }
       decays(t, d[t / 2 % 2], decay);
@@ -85,8 +85,8 @@ struct Recurrence : Exchange {
     for (int t = EIGHT - 1; t >= 0; --t) {
       float decay[8];
       if (t % 2) {
-        ldmatrix_x4_trans(c, smem_offset(b_rows, TILES_OF_STATES * SLOTS * 8 + 7 * (t - 1) * 8));
-        ldmatrix_x4(b, smem_offset(b_rows, 7 * (t - 1) * 8));
+        ldmatrix_x4_trans(c, smem_offset(b_rows, TILES_OF_STATES * SLOTS * 8 + WINDOW * (t - 1) * 8));
+        ldmatrix_x4(b, smem_offset(b_rows, WINDOW * (t - 1) * 8));
         if (t > 1) read_rates(t - 2, d[t / 2 % 2 ^ 1]);
       }
       decays(t, d[t / 2 % 2], decay);

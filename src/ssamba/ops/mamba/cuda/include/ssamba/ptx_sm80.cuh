@@ -12,6 +12,21 @@ __device__ __forceinline__ int thread_index() { return __shfl_sync(0xffffffffu, 
 typedef unsigned SmemAddr;
 __device__ __forceinline__ SmemAddr smem_addr(const T *at) { return (unsigned)__cvta_generic_to_shared(at); }
 __device__ __forceinline__ SmemAddr smem_offset(SmemAddr addr, int values) { return addr + 2 * values; }
+// By so many bytes: what all threads add alike is part of the instruction, too.
+__device__ __forceinline__ SmemAddr smem_bytes(SmemAddr addr, int bytes) { return addr + bytes; }
+
+// The same value in a register of the thread: the compiler would compute one that all threads have again and again.
+template <class U> __device__ __forceinline__ U per_thread(U v) {
+  return __shfl_sync(0xffffffffu, v, threadIdx.x % 32);
+}
+// The same address, which the compiler takes as one value instead of as a sum to take apart.
+template <class U> __device__ __forceinline__ U *kept(U *at) {
+  U *r; asm("mov.b64 %0, %1;" : "=l"(r) : "l"(at)); return r;
+}
+// Stores two values VALUES behind `to`.
+template <int VALUES> __device__ __forceinline__ void store_pair(T *to, unsigned v) {
+  asm volatile("st.global.b32 [%0+%2], %1;" ::"l"(to), "r"(v), "n"(2 * VALUES) : "memory");
+}
 
 // 8 x 8 matrices of 16-bit values: lane l gives the address of row l % 8 of matrix l / 8.
 __device__ __forceinline__ void ldmatrix_x4(unsigned *m, SmemAddr row) {
@@ -46,6 +61,24 @@ __device__ __forceinline__ unsigned pack2_finite(float lo, float hi) {
   unsigned r; asm("cvt.rn.satfinite.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(hi), "f"(lo)); return r;
 #else
   return pack2(lo, hi);
+#endif
+}
+
+// Two values, each with a magnitude of at least that of `bound`, which is positive; halved. One instruction for both.
+__device__ __forceinline__ unsigned at_least2(unsigned v, unsigned bound) {
+#if __CUDA_ARCH__ < 860
+  return (v & 0x80008000u) | max(v & 0x7fffu, bound & 0x7fffu) | max(v & 0x7fff0000u, bound & 0x7fff0000u);
+#elif DTYPE == 2
+  unsigned r; asm("max.NaN.xorsign.abs.f16x2 %0, %1, %2;" : "=r"(r) : "r"(v), "r"(bound)); return r;
+#else
+  unsigned r; asm("max.NaN.xorsign.abs.bf16x2 %0, %1, %2;" : "=r"(r) : "r"(v), "r"(bound)); return r;
+#endif
+}
+__device__ __forceinline__ unsigned halve2(unsigned v) {
+#if DTYPE == 2
+  unsigned r; asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(r) : "r"(v), "r"(0x38003800u), "r"(0x80008000u)); return r;
+#else
+  unsigned r; asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(r) : "r"(v), "r"(0x3f003f00u), "r"(0x80008000u)); return r;
 #endif
 }
 
