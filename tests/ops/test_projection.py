@@ -34,7 +34,9 @@ def test_few_tokens_are_sliced_and_many_are_not() -> None:
     for sequences, tokens in ((2, 4 * 22016), (128, 513)):
         assert choose_tiling(sequences, tokens, 44, 2, LIMIT) == ProjectionTiling(4, 4)
         assert choose_tiling(sequences, tokens, 80, 1, LIMIT) == ProjectionTiling(4, 3)
-        assert choose_tiling(sequences, tokens, 80, 2, LIMIT) == ProjectionTiling(8, 1)
+        assert choose_tiling(sequences, tokens, 80, 2, LIMIT) == ProjectionTiling(4, 3, taps="runs")
+        assert choose_tiling(sequences, tokens, 56, 1, LIMIT) == ProjectionTiling(8, 2, taps="runs")
+        assert choose_tiling(sequences, tokens, 56, 1, 64 * 1024) == ProjectionTiling(4, 4)
 
 
 def test_four_blocks_share_a_multiprocessor() -> None:
@@ -52,7 +54,7 @@ def test_the_environment_names_the_form(monkeypatch: pytest.MonkeyPatch) -> None
         for tokens in (1, 100_000):
             assert choose_tiling(1, tokens, 44, 1, LIMIT) == tiling
     monkeypatch.setenv("SSAMBA_PROJ", "taps=cores")
-    assert choose_tiling(1, 100_000, 56, 1, LIMIT) == ProjectionTiling(4, 4, taps="cores")
+    assert choose_tiling(1, 100_000, 56, 1, LIMIT) == ProjectionTiling(8, 2, taps="cores")
     monkeypatch.setenv("SSAMBA_PROJ", "stages=3")
     assert choose_tiling(1, 100, 44, 1, LIMIT).stages == 3
 

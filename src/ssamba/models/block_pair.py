@@ -233,7 +233,9 @@ class BlockPair(nn.Module, ABC):
         With ``fuse_next_norm`` as ``_step_with_deferred_gate``.
         """
         weight_hKEd, bias_hKE, out_proj_dKE, mixer = self.inference_weights(normal_BLd.dtype)
-        y_BLKE = self.mix_prepared(self._input(normal_BLd, weight_hKEd, bias_hKE), mixer)
+        xz_BLhKE = self._input(normal_BLd, weight_hKEd, bias_hKE)
+        del weight_hKEd, bias_hKE  # not needed by the mixer, which is where memory peaks
+        y_BLKE = self.mix_prepared(xz_BLhKE, mixer)
         y_BLX, out_proj_dX = y_BLKE.flatten(2), out_proj_dKE.flatten(1)
         if not fuse_next_norm or stream_BLd.dtype != y_BLX.dtype:
             return ResidualState(ops.linear(y_BLX, out_proj_dX), stream_BLd)

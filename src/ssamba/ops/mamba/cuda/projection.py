@@ -16,6 +16,8 @@ from ssamba.ops.mamba.cuda.sources import DTYPE_CODES, MMA_TYPES, defines, unit
 _MAX_OUTPUTS = 96
 _SHARED_MAX = 227 * 1024
 """Of an H100, where there is no GPU to ask."""
+_MULTIPROCESSORS = 132
+"""Of an H100 and an H200."""
 _MAX_SLICED_BLOCKS = 264
 """Up to two blocks of the sliced form for each multiprocessor of an H100: beyond, they read the weights too often."""
 
@@ -78,6 +80,19 @@ class ProjectionTiling(NamedTuple):
             )
 
 
+def _of_many_tokens(sequences: int, tokens_each: int, outputs: int, directions: int) -> ProjectionTiling:
+    if outputs <= 48:
+        return ProjectionTiling(4, 4)
+    if outputs <= 64:  # with four warps and the other form, three blocks fit where two rounds need four
+        return ProjectionTiling(8, 2, taps="runs")
+    small, large = ProjectionTiling(4, 3, taps="near" if directions == 1 else "runs"), ProjectionTiling(8, 1, taps="runs")
+    rounds = (
+        -(-sequences * -(-tokens_each // tiling.tokens(directions)) // (tiling.blocks * _MULTIPROCESSORS))
+        for tiling in (small, large)
+    )
+    return large if directions == 1 and next(rounds) >= next(rounds) else small
+
+
 def choose_tiling(sequences: int, tokens_each: int, outputs: int, directions: int, limit: int) -> ProjectionTiling:
     """The tiling for ``sequences`` (those of all mixers) of ``tokens_each``. ``limit``: bytes of shared memory.
 
@@ -85,8 +100,9 @@ def choose_tiling(sequences: int, tokens_each: int, outputs: int, directions: in
     values that no kernel takes.
     """
     given: dict[str, Any] = environment.projection_launch()
-    wide = ProjectionTiling(4, 3) if directions == 1 else ProjectionTiling(8, 1)
-    tiling = ProjectionTiling(4, 4) if outputs <= 64 else wide
+    tiling = _of_many_tokens(sequences, tokens_each, outputs, directions)
+    if tiling.shared_bytes(directions, outputs) > limit:
+        tiling = ProjectionTiling(4, 4) if outputs <= 64 else ProjectionTiling(8, 1)
     if sequences * -(-tokens_each // 16) <= _MAX_SLICED_BLOCKS:
         sliced = ProjectionTiling(4 * directions, 1, slices=4, rows=16, stages=6)
         while sliced.stages > 2 and sliced.shared_bytes(directions, outputs) > limit:
