@@ -153,7 +153,7 @@ def visit_projections() -> None:
         x, weight, bias, proj, *_ = inputs(1, 513, size, directions, dtype)
         projection.conv_proj(x[:, :, 0], weight, bias, proj, alternating=alternating)
     projection._MAX_SLICED_BLOCKS = 0
-    for taps in ("runs", "cores"):
+    for taps in ("near", "runs"):
         os.environ["SSAMBA_PROJ"] = f"taps={taps}"
         for size, (directions, alternating) in itertools.product(SIZES, ((1, True), (2, False))):
             for dtype in MMA_TYPES if size == "tiny" else MMA_TYPES[:1]:

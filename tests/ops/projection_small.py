@@ -16,7 +16,7 @@ from triton_small import build
 from ssamba.ops.jit import nvrtc
 
 SLICED = ((4, "1,slices=4,rows=16,stages=6"), (8, "1,slices=8,rows=16,stages=3,channels=128"), (4, "1,slices=2"))
-LONG = ((4, "4"), (1, "1"), (1, "2,taps=runs"), (1, "1,taps=cores"), (4, "1,taps=cores"))
+LONG = ((4, "4"), (1, "1"), (1, "2,taps=runs"), (4, "1,taps=runs"))
 """Warps for each direction, and the rest of SSAMBA_PROJ."""
 
 
@@ -27,7 +27,7 @@ def run(launches: tuple[tuple[int, str], ...], cases: tuple[tuple[int, int, int,
             os.environ["SSAMBA_SKEWED"] = str(1 + (i + j) % 4)  # warps apart and copies late
             tensors = draw(*sizes, dtype, apart=bool((i + j) % 2))
             print(launch, sizes, alternating, dtype, f"{check(tensors, alternating):.2e}")
-        if "cores" in rest:
+        if "runs" in rest:
             os.environ["SSAMBA_PROJ"] = f"{warps},{rest}"
             print(launch, dtype, f"{check_fine_taps(dtype, 1, True):.2e}")
 
@@ -35,6 +35,6 @@ def run(launches: tuple[tuple[int, str], ...], cases: tuple[tuple[int, int, int,
 if __name__ == "__main__":
     nvrtc.kernel = build
     if sys.argv[1] == "few":
-        run((SLICED[0], LONG[2], LONG[4]), CASES[:2])
+        run((SLICED[0], LONG[2], LONG[3]), CASES[:2])
     else:
         run((*SLICED, *LONG), CASES)

@@ -32,7 +32,7 @@ SWITCHES = ["", "given", "forward", "backward"]
     "shape",
     [
         Shape(2, 33, 1, 2, 48, 8, r=12), Shape(2, 1, 1, 2, 16, 8, r=4), Shape(4, 513, 1, 2, 384, 8, r=12),
-        Shape(1, 40, 1, 2, 80, 5, r=12), Shape(2, 25, 1, 3, 112, 12, r=48), Shape(1, 17, 1, 2, 32, 4, r=8),
+        Shape(1, 40, 1, 2, 80, 5, r=12), Shape(2, 25, 1, 3, 112, 12, r=48), Shape(1, 18, 1, 2, 32, 4, r=8),
     ],
     ids=case_id,
 )  # fmt: skip

@@ -41,8 +41,8 @@ def test_few_tokens_are_sliced_and_many_are_not() -> None:
 
 def test_four_blocks_share_a_multiprocessor() -> None:
     """With the weights' last rows alone: 228 KB, of which each block takes 1 KB more than it asks for."""
-    for taps, outputs in (("cores", 44), ("cores", 56), ("runs", 44), ("runs", 56)):
-        assert 4 * (ProjectionTiling(4, 4, taps=taps).shared_bytes(1, outputs) + 1024) <= 228 * 1024
+    for outputs in (44, 56):
+        assert 4 * (ProjectionTiling(4, 4, taps="runs").shared_bytes(1, outputs) + 1024) <= 228 * 1024
     # A tile of weights ends within what the block has: 14 rows of 144 bytes beyond two stages without slack.
     bare = 2 * (128 * 135 + 33 * 16 + 144 * 34 + 1280)
     assert ProjectionTiling(4, 4, taps="runs").shared_bytes(1, 34) == bare + 14 * 144 - 1280
@@ -53,8 +53,8 @@ def test_the_environment_names_the_form(monkeypatch: pytest.MonkeyPatch) -> None
         monkeypatch.setenv("SSAMBA_PROJ", given)
         for tokens in (1, 100_000):
             assert choose_tiling(1, tokens, 44, 1, LIMIT) == tiling
-    monkeypatch.setenv("SSAMBA_PROJ", "taps=cores")
-    assert choose_tiling(1, 100_000, 56, 1, LIMIT) == ProjectionTiling(8, 2, taps="cores")
+    monkeypatch.setenv("SSAMBA_PROJ", "taps=near")
+    assert choose_tiling(1, 100_000, 56, 1, LIMIT) == ProjectionTiling(8, 2, taps="near")
     monkeypatch.setenv("SSAMBA_PROJ", "stages=3")
     assert choose_tiling(1, 100, 44, 1, LIMIT).stages == 3
 
@@ -65,7 +65,7 @@ def test_the_environment_names_the_form(monkeypatch: pytest.MonkeyPatch) -> None
         ("1,4", "1 warps; use a multiple of 2"), ("0,4", "0 warps"), ("4,1,slices=4", "use a multiple of 8"),
         ("64,1", "up to 32"), ("4,4,rows=16", "add slices"), ("8,1,slices=4,rows=8", "16 or 32 rows"),
         ("8,1,slices=4,stages=1", "2 stages"), ("8,1,slices=4,channels=32", "64 or 128"),
-        ("8,1,slices=-1", "0 or more"), ("4,1,taps=core", "near, runs, cores"), ("8,1,name=2", "name"),
+        ("8,1,slices=-1", "0 or more"), ("4,1,taps=core", "near, runs"), ("8,1,name=2", "name"),
         ("8,1,slices=4,stages=20", "bytes of shared memory"),
     ],
 )  # fmt: skip
@@ -95,7 +95,7 @@ def test_values_in_emulation(part: str) -> None:
     "launch",
     [
         "default", "4", "4,slices=4,rows=16,stages=6", "4,slices=2,rows=32,stages=4",
-        "8,slices=8,rows=16,stages=2,channels=128", "4,taps=runs", "4,taps=cores",
+        "8,slices=8,rows=16,stages=2,channels=128", "4,taps=runs",
     ],
 )  # fmt: skip
 def test_values_on_a_gpu(launch: str, monkeypatch: pytest.MonkeyPatch) -> None:

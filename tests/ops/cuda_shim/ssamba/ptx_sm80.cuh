@@ -56,12 +56,6 @@ inline void mma_m16n8k8_zero(float *d, unsigned a0, unsigned a1, unsigned b0) {
   mma_m16n8k8(d, a0, a1, b0);
 }
 
-inline void mma_m16n8k16_from(float *d, unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1,
-                              const float *c) {
-  for (int i = 0; i < 4; ++i) d[i] = c[i];
-  mma_m16n8k16(d, a0, a1, a2, a3, b0, b1);
-}
-
 struct AsyncCopy {
   T *to;
   const T *from;  // null: zeros

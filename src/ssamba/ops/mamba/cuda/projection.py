@@ -22,10 +22,8 @@ _MAX_SLICED_BLOCKS = 264
 """Up to two blocks of the sliced form for each multiprocessor of an H100: beyond, they read the weights too often."""
 
 
-_TAPS = {"near": {}, "runs": {"TAPS": 1}, "cores": {"TAPS": 2}}
-"""How many tokens are convolved, and the macros for it: x read at each tap's distance, once for a lane's run of four
-tokens, and the same in products by tensor cores."""
-_DEFAULT_TAPS = "near"
+_TAPS = ("near", "runs")
+"""How many tokens are convolved: x read at each tap's distance, or once for a lane's run of four tokens."""
 
 
 class ProjectionTiling(NamedTuple):
@@ -43,8 +41,8 @@ class ProjectionTiling(NamedTuple):
     """Parts of the channels in shared memory at once; without slices 2."""
     channels: int = 64
     """Channels of a part, 64 or 128; without slices 64."""
-    taps: str = _DEFAULT_TAPS
-    """Without slices: how the convolution is computed, a key of ``_TAPS``."""
+    taps: str = "near"
+    """Without slices: how the convolution is computed, one of ``_TAPS``."""
 
     def tokens(self, directions: int) -> int:
         """Tokens of a block."""
@@ -56,11 +54,10 @@ class ProjectionTiling(NamedTuple):
         if self.slices or self.taps == "near":
             stage = row * (tokens + 6 + directions * rows) + 20 * self.channels * directions
             return self.stages * stage + (self.warps * self.rows // 16 * rows * 64 if self.slices else 0)
-        taps = directions * (2560 if self.taps == "cores" else 1280)
+        taps = 1280 * directions
         stage = 128 * (tokens + 7) + (tokens + 7) // 4 * 16 + row * directions * outputs + taps
-        return self.stages * stage + max(
-            0, row * (rows - outputs) - taps
-        )  # tiles of weights reach beyond their last row
+        beyond = max(0, row * (rows - outputs) - taps)  # tiles of weights reach beyond their last row
+        return self.stages * stage + beyond
 
     def check(self, directions: int) -> None:
         """Raises ValueError for what no kernel takes."""
@@ -85,7 +82,8 @@ def _of_many_tokens(sequences: int, tokens_each: int, outputs: int, directions: 
         return ProjectionTiling(4, 4)
     if outputs <= 64:  # with four warps and the other form, three blocks fit where two rounds need four
         return ProjectionTiling(8, 2, taps="runs")
-    small, large = ProjectionTiling(4, 3, taps="near" if directions == 1 else "runs"), ProjectionTiling(8, 1, taps="runs")
+    small = ProjectionTiling(4, 3, taps="near" if directions == 1 else "runs")
+    large = ProjectionTiling(8, 1, taps="runs")
     rounds = (
         -(-sequences * -(-tokens_each // tiling.tokens(directions)) // (tiling.blocks * _MULTIPROCESSORS))
         for tiling in (small, large)
@@ -150,7 +148,7 @@ def conv_proj(
     limit = dynamic_limit(x_BLKE.device.index or 0) if x_BLKE.is_cuda else _SHARED_MAX
     tiling = choose_tiling(sequences * blocks, tokens_each, outputs, directions, limit)
     if max(x_BLKE.stride(1), blocks * outputs * width) * 2 * (tiling.tokens(directions) + 8) >= 2**31:
-        tiling = tiling._replace(taps="near")  # the other forms step by 32-bit distances
+        tiling = tiling._replace(taps="near")  # the other form steps by 32-bit distances
     macros = defines(
         DTYPE=DTYPE_CODES[x_BLKE.dtype], P=outputs, DIRS=directions, WARPS=tiling.warps, MIN_BLOCKS=tiling.blocks,
         ALTERNATING=int(alternating),
@@ -162,7 +160,7 @@ def conv_proj(
     elif tiling.taps == "near":
         grid = grid[0], sequences * blocks, 1
     else:
-        macros += defines(**_TAPS[tiling.taps])
+        macros += defines(RUNS=1)
     with nvrtc.on(x_BLKE):
         run = nvrtc.kernel(unit(file), "conv_proj", macros, x_BLKE.device.index or 0)
         run(grid, 32 * tiling.warps, args, tiling.shared_bytes(directions, outputs))

@@ -6,25 +6,20 @@
 // float32, is that matrix once SiLU is applied and it is rounded to 16 bits. Reads of shared memory bound this
 // kernel, so weights and taps are read once for a warp's two products of 16 tokens.
 //
-// With TAPS 1 or 2 a lane's four tokens are a run, so x is read once for them (conv_projection_runs.cuh).
+// With RUNS a lane's four tokens are a run, so x is read once for them (conv_projection_runs.cuh).
 //
-// Given: P outputs, DIRS directions, ALTERNATING, WARPS of a block, MIN_BLOCKS of a multiprocessor; perhaps TAPS.
+// Given: P outputs, DIRS directions, ALTERNATING, WARPS of a block, MIN_BLOCKS of a multiprocessor; perhaps RUNS.
 
 #define ROWS 32                        // tokens of a warp
 #define EC 64                          // channels at a time
 #define THREADS (32 * WARPS)
-#ifdef TAPS
+#ifdef RUNS
 #include "ssamba/conv_projection_runs.cuh"
 #define BEFORE RUN                     // rows before a block's first token, a multiple of RUN
 #define X_ROW(row) ((row) * EC + (row) / RUN * 8)
 #define SEQUENCE(a) blockIdx.z
 #define MIXER(a) blockIdx.y
 #define W_ROWS P                       // tiles reach beyond the last: sums that nobody reads
-#if TAPS == 1
-#define LANE threadIdx.x
-#else
-#define LANE (thread_index() & 31)
-#endif
 #else
 #include "ssamba/conv_projection_tile.cuh"
 #define BEFORE REACH
@@ -32,7 +27,6 @@
 #define SEQUENCE(a) (blockIdx.y / (a).K)
 #define MIXER(a) (blockIdx.y % (a).K)
 #define W_ROWS (NT * 8)
-#define LANE threadIdx.x
 #endif
 
 #define TOKENS (ROWS * WARPS / DIRS)
@@ -40,7 +34,7 @@
 
 struct __align__(16) Stage {
   T x[X_ROW(X_ROWS)], w[DIRS][W_ROWS * XR];
-#ifdef TAPS
+#ifdef RUNS
   Taps taps[DIRS];
 #else
   float tap[DIRS][EC * W], bias[DIRS][EC];
@@ -57,7 +51,7 @@ struct __align__(16) Stage {
 struct StageCopies {
   const T *x, *w;
   const float *tap[TAP_ROUNDS], *bias[TAP_ROUNDS];
-#ifdef TAPS
+#ifdef RUNS
   int x_step, w_step, w_direction_step;  // in values: AT_ONCE rows further, and to the other direction
   bool whole;                        // every row of x exists
 #else
@@ -78,7 +72,7 @@ struct StageCopies {
     x = x_all + (t0 - BEFORE + row) * a.xt + part;
     w = a.w + ((long long)k * P + row) * a.E + part;
     x_step = AT_ONCE * a.xt; w_step = (long long)AT_ONCE * a.E; w_direction_step = (long long)a.K * P * a.E;
-#ifdef TAPS
+#ifdef RUNS
     whole = t0 >= BEFORE && t0 + TOKENS + REACH <= a.L;
 #endif
 #pragma unroll
@@ -88,7 +82,7 @@ struct StageCopies {
       tap[i] = a.conv_w + channel * W; bias[i] = a.conv_b + channel;
     }
   }
-#ifdef TAPS
+#ifdef RUNS
   // Rows of x and w; where all of them exist and all channels do, without a test of each.
   template <bool ALL> __device__ __forceinline__ void copy_rows(Stage &stage) const {
     bool in = ALL || part < left;
@@ -108,7 +102,7 @@ struct StageCopies {
   }
 #endif
   __device__ __forceinline__ void copy(Stage &stage) {
-#ifdef TAPS
+#ifdef RUNS
     if (whole && left >= EC) copy_rows<true>(stage);
     else copy_rows<false>(stage);
 #else
@@ -144,7 +138,7 @@ struct StageCopies {
     for (int i = 0; i < TAP_ROUNDS; ++i) {
       int n = threadIdx.x + i * THREADS;
       if (n < DIRS * EC) {
-#ifdef TAPS
+#ifdef RUNS
         stage.taps[n / EC].put(n % EC, taps[i], biases[i]);
 #else
         float4 four = taps[i];
@@ -176,12 +170,12 @@ __device__ __forceinline__ void store(const ConvProjectionArgs &a, const float (
 extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) conv_proj(const ConvProjectionArgs a) {
   SHARED_BYTES(raw);
   Stage *stages = (Stage *)raw;
-  int lane = LANE % 32, warp = threadIdx.x / 32, g = lane / 4, q = lane % 4;
+  int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, q = lane % 4;
   int b = SEQUENCE(a), k = MIXER(a), t0 = blockIdx.x * TOKENS, warp_row = warp / DIRS * ROWS;
   int r = warp % DIRS, sign = REVERSED(r, k) ? -1 : 1;
   const T *x = a.x + b * a.xb + k * a.xk;
   StageCopies copies;
-#ifdef TAPS
+#ifdef RUNS
   copies.start(a, x, k, t0);
   copies.copy(stages[0]);              // first, for what follows needs none of it
 #else
@@ -193,13 +187,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) conv_proj(cons
 #pragma unroll
   for (int i = 0; i < HALVES * NT * 4; ++i) sum[i / (NT * 4)][i / 4 % NT][i % 4] = 0.0f;
   // This lane's row for ldmatrix: tokens 0-7, 8-15, then the same of the next 8 channels; outputs likewise.
-#ifdef TAPS
+#ifdef RUNS
   int x_at[W];
 #pragma unroll
   for (int i = 0; i < W; ++i)
     x_at[i] = X_ROW(BEFORE + warp_row + run_token(lane, sign, run_slot(lane, i))) + run_part(lane);
-#pragma unroll
-  for (int i = 0; i < 2 * DIRS; ++i) stages[i / DIRS].taps[i % DIRS].clear(threadIdx.x);
 #else
   int x_at = (warp_row + REACH + lane % 16) * XR + lane / 16 * 8;
 #endif
@@ -207,7 +199,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) conv_proj(cons
   int first = (t0 + warp_row) % a.clip;
   bool within = first >= REACH && first + ROWS - 1 + REACH < a.clip;  // all tokens and neighbours are of one clip
   unsigned there = neighbours(t0 + warp_row, a.clip, g, sign);
-#ifndef TAPS
+#ifndef RUNS
   copies.start(a, x, k, t0);
   copies.copy(stages[0]);
 #endif
@@ -220,7 +212,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) conv_proj(cons
     if (e0 + EC < a.E) copies.copy(stages[now ^ 1]);
     const Stage &stage = stages[now];
     SmemAddr x_row[W], w_row = smem_addr(stage.w[0] + r * W_ROWS * XR + w_at);
-#ifdef TAPS
+#ifdef RUNS
 #pragma unroll
     for (int i = 0; i < W; ++i) x_row[i] = smem_addr(stage.x + x_at[i]);
 #pragma unroll 1

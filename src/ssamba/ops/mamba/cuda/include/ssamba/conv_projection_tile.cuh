@@ -13,7 +13,7 @@
 #define NT ((P + 15) / 16 * 2)         // tiles of 8 outputs, an even number
 
 // Which of a warp's tokens row n * 8 + g of its products is.
-#ifdef TAPS
+#ifdef RUNS
 #define ROW_TOKEN(n, g, sign) (ROWS / 8 * (g) + ((sign) > 0 ? (n) : ROWS / 8 - 1 - (n)))
 #else
 #define ROW_TOKEN(n, g, sign) ((n) * 8 + (g))

@@ -99,18 +99,6 @@ __device__ __forceinline__ void mma_m16n8k8_zero(float *d, unsigned a0, unsigned
 }
 #undef MMA_K8
 
-// d (16 x 8) = a (16 x 16) b (16 x 8) + c.
-__device__ __forceinline__ void mma_m16n8k16_from(float *d, unsigned a0, unsigned a1, unsigned a2, unsigned a3,
-                                                  unsigned b0, unsigned b1, const float *c) {
-#if DTYPE == 2
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%11,%12,%13};"
-#else
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%11,%12,%13};"
-#endif
-      : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
-      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1), "f"(c[0]), "f"(c[1]), "f"(c[2]), "f"(c[3]));
-}
-
 // Copies BYTES (4, 8 or 16) to shared memory asynchronously; zeros unless `wanted`.
 template <int BYTES> __device__ __forceinline__ void cp_async(SmemAddr to, const T *from, bool wanted) {
   if constexpr (BYTES == 16)
