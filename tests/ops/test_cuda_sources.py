@@ -18,8 +18,8 @@ from ssamba.ops.mamba.cuda import sources
 
 PACKAGE = Path(ssamba.__file__).parent
 ROOT = Path(__file__).parents[2]
-FOLDERS = (sources, shared)
-FILES = sorted(path for of in FOLDERS for path in [*of.KERNELS.glob("*.cu"), *of.INCLUDE.rglob("*.cuh")])
+FOLDERS = {Path(of.__file__).parent: of for of in (sources, shared)}
+FILES = sorted(path for folder in FOLDERS for path in [*folder.glob("kernels/*.cu"), *folder.glob("include/**/*.cuh")])
 MAX_LINES = 300
 
 
@@ -39,7 +39,7 @@ def test_files_are_short_and_explained(path: Path) -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.name)
 def test_every_include_is_handed_to_the_compiler(path: Path) -> None:
-    (of,) = (of for of in FOLDERS if path.is_relative_to(of.KERNELS.parent))
+    (of,) = (of for folder, of in FOLDERS.items() if path.is_relative_to(folder))
     names = {name for name, _ in of.headers()}
     included = re.findall(r"^#include (.*)$", path.read_text(encoding="utf-8"), re.M)
     assert {f'"{name}"' for name in names} >= set(included)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 
 import torch
@@ -11,32 +10,15 @@ from torch import Tensor
 from ssamba.ops import environment
 from ssamba.ops.cuda import kernel_args
 from ssamba.ops.jit import nvrtc
+from ssamba.ops.jit.nvrtc import Sources, defines
 
-KERNELS = Path(__file__).with_name("kernels")
-INCLUDE = Path(__file__).with_name("include")
+__all__ = ["TYPE_CODES", "defines", "headers", "unit", "usable", "values_at_once"]
 
 TYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """Element types that the kernels take, as ``elements.cuh`` numbers them."""
 
-
-@functools.cache
-def headers() -> tuple[tuple[str, str], ...]:
-    """Name and text of every header, those in files and those that are generated."""
-    files = sorted(INCLUDE.rglob("*.cuh"))
-    texts = [(p.relative_to(INCLUDE).as_posix(), p.read_text(encoding="utf-8")) for p in files]
-    return (*texts, *kernel_args.HEADERS)
-
-
-@functools.cache
-def unit(file: str) -> nvrtc.Unit:
-    """The unit of ``kernels/<file>``. Raises OSError when the package was installed without it."""
-    path = KERNELS / file
-    return nvrtc.Unit(path, path.read_text(encoding="utf-8"), headers())
-
-
-def defines(**values: int) -> tuple[str, ...]:
-    """Macros in the form that ``nvrtc.kernel`` takes."""
-    return tuple(f"{name}={value}" for name, value in values.items())
+_SOURCES = Sources(Path(__file__).parent, kernel_args.HEADERS)
+headers, unit = _SOURCES.headers, _SOURCES.unit
 
 
 def usable(*tensors: Tensor | None) -> bool:

@@ -23,8 +23,8 @@ from ssamba.ops.jit import kernel_cache
 from ssamba.ops.jit.cuda_driver import Kernel, TensorMap, Unavailable, driver, make_tensor_map_2d, on, open_library
 
 __all__ = [
-    "Kernel", "TensorMap", "Unavailable", "Unit", "available", "compile_for", "compile_unit", "cubin", "kernel",
-    "make_tensor_map_2d", "multiplies_bfloat16", "on", "version",
+    "Kernel", "Sources", "TensorMap", "Unavailable", "Unit", "available", "compile_for", "compile_unit", "cubin",
+    "defines", "kernel", "make_tensor_map_2d", "multiplies_bfloat16", "on", "version",
 ]  # fmt: skip
 
 _OPTIONS = ("--std=c++17", "--use_fast_math")
@@ -47,6 +47,34 @@ class Unit:
     """Its text."""
     headers: tuple[tuple[str, str], ...] = ()
     """Name, as in ``#include "name"``, and text of each header."""
+
+
+class Sources:
+    """The units of ``kernels/*.cu`` in a package's folder, with ``include/**/*.cuh`` and headers that are generated.
+
+    ``generated``: name and text of each of those.
+    """
+
+    def __init__(self, folder: Path, generated: tuple[tuple[str, str], ...]) -> None:
+        self._folder, self._generated = folder, generated
+        self.headers, self.unit = functools.cache(self._read_headers), functools.cache(self._read_unit)
+
+    def _read_headers(self) -> tuple[tuple[str, str], ...]:
+        """Name and text of every header, those in files and those that are generated."""
+        include = self._folder / "include"
+        files = sorted(include.rglob("*.cuh"))
+        texts = [(p.relative_to(include).as_posix(), p.read_text(encoding="utf-8")) for p in files]
+        return (*texts, *self._generated)
+
+    def _read_unit(self, file: str) -> Unit:
+        """The unit of ``kernels/<file>``. Raises OSError when the package was installed without it."""
+        path = self._folder / "kernels" / file
+        return Unit(path, path.read_text(encoding="utf-8"), self.headers())
+
+
+def defines(**values: int) -> tuple[str, ...]:
+    """Macros in the form that ``kernel`` takes."""
+    return tuple(f"{name}={value}" for name, value in values.items())
 
 
 @functools.cache
