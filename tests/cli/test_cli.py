@@ -290,6 +290,24 @@ def test_info_counts_the_official_sizes(tmp_path: Path, capsys: pytest.CaptureFi
     assert (facts["size"], facts["heads"]) == ("custom", False)
 
 
+@pytest.mark.parametrize(("dtype", "name", "bound"), [("bf16", "bfloat16", 2e-2), ("fp16", "float16", 2e-3)])
+def test_embeddings_in_half_precision(
+    sound: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], dtype: str, name: str, bound: float
+) -> None:
+    rows = {}
+    for kind in ("fp32", dtype):
+        out = tmp_path / f"{kind}.npz"
+        assert run(capsys, "embed", sound, "--dtype", kind, "--device", "cpu", "--out", out)[0] == 0
+        with np.load(out) as file:
+            rows[kind], provenance = file["embedding"], json.loads(str(file["provenance"]))
+    assert rows[dtype].dtype == np.float32
+    assert 0 < np.linalg.norm(rows[dtype] - rows["fp32"]) / np.linalg.norm(rows["fp32"]) < bound
+    assert provenance["dtype"] == name
+    code, out, err = run(capsys, "embed", sound, "--dtype", "fp8", "--out", tmp_path / "none.npz")
+    assert (code, out, err) == (2, "", "ssamba: error: dtype 'fp8': give auto, fp32, bf16, fp16\n")
+    assert not (tmp_path / "none.npz").exists()
+
+
 def test_stats(sound: Path, capsys: pytest.CaptureFixture[str]) -> None:
     facts = json.loads(run(capsys, "stats", sound, "--json")[1])
     waveform, _ = soundfile.read(sound, dtype="float32")

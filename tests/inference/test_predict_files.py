@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +73,30 @@ def test_files_give_what_arrays_give(
         assert [[r["start"], r["end"]] for r in rows] == [pytest.approx(s) for s in expected.spans.tolist()]
         for i, row in enumerate(rows):
             assert [s["score"] for s in row["scores"]] == pytest.approx([s for _, s in expected.ranked(i)], abs=1e-4)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_half_precision(
+    folder: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], several: bool
+) -> None:
+    """Nearly the same scores, of one model and of two with one encoder."""
+    models: list[object] = ["--model", run]
+    if several:
+        models += ["--model", shutil.copytree(run, tmp_path / "other")]
+    found = {}
+    for dtype in ("fp32", "bf16"):
+        out = tmp_path / f"{dtype}.json"
+        code, _, err = command(capsys, folder / next(iter(LENGTHS)), *models, "--dtype", dtype, "--out", out)
+        assert code == 0, err
+        written = json.loads(out.read_text(encoding="utf-8"))
+        (entry,) = written["files"]
+        scores = entry["predictions"][0]["scores"] if several else entry["scores"]
+        found[dtype] = {s["class"]: s["score"] for s in scores}
+        assert ("bfloat16" in json.dumps(written)) == (dtype == "bf16")
+    assert found["fp32"] != found["bf16"]
+    assert found["bf16"] == pytest.approx(found["fp32"], abs=0.02)
+    code, _, err = command(capsys, folder / next(iter(LENGTHS)), *models, "--dtype", "half")
+    assert (code, err) == (2, "ssamba: error: dtype 'half': give auto, fp32, bf16, fp16\n")
 
 
 def test_csv_holds_what_json_holds(folder: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

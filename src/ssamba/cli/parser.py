@@ -127,6 +127,13 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
 
 
+def add_dtype(parser: argparse.ArgumentParser) -> None:
+    """The precision of a pass."""
+    parser.add_argument(
+        "--dtype", default="fp32", help="weights and products: fp32, bf16, fp16 or auto (bf16 on a GPU that has it)"
+    )
+
+
 def add_run(parser: argparse.ArgumentParser) -> None:
     """Where a run's files go."""
     parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="run directory; an existing run goes on")

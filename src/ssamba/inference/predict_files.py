@@ -53,9 +53,11 @@ class PredictReport:
     text: str
 
 
-def load_classifier(source: ModelSource, device: str | torch.device = "auto") -> Encoder:
+def load_classifier(
+    source: ModelSource, device: str | torch.device = "auto", dtype: str | torch.dtype = "fp32"
+) -> Encoder:
     """A fine-tuned model. Raises ``CheckpointError`` naming the source for one without a classifier, as ``load``."""
-    model = load(source, device)
+    model = load(source, device, dtype=dtype)
     if model.classifier is None:
         raise CheckpointError(f"{source}: has no classifier, so it cannot name classes: give a fine-tuned run")
     return model

@@ -37,7 +37,9 @@ from ssamba.models.pretrained.load import ModelSource
 from ssamba.utils.errors import ConfigError
 
 
-def load_classifiers(sources: Sequence[ModelSource], device: str | torch.device = "auto") -> dict[str, Encoder]:
+def load_classifiers(
+    sources: Sequence[ModelSource], device: str | torch.device = "auto", dtype: str | torch.dtype = "fp32"
+) -> dict[str, Encoder]:
     """Fine-tuned or fitted models with one encoder, by the names given.
 
     Raises ``ConfigError`` for models whose encoders differ, or one given twice; as ``load_classifier``.
@@ -49,7 +51,7 @@ def load_classifiers(sources: Sequence[ModelSource], device: str | torch.device 
         name = os.fspath(source)
         if name in models:
             raise ConfigError(f"{name}: is given twice as a model; give it once")
-        models[name] = load_classifier(source, device)
+        models[name] = load_classifier(source, device, dtype)
     check_shared(models)
     return models
 

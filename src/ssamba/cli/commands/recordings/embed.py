@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from ssamba.cli.commands.common import DATA_HELP, Command, list_unreadable
-from ssamba.cli.parser import UsageError, add_model, add_passes, add_paths, paths_option, positive
+from ssamba.cli.parser import UsageError, add_dtype, add_model, add_passes, add_paths, paths_option, positive
 from ssamba.cli.streams import say
 
 DEFAULT_OUT = Path("embeddings.npz")
@@ -16,6 +16,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("files", nargs="+", metavar="FILE", help=DATA_HELP)
     add_model(parser)
+    add_dtype(parser)
     parser.add_argument(
         "--out", type=Path, metavar="X.npz|X.parquet", help=f"the file to write (default: a new {DEFAULT_OUT})"
     )
@@ -54,7 +55,9 @@ def run(arguments: argparse.Namespace) -> int:
     refuse_input(out, arguments.files)
     problems: list[tuple[str, str]] = []
     files, again = list_files(arguments.files, problems)
-    model = load(arguments.model, arguments.device, stride=arguments.stride, frames=arguments.frames)
+    model = load(
+        arguments.model, arguments.device, stride=arguments.stride, frames=arguments.frames, dtype=arguments.dtype
+    )
     with prefer_reference_if_short(files, model), Bar("embedding") as bar:
         report = write_embeddings(
             files,

@@ -11,6 +11,7 @@ from ssamba.cli.commands.common import DATA_HELP, Command, list_unreadable
 from ssamba.cli.parser import (
     UsageError,
     add_device,
+    add_dtype,
     add_passes,
     add_paths,
     paths_option,
@@ -39,6 +40,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="fine-tuned or fitted run: classes are its own; several with one encoder share its pass",
     )
     add_device(parser)
+    add_dtype(parser)
     parser.add_argument("--top", type=positive, default=5, metavar="N", help="classes to name in each answer")
     parser.add_argument(
         "--every", type=seconds, metavar="SECONDS", help="scores in time: one row for each stretch of this length"
@@ -119,7 +121,7 @@ def run(arguments: argparse.Namespace) -> int:
         return _run_several(arguments, files, problems)
     if events is not None:
         plan_event_output(arguments.out, arguments.format, files)
-    model = load_classifier(arguments.model[0], arguments.device)
+    model = load_classifier(arguments.model[0], arguments.device, arguments.dtype)
     # Scores in time take many passes.
     in_time = arguments.every is not None or events is not None
     short = prefer_reference_if_short(() if in_time else files, model)
@@ -178,7 +180,7 @@ def _run_several(arguments: argparse.Namespace, files: list[str], problems: list
         raise UsageError("--picture draws the scores of one model: give --model once")
     if _event_options(arguments) is not None:
         raise UsageError("events are those of one model: give --model once")
-    models = load_classifiers(arguments.model, arguments.device)
+    models = load_classifiers(arguments.model, arguments.device, arguments.dtype)
     with Bar("classifying") as bar:
         report = predict_files_with_each(
             files,
