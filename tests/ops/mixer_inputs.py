@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -30,6 +32,12 @@ def pair_weights(d: int, r: int, R: int, dtype: torch.dtype, apart: bool = False
     tensors = [torch.randn(*s, generator=generator) for s in shapes] + parameters
     tensors = [t.to(dtype) for t in tensors]
     return [t.transpose(0, 1).contiguous().transpose(0, 1) for t in tensors] if apart else tensors
+
+
+def weights_of(module: Any, tensors: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """``ready_weights`` of a backend, flat."""
+    *rest, params = module.ready_weights(*tensors[:4], MixerParams(*tensors[4:]), dtype)
+    return [*rest, *params]
 
 
 def go_beyond_float16(xz: Tensor, params: MixerParams) -> Tensor:

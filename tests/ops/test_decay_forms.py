@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from compare import Shape, assert_close, case_id, compare, conv_inputs
 from decay_inputs import FORMS, Form, mixer_of, scan_of, written_out
+from part_script import NEEDS_TRITON, run_script
 from torch import Tensor
 
 from ssamba import ops
@@ -100,9 +96,7 @@ def test_alternating_scans_have_one_direction() -> None:
         ops.bimamba_inner(*inputs.values(), True)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+@NEEDS_TRITON
 def test_the_portable_gpu_form() -> None:
     """Values and gradients of the GPU's operators, in Triton's interpreter."""
-    script = Path(__file__).with_name("decay_forms_small.py")
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_script("decay_forms_small.py", seconds=300)

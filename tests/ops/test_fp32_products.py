@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from fp32_cases import CASES, SPECIAL, check_against_torch, check_special, draw, scaled_cases
+from part_script import NEEDS_TRITON, run_script
 from torch import Tensor
 
 from ssamba import SSAMBA, Config, ops
@@ -23,15 +20,10 @@ ODD_FORMS = ("", "fused,columns=64", "split,parts=3")
 """Fewer: every size that is not a multiple of 16 is compiled anew."""
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None,
-    reason="triton is not installed; where it has a wheel, '.[dev]' brings it",
-)
+@NEEDS_TRITON
 @pytest.mark.parametrize("part", ["values", "gradients", "choice", "tiles"])
 def test_without_a_gpu(part: str) -> None:
-    script = Path(__file__).with_name("fp32_small.py")
-    done = subprocess.run([sys.executable, str(script), part], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_script("fp32_small.py", part, seconds=300)
 
 
 def test_tensors_of_a_cpu_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-import shutil
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
+from part_script import NEEDS_TRITON, run_script, skip_without_compiler
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None,
-    reason="triton is not installed; where it has a wheel, '.[dev]' brings it",
-)
+pytestmark = NEEDS_TRITON
 
 
 @pytest.mark.parametrize("part", ["free", pytest.param("frees", marks=pytest.mark.slow)])
 def test_values_and_gradients(part: str) -> None:
-    if shutil.which("g++") is None:
-        pytest.skip("emulating the CUDA kernels needs g++")
-    script = Path(__file__).with_name("cuda_forms_small.py")
-    done = subprocess.run([sys.executable, str(script), part], capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stderr[-3000:]
+    skip_without_compiler()
+    run_script("cuda_forms_small.py", part, seconds=500)

@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
-import shutil
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
+from part_script import NEEDS_TRITON, run_script, skip_without_compiler
 
 from ssamba.ops.jit import nvrtc
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None,
-    reason="triton is not installed; where it has a wheel, '.[dev]' brings it",
-)
+pytestmark = NEEDS_TRITON
 
 
 @pytest.mark.parametrize("form", ["interpret", "emulate-one", pytest.param("emulate", marks=pytest.mark.slow)])
 def test_small_sizes(form: str) -> None:
-    if form.startswith("emulate") and shutil.which("g++") is None:
-        pytest.skip("emulating the CUDA kernels needs g++")
-    script = Path(__file__).with_name("triton_small.py")
-    done = subprocess.run([sys.executable, str(script), form], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    if form.startswith("emulate"):
+        skip_without_compiler()
+    run_script("triton_small.py", form, seconds=300)
 
 
 @pytest.mark.parametrize(
@@ -38,11 +28,8 @@ def test_small_sizes(form: str) -> None:
     ],
 )
 def test_tied_decays_and_alternating_directions(part: str) -> None:
-    if shutil.which("g++") is None:
-        pytest.skip("emulating the CUDA kernels needs g++")
-    script = Path(__file__).with_name("cuda_forms_small.py")
-    done = subprocess.run([sys.executable, str(script), part], capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stderr[-3000:]
+    skip_without_compiler()
+    run_script("cuda_forms_small.py", part, seconds=500)
 
 
 @pytest.mark.slow
@@ -52,9 +39,7 @@ def test_the_kernels_compile_for_a_gpu() -> None:
         nvrtc.version()
     except nvrtc.Unavailable:
         pytest.skip("nvidia-cuda-nvrtc is not installed; where it has a wheel, '.[dev]' brings it")
-    script = Path(__file__).with_name("nvrtc_compile.py")
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stderr[-3000:]
+    printed = run_script("nvrtc_compile.py", seconds=500)
     kernels = "add_layer_norm conv_backward conv_proj gated_output prepare_weights scan_backward scan_backward_mma"
     for name in (*kernels.split(), "scan_forward", "scan_fragments", "scan_states"):
-        assert name in done.stdout
+        assert name in printed

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
-import shutil
-import subprocess
-import sys
-from pathlib import Path
-
 import projection_cases
 import pytest
 import torch
+from part_script import NEEDS_TRITON, run_script, skip_without_compiler
 
 from ssamba.ops.jit import nvrtc
 from ssamba.ops.jit.limits import dynamic_limit
@@ -77,17 +72,11 @@ def test_what_no_kernel_takes_is_refused(given: str, message: str, monkeypatch: 
     assert "\n" not in str(refused.value)
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None,
-    reason="triton is not installed; where it has a wheel, '.[dev]' brings it",
-)
+@NEEDS_TRITON
 @pytest.mark.parametrize("part", ["few", pytest.param("many", marks=pytest.mark.slow)])
 def test_values_in_emulation(part: str) -> None:
-    if shutil.which("g++") is None:
-        pytest.skip("emulating the CUDA kernels needs g++")
-    script = Path(__file__).with_name("projection_small.py")
-    done = subprocess.run([sys.executable, str(script), part], capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stderr[-3000:]
+    skip_without_compiler()
+    run_script("projection_small.py", part, seconds=500)
 
 
 @pytest.mark.gpu

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from typing import Any
 
 import pytest
 import torch
 from emulation import build
-from mixer_inputs import pair_weights
+from mixer_inputs import pair_weights, weights_of
+from part_script import skip_without_compiler
 from torch import Tensor
 
 from ssamba.ops import dispatch
@@ -19,7 +19,6 @@ from ssamba.ops.layer_norm import gpu as norm_gpu
 from ssamba.ops.layer_norm import naive as naive_norm
 from ssamba.ops.mamba import gpu_inference, gpu_input, naive
 from ssamba.ops.mamba.cuda import weights
-from ssamba.ops.mamba.params import MixerParams
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 HALF_STEP = {F32: 2.0**-24, BF16: 2.0**-8, F16: 2.0**-11}
@@ -29,8 +28,7 @@ EPS = 1e-5
 
 @pytest.fixture(autouse=True)
 def _emulated(monkeypatch: pytest.MonkeyPatch) -> None:
-    if shutil.which("g++") is None:
-        pytest.skip("emulating the CUDA kernels needs g++")
+    skip_without_compiler()
     monkeypatch.setattr(nvrtc, "kernel", build)
     for module in (layer_norm, weights):
         monkeypatch.setattr(module, "usable", lambda *_: True)
@@ -155,12 +153,6 @@ def test_the_operator_has_the_kernels_and_float64s_gradients(monkeypatch: pytest
         assert float((a.detach().double() - b.detach()).norm() / b.detach().norm()) < 1e-6
 
 
-def weights_of(module: Any, tensors: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    """``ready_weights`` of a backend, flat."""
-    *rest, params = module.ready_weights(*tensors[:4], MixerParams(*tensors[4:]), dtype)
-    return [*rest, *params]
-
-
 @pytest.mark.parametrize("apart", [False, True])
 @pytest.mark.parametrize(
     ("d", "r", "R", "source", "dtype"),
@@ -170,8 +162,11 @@ def weights_of(module: Any, tensors: list[Tensor], dtype: torch.dtype) -> list[T
     ],
 )  # fmt: skip
 def test_ready_weights(d: int, r: int, R: int, source: torch.dtype, dtype: torch.dtype, apart: bool) -> None:
+    check_ready_weights(pair_weights(d, r, R, source, apart), dtype)
+
+
+def check_ready_weights(tensors: list[Tensor], dtype: torch.dtype) -> None:
     """The plain form's bits, but for the bias, which is a sum."""
-    tensors = pair_weights(d, r, R, source, apart)
     found, plain = (weights_of(form, tensors, dtype) for form in (gpu_inference, naive))
     exact = weights_of(naive, [t.double() for t in tensors], torch.float64)
     for i, (f, p, e) in enumerate(zip(found, plain, exact, strict=True)):

@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
+from part_script import NEEDS_TRITON, run_script
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None,
-    reason="triton is not installed; where it has a wheel, '.[dev]' brings it",
-)
+pytestmark = NEEDS_TRITON
 
 
 @pytest.mark.parametrize("part", ["small", "pair"])
 def test_small_sizes(part: str) -> None:
-    script = Path(__file__).with_name("training_small.py")
-    done = subprocess.run([sys.executable, str(script), part], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_script("training_small.py", part, seconds=300)

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
-import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from part_script import run_script, skip_without_compiler
 
 from ssamba.ops import dispatch
 
 
 @pytest.mark.parametrize("form", ["walk", "values"])
 def test_inference(form: str) -> None:
-    if form == "values" and shutil.which("g++") is None:
-        pytest.skip("emulating the CUDA kernels needs g++")
-    script = str(Path(__file__).with_name("without_triton_small.py"))
-    done = subprocess.run([sys.executable, script, form], capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    if form == "values":
+        skip_without_compiler()
+    run_script("without_triton_small.py", form, seconds=300)
 
 
 def test_the_gpus_forms_ask_for_it(monkeypatch: pytest.MonkeyPatch) -> None:

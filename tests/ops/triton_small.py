@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Any
 
 os.environ["TRITON_INTERPRET"] = "1"
 
@@ -17,7 +16,7 @@ import torch
 import torch.nn.functional as F
 import triton_arrays  # noqa: F401  (makes the interpreter take NumPy's arrays)
 from emulation import build
-from mixer_inputs import mixer_inputs, pair_weights
+from mixer_inputs import mixer_inputs, pair_weights, weights_of
 from torch import Tensor
 
 from ssamba import ops
@@ -223,12 +222,6 @@ def check_ready_weights() -> None:
                     assert torch.equal(f, p), where
                 assert float((f.double() - e).norm() / e.norm()) < (3e-4 if dtype == torch.float16 else 1e-6), where
             assert all(f is t for f, t in zip(found[2:], tensors[3:], strict=True) if t.dtype == f.dtype) or apart
-
-
-def weights_of(module: Any, tensors: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    """``ready_weights`` of a backend, flat."""
-    *rest, params = module.ready_weights(*tensors[:4], MixerParams(*tensors[4:]), dtype)
-    return [*rest, *params]
 
 
 def check_ops() -> None:

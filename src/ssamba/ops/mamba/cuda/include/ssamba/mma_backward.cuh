@@ -45,10 +45,9 @@ struct __align__(16) WarpShared {
 #endif
 };
 
-// A thread's share of the copies of x, z, y and p of a batch: source pointers, their distances between batches, and
-// destinations.
+// A thread's share of the copies of x and p of a batch: source pointers, their distances between batches, and
+// destinations. z and y are BackwardCopies' to copy.
 #define PC (P / PIECE)               // copies of a row of p
-#define ROWS_AT_ONCE (16 * SPLIT)  // rows of channels that all threads copy, 16 bytes each
 #define PROUNDS ((STEPS * PC + THREADS - 1) / THREADS)
 struct BatchCopies {
   const T *x, *z, *y, *p;
@@ -72,23 +71,13 @@ struct BatchCopies {
     }
     x_step *= STEPS; z_step *= STEPS; y_step *= STEPS; p_step *= STEPS;
   }
-  // Copies steps s0 to s0 + 15, zeros for those beyond the sequence, and moves on by 16.
+  // Copies x and p of steps s0 to s0 + 15, zeros for those beyond the sequence, and moves on by 16.
   __device__ __forceinline__ void copy(SmemAddr stage, int s0, int hi) {
     SmemAddr at = smem_offset(stage, to);
     if (row < HALO + STEPS) cp_async<16>(at, x, (unsigned)(s0 + row - HALO) < (unsigned)end);
     x += x_step;
-    if (ROWS_AT_ONCE < HALO + STEPS && row < HALO)
+    if (row < HALO)
       cp_async<16>(smem_offset(at, STEPS * XR), x, (unsigned)(s0 + row + STEPS - HALO) < (unsigned)end);
-    if (ROWS_AT_ONCE == STEPS || row < STEPS) {
-#if GATED
-      cp_async<16>(smem_offset(at, Z_AT), z, (unsigned)(s0 + row) < (unsigned)end);
-      z += z_step;
-#endif
-#if PHASE == 2
-      cp_async<16>(smem_offset(at, OTHER_AT), y, (unsigned)(s0 + row) < (unsigned)end);
-      y += y_step;
-#endif
-    }
 #pragma unroll
     for (int i = 0; i < PROUNDS; ++i)
       if (p_row[i] < STEPS)
