@@ -90,8 +90,10 @@ def forward(x: Tensor, z: Tensor | None, p_GBLP: Tensor, params: MixerParams, al
     """``y_BLKE``. Without ``z`` there is no gate; then ``scan_mma.usable`` must hold."""
     shape = Shape(x, params, alternating)
     y = x.new_empty(shape.batch, shape.length, shape.blocks, shape.width)
-    state = x.new_empty(shape.dir_blocks, shape.batch, shape.width, shape.states, dtype=torch.float32)
-    tensors = {"x": x, "p": p_GBLP, "y": y, "state": state, **_parameters(params)}
+    tensors = {"x": x, "p": p_GBLP, "y": y, **_parameters(params)}
+    if shape.directions == 2:  # each scan stops in the middle, where the second phase goes on
+        sizes = shape.dir_blocks, shape.batch, shape.width, shape.states
+        tensors["state"] = x.new_empty(sizes, dtype=torch.float32)
     if z is None:
         scan_mma.forward(shape, tensors)
     else:
