@@ -20,7 +20,9 @@ struct __align__(V * sizeof(T)) Vec { T v[V]; };
 struct Window {
   float x[2 * REACH + STEPS][V], dx[2 * REACH + STEPS][V];
   float tap[DIRS][W][V], bias[DIRS][V], dtap[DIRS][W][V], dbias[DIRS][V];
+#if TOKEN_SUMS
   float dx_sum[V];
+#endif
 };
 
 // Steps t0 to t0 + STEPS - 1. FULL: all of them and their neighbours are inside the part and the sequence. `from`
@@ -72,7 +74,9 @@ __device__ __forceinline__ void advance(const ConvBackwardArgs &a, Window &m, co
 #pragma unroll
       for (int v = 0; v < V; ++v) {
         out.v[v] = pack(m.dx[j][v]);
-        if (TOKEN_SUMS) m.dx_sum[v] += m.dx[j][v];
+#if TOKEN_SUMS
+        m.dx_sum[v] += m.dx[j][v];
+#endif
       }
       *(Vec *)(to + j * a.dxt) = out;
     }
@@ -94,7 +98,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) conv_backward(const ConvBa
   Window m;
 #pragma unroll
   for (int v = 0; v < V; ++v) {
+#if TOKEN_SUMS
     m.dx_sum[v] = 0.0f;
+#endif
 #pragma unroll
     for (int r = 0; r < DIRS; ++r) {
       long long ch = (long long)(r * a.K + k) * a.E + e + v;
@@ -137,7 +143,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) conv_backward(const ConvBa
 #pragma unroll
       for (int i = 0; i < W; ++i) part[(long long)i * a.E + v] = m.dtap[r][i][v];
       part[(long long)W * a.E + v] = m.dbias[r][v];
-      if (TOKEN_SUMS && r == 0) part[(long long)(W + 1) * a.E + v] = m.dx_sum[v];
+#if TOKEN_SUMS
+      if (r == 0) part[(long long)(W + 1) * a.E + v] = m.dx_sum[v];
+#endif
     }
   }
 }

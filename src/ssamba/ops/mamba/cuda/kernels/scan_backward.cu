@@ -218,10 +218,9 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, MIN_BLOCKS) scan_backwa
       if (s * SPT + i < N) a.da[(to * a.E + e) * N + s * SPT + i] = da[i] * a2[i] * LN2;
 #endif
     if (s == 0) {
-      float *dvec = a.dvec + to * VECTORS * a.E + e;
-      dvec[0] = dskip;
-      dvec[a.E] = dbias;
-      if (TOKEN_SUMS) dvec[2 * a.E] = dz_sum;
+      a.dvec[to * VECTORS * a.E + e] = dskip;
+      a.dvec[to * VECTORS * a.E + a.E + e] = dbias;
+      if (TOKEN_SUMS) a.dvec[to * VECTORS * a.E + 2 * a.E + e] = dz_sum;
     }
   }
 }

@@ -182,10 +182,9 @@ __device__ __forceinline__ void store_channel_sums(const ScanArgs &a, long long 
   for (int i = 0; i < 16; ++i)
     if (i < N) a.da[(to * a.E + e) * N + i] = ch.da[i] * ch.a2[i] * LN2;
 #endif
-  float *dvec = a.dvec + to * VECTORS * a.E + e;
-  dvec[0] = ch.dskip;
-  dvec[a.E] = ch.dbias;
-  if (TOKEN_SUMS) dvec[2 * a.E] = ch.dz_sum;
+  a.dvec[to * VECTORS * a.E + e] = ch.dskip;
+  a.dvec[to * VECTORS * a.E + a.E + e] = ch.dbias;
+  if (TOKEN_SUMS) a.dvec[to * VECTORS * a.E + 2 * a.E + e] = ch.dz_sum;
 }
 
 extern "C" __global__ void __launch_bounds__(WARPS * 32, MIN_BLOCKS) scan_backward(const ScanArgs a) {
