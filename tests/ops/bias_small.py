@@ -130,7 +130,7 @@ def check_bias_in_every_way() -> None:
         return checkpoint(step, *leaves, use_reentrant=False)
 
     plain = gradients(step)
-    for form in (again, torch.compile(step, backend="aot_eager")):
+    for form in (again, torch.compile(step, backend="aot_eager", fullgraph=True)):
         assert all(torch.equal(a, b) for a, b in zip(gradients(form), plain, strict=True))
     for i, (found, expected) in enumerate(zip(gradients(autocast), plain, strict=True)):
         assert found.dtype == torch.float32
