@@ -13,6 +13,11 @@
 
 #define REACH (W - 1)
 #define ROWS (W + 1 + TOKEN_SUMS)  // of sums over a part: taps, bias, dx
+#if TOKEN_SUMS && DTYPE == 0 && DIRS == 2 && V == 2
+#define BOUNDS THREADS, 8  // or the compiler takes 159 registers instead of 128
+#else
+#define BOUNDS THREADS
+#endif
 
 struct __align__(V * sizeof(T)) Vec { T v[V]; };
 
@@ -91,7 +96,7 @@ __device__ __forceinline__ void advance(const ConvBackwardArgs &a, Window &m, co
   }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) conv_backward(const ConvBackwardArgs a) {
+extern "C" __global__ void __launch_bounds__(BOUNDS) conv_backward(const ConvBackwardArgs a) {
   int e = (blockIdx.x * THREADS + threadIdx.x) * V, b = blockIdx.z / a.K, k = blockIdx.z % a.K;
   if (e >= a.E) return;
   int start = blockIdx.y * a.steps, end = min(start + a.steps, a.L), t0 = start - REACH;
