@@ -48,6 +48,15 @@ def assert_close(
     assert error < bound, f"{name} is off by {error:.1e}, allowed {bound:.1e}"
 
 
+def assert_sum_of_tokens(name: str, found: Tensor, dxz_BLhKE: Tensor) -> None:
+    """``found`` is the sum of ``dxz`` over clips and tokens, but for the rounding of each of its values."""
+    exact, kind = dxz_BLhKE.detach().double(), torch.finfo(dxz_BLhKE.dtype)
+    error = (found.detach().double() - exact.sum((0, 1))).abs()
+    bound = 4 * kind.eps * exact.abs().sum((0, 1)) + kind.smallest_normal * kind.eps * exact.shape[0] * exact.shape[1]
+    assert found.shape == error.shape, f"{name} has shape {tuple(found.shape)}, not {tuple(error.shape)}"
+    assert (error <= bound).all(), f"{name} is {float((error / bound).amax()):.1f} times as far off as it may be"
+
+
 def output_weight(shape: Sequence[int]) -> Tensor:
     """The gradient that the comparisons give an output of this shape: normal numbers from a fixed seed."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(3))

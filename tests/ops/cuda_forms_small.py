@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
+from compare import assert_close, assert_sum_of_tokens
 from mixer_inputs import go_beyond_float16, mixer_inputs
 from torch import Tensor
 from triton_small import build, plain_proj
@@ -122,26 +123,34 @@ def states(dtype: torch.dtype = torch.bfloat16) -> None:
 
 
 def check_training(tensors: list[Tensor], alternating: bool, bound: float) -> None:
-    """Output and every gradient, twice."""
+    """Output and every gradient, twice; those of the packed form with that of the input product's bias."""
     exact = [t.double().requires_grad_() for t in tensors]
     x, z = exact[0].unbind(2)
     expected = naive.bimamba_inner(x, z, MixerParams(*exact[1:]), alternating)
+    where = f"{tuple(tensors[0].shape)}, {tuple(tensors[6].shape)}, {alternating}, {tensors[0].dtype}"
     weight = torch.randn(expected.shape, generator=torch.Generator().manual_seed(3)).to(tensors[0].dtype)
     truth = [expected, *torch.autograd.grad((expected * weight.double()).sum(), exact)]
-    runs = []
+    runs, biases = [], []
     for packed in (True, True, False):
         mine = [t.clone().requires_grad_() for t in tensors]
         params = MixerParams(*mine[1:])
         if packed:
-            y = gpu.bimamba_inner_packed(mine[0], params, alternating)
+            bias = torch.zeros(tensors[0].shape[2:], requires_grad=True)
+            y = gpu.bimamba_inner_packed(mine[0], params, alternating, bias)
+            *grads, dbias = torch.autograd.grad((y * weight).sum(), [*mine, bias])
+            assert_sum_of_tokens(f"{where}: gradient of the bias", dbias, grads[0])
+            summed, terms = truth[1].sum((0, 1)), truth[1].abs().sum((0, 1))  # terms may cancel
+            assert_close(f"{where}: gradient of the bias", dbias, summed, bound, terms)
+            biases.append(dbias)
         else:
             y = gpu.bimamba_inner(*mine[0].unbind(2), params, alternating)
-        runs.append([y, *torch.autograd.grad((y * weight).sum(), mine)])
+            grads = torch.autograd.grad((y * weight).sum(), mine)
+        runs.append([y, *grads])
+    assert torch.equal(*biases)
     assert all(torch.equal(a, b) for a, b in zip(*runs[:2], strict=True))
     for run in runs[1:]:
         for i, (found, wanted) in enumerate(zip(run, truth, strict=True)):
             off = error(found, wanted)
-            where = f"{tuple(tensors[0].shape)}, {tuple(tensors[6].shape)}, {alternating}, {tensors[0].dtype}"
             assert off < bound, f"{where}: result {i} is off by {off:.1e}"
 
 

@@ -40,6 +40,20 @@ def packed_inputs(shape: Shape) -> list[Tensor]:
     return [torch.stack([x, z], dim=2), *params]
 
 
+def packed_with_bias(xz: Tensor, bias: Tensor, *params: Tensor) -> Tensor:
+    """An input product's bias whose gradient the mixer gives."""
+    return ops.bimamba_inner_packed(xz + bias.detach(), *params, bias_JKE=bias)
+
+
+def plain_packed_with_bias(xz: Tensor, bias: Tensor, *params: Tensor) -> Tensor:
+    return plain_packed(xz + bias, *params)
+
+
+def packed_and_bias_inputs(shape: Shape) -> list[Tensor]:
+    xz, *params = packed_inputs(shape)
+    return [xz, torch.linspace(-1, 1, xz[0, 0].numel()).view(xz.shape[2:]), *params]
+
+
 def norm_inputs(shape: Shape) -> list[Tensor]:
     generator = torch.Generator().manual_seed(5)
     sizes = [(shape.B, shape.L, 12), (shape.B, shape.L, 12), (12,), (12,)]
@@ -65,6 +79,7 @@ OPERATORS: dict[str, tuple[Form, Form, Callable[[Shape], list[Tensor]]]] = {
     ),
     "bimamba_inner": (ops.bimamba_inner, plain_inner, lambda s: list(inner_inputs(s).values())),
     "bimamba_inner_packed": (ops.bimamba_inner_packed, plain_packed, packed_inputs),
+    "bimamba_inner_packed with a bias": (packed_with_bias, plain_packed_with_bias, packed_and_bias_inputs),
     "add_layer_norm": (norm(ops), norm(naive_norm), norm_inputs),
     "add_layer_norm without maps": (norm(ops), norm(naive_norm), lambda s: norm_inputs(s)[:2]),
     "add_layer_norm with factors": (norm(ops, scaled=True), norm(naive_norm, scaled=True), norm_inputs),

@@ -77,6 +77,12 @@ def check_mixer(shape: Shape) -> None:
         lambda xz, *p: naive.bimamba_inner_packed(xz, MixerParams(*p)),
         (torch.stack([x, z], dim=2), *params),
     )
+    compare(
+        f"packed with a bias {shape}",
+        lambda xz, bias, *p: gpu.bimamba_inner_packed(xz + bias.detach(), MixerParams(*p), False, bias),
+        lambda xz, bias, *p: naive.bimamba_inner_packed(xz + bias, MixerParams(*p)),
+        (torch.stack([x, z], dim=2), torch.linspace(-1, 1, 2 * x[0, 0].numel()).view(2, *x.shape[2:]), *params),
+    )
 
 
 def check_norm() -> None:

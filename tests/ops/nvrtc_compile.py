@@ -68,8 +68,7 @@ def visit_units(kernel: Callable[[nvrtc.Unit, str, tuple[str, ...]], object], ev
     for size in SIZES:
         for directions, dtype in EVERY_CASE if every_case else CASES:
             tensors = inputs(64 if size == "tiny" else 4, 16, size, directions, dtype)
-            y = gpu.bimamba_inner_packed(tensors[0], MixerParams(*tensors[1:]))
-            torch.autograd.grad(y.float().sum(), tensors)
+            train(tensors)
             if every_case:
                 with torch.no_grad():
                     gpu.bimamba_inner_packed(tensors[0], MixerParams(*tensors[1:]))
@@ -95,6 +94,14 @@ def visit_units(kernel: Callable[[nvrtc.Unit, str, tuple[str, ...]], object], ev
     visit_small_kernels()
 
 
+def train(tensors: list[Tensor], alternating: bool = False) -> None:
+    """Forward and backward, without and with the gradient of the input product's bias."""
+    bias = torch.zeros(tensors[0].shape[2:], requires_grad=True)
+    for of_product in ([], [bias]):
+        y = gpu.bimamba_inner_packed(tensors[0], MixerParams(*tensors[1:]), alternating, *of_product)
+        torch.autograd.grad(y.float().sum(), [*tensors, *of_product])
+
+
 def visit_forms() -> None:
     """Training and inference in each form: many channels, few, and in chunks of time."""
     for tied, alternating, directions, states in FORMS:
@@ -104,20 +111,17 @@ def visit_forms() -> None:
             else (torch.bfloat16,)
         ):
             tensors = inputs(64, 16, "tiny", directions, dtype, states, tied)
-            y = gpu.bimamba_inner_packed(tensors[0], MixerParams(*tensors[1:]), alternating)
-            torch.autograd.grad(y.float().sum(), tensors)
+            train(tensors, alternating)
             if dtype == torch.float32:
                 visit_chunks_in_float32(directions, states, tied, alternating)
         if states < 16:  # its backward as it is, too
             os.environ["SSAMBA_STATES"] = "given"
-            y = gpu.bimamba_inner_packed(tensors[0], MixerParams(*tensors[1:]), alternating)
-            torch.autograd.grad(y.float().sum(), tensors)
+            train(tensors, alternating)
             del os.environ["SSAMBA_STATES"]
         for backward in ("mma", "mma,movm=3") if tied and states == 16 else ():
             tensors = inputs(64, 16, "tiny", directions, torch.bfloat16, states, tied)
             os.environ["SSAMBA_BACKWARD"] = backward
-            y = gpu.bimamba_inner_packed(tensors[0], MixerParams(*tensors[1:]), alternating)
-            torch.autograd.grad(y.float().sum(), tensors)
+            train(tensors, alternating)
             del os.environ["SSAMBA_BACKWARD"]
         with torch.no_grad():
             for (batch, length), dtype in itertools.product(((64, 16), (1, 5000), (4, 60)), MMA_TYPES):
@@ -139,8 +143,7 @@ def visit_free_backward() -> None:
     for size, dtype, directions, alternates, backward in calls:
         tensors = inputs(64, 16, size, directions, dtype)
         os.environ["SSAMBA_BACKWARD"] = backward
-        y = gpu.bimamba_inner_packed(tensors[0], MixerParams(*tensors[1:]), alternates)
-        torch.autograd.grad(y.float().sum(), tensors)
+        train(tensors, alternates)
         del os.environ["SSAMBA_BACKWARD"]
 
 

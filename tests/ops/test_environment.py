@@ -21,6 +21,7 @@ NAMES = (
     "SSAMBA_GATE",
     "SSAMBA_STATES",
     "SSAMBA_FP32",
+    "SSAMBA_BIAS",
     "TRITON_INTERPRET",
 )
 
@@ -41,6 +42,7 @@ def test_defaults() -> None:
     assert environment.gate_tile() is None
     assert environment.rounded_states() == ("forward", "backward")
     assert environment.fp32_products() == ("", {})
+    assert environment.bias_gradient() == "mixer"
     assert not environment.interprets_triton()
 
 
@@ -67,6 +69,11 @@ def test_values_are_read_at_the_time_of_the_call(monkeypatch: pytest.MonkeyPatch
         environment.rounded_states()
     monkeypatch.setenv("SSAMBA_FP32", "split, columns=64,warps=4")
     assert environment.fp32_products() == ("split", {"columns": 64, "warps": 4})
+    monkeypatch.setenv("SSAMBA_BIAS", "product")
+    assert environment.bias_gradient() == "product"
+    monkeypatch.setenv("SSAMBA_BIAS", "columns")
+    with pytest.raises(ValueError, match="SSAMBA_BIAS: there is no 'columns'"):
+        environment.bias_gradient()
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert environment.interprets_triton()
 

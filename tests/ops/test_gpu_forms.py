@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from compare import Shape, assert_close, case_id, relative_error
+from compare import Shape, assert_close, assert_sum_of_tokens, case_id, relative_error
 from decay_inputs import Form
 from parallel_scan import bimamba_inner as expected_inner
 from test_gpu import BOUND, HALVES, NAMES, inputs
@@ -54,6 +54,26 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """CUDA C++ where it runs, and the Triton kernels alone."""
     with ops.use_backend(request.param):
         yield request.param
+
+
+@pytest.mark.parametrize("shape", SHAPES[::2], ids=case_id)
+@pytest.mark.parametrize("form", [*FORMS, Form(False, "both")], ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float16], ids=case_id)
+def test_the_bias_of_the_input_product(form: Form, shape: Shape, dtype: torch.dtype, backend: str) -> None:
+    """Its gradient is the sum of that of xz, and asking for it changes no other. The same bits twice."""
+    tensors = [t.requires_grad_() for t in drawn(form, shape, dtype)]
+    bias = torch.zeros_like(tensors[0][0, 0], dtype=torch.float32, requires_grad=True)
+    weight = torch.randn(shape.B, shape.L, shape.K, shape.E, generator=torch.Generator().manual_seed(3))
+    runs = []
+    for _ in range(2):
+        y = ops.bimamba_inner_packed(*tensors, form.alternating, bias)
+        runs.append(torch.autograd.grad((y * weight.to(y)).sum(), [*tensors, bias]))
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+    *found, dbias = runs[0]
+    assert_sum_of_tokens("gradient of the bias", dbias, found[0])
+    plain = torch.autograd.grad((packed(form, tensors) * weight.to(y)).sum(), tensors)
+    for name, with_bias, without in zip(NAMES, found, plain, strict=True):
+        assert_close(f"gradient of {name}", with_bias, without, BOUND[dtype] / 10)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=case_id)
@@ -130,21 +150,26 @@ def check_backward(
 
 
 def compare_training(form: Form, tensors: list[Tensor]) -> set[str]:
-    """Values and every gradient against float64, and the same bits twice; the names of the kernels that ran."""
+    """Values and every gradient against float64, that of the input product's bias too, and the same bits twice; the
+    names of the kernels that ran.
+    """
     dtype, exact = tensors[0].dtype, [t.double().requires_grad_() for t in tensors]
     expected = expected_output(form, exact)
     weight = torch.randn(expected.shape, generator=torch.Generator().manual_seed(3)).cuda().to(dtype)
     wanted = torch.autograd.grad((expected * weight.double()).sum(), exact)
 
     def gradients() -> list[Tensor]:
-        mine = [t.clone().requires_grad_() for t in tensors]
-        y = packed(form, mine)
+        mine = [t.clone().requires_grad_() for t in (*tensors, torch.zeros_like(tensors[0][0, 0]))]
+        y = ops.bimamba_inner_packed(*mine[:-1], form.alternating, mine[-1])
         return [y, *torch.autograd.grad((y * weight).sum(), mine)]
 
     kernels = {call.split()[0] for call in nvrtc.compile_for(gradients)[0]}
     runs = [gradients() for _ in range(2)]
     assert_close("output", runs[0][0], expected, BOUND[dtype])
-    for name, grad, truth in zip(NAMES, runs[0][1:], wanted, strict=True):
+    assert_sum_of_tokens("gradient of the bias", runs[0][-1], runs[0][1])
+    terms = wanted[0].abs().sum((0, 1))  # which may cancel
+    assert_close("gradient of the bias", runs[0][-1], wanted[0].sum((0, 1)), BOUND[dtype], terms)
+    for name, grad, truth in zip(NAMES, runs[0][1:-1], wanted, strict=True):
         assert grad.shape == truth.shape, name
         assert_close(f"gradient of {name}", grad, truth, BOUND[dtype])
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))

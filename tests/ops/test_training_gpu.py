@@ -9,6 +9,7 @@ from compare import assert_close
 from torch import Tensor
 
 from ssamba import ops
+from ssamba.inference.model import SSAMBA
 from ssamba.models.bimamba import MambaPair
 from ssamba.models.block_pair import ResidualState
 from ssamba.models.config import Config
@@ -124,6 +125,44 @@ def test_linear(width: int) -> None:
         assert_close(name, mine, torchs.double(), 5e-3)
     (bias,) = torch.autograd.grad(ops.linear(*tensors), tensors[2:], weight)
     assert_close("bias", bias, weight.double().sum((0, 1)), 3e-3)
+
+
+def gradients_of_a_step(model: SSAMBA, tokens: Tensor, keep: Tensor | None, compiled: bool) -> tuple[list[Tensor], str]:
+    """Output and gradients of all pairs under autocast, and the names of the kernels that ran."""
+    encode = torch.compile(model.encode_tokens, backend="aot_eager") if compiled else model.encode_tokens
+    parameters = [p for name, p in model.named_parameters() if name.startswith("pairs")]
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as seen:
+        with torch.autocast("cuda", torch.bfloat16):
+            y = encode(tokens, keep)
+        found = [y.detach(), *torch.autograd.grad((y.float() * draw(*y.shape, seed=2)).sum(), parameters)]
+        torch.cuda.synchronize()
+    return found, " ".join(event.key for event in seen.key_averages())
+
+
+@pytest.mark.parametrize("way", ["plain", "stochastic depth", "compiled"])
+@pytest.mark.parametrize("form", [("free", "both"), ("tied", "alternating")], ids=str)
+def test_no_pass_for_the_gradient_of_the_bias(form: tuple[str, str], way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mixer gives it: no kernel adds columns up, and every gradient stays as it was. The same bits twice."""
+    config = Config(width=192, depth=4, frames=128, decay=form[0], scan=form[1])
+    model = SSAMBA(config, generator=torch.Generator().manual_seed(1)).cuda()
+    with torch.no_grad():
+        for pair in model.pairs:
+            pair.norm_bias_Kd.copy_(draw(2, 192))
+    tokens = draw(16, 257, 192).requires_grad_()
+    keep = (
+        2 * torch.rand(5, 16, generator=torch.Generator().manual_seed(3)).cuda() if way == "stochastic depth" else None
+    )
+    given = model, tokens, keep, way == "compiled"
+    (found, kernels), (again, _) = gradients_of_a_step(*given), gradients_of_a_step(*given)
+    monkeypatch.setenv("SSAMBA_BIAS", "product")
+    torch.compiler.reset()
+    before, others = gradients_of_a_step(*given)
+    assert "_columns" not in kernels
+    assert ("_columns" in others) == (way != "compiled")
+    names = ["output", *(name for name, _ in model.named_parameters() if name.startswith("pairs"))]
+    for name, one, same, other in zip(names, found, again, before, strict=True):
+        assert torch.equal(one, same), name
+        assert_close(name, one, other, 5e-3)
 
 
 @pytest.mark.parametrize("form", [("free", "both"), ("tied", "alternating")], ids=str)

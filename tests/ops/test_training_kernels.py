@@ -11,3 +11,7 @@ pytestmark = NEEDS_TRITON
 @pytest.mark.parametrize("part", ["small", "pair"])
 def test_small_sizes(part: str) -> None:
     run_script("training_small.py", part, seconds=300)
+
+
+def test_the_gradient_of_the_bias_from_the_mixer() -> None:
+    run_script("bias_small.py", seconds=300)

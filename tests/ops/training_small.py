@@ -155,11 +155,14 @@ def check_linear() -> None:
             given = torch.stack([draw(*y.shape), draw(*y.shape, seed=1)])
             batched = torch.autograd.grad(y, tensors, given, is_grads_batched=True)
             made += [y.detach(), *(g.detach() for g in first), *second, *batched]
+            wanted = [x.detach().requires_grad_() for x in tensors[:2]]
+            made += torch.autograd.grad((form(*wanted, tensors[2].detach()) ** 3).sum(), wanted)
     for i, (a, b) in enumerate(zip(found, plain, strict=True)):
         assert_close(f"linear: {i}", a, b, 1e-5)
     x, weight, bias = tensors
-    for arguments in ((x, weight), (x, weight, bias.detach()), (x.double(), weight, bias)):
+    for arguments in ((x, weight), (x, weight.detach(), bias.detach()), (x.double(), weight, bias)):
         assert gpu_limits.supports(*arguments) is not None
+    assert gpu_limits.supports(x, weight, bias.detach()) is None
     with torch.autocast("cpu", torch.bfloat16):
         assert gpu_limits.supports(x, weight, bias) is not None
     gpu_limits.MIN_VALUES = x.shape[0] * x.shape[1] * 6 + 1

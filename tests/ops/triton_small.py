@@ -243,9 +243,10 @@ def check_ops() -> None:
     backward_packed = torch.ops.ssamba.gpu_inner_packed_backward.default
     y, p = inner(x, z, *params, "triton", False)
     torch.library.opcheck(inner, (x, z, *params, "triton", False), test_utils=tests)
-    torch.library.opcheck(inner_packed, (xz, *params, "triton", False), test_utils=tests)
+    for bias in (None, torch.zeros(2, 2, 6)):
+        torch.library.opcheck(inner_packed, (xz, bias, *params, "triton", False), test_utils=tests)
+        torch.library.opcheck(backward_packed, (y, xz, bias, y, p, *params, "triton", False), test_utils=tests)
     torch.library.opcheck(backward, (y, x, z, y, p, *params, "triton", False), test_utils=tests)
-    torch.library.opcheck(backward_packed, (y, xz, y, p, *params, "triton", False), test_utils=tests)
 
 
 def check_traced() -> None:

@@ -71,6 +71,14 @@ class MambaPair(BlockPair):
         """Convolution, both scans and gate: see ``ops.bimamba_inner``."""
         return ops.bimamba_inner_packed(xz_BLhKE, *self.mixer_params(), self.alternating)
 
+    def gives_bias_gradient(self, like: Tensor, bias_hKE: Tensor) -> bool:
+        """See ``ops.gives_bias_gradient``."""
+        return ops.gives_bias_gradient(like, bias_hKE, *self.mixer_params())
+
+    def mix_with_bias(self, xz_BLhKE: Tensor, bias_hKE: Tensor) -> Tensor:
+        """See ``ops.bimamba_inner_packed``."""
+        return ops.bimamba_inner_packed(xz_BLhKE, *self.mixer_params(), self.alternating, bias_hKE)
+
     def supports_deferred_gate(self, like: Tensor) -> bool:
         """See ``ops.runs_ungated``."""
         return ops.runs_ungated(like, self.A_log_RKEN, self.states, self.alternating)

@@ -105,6 +105,16 @@ class BlockPair(nn.Module, ABC):
     def mix(self, xz_BLhKE: Tensor) -> Tensor:
         """From the mixer's input and its gate to ``y_BLKE``, the gate applied."""
 
+    def gives_bias_gradient(self, like: Tensor, bias_hKE: Tensor) -> bool:
+        """Whether ``mix_with_bias`` should give the gradient of the bias that products of ``like`` get, in training."""
+        return False
+
+    def mix_with_bias(self, xz_BLhKE: Tensor, bias_hKE: Tensor) -> Tensor:
+        """``mix`` of an input product with ``bias_hKE.detach()``: the gradient of the bias comes from the mixer, whose
+        backward may add it up on the way. The product would have to read the gradient of xz once more for it.
+        """
+        raise NotImplementedError(f"{type(self).__name__} gives no gradient of the input product's bias")
+
     def supports_deferred_gate(self, like: Tensor) -> bool:
         """Whether ``mix_without_gate`` is likely to take products of ``like``."""
         return False
@@ -151,8 +161,8 @@ class BlockPair(nn.Module, ABC):
         x_BLd, residual_BLd, normed = state
         if drop_scale_KB is not None and residual_BLd is not None:
             assert not normed, "x must not be added to the stream before each block has scaled it"
-            xz_BLhKE, stream_BLd = self._input_with_drop_path(x_BLd, residual_BLd, drop_scale_KB)
-            return ResidualState(self._mix_and_project(xz_BLhKE), stream_BLd)
+            xz_BLhKE, bias_hKE, stream_BLd = self._input_with_drop_path(x_BLd, residual_BLd, drop_scale_KB)
+            return ResidualState(self._mix_and_project(xz_BLhKE, bias_hKE), stream_BLd)
         if normed:
             assert residual_BLd is not None
             normal_BLd, stream_BLd = x_BLd, residual_BLd
@@ -174,9 +184,11 @@ class BlockPair(nn.Module, ABC):
                 return ResidualState(normal_BLd, stream_BLd)
             if self.prepares_weights(normal_BLd):
                 return self._step_with_prepared_weights(normal_BLd, stream_BLd, fuse)
-        xz_BLhKE = self._input(normal_BLd, *self._folded_input())
-        del normal_BLd  # not needed by the mixer, which is where memory peaks
-        return ResidualState(self._mix_and_project(xz_BLhKE), stream_BLd)
+        weight_hKEd, bias_hKE = self._folded_input()
+        of_product, of_mixer = self._bias_of_each(normal_BLd, bias_hKE)
+        xz_BLhKE = self._input(normal_BLd, weight_hKEd, of_product)
+        del normal_BLd, weight_hKEd  # not needed by the mixer, which is where memory peaks
+        return ResidualState(self._mix_and_project(xz_BLhKE, of_mixer), stream_BLd)
 
     def _step_by_parts(self, normal_BLd: Tensor, parts: int) -> None:
         """The step for some clips at a time, the result over the input: the mixer's memory is that of one part."""
@@ -252,24 +264,32 @@ class BlockPair(nn.Module, ABC):
         """Input product with each block's LayerNorm scale and shift folded in: the normalised input is shared."""
         return ops.fold_norm(self.in_proj_hKEd, self.norm_weight_Kd, self.norm_bias_Kd)
 
+    def _bias_of_each(self, like: Tensor, bias_hKE: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The bias as the input product of ``like`` adds it and, where the mixer gives its gradient, for the mixer."""
+        return (bias_hKE.detach(), bias_hKE) if self.gives_bias_gradient(like, bias_hKE) else (bias_hKE, None)
+
     def _input_with_drop_path(
         self, x_BLd: Tensor, residual_BLd: Tensor, drop_scale_KB: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """The input product when each block has its own stochastic depth, so its own residual."""
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """The input product when each block has its own stochastic depth, so its own residual.
+
+        Returns xz, the bias whose gradient the mixer is to give, if any, and the stream.
+        """
         weight_hKEd, bias_hKE = self._folded_input()
         scale = self.residual_scale
         added = (add_to_stream(x_BLd, residual_BLd, scale_B, scale=scale) for scale_B in drop_scale_KB)
         normal, streams = zip(*added, strict=True)
         # One product for each block, whose results stay where they are: the mixer takes x and z with any strides.
         normal_KTd = torch.stack(normal).flatten(1, 2)
+        bias_hKE, of_mixer = self._bias_of_each(normal_KTd, bias_hKE)
         weight_KXd = weight_hKEd.transpose(0, 1).flatten(1, 2)
         bias_KX = bias_hKE.transpose(0, 1).flatten(1)
         xz_KTX = ops.batched_linear(normal_KTd, weight_KXd, bias_KX)
         xz_KBLhE = xz_KTX.view(BLOCKS, *x_BLd.shape[:2], 2, -1)
-        return xz_KBLhE.permute(1, 2, 3, 0, 4), sum(streams) / BLOCKS
+        return xz_KBLhE.permute(1, 2, 3, 0, 4), of_mixer, sum(streams) / BLOCKS
 
-    def _mix_and_project(self, xz_BLhKE: Tensor) -> Tensor:
-        y_BLKE = self.mix(xz_BLhKE)
+    def _mix_and_project(self, xz_BLhKE: Tensor, bias_hKE: Tensor | None = None) -> Tensor:
+        y_BLKE = self.mix(xz_BLhKE) if bias_hKE is None else self.mix_with_bias(xz_BLhKE, bias_hKE)
         del xz_BLhKE
         return ops.linear(y_BLKE.flatten(2), self.out_proj_dKE.flatten(1))
 

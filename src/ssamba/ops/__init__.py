@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ssamba.ops import dispatch
+from ssamba.ops import derivatives, dispatch, environment
 from ssamba.ops.dispatch import SHORT as SHORT
 from ssamba.ops.dispatch import short_work, use_backend
 from ssamba.ops.linear_layer import naive as naive_linear
@@ -24,6 +24,7 @@ __all__ = [
     "bimamba_ungated",
     "conv_silu",
     "gated_output_",
+    "gives_bias_gradient",
     "linear",
     "output_to_stream_",
     "ready_weights",
@@ -71,14 +72,28 @@ def bimamba_inner(
 def bimamba_inner_packed(
     xz_BLJKE: Tensor, conv_weight_RKEW: Tensor, conv_bias_RKE: Tensor, x_proj_RKPE: Tensor, dt_proj_RKEr: Tensor,
     dt_bias_RKE: Tensor, A_log_RKEN: Tensor, D_RKE: Tensor, alternating: bool = False,
+    bias_JKE: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """``bimamba_inner`` of ``x = xz[:, :, 0]`` and ``z = xz[:, :, 1]``, with any strides: an input product as it is.
 
-    J, in this parameter's name alone, is the legend's h.
+    ``bias``, for training: that product's own, where it was given ``bias.detach()``. No value changes; the gradient
+    that the product then leaves out comes from here, see ``gives_bias_gradient``. J, in these names, is the legend's h.
     """
     params = MixerParams(conv_weight_RKEW, conv_bias_RKE, x_proj_RKPE, dt_proj_RKEr, dt_bias_RKE, A_log_RKEN, D_RKE)
     _check_directions(alternating, A_log_RKEN)
-    return dispatch.run("bimamba_inner_packed", xz_BLJKE, params, alternating, name="bimamba_inner")
+    return dispatch.run("bimamba_inner_packed", xz_BLJKE, params, alternating, bias_JKE, name="bimamba_inner")
+
+
+def gives_bias_gradient(like: Tensor, bias_JKE: Tensor, *parameters: Tensor) -> bool:
+    """Whether ``bimamba_inner_packed`` of a product of ``like`` should give the gradient of that product's bias.
+
+    That gradient is a sum over all tokens. A GPU's kernels that write the gradient of xz have its values in registers
+    and add them up; elsewhere the product gives it. Only a bias that wants one. ``parameters``: those of the mixer.
+    """
+    if not derivatives.wants_gradient(bias_JKE) or environment.bias_gradient() == "product":
+        return False
+    form = dispatch.find("bimamba_inner_packed", like, MixerParams(*parameters), False)
+    return getattr(form, "GIVES_BIAS_GRADIENT", False)
 
 
 def runs_ungated(like: Tensor, A_log_RKEN: Tensor, states: int | None = None, alternating: bool = False) -> bool:

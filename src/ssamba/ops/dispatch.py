@@ -101,7 +101,7 @@ def _scan_limits(u: Tensor, dt: Tensor, A_RKEN: Tensor, B_BLRKN: Tensor, *_: Any
 
 
 def _mixer_limits(x: Tensor, *rest: Any) -> str | None:
-    params: MixerParams = rest[-2]
+    params = next(given for given in rest if isinstance(given, MixerParams))
     return _limits(x, params.directions, params.states)
 
 

@@ -13,6 +13,7 @@ SSAMBA_PROJ         warps,blocks,name=integer (by size)    launch of the fused p
 SSAMBA_GATE         pieces, or five integers (fixed)       tile of the product with the gate: :func:`gate_tile`
 SSAMBA_STATES       given, forward, backward (both)        where states are rounded up: :func:`rounded_states`
 SSAMBA_FP32         form,name=integer,... (by size)        float32 products on a GPU: :func:`fp32_products`
+SSAMBA_BIAS         mixer, product (mixer)                 the input product's bias on a GPU: :func:`bias_gradient`
 TRITON_INTERPRET    0, 1 (0)                               Triton's own, for tests: :func:`interprets_triton`
 ==================  =====================================  ===========================================================
 
@@ -153,6 +154,18 @@ def fp32_products() -> tuple[str, dict[str, int]]:
     form, *given = os.environ.get("SSAMBA_FP32", "").split(",")
     pairs = (part.split("=") for part in given if part)
     return form.strip(), {name.strip(): int(value) for name, value in pairs}
+
+
+def bias_gradient() -> str:
+    """``SSAMBA_BIAS``: what gives the gradient of the input product's bias where a GPU's mixer can.
+
+    ``mixer``, the default: the kernels of its backward. ``product``: a sum of its own, as elsewhere. Raises ValueError
+    for any other name.
+    """
+    given = os.environ.get("SSAMBA_BIAS") or "mixer"
+    if given not in ("mixer", "product"):
+        raise ValueError(f"SSAMBA_BIAS: there is no {given!r}; use mixer or product")
+    return given
 
 
 def interprets_triton() -> bool:

@@ -29,8 +29,9 @@ def supports(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> str | Non
     """None, or why ``ssamba.ops.mamba.gpu_input.linear`` is not for these tensors."""
     if supports_product(x, weight, bias) is None:
         return None
-    if bias is None or not derivatives.wants_gradient(bias):
-        return "only a bias's gradient has a form of its own"
+    # Also where the mixer gives the bias's gradient: that of the weight is the same product then.
+    if bias is None or not derivatives.wants_gradient(weight, bias):
+        return "only layers with a bias in training have a form of their own"
     if not x.is_cuda and not environment.interprets_triton():
         return "the tensors are not on a GPU"
     device = x.device.type

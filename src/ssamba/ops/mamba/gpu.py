@@ -22,6 +22,8 @@ from ssamba.ops.mamba.params import SCHEMA, MixerParams
 from ssamba.ops.register import define_operator
 
 COUNT = len(MixerParams._fields)
+GIVES_BIAS_GRADIENT = True
+"""Whether ``bimamba_inner_packed`` should give the gradient of the input product's bias: here that costs no pass."""
 
 
 def bimamba_inner(x_BLKE: Tensor, z_BLKE: Tensor, params: MixerParams, alternating: bool = False) -> Tensor:
@@ -35,13 +37,19 @@ def bimamba_inner(x_BLKE: Tensor, z_BLKE: Tensor, params: MixerParams, alternati
     return _gpu_inner(x_BLKE, z_BLKE.to(x_BLKE.dtype), *params, dispatch.gpu_backends(), alternating)[0]
 
 
-def bimamba_inner_packed(xz_BLhKE: Tensor, params: MixerParams, alternating: bool = False) -> Tensor:
+def bimamba_inner_packed(
+    xz_BLhKE: Tensor, params: MixerParams, alternating: bool = False, bias_hKE: Tensor | None = None
+) -> Tensor:
     """``bimamba_inner`` with x and z as ``xz[:, :, 0]`` and ``xz[:, :, 1]``: an input product's output as it is.
 
     Its gradient comes back in one piece too, which saves the backward one copy of 4 E values for each token.
+
+    ``bias_hKE``: as in ``naive.bimamba_inner_packed``. Its gradient is the sum over clips and tokens of that of xz, in
+    float32 of the values before they are rounded: the kernels that write them add them up, and nobody reads them again.
     """
     params = gpu_states.rounded(xz_BLhKE, params)
-    return _gpu_inner_packed(xz_BLhKE, *params, dispatch.gpu_backends(), alternating)[0]
+    bias = bias_hKE if derivatives.wants_gradient(bias_hKE) else None
+    return _gpu_inner_packed(xz_BLhKE, bias, *params, dispatch.gpu_backends(), alternating)[0]
 
 
 def _dense(x: Tensor) -> Tensor:
@@ -109,12 +117,13 @@ def _parts_of_rates(da_log_xRKEN: Tensor, A_log_RKEN: Tensor) -> tuple[Tensor, T
 
 def _add_gradients(
     params: MixerParams, dconv_xRKVE: Tensor, dx_proj_xGPE: Tensor, ddt_proj_xGEr: Tensor, da_log_xRKEN: Tensor,
-    dvec_xRK2E: Tensor,
+    dvec_xRK2E: Tensor, *of_bias: tuple[Tensor, Tensor],
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """The gradients of ``params`` from their parts, in the dtypes of ``params``, all of them in one launch.
 
     ``dconv`` (V = W + 1, the bias after the taps), ``da_log`` and ``dvec`` (of D and dt_bias) are what the two
-    functions of a mixer's backward return, ``da_log`` perhaps with more states than ``params``.
+    functions of a mixer's backward return, ``da_log`` perhaps with more states than ``params``. ``of_bias``: parts xKE
+    and totals KE, written by the same launch.
     """
     found = MixerParams(*(w.new_empty(w.shape) for w in params))
     taps, outputs = params.taps, params.outputs
@@ -127,6 +136,7 @@ def _add_gradients(
         (dvec_x2GE[:, 1:], found.dt_bias_RKE.flatten(0, 1)[None]),
         _parts_of_rates(da_log_xRKEN, found.A_log_RKEN),
         (dvec_x2GE[:, :1], found.D_RKE.flatten(0, 1)[None]),
+        *((parts_xKE[:, None], total_KE[None]) for parts_xKE, total_KE in of_bias),
     ]
     _small_kernels("add_parts").add_parts(sums)
     return tuple(found)
@@ -141,16 +151,19 @@ def _forward(x: Tensor, z: Tensor, params: MixerParams, backends: str, alternati
 
 def _backward(
     dy: Tensor, x: Tensor, z: Tensor, y: Tensor, p_GBLP: Tensor, params: MixerParams, backends: str,
-    alternating: bool, dx: Tensor, dz: Tensor,
+    alternating: bool, dx: Tensor, dz: Tensor, dbias_hKE: Tensor | None = None,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """Writes ``dx`` and ``dz`` (views with free strides) and returns the gradients of ``params``, in their dtypes."""
+    """Writes ``dx`` and ``dz`` (views with free strides) and returns the gradients of ``params``, in their dtypes.
+
+    ``dbias_hKE``, where it is given, is written, too: the sums of ``dx`` and ``dz`` over clips and tokens.
+    """
     given, params = params, params.contiguous()
-    x, z, dy = _dense(x), _dense(z), dy.contiguous()
+    x, z, dy, sums = _dense(x), _dense(z), dy.contiguous(), dbias_hKE is not None
     with torch.autocast(x.device.type, enabled=False):
         kernels = dispatch.kernels("mixer", x, params, backends=backends)
         inputs = gpu_states.ScanInputs(dy, x, z, y, p_GBLP, params, dz)
-        du, ddt, dbc, da_log, dvec = kernels.scan_backward(
-            *gpu_states.for_backward(kernels, inputs, alternating), alternating
+        du, ddt, dbc, da_log, dvec, dz_sums = kernels.scan_backward(
+            *gpu_states.for_backward(kernels, inputs, alternating), alternating, sums
         )
         del inputs
         dt_proj_GEr, x_proj_GPE = _product_weights(params, x.dtype)
@@ -159,9 +172,10 @@ def _backward(
         dp_GTP, ddt_proj = _projection_gradients(*of_projection)
         del ddt, ddt_GTE, dbc, of_projection
         du_GTE.baddbmm_(dp_GTP, x_proj_GPE)
-        u, dconv = kernels.conv_backward(x, params, du, dx, alternating)
+        u, dconv, dx_sums = kernels.conv_backward(x, params, du, dx, alternating, sums)
         dx_proj = _products_over_tokens(dp_GTP, u.flatten(1, 2))
-        return _add_gradients(given, dconv, dx_proj, ddt_proj, da_log, dvec)
+        of_bias = () if dbias_hKE is None else zip((dx_sums, dz_sums), dbias_hKE, strict=True)
+        return _add_gradients(given, dconv, dx_proj, ddt_proj, da_log, dvec, *of_bias)
 
 
 # ---- the operators of torch: their arguments are flat
@@ -171,7 +185,7 @@ def _run_inner(x: Tensor, z: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     return _forward(x, z, MixerParams(*rest[:COUNT]), *rest[COUNT:])
 
 
-def _run_inner_packed(xz: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+def _run_inner_packed(xz: Tensor, bias: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor]:
     return _run_inner(xz[:, :, 0], xz[:, :, 1], *rest)
 
 
@@ -181,11 +195,20 @@ def _run_backward(dy: Tensor, x: Tensor, z: Tensor, y: Tensor, p: Tensor, *rest:
     return (dx, dz, *_backward(dy, x, z, y, p, params, backends, alternating, dx, dz))
 
 
-def _run_backward_packed(dy: Tensor, xz: Tensor, y: Tensor, p: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    dxz = torch.empty_like(xz)  # with xz's order of axes: the product before has its own
+def _run_backward_packed(
+    dy: Tensor, xz: Tensor, bias: Tensor | None, y: Tensor, p: Tensor, *rest: Any
+) -> tuple[Tensor, ...]:
+    dxz, dbias = _like_packed(xz, bias)
     params, (backends, alternating) = MixerParams(*rest[:COUNT]), rest[COUNT:]
     halves = xz[:, :, 0], xz[:, :, 1], y, p, params, backends, alternating, dxz[:, :, 0], dxz[:, :, 1]
-    return (dxz, *_backward(dy, *halves))
+    return (dxz, dbias, *_backward(dy, *halves, None if bias is None else dbias))
+
+
+def _like_packed(xz: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Memory for the gradients of both, the first in the order of xz's axes: the product before has its own. An empty
+    tensor stands for no bias, since an operator always returns as many.
+    """
+    return torch.empty_like(xz), xz.new_empty(0) if bias is None else bias.new_empty(bias.shape)
 
 
 def _op(name: str, inputs: str, outputs: int, run: Any) -> Any:
@@ -196,12 +219,15 @@ def _op(name: str, inputs: str, outputs: int, run: Any) -> Any:
 
 
 _gpu_inner = _op("gpu_inner", "Tensor x, Tensor z", 2, _run_inner)
-_gpu_inner_packed = _op("gpu_inner_packed", "Tensor xz", 2, _run_inner_packed)
+_gpu_inner_packed = _op("gpu_inner_packed", "Tensor xz, Tensor? bias", 2, _run_inner_packed)
 _gpu_inner_backward = _op(
     "gpu_inner_backward", "Tensor dy, Tensor x, Tensor z, Tensor y, Tensor p", 2 + COUNT, _run_backward
 )
 _gpu_inner_packed_backward = _op(
-    "gpu_inner_packed_backward", "Tensor dy, Tensor xz, Tensor y, Tensor p", 1 + COUNT, _run_backward_packed
+    "gpu_inner_packed_backward",
+    "Tensor dy, Tensor xz, Tensor? bias, Tensor y, Tensor p",
+    2 + COUNT,
+    _run_backward_packed,
 )
 
 
@@ -214,7 +240,7 @@ def _(x: Tensor, z: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
 
 
 @_gpu_inner_packed.register_fake
-def _(xz: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+def _(xz: Tensor, bias: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor]:
     return torch.ops.ssamba.gpu_inner(xz[:, :, 0], xz[:, :, 1], *rest)
 
 
@@ -224,8 +250,8 @@ def _(dy: Tensor, x: Tensor, z: Tensor, y: Tensor, p: Tensor, *rest: Any) -> tup
 
 
 @_gpu_inner_packed_backward.register_fake
-def _(dy: Tensor, xz: Tensor, y: Tensor, p: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    return (torch.empty_like(xz), *(w.new_empty(w.shape) for w in rest[:COUNT]))
+def _(dy: Tensor, xz: Tensor, bias: Tensor | None, y: Tensor, p: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    return (*_like_packed(xz, bias), *(w.new_empty(w.shape) for w in rest[:COUNT]))
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -240,33 +266,40 @@ def _plain_inner(x: Tensor, z: Tensor, *rest: Any) -> Tensor:
     return naive.bimamba_inner(x.float(), z.float(), params, rest[COUNT]).to(x.dtype)
 
 
-def _plain_inner_packed(xz: Tensor, *rest: Any) -> Tensor:
-    return _plain_inner(xz[:, :, 0], xz[:, :, 1], *rest)
+def _plain_inner_packed(xz: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
+    wide = naive.with_bias_gradient(xz.float(), bias)
+    return _plain_inner(wide[:, :, 0], wide[:, :, 1], *rest).to(xz.dtype)
 
 
 def _plain_backward(dy: Tensor, x: Tensor, z: Tensor, y: Tensor, p: Tensor, *rest: Any) -> list[Tensor | None]:
     return derivatives.gradient(_plain_inner, (x, z, *rest[:COUNT], rest[-1]), [dy])[:-1]
 
 
-def _plain_backward_packed(dy: Tensor, xz: Tensor, y: Tensor, p: Tensor, *rest: Any) -> list[Tensor | None]:
-    return derivatives.gradient(_plain_inner_packed, (xz, *rest[:COUNT], rest[-1]), [dy])[:-1]
+def _plain_backward_packed(
+    dy: Tensor, xz: Tensor, bias: Tensor | None, y: Tensor, p: Tensor, *rest: Any
+) -> list[Tensor | None]:
+    return derivatives.gradient(_plain_inner_packed, (xz, bias, *rest[:COUNT], rest[-1]), [dy])[:-1]
 
 
-def _differentiate(ctx: Any, dy: Tensor | None, dp: Tensor | None) -> Any:
-    *inputs, y, p = ctx.saved_tensors
-    if dy is None:
-        return (None,) * (len(inputs) + 2)
-    activations, params = inputs[:-COUNT], inputs[-COUNT:]
-    apart = len(activations) == 2
-    if derivatives.in_forward_mode():
-        plain = _plain_inner if apart else _plain_inner_packed
-        return (*derivatives.gradient(plain, [*inputs, ctx.alternating], [dy], required_only=True), None)
-    op = _gpu_inner_backward if apart else _gpu_inner_packed_backward
-    return (*op(dy, *activations, y, p, *params, ctx.backends, ctx.alternating), None, None)
+def _differentiate_by(operator: Any, plain: Any) -> Any:
+    """The backward by ``operator``, of a forward whose plain form is ``plain``; both take two inputs, then the rest."""
+
+    def differentiate(ctx: Any, dy: Tensor | None, dp: Tensor | None) -> Any:
+        *inputs, y, p = ctx.saved_tensors
+        if dy is None:
+            return (None,) * (len(inputs) + 2)
+        if derivatives.in_forward_mode():
+            return (*derivatives.gradient(plain, [*inputs, ctx.alternating], [dy], required_only=True), None)
+        found = operator(dy, *inputs[:-COUNT], y, p, *inputs[-COUNT:], ctx.backends, ctx.alternating)
+        return (*(None if given is None else d for given, d in zip(inputs, found, strict=True)), None, None)
+
+    return differentiate
 
 
-_gpu_inner.register_autograd(_differentiate, setup_context=_save)
-_gpu_inner_packed.register_autograd(_differentiate, setup_context=_save)
+_gpu_inner.register_autograd(_differentiate_by(_gpu_inner_backward, _plain_inner), setup_context=_save)
+_gpu_inner_packed.register_autograd(
+    _differentiate_by(_gpu_inner_packed_backward, _plain_inner_packed), setup_context=_save
+)
 for _operator, _plain in (
     (_gpu_inner_backward, _plain_backward),
     (_gpu_inner_packed_backward, _plain_backward_packed),

@@ -153,10 +153,20 @@ def bimamba_inner(x_BLKE: Tensor, z_BLKE: Tensor | None, params: MixerParams, al
     return selective_scan(u_BLRKE, dt_BLRKE, A_RKEN, B_BLRKN, C_BLRKN, *of_channel, z_BLKE, alternating)
 
 
-def bimamba_inner_packed(xz_BLhKE: Tensor, params: MixerParams, alternating: bool = False) -> Tensor:
-    """``bimamba_inner`` of the two inputs in one tensor."""
-    x_BLKE, z_BLKE = xz_BLhKE.unbind(2)
+def bimamba_inner_packed(
+    xz_BLhKE: Tensor, params: MixerParams, alternating: bool = False, bias_hKE: Tensor | None = None
+) -> Tensor:
+    """``bimamba_inner`` of the two inputs in one tensor.
+
+    ``bias_hKE`` changes no value: xz already has it, added without a gradient (``bias.detach()``), which it gets here.
+    """
+    x_BLKE, z_BLKE = with_bias_gradient(xz_BLhKE, bias_hKE).unbind(2)
     return bimamba_inner(x_BLKE, z_BLKE, params, alternating)
+
+
+def with_bias_gradient(xz_BLhKE: Tensor, bias_hKE: Tensor | None) -> Tensor:
+    """xz as it is, differentiable as if ``bias_hKE``, of which xz has the value, were added here."""
+    return xz_BLhKE if bias_hKE is None else xz_BLhKE + (bias_hKE - bias_hKE.detach()).to(xz_BLhKE.dtype)
 
 
 def fold_norm(in_proj_hKEd: Tensor, norm_weight_Kd: Tensor, norm_bias_Kd: Tensor) -> tuple[Tensor, Tensor]:

@@ -260,7 +260,9 @@ def bimamba_inner(x_BLKE: Tensor, z_BLKE: Tensor, params: MixerParams, alternati
     return selective_scan(u_BLRKE, dt_BLRKE, A_RKEN, B_BLRKN, C_BLRKN, *of_channel, z_BLKE, alternating)
 
 
-def bimamba_inner_packed(xz_BLhKE: Tensor, params: MixerParams, alternating: bool = False) -> Tensor:
-    """``bimamba_inner`` of the two inputs in one tensor."""
-    x_BLKE, z_BLKE = xz_BLhKE.unbind(2)
+def bimamba_inner_packed(
+    xz_BLhKE: Tensor, params: MixerParams, alternating: bool = False, bias_hKE: Tensor | None = None
+) -> Tensor:
+    """``naive.bimamba_inner_packed``. A bias's gradient costs a pass over xz: better leave it to the input product."""
+    x_BLKE, z_BLKE = naive.with_bias_gradient(xz_BLhKE, bias_hKE).unbind(2)
     return bimamba_inner(x_BLKE, z_BLKE, params, alternating)

@@ -23,10 +23,11 @@ def _pairs(*tensors: Tensor) -> bool:
 
 
 def backward(
-    x_BLKE: Tensor, weight_RKEW: Tensor, bias_RKE: Tensor, du_GBLE: Tensor, dx_BLKE: Tensor, alternating: bool = False
-) -> tuple[Tensor, Tensor]:
-    """Writes ``dx``; returns ``u_GBLE`` and the gradients of taps and, behind them, bias, in parts that are to
-    be added: ``(parts, R, K, taps + 1, E)`` in float32.
+    x_BLKE: Tensor, weight_RKEW: Tensor, bias_RKE: Tensor, du_GBLE: Tensor, dx_BLKE: Tensor,
+    alternating: bool = False, token_sums: bool = False,
+) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
+    """Writes ``dx``; returns ``u_GBLE`` and, in parts that are to be added, in float32, the gradients of taps and,
+    behind them, bias, ``(parts, R, K, taps + 1, E)``, and with ``token_sums`` the sums of ``dx``, ``(parts, K, E)``.
     """
     batch, length, blocks, width = x_BLKE.shape
     directions, taps = weight_RKEW.shape[0], weight_RKEW.shape[-1]
@@ -35,7 +36,8 @@ def backward(
     parts = max(1, min(-(-length // 32), -(-_ENOUGH_THREADS * each // (2 * batch * blocks * width))))
     steps = -(-length // parts)
     parts = -(-length // steps)
-    part = torch.empty(parts, batch, directions, blocks, taps + 1, width, device=u.device, dtype=torch.float32)
+    rows = taps + 1 + token_sums
+    part = torch.empty(parts * batch, directions, blocks, rows, width, device=u.device, dtype=torch.float32)
     weight, bias = weight_RKEW.float(), bias_RKE.float()
     args = CONV_BACKWARD_ARGS.ctype(*(t.data_ptr() for t in (x_BLKE, du_GBLE, u, dx_BLKE, weight, bias, part)))
     for axis, stride, dstride in zip("btk", x_BLKE.stride(), dx_BLKE.stride(), strict=False):
@@ -44,9 +46,9 @@ def backward(
     args.B, args.L, args.K, args.E, args.steps = batch, length, blocks, width, steps
     macros = defines(
         DTYPE=DTYPE_CODES[x_BLKE.dtype], W=taps, DIRS=directions, V=each, STEPS=_STEPS[alternating], THREADS=_THREADS,
-        ALTERNATING=int(alternating),
+        ALTERNATING=int(alternating), **({"TOKEN_SUMS": 1} if token_sums else {}),
     )  # fmt: skip
     with nvrtc.on(x_BLKE):
         run = nvrtc.kernel(unit("conv_backward.cu"), "conv_backward", macros, x_BLKE.device.index or 0)
         run((-(-width // (each * _THREADS)), parts, batch * blocks), _THREADS, args)
-    return u, part.flatten(0, 1)
+    return u, part[..., : taps + 1, :], part[:, 0, :, taps + 1] if token_sums else None

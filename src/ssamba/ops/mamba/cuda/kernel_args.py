@@ -24,7 +24,8 @@ SCAN_ARGS = c_struct(
     ],
     ["ssamba/types.cuh"],
 )
-"""Of the scan, forward and backward. ``count``: chunks of each half of the time, or saved states."""
+"""Of the scan, forward and backward. ``count``: chunks of each half of the time, or saved states. ``dvec``: sums over
+tokens [B, R, K, rows, E]: the gradients of D and dt_bias and, with TOKEN_SUMS, dz, which direction 0 alone writes."""
 
 CONV_BACKWARD_ARGS = c_struct(
     "ConvBackwardArgs",
@@ -38,7 +39,8 @@ CONV_BACKWARD_ARGS = c_struct(
     ],
     ["ssamba/types.cuh"],
 )
-"""``part``: partial sums [time part, B, R, K, W + 1, E], the bias last; ``steps``: tokens of a time part."""
+"""``part``: partial sums [time part, B, R, K, rows, E]: W taps, the bias and, with TOKEN_SUMS, dx, which direction 0
+alone writes; ``steps``: tokens of a time part."""
 
 CONV_PROJECTION_ARGS = c_struct(
     "ConvProjectionArgs",

@@ -60,16 +60,19 @@ def scan_backward(
     params: MixerParams,
     dz_BLKE: Tensor,
     alternating: bool = False,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    token_sums: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]:
     """See ``ssamba.ops.mamba.triton.mixer.scan_backward``."""
-    return scan.backward(dy_BLKE, x_BLKE, z_BLKE, p_GBLP, y_BLKE, params, dz_BLKE, alternating)
+    return scan.backward(dy_BLKE, x_BLKE, z_BLKE, p_GBLP, y_BLKE, params, dz_BLKE, alternating, token_sums)
 
 
 def conv_backward(
-    x_BLKE: Tensor, params: MixerParams, du_GBLE: Tensor, dx_BLKE: Tensor, alternating: bool = False
-) -> tuple[Tensor, Tensor]:
+    x_BLKE: Tensor, params: MixerParams, du_GBLE: Tensor, dx_BLKE: Tensor, alternating: bool = False,
+    token_sums: bool = False,
+) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
     """See ``ssamba.ops.mamba.triton.mixer.conv_backward``."""
-    return conv.backward(x_BLKE, params.conv_weight_RKEW, params.conv_bias_RKE, du_GBLE, dx_BLKE, alternating)
+    weights = params.conv_weight_RKEW, params.conv_bias_RKE
+    return conv.backward(x_BLKE, *weights, du_GBLE, dx_BLKE, alternating, token_sums)
 
 
 def _small_in_float32(params: MixerParams) -> MixerParams:

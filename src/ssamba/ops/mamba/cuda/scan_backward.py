@@ -86,25 +86,25 @@ def shared_bytes(shape: Shape, tiling: BackwardTiling) -> int:
     return 2 * stage + tiling.warps * own
 
 
-def run_mma(shape: Shape, tiling: BackwardTiling, tensors: dict[str, Tensor]) -> None:
-    """Launches kernels/scan_backward_mma.cu. ``tensors``: by the names of ``ScanArgs``."""
+def run_mma(shape: Shape, tiling: BackwardTiling, tensors: dict[str, Tensor], more: dict[str, int]) -> None:
+    """Launches kernels/scan_backward_mma.cu. ``tensors``: by the names of ``ScanArgs``; ``more``: further macros."""
     x, count = tensors["x"], tensors["ckpt"].shape[2]
     keep = {} if shape.tied else {"KEEP": tiling.keep}
-    defines = shape.defines(WARPS=tiling.warps, MIN_BLOCKS=tiling.blocks, MOVM=tiling.movm, **keep)
+    defines = shape.defines(WARPS=tiling.warps, MIN_BLOCKS=tiling.blocks, MOVM=tiling.movm, **keep, **more)
     with nvrtc.on(x):
         run = nvrtc.kernel(unit("scan_backward_mma.cu"), "scan_backward_mma", defines, x.device.index or 0)
         args = arguments(shape, count, scan_mma.aligned(tensors))
         run(shape.grid(16 * tiling.warps), 32 * tiling.warps, args, shared_bytes(shape, tiling))
 
 
-def run_lanes(shape: Shape, warps: int, tensors: dict[str, Tensor]) -> None:
+def run_lanes(shape: Shape, warps: int, tensors: dict[str, Tensor], more: dict[str, int]) -> None:
     """Launches kernels/scan_backward_lanes.cu, or scan_backward.cu where several lanes share a channel."""
     x, per_channel, fast = tensors["x"], shape.lanes_per_channel(), shape.lane_is_channel()
     sizes, shared = shape.backward_sizes(warps)
     with nvrtc.on(x):
         defines = shape.defines(
             LPC=per_channel, SPT=shape.padded // per_channel, WARPS=warps, TT=shape.tile(),
-            MIN_BLOCKS=3 if fast else 2, WHOLE=int(shape.fills(warps * 32)), **sizes,
+            MIN_BLOCKS=3 if fast else 2, WHOLE=int(shape.fills(warps * 32)), **sizes, **more,
         )  # fmt: skip
         source = unit("scan_backward_lanes.cu" if fast else "scan_backward.cu")
         run = nvrtc.kernel(source, "scan_backward", defines, x.device.index or 0)
@@ -126,10 +126,14 @@ def channels_of_block(shape: Shape, tiling: BackwardTiling | None, warps: int) -
     return 16 * tiling.warps if tiling else warps * 32 // shape.lanes_per_channel()
 
 
-def launch(shape: Shape, tensors: dict[str, Tensor]) -> tuple[int, Any]:
-    """The number of parts of the gradients of B and C, and what computes the backward from its tensors."""
+def launch(shape: Shape, tensors: dict[str, Tensor], token_sums: bool) -> tuple[int, Any]:
+    """The number of parts of the gradients of B and C, and what computes the backward from its tensors.
+
+    ``token_sums``: whether that leaves the sums of dz as well.
+    """
+    more = {"TOKEN_SUMS": 1} if token_sums else {}
     tiling, warps = choose(shape, tensors), lanes_warps(shape, tensors["x"])
     parts = shape.grid(channels_of_block(shape, tiling, warps))[0]
     if tiling is None:
-        return parts, lambda filled: run_lanes(shape, warps, filled)
-    return parts, lambda filled: run_mma(shape, tiling, filled)
+        return parts, lambda filled: run_lanes(shape, warps, filled, more)
+    return parts, lambda filled: run_mma(shape, tiling, filled, more)

@@ -6,10 +6,12 @@ makes torch operators of them.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ssamba.ops.mamba.params import MixerParams
 from ssamba.ops.mamba.triton import conv, scan
+from ssamba.ops.mamba.triton.conv_backward import backward
 
 
 def forward(x_BLKE: Tensor, z_BLKE: Tensor, params: MixerParams, alternating: bool = False) -> tuple[Tensor, Tensor]:
@@ -30,29 +32,39 @@ def scan_backward(
     params: MixerParams,
     dz_BLKE: Tensor,
     alternating: bool = False,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    token_sums: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]:
     """Writes ``dz``; returns ``du_GBLE``, ``ddt_GBLE`` of the raw dt, ``dBC_xGBL2N``, ``dA_log_xRKEN`` (of tied
-    decays with one value a channel) and (dD, ddt_bias) ``_xRK2E``, these three in parts to be summed. ``y`` is
-    what ``forward`` returned.
+    decays with one value a channel), (dD, ddt_bias) ``_xRK2E`` and, with ``token_sums``, those of ``dz`` over clips and
+    tokens, ``_xKE``, added before they are rounded: these four in parts to be summed. ``y`` is what ``forward``
+    returned.
     """
     tied, params = params.tied, params.expanded()
     u_GBLE, dt_GBLE = _expand(x_BLKE, p_GBLP, params, alternating)
     inputs = u_GBLE, dt_GBLE, p_GBLP, z_BLKE, params.A_log_RKEN, params.D_RKE, params.dt_bias_RKE
-    _, checkpoints = scan.forward(*inputs, dy_BLKE, dz_BLKE, alternating)
+    (batch, _, blocks, width), directions = x_BLKE.shape, params.directions
+    dz_sums_BRKE = None
+    if token_sums:
+        dz_sums_BRKE = torch.empty(batch, directions, blocks, width, device=x_BLKE.device, dtype=torch.float32)
+    _, checkpoints = scan.forward(*inputs, dy_BLKE, dz_BLKE, alternating, dz_sums_BRKE)
     assert checkpoints is not None
     du, ddt, dbc, da_log_xRKEN, dvec = scan.backward(*inputs, checkpoints, dy_BLKE, alternating)
     # log((n + 1) a) is the sum of log(n + 1) and log a, so the gradient of log a is that of all states together.
-    return du, ddt, dbc, da_log_xRKEN.sum(-1, keepdim=True) if tied else da_log_xRKEN, dvec
+    da_log_xRKEN = da_log_xRKEN.sum(-1, keepdim=True) if tied else da_log_xRKEN
+    return du, ddt, dbc, da_log_xRKEN, dvec, None if dz_sums_BRKE is None else dz_sums_BRKE.flatten(0, 1)
 
 
 def conv_backward(
-    x_BLKE: Tensor, params: MixerParams, du_GBLE: Tensor, dx_BLKE: Tensor, alternating: bool = False
-) -> tuple[Tensor, Tensor]:
+    x_BLKE: Tensor, params: MixerParams, du_GBLE: Tensor, dx_BLKE: Tensor, alternating: bool = False,
+    token_sums: bool = False,
+) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
     """Writes ``dx``; returns ``u_GBLE`` and the gradients of the taps and the bias. ``du`` is used up.
 
-    The gradients are one tensor of parts to be summed, (x, R, K, W + 1, E), the bias after the taps.
+    The gradients are one tensor of parts to be summed, (x, R, K, W + 1, E), the bias after the taps. With
+    ``token_sums`` the sums of ``dx`` over clips and tokens are another, (x, K, E), added before they are rounded.
     """
-    return conv.backward(x_BLKE, params.conv_weight_RKEW, params.conv_bias_RKE, du_GBLE, dx_BLKE, alternating)
+    weights = params.conv_weight_RKEW, params.conv_bias_RKE
+    return backward(x_BLKE, *weights, du_GBLE, dx_BLKE, alternating, token_sums)
 
 
 def _expand(x_BLKE: Tensor, p_GBLP: Tensor, params: MixerParams, alternating: bool) -> tuple[Tensor, Tensor]:

@@ -56,11 +56,11 @@ def _phase_range(length, r, PHASE: tl.constexpr):
 
 @triton.jit
 def _forward(
-    u_ptr, dt_ptr, p_ptr, z_ptr, a_log_ptr, d_ptr, bias_ptr, y_ptr, state_ptr, ckpt_ptr, dy_ptr, dz_ptr,
+    u_ptr, dt_ptr, p_ptr, z_ptr, a_log_ptr, d_ptr, bias_ptr, y_ptr, state_ptr, ckpt_ptr, dy_ptr, dz_ptr, sum_ptr,
     batch, length, width, count, stride_b, stride_t, stride_k, dstride_b, dstride_t, dstride_k,
     R: tl.constexpr, K: tl.constexpr, N: tl.constexpr, P: tl.constexpr, RANK: tl.constexpr, PHASE: tl.constexpr,
     GRAD: tl.constexpr, GATE: tl.constexpr, TILE: tl.constexpr, NP: tl.constexpr, BE: tl.constexpr,
-    ALT: tl.constexpr,
+    ALT: tl.constexpr, SUMS: tl.constexpr,
 ):  # fmt: skip
     col = tl.program_id(0) * BE + tl.arange(0, BE)
     n = tl.arange(0, NP)
@@ -90,6 +90,7 @@ def _forward(
         tile0 = ((length + 1) // 2 + TILE - 1) // TILE
         if R == 2:
             tile0 = tl.where(r == 0, tile0, (length // 2 + TILE - 1) // TILE)
+    dz_sum = tl.zeros((BE,), tl.float32)
     for s in range(lo, hi):
         t = tl.where(reverse == 0, s, length - 1 - s).to(tl.int64)
         if GRAD and (s - lo) % TILE == 0:
@@ -111,11 +112,15 @@ def _forward(
                 if GRAD:
                     dz = tl.load(dy_ptr + y_at, mask=col_ok, other=0.0).to(tl.float32) * y
                     dz *= sig * (1.0 + z * (1.0 - sig))
+                    if SUMS:
+                        dz_sum += dz
                     tl.store(dz_ptr + t * dstride_t, dz.to(dz_ptr.dtype.element_ty), mask=col_ok)
                 y *= z * sig
         tl.store(y_ptr + y_at, y.to(y_ptr.dtype.element_ty), mask=col_ok)
     if PHASE == 1:
         tl.store(state_ptr + en, h, mask=en_ok)
+    elif SUMS:
+        tl.store(sum_ptr + (b * (R * K) + rk) * width + col, dz_sum, mask=col_ok)
 
 
 @triton.jit
@@ -228,8 +233,12 @@ def forward(
     dy_BLKE: Tensor | None = None,
     dz_BLKE: Tensor | None = None,
     alternating: bool = False,
+    dz_sums_BRKE: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """``y_BLKE``; with ``dy`` also the saved states, and ``dz`` is written."""
+    """``y_BLKE``; with ``dy`` also the saved states, and ``dz`` is written.
+
+    And ``dz_sums``, where it is given: the sums of ``dz`` over the tokens that each direction ends with.
+    """
     pairs, batch, length, width = u_GBLE.shape
     directions, blocks, _, states = a_log_RKEN.shape
     y = u_GBLE.new_empty(batch, length, blocks, width)
@@ -246,10 +255,11 @@ def forward(
     for phase in (0,) if directions == 1 else (1, 2):
         _forward[(triton.cdiv(width, be), batch * blocks, directions)](
             u_GBLE, dt_GBLE, p_GBLP, gate, a_log_RKEN, skip_RKE, bias_RKE, y, kept, ckpt,
-            dy_BLKE if dy_BLKE is not None else y, dgate,
+            dy_BLKE if dy_BLKE is not None else y, dgate, dz_sums_BRKE if dz_sums_BRKE is not None else kept,
             batch, length, width, count, *gate.stride()[:3], *dgate.stride()[:3],
             R=directions, K=blocks, N=states, P=p_GBLP.shape[-1], RANK=p_GBLP.shape[-1] - 2 * states, PHASE=phase,
-            GRAD=grad, GATE=z_BLKE is not None, TILE=TILE, NP=padded, BE=be, ALT=alternating, num_warps=1,
+            GRAD=grad, GATE=z_BLKE is not None, TILE=TILE, NP=padded, BE=be, ALT=alternating,
+            SUMS=dz_sums_BRKE is not None, num_warps=1,
         )  # fmt: skip
     return y, ckpt if grad else None
 

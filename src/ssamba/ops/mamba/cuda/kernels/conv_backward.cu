@@ -4,12 +4,20 @@
 // after, for both convolutions, and the sums that become dx, to which it scatters the gradient of each step. The taps'
 // gradients stay in registers until the part ends. u is written on the way: the projection's gradient needs it.
 //
-// Given: W taps, DIRS directions, ALTERNATING, V channels of a thread, STEPS of an iteration, THREADS of a block.
+// Given: W taps, DIRS directions, ALTERNATING, V channels of a thread, STEPS of an iteration, THREADS of a block, and
+// TOKEN_SUMS: then the sums of dx over the part are one row more, which direction 0 alone writes.
 
 #include "ssamba/common.cuh"
 #include "ssamba/conv_backward_args.cuh"
+#include "ssamba/token_sums.cuh"
 
 #define REACH (W - 1)
+#define ROWS (W + 1 + TOKEN_SUMS)  // of sums over a part: taps, bias, dx
+#if TOKEN_SUMS && DTYPE == 0 && DIRS == 2 && V == 2
+#define BOUNDS THREADS, 8  // or the compiler takes 159 registers instead of 128
+#else
+#define BOUNDS THREADS
+#endif
 
 struct __align__(V * sizeof(T)) Vec { T v[V]; };
 
@@ -17,6 +25,9 @@ struct __align__(V * sizeof(T)) Vec { T v[V]; };
 struct Window {
   float x[2 * REACH + STEPS][V], dx[2 * REACH + STEPS][V];
   float tap[DIRS][W][V], bias[DIRS][V], dtap[DIRS][W][V], dbias[DIRS][V];
+#if TOKEN_SUMS
+  float dx_sum[V];
+#endif
 };
 
 // Steps t0 to t0 + STEPS - 1. FULL: all of them and their neighbours are inside the part and the sequence. `from`
@@ -66,7 +77,12 @@ __device__ __forceinline__ void advance(const ConvBackwardArgs &a, Window &m, co
     if (FULL || (t0 + j - REACH >= start && t0 + j - REACH < end)) {
       Vec out;
 #pragma unroll
-      for (int v = 0; v < V; ++v) out.v[v] = pack(m.dx[j][v]);
+      for (int v = 0; v < V; ++v) {
+        out.v[v] = pack(m.dx[j][v]);
+#if TOKEN_SUMS
+        m.dx_sum[v] += m.dx[j][v];
+#endif
+      }
       *(Vec *)(to + j * a.dxt) = out;
     }
   }
@@ -80,13 +96,16 @@ __device__ __forceinline__ void advance(const ConvBackwardArgs &a, Window &m, co
   }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) conv_backward(const ConvBackwardArgs a) {
+extern "C" __global__ void __launch_bounds__(BOUNDS) conv_backward(const ConvBackwardArgs a) {
   int e = (blockIdx.x * THREADS + threadIdx.x) * V, b = blockIdx.z / a.K, k = blockIdx.z % a.K;
   if (e >= a.E) return;
   int start = blockIdx.y * a.steps, end = min(start + a.steps, a.L), t0 = start - REACH;
   Window m;
 #pragma unroll
   for (int v = 0; v < V; ++v) {
+#if TOKEN_SUMS
+    m.dx_sum[v] = 0.0f;
+#endif
 #pragma unroll
     for (int r = 0; r < DIRS; ++r) {
       long long ch = (long long)(r * a.K + k) * a.E + e + v;
@@ -123,12 +142,15 @@ extern "C" __global__ void __launch_bounds__(THREADS) conv_backward(const ConvBa
   }
 #pragma unroll
   for (int r = 0; r < DIRS; ++r) {
-    float *part = a.part + ((((long long)blockIdx.y * a.B + b) * DIRS + r) * a.K + k) * (W + 1) * a.E + e;
+    float *part = a.part + ((((long long)blockIdx.y * a.B + b) * DIRS + r) * a.K + k) * ROWS * a.E + e;
 #pragma unroll
     for (int v = 0; v < V; ++v) {
 #pragma unroll
       for (int i = 0; i < W; ++i) part[(long long)i * a.E + v] = m.dtap[r][i][v];
       part[(long long)W * a.E + v] = m.dbias[r][v];
+#if TOKEN_SUMS
+      if (r == 0) part[(long long)(W + 1) * a.E + v] = m.dx_sum[v];
+#endif
     }
   }
 }

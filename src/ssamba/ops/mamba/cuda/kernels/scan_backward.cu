@@ -6,6 +6,7 @@
 // inputs); then the adjoint recurrence. Each block writes its partial sums apart, without atomics.
 
 #include "ssamba/tiles.cuh"
+#include "ssamba/token_sums.cuh"
 
 #define HALF_HISTORY (DTYPE != 0 && SPT % 2 == 0)
 #define WORDS (HALF_HISTORY ? SPT / 2 : SPT)
@@ -66,6 +67,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, MIN_BLOCKS) scan_backwa
 
   long long ch = dir_block * a.E + e;
   float tap[W], conv_b = a.conv_b[ch], dt_b = a.dt_bias[ch], skip = a.skip[ch], dskip = 0.0f, dbias = 0.0f;
+  float dz_sum = 0.0f;
 #pragma unroll
   for (int j = 0; j < W; ++j) tap[j] = a.conv_w[ch * W + j];
   float a2[SPT], carry[SPT], da[SPT], h[SPT];
@@ -134,7 +136,11 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, MIN_BLOCKS) scan_backwa
           us[(g + j) * CW + c] = u;
           dss[(g + j) * CW + c] = on ? dyv * zv * sig * gain : 0.0f;
         }
-        if (gate && g + j < steps) dz_at[(s0 + g + j) * dz_step] = pack(dyv * load(y[j]) * gate_ratio(zv, sig));
+        if (gate && g + j < steps) {
+          float dz = dyv * load(y[j]) * gate_ratio(zv, sig);
+          dz_at[(s0 + g + j) * dz_step] = pack(dz);
+          if (TOKEN_SUMS) dz_sum += dz;
+        }
       }
 #pragma unroll
       for (int d = 0; d < W - 1; ++d) window[d] = window[8 + d];
@@ -212,8 +218,9 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, MIN_BLOCKS) scan_backwa
       if (s * SPT + i < N) a.da[(to * a.E + e) * N + s * SPT + i] = da[i] * a2[i] * LN2;
 #endif
     if (s == 0) {
-      a.dvec[to * 2 * a.E + e] = dskip;
-      a.dvec[to * 2 * a.E + a.E + e] = dbias;
+      a.dvec[to * VECTORS * a.E + e] = dskip;
+      a.dvec[to * VECTORS * a.E + a.E + e] = dbias;
+      if (TOKEN_SUMS) a.dvec[to * VECTORS * a.E + 2 * a.E + e] = dz_sum;
     }
   }
 }

@@ -13,6 +13,7 @@
 // Given, besides the macros of tiles.cuh: WHOLE, whether every lane of every block has a channel.
 
 #include "ssamba/channel_sums.cuh"
+#include "ssamba/token_sums.cuh"
 
 // The decays of a channel's states at a step. TIED: log2 r is a2[0] for each unit of delta, and da the sum for it.
 #if TIED
@@ -29,7 +30,7 @@
 
 // A lane's channel: its parameters, the adjoint state, and sums over time.
 struct Channel {
-  float tap[W], conv_b, dt_b, skip, dskip, dbias, a2[RATES], carry[16], da[RATES];
+  float tap[W], conv_b, dt_b, skip, dskip, dbias, dz_sum, a2[RATES], carry[16], da[RATES];
 };
 
 // Pointers to a lane's channel at some step, and the distances from one step to the next.
@@ -50,7 +51,7 @@ struct StepPointers {
 // u, delta and ds of eight steps to shared memory and, if `gate`, the gate's gradient to memory. Unless FULL, only the
 // first `left` of the steps exist.
 template <bool FULL>
-__device__ __forceinline__ void prepare(const StepPointers &at, const Channel &ch, float *window, float *dts,
+__device__ __forceinline__ void prepare(const StepPointers &at, Channel &ch, float *window, float *dts,
                                         unsigned *uds, int left, float gain, bool gate) {
   T x[HALF], z[HALF], dy[HALF], y[HALF];
 #pragma unroll
@@ -72,7 +73,11 @@ __device__ __forceinline__ void prepare(const StepPointers &at, const Channel &c
     float zv = gate_input(load(z[j])), sig = sigmoid(zv), g = load(dy[j]);
     dts[j * 32] = live ? delta : 0.0f;
     uds[j * 32] = live ? pack2(v * sigmoid(v), g * (zv * sig) * gain) : 0u;
-    if (gate && live) at.dz[(long long)j * at.dz_step] = pack(g * load(y[j]) * gate_ratio(zv, sig));
+    if (gate && live) {
+      float dz = g * load(y[j]) * gate_ratio(zv, sig);
+      at.dz[(long long)j * at.dz_step] = pack(dz);
+      if (TOKEN_SUMS) ch.dz_sum += dz;
+    }
   }
 #pragma unroll
   for (int d = 0; d < W - 1; ++d) window[d] = window[HALF + d];
@@ -150,7 +155,7 @@ __device__ __forceinline__ void adjoint(Channel &ch, char *rows, const float *dt
 
 __device__ __forceinline__ void load_channel(const ScanArgs &a, long long at, Channel &ch) {
   ch.conv_b = a.conv_b[at]; ch.dt_b = a.dt_bias[at]; ch.skip = a.skip[at];
-  ch.dskip = ch.dbias = 0.0f;
+  ch.dskip = ch.dbias = ch.dz_sum = 0.0f;
 #pragma unroll
   for (int j = 0; j < W; ++j) ch.tap[j] = a.conv_w[at * W + j];
 #if TIED
@@ -177,8 +182,9 @@ __device__ __forceinline__ void store_channel_sums(const ScanArgs &a, long long 
   for (int i = 0; i < 16; ++i)
     if (i < N) a.da[(to * a.E + e) * N + i] = ch.da[i] * ch.a2[i] * LN2;
 #endif
-  a.dvec[to * 2 * a.E + e] = ch.dskip;
-  a.dvec[to * 2 * a.E + a.E + e] = ch.dbias;
+  a.dvec[to * VECTORS * a.E + e] = ch.dskip;
+  a.dvec[to * VECTORS * a.E + a.E + e] = ch.dbias;
+  if (TOKEN_SUMS) a.dvec[to * VECTORS * a.E + 2 * a.E + e] = ch.dz_sum;
 }
 
 extern "C" __global__ void __launch_bounds__(WARPS * 32, MIN_BLOCKS) scan_backward(const ScanArgs a) {

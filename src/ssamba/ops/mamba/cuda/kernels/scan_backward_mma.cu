@@ -54,12 +54,15 @@ __device__ __forceinline__ void store_channel_sums(const ScanArgs &a, long long 
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
 #if TIED
-    float v[3] = {sums.rate[i], sums.skip[i], sums.bias[i]};
+    float v[3 + TOKEN_SUMS] = {sums.rate[i], sums.skip[i], sums.bias[i]};
 #else
-    float v[3] = {0.0f, sums.skip[i], sums.bias[i]};
+    float v[3 + TOKEN_SUMS] = {0.0f, sums.skip[i], sums.bias[i]};
+#endif
+#if TOKEN_SUMS
+    v[3] = sums.gate[i];
 #endif
 #pragma unroll
-    for (int n = TIED ? 0 : 1; n < 3; ++n) {
+    for (int n = TIED ? 0 : 1; n < 3 + TOKEN_SUMS; ++n) {
       v[n] += __shfl_xor_sync(0xffffffffu, v[n], 1);
       v[n] += __shfl_xor_sync(0xffffffffu, v[n], 2);
     }
@@ -68,8 +71,8 @@ __device__ __forceinline__ void store_channel_sums(const ScanArgs &a, long long 
     float rate = -LOG2E * ex2(LOG2E * a.a_log[to % ((long long)a.R * a.K) * a.E + e + 8 * i]);
     a.da[to * a.E + e + 8 * i] = v[0] * rate * LN2;
 #endif
-    a.dvec[to * 2 * a.E + e + 8 * i] = v[1];
-    a.dvec[to * 2 * a.E + a.E + e + 8 * i] = v[2];
+#pragma unroll
+    for (int n = 0; n < VECTORS; ++n) a.dvec[to * VECTORS * a.E + n * a.E + e + 8 * i] = v[1 + n];
   }
 }
 

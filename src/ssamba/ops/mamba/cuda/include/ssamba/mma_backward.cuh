@@ -18,6 +18,7 @@
 
 #include "ssamba/mma_elementwise.cuh"
 #include "ssamba/packed_math.cuh"
+#include "ssamba/token_sums.cuh"
 
 #define EIGHT 8                 // steps between saved states
 #define RATE_ROW (DV * EIGHT + 4)  // delta (TIED: log2 r and r) of eight steps of a channel, padded
@@ -123,6 +124,9 @@ struct ChannelSums {
   float rate[2];  // of delta times the gradient of log2 r
 #endif
   float skip[2], bias[2];
+#if TOKEN_SUMS
+  float gate[2];  // of dz
+#endif
 };
 
 // Stores values of eight steps, rounded. to: this lane's first channel pair at step g of them.
@@ -196,6 +200,9 @@ __device__ __forceinline__ void prepare(const ChannelParams &c, const FragmentAd
     sums.skip[i] += ds[2 * i] * u[0] + ds[2 * i + 1] * u[1];
   }
   if (gate) store_pairs(dz, dz_at, write);
+#if TOKEN_SUMS  // steps beyond the sequence have zeros
+  if (gate) { sums.gate[0] += dz[0] + dz[1]; sums.gate[1] += dz[2] + dz[3]; }
+#endif
 }
 
 // How a warp's recurrences exchange states and channels. Of a lane's eight values, [4 j + 2 i + k] is state

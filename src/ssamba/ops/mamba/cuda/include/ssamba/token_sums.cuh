@@ -1,0 +1,11 @@
+// What the kernels of a mixer's backward that write dx or dz add up of it on the way.
+//
+// TOKEN_SUMS: whether they leave the sums over tokens of dx and dz as well, of which the gradient of the input
+// product's bias is made. Each value is added in float32 before it is rounded; 0 unless it is given.
+#pragma once
+
+#ifndef TOKEN_SUMS
+#define TOKEN_SUMS 0
+#endif
+#define VECTORS (2 + TOKEN_SUMS)  // that a scan's backward leaves in dvec for each clip: the gradients of D and dt_bias,
+                                  // and the sums of dz, which direction 0 alone writes
