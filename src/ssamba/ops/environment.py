@@ -10,7 +10,7 @@ SSAMBA_LPC          1, 2, 4, 8, 16, 32 (by size)           lanes that share a ch
 SSAMBA_CUT          name=integer,... (by size)             tiling of the tensor-core forward scan: :func:`scan_tiling`
 SSAMBA_BACKWARD     form,name=integer,... (by size)        form and tiling of the scan's backward: :func:`scan_backward`
 SSAMBA_PROJ         warps,blocks,name=integer (by size)    launch of the fused projection: :func:`projection_launch`
-SSAMBA_GATE         pieces, or five integers (fixed)       tile of the product with the gate: :func:`gate_tile`
+SSAMBA_GATE         pieces, apart, five integers (fixed)   tile of the product with the gate: :func:`gate_tile`
 SSAMBA_STATES       given, forward, backward (both)        where states are rounded up: :func:`rounded_states`
 SSAMBA_FP32         form,name=integer,... (by size)        float32 products on a GPU: :func:`fp32_products`
 TRITON_INTERPRET    0, 1 (0)                               Triton's own, for tests: :func:`interprets_triton`
@@ -122,13 +122,19 @@ def gate_tile() -> tuple[int, ...] | None:
     """``SSAMBA_GATE``: tokens, channels, depth, warps and stages of the product that makes z and gates (``GateTile``).
 
     ``pieces`` forbids that product, so that z is in memory by pieces: an empty tuple. None, the default, leaves the
-    tile to the kernel. Raises ValueError unless it is five integers (``128,256,64,8,3``).
+    tile to the kernel; so does ``apart`` (:func:`gate_makes_next_input`). Raises ValueError unless it is five integers
+    (``128,256,64,8,3``).
     """
     given = os.environ.get("SSAMBA_GATE")
-    if not given or given == "pieces":
-        return () if given else None
+    if not given or given in ("pieces", "apart"):
+        return () if given == "pieces" else None
     tokens, channels, depth, warps, stages = map(int, given.split(","))
     return tokens, channels, depth, warps, stages
+
+
+def gate_makes_next_input() -> bool:
+    """``SSAMBA_GATE=apart``: gate and output in one pass do not go on to the next pair's x, as they do by default."""
+    return os.environ.get("SSAMBA_GATE") != "apart"
 
 
 def rounded_states() -> tuple[str, ...]:

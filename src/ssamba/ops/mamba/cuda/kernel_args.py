@@ -54,7 +54,6 @@ CONV_PROJECTION_ARGS = c_struct(
 """``w``: the projection [R, K, P, E]; B sequences of L tokens, each made of clips of ``clip`` tokens."""
 
 
-
 def _gated_output_args(name: str, maps: str, biases: str, out: str) -> CStruct:
     fields = [("TensorMap", maps), ("const T *", biases), ("Stream *", "stream"), ("T *", out)]
     fields += [("long long", "rows"), ("float", "eps scale")]
