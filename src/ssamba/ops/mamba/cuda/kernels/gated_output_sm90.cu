@@ -98,8 +98,8 @@ struct ConsumerGroup {
               make_float2(sum[j][2 * row], sum[j][2 * row + 1]);
   }
 #endif
-  // Stores a matrix of D columns. at: 2,048 bytes of shared memory for this warp alone, which transpose it. `to` is read
-  // anew each time, which takes fewer registers.
+  // Stores a matrix of D columns. at: 2,048 bytes of shared memory for this warp alone, which transpose it; to: a
+  // reference, since reading it anew each time takes fewer registers.
   template <class Tile>
   __device__ __forceinline__ void store_rows(const Tile *v, T *const &to, long long first, char *at) {
 #pragma unroll

@@ -75,8 +75,8 @@ __device__ __forceinline__ void mma_out(float (*sum)[4], unsigned (*gated)[4], S
 __device__ __forceinline__ unsigned pair_of(const float *v, int row) { return pack2(v[2 * row], v[2 * row + 1]); }
 __device__ __forceinline__ unsigned pair_of(const unsigned *v, int row) { return v[row]; }
 
-// Stores 64 columns of a warp's 16 tokens, in rows of 128 bytes. `to`: a matrix of WIDTH columns, from where they belong
-// on; at: 2,048 bytes of shared memory for this warp alone. Tile: what a lane has of 8 columns, 4 values or 2 pairs.
+// Stores 64 columns of a warp's 16 tokens, in rows of 128 bytes. `to`: where they belong in a matrix of WIDTH columns
+// at: 2,048 bytes of shared memory for this warp alone. Tile: what a lane has of 8 columns, 4 values or 2 pairs.
 template <int WIDTH, class Tile>
 __device__ __forceinline__ void store_columns(const Tile *v, T *to, char *at, int lane, long long tokens) {
   char *mine = at + lane / 4 * 128 + lane % 4 * 4;
