@@ -19,7 +19,7 @@ _MAX_WIDTH = 192  # of the residual stream, which is held in registers
 _TOKENS, _CHANNELS, _STAGES = 128, 64, 3
 _THREADS = 384
 _CONSUMER_WARPS = 8
-_NEXT_CHANNELS = 128  # of the next input, at a time
+_NEXT_CHANNELS = 128  # of the next input, at a time; two turns follow each other
 
 
 def usable(y_TX: Tensor, stream_Td: Tensor, out_Td: Tensor, *weights: Tensor) -> bool:
@@ -42,7 +42,7 @@ def makes_next_input(
     next_bias_X: Tensor, x_TX: Tensor,
 ) -> bool:  # fmt: skip
     """Whether ``gated_output_to_input`` takes these: as ``usable``, and ``SSAMBA_GATE`` allows it."""
-    if not environment.gate_makes_next_input() or y_TX.shape[1] % _NEXT_CHANNELS:
+    if not environment.gate_makes_next_input() or y_TX.shape[1] % (2 * _NEXT_CHANNELS):
         return False
     if x_TX.shape != y_TX.shape or next_weight_Xd.shape != weight_Xd.shape:
         return False

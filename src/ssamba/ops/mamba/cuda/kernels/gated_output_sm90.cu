@@ -98,16 +98,8 @@ struct ConsumerGroup {
               make_float2(sum[j][2 * row], sum[j][2 * row + 1]);
   }
 #endif
-  // Stores a matrix of D columns. at: 2,048 bytes of shared memory for this warp alone, which transpose it; to: a
-  // reference, since reading it anew each time takes fewer registers.
-  template <class Tile>
-  __device__ __forceinline__ void store_rows(const Tile *v, T *const &to, long long first, char *at) {
-#pragma unroll
-    for (int k = 0; k < D / 64; ++k) store_columns<D>(v + k * 8, to + first * D + k * 64, at, lane, a.rows - first);
-  }
-
 #if NEXT
-  // Starts the product that makes BX channels of the next pair's x, and ends it.
+  // Starts the product that makes BX channels of the next pair's x, and waits for it.
   __device__ __forceinline__ void begin_next(float (*x)[4], unsigned (*normed)[4], int chunk) {
     init_z<BX>(x, (const T *)(raw + NEXT_BIAS_AT) + chunk * BX + lane % 4 * 2);
     wait_full();
@@ -115,17 +107,14 @@ struct ConsumerGroup {
     mma_z<BX>(x, normed, at());
     pass_turn();
   }
-  __device__ __forceinline__ void end_next(float (*x)[4], long long first, int chunk, char *at) {
+  __device__ __forceinline__ void end_next(float (*x)[4]) {
     wgmma_wait_group();
     fence_operands<BX / 8>(x);
     release();
-#pragma unroll
-    for (int k = 0; k < BX / 64; ++k)
-      store_columns<X>(x + k * 8, a.x + first * X + chunk * BX + k * 64, at, lane, a.rows - first);
   }
 
-  // Stores the stream, and the next pair's x: the product of the normalised stream. The first product runs while the
-  // stream, rounded and so in half of its registers, is stored; later ones while the other group stores.
+  // Stores the stream, and the next pair's x: the product of the normalised stream. While a product runs, what the one
+  // before it made is stored: at first the stream, rounded and so in half of its registers.
   __device__ __forceinline__ void epilogue(float (*sum)[4], float *mean, float *rstd, long long first, char *at) {
     unsigned normed[D / 16][4];
 #if WIDE
@@ -144,19 +133,33 @@ struct ConsumerGroup {
 #endif
         normed[j / 2][j % 2 * 2 + row] = pack2((lo - mean[row]) * rstd[row], (hi - mean[row]) * rstd[row]);
       }
-    float x[BX / 8][4];
-    begin_next(x, normed, 0);
+    long long row = first + lane / 8, left = a.rows - row;
+    float even[BX / 8][4], odd[BX / 8][4];
+    begin_next(even, normed, 0);
 #if !WIDE
-    store_rows(rounded, a.stream, first, at);
+    store_tokens<D, D>(rounded, a.stream + row * D + lane % 8 * 8, at, lane, left);
 #endif
-    end_next(x, first, 0, at);
+    end_next(even);
+    T *to = a.x + row * X + lane % 8 * 8;
 #pragma unroll 1
-    for (int c = 1; c < NEXT_CHUNKS; ++c) {
-      begin_next(x, normed, c);
-      end_next(x, first, c, at);
+    for (int c = 1;; c += 2) {
+      begin_next(odd, normed, c);
+      store_tokens<X, BX>(even, to + (c - 1) * BX, at, lane, left);
+      end_next(odd);
+      if (c + 1 == NEXT_CHUNKS) break;
+      begin_next(even, normed, c + 1);
+      store_tokens<X, BX>(odd, to + c * BX, at, lane, left);
+      end_next(even);
     }
+    store_tokens<X, BX>(odd, to + (NEXT_CHUNKS - 1) * BX, at, lane, left);
   }
 #else
+  // Stores a matrix of D columns. at: 2,048 bytes of shared memory for this warp alone, which transpose it; to: a
+  // reference, since reading it anew each time takes fewer registers.
+  __device__ __forceinline__ void store_rows(const float (*v)[4], T *const &to, long long first, char *at) {
+#pragma unroll
+    for (int k = 0; k < D / 64; ++k) store_columns<D>(v + k * 8, to + first * D + k * 64, at, lane, a.rows - first);
+  }
   // Stores the results. at: see store_rows.
   __device__ __forceinline__ void epilogue(float (*sum)[4], float *mean, float *rstd, long long first, char *at) {
 #if JOIN

@@ -72,19 +72,16 @@ __device__ __forceinline__ void mma_out(float (*sum)[4], unsigned (*gated)[4], S
   for (int k = 0; k < BN / 16; ++k) wgmma<D>(sum, gated[k], advance_descriptor(right, k * 32));
 }
 
-__device__ __forceinline__ unsigned pair_of(const float *v, int row) { return pack2(v[2 * row], v[2 * row + 1]); }
-__device__ __forceinline__ unsigned pair_of(const unsigned *v, int row) { return v[row]; }
-
 // Stores 64 columns of a warp's 16 tokens, in rows of 128 bytes. `to`: where they belong in a matrix of WIDTH columns
-// at: 2,048 bytes of shared memory for this warp alone. Tile: what a lane has of 8 columns, 4 values or 2 pairs.
-template <int WIDTH, class Tile>
-__device__ __forceinline__ void store_columns(const Tile *v, T *to, char *at, int lane, long long tokens) {
+// at: 2,048 bytes of shared memory for this warp alone.
+template <int WIDTH>
+__device__ __forceinline__ void store_columns(const float (*v)[4], T *to, char *at, int lane, long long tokens) {
   char *mine = at + lane / 4 * 128 + lane % 4 * 4;
 #pragma unroll
   for (int j = 0; j < 8; ++j)
 #pragma unroll
     for (int row = 0; row < 2; ++row)
-      *(unsigned *)(mine + row * 1024 + ((j ^ lane / 4) * 16)) = pair_of(v[j], row);
+      *(unsigned *)(mine + row * 1024 + ((j ^ lane / 4) * 16)) = pack2(v[j][2 * row], v[j][2 * row + 1]);
   __syncwarp();
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
@@ -94,3 +91,31 @@ __device__ __forceinline__ void store_columns(const Tile *v, T *to, char *at, in
   }
   __syncwarp();
 }
+
+#if NEXT
+__device__ __forceinline__ unsigned pair_of(const float *v, int row) { return pack2(v[2 * row], v[2 * row + 1]); }
+__device__ __forceinline__ unsigned pair_of(const unsigned *v, int row) { return v[row]; }
+
+// The same of COLUMNS columns with fewer instructions, since addresses are constants apart. to: where this lane's first
+// 16 bytes belong, those of token lane / 8; left: tokens from that on. Tile: 4 values of 8 columns, or 2 pairs.
+template <int WIDTH, int COLUMNS, class Tile>
+__device__ __forceinline__ void store_tokens(const Tile *v, T *to, char *at, int lane, long long left) {
+  char *mine = at + lane / 4 * 128 + lane % 4 * 4;
+#pragma unroll
+  for (int k = 0; k < COLUMNS / 64; ++k) {
+#pragma unroll
+    for (int j = 0; j < 8; ++j)
+#pragma unroll
+      for (int row = 0; row < 2; ++row)
+        *(unsigned *)(mine + row * 1024 + ((j ^ lane / 4) * 16)) = pair_of(v[k * 8 + j], row);
+    __syncwarp();
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      int token = i * 4 + lane / 8;
+      uint4 eight = *(const uint4 *)(at + token * 128 + ((lane % 8 ^ token % 8) * 16));
+      if (i * 4 < left) *(uint4 *)(to + i * 4 * WIDTH + k * 64) = eight;
+    }
+    __syncwarp();
+  }
+}
+#endif
