@@ -28,6 +28,7 @@ static int blocks = 1, threads, current;  // of a cluster; of a block; the one t
 static int first_block;                   // x of the cluster's first block
 static long idle;                         // polls since anything else happened
 static void (*body)();
+static void (*at_start)();  // of a cluster, if not null: what a multiprocessor forgets
 
 static void wait_in(State state) {
   states[current] = state;
@@ -89,6 +90,7 @@ static bool run_warp(int first, int last) {
 
 static void run_cluster() {
   int all = blocks * threads;
+  if (at_start) at_start();
   for (int i = 0; i < all; ++i) {
     getcontext(&contexts[i]);
     contexts[i].uc_stack.ss_sp = stacks[i];

@@ -110,6 +110,8 @@ struct NamedBarrier {
   }
 };
 static NamedBarrier named_barriers[2][2];
+static void forget_barriers() { memset(named_barriers, 0, sizeof(named_barriers)); }
+static const auto forgets = fibers::at_start = forget_barriers;
 inline void group_barrier_sync(int group) {
   NamedBarrier &barrier = named_barriers[fibers::rank()][group];
   int round = barrier.rounds;
