@@ -109,7 +109,7 @@ struct NamedBarrier {
     ++rounds;
   }
 };
-static NamedBarrier named_barriers[2][2];
+static NamedBarrier named_barriers[2][3];
 static void forget_barriers() { memset(named_barriers, 0, sizeof(named_barriers)); }
 static const auto forgets = fibers::at_start = forget_barriers;
 inline void group_barrier_sync(int group) {
@@ -118,6 +118,7 @@ inline void group_barrier_sync(int group) {
   barrier.arrive();
   while (barrier.rounds == round) fibers::poll();
 }
+inline void both_groups_sync() { group_barrier_sync(2); }
 inline void group_barrier_arrive(int group) { named_barriers[fibers::rank()][group].arrive(); }
 
 // ---- copies

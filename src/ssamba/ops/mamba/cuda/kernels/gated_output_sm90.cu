@@ -240,9 +240,8 @@ extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(THREADS, 
     }
     fence_mbarrier_init();
   }
+#if !NEXT
   for (int i = threadIdx.x; i < X / 8; i += THREADS) ((uint4 *)(raw + BIAS_AT))[i] = ((const uint4 *)a.bz)[i];
-#if NEXT
-  for (int i = threadIdx.x; i < X / 8; i += THREADS) ((uint4 *)(raw + NEXT_BIAS_AT))[i] = ((const uint4 *)a.bx)[i];
 #endif
   __syncthreads();
   cluster_sync();
@@ -253,6 +252,14 @@ extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(THREADS, 
     __syncwarp();
   } else {
     raise_registers<240>();
+#if NEXT
+    // While the first copies are under way.
+    for (int i = threadIdx.x; i < X / 8; i += 256) {
+      ((uint4 *)(raw + BIAS_AT))[i] = ((const uint4 *)a.bz)[i];
+      ((uint4 *)(raw + NEXT_BIAS_AT))[i] = ((const uint4 *)a.bx)[i];
+    }
+    both_groups_sync();
+#endif
     ConsumerGroup group = {a, raw, shared, warp / 4, lane};
     if (group.group == 1) group_barrier_arrive(0);
 #pragma unroll 1

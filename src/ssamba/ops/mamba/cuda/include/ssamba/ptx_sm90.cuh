@@ -120,6 +120,8 @@ template <int REGISTERS> __device__ __forceinline__ void lower_registers() {
 __device__ __forceinline__ void group_barrier_sync(int group) {
   asm volatile("bar.sync %0, 256;" ::"r"(1 + group) : "memory");
 }
+// Named barrier 3, at which both groups meet.
+__device__ __forceinline__ void both_groups_sync() { asm volatile("bar.sync 3, 256;" ::: "memory"); }
 __device__ __forceinline__ void group_barrier_arrive(int group) {
   asm volatile("bar.arrive %0, 256;" ::"r"(1 + group) : "memory");
 }
