@@ -158,6 +158,7 @@ inline void tma_load_2d(SmemAddr to, const TensorMap *map, int column, int row, 
 inline void tma_load_2d_multicast(SmemAddr to, const TensorMap *map, int column, int row, SmemAddr barrier) {
   for (int block = 0; block < 2; ++block) tma_load_2d_to(block, to, map, column, row, barrier);
 }
+inline void tma_prefetch_2d(const TensorMap *, int, int) {}
 
 inline void mbarrier_wait(SmemAddr at, int parity) {
   while (mbarrier(at)->phase == parity) {
