@@ -165,6 +165,31 @@ def test_a_deferred_gate_does_what_the_next_pair_begins_with(own: bool, scale: i
     torch.testing.assert_close(layers, expected, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("refusing", [None, 0, 2, 3])
+def test_a_deferred_gate_makes_the_next_pairs_x(
+    refusing: int | None, rng: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over this pair's; a pair that can not go on from there, because it has no form without a gate, does so anyway."""
+    model = uneven(Config(width=16, depth=8, frames=64, state_size=4), rng)
+    tokens = torch.randn(3, 9, 16, generator=rng, dtype=torch.float64)
+    made: list[int | None] = []
+    for pair in model.pairs:
+        pair.register_forward_hook(
+            lambda _pair, _given, state: made.append(state.next_x_BLKE.data_ptr() if state.normed else None)
+        )
+    with torch.no_grad(), ops.use_backend("reference"):
+        expected = model.encode_tokens(tokens)
+        model.plan = InferencePlan(defer_gate_min_tokens=20)
+        if refusing is not None:
+            monkeypatch.setattr(model.pairs[refusing], "mix_without_gate", lambda *_: None)
+        made.clear()
+        found = model.encode_tokens(tokens.clone(), own=True)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    assert [x is not None for x in made] == [i != refusing for i in range(3)] + [False]
+    if refusing is None:
+        assert len(set(made[:3])) == 1
+
+
 class CumulativeMeanPair(BlockPair):
     """A mixer of one parameter, to show what another one has to bring along."""
 

@@ -30,7 +30,8 @@ def build(unit: nvrtc.Unit, name: str, defines: tuple[str, ...], device: int) ->
         lines += ['extern "C" void run(int x, int y, int z, int threads, const void *args) {']
         lines += [f"  decltype(launch_of({name}))::run<{name}>({{x, y, z}}, threads, args);", "}", ""]
         (folder / "run.cpp").write_text("\n".join(lines))
-        command = ["g++", "-O1", "-std=c++17", "-w", "-shared", "-fPIC", "-I", str(SHIM), "-I", str(folder / "include")]
+        command = ["g++", "-O1", "-std=c++17", "-w", "-Wno-psabi", "-shared", "-fPIC"]
+        command += ["-I", str(SHIM), "-I", str(folder / "include")]
         subprocess.run([*command, "-o", str(folder / "run.so"), str(folder / "run.cpp")], check=True)
         library = ctypes.CDLL(str(folder / "run.so"))
         _built[key] = lambda grid, threads, args, *_: library.run(*grid, threads, ctypes.byref(args))

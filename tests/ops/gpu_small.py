@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from mixer_inputs import mixer_inputs, pair_weights
 from torch import Tensor
 
+from ssamba import ops
 from ssamba.ops.layer_norm import gpu as norm_gpu
 from ssamba.ops.layer_norm import naive as naive_norm
 from ssamba.ops.mamba import gpu, gpu_inference, gpu_input, naive
@@ -73,6 +74,11 @@ def late_gate(cut: str, dtype: torch.dtype = torch.bfloat16) -> None:
             gpu_inference.gated_output_(*mine, *weights, out, 1e-5, scale)
             compare(f"gate and output, {d}, {scale}", out, expected, 1e-2)
             compare(f"the stream after it, {d}, {scale}", mine[1], exact[1], 1e-2)
+        x, given = torch.empty_like(y), stream.clone()
+        if ops.gated_output_to_input_(y, given, *weights, *weights[:2], x, 1e-5, 2.0):
+            product = F.linear(expected, weights[0].double(), weights[1].double())
+            compare(f"the next input, {d}", x, product, 1e-2)
+            compare(f"the stream after that, {d}", given, exact[1], 1e-2)
     del os.environ["SSAMBA_CUT"]
 
 

@@ -91,6 +91,8 @@ def visit_units(kernel: Callable[[nvrtc.Unit, str, tuple[str, ...]], object], ev
             y, stream, *weights = (torch.zeros(s, dtype=dtype) for s in shapes)
             for scale in (None, 1.0):
                 gated_output.gated_output(y, stream.float() if wide else stream, *weights, 1e-5, scale)
+            arguments = y, stream.float() if wide else stream, *weights[:3], *weights[:2], y.clone()
+            gated_output.gated_output_to_input(*arguments, 1e-5, 1.0)
     visit_small_kernels()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 from part_script import NEEDS_TRITON, run_script, skip_without_compiler
 
@@ -30,6 +32,15 @@ def test_small_sizes(form: str) -> None:
 def test_tied_decays_and_alternating_directions(part: str) -> None:
     skip_without_compiler()
     run_script("cuda_forms_small.py", part, seconds=500)
+
+
+@pytest.mark.parametrize(
+    ("form", "skewed"), [("one", "0"), ("one", "3"), ("one", "4"), pytest.param("all", "3", marks=pytest.mark.slow)]
+)
+def test_gate_and_output_for_hopper(form: str, skewed: str) -> None:
+    """Alone, joined to the stream, and up to the next pair's x; with products and copies as late as they may be."""
+    skip_without_compiler()
+    run_script("gated_output_small.py", form, seconds=300, variables={**os.environ, "SSAMBA_SKEWED": skewed})
 
 
 @pytest.mark.slow

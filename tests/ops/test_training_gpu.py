@@ -178,7 +178,7 @@ def test_pair(form: tuple[str, str], length: int) -> None:
     weight, results = draw(16, length, 192, seed=2), []
     for backend in ("auto", "auto", "reference"):
         with ops.use_backend(backend), torch.autocast("cuda", torch.bfloat16, enabled=backend == "auto"):
-            x, residual, _ = pair(ResidualState(tokens, stream))
+            x, residual, *_ = pair(ResidualState(tokens, stream))
         value = (x.float() * weight).sum() + residual.square().sum()
         results.append([x, residual, *torch.autograd.grad(value, [tokens, stream, *pair.parameters()])])
     names = ["x", "stream", "dx", "dstream", *(name for name, _ in pair.named_parameters())]

@@ -10,9 +10,9 @@ from part_script import run_script, skip_without_compiler
 from ssamba.ops import dispatch
 
 
-@pytest.mark.parametrize("form", ["walk", "values"])
+@pytest.mark.parametrize("form", ["walk", "values", "deferred"])
 def test_inference(form: str) -> None:
-    if form == "values":
+    if form != "walk":
         skip_without_compiler()
     run_script("without_triton_small.py", form, seconds=300)
 

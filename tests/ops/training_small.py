@@ -228,7 +228,7 @@ def check_pair() -> None:
                 kind = torch.float64 if backend == "reference" else torch.float32
                 inputs = [t.to(kind, copy=True).requires_grad_() for t in (tokens, stream)]
                 with ops.use_backend(backend):
-                    x, residual, _ = step.to(kind)(ResidualState(inputs[0], inputs[1]), drop)
+                    x, residual, *_ = step.to(kind)(ResidualState(inputs[0], inputs[1]), drop)
                     assert residual is not None
                     value = (x * draw(2, 9, 16, seed=2)).sum() + residual.square().sum()
                     results.append([x, residual, *torch.autograd.grad(value, [*inputs, *step.parameters()])])

@@ -1,7 +1,8 @@
 """Inference in 16 bits in a process that cannot import Triton; test_without_triton.py runs it.
 
 ``walk``: tiny's recordings, short and long, with kernels that do nothing in place of the compiled ones. ``values``: a
-small model in the same form with the kernels emulated, beside float64. CPU tensors stand for a GPU's.
+small model in the same form with the kernels emulated, beside float64; ``deferred``: the same where the gate is
+deferred. CPU tensors stand for a GPU's.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ os.environ["SSAMBA_BACKEND"] = "gpu"
 import numpy as np
 import torch
 from emulation import build
+from gated_output_small import matrix_of
 from torch import Tensor
 
 import ssamba
@@ -90,10 +92,34 @@ def walk() -> None:
         assert {"add_layer_norm", "gated_output", "prepare_weights", "scan_fragments"} <= set(launched), launched
 
 
-@torch.no_grad()
 def values() -> None:
     """Tokens in both types are no further from float64's than the plain form's are in those types, or hardly."""
-    shape = {"width": 64, "depth": 4, "frames": 96, "mel_bins": 48, "dt_rank": 4}
+    check_values(build, 1.1, defer_from=2**40)
+
+
+def deferred() -> None:
+    """The same with the gate after the scan, in the pass that goes on to the next pair's x, and in one that does not.
+
+    Both forms round at other places than the plain one.
+    """
+    launched: list[str] = []
+
+    def kernel(unit: nvrtc.Unit, name: str, defines: tuple[str, ...], device: int) -> Callable[..., None]:
+        launched.append(" ".join((name, *defines)))
+        return build(unit, name, defines, device)
+
+    for gate, next_inputs in (("", 2), ("apart", 0)):
+        os.environ["SSAMBA_GATE"] = gate
+        launched.clear()
+        check_values(kernel, 1.3, defer_from=1)
+        of_gate = [name for name in launched if name.startswith("gated_output")]
+        assert len(of_gate) == 4 * 3, launched  # three pairs, both types, twice each
+        assert sum("NEXT=1" in name for name in of_gate) == 4 * next_inputs, launched
+
+
+@torch.no_grad()
+def check_values(kernel: Callable[..., Callable[..., None]], allowed: float, defer_from: int) -> None:
+    shape = {"width": 64, "depth": 6, "frames": 96, "mel_bins": 48, "dt_rank": 4}
     model = make_encoder(Config(**shape, decay="tied", scan="alternating"), generator=torch.Generator().manual_seed(1))
     for weight in model.parameters():
         weight += 0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(weight.numel()))
@@ -106,11 +132,13 @@ def values() -> None:
     with ops.use_backend("reference"):
         exact = model.double().encode(features.double())
         plain = {dtype: error(of_type.encode(features)) for dtype, of_type in narrow.items()}
-    stand_for_a_gpu(build)
+    stand_for_a_gpu(kernel)
+    nvrtc.make_tensor_map_2d = matrix_of
     for dtype, of_type in narrow.items():
+        of_type.plan = of_type.plan._replace(defer_gate_min_tokens=defer_from)
         found = of_type.encode(features)
         assert torch.equal(found, of_type.encode(features))
-        assert error(found) < 1.1 * plain[dtype], (
+        assert error(found) < allowed * plain[dtype], (
             f"{dtype}: off by {error(found):.2e}, the plain form {plain[dtype]:.2e}"
         )
 

@@ -50,18 +50,6 @@ class InferencePlan(NamedTuple):
         return tokens >= least
 
 
-class ResidualState(NamedTuple):
-    """What goes from pair to pair, (B, L, d) each."""
-
-    x_BLd: Tensor
-    """At first the tokens, then a pair's output, which is yet to be added to the stream; the stream's LayerNorm where
-    ``normed``."""
-    stream_BLd: Tensor | None = None
-    """The residual stream, None at first. Until x is added to it, its factor (``residual_scale``) is left out, too."""
-    normed: bool = False
-    """Whether the next pair's beginning is already done: x has been added to the stream, and that is normalised."""
-
-
 class PairWeights(NamedTuple):
     """A pair's weights as inference reads them that prepares them in one pass: with a deferred gate, and otherwise."""
 
@@ -72,6 +60,31 @@ class PairWeights(NamedTuple):
     out_proj_dKE: Tensor
     mixer: tuple[Tensor, ...]
     """What ``BlockPair.mix_without_gate`` takes."""
+
+    def of_input(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """Weight (K E, d) and bias (K E) of x's product, then those of z's."""
+        (weight_x, weight_z), (bias_x, bias_z) = (t.flatten(1, 2) for t in (self.in_proj_hKEd, self.in_bias_hKE))
+        return (weight_x, bias_x), (weight_z, bias_z)
+
+    def of_gate(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What ``ops.gated_output_`` takes: weight and bias of z's product, weight (d, K E) of the output's."""
+        return *self.of_input()[1], self.out_proj_dKE.flatten(1)
+
+
+class ResidualState(NamedTuple):
+    """What goes from pair to pair, (B, L, d) each."""
+
+    x_BLd: Tensor
+    """At first the tokens, then a pair's output, which is yet to be added to the stream; the stream's LayerNorm where
+    ``normed``."""
+    stream_BLd: Tensor | None = None
+    """The residual stream, None at first. Until x is added to it, its factor (``residual_scale``) is left out, too."""
+    normed: bool = False
+    """Whether the next pair's beginning is already done: x has been added to the stream, and that is normalised."""
+    next_x_BLKE: Tensor | None = None
+    """The next pair's x in inference, where its product is done, too: ``x_BLd`` is then but memory for the norm."""
+    next_weights: PairWeights | None = None
+    """The next pair's weights, where they are prepared."""
 
 
 class BlockPair(nn.Module, ABC):
@@ -147,6 +160,7 @@ class BlockPair(nn.Module, ABC):
         inplace: bool = False,
         fuse_next_norm: bool = False,
         plan: InferencePlan | None = None,
+        next_pair: BlockPair | None = None,
     ) -> ResidualState:
         """One step: the blocks' summed output and the residual stream that it is yet to be added to.
 
@@ -157,8 +171,9 @@ class BlockPair(nn.Module, ABC):
         ``inplace`` lets the step write its results over x and the residual, in inference.
         ``fuse_next_norm`` allows it to do what the next pair begins with, where that costs it little.
         ``plan``: how inference spends memory and time, ``InferencePlan()`` where it is None.
+        ``next_pair``: which this is, so that with ``fuse_next_norm`` the step may make its x as well.
         """
-        x_BLd, residual_BLd, normed = state
+        x_BLd, residual_BLd, normed, *_ = state
         if drop_scale_KB is not None and residual_BLd is not None:
             assert not normed, "x must not be added to the stream before each block has scaled it"
             xz_BLhKE, bias_hKE, stream_BLd = self._input_with_drop_path(x_BLd, residual_BLd, drop_scale_KB)
@@ -173,10 +188,13 @@ class BlockPair(nn.Module, ABC):
             batch, length, width = x_BLd.shape
             may_write = inplace or stream_BLd is not x_BLd  # the stream is not the caller's tokens
             fuse = fuse_next_norm and may_write and stream_BLd.is_contiguous()
-            if plan.defers_gate(batch * length, width) and self._step_with_deferred_gate(
-                normal_BLd, stream_BLd, fuse, plan
-            ):
-                return ResidualState(normal_BLd, stream_BLd, fuse)
+            if plan.defers_gate(batch * length, width):
+                begun = state._replace(x_BLd=normal_BLd, stream_BLd=stream_BLd, normed=True)
+                done = self._step_with_deferred_gate(begun, fuse, plan, next_pair)
+                if done is not None:
+                    return done
+            if state.next_x_BLKE is not None:  # of no use here
+                normal_BLd = add_to_stream(stream_BLd, None)[0]
             least = plan.part_tokens_cpu if x_BLd.device.type == "cpu" else plan.part_tokens
             parts = min(batch, batch * length // least)
             if parts > 1:
@@ -197,45 +215,57 @@ class BlockPair(nn.Module, ABC):
             clips_BLd.copy_(self._mix_and_project(self._input(clips_BLd, weight, bias)))
 
     def _step_with_deferred_gate(
-        self, normal_BLd: Tensor, stream_BLd: Tensor, fuse_next_norm: bool, plan: InferencePlan
-    ) -> bool:
-        """The step with z made after the scan, part by part, the result over the input.
+        self, begun: ResidualState, fuse_next_norm: bool, plan: InferencePlan, next_pair: BlockPair | None
+    ) -> ResidualState | None:
+        """The step from the normalised stream with z made after the scan, part by part, the result over the input.
 
-        False, and nothing done, if it cannot. Where gate and output are one pass, that pass normalises the stream
+        None, and nothing done, if it cannot. Where gate and output are one pass, that pass normalises the stream
         again, and the scan's projection takes the input's place meanwhile.
-        With ``fuse_next_norm`` the stream becomes what the next pair adds up to, and its norm takes the output's place.
+        With ``fuse_next_norm`` the stream becomes what the next pair adds up to, and its norm takes the output's place;
+        or the next pair's x is made instead.
         """
+        normal_BLd, stream_BLd, _, _, weights = begun
+        assert stream_BLd is not None
         if not self.supports_deferred_gate(normal_BLd):
-            return False
+            return None
         batch, length, width = normal_BLd.shape
         parts = min(batch, max(1, batch * length // plan.defer_gate_part_tokens))
         keep = width > plan.narrow_width
-        weights = self.inference_weights(normal_BLd.dtype)
+        weights = self.inference_weights(normal_BLd.dtype) if weights is None else weights
         scale = self.residual_scale if fuse_next_norm else None
+        if parts == 1:
+            fuse_input = scale is not None and next_pair is not None and not keep
+            next_weights = next_pair.inference_weights(normal_BLd.dtype) if fuse_input and next_pair else None
+            return self._deferred_gate(begun._replace(next_weights=next_weights), weights, scale, keep)
         clips = zip(normal_BLd.tensor_split(parts), stream_BLd.tensor_split(parts), strict=True)
-        return all(self._deferred_gate(normal, stream, weights, scale, keep) for normal, stream in clips)
+        done = all(self._deferred_gate(ResidualState(*pair), weights, scale, keep) is not None for pair in clips)
+        return ResidualState(normal_BLd, stream_BLd, fuse_next_norm) if done else None
 
     def _deferred_gate(
-        self,
-        normal_BLd: Tensor,
-        stream_BLd: Tensor,
-        weights: PairWeights,
-        residual_scale: float | None,
-        keep_normal: bool,
-    ) -> bool:
-        """``_step_with_deferred_gate`` of some clips. ``keep_normal``: the scan leaves the input as it is."""
-        (weight_x, weight_z), (bias_x, bias_z) = (t.flatten(1, 2) for t in weights[:2])
-        x_BLKE = F.linear(normal_BLd, weight_x, bias_x).unflatten(-1, (BLOCKS, -1))
+        self, begun: ResidualState, weights: PairWeights, residual_scale: float | None, keep_normal: bool
+    ) -> ResidualState | None:
+        """``_step_with_deferred_gate`` of some clips, ``next_weights`` given where the next pair's x may be made.
+
+        That takes the place of this pair's x. ``keep_normal``: the scan leaves the input as it is.
+        """
+        normal_BLd, stream_BLd, _, x_BLKE, next_weights = begun
+        assert stream_BLd is not None
+        del begun
+        if x_BLKE is None:
+            x_BLKE = F.linear(normal_BLd, *weights.of_input()[0]).unflatten(-1, (BLOCKS, -1))
         work = normal_BLd.new_empty(0) if keep_normal else normal_BLd
         y_BLKE = self.mix_without_gate(x_BLKE, work, weights.mixer)
-        del x_BLKE
         if y_BLKE is None:
-            return False
-        y_TX, stream_Td, out_Td = y_BLKE.flatten(2).flatten(0, 1), stream_BLd.flatten(0, 1), normal_BLd.flatten(0, 1)
-        out_proj_dX = weights.out_proj_dKE.flatten(1)
-        tensors = y_TX, stream_Td, weight_z, bias_z, out_proj_dX, out_Td
-        ops.gated_output_(*tensors, NORM_EPS, residual_scale, normed=keep_normal)
-        return True
+            return None
+        tensors = y_BLKE.flatten(2).flatten(0, 1), stream_BLd.flatten(0, 1), *weights.of_gate()
+        if residual_scale is not None and next_weights is not None:
+            to_input = *next_weights.of_input()[0], x_BLKE.flatten(2).flatten(0, 1)
+            if ops.gated_output_to_input_(*tensors, *to_input, NORM_EPS, residual_scale):
+                return ResidualState(normal_BLd, stream_BLd, True, x_BLKE, next_weights)
+            del to_input
+        del x_BLKE
+        ops.gated_output_(*tensors, normal_BLd.flatten(0, 1), NORM_EPS, residual_scale, normed=keep_normal)
+        return ResidualState(normal_BLd, stream_BLd, residual_scale is not None, None, next_weights)
 
     def _step_with_prepared_weights(
         self, normal_BLd: Tensor, stream_BLd: Tensor, fuse_next_norm: bool

@@ -67,8 +67,9 @@ class SSAMBAChain(TokenChain):
             # The final norm reads the last sum before it is rounded.
             fuse_next_norm = drop_scale is None and i + 1 < len(self.pairs)
             of_pair = None if drop_scale is None else drop_scale[BLOCKS * i : BLOCKS * (i + 1)]
-            state = pair(state, of_pair, overwrite, fuse_next_norm, self.plan)
-        x, residual, _ = state
+            following = self.pairs[i + 1] if fuse_next_norm else None
+            state = pair(state, of_pair, overwrite, fuse_next_norm, self.plan, following)
+        x, residual, *_ = state
         weight, bias = self.norm.weight, self.norm.bias
         x, residual = add_to_stream(x, residual, None if drop_scale is None else drop_scale[-1], weight, bias, scale)
         del residual, state

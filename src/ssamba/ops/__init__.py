@@ -24,6 +24,7 @@ __all__ = [
     "bimamba_ungated",
     "conv_silu",
     "gated_output_",
+    "gated_output_to_input_",
     "gives_bias_gradient",
     "linear",
     "output_to_stream_",
@@ -148,6 +149,23 @@ def gated_output_(
     """Gate and output product of what ``bimamba_ungated`` returned, in inference: see ``naive.gated_output_``."""
     tensors = y_TX, stream_Td, weight_Xd, bias_X, out_proj_dX, out_Td
     dispatch.prefer("gated_output_", *tensors, eps, residual_scale, normed)
+
+
+def gated_output_to_input_(
+    y_TX: Tensor, stream_Td: Tensor, weight_Xd: Tensor, bias_X: Tensor, out_proj_dX: Tensor, next_weight_Xd: Tensor,
+    next_bias_X: Tensor, x_TX: Tensor, eps: float, residual_scale: float,
+) -> bool:  # fmt: skip
+    """``gated_output_`` that also makes the next pair's x, in inference: see ``naive.gated_output_to_input_``.
+
+    False, and nothing done, where there is no such form, as while a graph is traced: use ``gated_output_``.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    tensors = y_TX, stream_Td, weight_Xd, bias_X, out_proj_dX, next_weight_Xd, next_bias_X, x_TX
+    form = dispatch.find("gated_output_to_input_", *tensors)
+    if form is not None:
+        form.gated_output_to_input_(*tensors, eps, residual_scale)
+    return form is not None
 
 
 def output_to_stream_(

@@ -140,6 +140,17 @@ def _output_on_gpu(y: Tensor, stream: Tensor, w: Tensor, b: Tensor, proj: Tensor
     return None if fits else f"{_ON_GPU_ONLY}, contiguous"
 
 
+def _to_input_on_gpu(y: Tensor, stream: Tensor, *rest: Tensor) -> str | None:
+    *_, x = rest
+    if derivatives.wants_gradient(y, stream, *rest):
+        return _NO_GRADIENT
+    if not (y.is_cuda and all(t.is_contiguous() for t in (y, stream, x))):
+        return f"{_ON_GPU_ONLY}, contiguous"
+    if find_kernels("gated_output_to_input", y, stream, *rest, backends=gpu_backends()) is None:
+        return "only the one pass for Hopper makes the next input"
+    return None
+
+
 def _stream_on_gpu(y: Tensor, out_proj: Tensor, stream: Tensor, out: Tensor, *_: Any) -> str | None:
     if derivatives.wants_gradient(y, out_proj, stream, out):
         return _NO_GRADIENT
@@ -163,6 +174,11 @@ def _cuda_conv_proj(x: Tensor, weight_RKEW: Tensor, bias_RKE: Tensor, proj_RKPE:
 
 def _cuda_output(y: Tensor, stream: Tensor, weight: Tensor, bias: Tensor, out_proj: Tensor, out: Tensor) -> str | None:
     return _usable(f"{_CUDA}.gated_output", y, stream, out, weight, bias, out_proj)
+
+
+def _cuda_output_to_input(y: Tensor, stream: Tensor, *rest: Tensor) -> str | None:
+    takes = importlib.import_module(f"{_CUDA}.gated_output").makes_next_input(y, stream, *rest)
+    return None if takes else "the one pass for Hopper does not make the next input of these tensors"
 
 
 def _with_triton(*_: Any) -> str | None:
@@ -193,6 +209,7 @@ TABLE: dict[str, dict[str, Entry]] = {
     "bimamba_ungated": {"reference": _PLAIN, "gpu": Entry(_GPU_INFERENCE, _ungated_on_gpu)},
     "ready_weights": {"reference": _PLAIN, "gpu": Entry(_GPU_INFERENCE, _weights_on_gpu)},
     "gated_output_": {"reference": _PLAIN, "gpu": Entry(_GPU_INFERENCE, _output_on_gpu)},
+    "gated_output_to_input_": {"reference": _PLAIN, "gpu": Entry(_GPU_INFERENCE, _to_input_on_gpu)},
     "output_to_stream_": {"reference": _PLAIN, "gpu": Entry(_GPU_INFERENCE, _stream_on_gpu)},
     "fold_norm": {"reference": _PLAIN, "gpu": Entry(_GPU_INPUT, gpu_limits.supports_fold)},
     "add_layer_norm": {"reference": Entry(_NAIVE_NORM, _anything), "gpu": Entry(_GPU_NORM, _norm_on_gpu)},
@@ -223,7 +240,8 @@ TABLE: dict[str, dict[str, Entry]] = {
         "cuda": Entry(f"{_CUDA}.gated_output", _cuda_output),
         "triton": Entry(f"{_TRITON}.gated_output", _triton_output),
     },
-    # Where that is not to be had: the product that makes z, which gates.
+    "gated_output_to_input": {"cuda": Entry(f"{_CUDA}.gated_output", _cuda_output_to_input)},
+    # Where the one pass is not to be had: the product that makes z, which gates.
     "gate_product": {"triton": Entry(f"{_TRITON}.gate_product", _triton_gate)},
     "gate": {"triton": Entry(f"{_TRITON}.gate", _anything)},
 }

@@ -18,6 +18,8 @@ using std::min;
 #define __shared__ static  // one block runs at a time
 #define __align__(bytes) __attribute__((aligned(bytes)))
 #define __launch_bounds__(...)
+#define __cluster_dims__(...)  // always of two blocks: the shim's ptx_sm90.cuh
+#define __grid_constant__
 
 struct float2 { float x, y; };
 struct alignas(16) float4 { float x, y, z, w; };
@@ -28,6 +30,7 @@ inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z,
 inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
 inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
 
+inline float rsqrtf(float v) { return 1.0f / sqrtf(v); }
 inline float __uint_as_float(unsigned bits) {
   float value;
   memcpy(&value, &bits, 4);
@@ -36,6 +39,7 @@ inline float __uint_as_float(unsigned bits) {
 
 #define threadIdx fibers::thread_index
 #define blockIdx fibers::block_index
+#define gridDim fibers::grid
 
 inline void __syncthreads() { fibers::wait_in(fibers::kAtBlockBarrier); }
 inline void __syncwarp() { fibers::wait_in(fibers::kAtWarpBarrier); }
@@ -54,6 +58,9 @@ template <class V, class Read> auto exchange(V mine, Read read) {
 inline float __shfl_xor_sync(unsigned, float value, int mask) {
   return exchange(value, [=](const float *all, int lane) { return all[lane ^ mask]; });
 }
+inline int __shfl_sync(unsigned, int value, int source) {
+  return exchange(value, [=](const int *all, int) { return all[source]; });
+}
 inline float __shfl_sync(unsigned, float value, int source, int width) {
   return exchange(value, [=](const float *all, int lane) { return all[lane / width * width + source]; });
 }
@@ -62,7 +69,7 @@ inline float __shfl_sync(unsigned, float value, int source, int width) {
 template <class Args> struct Launch {
   static inline Args args;
   template <void (*kernel)(Args)> static void run(fibers::Dim grid, int threads, const void *from) {
-    args = *(const Args *)from;
+    memcpy(&args, from, sizeof(Args));
     fibers::launch(grid, threads, [] { kernel(args); });
   }
 };

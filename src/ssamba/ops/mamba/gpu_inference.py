@@ -176,6 +176,32 @@ def _(y: Tensor, stream: Tensor, weight: Tensor, bias: Tensor, out_proj: Tensor,
     return None
 
 
+def gated_output_to_input_(
+    y_TX: Tensor, stream_Td: Tensor, weight_Xd: Tensor, bias_X: Tensor, out_proj_dX: Tensor, next_weight_Xd: Tensor,
+    next_bias_X: Tensor, x_TX: Tensor, eps: float, residual_scale: float,
+) -> None:  # fmt: skip
+    """``naive.gated_output_to_input_`` in one pass, of what ``dispatch`` has found to be taken. y stays as it is."""
+    tensors = y_TX, stream_Td, weight_Xd, bias_X, out_proj_dX, next_weight_Xd, next_bias_X, x_TX
+    write_next_input(*tensors, eps, residual_scale, dispatch.gpu_backends())
+
+
+@define_operator("ssamba::gpu_gated_output_to_input_", mutates_args=("stream", "x"))
+def write_next_input(
+    y: Tensor, stream: Tensor, weight: Tensor, bias: Tensor, out_proj: Tensor, next_weight: Tensor, next_bias: Tensor,
+    x: Tensor, eps: float, residual_scale: float, backends: str,
+) -> None:  # fmt: skip
+    """The custom op of ``gated_output_to_input_``."""
+    weights = (w.to(y.dtype).contiguous() for w in (weight, bias, out_proj, next_weight, next_bias))
+    tensors = y, stream, *weights, x
+    kernels = dispatch.kernels("gated_output_to_input", *tensors, backends=backends)
+    kernels.gated_output_to_input(*tensors, eps, residual_scale)
+
+
+@write_next_input.register_fake
+def _(y: Tensor, stream: Tensor, weight: Tensor, bias: Tensor, out_proj: Tensor, *rest: Any) -> None:
+    return None
+
+
 def _after_gate_product(
     gate_product: Callable[[Tensor, Tensor, Tensor, Tensor], None],
     y: Tensor, stream: Tensor, weight: Tensor, bias: Tensor, out_proj: Tensor, out: Tensor, eps: float,

@@ -213,6 +213,21 @@ def gated_output_(
     out_Td.copy_(F.linear(y_TX, out_proj_dX))
 
 
+def gated_output_to_input_(
+    y_TX: Tensor, stream_Td: Tensor, weight_Xd: Tensor, bias_X: Tensor, out_proj_dX: Tensor, next_weight_Xd: Tensor,
+    next_bias_X: Tensor, x_TX: Tensor, eps: float, residual_scale: float,
+) -> None:  # fmt: skip
+    """``gated_output_`` that joins the stream, and the next pair's x in place of the norm. Overwrites y.
+
+    ``stream = residual_scale stream + (y silu(z)) out_proj^T``, then ``x = LayerNorm(stream) next_weight^T +
+    next_bias``. x may be any memory but that of the other tensors.
+    """
+    normal_Td = y_TX.new_empty(stream_Td.shape)
+    tensors = y_TX, stream_Td, weight_Xd, bias_X, out_proj_dX, normal_Td
+    gated_output_(*tensors, eps, residual_scale)
+    x_TX.copy_(F.linear(normal_Td.to(next_weight_Xd.dtype), next_weight_Xd, next_bias_X))
+
+
 def output_to_stream_(
     y_TX: Tensor, out_proj_dX: Tensor, stream_Td: Tensor, out_Td: Tensor, eps: float, residual_scale: float
 ) -> None:

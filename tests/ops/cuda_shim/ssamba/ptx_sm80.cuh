@@ -5,19 +5,19 @@
 
 inline int thread_index() { return threadIdx.x; }
 
-typedef T *SmemAddr;  // here an address in shared memory is a pointer as any other
-inline SmemAddr smem_addr(const T *at) { return (T *)at; }
-inline SmemAddr smem_offset(SmemAddr addr, int values) { return addr + values; }
-inline SmemAddr smem_bytes(SmemAddr addr, int bytes) { return (T *)((char *)addr + bytes); }
+typedef uintptr_t SmemAddr;  // here an address in shared memory is one as any other
+inline SmemAddr smem_addr(const T *at) { return (SmemAddr)at; }
+inline SmemAddr smem_offset(SmemAddr addr, int values) { return addr + values * (int)sizeof(T); }
+inline SmemAddr smem_bytes(SmemAddr addr, int bytes) { return addr + bytes; }
 
 template <class U> U per_thread(U v) { return v; }
 template <class U> U *kept(U *at) { return at; }
 template <int VALUES> void store_pair(T *to, unsigned v) { *(unsigned *)(to + VALUES) = v; }
 
-inline void ldmatrix_x4(unsigned *m, SmemAddr row) { load_matrices<4, false>(m, row); }
-inline void ldmatrix_x4_trans(unsigned *m, SmemAddr row) { load_matrices<4, true>(m, row); }
-inline void ldmatrix_x2(unsigned *m, SmemAddr row) { load_matrices<2, false>(m, row); }
-inline void ldmatrix_x2_trans(unsigned *m, SmemAddr row) { load_matrices<2, true>(m, row); }
+inline void ldmatrix_x4(unsigned *m, SmemAddr row) { load_matrices<4, false>(m, (const T *)row); }
+inline void ldmatrix_x4_trans(unsigned *m, SmemAddr row) { load_matrices<4, true>(m, (const T *)row); }
+inline void ldmatrix_x2(unsigned *m, SmemAddr row) { load_matrices<2, false>(m, (const T *)row); }
+inline void ldmatrix_x2_trans(unsigned *m, SmemAddr row) { load_matrices<2, true>(m, (const T *)row); }
 
 // One 8 x 8 matrix over the lanes of a warp, transposed.
 inline unsigned movmatrix_trans(unsigned m) {
@@ -71,7 +71,7 @@ static CopyGroup open_group[fibers::kMaxThreads];
 static std::vector<CopyGroup> committed[fibers::kMaxThreads];
 
 template <int BYTES> void cp_async(SmemAddr to, const T *from, bool wanted) {
-  AsyncCopy copy = {to, wanted ? from : nullptr, BYTES};
+  AsyncCopy copy = {(T *)to, wanted ? from : nullptr, BYTES};
   if (fibers::skewed < 3) copy.finish();
   else open_group[fibers::current].push_back(copy);
 }

@@ -7,7 +7,7 @@ Letters of sizes: B clips, L tokens, K mixers side by side (2 in a pair), E chan
 
 from __future__ import annotations
 
-from ssamba.ops.jit.c_struct import c_struct
+from ssamba.ops.jit.c_struct import CStruct, c_struct
 from ssamba.ops.jit.cuda_driver import TensorMap
 
 SCAN_ARGS = c_struct(
@@ -55,26 +55,25 @@ CONV_PROJECTION_ARGS = c_struct(
 )
 """``w``: the projection [R, K, P, E]; B sequences of L tokens, each made of clips of ``clip`` tokens."""
 
-GATED_OUTPUT_ARGS = c_struct(
-    "GatedOutputArgs",
-    [
-        ("TensorMap", "y stream_map wz wo"),
-        ("const T *", "bz"),
-        ("Stream *", "stream"),
-        ("T *", "out"),
-        ("long long", "rows"),
-        ("float", "eps scale"),
-    ],
-    ["ssamba/types.cuh", "ssamba/tensor_map.cuh"],
-    {"TensorMap": TensorMap},
-    alignment=64,
-)
+
+def _gated_output_args(name: str, maps: str, biases: str, out: str) -> CStruct:
+    fields = [("TensorMap", maps), ("const T *", biases), ("Stream *", "stream"), ("T *", out)]
+    fields += [("long long", "rows"), ("float", "eps scale")]
+    types = {"TensorMap": TensorMap}
+    return c_struct(name, fields, ["ssamba/types.cuh", "ssamba/tensor_map.cuh"], types, alignment=64)
+
+
+GATED_OUTPUT_ARGS = _gated_output_args("GatedOutputArgs", "y stream_map wz wo", "bz", "out")
 """Tensor maps of y [rows, X] and the residual stream [rows, D], by boxes of 128 x 64; of z's weights [X, D], by
 32 x 64; of the output's [D, X], by D / 2 x 64."""
+
+GATED_OUTPUT_NEXT_ARGS = _gated_output_args("GatedOutputNextArgs", "y stream_map wz wo wx", "bz bx", "x")
+"""The same with the next pair's x [rows, X] in place of the output, and its weights [X, D], by 64 x 64."""
 
 HEADERS = (
     ("ssamba/scan_args.cuh", SCAN_ARGS.header),
     ("ssamba/conv_backward_args.cuh", CONV_BACKWARD_ARGS.header),
     ("ssamba/conv_projection_args.cuh", CONV_PROJECTION_ARGS.header),
     ("ssamba/gated_output_args.cuh", GATED_OUTPUT_ARGS.header),
+    ("ssamba/gated_output_next_args.cuh", GATED_OUTPUT_NEXT_ARGS.header),
 )

@@ -34,17 +34,18 @@ __device__ __forceinline__ void mean_and_rstd(const float (*v)[4], float eps, fl
   }
 }
 
-// z += normed wz^T of BN channels; at: wz in shared memory.
-__device__ __forceinline__ void mma_z(float (*z)[4], unsigned (*normed)[4], SmemAddr at) {
+// z += normed w^T of COLUMNS channels; at: w in shared memory.
+template <int COLUMNS> __device__ __forceinline__ void mma_z(float (*z)[4], unsigned (*normed)[4], SmemAddr at) {
   SmemDescriptor right = make_descriptor(at);
 #pragma unroll
-  for (int k = 0; k < D / 16; ++k) wgmma<BN>(z, normed[k], advance_descriptor(right, k / 4 * BN * 128 + k % 4 * 32));
+  for (int k = 0; k < D / 16; ++k)
+    wgmma<COLUMNS>(z, normed[k], advance_descriptor(right, k / 4 * COLUMNS * 128 + k % 4 * 32));
 }
 
-// z's accumulators begin with the bias.
-__device__ __forceinline__ void init_z(float (*z)[4], const T *bias) {
+// The accumulators of COLUMNS channels begin with the bias.
+template <int COLUMNS> __device__ __forceinline__ void init_z(float (*z)[4], const T *bias) {
 #pragma unroll
-  for (int j = 0; j < BN / 8; ++j) {
+  for (int j = 0; j < COLUMNS / 8; ++j) {
     float2 two = load_pair(bias + j * 8);
     z[j][0] = z[j][2] = two.x; z[j][1] = z[j][3] = two.y;
   }
@@ -71,7 +72,9 @@ __device__ __forceinline__ void mma_out(float (*sum)[4], unsigned (*gated)[4], S
   for (int k = 0; k < BN / 16; ++k) wgmma<D>(sum, gated[k], advance_descriptor(right, k * 32));
 }
 
-// Stores 64 columns of a warp's 16 tokens, in rows of 128 bytes. at: 2,048 bytes of shared memory for this warp alone.
+// Stores 64 columns of a warp's 16 tokens, in rows of 128 bytes. `to`: where they belong in a matrix of WIDTH columns
+// at: 2,048 bytes of shared memory for this warp alone.
+template <int WIDTH>
 __device__ __forceinline__ void store_columns(const float (*v)[4], T *to, char *at, int lane, long long tokens) {
   char *mine = at + lane / 4 * 128 + lane % 4 * 4;
 #pragma unroll
@@ -84,7 +87,35 @@ __device__ __forceinline__ void store_columns(const float (*v)[4], T *to, char *
   for (int i = 0; i < 4; ++i) {
     int token = i * 4 + lane / 8, j = lane % 8;
     uint4 eight = *(const uint4 *)(at + token * 128 + ((j ^ token % 8) * 16));
-    if (token < tokens) *(uint4 *)(to + token * D + j * 8) = eight;
+    if (token < tokens) *(uint4 *)(to + token * WIDTH + j * 8) = eight;
   }
   __syncwarp();
 }
+
+#if NEXT
+__device__ __forceinline__ unsigned pair_of(const float *v, int row) { return pack2(v[2 * row], v[2 * row + 1]); }
+__device__ __forceinline__ unsigned pair_of(const unsigned *v, int row) { return v[row]; }
+
+// The same of COLUMNS columns with fewer instructions, since addresses are constants apart. to: where this lane's first
+// 16 bytes belong, those of token lane / 8; left: tokens from that on. Tile: 4 values of 8 columns, or 2 pairs.
+template <int WIDTH, int COLUMNS, class Tile>
+__device__ __forceinline__ void store_tokens(const Tile *v, T *to, char *at, int lane, long long left) {
+  char *mine = at + lane / 4 * 128 + lane % 4 * 4;
+#pragma unroll
+  for (int k = 0; k < COLUMNS / 64; ++k) {
+#pragma unroll
+    for (int j = 0; j < 8; ++j)
+#pragma unroll
+      for (int row = 0; row < 2; ++row)
+        *(unsigned *)(mine + row * 1024 + ((j ^ lane / 4) * 16)) = pair_of(v[k * 8 + j], row);
+    __syncwarp();
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      int token = i * 4 + lane / 8;
+      uint4 eight = *(const uint4 *)(at + token * 128 + ((lane % 8 ^ token % 8) * 16));
+      if (i * 4 < left) *(uint4 *)(to + i * 4 * WIDTH + k * 64) = eight;
+    }
+    __syncwarp();
+  }
+}
+#endif

@@ -13,6 +13,9 @@ template <int TILES> __device__ __forceinline__ void fence_operands(float (*d)[4
   for (int i = 0; i < 4 * TILES; ++i) asm volatile("" : "+f"(d[i / 4][i % 4])::"memory");
 }
 
+// Dynamic shared memory of a block of a cluster, for boxes of tensor maps.
+#define SMEM_BYTES_1024(name) extern __shared__ __align__(1024) char name[]
+
 // Describes the matrix b of wgmma in shared memory: K-major with the 128-byte swizzle, 64 values of the inner dimension
 // in a row, eight rows in 1,024 bytes. The next 16 values of the inner dimension are 32 bytes further.
 typedef unsigned long long SmemDescriptor;
@@ -68,6 +71,9 @@ WGMMA(192, REGS_0_31 "," REGS_32_63 "," REGS_64_95, "{%96,%97,%98,%99}, %100", A
 __device__ __forceinline__ void mbarrier_init(SmemAddr at, int count) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(at), "r"(count) : "memory");
 }
+__device__ __forceinline__ void fence_mbarrier_init() {
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
 __device__ __forceinline__ void mbarrier_expect_tx(SmemAddr at, int bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(at), "r"(bytes) : "memory");
 }
@@ -94,6 +100,12 @@ __device__ __forceinline__ void tma_load_2d_multicast(SmemAddr to, const TensorM
                ::"r"(to), "l"(map), "r"(column), "r"(row), "r"(barrier), "h"((unsigned short)3) : "memory");
 }
 
+// Reads a box into the second-level cache.
+__device__ __forceinline__ void tma_prefetch_2d(const TensorMap *map, int column, int row) {
+  asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global [%0, {%1, %2}];"
+               ::"l"(map), "r"(column), "r"(row) : "memory");
+}
+
 // This block's number in its cluster.
 __device__ __forceinline__ int cluster_ctarank() { int r; asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(r)); return r; }
 __device__ __forceinline__ void cluster_sync() {
@@ -102,10 +114,20 @@ __device__ __forceinline__ void cluster_sync() {
 // Orders earlier writes to shared memory before later asynchronous copies there.
 __device__ __forceinline__ void fence_proxy_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
+// What a thread of this warp group may hold from here on, taken from the block's registers or given back to them.
+template <int REGISTERS> __device__ __forceinline__ void raise_registers() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(REGISTERS));
+}
+template <int REGISTERS> __device__ __forceinline__ void lower_registers() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(REGISTERS));
+}
+
 // Named barriers 1 and 2, at which warp group 0 and 1 wait for their turn at the tensor cores; the other group arrives.
 __device__ __forceinline__ void group_barrier_sync(int group) {
   asm volatile("bar.sync %0, 256;" ::"r"(1 + group) : "memory");
 }
+// Named barrier 3, at which both groups meet.
+__device__ __forceinline__ void both_groups_sync() { asm volatile("bar.sync 3, 256;" ::: "memory"); }
 __device__ __forceinline__ void group_barrier_arrive(int group) {
   asm volatile("bar.arrive %0, 256;" ::"r"(1 + group) : "memory");
 }

@@ -1,0 +1,172 @@
+// Stands in for the package's ssamba/ptx_sm90.cuh: the same functions in plain C++, for clusters of two blocks.
+//
+// As late as they may: products, at the wait for them; copies (where fibers.h says so), when all threads wait.
+#pragma once
+
+#include "ssamba/ptx_sm80.cuh"
+#include "ssamba/tensor_map.cuh"
+
+static const int blocks_of_cluster = fibers::blocks = 2;
+alignas(1024) static char block_memory[2][232448];
+#define SMEM_BYTES_1024(name) char *name = block_memory[fibers::rank()]
+
+// The same place in the memory of a block of the cluster.
+inline SmemAddr in_block(SmemAddr at, int block) {
+  return (SmemAddr)block_memory[block] + (at - (SmemAddr)block_memory[fibers::rank()]);
+}
+// Where the 128-byte swizzle puts a byte.
+inline SmemAddr swizzled(SmemAddr at) { return at ^ (at >> 7 & 7) << 4; }
+
+// ---- products
+
+typedef unsigned long long SmemDescriptor;
+inline SmemDescriptor make_descriptor(SmemAddr at) { return at; }
+inline SmemDescriptor advance_descriptor(SmemDescriptor b, int bytes) { return b + bytes; }
+
+struct LeftOperand { unsigned a[4]; };
+struct Product {
+  float (*d)[4];
+  LeftOperand left;
+  SmemAddr b;
+  int columns;
+
+  void finish() const {
+    auto half = [](unsigned pair, int upper) { return load((T)(upper ? pair >> 16 : pair & 0xffff)); };
+    exchange(left, [&](const LeftOperand *all, int lane) {
+      float a[2][16];
+      for (int row = 0; row < 2; ++row)
+        for (int k = 0; k < 16; ++k) a[row][k] = half(all[lane / 4 * 4 + k % 8 / 2].a[row + 2 * (k / 8)], k & 1);
+      for (int n = 0; n < columns / 4; ++n) {
+        int column = n / 2 * 8 + lane % 4 * 2 + n % 2;
+        float sum[2] = {0, 0};
+        for (int k = 0; k < 16; ++k) {
+          float right = load(*(const T *)swizzled(b + column * 128 + k * 2));
+          for (int row = 0; row < 2; ++row) sum[row] += a[row][k] * right;
+        }
+        for (int row = 0; row < 2; ++row) d[n / 2][2 * row + n % 2] += sum[row];
+      }
+      return 0;
+    });
+  }
+};
+static std::vector<Product> products[fibers::kMaxThreads];
+
+template <int COLUMNS> void wgmma(float (*d)[4], const unsigned *a, SmemDescriptor b) {
+  products[fibers::current].push_back({d, {{a[0], a[1], a[2], a[3]}}, (SmemAddr)b, COLUMNS});
+}
+inline void wgmma_fence() {}
+inline void wgmma_commit_group() {}
+inline void wgmma_wait_group() {
+  auto &mine = products[fibers::current];
+  for (auto &product : mine) product.finish();
+  mine.clear();
+}
+template <int TILES> void fence_operands(float (*)[4]) {}
+
+// ---- barriers
+
+struct Mbarrier {
+  int bytes;  // that are still to come
+  unsigned char count, pending, phase;
+
+  void settle() {
+    if (pending > count) fibers::deadlock();  // more arrivals than it was made for
+    if (pending || bytes) return;
+    pending = count;
+    phase ^= 1;
+  }
+};
+static_assert(sizeof(Mbarrier) == 8, "as long as an mbarrier");
+
+inline Mbarrier *mbarrier(SmemAddr at) { return (Mbarrier *)at; }
+inline void mbarrier_init(SmemAddr at, int count) {
+  *mbarrier(at) = {0, (unsigned char)count, (unsigned char)count, 0};
+}
+inline void fence_mbarrier_init() {}
+inline void mbarrier_expect_tx(SmemAddr at, int bytes) {
+  mbarrier(at)->bytes += bytes;
+  --mbarrier(at)->pending;
+  mbarrier(at)->settle();
+}
+inline void mbarrier_arrive(SmemAddr at, int block) {
+  Mbarrier *there = mbarrier(in_block(at, block));
+  --there->pending;
+  there->settle();
+}
+
+inline int cluster_ctarank() { return fibers::rank(); }
+inline void cluster_sync() { fibers::wait_in(fibers::kAtClusterBarrier); }
+inline void fence_proxy_async() {}
+template <int REGISTERS> void raise_registers() {}
+template <int REGISTERS> void lower_registers() {}
+
+struct NamedBarrier {
+  int arrived, rounds;
+
+  void arrive() {
+    if (++arrived < 256) return;
+    arrived = 0;
+    ++rounds;
+  }
+};
+static NamedBarrier named_barriers[2][3];
+static void forget_barriers() { memset(named_barriers, 0, sizeof(named_barriers)); }
+static const auto forgets = fibers::at_start = forget_barriers;
+inline void group_barrier_sync(int group) {
+  NamedBarrier &barrier = named_barriers[fibers::rank()][group];
+  int round = barrier.rounds;
+  barrier.arrive();
+  while (barrier.rounds == round) fibers::poll();
+}
+inline void both_groups_sync() { group_barrier_sync(2); }
+inline void group_barrier_arrive(int group) { named_barriers[fibers::rank()][group].arrive(); }
+
+// ---- copies
+
+struct Matrix {  // what a test writes into a TensorMap
+  const T *values;
+  long long rows, columns;
+  int box_rows, box_columns;
+};
+struct BoxCopy {
+  SmemAddr to, barrier;
+  Matrix from;
+  int column, row;
+
+  void finish() const {
+    for (int i = 0; i < from.box_rows; ++i)
+      for (int j = 0; j < from.box_columns; ++j) {
+        bool within = row + i < from.rows && column + j < from.columns;
+        T value = within ? from.values[(row + i) * from.columns + column + j] : 0;
+        *(T *)swizzled(to + i * 128 + j * 2) = value;
+      }
+    mbarrier(barrier)->bytes -= from.box_rows * from.box_columns * 2;
+    mbarrier(barrier)->settle();
+  }
+};
+static std::vector<BoxCopy> under_way;
+
+inline void tma_load_2d_to(int block, SmemAddr to, const TensorMap *map, int column, int row, SmemAddr barrier) {
+  BoxCopy copy = {in_block(to, block), in_block(barrier, block), {}, column, row};
+  memcpy(&copy.from, map, sizeof(Matrix));
+  if (fibers::skewed < 3) copy.finish();
+  else under_way.push_back(copy);
+}
+inline void tma_load_2d(SmemAddr to, const TensorMap *map, int column, int row, SmemAddr barrier) {
+  tma_load_2d_to(fibers::rank(), to, map, column, row, barrier);
+}
+inline void tma_load_2d_multicast(SmemAddr to, const TensorMap *map, int column, int row, SmemAddr barrier) {
+  for (int block = 0; block < 2; ++block) tma_load_2d_to(block, to, map, column, row, barrier);
+}
+inline void tma_prefetch_2d(const TensorMap *, int, int) {}
+
+inline void mbarrier_wait(SmemAddr at, int parity) {
+  while (mbarrier(at)->phase == parity) {
+    if (fibers::idle > 2L * fibers::blocks * fibers::threads && !under_way.empty()) {
+      under_way.front().finish();
+      under_way.erase(under_way.begin());
+      fibers::idle = 0;
+    }
+    if (mbarrier(at)->phase == parity) fibers::poll();
+  }
+}
