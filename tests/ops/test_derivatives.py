@@ -251,7 +251,7 @@ def test_gradients_of_ready_weights(device: str) -> None:
         return (*found, *params)
 
     def run(*tensors: Tensor) -> tuple[Tensor, ...]:
-        return ops.ready_weights(*tensors, dtype=torch.float32)
+        return ops.ready_weights_of_pairs([tuple(tensors)], torch.float32)[0]
 
     for way in (second, jvp):
         for i, (f, e) in enumerate(zip(way(run, tensors), way(plain, [x.double() for x in tensors]), strict=True)):

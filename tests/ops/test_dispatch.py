@@ -215,7 +215,9 @@ def test_a_pairs_weights_come_back_in_order() -> None:
         torch.ones(1, 4),
         torch.ones(4, 1, 8),
     )
-    weight, bias, *rest = ops.ready_weights(in_proj, norm_weight, norm_bias, out_proj, *params, dtype=torch.float32)
+    weight, bias, *rest = ops.ready_weights_of_pairs(
+        [(in_proj, norm_weight, norm_bias, out_proj, *params)], torch.float32
+    )[0]
     assert torch.equal(weight, in_proj)
     torch.testing.assert_close(bias, in_proj.sum(-1))
     assert all(torch.equal(a, b) for a, b in zip(rest, [out_proj, *params], strict=True))

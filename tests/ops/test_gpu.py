@@ -302,10 +302,10 @@ def test_a_model_whose_gate_is_deferred(half: torch.dtype, autocast: bool, scale
 @torch.no_grad()
 def test_ready_weights(width: int, rank: int, directions: int, source: torch.dtype, apart: bool) -> None:
     tensors = [t.cuda() for t in pair_weights(width, rank, directions, source, apart)]
-    found = ops.ready_weights(*tensors, dtype=torch.bfloat16)
+    found = ops.ready_weights_of_pairs([tuple(tensors)], torch.bfloat16)[0]
     with ops.use_backend("reference"):
-        plain = ops.ready_weights(*tensors, dtype=torch.bfloat16)
-        exact = ops.ready_weights(*(t.double() for t in tensors), dtype=torch.float64)
+        plain = ops.ready_weights_of_pairs([tuple(tensors)], torch.bfloat16)[0]
+        exact = ops.ready_weights_of_pairs([tuple(t.double() for t in tensors)], torch.float64)[0]
     for i, (one, other, wanted) in enumerate(zip(found, plain, exact, strict=True)):
         assert (one.shape, one.dtype, one.is_contiguous()) == (other.shape, other.dtype, True)
         assert one.data_ptr() % 16 == 0
@@ -333,7 +333,7 @@ def test_operators_of_a_deferred_gate_compile() -> None:
     assert all(torch.equal(a, b) for a, b in zip(plain, built, strict=True))
 
     def prepare(*weights: Tensor) -> tuple[Tensor, ...]:
-        return tuple(w * 2 for w in ops.ready_weights(*weights, dtype=torch.bfloat16))
+        return tuple(w * 2 for w in ops.ready_weights_of_pairs([tuple(weights)], torch.bfloat16)[0])
 
     tensors = [t.cuda() for t in pair_weights(48, 3, 2, torch.bfloat16)]
     plain, built = prepare(*tensors), torch.compile(prepare, fullgraph=True)(*tensors)

@@ -19,6 +19,7 @@ from ssamba.ops.layer_norm import gpu as norm_gpu
 from ssamba.ops.layer_norm import naive as naive_norm
 from ssamba.ops.mamba import gpu_inference, gpu_input, naive
 from ssamba.ops.mamba.cuda import weights
+from ssamba.ops.mamba.params import MixerParams
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 HALF_STEP = {F32: 2.0**-24, BF16: 2.0**-8, F16: 2.0**-11}
@@ -176,6 +177,21 @@ def check_ready_weights(tensors: list[Tensor], dtype: torch.dtype) -> None:
             assert_rounded(f, e, dtype, "bias", terms)
         else:
             assert torch.equal(f, p), f"weight {i}"
+
+
+@pytest.mark.parametrize("count", [2, 12, 13])
+def test_ready_weights_of_pairs(count: int) -> None:
+    """Each as if it were alone: together as far as the argument holds, and apart where they differ."""
+    pairs = [pair_weights(8, 2, 1, F32) for _ in range(count)]
+    for i, pair in enumerate(pairs):
+        pair[0] += i
+    for given in (pairs, [*pairs[:1], pair_weights(16, 2, 1, F32)], [*pairs[:1], pair_weights(8, 2, 1, BF16)]):
+        arguments = [(*pair[:4], MixerParams(*pair[4:])) for pair in given]
+        found = gpu_inference.ready_weights_of_pairs(given[0][0], arguments, BF16)
+        assert len(found) == len(given)
+        for (*of_pair, params), pair in zip(found, given, strict=True):
+            alone = weights_of(gpu_inference, pair, BF16)
+            assert all(torch.equal(a, b) for a, b in zip((*of_pair, *params), alone, strict=True))
 
 
 def test_prepare_folds_alone_and_writes_nothing_else() -> None:

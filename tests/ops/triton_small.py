@@ -234,7 +234,8 @@ def check_ops() -> None:
     arguments = (*(torch.randn(s) for s in ((70, 40), (24, 40), (70, 24), (70, 24))), 1e-5, 2.0)
     torch.library.opcheck(gpu_inference.write_stream, arguments, test_utils=tests)
     for apart in (False, True):
-        weights = (*pair_weights(24, 2, 2, torch.bfloat16, apart), torch.bfloat16)
+        product, scale, shift, *others = pair_weights(24, 2, 2, torch.bfloat16, apart)
+        weights = ([product] * 2, [scale] * 2, [shift] * 2, others * 2, torch.bfloat16)
         torch.library.opcheck(gpu_inference.prepare_weights, weights, test_utils=tests)
     xz, *params = (t.float() for t in mixer_inputs(1, 5, 2, 6, 2, 2))
     x, z = xz.unbind(2)

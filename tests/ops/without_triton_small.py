@@ -83,9 +83,8 @@ def walk() -> None:
         model = ssamba.load("tiny", "cpu", dtype=dtype)
         launched.clear()
         model.embed(np.zeros(160000, dtype=np.float32), 16000)
-        pairs = 12
         assert {"add_layer_norm", "prepare_weights", "scan_fragments"} <= set(launched), launched
-        assert launched.count("prepare_weights") == pairs, launched
+        assert launched.count("prepare_weights") == 1, launched  # of all pairs
         launched.clear()
         model.plan = model.plan._replace(defer_gate_min_tokens=512)  # as with 16,384 tokens
         model.embed(np.zeros(160000, dtype=np.float32), 16000)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Generator, Tensor
@@ -92,11 +93,16 @@ class MambaPair(BlockPair):
         """See ``ops.bimamba_inner``."""
         return ops.bimamba_inner_packed(xz_BLhKE, *MixerParams(*weights), self.alternating)
 
-    def inference_weights(self, dtype: torch.dtype) -> PairWeights:
-        """See ``ops.ready_weights``."""
-        tensors = self.in_proj_hKEd, self.norm_weight_Kd, self.norm_bias_Kd, self.out_proj_dKE
-        weight_hKEd, bias_hKE, out_proj_dKE, *params = ops.ready_weights(*tensors, *self.mixer_params(), dtype=dtype)
-        return PairWeights(weight_hKEd, bias_hKE, out_proj_dKE, tuple(params))
+    @staticmethod
+    def weights_of_pairs(pairs: Sequence[BlockPair], dtype: torch.dtype) -> list[PairWeights]:
+        """See ``ops.ready_weights_of_pairs``."""
+        tensors = []
+        for pair in pairs:
+            assert isinstance(pair, MambaPair)
+            own = pair.in_proj_hKEd, pair.norm_weight_Kd, pair.norm_bias_Kd, pair.out_proj_dKE
+            tensors.append((*own, *pair.mixer_params()))
+        found = ops.ready_weights_of_pairs(tensors, dtype)
+        return [PairWeights(weight, bias, out_proj, tuple(params)) for weight, bias, out_proj, *params in found]
 
     def mix_without_gate(self, x_BLKE: Tensor, work: Tensor, weights: tuple[Tensor, ...]) -> Tensor | None:
         """See ``ops.bimamba_ungated``."""

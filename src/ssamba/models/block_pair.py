@@ -9,6 +9,7 @@ Shape letters: ``ssamba.ops.mamba.naive``.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -43,6 +44,9 @@ class InferencePlan(NamedTuple):
     """Width up to which gate and output are one pass."""
     defer_gate_part_tokens: int = 65536
     """Tokens of a part with a deferred gate: all channels of that many keep a GPU busy."""
+    prepare_together_bytes: int = 2**24
+    """Up to so many bytes of input products, a GPU prepares the weights of all pairs in one launch instead of one each:
+    that of a small model takes longer to start than to run."""
 
     def defers_gate(self, tokens: int, width: int) -> bool:
         """Whether a pass over ``tokens`` tokens should make z after the scan."""
@@ -134,7 +138,12 @@ class BlockPair(nn.Module, ABC):
 
     def inference_weights(self, dtype: torch.dtype) -> PairWeights:
         """The weights for ``mix_without_gate``, those of products in ``dtype``."""
-        raise NotImplementedError(f"{type(self).__name__} has no form without a gate")
+        return self.weights_of_pairs([self], dtype)[0]
+
+    @staticmethod
+    def weights_of_pairs(pairs: Sequence[BlockPair], dtype: torch.dtype) -> list[PairWeights]:
+        """``inference_weights`` of pairs of one kind, at once."""
+        raise NotImplementedError(f"{type(pairs[0]).__name__} has no form without a gate")
 
     def mix_without_gate(self, x_BLKE: Tensor, work: Tensor, weights: tuple[Tensor, ...]) -> Tensor | None:
         """``y_BLKE`` before the gate, in inference; None where it does not take these.
@@ -161,6 +170,7 @@ class BlockPair(nn.Module, ABC):
         fuse_next_norm: bool = False,
         plan: InferencePlan | None = None,
         next_pair: BlockPair | None = None,
+        prepared: Mapping[BlockPair, PairWeights] | None = None,
     ) -> ResidualState:
         """One step: the blocks' summed output and the residual stream that it is yet to be added to.
 
@@ -172,6 +182,7 @@ class BlockPair(nn.Module, ABC):
         ``fuse_next_norm`` allows it to do what the next pair begins with, where that costs it little.
         ``plan``: how inference spends memory and time, ``InferencePlan()`` where it is None.
         ``next_pair``: which this is, so that with ``fuse_next_norm`` the step may make its x as well.
+        ``prepared``: what ``inference_weights`` of some pairs, or all, has returned.
         """
         x_BLd, residual_BLd, normed, *_ = state
         if drop_scale_KB is not None and residual_BLd is not None:
@@ -190,7 +201,7 @@ class BlockPair(nn.Module, ABC):
             fuse = fuse_next_norm and may_write and stream_BLd.is_contiguous()
             if plan.defers_gate(batch * length, width):
                 begun = state._replace(x_BLd=normal_BLd, stream_BLd=stream_BLd, normed=True)
-                done = self._step_with_deferred_gate(begun, fuse, plan, next_pair)
+                done = self._step_with_deferred_gate(begun, fuse, plan, next_pair, prepared or {})
                 if done is not None:
                     return done
             if state.next_x_BLKE is not None:  # of no use here
@@ -201,7 +212,8 @@ class BlockPair(nn.Module, ABC):
                 self._step_by_parts(normal_BLd, parts)
                 return ResidualState(normal_BLd, stream_BLd)
             if self.prepares_weights(normal_BLd):
-                return self._step_with_prepared_weights(normal_BLd, stream_BLd, fuse)
+                weights = self._ready_weights(normal_BLd.dtype, prepared or {})
+                return self._step_with_prepared_weights(normal_BLd, stream_BLd, fuse, weights)
         weight_hKEd, bias_hKE = self._folded_input()
         of_product, of_mixer = self._bias_of_each(normal_BLd, bias_hKE)
         xz_BLhKE = self._input(normal_BLd, weight_hKEd, of_product)
@@ -214,8 +226,17 @@ class BlockPair(nn.Module, ABC):
         for clips_BLd in normal_BLd.tensor_split(parts):
             clips_BLd.copy_(self._mix_and_project(self._input(clips_BLd, weight, bias)))
 
+    def _ready_weights(self, dtype: torch.dtype, prepared: Mapping[BlockPair, PairWeights]) -> PairWeights:
+        found = prepared.get(self)
+        return self.inference_weights(dtype) if found is None or found.in_proj_hKEd.dtype != dtype else found
+
     def _step_with_deferred_gate(
-        self, begun: ResidualState, fuse_next_norm: bool, plan: InferencePlan, next_pair: BlockPair | None
+        self,
+        begun: ResidualState,
+        fuse_next_norm: bool,
+        plan: InferencePlan,
+        next_pair: BlockPair | None,
+        prepared: Mapping[BlockPair, PairWeights],
     ) -> ResidualState | None:
         """The step from the normalised stream with z made after the scan, part by part, the result over the input.
 
@@ -231,11 +252,11 @@ class BlockPair(nn.Module, ABC):
         batch, length, width = normal_BLd.shape
         parts = min(batch, max(1, batch * length // plan.defer_gate_part_tokens))
         keep = width > plan.narrow_width
-        weights = self.inference_weights(normal_BLd.dtype) if weights is None else weights
+        weights = self._ready_weights(normal_BLd.dtype, prepared) if weights is None else weights
         scale = self.residual_scale if fuse_next_norm else None
         if parts == 1:
             fuse_input = scale is not None and next_pair is not None and not keep
-            next_weights = next_pair.inference_weights(normal_BLd.dtype) if fuse_input and next_pair else None
+            next_weights = next_pair._ready_weights(normal_BLd.dtype, prepared) if fuse_input and next_pair else None
             return self._deferred_gate(begun._replace(next_weights=next_weights), weights, scale, keep)
         clips = zip(normal_BLd.tensor_split(parts), stream_BLd.tensor_split(parts), strict=True)
         done = all(self._deferred_gate(ResidualState(*pair), weights, scale, keep) is not None for pair in clips)
@@ -268,15 +289,15 @@ class BlockPair(nn.Module, ABC):
         return ResidualState(normal_BLd, stream_BLd, residual_scale is not None, None, next_weights)
 
     def _step_with_prepared_weights(
-        self, normal_BLd: Tensor, stream_BLd: Tensor, fuse_next_norm: bool
+        self, normal_BLd: Tensor, stream_BLd: Tensor, fuse_next_norm: bool, weights: PairWeights
     ) -> ResidualState:
         """The step from the normalised input: with few tokens the launches of ``_folded_input`` and casts count.
 
         With ``fuse_next_norm`` as ``_step_with_deferred_gate``.
         """
-        weight_hKEd, bias_hKE, out_proj_dKE, mixer = self.inference_weights(normal_BLd.dtype)
+        weight_hKEd, bias_hKE, out_proj_dKE, mixer = weights
         xz_BLhKE = self._input(normal_BLd, weight_hKEd, bias_hKE)
-        del weight_hKEd, bias_hKE  # not needed by the mixer, which is where memory peaks
+        del weights, weight_hKEd, bias_hKE  # not needed by the mixer, which is where memory peaks
         y_BLKE = self.mix_prepared(xz_BLhKE, mixer)
         y_BLX, out_proj_dX = y_BLKE.flatten(2), out_proj_dKE.flatten(1)
         if not fuse_next_norm or stream_BLd.dtype != y_BLX.dtype:
@@ -322,6 +343,19 @@ class BlockPair(nn.Module, ABC):
         y_BLKE = self.mix(xz_BLhKE) if bias_hKE is None else self.mix_with_bias(xz_BLhKE, bias_hKE)
         del xz_BLhKE
         return ops.linear(y_BLKE.flatten(2), self.out_proj_dKE.flatten(1))
+
+
+def prepare_together(pairs: Sequence[BlockPair], like: Tensor, most_bytes: int) -> dict[BlockPair, PairWeights]:
+    """The inference weights of pairs of one kind for products of ``like``, made at once where each pair prepares its
+    own and their input products have at most ``most_bytes``; else none.
+    """
+    if torch.is_grad_enabled() or beyond_backward() or torch.compiler.is_compiling():
+        return {}
+    if sum(pair.in_proj_hKEd.nbytes for pair in pairs) > most_bytes:
+        return {}
+    if not all(pair.prepares_weights(like) for pair in pairs):
+        return {}
+    return dict(zip(pairs, pairs[0].weights_of_pairs(pairs, like.dtype), strict=True))
 
 
 def empty_parameter(*shape: int) -> nn.Parameter:

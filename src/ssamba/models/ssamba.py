@@ -12,7 +12,15 @@ import torch
 from torch import Generator, Tensor, nn
 
 from ssamba.models.bimamba import MambaPair
-from ssamba.models.block_pair import BLOCKS, NORM_EPS, BlockPair, InferencePlan, ResidualState, add_to_stream
+from ssamba.models.block_pair import (
+    BLOCKS,
+    NORM_EPS,
+    BlockPair,
+    InferencePlan,
+    ResidualState,
+    add_to_stream,
+    prepare_together,
+)
 from ssamba.models.encoder import Encoder
 from ssamba.models.token_chain import TokenChain
 from ssamba.utils.torch_defaults import HOST_FLOAT32, of_new_weights
@@ -57,6 +65,8 @@ class SSAMBAChain(TokenChain):
         layers: list[Tensor] = []
         drop_scale = None if keep is None else keep.to(tokens.device, non_blocking=True)
         state, scale = ResidualState(tokens), self.config.residual_scale
+        pairs = [pair for pair in self.pairs if isinstance(pair, BlockPair)]
+        prepared = prepare_together(pairs, tokens, self.plan.prepare_together_bytes)
         del tokens  # in inference the first pair may then free them
         for i, pair in enumerate(self.pairs):
             if collect and state.stream_BLd is not None:
@@ -68,11 +78,11 @@ class SSAMBAChain(TokenChain):
             fuse_next_norm = drop_scale is None and i + 1 < len(self.pairs)
             of_pair = None if drop_scale is None else drop_scale[BLOCKS * i : BLOCKS * (i + 1)]
             following = self.pairs[i + 1] if fuse_next_norm else None
-            state = pair(state, of_pair, overwrite, fuse_next_norm, self.plan, following)
+            state = pair(state, of_pair, overwrite, fuse_next_norm, self.plan, following, prepared)
         x, residual, *_ = state
         weight, bias = self.norm.weight, self.norm.bias
         x, residual = add_to_stream(x, residual, None if drop_scale is None else drop_scale[-1], weight, bias, scale)
-        del residual, state
+        del residual, state, prepared
         # The final norm acts twice, with the same weights: official checkpoints were trained so.
         tokens = add_to_stream(x, None, None, weight, bias)[0]
         if collect:

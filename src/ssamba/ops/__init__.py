@@ -6,6 +6,8 @@ one warning for each reason says so and the reference form runs. Shapes: ``ssamb
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -28,7 +30,7 @@ __all__ = [
     "gives_bias_gradient",
     "linear",
     "output_to_stream_",
-    "ready_weights",
+    "ready_weights_of_pairs",
     "runs_ungated",
     "selective_scan",
     "short_work",
@@ -109,17 +111,15 @@ def runs_ungated(like: Tensor, A_log_RKEN: Tensor, states: int | None = None, al
     return dispatch.find("bimamba_ungated", like, A_log_RKEN, states, alternating) is not None
 
 
-def ready_weights(
-    in_proj_hKEd: Tensor, norm_weight_Kd: Tensor, norm_bias_Kd: Tensor, *others: Tensor, dtype: torch.dtype
-) -> tuple[Tensor, ...]:
-    """A pair's weights as ``bimamba_ungated`` and ``gated_output_`` read them: see ``naive.ready_weights``.
+def ready_weights_of_pairs(pairs: Sequence[tuple[Tensor, ...]], dtype: torch.dtype) -> list[tuple[Tensor, ...]]:
+    """Each pair's weights as ``bimamba_ungated`` and ``gated_output_`` read them, on a GPU all made in one launch.
 
-    ``others``: out_proj, then the parameters of ``bimamba_inner``, which come back in the same order.
+    A pair's are in_proj, scale and shift of its norm, out_proj and the parameters of ``bimamba_inner``. Returns the
+    folded input product's weight and bias, then the others, as ``naive.ready_weights``.
     """
-    out_proj, *parameters = others
-    of_pair = in_proj_hKEd, norm_weight_Kd, norm_bias_Kd, out_proj, MixerParams(*parameters)
-    weight, bias, out_proj, params = dispatch.prefer("ready_weights", *of_pair, dtype)
-    return weight, bias, out_proj, *params
+    given = [(*pair[:4], MixerParams(*pair[4:])) for pair in pairs]
+    found = dispatch.prefer("ready_weights_of_pairs", given[0][0], given, dtype)
+    return [(*weights, *params) for *weights, params in found]
 
 
 def fold_norm(in_proj_hKEd: Tensor, norm_weight_Kd: Tensor, norm_bias_Kd: Tensor) -> tuple[Tensor, Tensor]:

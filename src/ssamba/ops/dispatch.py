@@ -21,7 +21,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from types import ModuleType
@@ -115,10 +115,10 @@ def _norm_on_gpu(x: Tensor, *_: Any) -> str | None:
     return None if x.is_cuda and x.dtype in _DTYPES else _ON_GPU_ONLY
 
 
-def _weights_on_gpu(in_proj: Tensor, *rest: Any) -> str | None:
-    if derivatives.wants_gradient(in_proj, *rest[:-2], *rest[-2]):
+def _weights_on_gpu(like: Tensor, pairs: Sequence[Any], dtype: torch.dtype) -> str | None:
+    if any(derivatives.wants_gradient(*pair[:-1], *pair[-1]) for pair in pairs):
         return _NO_GRADIENT
-    return None if in_proj.is_cuda and rest[-1] in _DTYPES else _ON_GPU_ONLY
+    return None if like.is_cuda and dtype in _DTYPES else _ON_GPU_ONLY
 
 
 def _ungated_on_gpu(like: Tensor, A_log_RKEN: Tensor, states: int, alternating: bool) -> str | None:
@@ -207,7 +207,7 @@ TABLE: dict[str, dict[str, Entry]] = {
     "bimamba_inner_packed": _MIXER,
     # Inference with a deferred gate, where a form for it exists.
     "bimamba_ungated": {"reference": _PLAIN, "gpu": Entry(_GPU_INFERENCE, _ungated_on_gpu)},
-    "ready_weights": {"reference": _PLAIN, "gpu": Entry(_GPU_INFERENCE, _weights_on_gpu)},
+    "ready_weights_of_pairs": {"reference": _PLAIN, "gpu": Entry(_GPU_INFERENCE, _weights_on_gpu)},
     "gated_output_": {"reference": _PLAIN, "gpu": Entry(_GPU_INFERENCE, _output_on_gpu)},
     "gated_output_to_input_": {"reference": _PLAIN, "gpu": Entry(_GPU_INFERENCE, _to_input_on_gpu)},
     "output_to_stream_": {"reference": _PLAIN, "gpu": Entry(_GPU_INFERENCE, _stream_on_gpu)},

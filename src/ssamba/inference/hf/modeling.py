@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from ssamba.inference.hf.configuration import SsambaConfig
 from ssamba.inference.hf.plain import modeling_ssamba as plain
 from ssamba.models import ssast
 from ssamba.models.bimamba import MambaPair
-from ssamba.models.block_pair import BLOCKS, BlockPair, InferencePlan, ResidualState
+from ssamba.models.block_pair import BLOCKS, BlockPair, InferencePlan, PairWeights, ResidualState
 from ssamba.models.classifier import Classification
 from ssamba.models.pretrained.model_dir import WEIGHTS_FILE, load_tensors
 from ssamba.models.pretrained.tensor_checks import check_tensors
@@ -38,10 +38,11 @@ class CheckpointedPair(MambaPair):
         fuse_next_norm: bool = False,
         plan: InferencePlan | None = None,
         next_pair: BlockPair | None = None,
+        prepared: Mapping[BlockPair, PairWeights] | None = None,
     ) -> ResidualState:
         """As ``BlockPair``."""
         if not (self.gradient_checkpointing and self.training and torch.is_grad_enabled()):
-            return super().forward(state, drop_scale_KB, inplace, fuse_next_norm, plan, next_pair)
+            return super().forward(state, drop_scale_KB, inplace, fuse_next_norm, plan, next_pair, prepared)
 
         def step(
             x_BLd: Tensor, stream_BLd: Tensor | None, drop_scale_KB: Tensor | None

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from ssamba.ops.jit.c_struct import c_struct
+from functools import cache
 
-MAX_CONVERSIONS = 16
-"""As conversions.cuh has it."""
+from ssamba.ops.jit.c_struct import CStruct, c_struct
+
+MAX_CONVERSIONS = 8
+"""Of a pair, as conversions.cuh has it."""
+MAX_PAIRS = 12
+"""Of a launch: a kernel's arguments have at most 4,096 bytes."""
 
 LAYER_NORM_ARGS = c_struct(
     "LayerNormArgs",
@@ -32,21 +36,36 @@ CONVERSION = c_struct(
 )
 """A tensor of ``count`` elements that takes another's values; ``source_type`` and ``target_type`` are codes."""
 
-PREPARE_WEIGHTS_ARGS = c_struct(
-    "PrepareWeightsArgs",
+PAIR_WEIGHTS = c_struct(
+    "PairWeights",
     [
         ("const void *", "in_proj scale shift"),
         ("void *", "weight bias"),
         ("Conversions", "conversions"),
-        ("int", "rows blocks inner width count"),
     ],
     ["ssamba/conversions.cuh"],
     {"Conversions": CONVERSION.ctype * MAX_CONVERSIONS},
 )
-"""The input product [h, ``blocks``, ``inner``, ``width``], which has ``rows`` rows; ``count`` conversions."""
+"""The input product of a pair, what is folded into it, and what else is converted."""
+
+
+@cache
+def prepare_weights_args(pairs: int) -> CStruct:
+    """The argument for ``pairs`` pairs of one shape, the macro PAIRS.
+
+    The input product is [h, ``blocks``, ``inner``, ``width``], which has ``rows`` rows; ``count`` conversions.
+    """
+    return c_struct(
+        "PrepareWeightsArgs",
+        [("Pairs", "pairs"), ("int", "rows blocks inner width count")],
+        ["ssamba/pairs.cuh"],
+        {"Pairs": PAIR_WEIGHTS.ctype * pairs},
+    )
+
 
 HEADERS = (
     ("ssamba/layer_norm_args.cuh", LAYER_NORM_ARGS.header),
     ("ssamba/conversion.cuh", CONVERSION.header),
-    ("ssamba/prepare_weights_args.cuh", PREPARE_WEIGHTS_ARGS.header),
+    ("ssamba/pair_weights.cuh", PAIR_WEIGHTS.header),
+    ("ssamba/prepare_weights_args.cuh", prepare_weights_args(1).header),
 )

@@ -6,7 +6,7 @@ room for all clips at once, and with them the GPU is full.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -100,29 +100,56 @@ class _Weights:
         return folded + [w.new_empty(w.shape, dtype=kind) for w, kind in self.to_convert()]
 
 
-def _run_prepare(in_proj: Tensor, norm_weight: Tensor, norm_bias: Tensor, *rest: Any) -> list[Tensor]:
-    *tensors, dtype = rest
-    used = _Weights(tuple(tensors), dtype)
-    made = used.new_memory(in_proj, dtype)
-    sources = [w.contiguous() for w, _ in used.to_convert()]
-    in_proj, scale, shift = (w.contiguous() for w in (in_proj, norm_weight, norm_bias))
-    arguments = in_proj, scale, shift, made[0], made[1], sources, made[2:]
-    dispatch.small_kernels("prepare", *arguments).prepare(*arguments)
-    return made
+def _made(in_proj: Tensor, others: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    return _Weights(tuple(others), dtype).new_memory(in_proj, dtype)
+
+
+def _of_each_pair(others: list[Tensor]) -> list[list[Tensor]]:
+    """``out_proj`` and the mixer's parameters of each pair, from those of all."""
+    count = 1 + len(MixerParams._fields)
+    return [others[at : at + count] for at in range(0, len(others), count)]
+
+
+def _run_prepare(
+    in_proj: list[Tensor], norm_weight: list[Tensor], norm_bias: list[Tensor], others: list[Tensor], dtype: torch.dtype
+) -> list[Tensor]:
+    found: list[Tensor] = []
+    pairs: list[tuple[Any, ...]] = []
+    for product, scale, shift, tensors in zip(in_proj, norm_weight, norm_bias, _of_each_pair(others), strict=True):
+        made = _made(product, tensors, dtype)
+        sources = [w.contiguous() for w, _ in _Weights(tuple(tensors), dtype).to_convert()]
+        folded = product.contiguous(), scale.contiguous(), shift.contiguous()
+        pairs.append((*folded, made[0], made[1], sources, made[2:]))
+        found += made
+    kernels = dispatch.small_kernels("prepare", *pairs[0])
+    if all(_kinds(pair) == _kinds(pairs[0]) for pair in pairs):
+        kernels.prepare_pairs(pairs)
+    else:
+        for pair in pairs:
+            dispatch.small_kernels("prepare", *pair).prepare(*pair)
+    return found
+
+
+def _kinds(pair: tuple[Any, ...]) -> list[tuple[torch.Size, torch.dtype]]:
+    return [(t.shape, t.dtype) for t in (*pair[:5], *pair[5], *pair[6])]
 
 
 prepare_weights = define_operator(
     "ssamba::gpu_ready_weights",
-    schema=f"(Tensor in_proj, Tensor norm_weight, Tensor norm_bias, Tensor out_proj, {SCHEMA}, ScalarType dtype)"
+    schema="(Tensor[] in_proj, Tensor[] norm_weight, Tensor[] norm_bias, Tensor[] others, ScalarType dtype)"
     " -> Tensor[]",
 )(_run_prepare)
-"""The custom op of ``ready_weights``: what it makes, without the tensors that stay as they are."""
+"""The custom op of ``ready_weights_of_pairs``: what it makes of each pair, without the tensors that stay as they are.
+
+``others``: of each pair ``out_proj`` and the mixer's parameters.
+"""
 
 
 @prepare_weights.register_fake
-def _(in_proj: Tensor, norm_weight: Tensor, norm_bias: Tensor, *rest: Any) -> list[Tensor]:
-    *tensors, dtype = rest
-    return _Weights(tuple(tensors), dtype).new_memory(in_proj, dtype)
+def _(
+    in_proj: list[Tensor], norm_weight: list[Tensor], norm_bias: list[Tensor], others: list[Tensor], dtype: torch.dtype
+) -> list[Tensor]:
+    return [w for of in zip(in_proj, _of_each_pair(others), strict=True) for w in _made(*of, dtype)]
 
 
 def ready_weights(
@@ -130,11 +157,24 @@ def ready_weights(
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, MixerParams]:  # fmt: skip
     """``naive.ready_weights`` in one launch. What has its dtype already comes back as it is."""
-    others = out_proj_dKE, *params
-    made = iter(prepare_weights(in_proj_hKEd, norm_weight_Kd, norm_bias_Kd, *others, dtype))
-    weight, bias = next(made), next(made)
-    out_proj, *rest = (next(made) if kept is None else kept for kept in _Weights(others, dtype).as_they_are())
-    return weight, bias, out_proj, MixerParams(*rest)
+    pair = in_proj_hKEd, norm_weight_Kd, norm_bias_Kd, out_proj_dKE, params
+    return ready_weights_of_pairs(in_proj_hKEd, [pair], dtype)[0]
+
+
+def ready_weights_of_pairs(
+    like: Tensor, pairs: Sequence[tuple[Tensor, Tensor, Tensor, Tensor, MixerParams]], dtype: torch.dtype
+) -> list[tuple[Tensor, Tensor, Tensor, MixerParams]]:
+    """``naive.ready_weights_of_pairs``, all in one launch where they have the same shapes and dtypes."""
+    products, scales, shifts = ([pair[i] for pair in pairs] for i in range(3))
+    others = [(out_proj, *params) for *_, out_proj, params in pairs]
+    made = iter(prepare_weights(products, scales, shifts, [w for of in others for w in of], dtype))
+    found = []
+    for of_pair in others:
+        weight, bias = next(made), next(made)
+        kept = _Weights(of_pair, dtype).as_they_are()
+        out_proj, *rest = (next(made) if w is None else w for w in kept)
+        found.append((weight, bias, out_proj, MixerParams(*rest)))
+    return found
 
 
 # ---- gate and output product

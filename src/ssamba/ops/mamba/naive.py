@@ -189,6 +189,13 @@ def ready_weights(
     return weight, bias, out_proj, params.to(wide)._replace(x_proj_RKPE=params.x_proj_RKPE.to(dtype))
 
 
+def ready_weights_of_pairs(
+    like: Tensor, pairs: Sequence[tuple[Tensor, Tensor, Tensor, Tensor, MixerParams]], dtype: torch.dtype
+) -> list[tuple[Tensor, Tensor, Tensor, MixerParams]]:
+    """``ready_weights`` of each of ``pairs``, its arguments. ``like``: a tensor on their device."""
+    return [ready_weights(*pair, dtype) for pair in pairs]
+
+
 def bimamba_ungated(x_BLKE: Tensor, work: Tensor, params: MixerParams, alternating: bool = False) -> Tensor:
     """``bimamba_inner`` without its gate. ``work`` is memory for the fast forms: this one does not touch it."""
     return bimamba_inner(x_BLKE, None, params, alternating)

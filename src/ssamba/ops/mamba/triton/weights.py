@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import triton
 import triton.language as tl
@@ -66,6 +67,12 @@ def prepare(
         in_proj_hKEd, scale_Kd, shift_Kd, weight_hKEd, bias_hKE, tuple(sources), tuple(targets), counts,
         rows, blocks, inner, width, BR=at_once, BD=columns, BLOCK=_VALUES, num_warps=4,
     )  # fmt: skip
+
+
+def prepare_pairs(pairs: Sequence[tuple[Any, ...]]) -> None:
+    """``prepare`` of each pair's arguments."""
+    for pair in pairs:
+        prepare(*pair)
 
 
 @triton.jit

@@ -1,6 +1,6 @@
-// The tensors that prepare_weights.cu converts, in its argument.
+// The tensors of a pair that prepare_weights.cu converts, in its argument.
 #pragma once
 
 #include "ssamba/conversion.cuh"
 
-typedef Conversion Conversions[16];
+typedef Conversion Conversions[8];
