@@ -11,10 +11,10 @@ namespace fibers {
 
 // SSAMBA_SKEWED changes the order, so that a kernel that relies on luck fails. Odd: the last warp runs first. Not 0: a
 // warp runs as far as block barriers let it before the next warp does. 3 and 4: cp.async copies as late as it may.
-static const int skewed = getenv("SSAMBA_SKEWED") ? atoi(getenv("SSAMBA_SKEWED")) : 0;
+static int skewed = 0;  // as it is when a kernel is launched
 
 constexpr int kMaxThreads = 1024, kStackBytes = 65536;
-enum State { kReady, kAtBlockBarrier, kAtWarpBarrier, kDone };
+enum State { kReady, kAtBlockBarrier, kAtWarpBarrier, kAtPhase, kDone };
 
 struct Dim { int x, y, z; };
 static Dim thread_index, block_index;
@@ -22,12 +22,21 @@ static Dim thread_index, block_index;
 static ucontext_t scheduler, contexts[kMaxThreads];
 static std::vector<char *> stacks;
 static State states[kMaxThreads];
+static const unsigned *phases[kMaxThreads];  // kAtPhase: waits until this is no longer `old_phases`
+static unsigned old_phases[kMaxThreads];
 static int threads, current;  // of the block; the one that runs
 static void (*body)();
 
 static void wait_in(State state) {
   states[current] = state;
   swapcontext(&contexts[current], &scheduler);
+}
+
+// Waits until the value at `phase`, which other threads change, is not `old`.
+static void wait_while(const unsigned *phase, unsigned old) {
+  phases[current] = phase;
+  old_phases[current] = old;
+  while (*phase == old) wait_in(kAtPhase);
 }
 
 static void run_thread() {
@@ -52,7 +61,8 @@ static bool run_warp(int first, int last) {
   while (again) {
     again = false;
     for (int i = first; i < last; ++i)
-      if (states[i] == kReady) {
+      if (states[i] == kReady || (states[i] == kAtPhase && *phases[i] != old_phases[i])) {
+        states[i] = kReady;
         current = thread_index.x = i;
         swapcontext(&scheduler, &contexts[i]);
         any = true;
@@ -96,6 +106,7 @@ static void run_block() {
 // One block after the other.
 static void launch(Dim grid, int threads_of_block, void (*kernel)()) {
   threads = threads_of_block;
+  skewed = getenv("SSAMBA_SKEWED") ? atoi(getenv("SSAMBA_SKEWED")) : 0;
   body = kernel;
   while ((int)stacks.size() < threads) stacks.push_back((char *)malloc(kStackBytes));
   for (int z = 0; z < grid.z; ++z)

@@ -86,3 +86,16 @@ template <int LEFT> void cp_async_wait() {
     groups.erase(groups.begin());
   }
 }
+
+struct Barrier {  // mbarrier: how many arrive in a phase, how many of these are still missing, and the phase's parity
+  short count, missing;
+  unsigned parity;
+};
+inline void mbarrier_init(SmemAddr at, int count) { *(Barrier *)at = {(short)count, (short)count, 0}; }
+inline void mbarrier_arrive(SmemAddr at) {
+  Barrier *barrier = (Barrier *)at;
+  if (--barrier->missing) return;
+  barrier->missing = barrier->count;
+  barrier->parity ^= 1;
+}
+inline void mbarrier_wait(SmemAddr at, int parity) { fibers::wait_while(&((Barrier *)at)->parity, parity); }
