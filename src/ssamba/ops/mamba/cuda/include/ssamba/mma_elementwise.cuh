@@ -1,4 +1,4 @@
-// Around the recurrence of scan_forward_mma.cu: copies to shared memory, the elementwise part, and the output.
+// Around the recurrence of scan_forward_mma.cu: what lies in shared memory, and the elementwise part.
 //
 // The elementwise part of eight steps (convolution, SiLU, delta) is cut into parts 0 to 7, which the main loop runs
 // between the steps of the recurrence of the eight steps before, so that their latencies overlap.
@@ -9,8 +9,9 @@
 // FIRST_SLOT, the row of step 0; and BIASES: with 2, dt's bias of a channel is in two registers, as a product starts
 // from it, with 1 it is copied for each product.
 //
-// May be given, for scan_forward_mma.cu: POWERS 1, where TIED: the powers of r that lanes start from are computed by the
-// lane that computes r, once for a channel and step, and exchanged in place of log2 r; SHORT_SOFTPLUS 1: softplus_short.
+// May be given, for scan_forward_mma.cu: POWERS 1, where TIED: the powers of r that lanes start from are computed by
+// the lane that computes r, once for a channel and step, and exchanged in place of log2 r; SHORT_SOFTPLUS 1:
+// softplus_short.
 #pragma once
 
 #include "ssamba/fast_math.cuh"
@@ -249,57 +250,5 @@ struct Elementwise {
     for (int j = 0; j < 2; ++j)
 #pragma unroll
       for (int d = 0; d < W; ++d) v[2 * i + j] += c.tap[i][W - 1 - d] * x[4 + j - d];
-  }
-};
-
-#define SHARE (PHASE == 2 ? 0.5f : 1.0f)
-// Factors of outputs before the first ones, which are not stored: without a gate the same as later, a constant.
-#define NO_GATE {SHARE, SHARE, SHARE, SHARE}
-
-// The factors of the outputs of 8 steps: the gate, and 1/2 for the mean of two directions.
-__device__ __forceinline__ void load_gate(const FragmentAddrs &at, int stage, int block, float *gate) {
-#if GATED
-  unsigned z[2];
-  ldmatrix_x2_trans(z, smem_offset(smem_bytes(at.before, stage), Z_AT + block * 8 * XR));
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    unsigned half = halve2(at_least2(z[i], MIN_GATE_INPUTS));  // as gate_input bounds it
-    gate[2 * i] = low_half(half); gate[2 * i + 1] = high_half(half);
-    silu2_of_halves(gate[2 * i], gate[2 * i + 1], SHARE);
-  }
-#else
-  gate[0] = gate[1] = gate[2] = gate[3] = SHARE;
-#endif
-}
-
-// What is stored of two outputs. What other kernels go on with stays finite; an output that is too large does not.
-__device__ __forceinline__ unsigned pack_outputs(float lo, float hi) {
-  return GATED ? pack2(lo, hi) : pack2_finite(lo, hi);
-}
-
-// Where a lane stores the outputs of 8 steps of each 8 * SPLIT: of step g of them, its first channel pair.
-struct Outputs {
-  T *to;               // of the first step
-  int at, distance;    // values from there, and from one 8 steps to the next
-  int place, count;    // steps from there, and how many there are
-
-  // begin: of the first batch, counted from the first step to store. g: the lane's step of 8.
-  __device__ __forceinline__ void start(T *first, int step, int begin, int g, int steps, bool on) {
-    to = kept(first);
-    place = begin - 8 * SPLIT + g;
-    at = place * step;
-    distance = per_thread(8 * SPLIT * step);
-    count = per_thread(on ? max(steps, 0) : 0);
-  }
-  __device__ __forceinline__ void store(const float *sum, const float *gate) {
-    unsigned rows[2];
-#pragma unroll
-    for (int i = 0; i < 2; ++i)
-      rows[i] = movmatrix_trans(pack_outputs(sum[2 * i] * gate[2 * i], sum[2 * i + 1] * gate[2 * i + 1]));
-    if ((unsigned)place < (unsigned)count) {
-      store_pair<0>(to + at, rows[0]); store_pair<8>(to + at, rows[1]);
-    }
-    at += distance;
-    place += 8 * SPLIT;
   }
 };
