@@ -48,8 +48,8 @@ static_assert(NJ * SPLIT * 8 == N, "8 states can not be split");
 #define DR (DV * STEPS + 4)      // a row of them, padded
 // The row of channel g, of 8. Lanes of channels that write at once then meet different banks, as those that read do.
 #define DELTA_ROW(g) (TIED ? (g) % 2 * 4 + (g) / 2 : (g) % 4 * 2 + (g) / 4)
-// POWERS: plane q has the first decay of lane 4 g + q, r^(FIRST_POWER q + 1): of a pair of steps, for each g, both steps
-// of channel g and both of g + 8. Padding lets lanes that write at once meet all banks, and those that read likewise.
+// POWERS: plane q has the first decay of lane 4 g + q, r^(FIRST_POWER q + 1): of a pair of steps, for each g, both
+// steps of channel g and both of g + 8. Padding lets lanes that write at once meet all banks, and those that read.
 #define FIRST_POWER (QUADS ? 4 : 2)
 #define PAIR_VALUES (8 * 4 + 8)
 #define PLANE_VALUES (STEPS / 2 * PAIR_VALUES + 8)
