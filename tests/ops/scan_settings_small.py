@@ -1,7 +1,7 @@
 """Settings of the tensor-core forward scan (SSAMBA_CUT), emulated on the CPU: see test_scan_settings.py.
 
 ``early``: warps that wait half a batch after they arrive; ``powers``: powers of r exchanged in place of log2 r;
-``both``: together, and ``some``: those in fewer cases. None changes a bit. Each runs with every order of warps and with
+``unroll``: code for each stage; ``all``: together, and ``some``: those in fewer cases. None changes a bit. Each runs with every order of warps and with
 copies that arrive as late as they may (cuda_shim/fibers.h), at lengths where batches end, in both 16-bit types, with
 16 and 8 states, both directions, one direction, chunks of time, and the saved states. ``short``: the shorter softplus.
 """
@@ -60,7 +60,7 @@ CASES = (
     Case(1, 71, 48, 20, 2, False, False, chunks=3),
     Case(1, 97, 144, 48),
 )
-SETTINGS = {"early": "early=1", "powers": "powers=1", "both": "early=1,powers=1"}
+SETTINGS = {"early": "early=1", "powers": "powers=1", "unroll": "unroll=1", "all": "early=1,powers=1,unroll=1"}
 
 
 def outputs(xz: Tensor, params: MixerParams, alternating: bool) -> list[Tensor]:
@@ -128,7 +128,7 @@ def main(part: str) -> None:
         short()
     else:
         some = part == "some"
-        same_bits(SETTINGS["both" if some else part], SOME if some else CASES)
+        same_bits(SETTINGS["all" if some else part], SOME if some else CASES)
 
 
 if __name__ == "__main__":

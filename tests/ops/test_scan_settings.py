@@ -9,7 +9,7 @@ pytestmark = NEEDS_TRITON
 
 
 @pytest.mark.parametrize(
-    "part", ["some", "short", *(pytest.param(part, marks=pytest.mark.slow) for part in ("early", "powers", "both"))]
+    "part", ["some", "short", *(pytest.param(part, marks=pytest.mark.slow) for part in ("early", "powers", "unroll", "all"))]
 )
 def test_emulated(part: str) -> None:
     skip_without_compiler()

@@ -92,7 +92,9 @@ struct Barrier {  // mbarrier: how many arrive in a phase, how many of these are
   unsigned parity;
 };
 inline void mbarrier_init(SmemAddr at, int count) { *(Barrier *)at = {(short)count, (short)count, 0}; }
-inline void mbarrier_arrive(SmemAddr at) {
+inline void mbarrier_arrive_warp(SmemAddr at, int lane) {
+  __syncwarp();
+  if (lane) return;
   Barrier *barrier = (Barrier *)at;
   if (--barrier->missing) return;
   barrier->missing = barrier->count;

@@ -165,6 +165,16 @@ __device__ __forceinline__ void run_mainloop(WarpState &w) {
   read_deltas(w, d, w.delta);
 #pragma unroll 1
   for (int s0 = w.begin; s0 < w.hi; s0 += STEPS) {
+#if UNROLLED
+    w.first_stages();
+#pragma unroll
+    for (int i = 0; i < STAGES - 1; ++i, s0 += STEPS) {
+      run_block<0>(w, s0, eight, d, gate);
+      if (w.hi - s0 <= 8) return finish(w, eight[0], gate);
+      run_block<1>(w, s0, eight, d, gate);
+      if (w.hi - s0 <= STEPS) return finish(w, eight[1], gate);
+    }
+#endif
     run_block<0>(w, s0, eight, d, gate);
     if (w.hi - s0 <= 8) return finish(w, eight[0], gate);
     run_block<1>(w, s0, eight, d, gate);

@@ -40,7 +40,12 @@ struct Outputs {
     place = begin - 8 * SPLIT + g;
     at = place * step;
     distance = per_thread(8 * SPLIT * step);
+#if UNROLLED
+    count = max(steps, 0);  // the same for all warps of a block: no register of the thread
+    if (!on) place = -(1 << 30);  // so that none is reached
+#else
     count = per_thread(on ? max(steps, 0) : 0);
+#endif
   }
   __device__ __forceinline__ void store(const float *sum, const float *gate) {
     unsigned rows[2];

@@ -15,6 +15,10 @@
 #define ADDS (SPLIT == 1 && !CHUNKED)
 #endif
 #define STAGE ((int)sizeof(Stage))
+// UNROLLED 1, with SPLIT 1: the loop's code has as many batches as there are stages, whose offsets are constants then.
+#ifndef UNROLLED
+#define UNROLLED 0
+#endif
 // EARLY_ARRIVAL 1, with SPLIT 1: a warp arrives at the barrier of a batch when it has read the batch before, and waits
 // eight steps later, so that warps may be that far apart.
 #ifndef EARLY_ARRIVAL
@@ -62,8 +66,7 @@ struct WarpState {
   // The warp has read the batch before this for the last time, and its copies of the next batch have arrived.
   __device__ __forceinline__ void arrive() {
     cp_async_wait<STAGES - 3>();
-    __syncwarp();
-    if (lane == 0) mbarrier_arrive(barrier);
+    mbarrier_arrive_warp(barrier, lane);
   }
 #endif
   // Waits for the next batch, and starts the copies of the one that takes the place of the batch before this.
@@ -87,9 +90,12 @@ struct WarpState {
       copies.copy<false>(i * STAGE, begin + i * STEPS, hi);
       cp_async_commit();
     }
-    now = 0; next = STAGE; free = (STAGES - 1) * STAGE;
+    first_stages();
     cp_async_wait<STAGES - 2>();
     __syncthreads();
+  }
+  __device__ __forceinline__ void first_stages() {
+    now = 0; next = STAGE; free = (STAGES - 1) * STAGE;
   }
   // The elementwise part of the first 8 steps of the first batch, or of the warp's half of it.
   __device__ __forceinline__ void prepare(StepBlock &to) {

@@ -118,8 +118,10 @@ template <int LEFT> __device__ __forceinline__ void cp_async_wait() {
 __device__ __forceinline__ void mbarrier_init(SmemAddr at, int count) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(at), "r"(count) : "memory");
 }
-__device__ __forceinline__ void mbarrier_arrive(SmemAddr at) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(at) : "memory");
+// Lane 0 of the warp arrives, after all lanes have got here.
+__device__ __forceinline__ void mbarrier_arrive_warp(SmemAddr at, int lane) {
+  __syncwarp();
+  if (lane == 0) asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(at) : "memory");
 }
 #if __CUDA_ARCH__ >= 900
 #define MBARRIER_WAIT "mbarrier.try_wait.parity.shared::cta.b64"  // may sleep for a while
