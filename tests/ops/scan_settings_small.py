@@ -1,9 +1,10 @@
 """Settings of the tensor-core forward scan (SSAMBA_CUT), emulated on the CPU: see test_scan_settings.py.
 
 ``early``: warps that wait half a batch after they arrive; ``powers``: powers of r exchanged in place of log2 r;
-``unroll``: code for each stage; ``all``: together, and ``some``: those in fewer cases. None changes a bit. Each runs with every order of warps and with
-copies that arrive as late as they may (cuda_shim/fibers.h), at lengths where batches end, in both 16-bit types, with
-16 and 8 states, both directions, one direction, chunks of time, and the saved states. ``short``: the shorter softplus.
+``unroll``: code for each stage; ``all``: together, and ``some``: those in fewer cases. None changes a bit. Each runs
+with every order of warps and with copies that arrive as late as they may (cuda_shim/fibers.h), at lengths where batches
+end, in both 16-bit types, with 16 and 8 states, both directions, one direction, chunks of time, and the saved states.
+``short``: the shorter softplus.
 """
 
 from __future__ import annotations
