@@ -13,7 +13,7 @@ namespace fibers {
 // SSAMBA_SKEWED changes the order, so that a kernel that relies on luck fails. Odd: the last warp runs first. Not 0: a
 // warp runs as far as block barriers let it before the next warp does. 3 and 4: asynchronous copies come as late as
 // they may.
-static const int skewed = getenv("SSAMBA_SKEWED") ? atoi(getenv("SSAMBA_SKEWED")) : 0;
+static int skewed = 0;  // as it is when a kernel is launched
 
 constexpr int kMaxThreads = 1024, kStackBytes = 65536;
 enum State { kReady, kAtBlockBarrier, kAtWarpBarrier, kAtClusterBarrier, kDone };
@@ -122,6 +122,7 @@ static void run_cluster() {
 // One cluster after the other. Blocks of clusters have whole warps.
 static void launch(Dim blocks_of_grid, int threads_of_block, void (*kernel)()) {
   threads = threads_of_block;
+  skewed = getenv("SSAMBA_SKEWED") ? atoi(getenv("SSAMBA_SKEWED")) : 0;
   body = kernel;
   grid = blocks_of_grid;
   while ((int)stacks.size() < blocks * threads) stacks.push_back((char *)malloc(kStackBytes));

@@ -86,3 +86,36 @@ template <int LEFT> void cp_async_wait() {
     groups.erase(groups.begin());
   }
 }
+
+// ---- mbarriers
+
+struct Mbarrier {
+  int bytes;  // that are still to come
+  unsigned char count, pending, phase;
+
+  void settle() {
+    if (pending > count) fibers::deadlock();  // more arrivals than it was made for
+    if (pending || bytes) return;
+    pending = count;
+    phase ^= 1;
+  }
+};
+static_assert(sizeof(Mbarrier) == 8, "as long as an mbarrier");
+static void (*finish_a_copy)();  // that is under way, if not null
+
+inline Mbarrier *mbarrier(SmemAddr at) { return (Mbarrier *)at; }
+inline void mbarrier_init(SmemAddr at, int count) {
+  *mbarrier(at) = {0, (unsigned char)count, (unsigned char)count, 0};
+}
+inline void mbarrier_arrive_warp(SmemAddr at, int lane) {
+  __syncwarp();
+  if (lane) return;
+  --mbarrier(at)->pending;
+  mbarrier(at)->settle();
+}
+inline void mbarrier_wait(SmemAddr at, int parity) {
+  while (mbarrier(at)->phase == parity) {
+    if (finish_a_copy && fibers::idle > 2L * fibers::blocks * fibers::threads) finish_a_copy();
+    if (mbarrier(at)->phase == parity) fibers::poll();
+  }
+}

@@ -139,9 +139,21 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan_fragments
   w.save_step = (long long)a.E * N;
 #endif
   w.begin = lo; w.hi = hi;
+#if EARLY_ARRIVAL
+  static_assert(SPLIT == 1, "a warp's half of a batch is read until the batch ends");
+  w.barrier = smem_bytes(first_stage, STAGES * STAGE + GROUPS * (int)sizeof(GroupShared));
+  w.parity = 0;
+  if (thread == 0) mbarrier_init(w.barrier, WARPS);  // of each warp one lane arrives
+#endif
   w.at.init(first_stage, lane, group, half);
+#if POWERS
+  w.delta = w.group_shared->delta[0] + g * 4;
+  w.delta_at = w.delta + q * PAIR_VALUES;
+  w.power = w.delta + q * PLANE_VALUES;
+#else
   w.delta = w.group_shared->delta[0] + DELTA_ROW(g) * DR;
   w.delta_at = w.delta + (half * 8 + q * 2) * DV;
+#endif
   __syncthreads();
   run_mainloop(w);
   if ((PHASE == 3 || (PHASE == 1 && !CHUNKED)) && w.on) {

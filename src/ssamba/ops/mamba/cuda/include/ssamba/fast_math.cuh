@@ -35,3 +35,10 @@ __device__ __forceinline__ float softplus_poly(float v) {
   p = p * e - 0.499361604f; p = p * e + 0.999991596f;
   return fmaxf(v, 0.0f) + p * e;
 }
+// The same with a relative error of 5.7e-5, which is less than rounding to either 16-bit type may be: one FMA fewer.
+__device__ __forceinline__ float softplus_short(float v) {
+  float e = ex2(-LOG2E * fabsf(v)), p = 0.0413473025f;
+  p = p * e - 0.157427207f; p = p * e + 0.306300938f;
+  p = p * e - 0.496977806f; p = p * e + 0.999943256f;
+  return fmaxf(v, 0.0f) + p * e;
+}

@@ -1,4 +1,4 @@
-// Around the recurrence of scan_forward_mma.cu: copies to shared memory, the elementwise part, and the output.
+// Around the recurrence of scan_forward_mma.cu: what lies in shared memory, and the elementwise part.
 //
 // The elementwise part of eight steps (convolution, SiLU, delta) is cut into parts 0 to 7, which the main loop runs
 // between the steps of the recurrence of the eight steps before, so that their latencies overlap.
@@ -8,6 +8,10 @@
 // B and C lie: SLOTS, rows of 8 states of a tile; WINDOW, rows from the window of a step to that of the next;
 // FIRST_SLOT, the row of step 0; and BIASES: with 2, dt's bias of a channel is in two registers, as a product starts
 // from it, with 1 it is copied for each product.
+//
+// May be given, for scan_forward_mma.cu: POWERS 1, where TIED: the powers of r that lanes start from are computed by
+// the lane that computes r, once for a channel and step, and exchanged in place of log2 r; SHORT_SOFTPLUS 1:
+// softplus_short.
 #pragma once
 
 #include "ssamba/fast_math.cuh"
@@ -34,10 +38,21 @@ static_assert(NJ * SPLIT * 8 == N, "8 states can not be split");
 // and saved states are read and written eight bytes at a time.
 #define QUADS ((TIED || PHASE == 4) && NJ == 2)
 #define PIECE (QUADS ? 2 : 4)    // values of B and C that a copy takes
+#ifndef POWERS
+#define POWERS 0
+#endif
+#ifndef SHORT_SOFTPLUS
+#define SHORT_SOFTPLUS 0
+#endif
 #define DV (TIED ? 2 : 1)        // values of a step that lanes exchange: delta or, if TIED, log2 r and r
 #define DR (DV * STEPS + 4)      // a row of them, padded
 // The row of channel g, of 8. Lanes of channels that write at once then meet different banks, as those that read do.
 #define DELTA_ROW(g) (TIED ? (g) % 2 * 4 + (g) / 2 : (g) % 4 * 2 + (g) / 4)
+// POWERS: plane q has the first decay of lane 4 g + q, r^(FIRST_POWER q + 1): of a pair of steps, for each g, both
+// steps of channel g and both of g + 8. Padding lets lanes that write at once meet all banks, and those that read.
+#define FIRST_POWER (QUADS ? 4 : 2)
+#define PAIR_VALUES (8 * 4 + 8)
+#define PLANE_VALUES (STEPS / 2 * PAIR_VALUES + 8)
 
 // A batch of 16 steps.
 struct __align__(16) Stage {
@@ -67,7 +82,12 @@ __device__ __forceinline__ int column_of(int m) { return QUADS ? m % 16 / 4 * 2 
 
 // What the warps of one group of 16 channels share.
 struct __align__(16) GroupShared {
+#if POWERS
+  float delta[1][4 * PLANE_VALUES];
+  static_assert(TIED && SPLIT == 1 && PHASE != 3, "POWERS: the sums of log2 r and two warps' lanes need log2 r itself");
+#else
   float delta[SPLIT][16 * DR];  // with SPLIT 2, of this batch and of the next, as the others
+#endif
 #if SPLIT == 2
   uint2 drive[2][2][32];
   float4 sum[2][2][32];
@@ -132,8 +152,10 @@ struct StepBlock {
   float sum[4];       // the output, at first without the part that comes from the states
 };
 
-// The elementwise part of 8 steps. Part 5 writes delta (TIED: log2 r and r) to shared memory: a barrier must follow
-// before it is read.
+#define DELTA_PART (POWERS ? 6 : 5)
+
+// The elementwise part of 8 steps. Part 5 writes delta (TIED: log2 r and r) to shared memory, with POWERS parts 5 and 6
+// the powers of r: a barrier must follow DELTA_PART before it is read.
 struct Elementwise {
   unsigned before[4], here[4];
   float dt[4], v[4], d[4];
@@ -146,10 +168,21 @@ struct Elementwise {
     if constexpr (PART == 1 || PART == 2) convolve<PART - 1>(c);
     if constexpr (PART == 3 || PART == 4) {
       constexpr int i = 2 * PART - 6;
+#if SHORT_SOFTPLUS
+      d[i] = softplus_short(dt[i]); d[i + 1] = softplus_short(dt[i + 1]);
+#else
       d[i] = softplus_poly(dt[i]); d[i + 1] = softplus_poly(dt[i + 1]);
+#endif
     }
+#if POWERS
+    if constexpr (PART == 5 || PART == 6) {
+      write_plane<2 * PART - 10>(c, delta_at + block * 4 * PAIR_VALUES);
+      write_plane<2 * PART - 9>(c, delta_at + block * 4 * PAIR_VALUES);
+    }
+#endif
     if constexpr (PART == 5) {
-#if TIED
+#if POWERS
+#elif TIED
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         float lo = d[2 * i] * c.rate[i], hi = d[2 * i + 1] * c.rate[i];
@@ -177,6 +210,18 @@ struct Elementwise {
     if constexpr (PART < 7) all<PART + 1>(c, at, stage, block, delta_at, to);
   }
 
+#if POWERS
+  // Plane q of the powers of r, of the lane's channels and steps.
+  template <int q> __device__ __forceinline__ void write_plane(const ChannelParams &c, float *to) {
+    float power[4];
+#pragma unroll
+    for (int n = 0; n < 4; ++n) {
+      float log_r = d[n] * c.rate[n / 2];
+      power[n] = ex2(q ? log_r * (FIRST_POWER * q + 1) : log_r);
+    }
+    *(float4 *)(to + q * PLANE_VALUES) = make_float4(power[0], power[1], power[2], power[3]);
+  }
+#endif
   __device__ __forceinline__ void read(const ChannelParams &c, const FragmentAddrs &at, int stage, int block) {
     SmemAddr rows = smem_offset(smem_bytes(at.before, stage), block * 8 * XR);
     ldmatrix_x4_trans(before, rows);
@@ -205,57 +250,5 @@ struct Elementwise {
     for (int j = 0; j < 2; ++j)
 #pragma unroll
       for (int d = 0; d < W; ++d) v[2 * i + j] += c.tap[i][W - 1 - d] * x[4 + j - d];
-  }
-};
-
-#define SHARE (PHASE == 2 ? 0.5f : 1.0f)
-// Factors of outputs before the first ones, which are not stored: without a gate the same as later, a constant.
-#define NO_GATE {SHARE, SHARE, SHARE, SHARE}
-
-// The factors of the outputs of 8 steps: the gate, and 1/2 for the mean of two directions.
-__device__ __forceinline__ void load_gate(const FragmentAddrs &at, int stage, int block, float *gate) {
-#if GATED
-  unsigned z[2];
-  ldmatrix_x2_trans(z, smem_offset(smem_bytes(at.before, stage), Z_AT + block * 8 * XR));
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    unsigned half = halve2(at_least2(z[i], MIN_GATE_INPUTS));  // as gate_input bounds it
-    gate[2 * i] = low_half(half); gate[2 * i + 1] = high_half(half);
-    silu2_of_halves(gate[2 * i], gate[2 * i + 1], SHARE);
-  }
-#else
-  gate[0] = gate[1] = gate[2] = gate[3] = SHARE;
-#endif
-}
-
-// What is stored of two outputs. What other kernels go on with stays finite; an output that is too large does not.
-__device__ __forceinline__ unsigned pack_outputs(float lo, float hi) {
-  return GATED ? pack2(lo, hi) : pack2_finite(lo, hi);
-}
-
-// Where a lane stores the outputs of 8 steps of each 8 * SPLIT: of step g of them, its first channel pair.
-struct Outputs {
-  T *to;               // of the first step
-  int at, distance;    // values from there, and from one 8 steps to the next
-  int place, count;    // steps from there, and how many there are
-
-  // begin: of the first batch, counted from the first step to store. g: the lane's step of 8.
-  __device__ __forceinline__ void start(T *first, int step, int begin, int g, int steps, bool on) {
-    to = kept(first);
-    place = begin - 8 * SPLIT + g;
-    at = place * step;
-    distance = per_thread(8 * SPLIT * step);
-    count = per_thread(on ? max(steps, 0) : 0);
-  }
-  __device__ __forceinline__ void store(const float *sum, const float *gate) {
-    unsigned rows[2];
-#pragma unroll
-    for (int i = 0; i < 2; ++i)
-      rows[i] = movmatrix_trans(pack_outputs(sum[2 * i] * gate[2 * i], sum[2 * i + 1] * gate[2 * i + 1]));
-    if ((unsigned)place < (unsigned)count) {
-      store_pair<0>(to + at, rows[0]); store_pair<8>(to + at, rows[1]);
-    }
-    at += distance;
-    place += 8 * SPLIT;
   }
 };

@@ -5,74 +5,7 @@
 // a product or a special function alone.
 #pragma once
 
-#include "ssamba/mma_copies.cuh"
-
-#if STAGES < 3
-#error "the current batch, the next one, whose elementwise part is computed ahead, and one being copied need 3 stages"
-#endif
-
-// ADDS: delta u B is computed by a product of its own, and added by the FMA that decays the states. From step to step
-// this is a shorter chain than a product that accumulates in the states, but it has a product's latency before it,
-// which only many warps hide. Given, for measurements: 0, a product that accumulates.
-#ifndef ADDS
-#define ADDS (SPLIT == 1 && !CHUNKED)
-#endif
-#define STAGE ((int)sizeof(Stage))
-
-// The state of a warp's main loop.
-struct WarpState {
-  ChannelParams c;
-  FragmentAddrs at;
-  BatchCopies copies;
-  GroupShared *group_shared;
-  float h[NJ * 4];
-#if TIED
-  float first;  // the decays of this lane's states are r^first, r^(first + 1), ...
-#else
-  float a2[NJ * 4];  // log2 of the states' decay for each unit of delta
-#endif
-  float total[2];           // PHASE 3: sums of delta (TIED: of log2 r)
-  float *delta, *delta_at;  // where this lane reads delta (TIED: log2 r and r), and where it writes it
-#if PHASE == 4
-  T *saved;            // where this lane's states of its first channel go
-  long long save_step;
-#endif
-  Outputs outputs;              // of the eight steps (with SPLIT 2: of the batch) before the current ones
-  int begin, hi, lane, half;    // begin: of the first batch, which may lie before the first step
-  int now, next, free;                       // offsets of the current stage, the next and the one to fill, in bytes
-  bool on;                                   // whether the channels exist
-
-  // Goes on to the next batch: the stage of the one before it is free then.
-  __device__ __forceinline__ void advance_stage() {
-    int after = STAGES == 3 ? free : next == (STAGES - 1) * STAGE ? 0 : next + STAGE;
-    free = now; now = next; next = after;
-  }
-  // Waits for the next batch, and starts the copies of the one that takes the place of the batch before this.
-  __device__ __forceinline__ void next_batch(int s0) {
-    cp_async_wait<STAGES - 3>();
-    __syncthreads();
-    if (hi - s0 >= STAGES * STEPS)
-      copies.copy<true>(free, s0 + (STAGES - 1) * STEPS, hi);
-    else
-      copies.copy<false>(free, s0 + (STAGES - 1) * STEPS, hi);
-    cp_async_commit();
-  }
-  __device__ __forceinline__ void load_first_batches() {
-#pragma unroll 1
-    for (int i = 0; i < STAGES - 1; ++i) {
-      copies.copy<false>(i * STAGE, begin + i * STEPS, hi);
-      cp_async_commit();
-    }
-    now = 0; next = STAGE; free = (STAGES - 1) * STAGE;
-    cp_async_wait<STAGES - 2>();
-    __syncthreads();
-  }
-  // The elementwise part of the first 8 steps of the first batch, or of the warp's half of it.
-  __device__ __forceinline__ void prepare(StepBlock &to) {
-    Elementwise work;
-    work.all(c, at, 0, 0, delta_at, to);
-  }
-};
+#include "ssamba/mma_warp_state.cuh"
 
 // What runs between the steps of the recurrence: the elementwise part of the next steps, the gate of the current ones,
 // and the output of those before. STEP: 0 to 7 or, with SPLIT 2, to 15.
@@ -88,17 +21,22 @@ struct Interleaved {
 
   template <int STEP> __device__ __forceinline__ void after_step() {
     if constexpr (STEP % SPLIT == SPLIT - 1) work.part<STEP / SPLIT>(c, at, stage, block, delta_at, to);
-    if constexpr (SPLIT == 1 && STEP == 5) __syncwarp();  // part 5 has written delta
+    if constexpr (SPLIT == 1 && STEP == DELTA_PART) __syncwarp();  // it has written delta
     if constexpr (OUTPUTS && STEP == SPLIT) outputs.store(sum, gate);
     if constexpr (OUTPUTS && STEP == 6 * SPLIT) load_gate(at, stage_now, block_now, gate);
   }
 };
 
-// delta of four steps (TIED: log2 r and r of two) of this lane's channels g and g + 8.
-__device__ __forceinline__ void read_deltas(float (*d)[4], const float *delta) {
+// delta of four steps (TIED: log2 r and r of two) of this lane's channels g and g + 8. POWERS: r of two steps of both
+// channels, and their first decays.
+__device__ __forceinline__ void read_deltas(const WarpState &w, float (*d)[4], const float *delta) {
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
+#if POWERS
+    float4 four = *(const float4 *)((i ? w.power : w.delta) + (delta - w.delta));
+#else
     float4 four = *(const float4 *)(delta + i * 8 * DR);
+#endif
     d[i][0] = four.x; d[i][1] = four.y; d[i][2] = four.z; d[i][3] = four.w;
   }
 }
@@ -113,7 +51,11 @@ struct BcFragments {
 template <int t> __device__ __forceinline__ void powers_of(const WarpState &w, const float (*d)[4], float *decay) {
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
+#if POWERS
+    float r = d[0][2 * i + t % 2], power = d[1][2 * i + t % 2];
+#else
     float r = d[i][t % 2 * 2 + 1], power = ex2(d[i][t % 2 * 2] * w.first);
+#endif
 #pragma unroll
     for (int n = 0; n < 2 * NJ; ++n, power *= r) decay[n / 2 * 4 + i * 2 + n % 2] = power;
   }
@@ -141,7 +83,7 @@ __device__ __forceinline__ void advance(WarpState &w, SmemAddr b_rows, float (*d
 #if !ADDS
 #pragma unroll
   for (int i = 0; i < NJ * 4; ++i) h[i] *= DECAY(i);
-  if constexpr (t % HELD == HELD - 1 && t < 7) read_deltas(d, delta + (t + 1) * DV);
+  if constexpr (t % HELD == HELD - 1 && t < 7) read_deltas(w, d, delta + STEP_AT(t + 1));
 #endif
   if constexpr (t % EACH == 0) {
     ldmatrix_x4_trans(bc.b, smem_offset(b_rows, WINDOW * t * 8));
@@ -156,7 +98,7 @@ __device__ __forceinline__ void advance(WarpState &w, SmemAddr b_rows, float (*d
   for (int j = 0; j < NJ; ++j) mma_m16n8k8_zero(into + 4 * j, eight.drive[0], eight.drive[1], bc.b[AT + j]);
 #pragma unroll
   for (int i = 0; i < NJ * 4; ++i) h[i] = h[i] * DECAY(i) + into[i];
-  if constexpr (t % HELD == HELD - 1 && t < 7) read_deltas(d, delta + (t + 1) * DV);
+  if constexpr (t % HELD == HELD - 1 && t < 7) read_deltas(w, d, delta + STEP_AT(t + 1));
 #endif
 #if OUTPUTS && NJ == 2
   mma_m16n8k16(eight.sum, pack2_finite(h[0], h[1]), pack2_finite(h[2], h[3]), pack2_finite(h[4], h[5]),
@@ -168,7 +110,7 @@ __device__ __forceinline__ void advance(WarpState &w, SmemAddr b_rows, float (*d
   if constexpr (t < 7)
     advance<STEP + 1>(w, b_rows, d, delta, later, eight, between, bc);
   else if (later)
-    read_deltas(d, later);
+    read_deltas(w, d, later);
 }
 
 #if PHASE == 4
@@ -192,12 +134,15 @@ __device__ __forceinline__ void run_block(WarpState &w, int s0, StepBlock *eight
 #if PHASE == 4
   save_states(w);
 #endif
+#if EARLY_ARRIVAL
+  if (BLOCK == 0) w.arrive();
+#endif
   if (BLOCK == 1) w.next_batch(s0);
   Interleaved between = {w.c,  w.at,         BLOCK ? w.next : w.now, OTHER, w.now, BLOCK, w.delta_at,
                          gate, eight[OTHER], eight[OTHER].sum,       w.outputs};
   BcFragments bc;
   SmemAddr b_rows = smem_offset(smem_bytes(w.at.b, w.now), BLOCK * 8 * STEP_VALUES);
-  advance<0>(w, b_rows, d, w.delta + 8 * DV * BLOCK, w.delta + 8 * DV * OTHER, eight[BLOCK], between, bc);
+  advance<0>(w, b_rows, d, w.delta + STEP_AT(8) * BLOCK, w.delta + STEP_AT(8) * OTHER, eight[BLOCK], between, bc);
   if (BLOCK == 1) w.advance_stage();
 }
 
@@ -217,9 +162,19 @@ __device__ __forceinline__ void run_mainloop(WarpState &w) {
   w.load_first_batches();
   w.prepare(eight[0]);
   __syncwarp();
-  read_deltas(d, w.delta);
+  read_deltas(w, d, w.delta);
 #pragma unroll 1
   for (int s0 = w.begin; s0 < w.hi; s0 += STEPS) {
+#if UNROLLED
+    w.first_stages();
+#pragma unroll
+    for (int i = 0; i < STAGES - 1; ++i, s0 += STEPS) {
+      run_block<0>(w, s0, eight, d, gate);
+      if (w.hi - s0 <= 8) return finish(w, eight[0], gate);
+      run_block<1>(w, s0, eight, d, gate);
+      if (w.hi - s0 <= STEPS) return finish(w, eight[1], gate);
+    }
+#endif
     run_block<0>(w, s0, eight, d, gate);
     if (w.hi - s0 <= 8) return finish(w, eight[0], gate);
     run_block<1>(w, s0, eight, d, gate);
@@ -256,7 +211,7 @@ __device__ __forceinline__ void run_mainloop(WarpState &w) {
     }
     float begin[4] = {mine.sum[0], mine.sum[1], mine.sum[2], mine.sum[3]};
     const float *delta = w.delta + parity * 16 * DR;
-    read_deltas(d, delta);
+    read_deltas(w, d, delta);
     Interleaved between = {w.c,  w.at, w.next, 0,   w.now, 0, w.delta_at + next_parity * 16 * DR,
                            gate, mine, sum,    w.outputs};
     SmemAddr b_rows = smem_bytes(w.at.b, w.now);

@@ -113,3 +113,23 @@ __device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commi
 template <int LEFT> __device__ __forceinline__ void cp_async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
 }
+
+// Barriers in shared memory, eight bytes each. wait returns when the phase of that parity, at first 0, has ended.
+__device__ __forceinline__ void mbarrier_init(SmemAddr at, int count) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(at), "r"(count) : "memory");
+}
+// Lane 0 of the warp arrives, after all lanes have got here.
+__device__ __forceinline__ void mbarrier_arrive_warp(SmemAddr at, int lane) {
+  __syncwarp();
+  if (lane == 0) asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(at) : "memory");
+}
+#if __CUDA_ARCH__ >= 900
+#define MBARRIER_WAIT "mbarrier.try_wait.parity.shared::cta.b64"  // may sleep for a while
+#else
+#define MBARRIER_WAIT "mbarrier.test_wait.parity.shared::cta.b64"
+#endif
+__device__ __forceinline__ void mbarrier_wait(SmemAddr at, int parity) {
+  asm volatile("{.reg .pred p;\nagain:\n" MBARRIER_WAIT " p, [%0], %1;\n@!p bra again;}"
+               ::"r"(at), "r"(parity) : "memory");
+}
+#undef MBARRIER_WAIT

@@ -67,10 +67,7 @@ WGMMA(192, REGS_0_31 "," REGS_32_63 "," REGS_64_95, "{%96,%97,%98,%99}, %100", A
 #undef REGS_32_63
 #undef REGS_0_31
 
-// Barriers in shared memory, eight bytes each. expect_tx also arrives; wait returns when the phase of that parity ends.
-__device__ __forceinline__ void mbarrier_init(SmemAddr at, int count) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(at), "r"(count) : "memory");
-}
+// Barriers in shared memory, as in ptx_sm80.cuh. expect_tx also arrives.
 __device__ __forceinline__ void fence_mbarrier_init() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
@@ -81,10 +78,6 @@ __device__ __forceinline__ void mbarrier_expect_tx(SmemAddr at, int bytes) {
 __device__ __forceinline__ void mbarrier_arrive(SmemAddr at, int block) {
   asm volatile("{.reg .b32 there; mapa.shared::cluster.u32 there, %0, %1;\n"
                "mbarrier.arrive.shared::cluster.b64 _, [there];}" ::"r"(at), "r"(block) : "memory");
-}
-__device__ __forceinline__ void mbarrier_wait(SmemAddr at, int parity) {
-  asm volatile("{.reg .pred p;\nagain:\nmbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n@!p bra again;}"
-               ::"r"(at), "r"(parity) : "memory");
 }
 
 // Copies a box of a matrix to shared memory asynchronously, from this column and row on.

@@ -1,0 +1,136 @@
+"""Settings of the tensor-core forward scan (SSAMBA_CUT), emulated on the CPU: see test_scan_settings.py.
+
+``early``: warps that wait half a batch after they arrive; ``powers``: powers of r exchanged in place of log2 r;
+``unroll``: code for each stage; ``all``: together, and ``some``: those in fewer cases. None changes a bit. Each runs
+with every order of warps and with copies that arrive as late as they may (cuda_shim/fibers.h), at lengths where batches
+end, in both 16-bit types, with 16 and 8 states, both directions, one direction, chunks of time, and the saved states.
+``short``: the shorter softplus.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from cuda_forms_small import HALF_SCALE, draw, environment, error
+from torch import Tensor
+from triton_small import build, plain_proj
+
+from ssamba.ops.jit import nvrtc
+from ssamba.ops.mamba import gpu, gpu_inference, naive
+from ssamba.ops.mamba.cuda import projection, scan, scan_mma
+from ssamba.ops.mamba.cuda.scan_shape import Shape
+from ssamba.ops.mamba.cuda.sources import MMA_TYPES
+from ssamba.ops.mamba.params import MixerParams
+from ssamba.ops.mamba.triton import conv
+
+
+class Case(NamedTuple):
+    """Sizes and form of a call, and the chunks of time that it is cut in."""
+
+    clips: int
+    length: int
+    width: int
+    rank: int
+    directions: int = 1
+    tied: bool = True
+    alternating: bool = True
+    states: int = 16
+    chunks: int = 1
+
+    def draw(self, dtype: torch.dtype) -> tuple[Tensor, MixerParams]:
+        sizes = self.clips, self.length, 2, self.width, self.rank, self.directions
+        xz, *rest = draw(*sizes, self.tied, self.states, dtype)
+        return xz, MixerParams(*rest)
+
+
+SOME = (
+    Case(1, 1, 16, 4),
+    Case(2, 17, 48, 12, 1, False),
+    Case(2, 71, 80, 12, 1, chunks=3),
+    Case(1, 49, 80, 36, 2, True, False),
+)
+CASES = (
+    *SOME,
+    Case(2, 2, 48, 12),
+    Case(1, 15, 16, 4, 2, True, False),
+    Case(1, 16, 80, 4, states=8),
+    Case(1, 33, 144, 12, 2, True, False, states=8),
+    Case(1, 71, 48, 20, 2, False, False, chunks=3),
+    Case(1, 97, 144, 48),
+)
+SETTINGS = {"early": "early=1", "powers": "powers=1", "unroll": "unroll=1", "all": "early=1,powers=1,unroll=1"}
+
+
+def outputs(xz: Tensor, params: MixerParams, alternating: bool) -> list[Tensor]:
+    """With the gate and without it, and the saved states of 16."""
+    x = xz[:, :, 0].contiguous()
+    work = torch.full((*x.shape[:2], 4 * x.shape[2] * x.shape[3]), float("nan"), dtype=x.dtype)
+    bare = params._replace(x_proj_RKPE=params.x_proj_RKPE.to(x.dtype))
+    found = [
+        gpu.bimamba_inner_packed(xz, params, alternating),
+        gpu_inference.ungated(x, work, *bare, alternating),
+    ]
+    if Shape(x, params, alternating).states == 16:
+        found.append(saved(x, params, alternating))
+    return found
+
+
+def saved(x: Tensor, params: MixerParams, alternating: bool) -> Tensor:
+    """The states before every 8 steps."""
+    p = plain_proj(x.float(), params.conv_weight_RKEW, params.conv_bias_RKE, params.x_proj_RKPE, alternating)
+    shape = Shape(x, params, alternating)
+    found = x.new_full((shape.dir_blocks, shape.batch, -(-shape.length // 8), shape.width, 16), float("nan"))
+    scan_mma.states(shape, {"x": x, "p": p.to(x.dtype), "ckpt": found, **scan._parameters(params)})
+    return found
+
+
+def same_bits(setting: str, cases: Sequence[Case]) -> None:
+    """The same bits as without the setting, whatever the order of the warps."""
+    for i, case in enumerate(cases):
+        for dtype in MMA_TYPES[: 2 - (cases is SOME and i > 0)]:
+            xz, params = case.draw(dtype)
+            cut = f"split=1,warps={4 + 4 * (case.width > 64)},stages={3 + i % 2},blocks=1,chunks={case.chunks}"
+            with environment(SSAMBA_CUT=cut), torch.no_grad():
+                expected = outputs(xz, params, case.alternating)
+            assert all(torch.isfinite(t).all() for t in expected), (case, dtype)
+            for skewed in range(5):
+                with environment(SSAMBA_CUT=f"{cut},{setting}", SSAMBA_SKEWED=skewed), torch.no_grad():
+                    found = outputs(xz, params, case.alternating)
+                for a, b in zip(found, expected, strict=True):
+                    assert torch.equal(a, b), f"{case}, {dtype}, skewed {skewed}: {(a != b).sum()} values differ"
+
+
+def short() -> None:
+    """Errors within those of the longer polynomial, and outputs that are near those of it. Not the same: it is used."""
+    for case in (Case(2, 71, 48, 12), Case(1, 71, 48, 12, 2, False, False), Case(1, 71, 48, 12, chunks=3)):
+        for dtype in MMA_TYPES:
+            scale = 1.0 if dtype == torch.bfloat16 else HALF_SCALE
+            xz, params = case.draw(dtype)
+            exact = MixerParams(*(p.double() for p in params))
+            expected = naive.bimamba_inner(*xz.double().unbind(2), exact, case.alternating)
+            found = []
+            for value in (0, 1):
+                cut = f"split=1,warps=4,stages=3,blocks=1,chunks={case.chunks},short={value}"
+                with environment(SSAMBA_CUT=cut), torch.no_grad():
+                    found.append(gpu.bimamba_inner_packed(xz, params, case.alternating))
+            off = [error(y, expected) for y in found]
+            assert off[1] < 8e-3 * scale, f"{case}, {dtype}: off by {off[1]:.1e}"
+            assert off[1] < 1.01 * off[0], f"{case}, {dtype}: off by {off[1]:.3e}, the longer one by {off[0]:.3e}"
+            assert not torch.equal(*found), f"{case}, {dtype}"
+
+
+def main(part: str) -> None:
+    nvrtc.kernel, scan.usable, conv.conv_proj = build, lambda *_: True, plain_proj  # type: ignore[assignment]
+    projection.usable = lambda x, *_: x.dtype in MMA_TYPES and x.shape[-1] % 16 == 0  # type: ignore[assignment]
+    if part == "short":
+        short()
+    else:
+        some = part == "some"
+        same_bits(SETTINGS["all" if some else part], SOME if some else CASES)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
