@@ -126,3 +126,30 @@ def test_the_blocks_of_the_backward_fit_into_a_multiprocessor(tied: bool, rank: 
     sizes = shape(64, 513, tied=tied)
     sizes.rank = rank
     assert scan_backward.TILING.blocks * (scan_backward.shared_bytes(sizes, scan_backward.TILING) + 1024) <= 228 * 1024
+
+
+@pytest.mark.parametrize(
+    ("batch", "length", "side_by_side", "places", "clips"),
+    [
+        (256, 105, 6, 132, 12),  # 22 blocks of 12 clips, the last of 4: one round
+        (64, 513, 6, 132, 3),
+        (64, 513, 24, 132, 6),  # two rounds of 11 blocks of each kind
+        (5, 105, 6, 132, 1),
+        (1, 513, 6, 132, 1),
+        (0, 513, 6, 132, 1),
+        (133, 16, 1, 132, 2),
+    ],
+)
+def test_clips_of_a_block_of_the_backward(batch: int, length: int, side_by_side: int, places: int, clips: int) -> None:
+    assert scan_backward.even_clips(batch, length, side_by_side, places) == clips
+    shares = -(-batch // clips)
+    assert shares * clips >= batch > (shares - 1) * clips or batch == 0
+    assert shares == 0 or -(-batch // shares) <= clips  # as the kernel divides them: no share is empty
+
+
+def test_clips_that_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSAMBA_BACKWARD", "mma,clips=5")
+    sizes = shape(64, 513, tied=True, alternating=True)
+    found = scan_backward.choose(sizes, tensors_of_backward(sizes))
+    assert found is not None
+    assert scan_backward.clips_of_block(sizes, found) == 5

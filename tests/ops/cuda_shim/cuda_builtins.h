@@ -36,6 +36,7 @@ inline float __uint_as_float(unsigned bits) {
 
 #define threadIdx fibers::thread_index
 #define blockIdx fibers::block_index
+#define gridDim fibers::grid_size
 
 inline void __syncthreads() { fibers::wait_in(fibers::kAtBlockBarrier); }
 inline void __syncwarp() { fibers::wait_in(fibers::kAtWarpBarrier); }

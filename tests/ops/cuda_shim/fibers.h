@@ -17,7 +17,7 @@ constexpr int kMaxThreads = 1024, kStackBytes = 65536;
 enum State { kReady, kAtBlockBarrier, kAtWarpBarrier, kDone };
 
 struct Dim { int x, y, z; };
-static Dim thread_index, block_index;
+static Dim thread_index, block_index, grid_size;
 
 static ucontext_t scheduler, contexts[kMaxThreads];
 static std::vector<char *> stacks;
@@ -98,6 +98,7 @@ static void launch(Dim grid, int threads_of_block, void (*kernel)()) {
   threads = threads_of_block;
   body = kernel;
   while ((int)stacks.size() < threads) stacks.push_back((char *)malloc(kStackBytes));
+  grid_size = grid;
   for (int z = 0; z < grid.z; ++z)
     for (int y = 0; y < grid.y; ++y)
       for (int x = 0; x < grid.x; ++x) {

@@ -104,17 +104,17 @@ def backward(
     alternating: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Writes ``dz``; returns ``du_GBLE``, raw ``ddt_GBLE``, and in parts that are to be added ``dBC_xGBL2N``,
-    ``dA_log_BRKEN`` and (dD, ddt_bias) ``_BRK2E``. ``y`` is what ``forward`` returned.
+    ``dA_log_xRKEN`` and (dD, ddt_bias) ``_xRK2E``. ``y`` is what ``forward`` returned.
     """
     shape = Shape(x, params, alternating)
     dir_blocks, batch, length, width, states = shape.dir_blocks, shape.batch, shape.length, shape.width, shape.states
     wide: dict[str, Any] = {"device": x.device, "dtype": torch.float32}
     tensors = {"x": x, "z": z, "p": p_GBLP, "dy": dy, "y": y, "dz": dz, **_parameters(params)}
-    parts, run = scan_backward.launch(shape, tensors)
+    parts, shares, run = scan_backward.launch(shape, tensors)
     tensors["ckpt"] = _states(shape, tensors)
     du, ddt = x.new_empty(dir_blocks, batch, length, width), x.new_empty(dir_blocks, batch, length, width)
     dbc = x.new_empty(parts, dir_blocks, batch, length, 2 * states)
-    da = torch.empty(batch, shape.directions, shape.blocks, width, shape.rates, **wide)
-    dvec = torch.empty(batch, shape.directions, shape.blocks, 2, width, **wide)
+    da = torch.empty(shares, shape.directions, shape.blocks, width, shape.rates, **wide)
+    dvec = torch.empty(shares, shape.directions, shape.blocks, 2, width, **wide)
     run(tensors | {"du": du, "ddt": ddt, "dbc": dbc, "da": da, "dvec": dvec})
     return du, ddt, dbc, da, dvec

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -29,8 +30,14 @@ class BackwardTiling(NamedTuple):
     shared memory from the states to the adjoint, instead of computed again; 17: all of them in registers."""
     states: int = 1
     """With free decays, whether saved states come from tensor-core fragments, too."""
+    clips: int = 0
+    """Clips that a block has one after another, the last block fewer; 0: by size (``clips_of_block``)."""
 
 
+_MULTIPROCESSORS = 132
+"""Of an H100 and an H200."""
+_STEPS_BEFORE = 10
+"""Steps that take as long as what a block does before its first one."""
 FORM, TILING = "mma", BackwardTiling()
 """The form where both take the call, ``lanes`` or ``mma``, and the tiling of the latter. ``SSAMBA_BACKWARD`` replaces
 either, for measurements."""
@@ -72,7 +79,7 @@ def _usable(shape: Shape, tensors: dict[str, Tensor], tiling: BackwardTiling) ->
 def shared_bytes(shape: Shape, tiling: BackwardTiling) -> int:
     """Bytes of shared memory of a block: ``BackwardStage``, ``WarpShared`` and the sums of the source."""
     row = 16 * tiling.warps + 8
-    stage = 2 * (20 + 3 * 16) * row + 2 * 16 * (-(-shape.rank // 16) * 16 + 8) + 2 * 4 * 136 * 8
+    stage = 2 * (20 + 3 * 16) * row + 2 * 16 * (-(-shape.rank // 16) * 16 + 8) + 2 * 4 * 138 * 8
     sums = 16 * 36 * 4
     if shape.tied:
         own = 4 * 16 * 20 + 2 * 512 + 2 * sums
@@ -86,6 +93,29 @@ def shared_bytes(shape: Shape, tiling: BackwardTiling) -> int:
     return 2 * stage + tiling.warps * own
 
 
+def clips_of_block(shape: Shape, tiling: BackwardTiling) -> int:
+    """Clips of a block: ``tiling.clips``, or as many as ``even_clips`` finds."""
+    if tiling.clips:
+        return min(tiling.clips, max(shape.batch, 1))
+    across, _, directions = shape.grid(16 * tiling.warps)
+    return even_clips(shape.batch, shape.length, across * shape.blocks * directions, _MULTIPROCESSORS * tiling.blocks)
+
+
+@lru_cache
+def even_clips(batch: int, length: int, side_by_side: int, places: int) -> int:
+    """Clips of a block such that all blocks end soonest, counting what a block does before its first step.
+
+    ``side_by_side``: blocks of one clip; ``places``: blocks that run at once. Of as good choices the most clips: fewer
+    parts are to be added up.
+    """
+
+    def steps(clips: int) -> int:
+        rounds = -(-side_by_side * -(-batch // clips) // places)
+        return rounds * (clips * length + _STEPS_BEFORE)
+
+    return min(range(max(batch, 1), 0, -1), key=steps)
+
+
 def run_mma(shape: Shape, tiling: BackwardTiling, tensors: dict[str, Tensor]) -> None:
     """Launches kernels/scan_backward_mma.cu. ``tensors``: by the names of ``ScanArgs``."""
     x, count = tensors["x"], tensors["ckpt"].shape[2]
@@ -94,7 +124,9 @@ def run_mma(shape: Shape, tiling: BackwardTiling, tensors: dict[str, Tensor]) ->
     with nvrtc.on(x):
         run = nvrtc.kernel(unit("scan_backward_mma.cu"), "scan_backward_mma", defines, x.device.index or 0)
         args = arguments(shape, count, scan_mma.aligned(tensors))
-        run(shape.grid(16 * tiling.warps), 32 * tiling.warps, args, shared_bytes(shape, tiling))
+        across, _, directions = shape.grid(16 * tiling.warps)
+        grid = across, tensors["dvec"].shape[0] * shape.blocks, directions
+        run(grid, 32 * tiling.warps, args, shared_bytes(shape, tiling))
 
 
 def run_lanes(shape: Shape, warps: int, tensors: dict[str, Tensor]) -> None:
@@ -126,10 +158,13 @@ def channels_of_block(shape: Shape, tiling: BackwardTiling | None, warps: int) -
     return 16 * tiling.warps if tiling else warps * 32 // shape.lanes_per_channel()
 
 
-def launch(shape: Shape, tensors: dict[str, Tensor]) -> tuple[int, Any]:
-    """The number of parts of the gradients of B and C, and what computes the backward from its tensors."""
+def launch(shape: Shape, tensors: dict[str, Tensor]) -> tuple[int, int, Any]:
+    """The number of parts of the gradients of B and C, that of the parts of sums over time (``da`` and ``dvec``), and
+    what computes the backward from its tensors.
+    """
     tiling, warps = choose(shape, tensors), lanes_warps(shape, tensors["x"])
     parts = shape.grid(channels_of_block(shape, tiling, warps))[0]
     if tiling is None:
-        return parts, lambda filled: run_lanes(shape, warps, filled)
-    return parts, lambda filled: run_mma(shape, tiling, filled)
+        return parts, shape.batch, lambda filled: run_lanes(shape, warps, filled)
+    shares = -(-shape.batch // clips_of_block(shape, tiling))
+    return parts, shares, lambda filled: run_mma(shape, tiling, filled)

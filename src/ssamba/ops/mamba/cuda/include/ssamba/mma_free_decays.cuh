@@ -25,7 +25,7 @@ struct Recurrence : Exchange {
   __device__ __forceinline__ void init(const ScanArgs &a, WarpShared *own, long long channel, int lane) {
     int q = lane % 4;
     Exchange::init(own->rows[0], lane);
-    rates = own->rates + g * RATE_ROW;
+    rates = own->rates + DELTA_ROW(g) * RATE_ROW;
     kept = own->kept + lane;
     identity = pack2(g == 2 * q ? 1.0f : 0.0f, g == 2 * q + 1 ? 1.0f : 0.0f);
 #pragma unroll
@@ -35,7 +35,13 @@ struct Recurrence : Exchange {
       for (int n = 0; n < 4; ++n) a2[n / 2 * 4 + i * 2 + n % 2] = -LOG2E * ex2(LOG2E * (&log.x)[n]);
     }
 #pragma unroll
-    for (int n = 0; n < 8; ++n) carry[n] = a_sum[n] = 0.0f;
+    for (int n = 0; n < 8; ++n) a_sum[n] = 0.0f;
+    start();
+  }
+  // To the last step of a clip.
+  __device__ __forceinline__ void start() {
+#pragma unroll
+    for (int n = 0; n < 8; ++n) carry[n] = 0.0f;
   }
 
   // delta of steps t to t + 3 of both channels.

@@ -16,9 +16,13 @@ struct Recurrence : Exchange {
 
   __device__ __forceinline__ void init(const ScanArgs &a, WarpShared *own, long long channel, int lane) {
     Exchange::init(own->rows[0], lane);
-    rates = own->rates + g * RATE_ROW;
+    rates = own->rates + DELTA_ROW(g) * RATE_ROW;
     first = lane % 4 * 4 + 1;
     weights[0] = pack2(first, first + 1); weights[1] = pack2(first + 2, first + 3);
+    start();
+  }
+  // To the last step of a clip.
+  __device__ __forceinline__ void start() {
 #pragma unroll
     for (int n = 0; n < 8; ++n) carry[n] = 0.0f;
   }

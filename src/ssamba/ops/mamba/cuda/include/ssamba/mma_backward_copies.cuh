@@ -1,0 +1,95 @@
+// A thread's share of the copies of batches to shared memory, for scan_backward_mma.cu: from the last batch of a clip to
+// its first, then those of the next clip.
+//
+// Pointers stay at a clip's last batch, and offsets of 32 bits go back from there: an address is one instruction. Where
+// the rows of B and C lie is as in mma_copies.cuh.
+#pragma once
+
+#define SLOTS 138
+#define WINDOW 8
+#define FIRST_SLOT 0
+#define BIASES 1
+
+#include "ssamba/mma_elementwise.cuh"
+
+struct __align__(16) BackwardStage {
+  Stage forward;  // x, the low-rank dt, B and C
+  T z[STEPS * XR], dy[STEPS * XR], y[STEPS * XR];
+};
+#define GATE_AT ((int)sizeof(Stage) / 2)
+#define ROWS_OF (STEPS * XR)
+#define STAGE ((int)sizeof(BackwardStage))
+static_assert(STAGE == 2 * (GATE_AT + 3 * ROWS_OF), "offsets of the arrays of a stage");
+
+// A part of p: COUNT copies of VALUES values of each step, by threads that stay at one place of a row.
+template <int COUNT, int VALUES> struct PartOfP {
+  static constexpr int AT_ONCE = THREADS / COUNT < STEPS ? THREADS / COUNT : STEPS;  // steps
+  const T *from;
+  SmemAddr to;  // in the first stage
+  int row;
+
+  // p: at the first step of the batch, at the values that the thread copies.
+  __device__ __forceinline__ void start(int thread, const T *p, int step) {
+    row = thread / COUNT;
+    from = kept(p + (long long)row * step);
+  }
+  // at: values from the pointer to step s0.
+  template <bool WHOLE>
+  __device__ __forceinline__ void copy(int stage, int at, int s0, int L, int step, int distance) const {
+#pragma unroll
+    for (int i = 0; i < STEPS; i += AT_ONCE)
+      if ((AT_ONCE * COUNT == THREADS || row < AT_ONCE) && (i + AT_ONCE <= STEPS || row < STEPS - i))
+        cp_async<2 * VALUES>(smem_offset(smem_bytes(to, stage), i * distance), from + (at + i * step),
+                             WHOLE || s0 + row + i < L);
+  }
+};
+
+struct BackwardCopies {
+  const T *x, *z, *y, *dy;
+  int x_step, z_step, y_step, p_step;  // by one step, then (after start) by 16, except p_step
+  bool gate;                           // whether y is needed
+  int x_at, z_at, y_at, p_at, row;
+  SmemAddr to;  // in the first stage
+  PartOfP<RANK / 4, 4> low;
+  PartOfP<2 * N / PIECE, PIECE> bc;
+
+  // Before: the pointers are at the first step of a clip's last batch, at the first channel of the block, as p is.
+  __device__ __forceinline__ void start(SmemAddr stage, int thread, int channels, const T *p) {
+    int part = thread % (CB / 8) * 8;
+    row = thread / (CB / 8);
+    to = smem_offset(stage, row * XR + part);
+    part = min(part, channels - 8);  // beyond the channels there are warps without any
+    x = kept(x + (long long)(row - HALO) * x_step + part);
+    z = kept(z + (long long)row * z_step + part);
+    y = kept(y + (long long)row * y_step + part); dy = kept(dy + (long long)row * y_step + part);
+    x_step = per_thread(STEPS * x_step); z_step = per_thread(STEPS * z_step); y_step = per_thread(STEPS * y_step);
+    x_at = z_at = y_at = p_at = 0;
+    int j = thread % (RANK / 4) * 4, m = thread % (2 * N / PIECE) * PIECE;
+    low.start(thread, p + j, p_step);
+    low.to = smem_offset(stage, LOW_AT + low.row * LR + j);
+    bc.start(thread, p + RANK + m, p_step);
+    bc.to = smem_offset(stage, BC_AT + (tile_of(m) * SLOTS + SLOT_OF(bc.row)) * 8 + column_of(m));
+  }
+  // Copies steps s0 to s0 + 15 to a stage, a number of bytes behind the first one, and goes back by 16 steps. WHOLE: all
+  // of these steps and those that the convolution reads exist; else zeros are copied for those that do not.
+  template <bool WHOLE> __device__ __forceinline__ void copy(int stage, int s0, int L) {
+    SmemAddr at = smem_bytes(to, stage);
+    bool wanted = WHOLE || s0 + row < L;
+    cp_async<16>(smem_offset(at, GATE_AT), z + z_at, wanted);
+    cp_async<16>(smem_offset(at, GATE_AT + ROWS_OF), dy + y_at, wanted);
+    if (gate) cp_async<16>(smem_offset(at, GATE_AT + 2 * ROWS_OF), y + y_at, wanted);
+    cp_async<16>(at, x + x_at, WHOLE || (unsigned)(s0 + row - HALO) < (unsigned)L);
+    if (row < HALO)
+      cp_async<16>(smem_offset(at, STEPS * XR), x + (x_at + x_step), WHOLE || s0 + row + STEPS - HALO < L);
+    low.copy<WHOLE>(stage, p_at, s0, L, p_step, LR);
+    bc.copy<WHOLE>(stage, p_at, s0, L, p_step, STEP_VALUES);
+    x_at -= x_step; z_at -= z_step; y_at -= y_step; p_at -= STEPS * p_step;
+  }
+  // To the last batch of the next clip.
+  __device__ __forceinline__ void next_clip(const ScanArgs &a) {
+    long long of_y = (long long)a.L * a.K * a.E, of_p = (long long)a.L * P;
+    x = kept(x + a.xb); z = kept(z + a.zb); y = kept(y + of_y); dy = kept(dy + of_y);
+    low.from = kept(low.from + of_p); bc.from = kept(bc.from + of_p);
+    x_at = z_at = y_at = p_at = 0;
+  }
+};
