@@ -160,11 +160,18 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan_backward_
       __syncwarp();
       unsigned states[EIGHT][4];
       float dB[4] = {}, dC[4] = {}, b_sum[4] = {}, rate_sum[4] = {};
-      w.rebuild(last, positions, states, dC);
+      bool one = s0 + block * EIGHT == a.L - 1;  // the only step, as where a CLS token follows whole eights
+      if (one)
+        w.rebuild<1>(last, positions, states, dC);
+      else
+        w.rebuild<EIGHT>(last, positions, states, dC);
       end_stretch(g == -1);
       if (s0 + block > 0) load_states(saved += saved_step, last);
       __syncwarp();  // so that the compiler reads rates again, rather than keep 64 decays in registers
-      w.adjoint(states, positions, b_sum, rate_sum, dB);
+      if (one)
+        w.adjoint<1>(states, positions, b_sum, rate_sum, dB);
+      else
+        w.adjoint<EIGHT>(states, positions, b_sum, rate_sum, dB);
       end_stretch(g == -2);
       finish(c, positions, b_sum, rate_sum, a.du + out_at + to * a.E, a.ddt + out_at + to * a.E, write, total);
       float *of_block = sums_to + BUFFER(parity) * WARPS * BATCH_SUMS + block * EIGHT * SUMS_ROW;

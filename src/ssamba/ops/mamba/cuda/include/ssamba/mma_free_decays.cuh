@@ -84,7 +84,8 @@ struct Recurrence : Exchange {
     }
   }
 
-  // From the saved states g of each of the eight steps, and dC.
+  // From the saved states g of each of the first COUNT of eight steps, and dC.
+  template <int COUNT>
   __device__ __forceinline__ void rebuild(const uint2 *saved, const Positions &at, unsigned (*gains)[4], float *dC) {
     unsigned pairs[4] = {saved[0].x, saved[1].x, saved[0].y, saved[1].y}, b[4];
     float h[8], delta[2][4];
@@ -94,7 +95,7 @@ struct Recurrence : Exchange {
     read_deltas(0, delta);
     decays(0, delta, log[0], d[0]);
 #pragma unroll
-    for (int t = 0; t < EIGHT; ++t) {
+    for (int t = 0; t < COUNT; ++t) {
       int now = t % 2;
       if (t % 2 == 0) ldmatrix_x4_trans(b, smem_offset(b_rows, WINDOW * t * 8));
 #pragma unroll
@@ -105,7 +106,7 @@ struct Recurrence : Exchange {
 #pragma unroll
       for (int j = 0; j < 2; ++j) mma_m16n8k8(h + 4 * j, at.drive[0], at.drive[1], b[t % 2 * 2 + j]);
       if (t == 3) read_deltas(4, delta);
-      if (t < EIGHT - 1) decays(t + 1, delta, log[now ^ 1], d[now ^ 1]);
+      if (t < COUNT - 1) decays(t + 1, delta, log[now ^ 1], d[now ^ 1]);
       if (t == 2 || t == 5) end_stretch(g == -3 - t);
 #pragma unroll
       for (int n = 0; n < 4; ++n) pairs[n] = pack2_finite(h[2 * n], h[2 * n + 1]);
@@ -113,18 +114,19 @@ struct Recurrence : Exchange {
     }
   }
 
-  // The adjoint recurrence: sums over states of dh B, and of dh g, and dB.
+  // The adjoint recurrence of these steps: sums over states of dh B, and of dh g, and dB.
+  template <int COUNT>
   __device__ __forceinline__ void adjoint(const unsigned (*gains)[4], const Positions &at, float *b_sum,
                                           float *rate_sum, float *dB) {
-    unsigned b[4], c[4], products[2][4];
+    unsigned b[4], c[4], products[2][4] = {};  // with one step, those of a second one are zero
     float delta[2][4];
     const unsigned ones = pack2(1.0f, 1.0f);
 #pragma unroll
-    for (int t = EIGHT - 1; t >= 0; --t) {
-      if (t % 4 == 3 && !keeps(t, 1)) read_deltas(t - 3, delta);
-      if (t % 2) {
-        ldmatrix_x4_trans(c, smem_offset(b_rows, TILES_OF_STATES * SLOTS * 8 + WINDOW * (t - 1) * 8));
-        ldmatrix_x4(b, smem_offset(b_rows, WINDOW * (t - 1) * 8));
+    for (int t = COUNT - 1; t >= 0; --t) {
+      if ((t % 4 == 3 || t == COUNT - 1) && !keeps(t, 1)) read_deltas(t / 4 * 4, delta);
+      if (t % 2 || t == COUNT - 1) {
+        ldmatrix_x4_trans(c, smem_offset(b_rows, TILES_OF_STATES * SLOTS * 8 + WINDOW * (t / 2 * 2) * 8));
+        ldmatrix_x4(b, smem_offset(b_rows, WINDOW * (t / 2 * 2) * 8));
       }
 #pragma unroll
       for (int j = 0; j < 2; ++j) mma_m16n8k8(carry + 4 * j, at.ds[0], at.ds[1], c[t % 2 * 2 + j]);

@@ -48,7 +48,8 @@ struct Recurrence : Exchange {
       for (int n = 0; n < 4; ++n, p *= of.r[i][t % 2]) decay[n / 2 * 4 + i * 2 + n % 2] = p;
     }
   }
-  // The states before each of the eight steps from the saved ones, and dC.
+  // The states before each of the first COUNT of eight steps from the saved ones, and dC.
+  template <int COUNT>
   __device__ __forceinline__ void rebuild(const uint2 *saved, const Positions &at, unsigned (*states)[4], float *dC) {
     float h[8];
 #pragma unroll
@@ -59,11 +60,11 @@ struct Recurrence : Exchange {
     Rates d[2];  // of this pair of steps and of the next
     read_rates(0, d[0]);
 #pragma unroll
-    for (int t = 0; t < EIGHT; ++t) {
+    for (int t = 0; t < COUNT; ++t) {
       float decay[8], into[8];
       if (t % 2 == 0) {
         ldmatrix_x4_trans(b, smem_offset(b_rows, WINDOW * t * 8));
-        if (t < EIGHT - 2) read_rates(t + 2, d[t / 2 % 2 ^ 1]);
+        if (t < COUNT - 2) read_rates(t + 2, d[t / 2 % 2 ^ 1]);
       }
       decays(t, d[t / 2 % 2], decay);
 #pragma unroll
@@ -72,25 +73,26 @@ struct Recurrence : Exchange {
       for (int n = 0; n < 8; ++n) h[n] = h[n] * decay[n] + into[n];
       unsigned pairs[4];
       pack_pairs(h, pairs);
-      if (t < EIGHT - 1)
+      if (t < COUNT - 1)
 #pragma unroll
         for (int n = 0; n < 4; ++n) states[t + 1][n] = pairs[n];
       add_channels<(MOVM & 1) != 0>(t, t % 2, pairs, at.ds_t, dC);
     }
   }
 
-  // The adjoint recurrence: sums over states of dh B, and of the gradient of log2 r (up to ln 2), and dB.
+  // The adjoint recurrence of these steps: sums over states of dh B, and of the gradient of log2 r (up to ln 2), and dB.
+  template <int COUNT>
   __device__ __forceinline__ void adjoint(const unsigned (*states)[4], const Positions &at, float *b_sum,
                                           float *rate_sum, float *dB) {
     unsigned b[4], c[4];
     Rates d[2];
-    read_rates(EIGHT - 1, d[1]);
+    read_rates(COUNT - 1, d[(COUNT - 1) / 2 % 2]);
 #pragma unroll
-    for (int t = EIGHT - 1; t >= 0; --t) {
+    for (int t = COUNT - 1; t >= 0; --t) {
       float decay[8];
-      if (t % 2) {
-        ldmatrix_x4_trans(c, smem_offset(b_rows, TILES_OF_STATES * SLOTS * 8 + WINDOW * (t - 1) * 8));
-        ldmatrix_x4(b, smem_offset(b_rows, WINDOW * (t - 1) * 8));
+      if (t % 2 || t == COUNT - 1) {
+        ldmatrix_x4_trans(c, smem_offset(b_rows, TILES_OF_STATES * SLOTS * 8 + WINDOW * (t / 2 * 2) * 8));
+        ldmatrix_x4(b, smem_offset(b_rows, WINDOW * (t / 2 * 2) * 8));
         if (t > 1) read_rates(t - 2, d[t / 2 % 2 ^ 1]);
       }
       decays(t, d[t / 2 % 2], decay);
