@@ -141,15 +141,22 @@ def test_the_blocks_of_the_backward_fit_into_a_multiprocessor(tied: bool, rank: 
     ],
 )
 def test_clips_of_a_block_of_the_backward(batch: int, length: int, side_by_side: int, places: int, clips: int) -> None:
-    assert scan_backward.even_clips(batch, length, side_by_side, places) == clips
-    shares = -(-batch // clips)
-    assert shares * clips >= batch > (shares - 1) * clips or batch == 0
-    assert shares == 0 or -(-batch // shares) <= clips  # as the kernel divides them: no share is empty
+    assert scan_backward.even_clips(batch, length, side_by_side, places, max(batch, 1)) == clips
 
 
 def test_clips_that_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SSAMBA_BACKWARD", "mma,clips=5")
     sizes = shape(64, 513, tied=True, alternating=True)
-    found = scan_backward.choose(sizes, tensors_of_backward(sizes))
+    tensors = tensors_of_backward(sizes)
+    found = scan_backward.choose(sizes, tensors)
     assert found is not None
-    assert scan_backward.clips_of_block(sizes, found) == 5
+    assert scan_backward.clips_of_block(sizes, found, tensors) == 5
+    assert scan_backward.launch(sizes, tensors)[:2] == (3, 13)
+
+
+def test_clips_of_a_block_are_in_reach_of_32_bits() -> None:
+    sizes = shape(1024, 22017, tied=True, alternating=True)
+    tensors = tensors_of_backward(sizes)
+    assert scan_backward.clips_of_block(sizes, scan_backward.TILING, tensors) == 47
+    far_apart = torch.empty(0, device="meta", dtype=torch.bfloat16).as_strided(tensors["x"].shape, (2**29, 768, 384, 1))
+    assert 1 <= scan_backward.clips_of_block(sizes, scan_backward.TILING, tensors | {"x": far_apart}) <= 3

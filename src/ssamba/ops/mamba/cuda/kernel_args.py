@@ -24,7 +24,7 @@ SCAN_ARGS = c_struct(
     ],
     ["ssamba/types.cuh"],
 )
-"""Of the scan, forward and backward. ``count``: chunks of each half of the time, or saved states."""
+"""Of the scan, forward and backward. ``count``: chunks of each half of the time, saved states, or clips of a block."""
 
 CONV_BACKWARD_ARGS = c_struct(
     "ConvBackwardArgs",

@@ -93,17 +93,21 @@ def shared_bytes(shape: Shape, tiling: BackwardTiling) -> int:
     return 2 * stage + tiling.warps * own
 
 
-def clips_of_block(shape: Shape, tiling: BackwardTiling) -> int:
-    """Clips of a block: ``tiling.clips``, or as many as ``even_clips`` finds."""
+def clips_of_block(shape: Shape, tiling: BackwardTiling, tensors: dict[str, Tensor]) -> int:
+    """Clips of a block: ``tiling.clips``, or as many as ``even_clips`` finds, all in reach of 32-bit offsets."""
+    strides = [max(t.stride(0), shape.length * t.stride(1)) for t in (tensors[name] for name in ("x", "z", "dz"))]
+    values = max(*strides, shape.length * shape.blocks * shape.width, -(-shape.length // 8) * shape.width * 16)
+    most = max(min(shape.batch, 2**31 // (values + 1)), 1)
     if tiling.clips:
-        return min(tiling.clips, max(shape.batch, 1))
+        return min(tiling.clips, most)
     across, _, directions = shape.grid(16 * tiling.warps)
-    return even_clips(shape.batch, shape.length, across * shape.blocks * directions, _MULTIPROCESSORS * tiling.blocks)
+    places = _MULTIPROCESSORS * tiling.blocks
+    return even_clips(shape.batch, shape.length, across * shape.blocks * directions, places, most)
 
 
 @lru_cache
-def even_clips(batch: int, length: int, side_by_side: int, places: int) -> int:
-    """Clips of a block such that all blocks end soonest, counting what a block does before its first step.
+def even_clips(batch: int, length: int, side_by_side: int, places: int, most: int) -> int:
+    """Clips of a block, at most ``most``, so that all blocks end soonest, with what each does at first.
 
     ``side_by_side``: blocks of one clip; ``places``: blocks that run at once. Of as good choices the most clips: fewer
     parts are to be added up.
@@ -113,19 +117,18 @@ def even_clips(batch: int, length: int, side_by_side: int, places: int) -> int:
         rounds = -(-side_by_side * -(-batch // clips) // places)
         return rounds * (clips * length + _STEPS_BEFORE)
 
-    return min(range(max(batch, 1), 0, -1), key=steps)
+    return min(range(most, 0, -1), key=steps)
 
 
-def run_mma(shape: Shape, tiling: BackwardTiling, tensors: dict[str, Tensor]) -> None:
-    """Launches kernels/scan_backward_mma.cu. ``tensors``: by the names of ``ScanArgs``."""
-    x, count = tensors["x"], tensors["ckpt"].shape[2]
+def run_mma(shape: Shape, tiling: BackwardTiling, clips: int, tensors: dict[str, Tensor]) -> None:
+    """Launches kernels/scan_backward_mma.cu. ``clips``: of a block; ``tensors``: by the names of ``ScanArgs``."""
+    x = tensors["x"]
     keep = {} if shape.tied else {"KEEP": tiling.keep}
     defines = shape.defines(WARPS=tiling.warps, MIN_BLOCKS=tiling.blocks, MOVM=tiling.movm, **keep)
     with nvrtc.on(x):
         run = nvrtc.kernel(unit("scan_backward_mma.cu"), "scan_backward_mma", defines, x.device.index or 0)
-        args = arguments(shape, count, scan_mma.aligned(tensors))
-        across, _, directions = shape.grid(16 * tiling.warps)
-        grid = across, tensors["dvec"].shape[0] * shape.blocks, directions
+        args = arguments(shape, clips, scan_mma.aligned(tensors))
+        grid = shape.grid(16 * tiling.warps)[0], -(-shape.batch // clips), shape.dir_blocks
         run(grid, 32 * tiling.warps, args, shared_bytes(shape, tiling))
 
 
@@ -166,5 +169,5 @@ def launch(shape: Shape, tensors: dict[str, Tensor]) -> tuple[int, int, Any]:
     parts = shape.grid(channels_of_block(shape, tiling, warps))[0]
     if tiling is None:
         return parts, shape.batch, lambda filled: run_lanes(shape, warps, filled)
-    shares = -(-shape.batch // clips_of_block(shape, tiling))
-    return parts, shares, lambda filled: run_mma(shape, tiling, filled)
+    clips = clips_of_block(shape, tiling, tensors)
+    return parts, -(-shape.batch // clips), lambda filled: run_mma(shape, tiling, clips, filled)

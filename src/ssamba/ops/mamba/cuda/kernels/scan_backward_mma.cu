@@ -24,8 +24,8 @@ static_assert(QUADS, "a lane has four states in a row");
 #define BATCH_SUMS (STEPS * SUMS_ROW)
 #define BUFFER(parity) (TIED ? (parity) : 0)
 
-// The sums over channels of eight steps to shared memory. to: step 2 q, dB or dC, of this lane: two states, eight places
-// apart, so that all banks are met.
+// The sums over channels of eight steps to shared memory. to: step 2 q, dB or dC, of this lane, whose two states are
+// eight places apart, so that all banks are met.
 __device__ __forceinline__ void put_sums(float *to, const float *sums) {
 #pragma unroll
   for (int n = 0; n < 4; ++n) to[n % 2 * SUMS_ROW + n / 2 * 8] = sums[n];
@@ -78,9 +78,42 @@ __device__ __forceinline__ void store_channel_sums(const ScanArgs &a, long long 
   }
 }
 
+// Where a lane reads saved states and stores results of eight steps. Pointers stay at the last eight of the block's
+// first clip, and offsets of 32 bits go on.
+struct Places {
+  const T *saved;
+  T *dz, *du, *ddt;
+  int saved_step, dz_step, du_step;  // from eight steps to those before
+  int saved_at, dz_at, du_at;
+
+  __device__ __forceinline__ void keep() {
+    dz = kept(dz); du = kept(du); ddt = kept(ddt);
+    saved_step = per_thread(saved_step); dz_step = per_thread(dz_step); du_step = per_thread(du_step);
+    saved_at = dz_at = du_at = 0;
+  }
+  // To the last eight steps of a clip.
+  __device__ __forceinline__ void to_clip(int clip, const ScanArgs &a) {
+    dz_at = clip * (int)a.dzb; du_at = clip * (a.L * a.E);
+  }
+};
+
 // This lane's saved states of channels g and g + 8.
 __device__ __forceinline__ void load_states(const T *from, uint2 *to) {
   to[0] = *(const uint2 *)from; to[1] = *(const uint2 *)(from + 8 * N);
+}
+
+// The recurrences over the first COUNT of eight steps. last: the saved states before them, for which those at `saved`
+// then stand; sums: see finish, and over channels.
+template <int COUNT>
+__device__ __forceinline__ void run_steps(Recurrence &w, uint2 *last, const T *saved, const Positions &at, float *b_sum,
+                                          float *rate_sum, float *dB, float *dC) {
+  unsigned states[COUNT][4];
+  w.rebuild<COUNT>(last, at, states, dC);
+  end_stretch(w.never == -1);
+  load_states(saved, last);
+  __syncwarp();  // so that the compiler reads rates again, rather than keep 64 decays in registers
+  w.adjoint<COUNT>(states, at, b_sum, rate_sum, dB);
+  end_stretch(w.never == -2);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan_backward_mma(const ScanArgs a) {
@@ -89,9 +122,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan_backward_
   int thread = thread_index(), lane = thread % 32, warp = thread / 32, g = lane / 4, q = lane % 4;
   WarpShared *own = (WarpShared *)(stages + 2) + warp;
   float *sums = (float *)((WarpShared *)(stages + 2) + WARPS);  // [TIED ? 2 : 1][WARPS][STEPS][SUMS_ROW]
-  int k = blockIdx.y % a.K, r = blockIdx.z, back = REVERSED(r, k), sign = back ? -1 : 1;
-  int shares = gridDim.y / a.K, share = blockIdx.y / a.K, each = (a.B + shares - 1) / shares;
-  int b = share * each, left = min(a.B - b, each);  // clips: the first, and how many are left
+  int r = (int)blockIdx.z >= a.K, k = blockIdx.z - r * a.K, back = REVERSED(r, k), sign = back ? -1 : 1;
+  int share = blockIdx.y, b = share * a.count, clips = min(a.B - b, a.count);  // the first clip, and how many there are
   int e_block = blockIdx.x * CB, e0 = e_block + warp * 16;
   bool on = e0 < a.E, gate = ALTERNATING || r == 0;
   if (!on) e0 = 0;
@@ -114,87 +146,77 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan_backward_
   at.init(stage, lane, warp, 0);
   SmemAddr gates = smem_offset(stage, GATE_AT + lane / 16 * ROWS_OF + lane % 8 * XR + warp * 16 + lane / 8 % 2 * 8);
   Recurrence w;
+  w.never = a.count;
   w.init(a, own, dir_block * a.E + e0 + g, lane);
   ChannelSums total = {};
 
   // Outputs of this lane: step g of eight, channels 2 q and 2 q + 1.
-  int first = back ? a.L - 1 : 0, e = e0 + 2 * q;
-  T *dz_at = a.dz + b * a.dzb + k * a.dzk + first * a.dzt + e;
-  long long out_at = (base * a.L + first) * a.E + e;
-  const T *saved = a.ckpt + ((base * a.count + (a.L - 1) / EIGHT) * a.E + e0 + g) * N + 4 * q;
-  int saved_step = -a.E * N;
+  int last_eight = (a.L - 1) / EIGHT, first = back ? a.L - 1 : 0, token = first + sign * (last_eight * EIGHT + g);
+  int e = e0 + 2 * q, limit = per_thread(on ? a.L - g : 0);
+  long long du_at = (base * a.L + token) * a.E + e;
+  Places places = {a.ckpt + ((base * (last_eight + 1) + last_eight) * a.E + e0 + g) * N + 4 * q,
+                   a.dz + b * a.dzb + k * a.dzk + token * a.dzt + e, a.du + du_at, a.ddt + du_at,
+                   a.E * N, EIGHT * sign * (int)a.dzt, EIGHT * sign * a.E};
+  places.keep();
   T *dbc = a.dbc + ((blockIdx.x * (long long)(a.R * a.K * a.B) + base) * a.L + first) * 2 * N;
   float *rates = own->rates + DELTA_ROW(g) * RATE_ROW + q * 2 * DV;
   float *sums_to = sums + warp * BATCH_SUMS + 2 * q * SUMS_ROW + g;
-  float gain = !on ? 0.0f : !ALTERNATING && a.R == 2 ? 0.5f : 1.0f;
+  float gain = !ALTERNATING && a.R == 2 ? 0.5f : 1.0f;
   __syncthreads();
   copies.copy<false>(0, s0, a.L);
   cp_async_commit();
   int now = 0, parity = 0;
-  T *sums_at = dbc;  // where the sums of the batch before go, and how many of its steps exist
-  int sums_steps = 0;
+  int sums_at = 0, sums_steps = 0;  // where the sums of the batch before go, and how many of its steps exist
   uint2 last[2];  // the saved states of the next eight steps
-  load_states(saved, last);
+  load_states(places.saved, last);
+  int clip = 0, to_next = clips > 1 ? (2 * last_eight + 1) * (a.E * N) : 0;  // from a clip's first states to the next
 #pragma unroll 1
   while (true) {
     cp_async_wait<0>();
     __syncthreads();
-    if (s0 == 0) {
-      if (--left) copies.next_clip(a);
+    if (s0 >= 2 * STEPS) {
+      copies.copy<true>(STAGE - now, s0 - STEPS, a.L);
+    } else if (s0 || clip + 1 < clips) {
+      if (s0 == 0) copies.to_clip(clip + 1, a);
+      copies.copy<false>(STAGE - now, s0 ? s0 - STEPS : last_batch, a.L);
     }
-    int ahead = s0 ? s0 - STEPS : last_batch;
-    if (s0 >= 2 * STEPS)
-      copies.copy<true>(STAGE - now, ahead, a.L);
-    else if (left)
-      copies.copy<false>(STAGE - now, ahead, a.L);
     cp_async_commit();
-    store_batch_sums(sums + BUFFER(parity ^ 1) * WARPS * BATCH_SUMS, sums_at, sign * 2 * N, sums_steps, thread);
+    store_batch_sums(sums + BUFFER(parity ^ 1) * WARPS * BATCH_SUMS, dbc + sums_at, sign * 2 * N, sums_steps, thread);
     if (!TIED) __syncthreads();
 #pragma unroll 1
     for (int block = s0 + EIGHT < a.L; block >= 0; --block) {
-      int step = s0 + block * EIGHT + g, to = sign * step;
-      bool write = on && step < a.L;
+      int step = s0 + block * EIGHT;
+      bool write = step < limit;
       w.b_rows = smem_offset(smem_bytes(at.b, now), block * EIGHT * STEP_VALUES);
       Positions positions;
-      prepare(c, at, gates, now, block, gain, gate, dz_at + to * (int)a.dzt, write, rates, positions, total);
+      prepare(c, at, gates, now, block, gain, gate, places.dz + places.dz_at, write, rates, positions, total);
       __syncwarp();
-      unsigned states[EIGHT][4];
       float dB[4] = {}, dC[4] = {}, b_sum[4] = {}, rate_sum[4] = {};
-      bool one = s0 + block * EIGHT == a.L - 1;  // the only step, as where a CLS token follows whole eights
-      if (one)
-        w.rebuild<1>(last, positions, states, dC);
+      places.saved_at += step ? -places.saved_step : to_next;
+      const T *saved = places.saved + places.saved_at;
+      if (step == a.L - 1)  // one step, as where a CLS token follows whole eights
+        run_steps<1>(w, last, saved, positions, b_sum, rate_sum, dB, dC);
       else
-        w.rebuild<EIGHT>(last, positions, states, dC);
-      end_stretch(g == -1);
-      if (s0 + block > 0) load_states(saved += saved_step, last);
-      __syncwarp();  // so that the compiler reads rates again, rather than keep 64 decays in registers
-      if (one)
-        w.adjoint<1>(states, positions, b_sum, rate_sum, dB);
-      else
-        w.adjoint<EIGHT>(states, positions, b_sum, rate_sum, dB);
-      end_stretch(g == -2);
-      finish(c, positions, b_sum, rate_sum, a.du + out_at + to * a.E, a.ddt + out_at + to * a.E, write, total);
+        run_steps<EIGHT>(w, last, saved, positions, b_sum, rate_sum, dB, dC);
+      finish(c, positions, b_sum, rate_sum, places.du + places.du_at, places.ddt + places.du_at, write, total);
+      places.dz_at -= places.dz_step; places.du_at -= places.du_step;
       float *of_block = sums_to + BUFFER(parity) * WARPS * BATCH_SUMS + block * EIGHT * SUMS_ROW;
       put_sums(of_block, dB);
       put_sums(of_block + N, dC);
       __syncwarp();
     }
-    sums_at = dbc + sign * s0 * 2 * N;
+    sums_at = (clip * a.L + sign * s0) * 2 * N;
     sums_steps = a.L - s0;
     now = STAGE - now; parity ^= 1;
-    if (s0) {
-      s0 -= STEPS;
-      continue;
-    }
-    if (!left) break;
+    if ((s0 -= STEPS) >= 0) continue;
+    if (++clip == clips) break;
     s0 = last_batch;
-    dz_at += a.dzb; out_at += (long long)a.L * a.E; dbc += (long long)a.L * 2 * N;
-    saved += (2LL * a.count - 1) * a.E * N;
-    load_states(saved, last);
+    places.to_clip(clip, a);
+    if (clip + 1 == clips) to_next = 0;
     w.start();
   }
   __syncthreads();
-  store_batch_sums(sums + BUFFER(parity ^ 1) * WARPS * BATCH_SUMS, dbc, sign * 2 * N, a.L, thread);
+  store_batch_sums(sums + BUFFER(parity ^ 1) * WARPS * BATCH_SUMS, dbc + sums_at, sign * 2 * N, sums_steps, thread);
   long long of_share = (long long)share * (a.R * a.K) + dir_block;
   store_channel_sums(a, of_share, e0 + g, total, on && q == 0);
 #if !TIED

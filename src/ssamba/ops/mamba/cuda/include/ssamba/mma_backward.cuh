@@ -51,7 +51,7 @@ __device__ __forceinline__ void store_pairs(const float *v, T *to, bool on) {
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     unsigned row = movmatrix_trans(pack2(v[2 * i], v[2 * i + 1]));
-    if (on) *(unsigned *)(to + 8 * i) = row;
+    if (on) i ? store_pair<8>(to, row) : store_pair<0>(to, row);
   }
 }
 
@@ -72,8 +72,8 @@ __device__ __forceinline__ void gate_gradients(const unsigned *zdy, const unsign
                                                float *dz) {
 #pragma unroll
   for (int n = 0; n < 4; ++n) {
-    unsigned zs = zdy[n / 2], dys = zdy[2 + n / 2], ys = y[n / 2];
-    float z = gate_input(n % 2 ? high_half(zs) : low_half(zs)), dy = n % 2 ? high_half(dys) : low_half(dys);
+    unsigned zs = at_least2(zdy[n / 2], MIN_GATE_INPUTS), dys = zdy[2 + n / 2], ys = y[n / 2];  // as gate_input
+    float z = n % 2 ? high_half(zs) : low_half(zs), dy = n % 2 ? high_half(dys) : low_half(dys);
     float sig = 0.5f * tanh_approx(0.5f * z) + 0.5f;
     ds[n] = dy * (z * sig) * gain;
     dz[n] = dy * (n % 2 ? high_half(ys) : low_half(ys)) * gate_ratio(z, sig);
@@ -126,7 +126,7 @@ __device__ __forceinline__ void prepare(const ChannelParams &c, const FragmentAd
 struct Exchange {
   T *row_to;          // where this lane's states of channel g go, to be exchanged
   SmemAddr row_from;  // the row of ldmatrix for them
-  int g;
+  int g, never;       // never: positive, which the compiler does not know; as all threads have it, they stay together
 
   __device__ __forceinline__ void init(T *rows, int lane) {
     int q = lane % 4, row = lane / 16 * 8 + lane % 8;

@@ -1,14 +1,14 @@
-// A thread's share of the copies of batches to shared memory, for scan_backward_mma.cu: from the last batch of a clip to
-// its first, then those of the next clip.
+// A thread's share of the copies of batches to shared memory, for scan_backward_mma.cu: from a clip's last batch to its
+// first, then those of the next clip.
 //
-// Pointers stay at a clip's last batch, and offsets of 32 bits go back from there: an address is one instruction. Where
-// the rows of B and C lie is as in mma_copies.cuh.
+// Pointers stay at the last batch of the block's first clip, and offsets of 32 bits go on from there: an address is one
+// instruction. Where the rows of B and C lie is as in mma_copies.cuh.
 #pragma once
 
 #define SLOTS 138
 #define WINDOW 8
 #define FIRST_SLOT 0
-#define BIASES 1
+#define BIASES (TIED ? 2 : 1)  // as registers allow
 
 #include "ssamba/mma_elementwise.cuh"
 
@@ -47,18 +47,19 @@ template <int COUNT, int VALUES> struct PartOfP {
 struct BackwardCopies {
   const T *x, *z, *y, *dy;
   int x_step, z_step, y_step, p_step;  // by one step, then (after start) by 16, except p_step
-  bool gate;                           // whether y is needed
+  bool gate, exist;                    // whether y is needed, and whether the thread's channels exist
   int x_at, z_at, y_at, p_at, row;
   SmemAddr to;  // in the first stage
   PartOfP<RANK / 4, 4> low;
   PartOfP<2 * N / PIECE, PIECE> bc;
 
-  // Before: the pointers are at the first step of a clip's last batch, at the first channel of the block, as p is.
+  // Before: the pointers are at the first step of the first clip's last batch, at the block's first channel, as p is.
   __device__ __forceinline__ void start(SmemAddr stage, int thread, int channels, const T *p) {
     int part = thread % (CB / 8) * 8;
     row = thread / (CB / 8);
     to = smem_offset(stage, row * XR + part);
-    part = min(part, channels - 8);  // beyond the channels there are warps without any
+    exist = part < channels;
+    part = min(part, channels - 8);  // beyond the channels there are warps without any, whose dy is zero
     x = kept(x + (long long)(row - HALO) * x_step + part);
     z = kept(z + (long long)row * z_step + part);
     y = kept(y + (long long)row * y_step + part); dy = kept(dy + (long long)row * y_step + part);
@@ -70,13 +71,13 @@ struct BackwardCopies {
     bc.start(thread, p + RANK + m, p_step);
     bc.to = smem_offset(stage, BC_AT + (tile_of(m) * SLOTS + SLOT_OF(bc.row)) * 8 + column_of(m));
   }
-  // Copies steps s0 to s0 + 15 to a stage, a number of bytes behind the first one, and goes back by 16 steps. WHOLE: all
-  // of these steps and those that the convolution reads exist; else zeros are copied for those that do not.
+  // Copies steps s0 to s0 + 15 to a stage, a number of bytes behind the first one, and goes back by 16 steps. WHOLE:
+  // these steps and those that the convolution reads exist; else zeros are copied for those that do not.
   template <bool WHOLE> __device__ __forceinline__ void copy(int stage, int s0, int L) {
     SmemAddr at = smem_bytes(to, stage);
     bool wanted = WHOLE || s0 + row < L;
     cp_async<16>(smem_offset(at, GATE_AT), z + z_at, wanted);
-    cp_async<16>(smem_offset(at, GATE_AT + ROWS_OF), dy + y_at, wanted);
+    cp_async<16>(smem_offset(at, GATE_AT + ROWS_OF), dy + y_at, exist && wanted);
     if (gate) cp_async<16>(smem_offset(at, GATE_AT + 2 * ROWS_OF), y + y_at, wanted);
     cp_async<16>(at, x + x_at, WHOLE || (unsigned)(s0 + row - HALO) < (unsigned)L);
     if (row < HALO)
@@ -85,11 +86,8 @@ struct BackwardCopies {
     bc.copy<WHOLE>(stage, p_at, s0, L, p_step, STEP_VALUES);
     x_at -= x_step; z_at -= z_step; y_at -= y_step; p_at -= STEPS * p_step;
   }
-  // To the last batch of the next clip.
-  __device__ __forceinline__ void next_clip(const ScanArgs &a) {
-    long long of_y = (long long)a.L * a.K * a.E, of_p = (long long)a.L * P;
-    x = kept(x + a.xb); z = kept(z + a.zb); y = kept(y + of_y); dy = kept(dy + of_y);
-    low.from = kept(low.from + of_p); bc.from = kept(bc.from + of_p);
-    x_at = z_at = y_at = p_at = 0;
+  // To the last batch of a clip, counted from the block's first.
+  __device__ __forceinline__ void to_clip(int clip, const ScanArgs &a) {
+    x_at = clip * (int)a.xb; z_at = clip * (int)a.zb; y_at = clip * (a.L * a.K * a.E); p_at = clip * (a.L * P);
   }
 };

@@ -17,7 +17,7 @@ struct Recurrence : Exchange {
   const float *rates;    // delta of channel g
   float4 *kept;          // decays of this lane in shared memory
   float held[EIGHT][8];  // or, with HOLD, in registers
-  unsigned identity;     // the matrix b of a product that adds up the matrix a
+  unsigned identity[2];  // the matrix b of a product that adds up the matrix a
   float a2[8];           // log2 of the states' decay for each unit of delta
   float carry[8];        // the adjoint state
   float a_sum[8];        // sums over time
@@ -27,7 +27,8 @@ struct Recurrence : Exchange {
     Exchange::init(own->rows[0], lane);
     rates = own->rates + DELTA_ROW(g) * RATE_ROW;
     kept = own->kept + lane;
-    identity = pack2(g == 2 * q ? 1.0f : 0.0f, g == 2 * q + 1 ? 1.0f : 0.0f);
+    identity[0] = pack2(g == 2 * q ? 1.0f : 0.0f, g == 2 * q + 1 ? 1.0f : 0.0f);
+    identity[1] = per_thread(identity[0]);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       float4 log = *(const float4 *)(a.a_log + (channel + 8 * i) * N + 4 * q);
@@ -107,7 +108,7 @@ struct Recurrence : Exchange {
       for (int j = 0; j < 2; ++j) mma_m16n8k8(h + 4 * j, at.drive[0], at.drive[1], b[t % 2 * 2 + j]);
       if (t == 3) read_deltas(4, delta);
       if (t < COUNT - 1) decays(t + 1, delta, log[now ^ 1], d[now ^ 1]);
-      if (t == 2 || t == 5) end_stretch(g == -3 - t);
+      if (t == 2 || t == 5) end_stretch(never == -3 - t);
 #pragma unroll
       for (int n = 0; n < 4; ++n) pairs[n] = pack2_finite(h[2 * n], h[2 * n + 1]);
       add_channels<(MOVM & 1) != 0>(t, t % 2, pairs, at.ds_t, dC);
@@ -141,7 +142,7 @@ struct Recurrence : Exchange {
         for (int j = 0; j < 2; ++j) {
           const unsigned *a = products[j];
           mma_m16n8k16(rate_sum, a[0], a[1], a[2], a[3], g == t + 1 ? ones : 0u, g == t ? ones : 0u);
-          mma_m16n8k16(a_sum + 4 * j, a[0], a[1], a[2], a[3], identity, identity);
+          mma_m16n8k16(a_sum + 4 * j, a[0], a[1], a[2], a[3], identity[0], identity[1]);
         }
       decay_carry(t, delta);
     }

@@ -80,7 +80,7 @@ struct Recurrence : Exchange {
     }
   }
 
-  // The adjoint recurrence of these steps: sums over states of dh B, and of the gradient of log2 r (up to ln 2), and dB.
+  // The adjoint recurrence of these steps: sums over states of dh B and of the gradient of log2 r (up to ln 2), and dB.
   template <int COUNT>
   __device__ __forceinline__ void adjoint(const unsigned (*states)[4], const Positions &at, float *b_sum,
                                           float *rate_sum, float *dB) {
