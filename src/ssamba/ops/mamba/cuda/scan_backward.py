@@ -26,8 +26,8 @@ class BackwardTiling(NamedTuple):
     """For which gradients states and channels are exchanged in registers instead of shared memory: 0 none, 1 that of C,
     2 that of B, 3 both."""
     keep: int = 17
-    """With free decays, how many of a lane's decays of eight steps of two channels, 0 to 16 times four, are kept in
-    shared memory from the states to the adjoint, instead of computed again; 17: all of them in registers."""
+    """How many of a lane's decays of eight steps of two channels are kept from the states to the adjoint, instead of
+    computed again: with free decays, 0 to 16 times four in shared memory; 17: all of them in registers."""
     states: int = 1
     """With free decays, whether saved states come from tensor-core fragments, too."""
     clips: int = 0
@@ -123,8 +123,7 @@ def even_clips(batch: int, length: int, side_by_side: int, places: int, most: in
 def run_mma(shape: Shape, tiling: BackwardTiling, clips: int, tensors: dict[str, Tensor]) -> None:
     """Launches kernels/scan_backward_mma.cu. ``clips``: of a block; ``tensors``: by the names of ``ScanArgs``."""
     x = tensors["x"]
-    keep = {} if shape.tied else {"KEEP": tiling.keep}
-    defines = shape.defines(WARPS=tiling.warps, MIN_BLOCKS=tiling.blocks, MOVM=tiling.movm, **keep)
+    defines = shape.defines(WARPS=tiling.warps, MIN_BLOCKS=tiling.blocks, MOVM=tiling.movm, KEEP=tiling.keep)
     with nvrtc.on(x):
         run = nvrtc.kernel(unit("scan_backward_mma.cu"), "scan_backward_mma", defines, x.device.index or 0)
         args = arguments(shape, clips, scan_mma.aligned(tensors))

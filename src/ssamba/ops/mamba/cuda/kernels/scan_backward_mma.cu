@@ -111,7 +111,7 @@ __device__ __forceinline__ void run_steps(Recurrence &w, uint2 *last, const T *s
   w.rebuild<COUNT>(last, at, states, dC);
   end_stretch(w.never == -1);
   load_states(saved, last);
-  __syncwarp();  // so that the compiler reads rates again, rather than keep 64 decays in registers
+  if (!HOLD) __syncwarp();  // so that the compiler reads rates again
   w.adjoint<COUNT>(states, at, b_sum, rate_sum, dB);
   end_stretch(w.never == -2);
 }

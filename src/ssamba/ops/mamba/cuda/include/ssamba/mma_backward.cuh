@@ -6,14 +6,15 @@
 // gradient of the decays' rates) and what comes into the states are products whose operands lie in that order. Those
 // over channels (dB, dC) need states and channels exchanged: by shared memory or in registers.
 //
-// Given: MOVM, what is exchanged in registers: 0 nothing, 1 what dC needs, 2 what dB needs, 3 both. Unless TIED, KEEP:
-// 0 to 16, how many of a lane's decays of eight steps of two channels, four states each, are kept in shared memory from
-// the states to the adjoint instead of computed again; 17: all of them in registers.
+// Given: MOVM, what is exchanged in registers: 0 nothing, 1 what dC needs, 2 what dB needs, 3 both. KEEP: 0 to 16, how
+// many of a lane's decays of eight steps of two channels, four states each, are kept in shared memory from the states to
+// the adjoint instead of computed again (TIED: none); 17: all of them in registers.
 #pragma once
 
 #include "ssamba/mma_backward_copies.cuh"
 #include "ssamba/packed_math.cuh"
 
+#define HOLD (KEEP > 16)        // whether decays stay in registers from the states to the adjoint
 #define EIGHT 8                 // steps between saved states
 #define RATE_ROW (DV * EIGHT + 4)  // delta (TIED: log2 r and r) of eight steps of a channel, padded; see DELTA_ROW
 #define SUMS_ROW (2 * N + 4)    // dB and dC of a step, padded

@@ -9,8 +9,6 @@
 
 #include "ssamba/mma_backward.cuh"
 
-#define HOLD (KEEP > 16)  // whether decays stay in registers instead
-
 // A warp's recurrences.
 struct Recurrence : Exchange {
   SmemAddr b_rows;       // windows of B: see FragmentAddrs

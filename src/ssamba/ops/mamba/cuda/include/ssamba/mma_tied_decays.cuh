@@ -1,7 +1,7 @@
 // The recurrences of scan_backward_mma.cu where state n of a channel decays with r^(n + 1).
 //
-// A lane raises r to its first state's power and multiplies on, once for the states and once for the adjoint. The
-// gradient of log r is a product over states: the pairs' products with the weights n + 1.
+// A lane raises r to its first state's power and multiplies on, once for the states and, unless HOLD, once for the
+// adjoint. The gradient of log r is a product over states: the pairs' products with the weights n + 1.
 #pragma once
 
 #include "ssamba/mma_backward.cuh"
@@ -12,6 +12,7 @@ struct Recurrence : Exchange {
   const float *rates;   // log2 r and r of channel g
   float first;          // 4 q + 1
   unsigned weights[2];  // 4 q + 1 to 4 q + 4
+  float held[EIGHT][8];  // with HOLD, the decays of eight steps
   float carry[8];       // the adjoint state
 
   __device__ __forceinline__ void init(const ScanArgs &a, WarpShared *own, long long channel, int lane) {
@@ -68,6 +69,8 @@ struct Recurrence : Exchange {
       }
       decays(t, d[t / 2 % 2], decay);
 #pragma unroll
+      for (int n = 0; n < 8; ++n) held[t][n] = decay[n];
+#pragma unroll
       for (int j = 0; j < 2; ++j) mma_m16n8k8_zero(into + 4 * j, at.drive[0], at.drive[1], b[t % 2 * 2 + j]);
 #pragma unroll
       for (int n = 0; n < 8; ++n) h[n] = h[n] * decay[n] + into[n];
@@ -86,16 +89,16 @@ struct Recurrence : Exchange {
                                           float *rate_sum, float *dB) {
     unsigned b[4], c[4];
     Rates d[2];
-    read_rates(COUNT - 1, d[(COUNT - 1) / 2 % 2]);
+    if (!HOLD) read_rates(COUNT - 1, d[(COUNT - 1) / 2 % 2]);
 #pragma unroll
     for (int t = COUNT - 1; t >= 0; --t) {
       float decay[8];
       if (t % 2 || t == COUNT - 1) {
         ldmatrix_x4_trans(c, smem_offset(b_rows, TILES_OF_STATES * SLOTS * 8 + WINDOW * (t / 2 * 2) * 8));
         ldmatrix_x4(b, smem_offset(b_rows, WINDOW * (t / 2 * 2) * 8));
-        if (t > 1) read_rates(t - 2, d[t / 2 % 2 ^ 1]);
+        if (t > 1 && !HOLD) read_rates(t - 2, d[t / 2 % 2 ^ 1]);
       }
-      decays(t, d[t / 2 % 2], decay);
+      if (!HOLD) decays(t, d[t / 2 % 2], decay);
 #pragma unroll
       for (int j = 0; j < 2; ++j) mma_m16n8k8(carry + 4 * j, at.ds[0], at.ds[1], c[t % 2 * 2 + j]);
       unsigned pairs[4];
@@ -103,7 +106,7 @@ struct Recurrence : Exchange {
       mma_m16n8k16(b_sum, pairs[0], pairs[1], pairs[2], pairs[3], b[t % 2 * 2], b[t % 2 * 2 + 1]);
       add_channels<(MOVM & 2) != 0>(t, (t + 1) % 2, pairs, at.drive_t, dB);
 #pragma unroll
-      for (int n = 0; n < 8; ++n) carry[n] *= decay[n];
+      for (int n = 0; n < 8; ++n) carry[n] *= HOLD ? held[t][n] : decay[n];
       pack_pairs(carry, pairs);
 #pragma unroll
       for (int n = 0; n < 4; ++n) pairs[n] = mul2(pairs[n], states[t][n]);
