@@ -111,7 +111,7 @@ __device__ __forceinline__ void run_steps(Recurrence &w, uint2 *last, const T *s
   w.rebuild<COUNT>(last, at, states, dC);
   end_stretch(w.never == -1);
   load_states(saved, last);
-  if (!HOLD) __syncwarp();  // so that the compiler reads rates again
+  if (AGAIN) __syncwarp();  // so that the compiler reads rates again
   w.adjoint<COUNT>(states, at, b_sum, rate_sum, dB);
   end_stretch(w.never == -2);
 }
@@ -138,10 +138,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan_backward_
   int last_batch = (a.L - 1) / STEPS * STEPS, s0 = last_batch, t0 = back ? a.L - 1 - s0 : s0;  // t0: its first token
   long long y_row = (long long)a.K * a.E, y_at = ((long long)b * a.L * a.K + k) * a.E + t0 * y_row + e_block;
   long long x_at = b * a.xb + k * a.xk + t0 * a.xt + e_block, z_at = b * a.zb + k * a.zk + t0 * a.zt + e_block;
-  BackwardCopies copies = {a.x + x_at, a.z + z_at, a.y + y_at, a.dy + y_at, sign * (int)a.xt, sign * (int)a.zt,
-                           sign * (int)y_row, sign * P, gate};
+  BackwardCopies copies = {a.x + x_at, a.z + z_at, a.y + y_at, a.dy + y_at, a.p + (base * a.L + t0) * P,
+                           sign * (int)a.xt, sign * (int)a.zt, sign * (int)y_row, sign * P, gate};
   SmemAddr stage = smem_addr((const T *)stages);
-  copies.start(stage, thread, a.E - e_block, a.p + (base * a.L + t0) * P);
+  copies.start(stage, thread, a.E - e_block);
   FragmentAddrs at;
   at.init(stage, lane, warp, 0);
   SmemAddr gates = smem_offset(stage, GATE_AT + lane / 16 * ROWS_OF + lane % 8 * XR + warp * 16 + lane / 8 % 2 * 8);
@@ -177,7 +177,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan_backward_
     if (s0 >= 2 * STEPS) {
       copies.copy<true>(STAGE - now, s0 - STEPS, a.L);
     } else if (s0 || clip + 1 < clips) {
-      if (s0 == 0) copies.to_clip(clip + 1, a);
+      if (s0 == 0) copies.next_clip(a, last_batch / STEPS + 1);
       copies.copy<false>(STAGE - now, s0 ? s0 - STEPS : last_batch, a.L);
     }
     cp_async_commit();

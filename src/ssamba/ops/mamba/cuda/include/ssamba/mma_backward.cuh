@@ -7,8 +7,8 @@
 // over channels (dB, dC) need states and channels exchanged: by shared memory or in registers.
 //
 // Given: MOVM, what is exchanged in registers: 0 nothing, 1 what dC needs, 2 what dB needs, 3 both. KEEP: 0 to 16, how
-// many of a lane's decays of eight steps of two channels, four states each, are kept in shared memory from the states to
-// the adjoint instead of computed again (TIED: none); 17: all of them in registers.
+// many of a lane's decays of eight steps of two channels, four states each, are kept in shared memory from the states
+// to the adjoint instead of computed again (TIED: none); 17: all of them in registers.
 #pragma once
 
 #include "ssamba/mma_backward_copies.cuh"

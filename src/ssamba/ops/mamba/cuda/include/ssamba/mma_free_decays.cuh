@@ -9,6 +9,8 @@
 
 #include "ssamba/mma_backward.cuh"
 
+#define AGAIN (KEEP < 16)  // whether some decays are computed again
+
 // A warp's recurrences.
 struct Recurrence : Exchange {
   SmemAddr b_rows;       // windows of B: see FragmentAddrs

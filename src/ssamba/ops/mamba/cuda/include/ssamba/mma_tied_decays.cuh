@@ -6,6 +6,9 @@
 
 #include "ssamba/mma_backward.cuh"
 
+// How many rows of decays, each of a step and a channel, are computed again: with HOLD, as registers require.
+#define AGAIN (!HOLD ? 2 * EIGHT : KT > 2 ? 1 : 0)
+
 // A warp's recurrences.
 struct Recurrence : Exchange {
   SmemAddr b_rows;      // windows of B: see FragmentAddrs
@@ -49,6 +52,9 @@ struct Recurrence : Exchange {
       for (int n = 0; n < 4; ++n, p *= of.r[i][t % 2]) decay[n / 2 * 4 + i * 2 + n % 2] = p;
     }
   }
+  // Whether the decays of step t and channel g + 8 i are computed again.
+  __device__ __forceinline__ static constexpr bool again(int t, int i) { return 2 * t + i < AGAIN; }
+
   // The states before each of the first COUNT of eight steps from the saved ones, and dC.
   template <int COUNT>
   __device__ __forceinline__ void rebuild(const uint2 *saved, const Positions &at, unsigned (*states)[4], float *dC) {
@@ -89,16 +95,16 @@ struct Recurrence : Exchange {
                                           float *rate_sum, float *dB) {
     unsigned b[4], c[4];
     Rates d[2];
-    if (!HOLD) read_rates(COUNT - 1, d[(COUNT - 1) / 2 % 2]);
+    if (again(COUNT - 1, 0)) read_rates(COUNT - 1, d[(COUNT - 1) / 2 % 2]);
 #pragma unroll
     for (int t = COUNT - 1; t >= 0; --t) {
       float decay[8];
       if (t % 2 || t == COUNT - 1) {
         ldmatrix_x4_trans(c, smem_offset(b_rows, TILES_OF_STATES * SLOTS * 8 + WINDOW * (t / 2 * 2) * 8));
         ldmatrix_x4(b, smem_offset(b_rows, WINDOW * (t / 2 * 2) * 8));
-        if (t > 1 && !HOLD) read_rates(t - 2, d[t / 2 % 2 ^ 1]);
+        if (t > 1 && again(t - 3, 0)) read_rates(t - 2, d[t / 2 % 2 ^ 1]);
       }
-      if (!HOLD) decays(t, d[t / 2 % 2], decay);
+      if (again(t, 0)) decays(t, d[t / 2 % 2], decay);
 #pragma unroll
       for (int j = 0; j < 2; ++j) mma_m16n8k8(carry + 4 * j, at.ds[0], at.ds[1], c[t % 2 * 2 + j]);
       unsigned pairs[4];
@@ -106,7 +112,7 @@ struct Recurrence : Exchange {
       mma_m16n8k16(b_sum, pairs[0], pairs[1], pairs[2], pairs[3], b[t % 2 * 2], b[t % 2 * 2 + 1]);
       add_channels<(MOVM & 2) != 0>(t, (t + 1) % 2, pairs, at.drive_t, dB);
 #pragma unroll
-      for (int n = 0; n < 8; ++n) carry[n] *= HOLD ? held[t][n] : decay[n];
+      for (int n = 0; n < 8; ++n) carry[n] *= again(t, n / 2 % 2) ? decay[n] : held[t][n];
       pack_pairs(carry, pairs);
 #pragma unroll
       for (int n = 0; n < 4; ++n) pairs[n] = mul2(pairs[n], states[t][n]);
