@@ -187,7 +187,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan_backward_
     for (int block = s0 + EIGHT < a.L; block >= 0; --block) {
       int step = s0 + block * EIGHT;
       bool write = step < limit;
-      w.b_rows = smem_offset(smem_bytes(at.b, now), block * EIGHT * STEP_VALUES);
+      w.b_rows = smem_bytes(at.b, now + block * (2 * EIGHT * STEP_VALUES));
       Positions positions;
       prepare(c, at, gates, now, block, gain, gate, places.dz + places.dz_at, write, rates, positions, total);
       __syncwarp();

@@ -89,8 +89,12 @@ __device__ __forceinline__ void prepare(const ChannelParams &c, const FragmentAd
   Elementwise work;
   unsigned zdy[4], y[2];
   float ds[4], dz[4];
-  work.read(c, at, stage, block);
-  gates = smem_offset(smem_bytes(gates, stage), block * EIGHT * XR);
+  FragmentAddrs here = at;
+  int rows = stage + block * (2 * EIGHT * XR);
+  here.before = smem_bytes(at.before, rows);
+  here.low = smem_bytes(at.low, stage + block * (2 * EIGHT * LR));
+  gates = smem_bytes(gates, rows);
+  work.read(c, here, 0, 0);
   ldmatrix_x4_trans(zdy, gates);
   ldmatrix_x2_trans(y, smem_offset(gates, 2 * ROWS_OF));
   work.convolve<0>(c);
