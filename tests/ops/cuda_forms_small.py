@@ -225,26 +225,27 @@ def chunks() -> None:
             assert length < 64 or not torch.equal(*found), "the chunks were not computed apart"
 
 
-BACKWARDS = ("mma,warps=2", "mma,warps=4,movm=3", "mma,warps=6,blocks=2,movm=1", "mma,movm=2")
+BACKWARDS = ("mma,warps=2,clips=2", "mma,warps=4,keep=0,clips=3", "mma,warps=6,blocks=2,movm=1", "mma,movm=2,clips=2")
 """Values of SSAMBA_BACKWARD."""
 CASES = (
-    (1, 33, 48, 12, 1, True), (2, 1, 16, 4, 1, True), (1, 16, 80, 12, 2, False), (1, 25, 48, 12, 2, False),
-    (1, 8, 16, 4, 1, False), (2, 37, 32, 20, 1, True), (1, 7, 64, 48, 1, True), (2, 17, 16, 4, 2, False),
-    (1, 46, 32, 12, 1, True),
+    (3, 33, 48, 12, 1, True), (2, 1, 16, 4, 1, True), (1, 16, 80, 12, 2, False), (3, 25, 48, 12, 2, False),
+    (1, 8, 16, 4, 1, False), (4, 37, 32, 20, 1, True), (1, 7, 64, 48, 1, True), (2, 17, 16, 4, 2, False),
+    (3, 46, 32, 12, 1, True),
 )  # fmt: skip
-"""B, L, E, r, R and whether directions alternate: batches that are whole or not, and warps without channels."""
+"""B, L, E, r, R and whether directions alternate: batches that are whole or not, warps without channels, and blocks of
+one clip or several, the last one of fewer."""
 
 
 FREE_BACKWARDS = (
-    "mma,warps=2",
-    "mma,warps=12,blocks=1,keep=16,movm=1,states=0",
+    "mma,warps=2,clips=2",
+    "mma,warps=12,blocks=1,keep=16,movm=1,states=0,clips=2",
     "mma,warps=6,blocks=2,keep=17",
-    "mma,warps=3,keep=5,movm=2",
+    "mma,warps=3,keep=5,movm=2,clips=3",
 )
 FREE_CASES = (
-    (1, 33, 48, 12, 2, False), (2, 1, 16, 4, 1, True), (1, 16, 80, 12, 1, True), (1, 25, 48, 12, 2, False),
-    (1, 8, 16, 4, 1, False), (2, 37, 32, 20, 1, True), (1, 7, 64, 48, 2, False), (2, 17, 16, 4, 2, False),
-    (1, 46, 32, 12, 1, True),
+    (3, 33, 48, 12, 2, False), (2, 1, 16, 4, 1, True), (1, 16, 80, 12, 1, True), (4, 25, 48, 12, 2, False),
+    (1, 8, 16, 4, 1, False), (3, 37, 32, 20, 1, True), (1, 7, 64, 48, 2, False), (2, 17, 16, 4, 2, False),
+    (3, 46, 32, 12, 1, True),
 )  # fmt: skip
 
 

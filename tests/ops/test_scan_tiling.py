@@ -126,3 +126,37 @@ def test_the_blocks_of_the_backward_fit_into_a_multiprocessor(tied: bool, rank: 
     sizes = shape(64, 513, tied=tied)
     sizes.rank = rank
     assert scan_backward.TILING.blocks * (scan_backward.shared_bytes(sizes, scan_backward.TILING) + 1024) <= 228 * 1024
+
+
+@pytest.mark.parametrize(
+    ("batch", "length", "side_by_side", "places", "clips"),
+    [
+        (256, 105, 6, 132, 12),  # 22 blocks of 12 clips, the last of 4: one round
+        (64, 513, 6, 132, 3),
+        (64, 513, 24, 132, 6),  # two rounds of 11 blocks of each kind
+        (5, 105, 6, 132, 1),
+        (1, 513, 6, 132, 1),
+        (0, 513, 6, 132, 1),
+        (133, 16, 1, 132, 2),
+    ],
+)
+def test_clips_of_a_block_of_the_backward(batch: int, length: int, side_by_side: int, places: int, clips: int) -> None:
+    assert scan_backward.even_clips(batch, length, side_by_side, places, max(batch, 1)) == clips
+
+
+def test_clips_that_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSAMBA_BACKWARD", "mma,clips=5")
+    sizes = shape(64, 513, tied=True, alternating=True)
+    tensors = tensors_of_backward(sizes)
+    found = scan_backward.choose(sizes, tensors)
+    assert found is not None
+    assert scan_backward.clips_of_block(sizes, found, tensors) == 5
+    assert scan_backward.launch(sizes, tensors)[:2] == (3, 13)
+
+
+def test_clips_of_a_block_are_in_reach_of_32_bits() -> None:
+    sizes = shape(1024, 22017, tied=True, alternating=True)
+    tensors = tensors_of_backward(sizes)
+    assert scan_backward.clips_of_block(sizes, scan_backward.TILING, tensors) == 47
+    far_apart = torch.empty(0, device="meta", dtype=torch.bfloat16).as_strided(tensors["x"].shape, (2**29, 768, 384, 1))
+    assert 1 <= scan_backward.clips_of_block(sizes, scan_backward.TILING, tensors | {"x": far_apart}) <= 3

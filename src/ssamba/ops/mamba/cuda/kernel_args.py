@@ -24,8 +24,9 @@ SCAN_ARGS = c_struct(
     ],
     ["ssamba/types.cuh"],
 )
-"""Of the scan, forward and backward. ``count``: chunks of each half of the time, or saved states. ``dvec``: sums over
-tokens [B, R, K, rows, E]: the gradients of D and dt_bias and, with TOKEN_SUMS, dz, which direction 0 alone writes."""
+"""Of the scan, forward and backward. ``count``: chunks of each half of the time, saved states, or clips of a block.
+``dvec``: sums over tokens [parts, R, K, rows, E]: the gradients of D and dt_bias and, with TOKEN_SUMS, dz, which
+direction 0 alone writes."""
 
 CONV_BACKWARD_ARGS = c_struct(
     "ConvBackwardArgs",

@@ -106,18 +106,18 @@ def backward(
     alternating: bool = False, token_sums: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]:  # fmt: skip
     """Writes ``dz``; returns ``du_GBLE``, raw ``ddt_GBLE``, and in parts that are to be added ``dBC_xGBL2N``,
-    ``dA_log_BRKEN``, (dD, ddt_bias) ``_BRK2E`` and with ``token_sums`` the sums of ``dz``, ``_BKE``. ``y`` is what
+    ``dA_log_xRKEN``, (dD, ddt_bias) ``_xRK2E`` and with ``token_sums`` the sums of ``dz``, ``_xKE``. ``y`` is what
     ``forward`` returned.
     """
     shape = Shape(x, params, alternating)
     dir_blocks, batch, length, width, states = shape.dir_blocks, shape.batch, shape.length, shape.width, shape.states
     wide: dict[str, Any] = {"device": x.device, "dtype": torch.float32}
     tensors = {"x": x, "z": z, "p": p_GBLP, "dy": dy, "y": y, "dz": dz, **_parameters(params)}
-    parts, run = scan_backward.launch(shape, tensors, token_sums)
+    parts, shares, run = scan_backward.launch(shape, tensors, token_sums)
     tensors["ckpt"] = _states(shape, tensors)
     du, ddt = x.new_empty(dir_blocks, batch, length, width), x.new_empty(dir_blocks, batch, length, width)
     dbc = x.new_empty(parts, dir_blocks, batch, length, 2 * states)
-    da = torch.empty(batch, shape.directions, shape.blocks, width, shape.rates, **wide)
-    dvec = torch.empty(batch, shape.directions, shape.blocks, 2 + token_sums, width, **wide)
+    da = torch.empty(shares, shape.directions, shape.blocks, width, shape.rates, **wide)
+    dvec = torch.empty(shares, shape.directions, shape.blocks, 2 + token_sums, width, **wide)
     run(tensors | {"du": du, "ddt": ddt, "dbc": dbc, "da": da, "dvec": dvec})
     return du, ddt, dbc, da, dvec[..., :2, :], dvec[:, 0, :, 2] if token_sums else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -25,12 +26,18 @@ class BackwardTiling(NamedTuple):
     """For which gradients states and channels are exchanged in registers instead of shared memory: 0 none, 1 that of C,
     2 that of B, 3 both."""
     keep: int = 17
-    """With free decays, how many of a lane's decays of eight steps of two channels, 0 to 16 times four, are kept in
-    shared memory from the states to the adjoint, instead of computed again; 17: all of them in registers."""
+    """How many of a lane's decays of eight steps of two channels are kept from the states to the adjoint, instead of
+    computed again: with free decays, 0 to 16 times four in shared memory; 17: all of them in registers."""
     states: int = 1
     """With free decays, whether saved states come from tensor-core fragments, too."""
+    clips: int = 0
+    """Clips that a block has one after another, the last block fewer; 0: by size (``clips_of_block``)."""
 
 
+_MULTIPROCESSORS = 132
+"""Of an H100 and an H200."""
+_STEPS_BEFORE = 10
+"""Steps that take as long as what a block does before its first one."""
 FORM, TILING = "mma", BackwardTiling()
 """The form where both take the call, ``lanes`` or ``mma``, and the tiling of the latter. ``SSAMBA_BACKWARD`` replaces
 either, for measurements."""
@@ -72,7 +79,7 @@ def _usable(shape: Shape, tensors: dict[str, Tensor], tiling: BackwardTiling) ->
 def shared_bytes(shape: Shape, tiling: BackwardTiling) -> int:
     """Bytes of shared memory of a block: ``BackwardStage``, ``WarpShared`` and the sums of the source."""
     row = 16 * tiling.warps + 8
-    stage = 2 * (20 + 3 * 16) * row + 2 * 16 * (-(-shape.rank // 16) * 16 + 8) + 2 * 4 * 136 * 8
+    stage = 2 * (20 + 3 * 16) * row + 2 * 16 * (-(-shape.rank // 16) * 16 + 8) + 2 * 4 * 138 * 8
     sums = 16 * 36 * 4
     if shape.tied:
         own = 4 * 16 * 20 + 2 * 512 + 2 * sums
@@ -86,15 +93,47 @@ def shared_bytes(shape: Shape, tiling: BackwardTiling) -> int:
     return 2 * stage + tiling.warps * own
 
 
-def run_mma(shape: Shape, tiling: BackwardTiling, tensors: dict[str, Tensor], more: dict[str, int]) -> None:
-    """Launches kernels/scan_backward_mma.cu. ``tensors``: by the names of ``ScanArgs``; ``more``: further macros."""
-    x, count = tensors["x"], tensors["ckpt"].shape[2]
-    keep = {} if shape.tied else {"KEEP": tiling.keep}
-    defines = shape.defines(WARPS=tiling.warps, MIN_BLOCKS=tiling.blocks, MOVM=tiling.movm, **keep, **more)
+def clips_of_block(shape: Shape, tiling: BackwardTiling, tensors: dict[str, Tensor]) -> int:
+    """Clips of a block: ``tiling.clips``, or as many as ``even_clips`` finds, all in reach of 32-bit offsets."""
+    strides = [max(t.stride(0), shape.length * t.stride(1)) for t in (tensors[name] for name in ("x", "z", "dz"))]
+    values = max(*strides, shape.length * shape.blocks * shape.width, -(-shape.length // 8) * shape.width * 16)
+    most = max(min(shape.batch, 2**31 // (values + 1)), 1)
+    if tiling.clips:
+        return min(tiling.clips, most)
+    across, _, directions = shape.grid(16 * tiling.warps)
+    places = _MULTIPROCESSORS * tiling.blocks
+    return even_clips(shape.batch, shape.length, across * shape.blocks * directions, places, most)
+
+
+@lru_cache
+def even_clips(batch: int, length: int, side_by_side: int, places: int, most: int) -> int:
+    """Clips of a block, at most ``most``, so that all blocks end soonest, with what each does at first.
+
+    ``side_by_side``: blocks of one clip; ``places``: blocks that run at once. Of as good choices the most clips: fewer
+    parts are to be added up.
+    """
+
+    def steps(clips: int) -> int:
+        rounds = -(-side_by_side * -(-batch // clips) // places)
+        return rounds * (clips * length + _STEPS_BEFORE)
+
+    return min(range(most, 0, -1), key=steps)
+
+
+def run_mma(
+    shape: Shape, tiling: BackwardTiling, clips: int, tensors: dict[str, Tensor], more: dict[str, int]
+) -> None:
+    """Launches kernels/scan_backward_mma.cu.
+
+    ``clips``: of a block; ``tensors``: by the names of ``ScanArgs``; ``more``: further macros.
+    """
+    x = tensors["x"]
+    defines = shape.defines(WARPS=tiling.warps, MIN_BLOCKS=tiling.blocks, MOVM=tiling.movm, KEEP=tiling.keep, **more)
     with nvrtc.on(x):
         run = nvrtc.kernel(unit("scan_backward_mma.cu"), "scan_backward_mma", defines, x.device.index or 0)
-        args = arguments(shape, count, scan_mma.aligned(tensors))
-        run(shape.grid(16 * tiling.warps), 32 * tiling.warps, args, shared_bytes(shape, tiling))
+        args = arguments(shape, clips, scan_mma.aligned(tensors))
+        grid = shape.grid(16 * tiling.warps)[0], -(-shape.batch // clips), shape.dir_blocks
+        run(grid, 32 * tiling.warps, args, shared_bytes(shape, tiling))
 
 
 def run_lanes(shape: Shape, warps: int, tensors: dict[str, Tensor], more: dict[str, int]) -> None:
@@ -126,8 +165,9 @@ def channels_of_block(shape: Shape, tiling: BackwardTiling | None, warps: int) -
     return 16 * tiling.warps if tiling else warps * 32 // shape.lanes_per_channel()
 
 
-def launch(shape: Shape, tensors: dict[str, Tensor], token_sums: bool) -> tuple[int, Any]:
-    """The number of parts of the gradients of B and C, and what computes the backward from its tensors.
+def launch(shape: Shape, tensors: dict[str, Tensor], token_sums: bool) -> tuple[int, int, Any]:
+    """The number of parts of the gradients of B and C, that of the parts of sums over time (``da`` and ``dvec``), and
+    what computes the backward from its tensors.
 
     ``token_sums``: whether that leaves the sums of dz as well.
     """
@@ -135,5 +175,6 @@ def launch(shape: Shape, tensors: dict[str, Tensor], token_sums: bool) -> tuple[
     tiling, warps = choose(shape, tensors), lanes_warps(shape, tensors["x"])
     parts = shape.grid(channels_of_block(shape, tiling, warps))[0]
     if tiling is None:
-        return parts, lambda filled: run_lanes(shape, warps, filled, more)
-    return parts, lambda filled: run_mma(shape, tiling, filled, more)
+        return parts, shape.batch, lambda filled: run_lanes(shape, warps, filled, more)
+    clips = clips_of_block(shape, tiling, tensors)
+    return parts, -(-shape.batch // clips), lambda filled: run_mma(shape, tiling, clips, filled, more)

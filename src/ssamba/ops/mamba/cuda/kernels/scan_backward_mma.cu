@@ -1,9 +1,10 @@
 // Backward scan for 16-bit types and 16 states, with states and adjoint in the fragments of tensor-core products.
 //
 // A warp processes 16 channels from the last step to the first, in batches of 16 steps whose rows are copied to shared
-// memory while the batch before is computed, eight steps at a time (mma_backward.cuh). Each block writes the sums over
-// its channels (dB, dC) apart, without atomics: its warps leave theirs in shared memory, and after the barrier of the
-// next batch all of them add these up.
+// memory while the batch before is computed, eight steps at a time (mma_backward.cuh). A block has some clips one after
+// another, as equal shares as there are, without a gap: the next clip's last batch follows this one's first. Each block
+// writes the sums over its channels (dB, dC) apart, without atomics: its warps leave theirs in shared memory, and after
+// the barrier of the next batch all of them add these up. Sums over time are those of all of the block's clips.
 //
 // Given: N 16, the macros of mma_elementwise.cuh for the phase that saves states, and those of mma_backward.cuh.
 
@@ -23,28 +24,32 @@ static_assert(QUADS, "a lane has four states in a row");
 #define BATCH_SUMS (STEPS * SUMS_ROW)
 #define BUFFER(parity) (TIED ? (parity) : 0)
 
-// The sums over channels of eight steps to shared memory. to: step 2 q, dB or dC; g: of this lane.
-template <bool IN_REGISTERS> __device__ __forceinline__ void put_sums(float *to, const float *sums, int g) {
-  constexpr int NEXT = IN_REGISTERS ? 2 : 8;  // from this lane's first state to its second
-  to += IN_REGISTERS ? g / 2 * 4 + g % 2 : g;
+// The sums over channels of eight steps to shared memory. to: step 2 q, dB or dC, of this lane, whose two states are
+// eight places apart, so that all banks are met.
+__device__ __forceinline__ void put_sums(float *to, const float *sums) {
 #pragma unroll
-  for (int n = 0; n < 4; ++n) to[n % 2 * SUMS_ROW + n / 2 * NEXT] = sums[n];
+  for (int n = 0; n < 4; ++n) to[n % 2 * SUMS_ROW + n / 2 * 8] = sums[n];
+}
+// The value of dB and dC (of 2 N) whose sum lies at an even place of a step's row; the next one follows.
+__device__ __forceinline__ int value_at(int place) {
+  bool exchanged = place < N ? MOVM & 2 : MOVM & 1;
+  return exchanged ? place / N * N + place % 8 / 2 * 4 + place % N / 8 * 2 : place;
 }
 
 // The sums of the block over the steps of a batch to memory. to: the first of them; step: from one to the next.
-__device__ __forceinline__ void store_batch_sums(const float *sums, T *to, long long step, int steps, int thread) {
-  constexpr int FOURS = STEPS * N / 2, ROUNDS = (FOURS + THREADS - 1) / THREADS;
+__device__ __forceinline__ void store_batch_sums(const float *sums, T *to, int step, int steps, int thread) {
+  constexpr int TWOS = STEPS * N, ROUNDS = (TWOS + THREADS - 1) / THREADS;
 #pragma unroll
   for (int i = 0; i < ROUNDS; ++i) {
-    int n = thread + i * THREADS, s = n / (N / 2), v = n % (N / 2) * 4;
-    if (FOURS % THREADS && n >= FOURS) break;
-    float4 total = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    int n = thread + i * THREADS, s = n / N, place = n % N * 2;
+    if (TWOS % THREADS && n >= TWOS) break;
+    float2 total = make_float2(0.0f, 0.0f);
 #pragma unroll
     for (int w = 0; w < WARPS; ++w) {
-      float4 more = *(const float4 *)(sums + w * BATCH_SUMS + s * SUMS_ROW + v);
-      total.x += more.x; total.y += more.y; total.z += more.z; total.w += more.w;
+      float2 more = *(const float2 *)(sums + w * BATCH_SUMS + s * SUMS_ROW + place);
+      total.x += more.x; total.y += more.y;
     }
-    if (s < steps) *(uint2 *)(to + s * step + v) = make_uint2(pack2(total.x, total.y), pack2(total.z, total.w));
+    if (s < steps) *(unsigned *)(to + (s * step + value_at(place))) = pack2(total.x, total.y);
   }
 }
 
@@ -76,9 +81,42 @@ __device__ __forceinline__ void store_channel_sums(const ScanArgs &a, long long 
   }
 }
 
+// Where a lane reads saved states and stores results of eight steps. Pointers stay at the last eight of the block's
+// first clip, and offsets of 32 bits go on.
+struct Places {
+  const T *saved;
+  T *dz, *du, *ddt;
+  int saved_step, dz_step, du_step;  // from eight steps to those before
+  int saved_at, dz_at, du_at;
+
+  __device__ __forceinline__ void keep() {
+    dz = kept(dz); du = kept(du); ddt = kept(ddt);
+    saved_step = per_thread(saved_step); dz_step = per_thread(dz_step); du_step = per_thread(du_step);
+    saved_at = dz_at = du_at = 0;
+  }
+  // To the last eight steps of a clip.
+  __device__ __forceinline__ void to_clip(int clip, const ScanArgs &a) {
+    dz_at = clip * (int)a.dzb; du_at = clip * (a.L * a.E);
+  }
+};
+
 // This lane's saved states of channels g and g + 8.
 __device__ __forceinline__ void load_states(const T *from, uint2 *to) {
   to[0] = *(const uint2 *)from; to[1] = *(const uint2 *)(from + 8 * N);
+}
+
+// The recurrences over the first COUNT of eight steps. last: the saved states before them, for which those at `saved`
+// then stand; sums: see finish, and over channels.
+template <int COUNT>
+__device__ __forceinline__ void run_steps(Recurrence &w, uint2 *last, const T *saved, const Positions &at, float *b_sum,
+                                          float *rate_sum, float *dB, float *dC) {
+  unsigned states[COUNT][4];
+  w.rebuild<COUNT>(last, at, states, dC);
+  end_stretch(w.never == -1);
+  load_states(saved, last);
+  if (AGAIN) __syncwarp();  // so that the compiler reads rates again
+  w.adjoint<COUNT>(states, at, b_sum, rate_sum, dB);
+  end_stretch(w.never == -2);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan_backward_mma(const ScanArgs a) {
@@ -87,7 +125,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan_backward_
   int thread = thread_index(), lane = thread % 32, warp = thread / 32, g = lane / 4, q = lane % 4;
   WarpShared *own = (WarpShared *)(stages + 2) + warp;
   float *sums = (float *)((WarpShared *)(stages + 2) + WARPS);  // [TIED ? 2 : 1][WARPS][STEPS][SUMS_ROW]
-  int b = blockIdx.y / a.K, k = blockIdx.y % a.K, r = blockIdx.z, back = REVERSED(r, k), sign = back ? -1 : 1;
+  int r = (int)blockIdx.z >= a.K, k = blockIdx.z - r * a.K, back = REVERSED(r, k), sign = back ? -1 : 1;
+  int share = blockIdx.y, b = share * a.count, clips = min(a.B - b, a.count);  // the first clip, and how many there are
   int e_block = blockIdx.x * CB, e0 = e_block + warp * 16;
   bool on = e0 < a.E, gate = ALTERNATING || r == 0;
   if (!on) e0 = 0;
@@ -99,76 +138,91 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan_backward_
 
   ChannelParams c;
   load_channel_params(c, a, dir_block * a.E + e0 + g, q);
-  int s0 = (a.L - 1) / STEPS * STEPS, t0 = back ? a.L - 1 - s0 : s0;  // the last batch, and its first token
+  int last_batch = (a.L - 1) / STEPS * STEPS, s0 = last_batch, t0 = back ? a.L - 1 - s0 : s0;  // t0: its first token
   long long y_row = (long long)a.K * a.E, y_at = ((long long)b * a.L * a.K + k) * a.E + t0 * y_row + e_block;
   long long x_at = b * a.xb + k * a.xk + t0 * a.xt + e_block, z_at = b * a.zb + k * a.zk + t0 * a.zt + e_block;
-  BackwardCopies copies = {{a.x + x_at, a.z + z_at, a.y + y_at, a.p + (base * a.L + t0) * P, sign * (int)a.xt,
-                            sign * (int)a.zt, sign * (int)y_row, sign * P}, a.dy + y_at, gate};
-  copies.start(thread, a.E - e_block, a.L);
+  BackwardCopies copies = {a.x + x_at, a.z + z_at, a.y + y_at, a.dy + y_at, a.p + (base * a.L + t0) * P,
+                           sign * (int)a.xt, sign * (int)a.zt, sign * (int)y_row, sign * P, gate};
   SmemAddr stage = smem_addr((const T *)stages);
+  copies.start(stage, thread, a.E - e_block);
   FragmentAddrs at;
   at.init(stage, lane, warp, 0);
   SmemAddr gates = smem_offset(stage, GATE_AT + lane / 16 * ROWS_OF + lane % 8 * XR + warp * 16 + lane / 8 % 2 * 8);
   Recurrence w;
+  w.never = a.count;
   w.init(a, own, dir_block * a.E + e0 + g, lane);
   ChannelSums total = {};
 
   // Outputs of this lane: step g of eight, channels 2 q and 2 q + 1.
-  int first = back ? a.L - 1 : 0, e = e0 + 2 * q;
-  T *dz_at = a.dz + b * a.dzb + k * a.dzk + first * a.dzt + e;
-  long long out_at = (base * a.L + first) * a.E + e;
-  const T *saved = a.ckpt + ((base * a.count + (a.L - 1) / EIGHT) * a.E + e0 + g) * N + 4 * q;
+  int last_eight = (a.L - 1) / EIGHT, first = back ? a.L - 1 : 0, token = first + sign * (last_eight * EIGHT + g);
+  int e = e0 + 2 * q, limit = per_thread(on ? a.L - g : 0);
+  long long du_at = (base * a.L + token) * a.E + e;
+  Places places = {a.ckpt + ((base * (last_eight + 1) + last_eight) * a.E + e0 + g) * N + 4 * q,
+                   a.dz + b * a.dzb + k * a.dzk + token * a.dzt + e, a.du + du_at, a.ddt + du_at,
+                   a.E * N, EIGHT * sign * (int)a.dzt, EIGHT * sign * a.E};
+  places.keep();
   T *dbc = a.dbc + ((blockIdx.x * (long long)(a.R * a.K * a.B) + base) * a.L + first) * 2 * N;
-  float *sums_to = sums + warp * BATCH_SUMS + 2 * q * SUMS_ROW;
+  float *rates = own->rates + DELTA_ROW(g) * RATE_ROW + q * 2 * DV;
+  float *sums_to = sums + warp * BATCH_SUMS + 2 * q * SUMS_ROW + g;
   float gain = !ALTERNATING && a.R == 2 ? 0.5f : 1.0f;
   __syncthreads();
-  copies.copy(stage, s0, a.L);
+  copies.copy<false>(0, s0, a.L);
   cp_async_commit();
   int now = 0, parity = 0;
+  int sums_at = 0, sums_steps = 0;  // where the sums of the batch before go, and how many of its steps exist
   uint2 last[2];  // the saved states of the next eight steps
-  load_states(saved, last);
+  load_states(places.saved, last);
+  int clip = 0, to_next = clips > 1 ? (2 * last_eight + 1) * (a.E * N) : 0;  // from a clip's first states to the next
 #pragma unroll 1
-  for (; s0 >= 0; s0 -= STEPS, now = STAGE_VALUES - now, parity ^= 1) {
+  while (true) {
     cp_async_wait<0>();
     __syncthreads();
-    if (s0 > 0) copies.copy(smem_offset(stage, STAGE_VALUES - now), s0 - STEPS, a.L);
+    if (s0 >= 2 * STEPS) {
+      copies.copy<true>(STAGE - now, s0 - STEPS, a.L);
+    } else if (s0 || clip + 1 < clips) {
+      if (s0 == 0) copies.next_clip(a, last_batch / STEPS + 1);
+      copies.copy<false>(STAGE - now, s0 ? s0 - STEPS : last_batch, a.L);
+    }
     cp_async_commit();
-    if (s0 + STEPS < a.L)
-      store_batch_sums(sums + BUFFER(parity ^ 1) * WARPS * BATCH_SUMS, dbc + sign * (s0 + STEPS) * 2 * N,
-                       sign * 2 * N, a.L - s0 - STEPS, thread);
+    store_batch_sums(sums + BUFFER(parity ^ 1) * WARPS * BATCH_SUMS, dbc + sums_at, sign * 2 * N, sums_steps, thread);
     if (!TIED) __syncthreads();
 #pragma unroll 1
     for (int block = s0 + EIGHT < a.L; block >= 0; --block) {
-      int step = s0 + block * EIGHT + g, to = sign * step;
-      bool write = on && step < a.L;
-      FragmentAddrs here = at;
-      here.before = smem_offset(at.before, now + block * EIGHT * XR);
-      here.low = smem_offset(at.low, now + block * EIGHT * LR);
-      w.b_rows = smem_offset(at.b, now + block * EIGHT * 64);
+      int step = s0 + block * EIGHT;
+      bool write = step < limit;
+      w.b_rows = smem_bytes(at.b, now + block * (2 * EIGHT * STEP_VALUES));
       Positions positions;
-      prepare(c, here, smem_offset(gates, now + block * EIGHT * XR), gain, gate, dz_at + to * (int)a.dzt, write,
-              own->rates + g * RATE_ROW + q * 2 * DV, positions, total);
+      prepare(c, at, gates, now, block, gain, gate, places.dz + places.dz_at, write, rates, positions, total);
       __syncwarp();
-      unsigned states[EIGHT][4];
       float dB[4] = {}, dC[4] = {}, b_sum[4] = {}, rate_sum[4] = {};
-      w.rebuild(last, positions, states, dC);
-      end_stretch(g == -1);
-      if (s0 + block > 0) load_states(saved -= (long long)a.E * N, last);
-      __syncwarp();  // so that the compiler reads rates again, rather than keep 64 decays in registers
-      w.adjoint(states, positions, b_sum, rate_sum, dB);
-      end_stretch(g == -2);
-      finish(c, positions, b_sum, rate_sum, a.du + out_at + to * a.E, a.ddt + out_at + to * a.E, write, total);
+      places.saved_at += step ? -places.saved_step : to_next;
+      const T *saved = places.saved + places.saved_at;
+      if (step == a.L - 1)  // one step, as where a CLS token follows whole eights
+        run_steps<1>(w, last, saved, positions, b_sum, rate_sum, dB, dC);
+      else
+        run_steps<EIGHT>(w, last, saved, positions, b_sum, rate_sum, dB, dC);
+      finish(c, positions, b_sum, rate_sum, places.du + places.du_at, places.ddt + places.du_at, write, total);
+      places.dz_at -= places.dz_step; places.du_at -= places.du_step;
       float *of_block = sums_to + BUFFER(parity) * WARPS * BATCH_SUMS + block * EIGHT * SUMS_ROW;
-      put_sums<(MOVM & 2) != 0>(of_block, dB, g);
-      put_sums<(MOVM & 1) != 0>(of_block + N, dC, g);
+      put_sums(of_block, dB);
+      put_sums(of_block + N, dC);
       __syncwarp();
     }
+    sums_at = (clip * a.L + sign * s0) * 2 * N;
+    sums_steps = a.L - s0;
+    now = STAGE - now; parity ^= 1;
+    if ((s0 -= STEPS) >= 0) continue;
+    if (++clip == clips) break;
+    s0 = last_batch;
+    places.to_clip(clip, a);
+    if (clip + 1 == clips) to_next = 0;
+    w.start();
   }
   __syncthreads();
-  store_batch_sums(sums + BUFFER(parity ^ 1) * WARPS * BATCH_SUMS, dbc, sign * 2 * N, a.L, thread);
-  long long of_clip = (long long)b * (a.R * a.K) + dir_block;
-  store_channel_sums(a, of_clip, e0 + g, total, on && q == 0);
+  store_batch_sums(sums + BUFFER(parity ^ 1) * WARPS * BATCH_SUMS, dbc + sums_at, sign * 2 * N, sums_steps, thread);
+  long long of_share = (long long)share * (a.R * a.K) + dir_block;
+  store_channel_sums(a, of_share, e0 + g, total, on && q == 0);
 #if !TIED
-  if (on) w.store_rate_sums(a.da + (of_clip * a.E + e0 + g) * N + 4 * q);
+  if (on) w.store_rate_sums(a.da + (of_share * a.E + e0 + g) * N + 4 * q);
 #endif
 }

@@ -1,4 +1,4 @@
-// Eight steps of the backward scan by tensor cores, for scan_backward_mma.cu: copies, what is elementwise before and
+// Eight steps of the backward scan by tensor cores, for scan_backward_mma.cu: what is elementwise before and
 // after the recurrences (mma_tied_decays.cuh, mma_free_decays.cuh), and the sums over channels.
 //
 // Lane 4 g + q holds states 4 q to 4 q + 3 of channels g and g + 8 (a tile of two states each, as in
@@ -6,32 +6,19 @@
 // gradient of the decays' rates) and what comes into the states are products whose operands lie in that order. Those
 // over channels (dB, dC) need states and channels exchanged: by shared memory or in registers.
 //
-// Given: MOVM, what is exchanged in registers: 0 nothing, 1 what dC needs, 2 what dB needs, 3 both. Unless TIED, KEEP:
-// 0 to 16, how many of a lane's decays of eight steps of two channels, four states each, are kept in shared memory from
-// the states to the adjoint instead of computed again; 17: all of them in registers.
+// Given: MOVM, what is exchanged in registers: 0 nothing, 1 what dC needs, 2 what dB needs, 3 both. KEEP: 0 to 16, how
+// many of a lane's decays of eight steps of two channels, four states each, are kept in shared memory from the states
+// to the adjoint instead of computed again (TIED: none); 17: all of them in registers.
 #pragma once
 
-#define SLOTS 136
-#define WINDOW 7
-#define FIRST_SLOT 7
-#define BIASES 1
-
-#include "ssamba/mma_elementwise.cuh"
+#include "ssamba/mma_backward_copies.cuh"
 #include "ssamba/packed_math.cuh"
 #include "ssamba/token_sums.cuh"
 
+#define HOLD (KEEP > 16)        // whether decays stay in registers from the states to the adjoint
 #define EIGHT 8                 // steps between saved states
-#define RATE_ROW (DV * EIGHT + 4)  // delta (TIED: log2 r and r) of eight steps of a channel, padded
+#define RATE_ROW (DV * EIGHT + 4)  // delta (TIED: log2 r and r) of eight steps of a channel, padded; see DELTA_ROW
 #define SUMS_ROW (2 * N + 4)    // dB and dC of a step, padded
-
-struct __align__(16) BackwardStage {
-  Stage forward;  // x, the low-rank dt, B and C
-  T z[STEPS * XR], dy[STEPS * XR], y[STEPS * XR];
-};
-#define GATE_AT ((int)sizeof(Stage) / 2)
-#define ROWS_OF (STEPS * XR)
-#define STAGE_VALUES (GATE_AT + 3 * ROWS_OF)
-static_assert(sizeof(BackwardStage) == 2 * STAGE_VALUES, "offsets of the arrays of a stage");
 
 // What the lanes of a warp exchange, and what they keep.
 struct __align__(16) WarpShared {
@@ -44,71 +31,6 @@ struct __align__(16) WarpShared {
 #else
   T rows[1][8];                // nothing
 #endif
-};
-
-// A thread's share of the copies of x and p of a batch: source pointers, their distances between batches, and
-// destinations. z and y are BackwardCopies' to copy.
-#define PC (P / PIECE)               // copies of a row of p
-#define PROUNDS ((STEPS * PC + THREADS - 1) / THREADS)
-struct BatchCopies {
-  const T *x, *z, *y, *p;
-  int x_step, z_step, y_step, p_step;  // by one step, then (after start) by 16
-  int row, to, end, p_from[PROUNDS], p_to[PROUNDS], p_row[PROUNDS];
-
-  // Before: the pointers are at the first step, at the first channel of the block.
-  __device__ __forceinline__ void start(int thread, int channels, int hi) {
-    int part = thread % (CB / 8) * 8;
-    row = thread / (CB / 8);
-    to = row * XR + part;
-    end = part < channels ? hi : 0;
-    x += (row - HALO) * x_step + part; z += row * z_step + part; y += row * y_step + part;
-#pragma unroll
-    for (int i = 0; i < PROUNDS; ++i) {
-      int n = thread + i * THREADS, j = n % PC * PIECE, m = j - RANK;
-      p_row[i] = n < STEPS * PC ? n / PC : 1 << 30;
-      p_from[i] = n / PC * p_step + j;
-      p_to[i] = j < RANK ? LOW_AT + n / PC * LR + j
-                         : BC_AT + (tile_of(m) * SLOTS + SLOT_OF(n / PC)) * 8 + column_of(m);
-    }
-    x_step *= STEPS; z_step *= STEPS; y_step *= STEPS; p_step *= STEPS;
-  }
-  // Copies x and p of steps s0 to s0 + 15, zeros for those beyond the sequence, and moves on by 16.
-  __device__ __forceinline__ void copy(SmemAddr stage, int s0, int hi) {
-    SmemAddr at = smem_offset(stage, to);
-    if (row < HALO + STEPS) cp_async<16>(at, x, (unsigned)(s0 + row - HALO) < (unsigned)end);
-    x += x_step;
-    if (row < HALO)
-      cp_async<16>(smem_offset(at, STEPS * XR), x, (unsigned)(s0 + row + STEPS - HALO) < (unsigned)end);
-#pragma unroll
-    for (int i = 0; i < PROUNDS; ++i)
-      if (p_row[i] < STEPS)
-        cp_async<2 * PIECE>(smem_offset(stage, p_to[i]), p + p_from[i], (unsigned)(s0 + p_row[i]) < (unsigned)hi);
-    p += p_step;
-  }
-};
-
-// Copies of a batch, from the last one to the first.
-struct BackwardCopies {
-  BatchCopies forward;
-  const T *dy;
-  bool gate;  // whether y is needed
-
-  __device__ __forceinline__ void start(int thread, int channels, int L) {
-    long long before = (long long)(thread / (CB / 8)) * forward.y_step + thread % (CB / 8) * 8;
-    forward.start(thread, channels, L);
-    dy += before;
-  }
-  __device__ __forceinline__ void copy(SmemAddr stage, int s0, int L) {
-    BatchCopies &f = forward;
-    bool wanted = (unsigned)(s0 + f.row) < (unsigned)f.end;
-    SmemAddr at = smem_offset(stage, GATE_AT + f.to);
-    cp_async<16>(at, f.z, wanted);
-    cp_async<16>(smem_offset(at, ROWS_OF), dy, wanted);
-    if (gate) cp_async<16>(smem_offset(at, 2 * ROWS_OF), f.y, wanted);
-    f.z -= f.z_step; f.y -= f.y_step; dy -= f.y_step;
-    f.copy(stage, s0, L);  // moves x and p on, not back
-    f.x -= 2 * f.x_step; f.p -= 2 * f.p_step;
-  }
 };
 
 // A lane's positions of eight steps; [2 i + j] is channel g + 8 i, step 2 q + j. Pairs are two steps, or two channels
@@ -134,7 +56,7 @@ __device__ __forceinline__ void store_pairs(const float *v, T *to, bool on) {
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     unsigned row = movmatrix_trans(pack2(v[2 * i], v[2 * i + 1]));
-    if (on) *(unsigned *)(to + 8 * i) = row;
+    if (on) i ? store_pair<8>(to, row) : store_pair<0>(to, row);
   }
 }
 
@@ -155,22 +77,28 @@ __device__ __forceinline__ void gate_gradients(const unsigned *zdy, const unsign
                                                float *dz) {
 #pragma unroll
   for (int n = 0; n < 4; ++n) {
-    unsigned zs = zdy[n / 2], dys = zdy[2 + n / 2], ys = y[n / 2];
-    float z = gate_input(n % 2 ? high_half(zs) : low_half(zs)), dy = n % 2 ? high_half(dys) : low_half(dys);
+    unsigned zs = at_least2(zdy[n / 2], MIN_GATE_INPUTS), dys = zdy[2 + n / 2], ys = y[n / 2];  // as gate_input
+    float z = n % 2 ? high_half(zs) : low_half(zs), dy = n % 2 ? high_half(dys) : low_half(dys);
     float sig = 0.5f * tanh_approx(0.5f * z) + 0.5f;
     ds[n] = dy * (z * sig) * gain;
     dz[n] = dy * (n % 2 ? high_half(ys) : low_half(ys)) * gate_ratio(z, sig);
   }
 }
 
-// What is elementwise before the recurrences. rates: where this lane's channel g lies. gates: its row of z.
-__device__ __forceinline__ void prepare(const ChannelParams &c, const FragmentAddrs &at, SmemAddr gates, float gain,
-                                        bool gate, T *dz_at, bool write, float *rates, Positions &to,
-                                        ChannelSums &sums) {
+// What is elementwise before the recurrences. stage, block: as in Elementwise. rates: where this lane's channel g lies.
+// gates: its row of z in the first stage.
+__device__ __forceinline__ void prepare(const ChannelParams &c, const FragmentAddrs &at, SmemAddr gates, int stage,
+                                        int block, float gain, bool gate, T *dz_at, bool write, float *rates,
+                                        Positions &to, ChannelSums &sums) {
   Elementwise work;
   unsigned zdy[4], y[2];
   float ds[4], dz[4];
-  work.read(c, at, 0, 0);
+  FragmentAddrs here = at;
+  int rows = stage + block * (2 * EIGHT * XR);
+  here.before = smem_bytes(at.before, rows);
+  here.low = smem_bytes(at.low, stage + block * (2 * EIGHT * LR));
+  gates = smem_bytes(gates, rows);
+  work.read(c, here, 0, 0);
   ldmatrix_x4_trans(zdy, gates);
   ldmatrix_x2_trans(y, smem_offset(gates, 2 * ROWS_OF));
   work.convolve<0>(c);
@@ -210,7 +138,7 @@ __device__ __forceinline__ void prepare(const ChannelParams &c, const FragmentAd
 struct Exchange {
   T *row_to;          // where this lane's states of channel g go, to be exchanged
   SmemAddr row_from;  // the row of ldmatrix for them
-  int g;
+  int g, never;       // never: positive, which the compiler does not know; as all threads have it, they stay together
 
   __device__ __forceinline__ void init(T *rows, int lane) {
     int q = lane % 4, row = lane / 16 * 8 + lane % 8;

@@ -9,7 +9,7 @@
 
 #include "ssamba/mma_backward.cuh"
 
-#define HOLD (KEEP > 16)  // whether decays stay in registers instead
+#define AGAIN (KEEP < 16)  // whether some decays are computed again
 
 // A warp's recurrences.
 struct Recurrence : Exchange {
@@ -17,7 +17,7 @@ struct Recurrence : Exchange {
   const float *rates;    // delta of channel g
   float4 *kept;          // decays of this lane in shared memory
   float held[EIGHT][8];  // or, with HOLD, in registers
-  unsigned identity;     // the matrix b of a product that adds up the matrix a
+  unsigned identity[2];  // the matrix b of a product that adds up the matrix a
   float a2[8];           // log2 of the states' decay for each unit of delta
   float carry[8];        // the adjoint state
   float a_sum[8];        // sums over time
@@ -25,9 +25,10 @@ struct Recurrence : Exchange {
   __device__ __forceinline__ void init(const ScanArgs &a, WarpShared *own, long long channel, int lane) {
     int q = lane % 4;
     Exchange::init(own->rows[0], lane);
-    rates = own->rates + g * RATE_ROW;
+    rates = own->rates + DELTA_ROW(g) * RATE_ROW;
     kept = own->kept + lane;
-    identity = pack2(g == 2 * q ? 1.0f : 0.0f, g == 2 * q + 1 ? 1.0f : 0.0f);
+    identity[0] = pack2(g == 2 * q ? 1.0f : 0.0f, g == 2 * q + 1 ? 1.0f : 0.0f);
+    identity[1] = per_thread(identity[0]);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       float4 log = *(const float4 *)(a.a_log + (channel + 8 * i) * N + 4 * q);
@@ -35,7 +36,13 @@ struct Recurrence : Exchange {
       for (int n = 0; n < 4; ++n) a2[n / 2 * 4 + i * 2 + n % 2] = -LOG2E * ex2(LOG2E * (&log.x)[n]);
     }
 #pragma unroll
-    for (int n = 0; n < 8; ++n) carry[n] = a_sum[n] = 0.0f;
+    for (int n = 0; n < 8; ++n) a_sum[n] = 0.0f;
+    start();
+  }
+  // To the last step of a clip.
+  __device__ __forceinline__ void start() {
+#pragma unroll
+    for (int n = 0; n < 8; ++n) carry[n] = 0.0f;
   }
 
   // delta of steps t to t + 3 of both channels.
@@ -78,7 +85,8 @@ struct Recurrence : Exchange {
     }
   }
 
-  // From the saved states g of each of the eight steps, and dC.
+  // From the saved states g of each of the first COUNT of eight steps, and dC.
+  template <int COUNT>
   __device__ __forceinline__ void rebuild(const uint2 *saved, const Positions &at, unsigned (*gains)[4], float *dC) {
     unsigned pairs[4] = {saved[0].x, saved[1].x, saved[0].y, saved[1].y}, b[4];
     float h[8], delta[2][4];
@@ -88,7 +96,7 @@ struct Recurrence : Exchange {
     read_deltas(0, delta);
     decays(0, delta, log[0], d[0]);
 #pragma unroll
-    for (int t = 0; t < EIGHT; ++t) {
+    for (int t = 0; t < COUNT; ++t) {
       int now = t % 2;
       if (t % 2 == 0) ldmatrix_x4_trans(b, smem_offset(b_rows, WINDOW * t * 8));
 #pragma unroll
@@ -99,26 +107,27 @@ struct Recurrence : Exchange {
 #pragma unroll
       for (int j = 0; j < 2; ++j) mma_m16n8k8(h + 4 * j, at.drive[0], at.drive[1], b[t % 2 * 2 + j]);
       if (t == 3) read_deltas(4, delta);
-      if (t < EIGHT - 1) decays(t + 1, delta, log[now ^ 1], d[now ^ 1]);
-      if (t == 2 || t == 5) end_stretch(g == -3 - t);
+      if (t < COUNT - 1) decays(t + 1, delta, log[now ^ 1], d[now ^ 1]);
+      if (t == 2 || t == 5) end_stretch(never == -3 - t);
 #pragma unroll
       for (int n = 0; n < 4; ++n) pairs[n] = pack2_finite(h[2 * n], h[2 * n + 1]);
       add_channels<(MOVM & 1) != 0>(t, t % 2, pairs, at.ds_t, dC);
     }
   }
 
-  // The adjoint recurrence: sums over states of dh B, and of dh g, and dB.
+  // The adjoint recurrence of these steps: sums over states of dh B, and of dh g, and dB.
+  template <int COUNT>
   __device__ __forceinline__ void adjoint(const unsigned (*gains)[4], const Positions &at, float *b_sum,
                                           float *rate_sum, float *dB) {
-    unsigned b[4], c[4], products[2][4];
+    unsigned b[4], c[4], products[2][4] = {};  // with one step, those of a second one are zero
     float delta[2][4];
     const unsigned ones = pack2(1.0f, 1.0f);
 #pragma unroll
-    for (int t = EIGHT - 1; t >= 0; --t) {
-      if (t % 4 == 3 && !keeps(t, 1)) read_deltas(t - 3, delta);
-      if (t % 2) {
-        ldmatrix_x4_trans(c, smem_offset(b_rows, TILES_OF_STATES * SLOTS * 8 + WINDOW * (t - 1) * 8));
-        ldmatrix_x4(b, smem_offset(b_rows, WINDOW * (t - 1) * 8));
+    for (int t = COUNT - 1; t >= 0; --t) {
+      if ((t % 4 == 3 || t == COUNT - 1) && !keeps(t, 1)) read_deltas(t / 4 * 4, delta);
+      if (t % 2 || t == COUNT - 1) {
+        ldmatrix_x4_trans(c, smem_offset(b_rows, TILES_OF_STATES * SLOTS * 8 + WINDOW * (t / 2 * 2) * 8));
+        ldmatrix_x4(b, smem_offset(b_rows, WINDOW * (t / 2 * 2) * 8));
       }
 #pragma unroll
       for (int j = 0; j < 2; ++j) mma_m16n8k8(carry + 4 * j, at.ds[0], at.ds[1], c[t % 2 * 2 + j]);
@@ -133,7 +142,7 @@ struct Recurrence : Exchange {
         for (int j = 0; j < 2; ++j) {
           const unsigned *a = products[j];
           mma_m16n8k16(rate_sum, a[0], a[1], a[2], a[3], g == t + 1 ? ones : 0u, g == t ? ones : 0u);
-          mma_m16n8k16(a_sum + 4 * j, a[0], a[1], a[2], a[3], identity, identity);
+          mma_m16n8k16(a_sum + 4 * j, a[0], a[1], a[2], a[3], identity[0], identity[1]);
         }
       decay_carry(t, delta);
     }

@@ -1,10 +1,13 @@
 // The recurrences of scan_backward_mma.cu where state n of a channel decays with r^(n + 1).
 //
-// A lane raises r to its first state's power and multiplies on, once for the states and once for the adjoint. The
-// gradient of log r is a product over states: the pairs' products with the weights n + 1.
+// A lane raises r to its first state's power and multiplies on, once for the states and, unless HOLD, once for the
+// adjoint. The gradient of log r is a product over states: the pairs' products with the weights n + 1.
 #pragma once
 
 #include "ssamba/mma_backward.cuh"
+
+// How many rows of decays, each of a step and a channel, are computed again: with HOLD, as registers require.
+#define AGAIN (!HOLD ? 2 * EIGHT : KT > 2 ? 1 : 0)
 
 // A warp's recurrences.
 struct Recurrence : Exchange {
@@ -12,13 +15,18 @@ struct Recurrence : Exchange {
   const float *rates;   // log2 r and r of channel g
   float first;          // 4 q + 1
   unsigned weights[2];  // 4 q + 1 to 4 q + 4
+  float held[EIGHT][8];  // with HOLD, the decays of eight steps
   float carry[8];       // the adjoint state
 
   __device__ __forceinline__ void init(const ScanArgs &a, WarpShared *own, long long channel, int lane) {
     Exchange::init(own->rows[0], lane);
-    rates = own->rates + g * RATE_ROW;
+    rates = own->rates + DELTA_ROW(g) * RATE_ROW;
     first = lane % 4 * 4 + 1;
     weights[0] = pack2(first, first + 1); weights[1] = pack2(first + 2, first + 3);
+    start();
+  }
+  // To the last step of a clip.
+  __device__ __forceinline__ void start() {
 #pragma unroll
     for (int n = 0; n < 8; ++n) carry[n] = 0.0f;
   }
@@ -44,7 +52,11 @@ struct Recurrence : Exchange {
       for (int n = 0; n < 4; ++n, p *= of.r[i][t % 2]) decay[n / 2 * 4 + i * 2 + n % 2] = p;
     }
   }
-  // The states before each of the eight steps from the saved ones, and dC.
+  // Whether the decays of step t and channel g + 8 i are computed again.
+  __device__ __forceinline__ static constexpr bool again(int t, int i) { return 2 * t + i < AGAIN; }
+
+  // The states before each of the first COUNT of eight steps from the saved ones, and dC.
+  template <int COUNT>
   __device__ __forceinline__ void rebuild(const uint2 *saved, const Positions &at, unsigned (*states)[4], float *dC) {
     float h[8];
 #pragma unroll
@@ -55,41 +67,44 @@ struct Recurrence : Exchange {
     Rates d[2];  // of this pair of steps and of the next
     read_rates(0, d[0]);
 #pragma unroll
-    for (int t = 0; t < EIGHT; ++t) {
+    for (int t = 0; t < COUNT; ++t) {
       float decay[8], into[8];
       if (t % 2 == 0) {
         ldmatrix_x4_trans(b, smem_offset(b_rows, WINDOW * t * 8));
-        if (t < EIGHT - 2) read_rates(t + 2, d[t / 2 % 2 ^ 1]);
+        if (t < COUNT - 2) read_rates(t + 2, d[t / 2 % 2 ^ 1]);
       }
       decays(t, d[t / 2 % 2], decay);
+#pragma unroll
+      for (int n = 0; n < 8; ++n) held[t][n] = decay[n];
 #pragma unroll
       for (int j = 0; j < 2; ++j) mma_m16n8k8_zero(into + 4 * j, at.drive[0], at.drive[1], b[t % 2 * 2 + j]);
 #pragma unroll
       for (int n = 0; n < 8; ++n) h[n] = h[n] * decay[n] + into[n];
       unsigned pairs[4];
       pack_pairs(h, pairs);
-      if (t < EIGHT - 1)
+      if (t < COUNT - 1)
 #pragma unroll
         for (int n = 0; n < 4; ++n) states[t + 1][n] = pairs[n];
       add_channels<(MOVM & 1) != 0>(t, t % 2, pairs, at.ds_t, dC);
     }
   }
 
-  // The adjoint recurrence: sums over states of dh B, and of the gradient of log2 r (up to ln 2), and dB.
+  // The adjoint recurrence of these steps: sums over states of dh B and of the gradient of log2 r (up to ln 2), and dB.
+  template <int COUNT>
   __device__ __forceinline__ void adjoint(const unsigned (*states)[4], const Positions &at, float *b_sum,
                                           float *rate_sum, float *dB) {
     unsigned b[4], c[4];
     Rates d[2];
-    read_rates(EIGHT - 1, d[1]);
+    if (again(COUNT - 1, 0)) read_rates(COUNT - 1, d[(COUNT - 1) / 2 % 2]);
 #pragma unroll
-    for (int t = EIGHT - 1; t >= 0; --t) {
+    for (int t = COUNT - 1; t >= 0; --t) {
       float decay[8];
-      if (t % 2) {
-        ldmatrix_x4_trans(c, smem_offset(b_rows, TILES_OF_STATES * SLOTS * 8 + WINDOW * (t - 1) * 8));
-        ldmatrix_x4(b, smem_offset(b_rows, WINDOW * (t - 1) * 8));
-        if (t > 1) read_rates(t - 2, d[t / 2 % 2 ^ 1]);
+      if (t % 2 || t == COUNT - 1) {
+        ldmatrix_x4_trans(c, smem_offset(b_rows, TILES_OF_STATES * SLOTS * 8 + WINDOW * (t / 2 * 2) * 8));
+        ldmatrix_x4(b, smem_offset(b_rows, WINDOW * (t / 2 * 2) * 8));
+        if (t > 1 && again(t - 3, 0)) read_rates(t - 2, d[t / 2 % 2 ^ 1]);
       }
-      decays(t, d[t / 2 % 2], decay);
+      if (again(t, 0)) decays(t, d[t / 2 % 2], decay);
 #pragma unroll
       for (int j = 0; j < 2; ++j) mma_m16n8k8(carry + 4 * j, at.ds[0], at.ds[1], c[t % 2 * 2 + j]);
       unsigned pairs[4];
@@ -97,7 +112,7 @@ struct Recurrence : Exchange {
       mma_m16n8k16(b_sum, pairs[0], pairs[1], pairs[2], pairs[3], b[t % 2 * 2], b[t % 2 * 2 + 1]);
       add_channels<(MOVM & 2) != 0>(t, (t + 1) % 2, pairs, at.drive_t, dB);
 #pragma unroll
-      for (int n = 0; n < 8; ++n) carry[n] *= decay[n];
+      for (int n = 0; n < 8; ++n) carry[n] *= again(t, n / 2 % 2) ? decay[n] : held[t][n];
       pack_pairs(carry, pairs);
 #pragma unroll
       for (int n = 0; n < 4; ++n) pairs[n] = mul2(pairs[n], states[t][n]);
