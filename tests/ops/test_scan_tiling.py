@@ -151,7 +151,7 @@ def test_clips_that_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
     found = scan_backward.choose(sizes, tensors)
     assert found is not None
     assert scan_backward.clips_of_block(sizes, found, tensors) == 5
-    assert scan_backward.launch(sizes, tensors)[:2] == (3, 13)
+    assert scan_backward.launch(sizes, tensors, False)[:2] == (3, 13)
 
 
 def test_clips_of_a_block_are_in_reach_of_32_bits() -> None:
