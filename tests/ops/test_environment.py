@@ -40,7 +40,7 @@ def test_defaults() -> None:
     assert environment.scan_backward() == ("", {})
     assert environment.projection_launch() == {}
     assert environment.gate_tile() is None
-    assert environment.next_input() == {}
+    assert environment.makes_next_input()
     assert environment.rounded_states() == ("forward", "backward")
     assert environment.fp32_products() == ("", {})
     assert environment.bias_gradient() == "mixer"
@@ -62,11 +62,10 @@ def test_values_are_read_at_the_time_of_the_call(monkeypatch: pytest.MonkeyPatch
     assert environment.gate_tile() == (64, 128, 32, 4, 2)
     monkeypatch.setenv("SSAMBA_GATE", "pieces")
     assert environment.gate_tile() == ()
-    assert environment.next_input() == {}
-    for given, how in (("apart", None), ("ahead=2", {"ahead": 2})):
-        monkeypatch.setenv("SSAMBA_GATE", given)
-        assert environment.gate_tile() is None
-        assert environment.next_input() == how
+    assert environment.makes_next_input()
+    monkeypatch.setenv("SSAMBA_GATE", "apart")
+    assert environment.gate_tile() is None
+    assert not environment.makes_next_input()
     for given, expected in (("given", ()), ("backward", ("backward",)), ("forward, backward", ("forward", "backward"))):
         monkeypatch.setenv("SSAMBA_STATES", given)
         assert environment.rounded_states() == expected

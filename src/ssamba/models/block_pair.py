@@ -212,8 +212,7 @@ class BlockPair(nn.Module, ABC):
                 self._step_by_parts(normal_BLd, parts)
                 return ResidualState(normal_BLd, stream_BLd)
             if self.prepares_weights(normal_BLd):
-                weights = self._ready_weights(normal_BLd.dtype, prepared or {})
-                return self._step_with_prepared_weights(normal_BLd, stream_BLd, fuse, weights)
+                return self._step_with_prepared_weights(normal_BLd, stream_BLd, fuse, prepared or {})
         weight_hKEd, bias_hKE = self._folded_input()
         of_product, of_mixer = self._bias_of_each(normal_BLd, bias_hKE)
         xz_BLhKE = self._input(normal_BLd, weight_hKEd, of_product)
@@ -289,15 +288,19 @@ class BlockPair(nn.Module, ABC):
         return ResidualState(normal_BLd, stream_BLd, residual_scale is not None, None, next_weights)
 
     def _step_with_prepared_weights(
-        self, normal_BLd: Tensor, stream_BLd: Tensor, fuse_next_norm: bool, weights: PairWeights
+        self,
+        normal_BLd: Tensor,
+        stream_BLd: Tensor,
+        fuse_next_norm: bool,
+        prepared: Mapping[BlockPair, PairWeights],
     ) -> ResidualState:
         """The step from the normalised input: with few tokens the launches of ``_folded_input`` and casts count.
 
         With ``fuse_next_norm`` as ``_step_with_deferred_gate``.
         """
-        weight_hKEd, bias_hKE, out_proj_dKE, mixer = weights
+        weight_hKEd, bias_hKE, out_proj_dKE, mixer = self._ready_weights(normal_BLd.dtype, prepared)
         xz_BLhKE = self._input(normal_BLd, weight_hKEd, bias_hKE)
-        del weights, weight_hKEd, bias_hKE  # not needed by the mixer, which is where memory peaks
+        del weight_hKEd, bias_hKE  # not needed by the mixer, which is where memory peaks
         y_BLKE = self.mix_prepared(xz_BLhKE, mixer)
         y_BLX, out_proj_dX = y_BLKE.flatten(2), out_proj_dKE.flatten(1)
         if not fuse_next_norm or stream_BLd.dtype != y_BLX.dtype:

@@ -11,7 +11,7 @@ SSAMBA_CUT          name=integer,... (by size)             tiling of the tensor-
 SSAMBA_BACKWARD     form,name=integer,... (by size)        form and tiling of the scan's backward: :func:`scan_backward`
 SSAMBA_PROJ         warps,blocks,name=integer (by size)    launch of the fused projection: :func:`projection_launch`
 SSAMBA_GATE         pieces, five integers (fixed)          tile of the product with the gate: :func:`gate_tile`
-                    apart, ahead=integer (4)               the next pair's x after the gate: :func:`next_input`
+                    apart                                  no next pair's x: :func:`makes_next_input`
 SSAMBA_STATES       given, forward, backward (both)        where states are rounded up: :func:`rounded_states`
 SSAMBA_FP32         form,name=integer,... (by size)        float32 products on a GPU: :func:`fp32_products`
 SSAMBA_BIAS         mixer, product (mixer)                 the input product's bias on a GPU: :func:`bias_gradient`
@@ -124,27 +124,19 @@ def gate_tile() -> tuple[int, ...] | None:
     """``SSAMBA_GATE``: tokens, channels, depth, warps and stages of the product that makes z and gates (``GateTile``).
 
     ``pieces`` forbids that product, so that z is in memory by pieces: an empty tuple. None, the default, leaves the
-    tile to the kernel; so does what :func:`next_input` reads. Raises ValueError unless it is five integers
+    tile to the kernel; so does what :func:`makes_next_input` reads. Raises ValueError unless it is five integers
     (``128,256,64,8,3``).
     """
     given = os.environ.get("SSAMBA_GATE")
-    if not given or given in ("pieces", "apart") or "=" in given:
+    if not given or given in ("pieces", "apart"):
         return () if given == "pieces" else None
     tokens, channels, depth, warps, stages = map(int, given.split(","))
     return tokens, channels, depth, warps, stages
 
 
-def next_input() -> dict[str, int] | None:
-    """``SSAMBA_GATE``: how gate and output in one pass go on to the next pair's x; None, by ``apart``, if they do not.
-
-    ``ahead=2`` gives ``{"ahead": 2}``, how many times 64 channels are read into a GPU's second-level cache before they
-    are copied. Nothing is given by default. Raises ValueError when it cannot be parsed.
-    """
-    given = os.environ.get("SSAMBA_GATE", "")
-    if "=" not in given:
-        return None if given == "apart" else {}
-    name, value = given.split("=")
-    return {name.strip(): int(value)}
+def makes_next_input() -> bool:
+    """``SSAMBA_GATE``: whether gate and output in one pass go on to the next pair's x; ``apart`` forbids it."""
+    return os.environ.get("SSAMBA_GATE") != "apart"
 
 
 def rounded_states() -> tuple[str, ...]:

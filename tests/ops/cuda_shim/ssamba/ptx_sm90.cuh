@@ -141,7 +141,6 @@ inline void tma_load_2d(SmemAddr to, const TensorMap *map, int column, int row, 
 inline void tma_load_2d_multicast(SmemAddr to, const TensorMap *map, int column, int row, SmemAddr barrier) {
   for (int block = 0; block < 2; ++block) tma_load_2d_to(block, to, map, column, row, barrier);
 }
-inline void tma_prefetch_2d(const TensorMap *, int, int) {}
 
 static void finish_first() {
   if (under_way.empty()) return;

@@ -19,7 +19,6 @@ _MAX_WIDTH = 192  # of the residual stream, which is held in registers
 _TOKENS, _CHANNELS, _STAGES = 128, 64, 3
 _THREADS = 384
 _CONSUMER_WARPS = 8
-_AHEAD = 4  # times 64 channels of y
 _NEXT_CHANNELS = 128  # of the next input, at a time; two turns follow each other
 
 
@@ -43,7 +42,7 @@ def makes_next_input(
     next_bias_X: Tensor, x_TX: Tensor,
 ) -> bool:  # fmt: skip
     """Whether ``gated_output_to_input`` takes these: as ``usable``, and ``SSAMBA_GATE`` allows it."""
-    if environment.next_input() is None or y_TX.shape[1] % (2 * _NEXT_CHANNELS):
+    if not environment.makes_next_input() or y_TX.shape[1] % (2 * _NEXT_CHANNELS):
         return False
     if x_TX.shape != y_TX.shape or next_weight_Xd.shape != weight_Xd.shape:
         return False
@@ -77,8 +76,7 @@ def gated_output_to_input(
     of_next = nvrtc.make_tensor_map_2d(next_weight_Xd, _NEXT_CHANNELS // 2, _CHANNELS)
     addresses = (t.data_ptr() for t in (bias_X, next_bias_X, stream_Td, x_TX))
     args = GATED_OUTPUT_NEXT_ARGS.ctype(*maps, of_next, *addresses, stream_Td.shape[0], eps, residual_scale)
-    ahead = (environment.next_input() or {}).get("ahead", _AHEAD)
-    _launch(args, y_TX, stream_Td, 128 + 4 * y_TX.shape[1] + 2048 * _CONSUMER_WARPS, True, NEXT=1, AHEAD=ahead)
+    _launch(args, y_TX, stream_Td, 128 + 4 * y_TX.shape[1] + 2048 * _CONSUMER_WARPS, True, NEXT=1)
 
 
 def _maps(

@@ -10,7 +10,7 @@
 //
 // Given: D, width of the residual stream; X channels; STAGES; THREADS; WIDE, a float32 stream; JOIN, which adds the
 // output to the stream (times `scale`) and normalises the sum; NEXT, which also multiplies that by the next pair's
-// weights and stores x, the product, in its place (needs JOIN and AHEAD, times 64 channels of y read ahead).
+// weights and stores x, the product, in its place (needs JOIN).
 
 #include "ssamba/gated_output_tile.cuh"
 

@@ -35,22 +35,12 @@ struct PipelineState {
   }
 };
 
-#if NEXT
-// Reads y of these channels into the second-level cache: the ring has room for the next ones alone.
-__device__ __forceinline__ void prefetch_y(const Args &a, int tile, int channel, int channels) {
-  for (int end = channel + channels; channel < end; channel += BN) tma_prefetch_2d(&a.y, channel, tile * TOKENS);
-}
-#endif
-
 // The producer. Stages of a tile: the stream, if it has 16 bits; then, for c from 0, y and wo of channels c - 1 with
 // wz of channels c, which a consumer reads in one turn; with NEXT at last wx, BX channels at a time. Each block of the
 // cluster loads half of the weights for both.
 __device__ __forceinline__ void produce(const Args &a, SmemAddr shared, int tiles) {
   PipelineState pipe;
   int rank = cluster_ctarank();
-#if NEXT
-  if (blockIdx.x < tiles) prefetch_y(a, blockIdx.x, 0, AHEAD * BN);
-#endif
   for (int tile = blockIdx.x; tile - rank < tiles; tile += gridDim.x) {
     for (int c = WIDE ? 0 : -1; c <= CHUNKS; ++c, pipe.advance()) {
       SmemAddr full = shared + BARS_AT + pipe.stage * 8, at = shared + pipe.stage * STAGE;
@@ -65,9 +55,6 @@ __device__ __forceinline__ void produce(const Args &a, SmemAddr shared, int tile
       if (c > 0) {
         tma_load_2d(at + Y_AT, &a.y, (c - 1) * BN, tile * TOKENS, full);
         tma_load_2d_multicast(at + WO_AT + rank * D / 2 * 128, &a.wo, (c - 1) * BN, rank * D / 2, full);
-#if NEXT
-        if (c - 1 + AHEAD < CHUNKS) prefetch_y(a, tile, (c - 1 + AHEAD) * BN, AHEAD > 0 ? BN : 0);
-#endif
       }
       if (c < CHUNKS)
         for (int k = 0; k < D / 64; ++k)
@@ -81,11 +68,6 @@ __device__ __forceinline__ void produce(const Args &a, SmemAddr shared, int tile
       mbarrier_expect_tx(full, BX * D * 2);
       for (int k = 0; k < D / 64; ++k)
         tma_load_2d_multicast(at + (k * BX + rank * BX / 2) * 128, &a.wx, k * 64, c * BX + rank * BX / 2, full);
-      int next = tile + gridDim.x;
-      if (c == 0 && AHEAD > 0 && next < tiles) {
-        for (int k = 0; k < D / 64 && !WIDE; ++k) tma_prefetch_2d(&a.stream_map, k * 64, next * TOKENS);
-        prefetch_y(a, next, 0, AHEAD * BN);
-      }
     }
 #endif
   }

@@ -93,12 +93,6 @@ __device__ __forceinline__ void tma_load_2d_multicast(SmemAddr to, const TensorM
                ::"r"(to), "l"(map), "r"(column), "r"(row), "r"(barrier), "h"((unsigned short)3) : "memory");
 }
 
-// Reads a box into the second-level cache.
-__device__ __forceinline__ void tma_prefetch_2d(const TensorMap *map, int column, int row) {
-  asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global [%0, {%1, %2}];"
-               ::"l"(map), "r"(column), "r"(row) : "memory");
-}
-
 // This block's number in its cluster.
 __device__ __forceinline__ int cluster_ctarank() { int r; asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(r)); return r; }
 __device__ __forceinline__ void cluster_sync() {
