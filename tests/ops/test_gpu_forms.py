@@ -186,6 +186,7 @@ def compare_training(form: Form, tensors: list[Tensor]) -> set[str]:
             (8, "stages=3,chunks=1,early=1,powers=1,unroll=1"), (8, "stages=4,chunks=1,early=1,powers=1,short=1"),
             (4, "stages=3,chunks=8,early=1,powers=1,short=1,unroll=1"), (6, "stages=3,chunks=1,early=1,unroll=1"),
         )),
+        "split=2,warps=4,stages=3,chunks=1,short=1,unroll=1", "split=2,warps=4,stages=4,chunks=5,unroll=1",
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("dtype", list(HALVES), ids=case_id)

@@ -44,7 +44,7 @@ class ScanTiling(NamedTuple):
     short: int = 0
     """1: softplus by a polynomial with a relative error of 5.7e-5, 0: 8.4e-6."""
     unroll: int = 0
-    """With one warp for all states: 1 gives each stage its code, in which its place in shared memory is a constant."""
+    """1 gives each stage its code, in which its place in shared memory is a constant."""
 
     def macros(self, shape: Shape, phase: int) -> dict[str, int]:
         """Macros of these settings. Those that a kernel of the phase does not take are left out, as are defaults."""
@@ -54,7 +54,7 @@ class ScanTiling(NamedTuple):
             "EARLY_ARRIVAL": (self.early and one_warp, 1),
             "POWERS": (self.powers and one_warp and shape.tied and phase != 3, 1),
             "SHORT_SOFTPLUS": (self.short and phase != 4, 1),
-            "UNROLLED": (self.unroll and one_warp, 1),
+            "UNROLLED": (self.unroll, 1),
         }
         return {name: value for name, (given, value) in wanted.items() if given}
 

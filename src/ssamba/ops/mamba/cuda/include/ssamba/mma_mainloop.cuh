@@ -196,8 +196,19 @@ __device__ __forceinline__ void run_mainloop(WarpState &w) {
   w.load_first_batches();
   w.prepare(mine);
   w.group_shared->drive[0][w.half][w.lane] = make_uint2(mine.drive[0], mine.drive[1]);
+#if UNROLLED
+  constexpr int BATCHES = STAGES % 2 ? 2 * STAGES : STAGES;  // then stage and parity are the first again
 #pragma unroll 1
-  for (int s0 = w.begin; s0 < w.hi; s0 += STEPS) {
+  for (int s0 = w.begin; s0 < w.hi;) {
+    w.first_stages();
+    parity = 0;
+#pragma unroll
+    for (int i = 0; i < BATCHES && s0 < w.hi; ++i, s0 += STEPS)
+#else
+#pragma unroll 1
+  for (int s0 = w.begin; s0 < w.hi; s0 += STEPS)
+#endif
+  {
     w.next_batch(s0);
     int next_parity = parity ^ 1;
     if (PHASE != 3 && s0 > w.begin) add_other_half(w, sum, next_parity);
@@ -231,6 +242,9 @@ __device__ __forceinline__ void run_mainloop(WarpState &w) {
 #endif
     parity = next_parity;
   }
+#if UNROLLED
+  }
+#endif
   cp_async_wait<0>();  // zeros, copied for steps beyond the end
   if (PHASE == 3 || w.begin >= w.hi) return;
   __syncthreads();

@@ -15,7 +15,8 @@
 #define ADDS (SPLIT == 1 && !CHUNKED)
 #endif
 #define STAGE ((int)sizeof(Stage))
-// UNROLLED 1, with SPLIT 1: the loop's code has as many batches as there are stages, whose offsets are constants then.
+// UNROLLED 1: the loop's code has as many batches as there are stages, whose offsets are constants then. With SPLIT 2
+// twice as many if the stages are odd, so that the halves of what two warps share are constants, too.
 #ifndef UNROLLED
 #define UNROLLED 0
 #endif
