@@ -225,7 +225,12 @@ def chunks() -> None:
             assert length < 64 or not torch.equal(*found), "the chunks were not computed apart"
 
 
-BACKWARDS = ("mma,warps=2,clips=2", "mma,warps=4,keep=0,clips=3", "mma,warps=6,blocks=2,movm=1", "mma,movm=2,clips=2")
+BACKWARDS = (
+    "mma,warps=2,clips=2",
+    "mma,warps=4,keep=0,clips=3",
+    "mma,warps=6,blocks=2,movm=1",
+    "mma,movm=2,clips=2,windows=0",
+)
 """Values of SSAMBA_BACKWARD."""
 CASES = (
     (3, 33, 48, 12, 1, True), (2, 1, 16, 4, 1, True), (1, 16, 80, 12, 2, False), (3, 25, 48, 12, 2, False),
@@ -239,7 +244,7 @@ one clip or several, the last one of fewer."""
 FREE_BACKWARDS = (
     "mma,warps=2,clips=2",
     "mma,warps=12,blocks=1,keep=16,movm=1,states=0,clips=2",
-    "mma,warps=6,blocks=2,keep=17",
+    "mma,warps=6,blocks=2,keep=17,windows=0",
     "mma,warps=3,keep=5,movm=2,clips=3",
 )
 FREE_CASES = (

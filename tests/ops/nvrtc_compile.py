@@ -140,7 +140,7 @@ def visit_free_backward() -> None:
     calls += [("tiny", torch.float16, *both, "mma"), ("tiny", torch.bfloat16, *alternating, "mma")]
     calls += [
         ("tiny", torch.bfloat16, *both, tiling)
-        for tiling in ("mma,warps=12,blocks=1,keep=16", "mma,warps=8,blocks=1,keep=17")
+        for tiling in ("mma,warps=12,blocks=1,keep=16,windows=0", "mma,windows=0")
     ]
     for size, dtype, directions, alternates, backward in calls:
         tensors = inputs(64, 16, size, directions, dtype)

@@ -102,7 +102,7 @@ def test_values_and_gradients(form: Form, shape: Shape, dtype: torch.dtype, back
 
 
 TIED_BACKWARDS = (
-    "lanes", "mma", "mma,movm=1", "mma,movm=2,clips=2", "mma,keep=0,warps=6,blocks=2,clips=3", "mma,clips=1",
+    "lanes", "mma", "mma,movm=1,windows=0", "mma,movm=2,clips=2", "mma,keep=0,warps=6,blocks=2,clips=3", "mma,clips=1",
 )  # fmt: skip
 BACKWARD_CASES = [
     (FORMS[0], Shape(2, 33, 1, 2, 48, 16, r=12)), (FAST, Shape(2, 1, 1, 2, 16, 16, r=4)),
@@ -123,7 +123,7 @@ def test_every_form_of_the_backward(
 
 
 FREE_BACKWARDS = (
-    "lanes", "mma", "mma,warps=12,blocks=1,keep=16", "mma,warps=8,blocks=1,keep=17,clips=2", "mma,keep=8,states=0",
+    "lanes", "mma", "mma,warps=12,blocks=1,keep=16,windows=0", "mma,clips=2,windows=0", "mma,keep=8,states=0",
     "mma,keep=0,warps=4,blocks=3,movm=1",
 )  # fmt: skip
 FREE = [(FORMS[2] if form == FAST else Form(False, "both"), sizes) for form, sizes in BACKWARD_CASES]

@@ -28,6 +28,10 @@ class BackwardTiling(NamedTuple):
     keep: int = 17
     """How many of a lane's decays of eight steps of two channels are kept from the states to the adjoint, instead of
     computed again: with free decays, 0 to 16 times four in shared memory; 17: all of them in registers."""
+    windows: int = 0
+    """Whether weights of one step among zeros, with which products add up channels, come from shared memory instead of
+    selections in registers: by default where decays are tied and the low-rank dt has more than ``_NARROW_RANK`` values.
+    """
     states: int = 1
     """With free decays, whether saved states come from tensor-core fragments, too."""
     clips: int = 0
@@ -36,6 +40,8 @@ class BackwardTiling(NamedTuple):
 
 _MULTIPROCESSORS = 132
 """Of an H100 and an H200."""
+_NARROW_RANK = 32
+"""Up to here, as with free decays, ``windows`` takes longer."""
 _STEPS_BEFORE = 10
 """Steps that take as long as what a block does before its first one."""
 FORM, TILING = "mma", BackwardTiling()
@@ -52,7 +58,7 @@ def choose(shape: Shape, tensors: dict[str, Tensor]) -> BackwardTiling | None:
     form = form or FORM
     if form not in ("lanes", "mma"):
         raise ValueError(f"SSAMBA_BACKWARD: no form of the backward is called {form!r}; use lanes or mma")
-    tiling = TILING._replace(**given)
+    tiling = TILING._replace(**{"windows": int(shape.tied and shape.rank > _NARROW_RANK), **given})
     return tiling if form == "mma" and _usable(shape, tensors, tiling) else None
 
 
@@ -80,17 +86,12 @@ def shared_bytes(shape: Shape, tiling: BackwardTiling) -> int:
     """Bytes of shared memory of a block: ``BackwardStage``, ``WarpShared`` and the sums of the source."""
     row = 16 * tiling.warps + 8
     stage = 2 * (20 + 3 * 16) * row + 2 * 16 * (-(-shape.rank // 16) * 16 + 8) + 2 * 4 * 138 * 8
-    sums = 16 * 36 * 4
+    sums, weights, rows = 16 * 36 * 4, 4096 if tiling.windows else 16, 16 if tiling.movm == 3 else 2 * 512
     if shape.tied:
-        own = 4 * 16 * 20 + 2 * 512 + 2 * sums
+        own = 4 * 16 * 20 + 2 * sums
     else:
-        own = (
-            4 * 16 * 12
-            + (512 * tiling.keep if 0 < tiling.keep <= 16 else 16)
-            + (16 if tiling.movm == 3 else 2 * 512)
-            + sums
-        )
-    return 2 * stage + tiling.warps * own
+        own = 4 * 16 * 12 + (512 * tiling.keep if 0 < tiling.keep <= 16 else 16) + sums
+    return 2 * stage + tiling.warps * (own + weights + rows)
 
 
 def clips_of_block(shape: Shape, tiling: BackwardTiling, tensors: dict[str, Tensor]) -> int:
@@ -128,7 +129,10 @@ def run_mma(
     ``clips``: of a block; ``tensors``: by the names of ``ScanArgs``; ``more``: further macros.
     """
     x = tensors["x"]
-    defines = shape.defines(WARPS=tiling.warps, MIN_BLOCKS=tiling.blocks, MOVM=tiling.movm, KEEP=tiling.keep, **more)
+    defines = shape.defines(
+        WARPS=tiling.warps, MIN_BLOCKS=tiling.blocks, MOVM=tiling.movm, KEEP=tiling.keep, WINDOWS=tiling.windows,
+        **more,
+    )  # fmt: skip
     with nvrtc.on(x):
         run = nvrtc.kernel(unit("scan_backward_mma.cu"), "scan_backward_mma", defines, x.device.index or 0)
         args = arguments(shape, clips, scan_mma.aligned(tensors))

@@ -135,6 +135,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan_backward_
   constexpr int MIXED = (int)(sizeof(Stage::low) + sizeof(Stage::bc)) / 16;
   for (int i = thread; i < 2 * MIXED; i += THREADS)
     *((uint4 *)stages[i / MIXED].forward.low + i % MIXED) = make_uint4(0, 0, 0, 0);
+  if (WINDOWS)
+    for (int i = lane; i < 2 * WEIGHTS / 8; i += 32) *((uint4 *)own->weights + i) = make_uint4(0, 0, 0, 0);
 
   ChannelParams c;
   load_channel_params(c, a, dir_block * a.E + e0 + g, q);
@@ -163,6 +165,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan_backward_
   places.keep();
   T *dbc = a.dbc + ((blockIdx.x * (long long)(a.R * a.K * a.B) + base) * a.L + first) * 2 * N;
   float *rates = own->rates + DELTA_ROW(g) * RATE_ROW + q * 2 * DV;
+  T *weights = own->weights + (WINDOWS ? (EIGHT + 1) * g * 8 + 2 * q : 0);
   float *sums_to = sums + warp * BATCH_SUMS + 2 * q * SUMS_ROW + g;
   float gain = !ALTERNATING && a.R == 2 ? 0.5f : 1.0f;
   __syncthreads();
@@ -192,7 +195,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan_backward_
       bool write = step < limit;
       w.b_rows = smem_bytes(at.b, now + block * (2 * EIGHT * STEP_VALUES));
       Positions positions;
-      prepare(c, at, gates, now, block, gain, gate, places.dz + places.dz_at, write, rates, positions, total);
+      prepare(c, at, gates, now, block, gain, gate, places.dz + places.dz_at, write, rates, weights, positions, total);
       __syncwarp();
       float dB[4] = {}, dC[4] = {}, b_sum[4] = {}, rate_sum[4] = {};
       places.saved_at += step ? -places.saved_step : to_next;

@@ -8,7 +8,8 @@
 //
 // Given: MOVM, what is exchanged in registers: 0 nothing, 1 what dC needs, 2 what dB needs, 3 both. KEEP: 0 to 16, how
 // many of a lane's decays of eight steps of two channels, four states each, are kept in shared memory from the states
-// to the adjoint instead of computed again (TIED: none); 17: all of them in registers.
+// to the adjoint instead of computed again (TIED: none); 17: all of them in registers. WINDOWS: where products that add
+// up channels get the weights of one step, zeros at all others: 1 shared memory, 0 selections in registers.
 #pragma once
 
 #include "ssamba/mma_backward_copies.cuh"
@@ -19,14 +20,19 @@
 #define EIGHT 8                 // steps between saved states
 #define RATE_ROW (DV * EIGHT + 4)  // delta (TIED: log2 r and r) of eight steps of a channel, padded; see DELTA_ROW
 #define SUMS_ROW (2 * N + 4)    // dB and dC of a step, padded
+// Weights of channels 0 to 7 of eight steps, then of 8 to 15. Step t has row t of its window of eight rows; the others
+// are zeros.
+#define WEIGHTS_TILE (EIGHT * EIGHT * 8)
+#define WEIGHTS (2 * WEIGHTS_TILE)
 
 // What the lanes of a warp exchange, and what they keep.
 struct __align__(16) WarpShared {
   float rates[16 * RATE_ROW];  // delta (TIED: log2 r and r)
+  T weights[WINDOWS ? 2 * WEIGHTS : 8];  // ds, then delta u
 #if !TIED
   float4 kept[KEEP && KEEP <= 16 ? KEEP * 32 : 1];
 #endif
-#if TIED || MOVM != 3
+#if MOVM != 3
   T rows[2][16 * 16];          // 16 states of each channel; the halves of channels 4 to 7 and 12 to 15 are swapped
 #else
   T rows[1][8];                // nothing
@@ -37,7 +43,8 @@ struct __align__(16) WarpShared {
 // where `_t` says that steps and channels are exchanged: channels 2 q and 2 q + 1 (+ 8 i) of step g.
 struct Positions {
   float delta[4], sigma[4];  // sigma: the derivative of delta by dt, a sigmoid; unless TIED, over delta
-  unsigned u[2], ds[2], drive[2], ds_t[2], drive_t[2];
+  unsigned u[2], ds[2], drive[2];
+  unsigned ds_t[2], drive_t[2];  // unless WINDOWS
 };
 
 // A lane's sums over time of its two channels.
@@ -85,11 +92,12 @@ __device__ __forceinline__ void gate_gradients(const unsigned *zdy, const unsign
   }
 }
 
-// What is elementwise before the recurrences. stage, block: as in Elementwise. rates: where this lane's channel g lies.
-// gates: its row of z in the first stage.
+// What is elementwise before the recurrences. stage, block: bytes of the batch's stage behind the first one, and which
+// eight steps of it. gates: the row of z in the first stage; rates: where this lane's channel g lies; weights: step g,
+// channels 2 q and 2 q + 1.
 __device__ __forceinline__ void prepare(const ChannelParams &c, const FragmentAddrs &at, SmemAddr gates, int stage,
                                         int block, float gain, bool gate, T *dz_at, bool write, float *rates,
-                                        Positions &to, ChannelSums &sums) {
+                                        T *weights, Positions &to, ChannelSums &sums) {
   Elementwise work;
   unsigned zdy[4], y[2];
   float ds[4], dz[4];
@@ -125,6 +133,10 @@ __device__ __forceinline__ void prepare(const ChannelParams &c, const FragmentAd
     to.drive[i] = pack2_finite(to.delta[2 * i] * u[0], to.delta[2 * i + 1] * u[1]);
     to.ds_t[i] = movmatrix_trans(to.ds[i]);
     to.drive_t[i] = movmatrix_trans(to.drive[i]);
+    if (WINDOWS) {
+      *(unsigned *)(weights + i * WEIGHTS_TILE) = to.ds_t[i];
+      *(unsigned *)(weights + WEIGHTS + i * WEIGHTS_TILE) = to.drive_t[i];
+    }
     sums.skip[i] += ds[2 * i] * u[0] + ds[2 * i + 1] * u[1];
   }
   if (gate) store_pairs(dz, dz_at, write);
@@ -138,19 +150,28 @@ __device__ __forceinline__ void prepare(const ChannelParams &c, const FragmentAd
 struct Exchange {
   T *row_to;          // where this lane's states of channel g go, to be exchanged
   SmemAddr row_from;  // the row of ldmatrix for them
+  SmemAddr windows;   // and for weights
   int g, never;       // never: positive, which the compiler does not know; as all threads have it, they stay together
 
-  __device__ __forceinline__ void init(T *rows, int lane) {
+  __device__ __forceinline__ void init(T *rows, T *weights, int lane) {
     int q = lane % 4, row = lane / 16 * 8 + lane % 8;
     g = lane / 4;
     row_to = rows + g * 16 + (q / 2 ^ (g / 4 & 1)) * 8 + q % 2 * 4;
+    windows = smem_addr(weights + lane / 8 % 2 * WEIGHTS_TILE + lane / 16 * 64 + lane % 8 * 8);
     // Matrices: states 0 to 7 and 8 to 15 of channels 0 to 7, then of 8 to 15.
     row_from = smem_addr(rows + row * 16 + (lane / 8 % 2 ^ (row / 4 & 1)) * 8);
   }
-  // Adds up the channels: sums[states, step t] += values times the weights of step t. Weights of other steps count as
-  // zero. Buffers take turns, so that one barrier a step keeps writes behind the reads of two steps ago.
+  // The weights of step t, in a pair of steps that is loaded at its first one; which: ds or delta u, and `all` of it.
+  __device__ __forceinline__ void select(int t, bool first, int which, const unsigned *all, unsigned *pair) const {
+    if (WINDOWS && first) ldmatrix_x4(pair, smem_offset(windows, which * WEIGHTS + t / 2 * 2 * 64));
+#pragma unroll
+    for (int i = 0; i < 2; ++i)
+      if (!WINDOWS) pair[t % 2 * 2 + i] = g == t ? all[i] : 0u;
+  }
+  // Adds up the channels: sums[states, step t] += values times the weights of step t. Buffers take turns, so that one
+  // barrier a step keeps writes behind the reads of two steps ago.
   template <bool IN_REGISTERS>
-  __device__ __forceinline__ void add_channels(int t, int buffer, const unsigned *pairs, const unsigned *step_weights,
+  __device__ __forceinline__ void add_channels(int t, int buffer, const unsigned *pairs, const unsigned *weights,
                                                float *sums) {
     unsigned m[4];
     if constexpr (IN_REGISTERS) {
@@ -165,7 +186,7 @@ struct Exchange {
       __syncwarp();
       ldmatrix_x4_trans(m, smem_offset(row_from, buffer * 256));
     }
-    mma_m16n8k16(sums, m[0], m[1], m[2], m[3], g == t ? step_weights[0] : 0u, g == t ? step_weights[1] : 0u);
+    mma_m16n8k16(sums, m[0], m[1], m[2], m[3], weights[0], weights[1]);
   }
   __device__ __forceinline__ static void pack_pairs(const float *v, unsigned *pairs) {
 #pragma unroll

@@ -24,7 +24,7 @@ struct Recurrence : Exchange {
 
   __device__ __forceinline__ void init(const ScanArgs &a, WarpShared *own, long long channel, int lane) {
     int q = lane % 4;
-    Exchange::init(own->rows[0], lane);
+    Exchange::init(own->rows[0], own->weights, lane);
     rates = own->rates + DELTA_ROW(g) * RATE_ROW;
     kept = own->kept + lane;
     identity[0] = pack2(g == 2 * q ? 1.0f : 0.0f, g == 2 * q + 1 ? 1.0f : 0.0f);
@@ -88,7 +88,7 @@ struct Recurrence : Exchange {
   // From the saved states g of each of the first COUNT of eight steps, and dC.
   template <int COUNT>
   __device__ __forceinline__ void rebuild(const uint2 *saved, const Positions &at, unsigned (*gains)[4], float *dC) {
-    unsigned pairs[4] = {saved[0].x, saved[1].x, saved[0].y, saved[1].y}, b[4];
+    unsigned pairs[4] = {saved[0].x, saved[1].x, saved[0].y, saved[1].y}, b[4], weights[4];
     float h[8], delta[2][4];
 #pragma unroll
     for (int n = 0; n < 4; ++n) { h[2 * n] = low_half(pairs[n]); h[2 * n + 1] = high_half(pairs[n]); }
@@ -99,6 +99,7 @@ struct Recurrence : Exchange {
     for (int t = 0; t < COUNT; ++t) {
       int now = t % 2;
       if (t % 2 == 0) ldmatrix_x4_trans(b, smem_offset(b_rows, WINDOW * t * 8));
+      select(t, t % 2 == 0, 0, at.ds_t, weights);
 #pragma unroll
       for (int n = 0; n < 8; ++n) h[n] *= d[now][n];
 #pragma unroll
@@ -111,7 +112,7 @@ struct Recurrence : Exchange {
       if (t == 2 || t == 5) end_stretch(never == -3 - t);
 #pragma unroll
       for (int n = 0; n < 4; ++n) pairs[n] = pack2_finite(h[2 * n], h[2 * n + 1]);
-      add_channels<(MOVM & 1) != 0>(t, t % 2, pairs, at.ds_t, dC);
+      add_channels<(MOVM & 1) != 0>(t, t % 2, pairs, weights + t % 2 * 2, dC);
     }
   }
 
@@ -119,7 +120,7 @@ struct Recurrence : Exchange {
   template <int COUNT>
   __device__ __forceinline__ void adjoint(const unsigned (*gains)[4], const Positions &at, float *b_sum,
                                           float *rate_sum, float *dB) {
-    unsigned b[4], c[4], products[2][4] = {};  // with one step, those of a second one are zero
+    unsigned b[4], c[4], weights[4], products[2][4] = {};  // with one step, those of a second one are zero
     float delta[2][4];
     const unsigned ones = pack2(1.0f, 1.0f);
 #pragma unroll
@@ -129,12 +130,13 @@ struct Recurrence : Exchange {
         ldmatrix_x4_trans(c, smem_offset(b_rows, TILES_OF_STATES * SLOTS * 8 + WINDOW * (t / 2 * 2) * 8));
         ldmatrix_x4(b, smem_offset(b_rows, WINDOW * (t / 2 * 2) * 8));
       }
+      select(t, t % 2 || t == COUNT - 1, 1, at.drive_t, weights);
 #pragma unroll
       for (int j = 0; j < 2; ++j) mma_m16n8k8(carry + 4 * j, at.ds[0], at.ds[1], c[t % 2 * 2 + j]);
       unsigned pairs[4];
       pack_pairs(carry, pairs);
       mma_m16n8k16(b_sum, pairs[0], pairs[1], pairs[2], pairs[3], b[t % 2 * 2], b[t % 2 * 2 + 1]);
-      add_channels<(MOVM & 2) != 0>(t, (t + 1) % 2, pairs, at.drive_t, dB);
+      add_channels<(MOVM & 2) != 0>(t, (t + 1) % 2, pairs, weights + t % 2 * 2, dB);
 #pragma unroll
       for (int n = 0; n < 4; ++n) products[n / 2][(t % 2 ^ 1) * 2 + n % 2] = mul2(pairs[n], gains[t][n]);
       if (t % 2 == 0)

@@ -7,7 +7,7 @@
 #include "ssamba/mma_backward.cuh"
 
 // How many rows of decays, each of a step and a channel, are computed again: with HOLD, as registers require.
-#define AGAIN (!HOLD ? 2 * EIGHT : KT > 2 ? 1 : 0)
+#define AGAIN (!HOLD ? 2 * EIGHT : KT > 2 ? 2 : 0)
 
 // A warp's recurrences.
 struct Recurrence : Exchange {
@@ -19,7 +19,7 @@ struct Recurrence : Exchange {
   float carry[8];       // the adjoint state
 
   __device__ __forceinline__ void init(const ScanArgs &a, WarpShared *own, long long channel, int lane) {
-    Exchange::init(own->rows[0], lane);
+    Exchange::init(own->rows[0], own->weights, lane);
     rates = own->rates + DELTA_ROW(g) * RATE_ROW;
     first = lane % 4 * 4 + 1;
     weights[0] = pack2(first, first + 1); weights[1] = pack2(first + 2, first + 3);
@@ -63,7 +63,7 @@ struct Recurrence : Exchange {
     for (int i = 0; i < 2; ++i) { states[0][i] = saved[i].x; states[0][2 + i] = saved[i].y; }
 #pragma unroll
     for (int n = 0; n < 4; ++n) { h[2 * n] = low_half(states[0][n]); h[2 * n + 1] = high_half(states[0][n]); }
-    unsigned b[4];
+    unsigned b[4], step[4];
     Rates d[2];  // of this pair of steps and of the next
     read_rates(0, d[0]);
 #pragma unroll
@@ -73,6 +73,7 @@ struct Recurrence : Exchange {
         ldmatrix_x4_trans(b, smem_offset(b_rows, WINDOW * t * 8));
         if (t < COUNT - 2) read_rates(t + 2, d[t / 2 % 2 ^ 1]);
       }
+      select(t, t % 2 == 0, 0, at.ds_t, step);
       decays(t, d[t / 2 % 2], decay);
 #pragma unroll
       for (int n = 0; n < 8; ++n) held[t][n] = decay[n];
@@ -85,7 +86,7 @@ struct Recurrence : Exchange {
       if (t < COUNT - 1)
 #pragma unroll
         for (int n = 0; n < 4; ++n) states[t + 1][n] = pairs[n];
-      add_channels<(MOVM & 1) != 0>(t, t % 2, pairs, at.ds_t, dC);
+      add_channels<(MOVM & 1) != 0>(t, t % 2, pairs, step + t % 2 * 2, dC);
     }
   }
 
@@ -93,7 +94,7 @@ struct Recurrence : Exchange {
   template <int COUNT>
   __device__ __forceinline__ void adjoint(const unsigned (*states)[4], const Positions &at, float *b_sum,
                                           float *rate_sum, float *dB) {
-    unsigned b[4], c[4];
+    unsigned b[4], c[4], step[4];
     Rates d[2];
     if (again(COUNT - 1, 0)) read_rates(COUNT - 1, d[(COUNT - 1) / 2 % 2]);
 #pragma unroll
@@ -104,13 +105,14 @@ struct Recurrence : Exchange {
         ldmatrix_x4(b, smem_offset(b_rows, WINDOW * (t / 2 * 2) * 8));
         if (t > 1 && again(t - 3, 0)) read_rates(t - 2, d[t / 2 % 2 ^ 1]);
       }
+      select(t, t % 2 || t == COUNT - 1, 1, at.drive_t, step);
       if (again(t, 0)) decays(t, d[t / 2 % 2], decay);
 #pragma unroll
       for (int j = 0; j < 2; ++j) mma_m16n8k8(carry + 4 * j, at.ds[0], at.ds[1], c[t % 2 * 2 + j]);
       unsigned pairs[4];
       pack_pairs(carry, pairs);
       mma_m16n8k16(b_sum, pairs[0], pairs[1], pairs[2], pairs[3], b[t % 2 * 2], b[t % 2 * 2 + 1]);
-      add_channels<(MOVM & 2) != 0>(t, (t + 1) % 2, pairs, at.drive_t, dB);
+      add_channels<(MOVM & 2) != 0>(t, (t + 1) % 2, pairs, step + t % 2 * 2, dB);
 #pragma unroll
       for (int n = 0; n < 8; ++n) carry[n] *= again(t, n / 2 % 2) ? decay[n] : held[t][n];
       pack_pairs(carry, pairs);
