@@ -139,8 +139,7 @@ def main() -> None:
         ready_weights()
     training()
     for cut in ("split=1,warps=4,stages=3,chunks=1,blocks=2", "split=2,warps=2,stages=3,chunks=1,blocks=2",
-                "split=1,warps=4,stages=4,chunks=3,blocks=2",
-                "split=1,warps=4,stages=3,chunks=1,blocks=2,early=1,powers=1,unroll=1"):  # fmt: skip
+                "split=1,warps=4,stages=4,chunks=3,blocks=2"):  # fmt: skip
         late_gate(cut)
         late_gate(cut, torch.float16)
     mixer(37, 48, 12, 2, torch.bfloat16, 2e-2)

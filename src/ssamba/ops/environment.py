@@ -89,8 +89,8 @@ def scan_tiling() -> dict[str, int]:
     """``SSAMBA_CUT``: values in place of the chosen tiling of the tensor-core forward scan, by default none.
 
     ``warps=8,stages=4`` gives ``{"warps": 8, "stages": 4}``; the names are ``split``, ``warps``, ``stages``,
-    ``blocks``, ``chunks``, ``adds``, ``early``, ``powers``, ``short`` and ``unroll`` (``ScanTiling``
-    explains them). ``chunks`` also holds for the form with states in lanes. Raises ValueError when it cannot be parsed.
+    ``blocks``, ``chunks`` and ``adds`` (``ScanTiling`` explains them). ``chunks`` also holds for the form with
+    states in lanes. Raises ValueError when it cannot be parsed.
     """
     pairs = (part.split("=") for part in os.environ.get("SSAMBA_CUT", "").split(",") if part)
     return {name.strip(): int(value) for name, value in pairs}

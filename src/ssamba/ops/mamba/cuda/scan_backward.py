@@ -121,9 +121,7 @@ def even_clips(batch: int, length: int, side_by_side: int, places: int, most: in
     return min(range(most, 0, -1), key=steps)
 
 
-def run_mma(
-    shape: Shape, tiling: BackwardTiling, clips: int, tensors: dict[str, Tensor], more: dict[str, int]
-) -> None:
+def run_mma(shape: Shape, tiling: BackwardTiling, clips: int, tensors: dict[str, Tensor], more: dict[str, int]) -> None:
     """Launches kernels/scan_backward_mma.cu.
 
     ``clips``: of a block; ``tensors``: by the names of ``ScanArgs``; ``more``: further macros.

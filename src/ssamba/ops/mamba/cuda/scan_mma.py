@@ -37,26 +37,6 @@ class ScanTiling(NamedTuple):
     adds: int = 1
     """With one warp for all states and no chunks: 1 adds what comes into the states by the FMA that decays them, 0 by
     the product that it is, as the other tilings do."""
-    early: int = 0
-    """With one warp for all states: 1 lets a warp arrive at a batch's barrier eight steps before it waits there."""
-    powers: int = 0
-    """With one warp for all states and tied decays: 1 exchanges the powers of r that lanes start from, 0 log2 r."""
-    short: int = 0
-    """1: softplus by a polynomial with a relative error of 5.7e-5, 0: 8.4e-6."""
-    unroll: int = 0
-    """1 gives each stage its code, in which its place in shared memory is a constant."""
-
-    def macros(self, shape: Shape, phase: int) -> dict[str, int]:
-        """Macros of these settings. Those that a kernel of the phase does not take are left out, as are defaults."""
-        one_warp = self.state_split == 1
-        wanted = {
-            "ADDS": (self.adds == 0, 0),
-            "EARLY_ARRIVAL": (self.early and one_warp, 1),
-            "POWERS": (self.powers and one_warp and shape.tied and phase != 3, 1),
-            "SHORT_SOFTPLUS": (self.short and phase != 4, 1),
-            "UNROLLED": (self.unroll, 1),
-        }
-        return {name: value for name, (given, value) in wanted.items() if given}
 
 
 def choose_tiling(shape: Shape) -> ScanTiling:
@@ -110,11 +90,9 @@ def _shared(shape: Shape, tiling: ScanTiling, phase: int, gate: bool) -> int:
     groups = tiling.warps // tiling.state_split
     rows = 20 + 16 * (gate and phase in (0, 2)) + 16 * (phase == 2)
     stage = 2 * rows * (16 * groups + 8) + 2 * 16 * (-(-shape.rank // 16) * 16 + 8) + 2 * shape.states // 4 * 138 * 8
-    deltas, macros = 64 * (36 if shape.tied else 20), tiling.macros(shape, phase)
-    if "POWERS" in macros:
-        deltas = 16 * 328
-    barrier = 16 * ("EARLY_ARRIVAL" in macros)
-    return tiling.stages * stage + groups * (deltas if tiling.state_split == 1 else 2 * deltas + 3072) + barrier
+    deltas, barrier = 64 * (36 if shape.tied else 20), 16
+    alone = tiling.state_split == 1
+    return tiling.stages * stage + groups * (deltas if alone else 2 * deltas + 3072) + (barrier if alone else 0)
 
 
 def takes_states(shape: Shape, tensors: dict[str, Tensor]) -> bool:
@@ -126,13 +104,9 @@ def states(shape: Shape, tensors: dict[str, Tensor]) -> None:
     """Writes ``ckpt``, the states before every 8 steps, as kernels/scan_states.cu does."""
     x, count = tensors["x"], tensors["ckpt"].shape[2]
     warps, blocks = (4, 4) if shape.dir_blocks * shape.batch * shape.width // 16 < 3072 else (8, 2)
-    tiling = choose_tiling(shape)._replace(
-        state_split=1, warps=warps, stages=3, min_blocks_per_sm=blocks, chunks=1, adds=1
-    )
+    tiling = ScanTiling(state_split=1, warps=warps, stages=3, min_blocks_per_sm=blocks, chunks=1)
     across, clips, directions = shape.grid(16 * warps)
-    defines = shape.defines(
-        PHASE=4, SPLIT=1, WARPS=warps, STAGES=3, MIN_BLOCKS=blocks, CHUNKED=0, GATE=0, **tiling.macros(shape, 4)
-    )
+    defines = shape.defines(PHASE=4, SPLIT=1, WARPS=warps, STAGES=3, MIN_BLOCKS=blocks, CHUNKED=0, GATE=0)
     with nvrtc.on(x):
         run = nvrtc.kernel(unit("scan_forward_mma.cu"), "scan_fragments", defines, x.device.index or 0)
         args = arguments(shape, count, aligned(tensors))
@@ -166,7 +140,7 @@ def forward(shape: Shape, tensors: dict[str, Tensor]) -> None:
             defines = shape.defines(
                 PHASE=phase, SPLIT=tiling.state_split, WARPS=tiling.warps, STAGES=tiling.stages,
                 MIN_BLOCKS=tiling.min_blocks_per_sm, CHUNKED=int(tiling.chunks > 1), GATE=int(gate),
-                **tiling.macros(shape, phase),
+                **({} if tiling.adds else {"ADDS": 0}),
             )  # fmt: skip
             run = nvrtc.kernel(unit("scan_forward_mma.cu"), "scan_fragments", defines, x.device.index or 0)
             across, clips, directions = shape.grid(16 * tiling.warps // tiling.state_split)

@@ -146,14 +146,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan_fragments
   if (thread == 0) mbarrier_init(w.barrier, WARPS);  // of each warp one lane arrives
 #endif
   w.at.init(first_stage, lane, group, half);
-#if POWERS
-  w.delta = w.group_shared->delta[0] + g * 4;
-  w.delta_at = w.delta + q * PAIR_VALUES;
-  w.power = w.delta + q * PLANE_VALUES;
-#else
   w.delta = w.group_shared->delta[0] + DELTA_ROW(g) * DR;
   w.delta_at = w.delta + (half * 8 + q * 2) * DV;
-#endif
   __syncthreads();
   run_mainloop(w);
   if ((PHASE == 3 || (PHASE == 1 && !CHUNKED)) && w.on) {

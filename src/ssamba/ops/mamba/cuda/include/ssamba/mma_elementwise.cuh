@@ -8,10 +8,6 @@
 // B and C lie: SLOTS, rows of 8 states of a tile; WINDOW, rows from the window of a step to that of the next;
 // FIRST_SLOT, the row of step 0; and BIASES: with 2, dt's bias of a channel is in two registers, as a product starts
 // from it, with 1 it is copied for each product.
-//
-// May be given, for scan_forward_mma.cu: POWERS 1, where TIED: the powers of r that lanes start from are computed by
-// the lane that computes r, once for a channel and step, and exchanged in place of log2 r; SHORT_SOFTPLUS 1:
-// softplus_short.
 #pragma once
 
 #include "ssamba/fast_math.cuh"
@@ -38,21 +34,10 @@ static_assert(NJ * SPLIT * 8 == N, "8 states can not be split");
 // and saved states are read and written eight bytes at a time.
 #define QUADS ((TIED || PHASE == 4) && NJ == 2)
 #define PIECE (QUADS ? 2 : 4)    // values of B and C that a copy takes
-#ifndef POWERS
-#define POWERS 0
-#endif
-#ifndef SHORT_SOFTPLUS
-#define SHORT_SOFTPLUS 0
-#endif
 #define DV (TIED ? 2 : 1)        // values of a step that lanes exchange: delta or, if TIED, log2 r and r
 #define DR (DV * STEPS + 4)      // a row of them, padded
 // The row of channel g, of 8. Lanes of channels that write at once then meet different banks, as those that read do.
 #define DELTA_ROW(g) (TIED ? (g) % 2 * 4 + (g) / 2 : (g) % 4 * 2 + (g) / 4)
-// POWERS: plane q has the first decay of lane 4 g + q, r^(FIRST_POWER q + 1): of a pair of steps, for each g, both
-// steps of channel g and both of g + 8. Padding lets lanes that write at once meet all banks, and those that read.
-#define FIRST_POWER (QUADS ? 4 : 2)
-#define PAIR_VALUES (8 * 4 + 8)
-#define PLANE_VALUES (STEPS / 2 * PAIR_VALUES + 8)
 
 // A batch of 16 steps.
 struct __align__(16) Stage {
@@ -82,12 +67,7 @@ __device__ __forceinline__ int column_of(int m) { return QUADS ? m % 16 / 4 * 2 
 
 // What the warps of one group of 16 channels share.
 struct __align__(16) GroupShared {
-#if POWERS
-  float delta[1][4 * PLANE_VALUES];
-  static_assert(TIED && SPLIT == 1 && PHASE != 3, "POWERS: the sums of log2 r and two warps' lanes need log2 r itself");
-#else
   float delta[SPLIT][16 * DR];  // with SPLIT 2, of this batch and of the next, as the others
-#endif
 #if SPLIT == 2
   uint2 drive[2][2][32];
   float4 sum[2][2][32];
@@ -152,10 +132,8 @@ struct StepBlock {
   float sum[4];       // the output, at first without the part that comes from the states
 };
 
-#define DELTA_PART (POWERS ? 6 : 5)
-
-// The elementwise part of 8 steps. Part 5 writes delta (TIED: log2 r and r) to shared memory, with POWERS parts 5 and 6
-// the powers of r: a barrier must follow DELTA_PART before it is read.
+// The elementwise part of 8 steps. Part 5 writes delta (TIED: log2 r and r) to shared memory: a barrier must follow
+// before it is read.
 struct Elementwise {
   unsigned before[4], here[4];
   float dt[4], v[4], d[4];
@@ -168,21 +146,14 @@ struct Elementwise {
     if constexpr (PART == 1 || PART == 2) convolve<PART - 1>(c);
     if constexpr (PART == 3 || PART == 4) {
       constexpr int i = 2 * PART - 6;
-#if SHORT_SOFTPLUS
+#if PHASE != 4  // saved states have what the backward computes
       d[i] = softplus_short(dt[i]); d[i + 1] = softplus_short(dt[i + 1]);
 #else
       d[i] = softplus_poly(dt[i]); d[i + 1] = softplus_poly(dt[i + 1]);
 #endif
     }
-#if POWERS
-    if constexpr (PART == 5 || PART == 6) {
-      write_plane<2 * PART - 10>(c, delta_at + block * 4 * PAIR_VALUES);
-      write_plane<2 * PART - 9>(c, delta_at + block * 4 * PAIR_VALUES);
-    }
-#endif
     if constexpr (PART == 5) {
-#if POWERS
-#elif TIED
+#if TIED
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         float lo = d[2 * i] * c.rate[i], hi = d[2 * i + 1] * c.rate[i];
@@ -210,18 +181,6 @@ struct Elementwise {
     if constexpr (PART < 7) all<PART + 1>(c, at, stage, block, delta_at, to);
   }
 
-#if POWERS
-  // Plane q of the powers of r, of the lane's channels and steps.
-  template <int q> __device__ __forceinline__ void write_plane(const ChannelParams &c, float *to) {
-    float power[4];
-#pragma unroll
-    for (int n = 0; n < 4; ++n) {
-      float log_r = d[n] * c.rate[n / 2];
-      power[n] = ex2(q ? log_r * (FIRST_POWER * q + 1) : log_r);
-    }
-    *(float4 *)(to + q * PLANE_VALUES) = make_float4(power[0], power[1], power[2], power[3]);
-  }
-#endif
   __device__ __forceinline__ void read(const ChannelParams &c, const FragmentAddrs &at, int stage, int block) {
     SmemAddr rows = smem_offset(smem_bytes(at.before, stage), block * 8 * XR);
     ldmatrix_x4_trans(before, rows);

@@ -21,7 +21,7 @@ struct Interleaved {
 
   template <int STEP> __device__ __forceinline__ void after_step() {
     if constexpr (STEP % SPLIT == SPLIT - 1) work.part<STEP / SPLIT>(c, at, stage, block, delta_at, to);
-    if constexpr (SPLIT == 1 && STEP == DELTA_PART) __syncwarp();  // it has written delta
+    if constexpr (SPLIT == 1 && STEP == 5) __syncwarp();  // part 5 has written delta
     if constexpr (OUTPUTS && STEP == SPLIT) outputs.store(sum, gate);
     if constexpr (OUTPUTS && STEP == 6 * SPLIT) load_gate(at, stage_now, block_now, gate);
   }
@@ -29,14 +29,10 @@ struct Interleaved {
 
 // delta of four steps (TIED: log2 r and r of two) of this lane's channels g and g + 8. POWERS: r of two steps of both
 // channels, and their first decays.
-__device__ __forceinline__ void read_deltas(const WarpState &w, float (*d)[4], const float *delta) {
+__device__ __forceinline__ void read_deltas(float (*d)[4], const float *delta) {
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-#if POWERS
-    float4 four = *(const float4 *)((i ? w.power : w.delta) + (delta - w.delta));
-#else
     float4 four = *(const float4 *)(delta + i * 8 * DR);
-#endif
     d[i][0] = four.x; d[i][1] = four.y; d[i][2] = four.z; d[i][3] = four.w;
   }
 }
@@ -51,11 +47,7 @@ struct BcFragments {
 template <int t> __device__ __forceinline__ void powers_of(const WarpState &w, const float (*d)[4], float *decay) {
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-#if POWERS
-    float r = d[0][2 * i + t % 2], power = d[1][2 * i + t % 2];
-#else
     float r = d[i][t % 2 * 2 + 1], power = ex2(d[i][t % 2 * 2] * w.first);
-#endif
 #pragma unroll
     for (int n = 0; n < 2 * NJ; ++n, power *= r) decay[n / 2 * 4 + i * 2 + n % 2] = power;
   }
@@ -83,7 +75,7 @@ __device__ __forceinline__ void advance(WarpState &w, SmemAddr b_rows, float (*d
 #if !ADDS
 #pragma unroll
   for (int i = 0; i < NJ * 4; ++i) h[i] *= DECAY(i);
-  if constexpr (t % HELD == HELD - 1 && t < 7) read_deltas(w, d, delta + STEP_AT(t + 1));
+  if constexpr (t % HELD == HELD - 1 && t < 7) read_deltas(d, delta + (t + 1) * DV);
 #endif
   if constexpr (t % EACH == 0) {
     ldmatrix_x4_trans(bc.b, smem_offset(b_rows, WINDOW * t * 8));
@@ -98,7 +90,7 @@ __device__ __forceinline__ void advance(WarpState &w, SmemAddr b_rows, float (*d
   for (int j = 0; j < NJ; ++j) mma_m16n8k8_zero(into + 4 * j, eight.drive[0], eight.drive[1], bc.b[AT + j]);
 #pragma unroll
   for (int i = 0; i < NJ * 4; ++i) h[i] = h[i] * DECAY(i) + into[i];
-  if constexpr (t % HELD == HELD - 1 && t < 7) read_deltas(w, d, delta + STEP_AT(t + 1));
+  if constexpr (t % HELD == HELD - 1 && t < 7) read_deltas(d, delta + (t + 1) * DV);
 #endif
 #if OUTPUTS && NJ == 2
   mma_m16n8k16(eight.sum, pack2_finite(h[0], h[1]), pack2_finite(h[2], h[3]), pack2_finite(h[4], h[5]),
@@ -110,7 +102,7 @@ __device__ __forceinline__ void advance(WarpState &w, SmemAddr b_rows, float (*d
   if constexpr (t < 7)
     advance<STEP + 1>(w, b_rows, d, delta, later, eight, between, bc);
   else if (later)
-    read_deltas(w, d, later);
+    read_deltas(d, later);
 }
 
 #if PHASE == 4
@@ -142,7 +134,7 @@ __device__ __forceinline__ void run_block(WarpState &w, int s0, StepBlock *eight
                          gate, eight[OTHER], eight[OTHER].sum,       w.outputs};
   BcFragments bc;
   SmemAddr b_rows = smem_offset(smem_bytes(w.at.b, w.now), BLOCK * 8 * STEP_VALUES);
-  advance<0>(w, b_rows, d, w.delta + STEP_AT(8) * BLOCK, w.delta + STEP_AT(8) * OTHER, eight[BLOCK], between, bc);
+  advance<0>(w, b_rows, d, w.delta + 8 * DV * BLOCK, w.delta + 8 * DV * OTHER, eight[BLOCK], between, bc);
   if (BLOCK == 1) w.advance_stage();
 }
 
@@ -162,19 +154,9 @@ __device__ __forceinline__ void run_mainloop(WarpState &w) {
   w.load_first_batches();
   w.prepare(eight[0]);
   __syncwarp();
-  read_deltas(w, d, w.delta);
+  read_deltas(d, w.delta);
 #pragma unroll 1
   for (int s0 = w.begin; s0 < w.hi; s0 += STEPS) {
-#if UNROLLED
-    w.first_stages();
-#pragma unroll
-    for (int i = 0; i < STAGES - 1; ++i, s0 += STEPS) {
-      run_block<0>(w, s0, eight, d, gate);
-      if (w.hi - s0 <= 8) return finish(w, eight[0], gate);
-      run_block<1>(w, s0, eight, d, gate);
-      if (w.hi - s0 <= STEPS) return finish(w, eight[1], gate);
-    }
-#endif
     run_block<0>(w, s0, eight, d, gate);
     if (w.hi - s0 <= 8) return finish(w, eight[0], gate);
     run_block<1>(w, s0, eight, d, gate);
@@ -196,55 +178,48 @@ __device__ __forceinline__ void run_mainloop(WarpState &w) {
   w.load_first_batches();
   w.prepare(mine);
   w.group_shared->drive[0][w.half][w.lane] = make_uint2(mine.drive[0], mine.drive[1]);
-#if UNROLLED
-  constexpr int BATCHES = STAGES % 2 ? 2 * STAGES : STAGES;  // then stage and parity are the first again
+  // Code for each of so many batches that stage and parity are the first again: what they point at are constants then.
+  constexpr int BATCHES = STAGES % 2 ? 2 * STAGES : STAGES;
 #pragma unroll 1
   for (int s0 = w.begin; s0 < w.hi;) {
     w.first_stages();
     parity = 0;
 #pragma unroll
-    for (int i = 0; i < BATCHES && s0 < w.hi; ++i, s0 += STEPS)
-#else
-#pragma unroll 1
-  for (int s0 = w.begin; s0 < w.hi; s0 += STEPS)
-#endif
-  {
-    w.next_batch(s0);
-    int next_parity = parity ^ 1;
-    if (PHASE != 3 && s0 > w.begin) add_other_half(w, sum, next_parity);
-    StepBlock eight[2];
+    for (int i = 0; i < BATCHES && s0 < w.hi; ++i, s0 += STEPS) {
+      w.next_batch(s0);
+      int next_parity = parity ^ 1;
+      if (PHASE != 3 && s0 > w.begin) add_other_half(w, sum, next_parity);
+      StepBlock eight[2];
 #pragma unroll
-    for (int n = 0; n < 2; ++n) {
-      uint2 drive = w.group_shared->drive[parity][n][w.lane];
-      eight[n].drive[0] = drive.x; eight[n].drive[1] = drive.y;
+      for (int n = 0; n < 2; ++n) {
+        uint2 drive = w.group_shared->drive[parity][n][w.lane];
+        eight[n].drive[0] = drive.x; eight[n].drive[1] = drive.y;
 #pragma unroll
-      for (int i = 0; i < 4; ++i) eight[n].sum[i] = 0.0f;
-    }
-    float begin[4] = {mine.sum[0], mine.sum[1], mine.sum[2], mine.sum[3]};
-    const float *delta = w.delta + parity * 16 * DR;
-    read_deltas(w, d, delta);
-    Interleaved between = {w.c,  w.at, w.next, 0,   w.now, 0, w.delta_at + next_parity * 16 * DR,
-                           gate, mine, sum,    w.outputs};
-    SmemAddr b_rows = smem_bytes(w.at.b, w.now);
-    BcFragments bc;
-    advance<0>(w, b_rows, d, delta, delta + 8 * DV, eight[0], between, bc);
-    advance<8>(w, smem_offset(b_rows, 8 * STEP_VALUES), d, delta + 8 * DV, nullptr, eight[1], between, bc);
-    w.advance_stage();
-    w.group_shared->drive[next_parity][w.half][w.lane] = make_uint2(mine.drive[0], mine.drive[1]);
+        for (int i = 0; i < 4; ++i) eight[n].sum[i] = 0.0f;
+      }
+      float begin[4] = {mine.sum[0], mine.sum[1], mine.sum[2], mine.sum[3]};
+      const float *delta = w.delta + parity * 16 * DR;
+      read_deltas(d, delta);
+      Interleaved between = {w.c,  w.at, w.next, 0,   w.now, 0, w.delta_at + next_parity * 16 * DR,
+                             gate, mine, sum,    w.outputs};
+      SmemAddr b_rows = smem_bytes(w.at.b, w.now);
+      BcFragments bc;
+      advance<0>(w, b_rows, d, delta, delta + 8 * DV, eight[0], between, bc);
+      advance<8>(w, smem_offset(b_rows, 8 * STEP_VALUES), d, delta + 8 * DV, nullptr, eight[1], between, bc);
+      w.advance_stage();
+      w.group_shared->drive[next_parity][w.half][w.lane] = make_uint2(mine.drive[0], mine.drive[1]);
 #if PHASE != 3
-    float theirs[4];
+      float theirs[4];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      sum[i] = begin[i] + (w.half ? eight[1].sum[i] : eight[0].sum[i]);
-      theirs[i] = w.half ? eight[0].sum[i] : eight[1].sum[i];
+      for (int i = 0; i < 4; ++i) {
+        sum[i] = begin[i] + (w.half ? eight[1].sum[i] : eight[0].sum[i]);
+        theirs[i] = w.half ? eight[0].sum[i] : eight[1].sum[i];
+      }
+      w.group_shared->sum[parity][w.half][w.lane] = make_float4(theirs[0], theirs[1], theirs[2], theirs[3]);
+#endif
+      parity = next_parity;
     }
-    w.group_shared->sum[parity][w.half][w.lane] = make_float4(theirs[0], theirs[1], theirs[2], theirs[3]);
-#endif
-    parity = next_parity;
   }
-#if UNROLLED
-  }
-#endif
   cp_async_wait<0>();  // zeros, copied for steps beyond the end
   if (PHASE == 3 || w.begin >= w.hi) return;
   __syncthreads();

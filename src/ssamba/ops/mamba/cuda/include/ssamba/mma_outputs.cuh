@@ -40,7 +40,7 @@ struct Outputs {
     place = begin - 8 * SPLIT + g;
     at = place * step;
     distance = per_thread(8 * SPLIT * step);
-#if UNROLLED
+#if SPLIT == 2
     count = max(steps, 0);  // the same for all warps of a block: no register of the thread
     if (!on) place = -(1 << 30);  // so that none is reached
 #else

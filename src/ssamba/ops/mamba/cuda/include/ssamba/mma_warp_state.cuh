@@ -15,18 +15,9 @@
 #define ADDS (SPLIT == 1 && !CHUNKED)
 #endif
 #define STAGE ((int)sizeof(Stage))
-// UNROLLED 1: the loop's code has as many batches as there are stages, whose offsets are constants then. With SPLIT 2
-// twice as many if the stages are odd, so that the halves of what two warps share are constants, too.
-#ifndef UNROLLED
-#define UNROLLED 0
-#endif
-// EARLY_ARRIVAL 1, with SPLIT 1: a warp arrives at the barrier of a batch when it has read the batch before, and waits
-// eight steps later, so that warps may be that far apart.
-#ifndef EARLY_ARRIVAL
-#define EARLY_ARRIVAL 0
-#endif
-// Values from where a lane reads what is exchanged of one step to where it reads that of step t, of a pair or four.
-#define STEP_AT(t) (POWERS ? (t) / 2 * PAIR_VALUES : (t) * DV)
+// With SPLIT 1 a warp arrives at the barrier of a batch when it has read the batch before, and waits eight steps later,
+// so that warps may be that far apart.
+#define EARLY_ARRIVAL (SPLIT == 1)
 
 // The state of a warp's main loop.
 struct WarpState {
@@ -41,10 +32,7 @@ struct WarpState {
   float a2[NJ * 4];  // log2 of the states' decay for each unit of delta
 #endif
   float total[2];           // PHASE 3: sums of delta (TIED: of log2 r)
-  float *delta, *delta_at;  // where this lane reads delta (TIED: log2 r and r; POWERS: r), and where it writes it
-#if POWERS
-  const float *power;       // where it reads its first decays
-#endif
+  float *delta, *delta_at;  // where this lane reads delta (TIED: log2 r and r), and where it writes it
 #if PHASE == 4
   T *saved;            // where this lane's states of its first channel go
   long long save_step;

@@ -1,10 +1,8 @@
-"""Settings of the tensor-core forward scan (SSAMBA_CUT), emulated on the CPU: see test_scan_settings.py.
+"""Warps of the tensor-core forward scan in every order, emulated on the CPU: see test_scan_orders.py.
 
-``early``: warps that wait half a batch after they arrive; ``powers``: powers of r exchanged in place of log2 r;
-``unroll``: code for each stage; ``all``: together, and ``some``: those in fewer cases. None changes a bit. Each runs
-with every order of warps and with copies that arrive as late as they may (cuda_shim/fibers.h), at lengths where batches
-end, in both 16-bit types, with 16 and 8 states, both directions, one direction, chunks of time, and the saved states.
-``short``: the shorter softplus.
+Each case runs with every order of warps and with copies that arrive as late as they may (cuda_shim/fibers.h), at
+lengths where batches end, in both 16-bit types, with 16 and 8 states, both directions, one direction, chunks of time,
+two warps for the states, and the saved states: all orders give the same bits. ``some`` or ``all`` cases.
 """
 
 from __future__ import annotations
@@ -14,12 +12,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from cuda_forms_small import HALF_SCALE, draw, environment, error
+from cuda_forms_small import draw, environment
 from torch import Tensor
 from triton_small import build, plain_proj
 
 from ssamba.ops.jit import nvrtc
-from ssamba.ops.mamba import gpu, gpu_inference, naive
+from ssamba.ops.mamba import gpu, gpu_inference
 from ssamba.ops.mamba.cuda import projection, scan, scan_mma
 from ssamba.ops.mamba.cuda.scan_shape import Shape
 from ssamba.ops.mamba.cuda.sources import MMA_TYPES
@@ -64,7 +62,6 @@ CASES = (
     *(Case(1, length, 48, 12, split=2) for length in (1, 16, 97, 129, 193)),
     Case(1, 129, 48, 12, 2, False, False, chunks=3, split=2),
 )
-SETTINGS = {"early": "early=1", "powers": "powers=1", "unroll": "unroll=1", "all": "early=1,powers=1,unroll=1"}
 
 
 def outputs(xz: Tensor, params: MixerParams, alternating: bool) -> list[Tensor]:
@@ -90,51 +87,26 @@ def saved(x: Tensor, params: MixerParams, alternating: bool) -> Tensor:
     return found
 
 
-def same_bits(setting: str, cases: Sequence[Case]) -> None:
-    """The same bits as without the setting, whatever the order of the warps."""
+def same_bits(cases: Sequence[Case]) -> None:
     for i, case in enumerate(cases):
         for dtype in MMA_TYPES if i % 3 == 0 else MMA_TYPES[:1]:
             xz, params = case.draw(dtype)
-            cut = (
-                f"split={case.split},warps={4 + 4 * (case.width > 64)},stages={3 + i % 2},blocks=1,chunks={case.chunks}"
-            )
-            with environment(SSAMBA_CUT=cut), torch.no_grad():
-                expected = outputs(xz, params, case.alternating)
-            assert all(torch.isfinite(t).all() for t in expected), (case, dtype)
+            warps, stages = 4 + 4 * (case.width > 64), 3 + i % 2
+            cut = f"split={case.split},warps={warps},stages={stages},blocks=1,chunks={case.chunks}"
+            runs = []
             for skewed in range(5):
-                with environment(SSAMBA_CUT=f"{cut},{setting}", SSAMBA_SKEWED=skewed), torch.no_grad():
-                    found = outputs(xz, params, case.alternating)
-                for a, b in zip(found, expected, strict=True):
+                with environment(SSAMBA_CUT=cut, SSAMBA_SKEWED=skewed), torch.no_grad():
+                    runs.append(outputs(xz, params, case.alternating))
+            assert all(torch.isfinite(t).all() for t in runs[0]), (case, dtype)
+            for skewed, found in enumerate(runs):
+                for a, b in zip(found, runs[0], strict=True):
                     assert torch.equal(a, b), f"{case}, {dtype}, skewed {skewed}: {(a != b).sum()} values differ"
-
-
-def short() -> None:
-    """Errors within those of the longer polynomial, and outputs that are near those of it. Not the same: it is used."""
-    for case in (Case(2, 71, 48, 12), Case(1, 71, 48, 12, 2, False, False), Case(1, 71, 48, 12, chunks=3)):
-        for dtype in MMA_TYPES:
-            scale = 1.0 if dtype == torch.bfloat16 else HALF_SCALE
-            xz, params = case.draw(dtype)
-            exact = MixerParams(*(p.double() for p in params))
-            expected = naive.bimamba_inner(*xz.double().unbind(2), exact, case.alternating)
-            found = []
-            for value in (0, 1):
-                cut = f"split=1,warps=4,stages=3,blocks=1,chunks={case.chunks},short={value}"
-                with environment(SSAMBA_CUT=cut), torch.no_grad():
-                    found.append(gpu.bimamba_inner_packed(xz, params, case.alternating))
-            off = [error(y, expected) for y in found]
-            assert off[1] < 8e-3 * scale, f"{case}, {dtype}: off by {off[1]:.1e}"
-            assert off[1] < 1.01 * off[0], f"{case}, {dtype}: off by {off[1]:.3e}, the longer one by {off[0]:.3e}"
-            assert not torch.equal(*found), f"{case}, {dtype}"
 
 
 def main(part: str) -> None:
     nvrtc.kernel, scan.usable, conv.conv_proj = build, lambda *_: True, plain_proj  # type: ignore[assignment]
     projection.usable = lambda x, *_: x.dtype in MMA_TYPES and x.shape[-1] % 16 == 0  # type: ignore[assignment]
-    if part == "short":
-        short()
-    else:
-        some = part == "some"
-        same_bits(SETTINGS["all" if some else part], SOME if some else CASES)
+    same_bits(SOME if part == "some" else CASES)
 
 
 if __name__ == "__main__":
