@@ -108,8 +108,9 @@ BACKWARD_CASES = [
     (FORMS[0], Shape(2, 33, 1, 2, 48, 16, r=12)), (FAST, Shape(2, 1, 1, 2, 16, 16, r=4)),
     (FAST, Shape(1, 8, 1, 2, 80, 16, r=12)), (FAST, Shape(2, 25, 1, 3, 112, 16, r=48)),
     (FAST, Shape(4, 513, 1, 2, 384, 16, r=12)), (FAST, Shape(1, 4099, 1, 2, 64, 16, r=24)),
+    (FAST, Shape(50, 33, 1, 2, 384, 16, r=12)),
 ]  # fmt: skip
-"""Batches of steps that are whole or not, one step, warps without channels."""
+"""Batches of steps that are whole or not, one step, warps without channels; of 50 clips a block takes several."""
 
 
 @pytest.mark.parametrize("backward", TIED_BACKWARDS)
