@@ -302,6 +302,7 @@ class BlockPair(nn.Module, ABC):
         xz_BLhKE = self._input(normal_BLd, weight_hKEd, bias_hKE)
         del weight_hKEd, bias_hKE  # not needed by the mixer, which is where memory peaks
         y_BLKE = self.mix_prepared(xz_BLhKE, mixer)
+        del xz_BLhKE
         y_BLX, out_proj_dX = y_BLKE.flatten(2), out_proj_dKE.flatten(1)
         if not fuse_next_norm or stream_BLd.dtype != y_BLX.dtype:
             return ResidualState(ops.linear(y_BLX, out_proj_dX), stream_BLd)

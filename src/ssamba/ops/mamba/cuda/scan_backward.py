@@ -90,7 +90,7 @@ def shared_bytes(shape: Shape, tiling: BackwardTiling) -> int:
     if shape.tied:
         own = 4 * 16 * 20 + 2 * sums
     else:
-        own = 4 * 16 * 12 + (512 * tiling.keep if 0 < tiling.keep <= 16 else 16) + sums
+        own = 4 * 16 * 12 + 8 * 32 + (512 * tiling.keep if 0 < tiling.keep <= 16 else 16) + sums
     return 2 * stage + tiling.warps * (own + weights + rows)
 
 

@@ -55,7 +55,7 @@ __device__ __forceinline__ void store_batch_sums(const float *sums, T *to, int s
 
 // The sums over time, from the four lanes of each channel.
 __device__ __forceinline__ void store_channel_sums(const ScanArgs &a, long long to, int e, const ChannelSums &sums,
-                                                   bool write) {
+                                                   const float2 *gate_sums, bool write) {
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
 #if TIED
@@ -64,7 +64,11 @@ __device__ __forceinline__ void store_channel_sums(const ScanArgs &a, long long 
     float v[3 + TOKEN_SUMS] = {0.0f, sums.skip[i], sums.bias[i]};
 #endif
 #if TOKEN_SUMS
+#if TIED
     v[3] = sums.gate[i];
+#else
+    v[3] = i ? gate_sums->y : gate_sums->x;
+#endif
 #endif
 #pragma unroll
     for (int n = TIED ? 0 : 1; n < 3 + TOKEN_SUMS; ++n) {
@@ -154,6 +158,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan_backward_
   w.never = a.count;
   w.init(a, own, dir_block * a.E + e0 + g, lane);
   ChannelSums total = {};
+#if TIED
+  float2 *gate_sums = nullptr;
+#else
+  float2 *gate_sums = own->gate + lane;
+  *gate_sums = make_float2(0.0f, 0.0f);
+#endif
 
   // Outputs of this lane: step g of eight, channels 2 q and 2 q + 1.
   int last_eight = (a.L - 1) / EIGHT, first = back ? a.L - 1 : 0, token = first + sign * (last_eight * EIGHT + g);
@@ -195,7 +205,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan_backward_
       bool write = step < limit;
       w.b_rows = smem_bytes(at.b, now + block * (2 * EIGHT * STEP_VALUES));
       Positions positions;
-      prepare(c, at, gates, now, block, gain, gate, places.dz + places.dz_at, write, rates, weights, positions, total);
+      prepare(c, at, gates, now, block, gain, gate, places.dz + places.dz_at, write, rates, weights, gate_sums,
+              positions, total);
       __syncwarp();
       float dB[4] = {}, dC[4] = {}, b_sum[4] = {}, rate_sum[4] = {};
       places.saved_at += step ? -places.saved_step : to_next;
@@ -224,7 +235,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan_backward_
   __syncthreads();
   store_batch_sums(sums + BUFFER(parity ^ 1) * WARPS * BATCH_SUMS, dbc + sums_at, sign * 2 * N, sums_steps, thread);
   long long of_share = (long long)share * (a.R * a.K) + dir_block;
-  store_channel_sums(a, of_share, e0 + g, total, on && q == 0);
+  store_channel_sums(a, of_share, e0 + g, total, gate_sums, on && q == 0);
 #if !TIED
   if (on) w.store_rate_sums(a.da + (of_share * a.E + e0 + g) * N + 4 * q);
 #endif

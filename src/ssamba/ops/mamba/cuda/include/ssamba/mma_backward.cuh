@@ -31,6 +31,7 @@ struct __align__(16) WarpShared {
   T weights[WINDOWS ? 2 * WEIGHTS : 8];  // ds, then delta u
 #if !TIED
   float4 kept[KEEP && KEEP <= 16 ? KEEP * 32 : 1];
+  float2 gate[32];             // each lane's sums over time of dz: registers are scarce
 #endif
 #if MOVM != 3
   T rows[2][16 * 16];          // 16 states of each channel; the halves of channels 4 to 7 and 12 to 15 are swapped
@@ -53,7 +54,7 @@ struct ChannelSums {
   float rate[2];  // of delta times the gradient of log2 r
 #endif
   float skip[2], bias[2];
-#if TOKEN_SUMS
+#if TOKEN_SUMS && TIED
   float gate[2];  // of dz
 #endif
 };
@@ -97,7 +98,7 @@ __device__ __forceinline__ void gate_gradients(const unsigned *zdy, const unsign
 // channels 2 q and 2 q + 1.
 __device__ __forceinline__ void prepare(const ChannelParams &c, const FragmentAddrs &at, SmemAddr gates, int stage,
                                         int block, float gain, bool gate, T *dz_at, bool write, float *rates,
-                                        T *weights, Positions &to, ChannelSums &sums) {
+                                        T *weights, float2 *gate_sums, Positions &to, ChannelSums &sums) {
   Elementwise work;
   unsigned zdy[4], y[2];
   float ds[4], dz[4];
@@ -140,8 +141,11 @@ __device__ __forceinline__ void prepare(const ChannelParams &c, const FragmentAd
     sums.skip[i] += ds[2 * i] * u[0] + ds[2 * i + 1] * u[1];
   }
   if (gate) store_pairs(dz, dz_at, write);
-#if TOKEN_SUMS  // steps beyond the sequence have zeros
+#if TOKEN_SUMS && TIED  // steps beyond the sequence have zeros
   if (gate) { sums.gate[0] += dz[0] + dz[1]; sums.gate[1] += dz[2] + dz[3]; }
+#elif TOKEN_SUMS  // of the second direction nobody reads them
+  float2 before = *gate_sums;
+  *gate_sums = make_float2(before.x + dz[0] + dz[1], before.y + dz[2] + dz[3]);
 #endif
 }
 
