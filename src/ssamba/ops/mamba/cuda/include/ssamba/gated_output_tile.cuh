@@ -72,17 +72,26 @@ __device__ __forceinline__ void mma_out(float (*sum)[4], unsigned (*gated)[4], S
   for (int k = 0; k < BN / 16; ++k) wgmma<D>(sum, gated[k], advance_descriptor(right, k * 32));
 }
 
-// Stores 64 columns of a warp's 16 tokens, in rows of 128 bytes. `to`: where they belong in a matrix of WIDTH columns
-// at: 2,048 bytes of shared memory for this warp alone.
-template <int WIDTH>
-__device__ __forceinline__ void store_columns(const float (*v)[4], T *to, char *at, int lane, long long tokens) {
+__device__ __forceinline__ unsigned pair_of(const float *v, int row) { return pack2(v[2 * row], v[2 * row + 1]); }
+__device__ __forceinline__ unsigned pair_of(const unsigned *v, int row) { return v[row]; }
+
+// Writes 64 columns of a warp's 16 tokens to its 2,048 bytes of shared memory, a row of 128 bytes for each token. Tile:
+// 4 values of 8 columns, or 2 pairs.
+template <class Tile> __device__ __forceinline__ void put_columns(const Tile *v, char *at, int lane) {
   char *mine = at + lane / 4 * 128 + lane % 4 * 4;
 #pragma unroll
   for (int j = 0; j < 8; ++j)
 #pragma unroll
     for (int row = 0; row < 2; ++row)
-      *(unsigned *)(mine + row * 1024 + ((j ^ lane / 4) * 16)) = pack2(v[j][2 * row], v[j][2 * row + 1]);
+      *(unsigned *)(mine + row * 1024 + ((j ^ lane / 4) * 16)) = pair_of(v[j], row);
   __syncwarp();
+}
+
+// Stores 64 columns of a warp's 16 tokens, in rows of 128 bytes. `to`: where they belong in a matrix of WIDTH columns
+// at: 2,048 bytes of shared memory for this warp alone.
+template <int WIDTH>
+__device__ __forceinline__ void store_columns(const float (*v)[4], T *to, char *at, int lane, long long tokens) {
+  put_columns(v, at, lane);
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     int token = i * 4 + lane / 8, j = lane % 8;
@@ -93,22 +102,13 @@ __device__ __forceinline__ void store_columns(const float (*v)[4], T *to, char *
 }
 
 #if NEXT
-__device__ __forceinline__ unsigned pair_of(const float *v, int row) { return pack2(v[2 * row], v[2 * row + 1]); }
-__device__ __forceinline__ unsigned pair_of(const unsigned *v, int row) { return v[row]; }
-
 // The same of COLUMNS columns with fewer instructions, since addresses are constants apart. to: where this lane's first
-// 16 bytes belong, those of token lane / 8; left: tokens from that on. Tile: 4 values of 8 columns, or 2 pairs.
+// 16 bytes belong, those of token lane / 8; left: tokens from that on. Tile: see put_columns.
 template <int WIDTH, int COLUMNS, class Tile>
 __device__ __forceinline__ void store_tokens(const Tile *v, T *to, char *at, int lane, long long left) {
-  char *mine = at + lane / 4 * 128 + lane % 4 * 4;
 #pragma unroll
   for (int k = 0; k < COLUMNS / 64; ++k) {
-#pragma unroll
-    for (int j = 0; j < 8; ++j)
-#pragma unroll
-      for (int row = 0; row < 2; ++row)
-        *(unsigned *)(mine + row * 1024 + ((j ^ lane / 4) * 16)) = pair_of(v[k * 8 + j], row);
-    __syncwarp();
+    put_columns(v + k * 8, at, lane);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       int token = i * 4 + lane / 8;

@@ -178,7 +178,7 @@ __device__ __forceinline__ void run_mainloop(WarpState &w) {
   w.load_first_batches();
   w.prepare(mine);
   w.group_shared->drive[0][w.half][w.lane] = make_uint2(mine.drive[0], mine.drive[1]);
-  // Code for each of so many batches that stage and parity are the first again: what they point at are constants then.
+  // Code for as many batches as it takes until stage and parity are the first again: all offsets are constants then.
   constexpr int BATCHES = STAGES % 2 ? 2 * STAGES : STAGES;
 #pragma unroll 1
   for (int s0 = w.begin; s0 < w.hi;) {

@@ -7,5 +7,6 @@
 #ifndef TOKEN_SUMS
 #define TOKEN_SUMS 0
 #endif
-#define VECTORS (2 + TOKEN_SUMS)  // that a scan's backward leaves in dvec for each clip: the gradients of D and dt_bias,
-                                  // and the sums of dz, which direction 0 alone writes
+// Rows that a scan's backward leaves in dvec for the clips of a block: the gradients of D and dt_bias, and the sums of
+// dz, which only those of direction 0 are.
+#define VECTORS (2 + TOKEN_SUMS)
