@@ -19,9 +19,9 @@ test: $(STAMP) lint
 test-slow: $(STAMP)
 	$(PYTEST) -m 'slow and not gpu'
 
-# The part of them that continuous integration runs: every fourth of those that do not take minutes each (tutorials, long
-# damage runs). SHARD=1/4 to 3/4 are the others.
-SHARD ?= 0/4
+# The part of them that continuous integration runs: every fifth of those that do not take minutes each (tutorials, long
+# damage runs). SHARD=1/5 to 4/5 are the others.
+SHARD ?= 0/5
 test-ci-slow: $(STAMP)
 	$(PYTEST) -m 'slow and not gpu and not long' --shard=$(SHARD) --durations=15
 

@@ -76,7 +76,7 @@ def check_bias_of_a_model() -> None:
     gpu_limits.MIN_VALUES = 1
     tokens = draw(2, 3, 16)
     keep_KB = 2 * torch.rand(5, 2, generator=torch.Generator().manual_seed(3))
-    cases = (Form(False, "both"), 2, (None,)), (Form(True, "alternating"), 1, (None, keep_KB))
+    cases = (Form(False, "both"), 2, (None,)), (Form(True, "alternating"), 1, (keep_KB,))
     for form, residual_scale, keeps in cases:
         config = Config(
             width=16, depth=4, frames=64, decay="tied" if form.tied else "free", scan=form.scan,
