@@ -88,7 +88,8 @@ def ready_weights() -> None:
     for source in (torch.bfloat16, torch.float32):
         tensors = [t.cuda() for t in pair_weights(24, 2, 2, source)]
         *exact, params = naive.ready_weights(*tensors[:4], MixerParams(*tensors[4:]), torch.float64)
-        *found, mine = gpu_inference.ready_weights(*tensors[:4], MixerParams(*tensors[4:]), torch.bfloat16)
+        pair = *tensors[:4], MixerParams(*tensors[4:])
+        *found, mine = gpu_inference.ready_weights_of_pairs(tensors[0], [pair], torch.bfloat16)[0]
         for i, (one, other) in enumerate(zip([*found, *mine], [*exact, *params], strict=True)):
             compare(f"weight {i} of {source}", one, other, 4e-3)
 

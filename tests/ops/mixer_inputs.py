@@ -35,8 +35,9 @@ def pair_weights(d: int, r: int, R: int, dtype: torch.dtype, apart: bool = False
 
 
 def weights_of(module: Any, tensors: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    """``ready_weights`` of a backend, flat."""
-    *rest, params = module.ready_weights(*tensors[:4], MixerParams(*tensors[4:]), dtype)
+    """``ready_weights_of_pairs`` of a backend for one pair, flat."""
+    pair = *tensors[:4], MixerParams(*tensors[4:])
+    *rest, params = module.ready_weights_of_pairs(tensors[0], [pair], dtype)[0]
     return [*rest, *params]
 
 

@@ -190,7 +190,7 @@ def visit_small_kernels() -> None:
         of_pair = [torch.zeros(s) for s in ((2, 2, e, width), (2, width), (2, width), (width, 2, e))]
         for kind in (dtype, torch.float32):
             params = MixerParams(*of_mixer).to(kind)
-            gpu_inference.ready_weights(*(t.to(kind) for t in of_pair), params, dtype)
+            gpu_inference.ready_weights_of_pairs(of_pair[0], [(*(t.to(kind) for t in of_pair), params)], dtype)
         if dtype != torch.float32:
             gpu_norm.add_layer_norm(stream, None, out_dtype=dtype)
             gpu_norm.add_layer_norm(x, stream)

@@ -152,15 +152,6 @@ def _(
     return [w for of in zip(in_proj, _of_each_pair(others), strict=True) for w in _made(*of, dtype)]
 
 
-def ready_weights(
-    in_proj_hKEd: Tensor, norm_weight_Kd: Tensor, norm_bias_Kd: Tensor, out_proj_dKE: Tensor, params: MixerParams,
-    dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor, MixerParams]:  # fmt: skip
-    """``naive.ready_weights`` in one launch. What has its dtype already comes back as it is."""
-    pair = in_proj_hKEd, norm_weight_Kd, norm_bias_Kd, out_proj_dKE, params
-    return ready_weights_of_pairs(in_proj_hKEd, [pair], dtype)[0]
-
-
 def ready_weights_of_pairs(
     like: Tensor, pairs: Sequence[tuple[Tensor, Tensor, Tensor, Tensor, MixerParams]], dtype: torch.dtype
 ) -> list[tuple[Tensor, Tensor, Tensor, MixerParams]]:

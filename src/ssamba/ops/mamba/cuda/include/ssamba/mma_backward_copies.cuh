@@ -5,9 +5,6 @@
 // address is one instruction. Where the rows of B and C lie is as in mma_copies.cuh.
 #pragma once
 
-#define SLOTS 138
-#define WINDOW 8
-#define FIRST_SLOT 0
 #define BIASES (TIED ? 2 : 1)  // as registers allow
 
 #include "ssamba/mma_elementwise.cuh"

@@ -1,12 +1,6 @@
 // A thread's share of the copies of a batch to shared memory, for scan_forward_mma.cu.
-//
-// Where the rows of B and C lie: a step's row is nine rows of 16 bytes after that before it, and a tile is a multiple
-// of eight and two more after the other, so that a warp's copies of two steps, four tiles each, are in different banks.
 #pragma once
 
-#define WINDOW 8
-#define FIRST_SLOT 0
-#define SLOTS 138
 #define BIASES (SPLIT == 1 && (TIED || PHASE) ? 2 : 1)  // as registers allow
 
 #include "ssamba/mma_elementwise.cuh"

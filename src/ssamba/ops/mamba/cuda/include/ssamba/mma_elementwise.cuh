@@ -4,10 +4,9 @@
 // between the steps of the recurrence of the eight steps before, so that their latencies overlap.
 //
 // Given: N states (8 or 16), W taps, P = RANK + 2 N outputs of the projection, WARPS of a block, STAGES of the
-// pipeline, PHASE, SPLIT, CHUNKED, GATE and TIED (scan_forward_mma.cu). And by the header that includes this one, where
-// B and C lie: SLOTS, rows of 8 states of a tile; WINDOW, rows from the window of a step to that of the next;
-// FIRST_SLOT, the row of step 0; and BIASES: with 2, dt's bias of a channel is in two registers, as a product starts
-// from it, with 1 it is copied for each product.
+// pipeline, PHASE, SPLIT, CHUNKED, GATE and TIED (scan_forward_mma.cu). And by the header that includes this one,
+// BIASES: with 2, dt's bias of a channel is in two registers, as a product starts from it, with 1 it is copied for each
+// product.
 #pragma once
 
 #include "ssamba/fast_math.cuh"
@@ -27,8 +26,12 @@
 #define TILES_OF_STATES (N / 8)
 #define NJ (TILES_OF_STATES / SPLIT)  // tiles of 8 states of a warp
 static_assert(NJ * SPLIT * 8 == N, "8 states can not be split");
-// The row of B or C of a step. The others are zeros: in the 8 rows of a step's window, only its own is not.
-#define SLOT_OF(step) ((WINDOW + 1) * (step) + FIRST_SLOT)
+// The row of B or C of a step, nine after that of the step before it. The others are zeros: in the 8 rows of a step's
+// window, only its own is not. A tile is a multiple of eight rows and two more after the other, so that a warp's copies
+// of two steps, four tiles each, are in different banks.
+#define WINDOW 8                 // rows from the window of a step to that of the next
+#define SLOTS 138                // rows of a tile of 8 states
+#define SLOT_OF(step) ((WINDOW + 1) * (step))
 #define STEP_VALUES ((WINDOW + 1) * 8)  // from a step's row to that of the next
 // QUADS: a lane's four states follow each other, so that one power and three multiplications by r give their decays,
 // and saved states are read and written eight bytes at a time.
@@ -120,7 +123,7 @@ struct FragmentAddrs {
     here = smem_offset(stage, (matrix < 2 ? HALO * XR : OTHER_AT) + columns);
 #endif
     low = smem_offset(stage, LOW_AT + row * LR + matrix * 8);
-    int slot = FIRST_SLOT + lane % 8;
+    int slot = lane % 8;
     b = smem_offset(stage, BC_AT + (NJ == 2 ? matrix % 2 * SLOTS + slot + matrix / 2 * WINDOW
                                                : half * SLOTS + slot + matrix * WINDOW) * 8);
   }
