@@ -69,8 +69,8 @@ def test_help_needs_nothing_heavy() -> None:
             "ssamba.data.unread",
             "ssamba.serve.options",
             "ssamba.utils.errors",
-            "ssamba.utils.suggest",
             "ssamba.utils.terminal",
+            "ssamba.utils.threads",
         }
 
 

@@ -204,7 +204,11 @@ def terminal_run(words: Sequence[str], folder: Path, wait_for: str = "", number:
         if not part:
             break
     os.close(here)
-    return process.wait(), received.decode()
+    try:
+        return process.wait(60), received.decode()
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
 
 
 def test_progress_fits_a_terminal_and_ctrl_c_is_one_line(folder: Path) -> None:

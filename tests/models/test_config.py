@@ -11,9 +11,8 @@ import pytest
 
 from ssamba.audio.front_end import PUBLISHED, FrontEnd
 from ssamba.models.config import Config
-from ssamba.utils.errors import ConfigError
+from ssamba.utils.errors import ConfigError, nearest
 from ssamba.utils.json_text import read_json
-from ssamba.utils.suggest import nearest
 
 
 def test_defaults_are_the_tiny_model_of_the_paper() -> None:

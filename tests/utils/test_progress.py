@@ -53,7 +53,7 @@ LOST = """
 import os, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which is ignored where the tests run in the background
 from ssamba.utils.progress import Bar
-from ssamba.utils.terminal import interrupts_kept
+from ssamba.utils.threads import interrupts_kept
 class Finalised:
     def __del__(self):
         os.kill(os.getpid(), signal.SIGINT)

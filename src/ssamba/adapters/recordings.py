@@ -19,8 +19,7 @@ from ssamba.inference.model import Encoder
 from ssamba.inference.pooling import MeanPooling, Moments
 from ssamba.inference.windows import cut_recordings
 from ssamba.models.config import Config
-from ssamba.utils.errors import AudioError, ConfigError
-from ssamba.utils.suggest import nearest
+from ssamba.utils.errors import AudioError, ConfigError, nearest
 from ssamba.utils.terminal import shorten
 
 NEAR_MILLISECONDS = 50

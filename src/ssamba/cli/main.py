@@ -14,10 +14,10 @@ from collections.abc import Sequence
 from ssamba.cli.commands import COMMANDS
 from ssamba.cli.commands.common import EXIT_DONE
 from ssamba.cli.parser import HelpFormatter, Parser, unknown_command
-from ssamba.cli.streams import drop_stdout, prepare_streams, warn
+from ssamba.cli.streams import drop_stdout, prepare_streams, silence_finalisers, warn
 from ssamba.data.unread import take_unread, unread_line
 from ssamba.utils.errors import SsambaError
-from ssamba.utils.terminal import interrupts_kept
+from ssamba.utils.threads import InterruptsHeld, interrupts_kept
 
 EXIT_ERROR, EXIT_PIPE, EXIT_INTERRUPTED = 2, 141, 130
 WAIT_SPINS = "2000"
@@ -28,17 +28,20 @@ environment stands."""
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
-    prepare_streams()
     words = list(sys.argv[1:] if argv is None else argv)
     os.environ.setdefault("GOMP_SPINCOUNT", WAIT_SPINS)  # read when torch is imported, which is later
     take_unread()  # of an earlier call in this process
     try:
+        with InterruptsHeld():
+            prepare_streams()
         with interrupts_kept():
             code = _run(words)
         sys.stdout.flush()
         _name_unread()
         return code
     except KeyboardInterrupt as stop:
+        if argv is None:
+            silence_finalisers()
         return _fail(str(stop) or "interrupted", EXIT_INTERRUPTED)
     except BrokenPipeError:  # the reader of our output has gone, as in `ssamba info X | head -1`
         drop_stdout()

@@ -12,8 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from ssamba.utils.errors import SsambaError
-from ssamba.utils.suggest import nearest
+from ssamba.utils.errors import SsambaError, nearest
 
 SOURCE_HELP = "run or model directory, official .pth, or the name of a model"
 SHIPPED_HELP = f"{SOURCE_HELP} (default: tiny, which comes with the package)"

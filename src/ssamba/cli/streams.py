@@ -56,6 +56,11 @@ def drop_stdout() -> None:
         os.close(null)
 
 
+def silence_finalisers() -> None:
+    """Have Python print nothing of objects whose making a Ctrl-C has broken off, and which cannot be finalised."""
+    sys.unraisablehook = lambda _: None
+
+
 def _open_closed() -> None:
     for number in range(3):
         try:

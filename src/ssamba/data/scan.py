@@ -7,7 +7,6 @@ import csv
 import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from ssamba.audio.checks import check_length
@@ -15,6 +14,7 @@ from ssamba.audio.decode import AudioInfo, audio_info
 from ssamba.data.lengths import FileVersion, LengthStore, open_lengths
 from ssamba.data.manifest import Clip, Source
 from ssamba.utils.errors import AudioError, DataError
+from ssamba.utils.threads import ThreadPool
 
 __all__ = ["CountProgress", "SkipList", "cached_info", "scan_clips", "scan_sources"]
 
@@ -153,7 +153,7 @@ def scan_clips(
     done = 0
     many = sum(clip.seconds is None for clip in clips) >= KEPT_FROM
     with (
-        ThreadPoolExecutor(max_workers=max(1, threads)) as pool,
+        ThreadPool(threads) as pool,
         open_lengths() if many else contextlib.nullcontext() as store,
     ):
         for first in range(0, len(clips), 4096):  # a bounded number of futures, also for millions of clips

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from math import sqrt
-from threading import Event
 
 import numpy as np
 import torch
@@ -18,6 +16,7 @@ from ssamba.audio.log_mel import filter_bank
 from ssamba.data.manifest import Clip, Source
 from ssamba.data.scan import CountProgress, SkipList
 from ssamba.utils.errors import AudioError, DataError
+from ssamba.utils.threads import PoolJob, ThreadPool
 
 __all__ = ["Statistics", "compute_statistics"]
 
@@ -117,27 +116,22 @@ def _measure_all(
     clips: Sequence[Clip], front_end: FrontEnd, threads: int
 ) -> Iterator[tuple[Clip, _Moments | AudioError]]:
     """Results in the clips' order, so that rounding is the same for any number of threads."""
-    waiting: deque[tuple[Clip, Future[_Moments | AudioError]]] = deque()
-    ended = Event()
-    pool = ThreadPoolExecutor(max_workers=max(1, threads))
-    try:
+    waiting: deque[tuple[Clip, PoolJob[_Moments | AudioError]]] = deque()
+    with ThreadPool(threads) as pool:
         for clip in clips:
-            waiting.append((clip, pool.submit(_measure, clip, front_end, ended)))
+            waiting.append((clip, pool.submit(_measure, clip, front_end, pool)))
             if len(waiting) > _IN_FLIGHT:
-                first, future = waiting.popleft()
-                yield first, future.result()
-        for first, future in waiting:
-            yield first, future.result()
-    finally:  # also after Ctrl-C: hours of audio are not read to their end
-        ended.set()
-        pool.shutdown(wait=True, cancel_futures=True)
+                first, job = waiting.popleft()
+                yield first, job.result()
+        for first, job in waiting:
+            yield first, job.result()
 
 
-def _measure(clip: Clip, front_end: FrontEnd, ended: Event) -> _Moments | AudioError:
+def _measure(clip: Clip, front_end: FrontEnd, pool: ThreadPool) -> _Moments | AudioError:
     moments = _Moments()
     try:
         for block in stream_audio(clip.path, _BLOCK_SECONDS, front_end.sample_rate):
-            if ended.is_set():
+            if pool.closing:  # after Ctrl-C: hours of audio are not read to their end
                 break
             if front_end.frame_count(len(block)) == 0:
                 continue  # the rest of a long file

@@ -24,9 +24,8 @@ from ssamba.inference.pooling import CLIP_POOLINGS, StreamPooling
 from ssamba.inference.windows import Segment, cut_recordings
 from ssamba.inference.writers import LEVELS, Spool, check_embedding_output, write_output
 from ssamba.utils.device import device_memory
-from ssamba.utils.errors import ConfigError
+from ssamba.utils.errors import ConfigError, nearest
 from ssamba.utils.lock import lock_output
-from ssamba.utils.suggest import nearest
 
 """How an output may name its files."""
 

@@ -7,7 +7,6 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import NamedTuple
 
@@ -22,6 +21,7 @@ from ssamba.data.manifest import read_source
 from ssamba.inference.model import Encoder
 from ssamba.models import patches
 from ssamba.utils.errors import AudioError, ConfigError, DataError
+from ssamba.utils.threads import PoolJob, ThreadPool
 
 BLOCK_SECONDS = 30.0
 """Audio decoded at a time; files up to this length are decoded whole, ahead of the model."""
@@ -105,7 +105,7 @@ class FileStream:
         self.audio_seconds = 0.0
         threads = threads or min(8, os.cpu_count() or 1)
         self._ahead = 2 * threads
-        self._pool = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="ssamba-decode")
+        self._pool = ThreadPool(threads, "ssamba-decode")
         self._progress = progress
         self._bytes = [_size(path) for path in files]
         self._bytes_done = 0
@@ -117,24 +117,24 @@ class FileStream:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._pool.close()
 
     def recordings(self) -> Iterator[tuple[int, Iterator[Tensor]]]:
         """Pairs of a file's number and its blocks (samples,) at ``sample_rate``; use these up before the next pair.
 
         Blocks of a file that cannot be read end early, and its number is in ``failed`` from then on.
         """
-        waiting: deque[Future[_Opened]] = deque()
+        waiting: deque[PoolJob[_Opened]] = deque()
         todo = iter(self.files)
         for i in range(len(self.files)):
             while len(waiting) <= self._ahead and (path := next(todo, None)) is not None:
                 waiting.append(self._pool.submit(_open, path, self.sample_rate))
             yield i, self._blocks(i, waiting.popleft())
 
-    def _blocks(self, file: int, future: Future[_Opened]) -> Iterator[Tensor]:
+    def _blocks(self, file: int, opening: PoolJob[_Opened]) -> Iterator[Tensor]:
         seconds = 0.0
         try:
-            opened = future.result()
+            opened = opening.result()
             for block in self._decoded(opened):
                 yield torch.from_numpy(block)
                 seconds += len(block) / self.sample_rate
@@ -151,9 +151,9 @@ class FileStream:
         yield opened.first
         block = opened.second
         while block is not None:
-            future = self._pool.submit(next, opened.rest, None)
+            following = self._pool.submit(next, opened.rest, None)
             yield block
-            block = future.result()
+            block = following.result()
 
     def _tell(self, file: int, seconds: float, of: float) -> None:
         if self._progress is None:

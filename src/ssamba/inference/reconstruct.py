@@ -16,8 +16,7 @@ from ssamba.audio.log_mel import filter_bank, fit_length
 from ssamba.inference.model import Encoder
 from ssamba.models import patches
 from ssamba.models.masking import cluster_masks, frame_masks
-from ssamba.utils.errors import ConfigError
-from ssamba.utils.suggest import nearest
+from ssamba.utils.errors import ConfigError, nearest
 from ssamba.utils.torch_defaults import HOST_FLOAT32
 
 MASKED_FRACTION = 400 / 512

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ssamba.audio.front_end import PUBLISHED, FrontEnd
-from ssamba.utils.errors import ConfigError
-from ssamba.utils.suggest import nearest
+from ssamba.utils.errors import ConfigError, nearest
 from ssamba.utils.terminal import shorten
 
 WIDTHS = {"tiny": 192, "small": 384, "base": 768}

@@ -16,9 +16,8 @@ from ssamba.inference.predict import Prediction
 from ssamba.inference.search.query import Match
 from ssamba.serve.engine import Embedded
 from ssamba.serve.http.body import plain_name
-from ssamba.utils.errors import ConfigError, DataError
+from ssamba.utils.errors import ConfigError, DataError, nearest
 from ssamba.utils.json_text import parse_json
-from ssamba.utils.suggest import nearest
 
 DEFAULT_FORMAT = "json"
 TEXT_TYPES: Mapping[str, str] = {"json": "application/json", "jams": "application/json", "csv": "text/csv"}

@@ -10,7 +10,6 @@ from __future__ import annotations
 import datetime
 import os
 import signal
-import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from ssamba.training.launch import EXIT_LOST, LAUNCHER_DONE, LAUNCHER_PIPE, RANK_BYTES
 from ssamba.utils.device import pick_device
 from ssamba.utils.errors import ConfigError, SsambaError
+from ssamba.utils.threads import start_thread
 
 TIMEOUT = datetime.timedelta(days=1)
 """Of a collective operation: others wait for the first process's validation. An ended process is noticed at once."""
@@ -175,7 +175,7 @@ def _watch_launcher() -> None:
         os.read(int(pipe), 1)  # returns when the launcher has ended
         os.kill(os.getpid(), signal.SIGTERM)
 
-    threading.Thread(target=watch, name="ssamba-launcher", daemon=True).start()
+    start_thread(watch, "ssamba-launcher")
 
 
 @contextmanager

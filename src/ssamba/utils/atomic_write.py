@@ -14,9 +14,8 @@ import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from ssamba.utils.errors import ConfigError, SsambaError, WriteError
+from ssamba.utils.errors import ConfigError, SsambaError, WriteError, nearest
 from ssamba.utils.files import read_bytes
-from ssamba.utils.suggest import nearest
 
 LEFTOVER = re.compile(r"\.ssamba-[0-9a-f]{8}(\.\w+)?|\..+\.[0-9a-f]{8}(\.\w+)?")
 """Names of temporary files, and those of earlier versions."""

@@ -6,7 +6,9 @@ The command line prints ``str(error)`` and exits with code 2; a traceback is kep
 
 from __future__ import annotations
 
+import difflib
 import os
+from collections.abc import Iterable
 
 from ssamba.utils.terminal import printable
 
@@ -64,3 +66,10 @@ class CheckpointError(SsambaError):
 
 class WriteError(SsambaError):
     """A file that cannot be written: no space, no permission, or a name that the system does not take."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """``", did you mean 'x'?"`` for the closest of the known words, whatever their case, or an empty string."""
+    folded = {name.lower(): name for name in known}
+    close = difflib.get_close_matches(word.lower(), folded, n=1, cutoff=0.5)
+    return f", did you mean '{folded[close[0]]}'?" if close else ""

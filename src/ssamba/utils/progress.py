@@ -12,7 +12,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ssamba.utils.terminal import printable, raise_lost_interrupt
+from ssamba.utils.terminal import printable
+from ssamba.utils.threads import InterruptsHeld, raise_lost_interrupt
 
 QUIET_SECONDS = 30.0
 """Without a terminal nothing is printed before this time, and then one line each such interval."""
@@ -22,8 +23,11 @@ class _Line(tqdm):
     """A line that ``close`` clears as soon as it is on the screen.
 
     With a ``delay``, tqdm takes a line for unseen until the ``update`` that showed it has returned, so that an error in
-    between, such as Ctrl-C, would be printed behind it.
+    between, such as Ctrl-C, would be printed behind it. Each update looks at the time, so that no thread has to watch
+    for a bar that has not been drawn for long: a lock shared with it may be left locked by Ctrl-C.
     """
+
+    monitor_interval = 0
 
     def display(self, *arguments: Any, **named: Any) -> Any:
         self.delay = 0.0
@@ -41,18 +45,19 @@ class Bar:
         stream = sys.stderr or io.StringIO()  # an interpreter without a stderr
         terminal = stream.isatty()
         self._unit = unit
-        self._bar = _Line(
-            total=None,
-            desc=printable(label),
-            file=stream,
-            ascii=None if terminal else True,
-            leave=False,
-            dynamic_ncols=True,
-            delay=0.5 if terminal else QUIET_SECONDS,
-            mininterval=0.2 if terminal else QUIET_SECONDS,
-            maxinterval=10.0 if terminal else 2 * QUIET_SECONDS,
-            bar_format="{desc} {percentage:3.0f}% |{bar:10}| {remaining} left{postfix}",
-        )
+        with InterruptsHeld():  # a bar that is made by half complains when it is finalised
+            self._bar = _Line(
+                total=None,
+                desc=printable(label),
+                file=stream,
+                ascii=None if terminal else True,
+                leave=False,
+                dynamic_ncols=True,
+                delay=0.5 if terminal else QUIET_SECONDS,
+                mininterval=0.2 if terminal else QUIET_SECONDS,
+                miniters=0,
+                bar_format="{desc} {percentage:3.0f}% |{bar:10}| {remaining} left{postfix}",
+            )
         self._begin = time.monotonic()
 
     def update(self, done: float, total: float, note: str = "") -> None:
@@ -76,7 +81,8 @@ class Bar:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._bar.close()
+        with InterruptsHeld():
+            self._bar.close()
 
 
 @contextlib.contextmanager

@@ -1,14 +1,10 @@
-"""Text that others wrote (names of files, labels, values), made fit for a terminal and for one line; its Ctrl-C."""
+"""Text that others wrote (names of files, labels, values), made fit for a terminal and for one line."""
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import re
-import signal
-import threading
 import unicodedata
-from collections.abc import Iterator
 
 _ESCAPED_CATEGORIES = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
 SHORT = 80
@@ -82,37 +78,3 @@ def _escaped(character: str) -> str:
     if code < 0x100:
         return f"\\x{code:02x}"
     return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
-
-
-_interrupts: list[int] = []
-"""Ctrl-Cs that no KeyboardInterrupt is known of to have ended anything."""
-
-
-@contextlib.contextmanager
-def interrupts_kept() -> Iterator[None]:
-    """A context in which no Ctrl-C is lost: Python drops a KeyboardInterrupt that is raised within a finaliser.
-
-    ``raise_lost_interrupt`` raises it again. Does nothing outside of the main thread, or where Ctrl-C has a handler.
-    """
-    in_main = threading.current_thread() is threading.main_thread()
-    if not in_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield
-        return
-
-    def interrupt(number: int, _: object) -> None:
-        _interrupts.append(number)
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGINT, interrupt)
-    try:
-        yield
-    finally:
-        _interrupts.clear()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def raise_lost_interrupt() -> None:
-    """Raise ``KeyboardInterrupt`` where one was asked for and work goes on nevertheless."""
-    if _interrupts and threading.current_thread() is threading.main_thread():
-        _interrupts.clear()
-        raise KeyboardInterrupt

@@ -20,8 +20,7 @@ from ssamba.data.datasets.speech_commands import read_speech_commands_v1, read_s
 from ssamba.data.datasets.urbansound8k import read_dasl, read_urbansound8k
 from ssamba.data.datasets.voxceleb1 import read_voxceleb1
 from ssamba.data.examples import LabelledData
-from ssamba.utils.errors import DataError
-from ssamba.utils.suggest import nearest
+from ssamba.utils.errors import DataError, nearest
 
 __all__ = ["LAYOUTS", "read_layout"]
 

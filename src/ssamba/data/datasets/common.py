@@ -14,9 +14,8 @@ from typing import NamedTuple
 from ssamba.data.examples import Example, Fold, LabelledData, Part
 from ssamba.data.manifest import nearest_file
 from ssamba.data.tables import LABEL_COLUMNS, PATH_COLUMNS, open_table
-from ssamba.utils.errors import DataError
+from ssamba.utils.errors import DataError, nearest
 from ssamba.utils.files import read_text
-from ssamba.utils.suggest import nearest
 
 __all__ = [
     "Table",

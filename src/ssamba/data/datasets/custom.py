@@ -25,9 +25,8 @@ from ssamba.data.folders import Problems
 from ssamba.data.labels.recordings import has_times, labels_in
 from ssamba.data.manifest import nearest_file, read_source
 from ssamba.data.tables import LABEL_COLUMNS, PATH_COLUMNS, resolve_paths
-from ssamba.utils.errors import DataError
+from ssamba.utils.errors import DataError, nearest
 from ssamba.utils.files import native_name, stored_name
-from ssamba.utils.suggest import nearest
 
 __all__ = ["read_custom", "timed_place"]
 

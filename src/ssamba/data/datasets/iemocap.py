@@ -21,8 +21,7 @@ from ssamba.data.datasets.common import (
 )
 from ssamba.data.datasets.splits import stratified_split
 from ssamba.data.examples import Example, Fold, LabelledData
-from ssamba.utils.errors import DataError
-from ssamba.utils.suggest import nearest
+from ssamba.utils.errors import DataError, nearest
 
 __all__ = ["EMOTIONS", "read_iemocap"]
 

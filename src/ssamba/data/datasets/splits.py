@@ -7,8 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from ssamba.data.examples import Example
-from ssamba.utils.errors import DataError
-from ssamba.utils.suggest import nearest
+from ssamba.utils.errors import DataError, nearest
 
 __all__ = ["SPLITS", "split_name", "stratified_folds", "stratified_split"]
 

@@ -18,8 +18,7 @@ from ssamba.data.labels.formats import LABEL_SUFFIXES, SIDECAR_SUFFIX, is_label_
 from ssamba.data.labels.text import parse_table, read_label_text
 from ssamba.data.manifest import Clip, read_source
 from ssamba.data.scan import cached_info
-from ssamba.utils.errors import AudioError, DataError
-from ssamba.utils.suggest import nearest
+from ssamba.utils.errors import AudioError, DataError, nearest
 
 END_TOLERANCE = 0.1
 """Seconds by which a label may run past the recording's end; it is cut there."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import queue
-import threading
 from collections.abc import Callable, Iterable, Iterator
+from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
+
+from ssamba.utils.threads import LOOK_SECONDS, InterruptsHeld, start_thread
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -19,16 +20,21 @@ def prepare_ahead(items: Iterable[_Item], prepare: Callable[[_Item], _Result], d
     Iterating over ``items`` happens in that thread, too. An exception of either is raised here, in order. When the
     caller stops early, the thread ends after its current item.
     """
-    results: queue.Queue[object] = queue.Queue(maxsize=depth)
-    stop = threading.Event()
+    # Queues without locks of Python's: a Ctrl-C within a method of one harms nothing.
+    results: SimpleQueue[object] = SimpleQueue()
+    places: SimpleQueue[None] = SimpleQueue()
+    for _ in range(depth):
+        places.put(None)
+    stopped = False
 
     def put(value: object) -> None:
-        while not stop.is_set():
+        while not stopped:
             try:
-                results.put(value, timeout=0.1)
-                return
-            except queue.Full:
+                places.get(timeout=LOOK_SECONDS)
+            except Empty:
                 continue
+            results.put(value)
+            return
 
     def work() -> None:
         """The thread: puts (result, None) for each item, or (None, error) in its place, and last ``_END``."""
@@ -36,7 +42,7 @@ def prepare_ahead(items: Iterable[_Item], prepare: Callable[[_Item], _Result], d
         try:
             for item in iterator:
                 put((prepare(item), None))
-                if stop.is_set():
+                if stopped:
                     break
         except BaseException as error:
             put((None, error))
@@ -46,17 +52,18 @@ def prepare_ahead(items: Iterable[_Item], prepare: Callable[[_Item], _Result], d
                 close()
         put(_END)
 
-    thread = threading.Thread(target=work, name="ssamba-prepare", daemon=True)
-    thread.start()
+    thread = start_thread(work, "ssamba-prepare")
     try:
         while True:
             got: Any = results.get()
             if got is _END:
                 return
+            places.put(None)
             result, error = got
             if error is not None:
                 raise error
             yield result
     finally:
-        stop.set()
-        thread.join()
+        stopped = True
+        with InterruptsHeld():
+            thread.join()

@@ -7,7 +7,6 @@ the loader began with.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from typing import NamedTuple
 
@@ -22,6 +21,7 @@ from ssamba.data.loaders.workers import MAX_ATTEMPTS, ProcessJobs, check_loader,
 from ssamba.data.samplers.pretraining import CropSpec, PretrainPlan, rows_of
 from ssamba.data.scan import SkipList
 from ssamba.utils.errors import AudioError, DataError
+from ssamba.utils.threads import ThreadPool
 
 __all__ = ["Batch", "CropLoader", "load_crops"]
 
@@ -172,7 +172,7 @@ def load_crops(
 
     skip = SkipList() if skip is None else skip
     waveforms = []
-    with ThreadPoolExecutor(max_workers=max(1, threads)) as pool:
+    with ThreadPool(threads) as pool:
         for spec, result in zip(specs, pool.map(load, specs), strict=True):
             if isinstance(result, AudioError):
                 skip.record(spec.path, result.reason)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -22,6 +21,7 @@ from ssamba.audio.decode import Waveform
 from ssamba.data.loaders.audio_cache import AudioCache
 from ssamba.data.loaders.decode_worker import Request
 from ssamba.data.loaders.process_pool import DecodingProcesses, processes_available
+from ssamba.utils.threads import PoolJob, ThreadPool
 
 __all__ = [
     "MAX_ATTEMPTS",
@@ -134,18 +134,15 @@ def _in_threads(
     workers: int,
     prefetch: int,
 ) -> Iterator[tuple[int, list[_Result]]]:
-    pool = ThreadPoolExecutor(max_workers=workers, thread_name_prefix="ssamba-decode")
-    waiting: deque[tuple[int, list[Future[_Result]]]] = deque()
-    try:
+    waiting: deque[tuple[int, list[PoolJob[_Result]]]] = deque()
+    with ThreadPool(workers, "ssamba-decode") as pool:  # closed also when the caller stops early
         for step in steps:
             waiting.append((step, [pool.submit(run, job) for job in jobs(step)]))
             if len(waiting) > prefetch:
-                first, futures = waiting.popleft()
-                yield first, [future.result() for future in futures]
-        for first, futures in waiting:
-            yield first, [future.result() for future in futures]
-    finally:  # also when the caller stops early: its generator is closed
-        pool.shutdown(wait=True, cancel_futures=True)
+                first, asked = waiting.popleft()
+                yield first, [job.result() for job in asked]
+        for first, asked in waiting:
+            yield first, [job.result() for job in asked]
 
 
 def _in_processes(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
@@ -23,6 +22,7 @@ from ssamba.data.loaders.read_example import example_seconds
 from ssamba.data.samplers.pretraining import numpy_generator
 from ssamba.data.scan import CountProgress, SkipList
 from ssamba.utils.errors import AudioError, DataError
+from ssamba.utils.threads import ThreadPool
 
 __all__ = ["MIXUP_BETA", "EpochPlan", "EvaluationPlan", "Row", "balanced_weights"]
 
@@ -283,7 +283,7 @@ def _window_rows(
             return error
 
     rows: list[Row] = []
-    with ThreadPoolExecutor(max_workers=max(1, threads)) as pool:
+    with ThreadPool(threads) as pool:
         for index, seconds in enumerate(pool.map(length, examples)):
             if isinstance(seconds, AudioError):
                 skip.record(seconds.path or examples[index].key, seconds.reason)

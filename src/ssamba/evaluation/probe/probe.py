@@ -20,11 +20,10 @@ from ssamba.evaluation.probe.scoring import metric_of
 from ssamba.inference.file_stream import Progress
 from ssamba.inference.model import Encoder
 from ssamba.utils.atomic_write import make_folder, write_text
-from ssamba.utils.errors import ConfigError
+from ssamba.utils.errors import ConfigError, nearest
 from ssamba.utils.json_text import dump_json
 from ssamba.utils.lock import lock_folder
 from ssamba.utils.plots import layer_curves, require_matplotlib
-from ssamba.utils.suggest import nearest
 from ssamba.utils.yaml_text import read_yaml
 
 PROBE_FILE, PICTURE_FILE = "results.json", "layers.png"

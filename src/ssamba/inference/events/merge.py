@@ -26,8 +26,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ssamba.utils.errors import ConfigError
-from ssamba.utils.suggest import nearest
+from ssamba.utils.errors import ConfigError, nearest
 
 TIME_TOLERANCE = 1e-6
 """Seconds below which two times are the same: sums of floats such as 0.1 are not exact."""

@@ -18,8 +18,7 @@ from ssamba.inference.outputs.file_names import name_in_output
 from ssamba.inference.outputs.provenance import KEY, write_sidecar
 from ssamba.inference.predict import Prediction, classifier_task
 from ssamba.utils.atomic_write import check_output_name, make_folder, write_text
-from ssamba.utils.errors import ConfigError
-from ssamba.utils.suggest import nearest
+from ssamba.utils.errors import ConfigError, nearest
 
 FORMAT_OF_SUFFIX: Mapping[str, str] = {".csv": "csv", ".json": "json", ".txt": "audacity", ".jams": "jams"}
 """Formats that the ending of an output names by itself; Raven's tables end in .txt too."""

@@ -19,8 +19,7 @@ from ssamba.models import encoder
 from ssamba.models.pretrained.load import ModelSource
 from ssamba.models.pretrained.weights import DEFAULT
 from ssamba.utils.atomic_write import atomic_write
-from ssamba.utils.errors import ConfigError, SsambaError
-from ssamba.utils.suggest import nearest
+from ssamba.utils.errors import ConfigError, SsambaError, nearest
 
 if TYPE_CHECKING:
     from onnx import ModelProto

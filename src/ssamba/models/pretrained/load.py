@@ -15,8 +15,7 @@ from ssamba.models.pretrained.model_dir import Description, read_config, read_mo
 from ssamba.models.pretrained.official import EXTRAS_OF, PREFIX, from_official
 from ssamba.models.pretrained.pth_file import read_pth
 from ssamba.models.pretrained.weights import DEFAULT, SHIPPED, shipped_folder
-from ssamba.utils.errors import CheckpointError, ConfigError
-from ssamba.utils.suggest import nearest
+from ssamba.utils.errors import CheckpointError, ConfigError, nearest
 
 ModelSource = str | os.PathLike[str]
 SHAPE = ("encoder", "size", "width", "depth", "directions", "decay", "scan", "residual_scale")

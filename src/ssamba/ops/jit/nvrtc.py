@@ -13,7 +13,6 @@ import os
 import sys
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +20,7 @@ import torch
 
 from ssamba.ops.jit import kernel_cache
 from ssamba.ops.jit.cuda_driver import Kernel, TensorMap, Unavailable, driver, make_tensor_map_2d, on, open_library
+from ssamba.utils.threads import ThreadPool
 
 __all__ = [
     "Kernel", "Sources", "TensorMap", "Unavailable", "Unit", "available", "compile_for", "compile_unit", "cubin",
@@ -197,7 +197,7 @@ def compile_for(*calls: Callable[[], object]) -> list[list[str]]:
     finally:
         _requests = None
     once = {(unit, defines, torch.cuda.get_device_capability(d)) for w in wanted for unit, _, defines, d in w}
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPool(os.cpu_count() or 1) as pool:
         list(pool.map(lambda one: cubin(*one), once))
     return [[" ".join((name, *defines)) for _, name, defines, _ in w] for w in wanted]
 

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from ssamba.utils.threads import InterruptsHeld
+
 _forked = False
 
 
@@ -54,7 +56,8 @@ def run(kernel: Any, table: int, threads: int) -> None:
     if parallel is not None:
         parallel(kernel.address, table, threads, 0)
         return
-    waiting = [_pool().submit(kernel.call, table) for _ in range(threads - 1)]
-    kernel.call(table)
-    for future in waiting:
-        future.result()
+    with InterruptsHeld():
+        waiting = [_pool().submit(kernel.call, table) for _ in range(threads - 1)]
+        kernel.call(table)
+        for future in waiting:
+            future.result()

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import parse_qsl
 
-from ssamba.utils.errors import ConfigError
-from ssamba.utils.suggest import nearest
+from ssamba.utils.errors import ConfigError, nearest
 from ssamba.utils.terminal import shorten
 
 MAX_QUERY_FIELDS = 200

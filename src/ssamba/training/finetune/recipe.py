@@ -21,8 +21,7 @@ from ssamba.training.recipes.groups import (
     RecipeBase,
     RunSettings,
 )
-from ssamba.utils.errors import ConfigError
-from ssamba.utils.suggest import nearest
+from ssamba.utils.errors import ConfigError, nearest
 
 CHOICES = ("auto", "folds", "validation", "last", "average")
 HEAD_INITS = ("random", "probe")

@@ -13,9 +13,8 @@ from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from ssamba.utils.errors import ConfigError
+from ssamba.utils.errors import ConfigError, nearest
 from ssamba.utils.files import read_text
-from ssamba.utils.suggest import nearest
 from ssamba.utils.terminal import shorten
 from ssamba.utils.yaml_text import parse_yaml
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
+
+from ssamba.utils.threads import ThreadPool
 
 SAMPLE_BLOCK = 4096
 WHOLE_BYTES = 4 * SAMPLE_BLOCK
@@ -25,7 +26,7 @@ def content_digest(files: Mapping[str, str]) -> str:
     """
     total, paths = hashlib.blake2b(digest_size=8), list(files.values())
     groups = [paths[i : i + GROUP] for i in range(0, len(paths), GROUP)]
-    with ThreadPoolExecutor(READING_THREADS) as pool:
+    with ThreadPool(READING_THREADS) as pool:
         found = chain.from_iterable(pool.map(lambda group: [_sample(path) for path in group], groups))
         for name, digest in zip(files, found, strict=True):
             total.update(name.encode("utf-8", "surrogateescape") + b"\0" + digest)

@@ -11,6 +11,8 @@ import time
 from types import FrameType, TracebackType
 from typing import Any
 
+from ssamba.utils.threads import start_thread
+
 EXIT_STOPPED = 130
 """Exit code of a run that was asked to stop."""
 SAME_REQUEST_SECONDS = 2.0
@@ -54,7 +56,7 @@ class StopSignals:
         there.setblocking(False)
         self._wakeup = signal.set_wakeup_fd(there.fileno(), warn_on_full_buffer=False)
         self._before = {number: signal.signal(number, self._ask) for number in stop_signals()}
-        threading.Thread(target=self._answer, args=(here,), name="ssamba-signals", daemon=True).start()
+        start_thread(lambda: self._answer(here), "ssamba-signals")
         return self
 
     def __exit__(
