@@ -55,6 +55,21 @@ def test_index_says_what_it_did(folder: Path, tmp_path: Path, capsys: pytest.Cap
     assert str(folder) not in (out / "index.json").read_text()
 
 
+def test_a_precision_for_the_index_and_for_queries(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, sounds = tmp_path / "index", folder / "sounds"
+    assert run(capsys, "index", sounds, "--out", out, "--dtype", "bf16")[::2] == (0, "")
+    assert json.loads((out / "index.json").read_text())["provenance"]["dtype"] == "bfloat16"
+    code, text, _ = run(capsys, "index", "--out", out)
+    assert (code, text) == (0, f"{out}: 6 recordings (0 read, 6 as they were, 0 gone), learned space\n")
+    for given in ((), ("--dtype", "fp32"), ("--model", "tiny", "--dtype", "fp16")):
+        code, text, error = run(capsys, "search", sounds / "2.wav", "--index", out, "--top", 1, *given)
+        assert (code, error, text.split()[-1]) == (0, "", str(sounds / "2.wav"))
+    line = f"ssamba: error: {out}: its vectors are of passes in bf16, not fp32; give dtype bf16, or another --out\n"
+    assert run(capsys, "index", sounds, "--out", out, "--dtype", "fp32") == (2, "", line)
+
+
 def test_search_prints_score_offset_and_file(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     query, index = folder / "sounds" / "1.wav", folder / "index"
     code, text, error = run(capsys, "search", query, "--index", index, "--start", 1.5, "--seconds", 1, "--top", 2)

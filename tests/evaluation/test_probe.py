@@ -228,6 +228,10 @@ def test_the_command_on_folds(
             assert set(score["folds"]) == set(score[setting]) == {"1", "2", "3", "4"}
             assert score["mean"] == pytest.approx(np.mean(list(score["folds"].values())))
             assert score["deviation"] == pytest.approx(np.std(list(score["folds"].values())))
+    assert results["dtype"] == "fp32"
+    assert main.main([str(word) for word in [*argv, "--out", tmp_path / "out", "--dtype", "bf16"]]) == 0
+    assert len(calls) == 2  # other features
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["dtype"] == "bf16"
     if layer == "all":
         image = pytest.importorskip("matplotlib.image")
         assert image.imread(tmp_path / "out" / "layers.png").shape[:2] == (810, 1275)

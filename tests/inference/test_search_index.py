@@ -126,6 +126,48 @@ def test_the_index_knows_its_model(sounds: Path, model: ssamba.SSAMBA, tmp_path:
         ssamba.Index(tmp_path / "index").search(sounds / "002.mp3")
 
 
+def test_an_index_of_passes_in_16_bits(sounds: Path, model: ssamba.SSAMBA, tmp_path: Path) -> None:
+    """It knows its model by the weights as they are stored, and goes on in its own precision; queries are free."""
+    save_model(tmp_path / "model", model)
+    exact = ssamba.index([sounds], tmp_path / "exact", tmp_path / "model", device="cpu")
+    out = tmp_path / "index"
+    (sounds / "004.wav").rename(tmp_path / "004.wav")
+    made = ssamba.index([sounds], out, tmp_path / "model", device="cpu", dtype="bf16")
+    assert made.model.positions.dtype == torch.bfloat16
+    assert (made.header.dtype, made.header.digest) == ("bf16", exact.header.digest)
+    (tmp_path / "004.wav").rename(sounds / "004.wav")
+    updated = ssamba.index([sounds], out, device="cpu")
+    assert (updated.report.added, updated.report.kept) == (1, 5)
+    assert updated.model.positions.dtype == torch.bfloat16
+    there = {r.path: r for r in exact.recordings()}
+    for r in updated.recordings():
+        a, b = (np.asarray(vectors, np.float64) for vectors in (r.columns, there[r.path].columns))
+        assert not np.array_equal(a, b)
+        assert ((a * b).sum(1) > 0.99).all()
+
+    for dtype, expected in ((None, torch.bfloat16), ("fp32", torch.float32), ("fp16", torch.float16)):
+        opened = ssamba.Index(out, device="cpu", dtype=dtype)
+        (best,) = opened.search(sounds / "002.mp3", top=1)
+        assert opened.model.positions.dtype == expected
+        assert (best.path, best.score > 0.99) == (str(sounds / "002.mp3"), True)
+    (best,) = ssamba.Index(out, tmp_path / "model", "cpu", "fp32").search(sounds / "004.wav", top=1)
+    assert best.path == str(sounds / "004.wav")
+
+    for folder, given, words in (
+        (out, {"dtype": "fp32"}, "of passes in bf16, not fp32; give dtype bf16"),
+        (tmp_path / "exact", {"dtype": "fp16"}, "of passes in fp32, not fp16"),
+        (tmp_path / "new", {"dtype": "int8"}, "dtype 'int8': give auto, fp32"),
+        (tmp_path / "new", {"dtype": "bf16", "model": model}, "the one given has its own"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            ssamba.index([sounds], folder, device="cpu", **given)
+    assert not (tmp_path / "new").exists()
+    header(lambda v: v["provenance"].update(dtype="x" * 5000))(out)
+    with pytest.raises(ConfigError, match="dtype 'xxx") as caught:
+        ssamba.Index(out, device="cpu").search(sounds / "002.mp3")
+    assert len(str(caught.value)) < 1000
+
+
 def test_an_index_of_an_earlier_models_vectors(sounds: Path, model: ssamba.SSAMBA, tmp_path: Path) -> None:
     """The name in it leads to another model by now: the line says what to do, and the old model's folder helps."""
     index, old = tmp_path / "index", tmp_path / "tiny-0.1"

@@ -42,6 +42,20 @@ def test_embeddings_are_those_of_the_package_to_the_bit(server: Server, model: s
     assert (answer["path"], answer["seconds"]) == ("a.flac", 8.5)
 
 
+def test_a_server_in_16_bits(run: Path, index: Path, sounds: Path) -> None:
+    """Its embeddings are those of the model in bf16, and its queries meet the vectors of an index in fp32."""
+    sound = encoded(scene(), "FLAC")
+    there = ssamba.load(run, "cpu", dtype="bf16").embed(sound).clip[0].float().numpy()
+    with Server(run.parent, run, "--index", index, "--dtype", "bf16") as server:
+        assert server.get("/info").json["dtype"] == "bf16"
+        assert np.array_equal(np.float32(server.post("/embed", sound).json["embedding"]), there)
+        query = encoded(tone(2.0, 3)[RATE // 2 : RATE * 3 // 2])
+        (best,) = server.post("/search?top=1", query).json["matches"]
+    (exact,) = ssamba.Index(index, device="cpu").search(query, top=1)
+    assert (best["path"], exact.path) == ("tone/3.wav", str(sounds / "tone/3.wav"))
+    assert best["score"] == pytest.approx(exact.score, abs=0.01)
+
+
 @pytest.mark.parametrize("format", ["WAV", "FLAC", "OGG", "MP3", "AIFF"])
 def test_every_way_to_send_gives_the_same(server: Server, format: str) -> None:
     sound = encoded(tone(1.0, 5), format, 22050)

@@ -62,6 +62,7 @@ def test_bad_models_indexes_and_addresses_are_one_line(capsys: pytest.CaptureFix
     assert line == f"{tmp_path}: holds no index.json, so it is no index; make one with ssamba index"
     assert fails(capsys, "--host", "no.such.host.invalid").startswith("--host no.such.host.invalid: is no address")
     assert "cannot listen there" in fails(capsys, "--host", "192.0.2.7", "--port", "0")
+    assert fails(capsys, "--dtype", "int8", "--port", "0") == "dtype 'int8': give auto, fp32, bf16, fp16"
 
 
 @pytest.mark.parametrize(

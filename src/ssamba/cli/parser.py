@@ -126,11 +126,10 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
 
 
-def add_dtype(parser: argparse.ArgumentParser) -> None:
+def add_dtype(parser: argparse.ArgumentParser, default: str | None = "fp32", note: str = "") -> None:
     """The precision of a pass."""
-    parser.add_argument(
-        "--dtype", default="fp32", help="weights and products: fp32, bf16, fp16 or auto (bf16 on a GPU that has it)"
-    )
+    text = "weights and products: fp32, bf16, fp16 or auto (bf16 on a GPU that has it)"
+    parser.add_argument("--dtype", default=default, help=f"{text} {note}".strip())
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:

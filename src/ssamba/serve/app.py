@@ -36,6 +36,7 @@ from ssamba.serve.http.request_log import RequestLog
 from ssamba.serve.openapi import description
 from ssamba.serve.options import MIB, ServeOptions
 from ssamba.serve.page import page_files
+from ssamba.utils.device import dtype_name
 from ssamba.utils.errors import AudioError, ConfigError
 
 LABEL_BYTES = MIB
@@ -213,6 +214,7 @@ async def _info(service: Service, request: Request) -> Response:
     values = {
         "version": __version__,
         "model": os.path.basename(os.path.normpath(model.source)) or "in memory",
+        "dtype": dtype_name(model.positions.dtype),
         "sample_rate": model.config.sample_rate,
         "window_seconds": model.config.window_seconds,
         "width": model.config.width,

@@ -9,6 +9,7 @@ from ssamba import __version__
 from ssamba.data.labels.formats import LABEL_FORMATS
 from ssamba.serve.http import parameters
 from ssamba.serve.options import ServeOptions
+from ssamba.utils.device import DTYPES
 
 _KINDS: Mapping[type, dict[str, Any]] = {
     str: {"type": "string"},
@@ -73,6 +74,7 @@ SCHEMAS: Mapping[str, Any] = {
         {
             "version": _TEXT,
             "model": _TEXT,
+            "dtype": {"enum": list(DTYPES)},
             "sample_rate": {"type": "integer"},
             "window_seconds": _NUMBER,
             "width": {"type": "integer"},

@@ -10,10 +10,13 @@ import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ssamba.serve.options import ServeOptions
 from ssamba.utils.errors import CheckpointError, ConfigError, SsambaError
+
+if TYPE_CHECKING:
+    from ssamba.inference.search.space import StoredModel
 
 NEEDED = ("starlette", "uvicorn")
 KEEP_ALIVE_SECONDS = 15
@@ -22,11 +25,12 @@ BACKLOG = 256
 
 @dataclass(frozen=True)
 class ServeRequest:
-    """What is served: a model's source, perhaps the folder of an index, on a device."""
+    """What is served: a model's source, perhaps the folder of an index, on a device and in a precision."""
 
     source: str | None
     index: str | None = None
     device: str = "auto"
+    dtype: str = "fp32"
 
 
 def check_packages() -> None:
@@ -93,29 +97,28 @@ def serve_until_stopped(request: ServeRequest, options: ServeOptions, say: Calla
 @contextlib.contextmanager
 def open_service(request: ServeRequest, options: ServeOptions, metrics: Any) -> Iterator[Any]:
     """The service of a request, ready to answer."""
-    from ssamba.inference.load import load
+    from ssamba.inference.search.space import load_stored
     from ssamba.serve.app import Service
     from ssamba.serve.decoding.pool import DecodingPool
     from ssamba.serve.engine import Engine
 
-    model = load(request.source, request.device)
-    index = None if request.index is None else open_index(request.index, model, request.device)
+    stored = load_stored(request.source, request.device, request.dtype)
+    index = None if request.index is None else open_index(request.index, stored, request)
     pool = DecodingPool(options.workers, options.max_bytes, options.max_seconds, options.time_limit)
     with (
         contextlib.closing(pool),
-        Engine(model, index, options.batch, options.wait_ms / 1000, metrics.group) as engine,
+        Engine(stored.model, index, options.batch, options.wait_ms / 1000, metrics.group) as engine,
     ):
         yield Service(options, engine, pool, metrics)
 
 
-def open_index(folder: str, model: Any, device: str) -> Any:
+def open_index(folder: str, served: StoredModel, request: ServeRequest) -> Any:
     """An index with its model: the one that is served, where it is that, else the one that the index names."""
     from ssamba.inference.search.query import Index
-    from ssamba.inference.search.space import weights_digest
 
-    index = Index(folder, device=device)
-    if weights_digest(model) == index.header.digest:
-        return Index(folder, model, device)
+    index = Index(folder, device=request.device, dtype=request.dtype)
+    if served.digest == index.header.digest:
+        return Index(folder, served)
     try:
         assert index.model is not None  # loads it
     except CheckpointError as error:

@@ -41,6 +41,12 @@ def pick_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
     return found
 
 
+def dtype_name(dtype: torch.dtype | str) -> str:
+    """The name by which ``pick_dtype`` takes a dtype, given as torch has it or as ``float32``."""
+    full = str(dtype).removeprefix("torch.")
+    return next((name for name, known in DTYPES.items() if str(known) == f"torch.{full}"), full)
+
+
 @contextlib.contextmanager
 def device_memory(fix: str) -> Iterator[None]:
     """One line where the block takes more memory than the device has; ``fix`` is what to give instead."""

@@ -20,6 +20,7 @@ from ssamba.evaluation.probe.scoring import metric_of
 from ssamba.inference.file_stream import Progress
 from ssamba.inference.model import Encoder
 from ssamba.utils.atomic_write import make_folder, write_text
+from ssamba.utils.device import dtype_name
 from ssamba.utils.errors import ConfigError, nearest
 from ssamba.utils.json_text import dump_json
 from ssamba.utils.lock import lock_folder
@@ -56,7 +57,7 @@ class ScoreRow:
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """What a probe found. ``from_cache``: no audio had to be read."""
+    """What a probe found. ``from_cache``: no audio had to be read. ``dtype``: of the model."""
 
     layout: str
     model: str
@@ -67,6 +68,7 @@ class ProbeResult:
     rows: tuple[ScoreRow, ...]
     from_cache: bool
     notes: tuple[str, ...] = ()
+    dtype: str = "fp32"
 
 
 def layout_of(name: str) -> str:
@@ -148,6 +150,7 @@ def _probe(
         tuple(rows),
         cached,
         data.notes,
+        dtype_name(model.positions.dtype),
     )
     if out is not None:
         write_text(out / PROBE_FILE, dump_json(as_dict(result), indent=2) + "\n")
@@ -185,6 +188,7 @@ def as_dict(result: ProbeResult) -> dict[str, Any]:
     return {
         "layout": result.layout,
         "model": result.model,
+        "dtype": result.dtype,
         "metric": result.metric,
         "examples": result.examples,
         "classes": result.classes,

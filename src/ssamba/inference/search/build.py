@@ -11,8 +11,6 @@ import torch
 
 import ssamba
 from ssamba.inference.file_stream import FileStream, Progress
-from ssamba.inference.load import load
-from ssamba.inference.model import Encoder
 from ssamba.inference.outputs.provenance import provenance_of
 from ssamba.inference.search import store
 from ssamba.inference.search.approximate.library import is_installed, require_library
@@ -20,11 +18,12 @@ from ssamba.inference.search.approximate.piece_lists import make_lists, out_of_s
 from ssamba.inference.search.block_writer import BlockWriter
 from ssamba.inference.search.columns import column_vectors
 from ssamba.inference.search.fit import choose_space
-from ssamba.inference.search.space import SPACES, Space, load_space, save_space, weights_digest
+from ssamba.inference.search.space import SPACES, Space, StoredModel, load_space, load_stored, save_space
 from ssamba.inference.search.store import FileEntry, IndexHeader
 from ssamba.models.patches import column_times
 from ssamba.models.pretrained.hub import OFFICIAL
 from ssamba.models.pretrained.weights import SHIPPED
+from ssamba.utils.device import dtype_name
 from ssamba.utils.errors import ConfigError, DataError, SsambaError
 from ssamba.utils.lock import lock_folder
 
@@ -79,7 +78,7 @@ class Work:
 
 
 def update_index(
-    files: Sequence[str], out: Path, model: Encoder, name: str, options: IndexOptions, work: Work | None = None
+    files: Sequence[str], out: Path, stored: StoredModel, name: str, options: IndexOptions, work: Work | None = None
 ) -> IndexReport:
     """Make the index ``out`` or bring it up to date: the work of ``ssamba.index``, which has the details.
 
@@ -95,7 +94,7 @@ def update_index(
         require_library(f"--approximate of {out}", "leave it out")
     try:
         with lock_folder(out):
-            return _Update(out, model, name, options, work or Work()).run(files)
+            return _Update(out, stored, name, options, work or Work()).run(files)
     finally:
         if not store.is_index(out):
             _remove_empty(out)
@@ -133,9 +132,9 @@ class _Old:
 class _Update:
     """One run of ``update_index``, under the lock."""
 
-    def __init__(self, folder: Path, model: Encoder, name: str, options: IndexOptions, work: Work) -> None:
-        self.folder, self.model, self.name, self.options, self.work = folder, model, name, options, work
-        self.digest = weights_digest(model)
+    def __init__(self, folder: Path, stored: StoredModel, name: str, options: IndexOptions, work: Work) -> None:
+        self.folder, self.name, self.options, self.work = folder, name, options, work
+        self.model, self.digest = stored
         self.report = IndexReport()
         self.header = store.read_index_header(folder) if store.is_index(folder) else None
         if self.header is not None:
@@ -145,6 +144,12 @@ class _Update:
     def _check(self, header: IndexHeader) -> None:
         if header.digest != self.digest:
             raise other_model(self.folder, header, self.name, self.digest)
+        dtype = dtype_name(self.model.positions.dtype)
+        if dtype != header.dtype:
+            raise ConfigError(
+                f"{self.folder}: its vectors are of passes in {header.dtype}, not {dtype}; give dtype {header.dtype}, "
+                "or another --out"
+            )
         if self.options.relative not in (None, header.relative):
             kind = "relative" if header.relative else "absolute"
             raise ConfigError(f"{self.folder}: has {kind} paths; give another --out for others")
@@ -156,7 +161,7 @@ class _Update:
         if self.name in (header.model, IN_MEMORY) or header.model in OFFICIAL:
             return header
         try:
-            kept = weights_digest(load(header.model, "cpu")) == header.digest
+            kept = load_stored(header.model, "cpu").digest == header.digest
         except SsambaError:
             kept = False
         return header if kept else replace(header, model=self.name)

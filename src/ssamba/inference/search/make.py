@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ssamba.inference.file_stream import Progress, list_files
-from ssamba.inference.load import load
 from ssamba.inference.model import Encoder
 from ssamba.inference.search import store
 from ssamba.inference.search.build import IN_MEMORY, IndexOptions, Work, update_index
 from ssamba.inference.search.query import Index
+from ssamba.inference.search.space import StoredModel, load_stored, weights_digest
 from ssamba.models.pretrained.load import ModelSource, model_names
 from ssamba.models.pretrained.weights import DEFAULT
+from ssamba.utils.errors import ConfigError
 
 
 def index(
@@ -27,6 +28,7 @@ def index(
     threads: int | None = None,
     progress: Progress | None = None,
     approximate: bool = False,
+    dtype: str | None = None,
 ) -> Index:
     """Make an index of recordings in the folder ``out``, or bring it up to date, and open it.
 
@@ -34,6 +36,8 @@ def index(
     changed files are read again and those that are gone are dropped. ``model`` None is the existing index's own, or
     ``tiny``. ``relative`` stores paths from ``out`` on. ``space`` is auto, fitted (to the collection) or plain.
     ``approximate`` makes lists for the search of large indexes (``ssamba[search]``), which later calls keep in step.
+    ``dtype`` is the precision of the passes, as for ``ssamba.load``: None is the existing index's, or fp32; an index
+    has vectors of one alone, and a model given in memory has its own.
     Each block of recordings counts once it is written; ``report`` of the result says what was done and which files
     could not be read.
 
@@ -41,13 +45,19 @@ def index(
     model or other options, ``SsambaError`` when it cannot be written.
     """
     folder, options = Path(out), IndexOptions(relative, space, approximate)
-    source = store.read_index_header(folder).model if model is None and store.is_index(folder) else model
-    encoder = source if isinstance(source, Encoder) else load(source, device)
+    header = store.read_index_header(folder) if store.is_index(folder) else None
+    source = header.model if model is None and header is not None else model
+    if isinstance(source, Encoder):
+        if dtype is not None:
+            raise ConfigError(f"dtype '{dtype}': is for a model that is loaded here, the one given has its own")
+        stored = StoredModel(source, weights_digest(source))
+    else:
+        stored = load_stored(source, device, dtype or ("fp32" if header is None else header.dtype))
     listed, again = list_files([os.fspath(path) for path in files])
     work = Work(batch, threads, progress)
-    report = update_index(listed, folder, encoder, _name(source), options, work)
+    report = update_index(listed, folder, stored, _name(source), options, work)
     report.again = again
-    made = Index(folder, encoder)
+    made = Index(folder, stored)
     made.report = report
     return made
 

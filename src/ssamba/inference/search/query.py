@@ -13,7 +13,6 @@ import torch
 from ssamba.audio import log_mel
 from ssamba.audio.decode import audio_info, read_audio, stream_audio
 from ssamba.audio.encoded import as_source, is_encoded
-from ssamba.inference.load import load
 from ssamba.inference.search import store
 from ssamba.inference.search.approximate.library import require_library
 from ssamba.inference.search.approximate.piece_lists import PROBES, PieceLists
@@ -24,7 +23,8 @@ from ssamba.inference.search.duplicates import IndexedRecording, Pair, find_pair
 from ssamba.inference.search.match import best_offsets
 from ssamba.inference.search.nearest import Nearest, nearest_rows
 from ssamba.inference.search.pieces import PieceMeans
-from ssamba.inference.search.space import load_space, weights_digest
+from ssamba.inference.search.space import StoredModel, load_space, load_stored, weights_digest
+from ssamba.models.pretrained.load import ModelSource
 from ssamba.utils.errors import CheckpointError, ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -74,13 +74,22 @@ def _stream_from(path: str, first: int, rate: int) -> Iterator[torch.Tensor]:
 
 
 class Index:
-    """An index of recordings. ``model`` embeds queries; None loads the one that the index names when it is needed.
+    """An index of recordings. ``model`` embeds queries, a model or what ``ssamba.load`` takes; None loads the one that
+    the index names when it is needed.
+
+    ``device`` and ``dtype`` are for a model that is loaded here; ``dtype`` None is that of the index's own passes.
 
     Raises ``DataError`` for a folder that is no index or is damaged, ``ConfigError`` for another model than it was
     made with.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], model: Encoder | None = None, device: str = "auto") -> None:
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        model: Encoder | StoredModel | ModelSource | None = None,
+        device: str = "auto",
+        dtype: str | None = None,
+    ) -> None:
         self.folder = Path(folder)
         self.header = store.read_index_header(self.folder)
         self.space = load_space(self.folder / store.SPACE_FILE)
@@ -91,10 +100,10 @@ class Index:
         self._first_piece = np.cumsum([0, *(block.info.pieces for block in self._blocks)], dtype=np.int64)
         self._lists: PieceLists | None = None
         self.report: IndexReport | None = None
-        self._device = device
+        self._device, self._dtype = device, self.header.dtype if dtype is None else dtype
         self._model: Encoder | None = None
         if model is not None:
-            self._model = self._checked(model, "the one given")
+            self._model = self._checked(self._stored(model), "the one given")
 
     def __len__(self) -> int:
         return sum(len(block.kept) for block in self._blocks)
@@ -109,17 +118,23 @@ class Index:
         """The model that the index was made with."""
         if self._model is None:
             try:
-                loaded = load(self.header.model, self._device)
+                loaded = load_stored(self.header.model, self._device, self._dtype)
             except CheckpointError as error:
                 raise ConfigError(f"{self.folder}: needs the model it was made with; {error}") from None
             self._model = self._checked(loaded, self.header.model)
         return self._model
 
-    def _checked(self, model: Encoder, name: str) -> Encoder:
-        digest = weights_digest(model)
-        if digest != self.header.digest:
-            raise other_model(self.folder, self.header, name, digest)
-        return model
+    def _stored(self, model: Encoder | StoredModel | ModelSource) -> StoredModel:
+        if isinstance(model, StoredModel):
+            return model
+        if isinstance(model, torch.nn.Module):
+            return StoredModel(model, weights_digest(model))
+        return load_stored(model, self._device, self._dtype)
+
+    def _checked(self, stored: StoredModel, name: str) -> Encoder:
+        if stored.digest != self.header.digest:
+            raise other_model(self.folder, self.header, name, stored.digest)
+        return stored.model
 
     def _path(self, entry: store.FileEntry) -> str:
         return store.resolve(self.folder, self.header, entry.path)

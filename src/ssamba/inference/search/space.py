@@ -11,14 +11,17 @@ import json
 from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from ssamba.inference.load import load
 from ssamba.inference.search.arrays import FloatArray
 from ssamba.inference.search.columns import Level
+from ssamba.models.pretrained.load import ModelSource
+from ssamba.utils.device import pick_device, pick_dtype
 from ssamba.utils.errors import CheckpointError, ConfigError
 from ssamba.utils.json_text import parse_json
 from ssamba.utils.tensor_file import read_tensors, write_tensors
@@ -83,6 +86,21 @@ def weights_digest(model: Encoder) -> str:
             digest.update(name.encode())
             digest.update(np.ascontiguousarray(tensor.detach().float().cpu().numpy()).tobytes())
     return digest.hexdigest()
+
+
+class StoredModel(NamedTuple):
+    """A model at work, perhaps rounded to 16 bits, and the digest of its weights as they are stored."""
+
+    model: Encoder
+    digest: str
+
+
+def load_stored(source: ModelSource | None, device: str = "auto", dtype: str = "fp32") -> StoredModel:
+    """``ssamba.load``, and the digest by which an index knows the model at any ``dtype``."""
+    kind = pick_dtype(dtype, pick_device(device))
+    model = load(source, device)
+    digest = weights_digest(model)
+    return StoredModel(model.to(kind), digest)
 
 
 def default_layer(model: Encoder) -> int:

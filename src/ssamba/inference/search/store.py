@@ -24,6 +24,7 @@ from ssamba.inference.outputs.provenance import KEY
 from ssamba.inference.search.arrays import HalfArray
 from ssamba.inference.search.pieces import piece_count
 from ssamba.utils.atomic_write import clear_leftovers, explain, make_folder, write_text
+from ssamba.utils.device import dtype_name
 from ssamba.utils.errors import DataError
 from ssamba.utils.json_text import read_json
 from ssamba.utils.lock import FOLDER_LOCK
@@ -105,6 +106,11 @@ class IndexHeader:
     blocks: tuple[BlockInfo, ...] = ()
     approximate: ApproximateInfo | None = None
     provenance: dict[str, Any] | None = None
+
+    @property
+    def dtype(self) -> str:
+        """The precision of the passes that made the vectors, fp32 in indexes of earlier versions."""
+        return dtype_name(str((self.provenance or {}).get("dtype", "float32")))
 
 
 @dataclass

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from ssamba.cli.commands.common import DATA_HELP, Command, list_unreadable, say_note
-from ssamba.cli.parser import SOURCE_HELP, add_device, add_passes
+from ssamba.cli.parser import SOURCE_HELP, add_device, add_dtype, add_passes
 from ssamba.cli.streams import say
 
 MANY_PIECES = 1_000_000
@@ -33,6 +33,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="make lists for fast search in large indexes (needs faiss, the extra [search]); updates keep them in step",
     )
     add_device(parser)
+    add_dtype(parser, None, "(default: the index's, fp32 for a new one)")
     add_passes(parser)
 
 
@@ -50,6 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
             space=arguments.space,
             approximate=arguments.approximate,
             device=arguments.device,
+            dtype=arguments.dtype,
             batch=arguments.batch,
             threads=arguments.threads,
             progress=bar.update,

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from ssamba.cli.commands.common import EXIT_DONE, Command
-from ssamba.cli.parser import SOURCE_HELP, add_device, positive, seconds
+from ssamba.cli.parser import SOURCE_HELP, add_device, add_dtype, positive, seconds
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -26,19 +26,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", default="table", choices=("table", "csv", "json"), help="of the output")
     parser.add_argument("--model", metavar="SOURCE", help=f"{SOURCE_HELP} (default: the one that the index names)")
     add_device(parser)
+    add_dtype(parser, None, "(default: the index's)")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Do it, and return the exit code."""
     from ssamba.cli.commands.archive.tables import print_rows
-    from ssamba.inference.load import load
     from ssamba.inference.search.query import Index
     from ssamba.utils.errors import ConfigError
 
     if arguments.seconds == 0:
         raise ConfigError("--seconds 0: give a length above 0")
-    model = None if arguments.model is None else load(arguments.model, arguments.device)
-    index = Index(arguments.index, model, arguments.device)
+    index = Index(arguments.index, arguments.model, arguments.device, arguments.dtype)
     fast = False if arguments.exact else arguments.fast or None
     found = index.search(
         arguments.query, start=arguments.start, seconds=arguments.seconds, top=arguments.top, fast=fast

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ssamba.cli.commands.common import EXIT_DONE, Command
-from ssamba.cli.parser import SHIPPED_HELP, add_dataclass, add_device, given
+from ssamba.cli.parser import SHIPPED_HELP, add_dataclass, add_device, add_dtype, given
 from ssamba.cli.streams import say
 from ssamba.serve.options import ServeOptions
 
@@ -15,6 +15,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", nargs="?", metavar="MODEL", help=SHIPPED_HELP)
     parser.add_argument("--index", metavar="INDEX", help="what ssamba index made, for search")
     add_device(parser)
+    add_dtype(parser)
     add_dataclass(parser, ServeOptions, exclude=("allow_host",))
     parser.add_argument(
         "--allow-host",
@@ -37,9 +38,8 @@ def run(arguments: argparse.Namespace) -> int:
         say(line)
         flush_stdout()
 
-    serve_until_stopped(
-        ServeRequest(arguments.model, arguments.index, arguments.device), ServeOptions(**values), announce
-    )
+    request = ServeRequest(arguments.model, arguments.index, arguments.device, arguments.dtype)
+    serve_until_stopped(request, ServeOptions(**values), announce)
     return EXIT_DONE
 
 

@@ -6,10 +6,7 @@ import argparse
 from pathlib import Path
 
 from ssamba.cli.commands.common import EXIT_DONE, Command
-from ssamba.cli.parser import (
-    add_model,
-    real,
-)
+from ssamba.cli.parser import add_dtype, add_model, real
 from ssamba.cli.streams import say_lines
 
 
@@ -20,6 +17,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--data", type=Path, required=True, metavar="ROOT", help="folder of the data set")
     add_model(parser)
+    add_dtype(parser)
     parser.add_argument("--layer", default="last", metavar="N|all|last", help="whose tokens to take, from 1")
     parser.add_argument("--c", type=real, nargs="+", metavar="X", help="values of the regression's C to choose from")
     parser.add_argument(
@@ -35,7 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ssamba.utils.progress import progress_bar
 
     layout = layout_of(arguments.recipe)
-    model = load(arguments.model, arguments.device)
+    model = load(arguments.model, arguments.device, dtype=arguments.dtype)
     source = arguments.model or DEFAULT
     result = probe(layout, arguments.data, model, arguments.layer, arguments.out, source, progress_bar, arguments.c)
     say_lines(probe_table(result))
