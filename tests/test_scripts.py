@@ -209,6 +209,18 @@ def test_similarity(tmp_path: Path) -> None:
     assert sum(int(row["copies"]) for row in rows) == 7 * len(list(tmp_path.glob("copies/*.gain.wav")))
 
 
+@pytest.mark.slow
+def test_index_precision(tmp_path: Path) -> None:
+    words = noise(tmp_path / "set/0.wav", 3.5, 0).parent, "--work", tmp_path / "work", "--queries", 2
+    noise(tmp_path / "set/1.wav", 3.5, 1)
+    first, second, columns, pieces, found, last = run("experiments/index_precision.py", *words).splitlines()
+    assert first.startswith("fp32: 2 recordings, ")
+    assert second.startswith("bf16: 2 recordings, ")
+    assert all(0.999 < float(line.split()[-3]) < 1 for line in (columns, pieces))
+    assert found == "2 queries: the recording is first for {'fp32': 2, 'bf16': 2}, the same is first for 2"
+    assert last.startswith("0.200 of the first 10 are the same; ")
+
+
 def test_space_refuses_few_files(tmp_path: Path) -> None:
     for i in range(2):
         noise(tmp_path / f"{i}.wav", 3.5, i)
