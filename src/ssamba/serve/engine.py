@@ -27,6 +27,7 @@ from ssamba.inference.search.query import Index, Match
 from ssamba.inference.windows import Segment, cut_recordings
 from ssamba.utils.device import device_memory
 from ssamba.utils.errors import SsambaError
+from ssamba.utils.threads import InterruptsHeld
 from ssamba.utils.torch_defaults import HOST_FLOAT32
 
 GROUP_SECONDS = 60.0
@@ -113,7 +114,8 @@ class Engine:
         self._thread = threading.Thread(target=self._loop, name="ssamba-engine", daemon=True)
 
     def __enter__(self) -> Engine:
-        self._thread.start()
+        with InterruptsHeld():
+            self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:

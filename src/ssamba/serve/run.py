@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ssamba.serve.options import ServeOptions
 from ssamba.utils.errors import CheckpointError, ConfigError, SsambaError
+from ssamba.utils.threads import InterruptsHeld, PoolJob
 
 if TYPE_CHECKING:
     from ssamba.inference.search.space import StoredModel
@@ -104,7 +105,8 @@ def open_service(request: ServeRequest, options: ServeOptions, metrics: Any) -> 
 
     stored = load_stored(request.source, request.device, request.dtype)
     index = None if request.index is None else open_index(request.index, stored, request)
-    pool = DecodingPool(options.workers, options.max_bytes, options.max_seconds, options.time_limit)
+    with InterruptsHeld():
+        pool = DecodingPool(options.workers, options.max_bytes, options.max_seconds, options.time_limit)
     with (
         contextlib.closing(pool),
         Engine(stored.model, index, options.batch, options.wait_ms / 1000, metrics.group) as engine,
@@ -134,7 +136,7 @@ def first_pass(engine: Any) -> None:
     from ssamba.utils.torch_defaults import HOST_FLOAT32
 
     rate = engine.model.config.sample_rate
-    engine.submit(EmbedWork(), torch.zeros(rate, **HOST_FLOAT32), rate).result()
+    PoolJob(engine.submit(EmbedWork(), torch.zeros(rate, **HOST_FLOAT32), rate)).result()
 
 
 def run_server(app: Any, opened: socket.socket, options: ServeOptions, log: Any, stopping: Callable[[], None]) -> None:

@@ -92,7 +92,7 @@ class InterruptsHeld:
 
 
 class PoolJob(Generic[_Result]):
-    """A call that a :class:`ThreadPool` has been given."""
+    """A call that another thread makes, as one of a :class:`ThreadPool`, by its future."""
 
     def __init__(self, future: Future[_Result]) -> None:
         self._future = future
