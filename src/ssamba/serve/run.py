@@ -10,14 +10,11 @@ import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ssamba.serve.options import ServeOptions
 from ssamba.utils.errors import CheckpointError, ConfigError, SsambaError
 from ssamba.utils.threads import InterruptsHeld, PoolJob
-
-if TYPE_CHECKING:
-    from ssamba.inference.search.space import StoredModel
 
 NEEDED = ("starlette", "uvicorn")
 KEEP_ALIVE_SECONDS = 15
@@ -98,34 +95,38 @@ def serve_until_stopped(request: ServeRequest, options: ServeOptions, say: Calla
 @contextlib.contextmanager
 def open_service(request: ServeRequest, options: ServeOptions, metrics: Any) -> Iterator[Any]:
     """The service of a request, ready to answer."""
-    from ssamba.inference.search.space import load_stored
+    from ssamba.inference.load import load
     from ssamba.serve.app import Service
     from ssamba.serve.decoding.pool import DecodingPool
     from ssamba.serve.engine import Engine
 
-    stored = load_stored(request.source, request.device, request.dtype)
-    index = None if request.index is None else open_index(request.index, stored, request)
+    if request.index is None:
+        model, index = load(request.source, request.device, dtype=request.dtype), None
+    else:
+        model, index = open_index(request.index, request)
     with InterruptsHeld():
         pool = DecodingPool(options.workers, options.max_bytes, options.max_seconds, options.time_limit)
     with (
         contextlib.closing(pool),
-        Engine(stored.model, index, options.batch, options.wait_ms / 1000, metrics.group) as engine,
+        Engine(model, index, options.batch, options.wait_ms / 1000, metrics.group) as engine,
     ):
         yield Service(options, engine, pool, metrics)
 
 
-def open_index(folder: str, served: StoredModel, request: ServeRequest) -> Any:
-    """An index with its model: the one that is served, where it is that, else the one that the index names."""
+def open_index(folder: str, request: ServeRequest) -> tuple[Any, Any]:
+    """The model that is served, and an index with its model: the same, where it is that, else the one it names."""
     from ssamba.inference.search.query import Index
+    from ssamba.inference.search.space import load_stored
 
+    served = load_stored(request.source, request.device, request.dtype)
     index = Index(folder, device=request.device, dtype=request.dtype)
     if served.digest == index.header.digest:
-        return Index(folder, served)
+        return served.model, Index(folder, served)
     try:
         assert index.model is not None  # loads it
     except CheckpointError as error:
         raise ConfigError(f"{folder}: needs the model it was made with; {error}") from None
-    return index
+    return served.model, index
 
 
 def first_pass(engine: Any) -> None:
