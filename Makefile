@@ -19,9 +19,9 @@ test: $(STAMP) lint
 test-slow: $(STAMP)
 	$(PYTEST) -m 'slow and not gpu'
 
-# The part of them that continuous integration runs: every fifth of those that do not take minutes each (tutorials, long
-# damage runs). SHARD=1/5 to 4/5 are the others.
-SHARD ?= 0/5
+# The part of them that continuous integration runs: every sixth of those that do not take minutes each (tutorials, long
+# damage runs). SHARD=1/6 to 5/6 are the others.
+SHARD ?= 0/6
 test-ci-slow: $(STAMP)
 	$(PYTEST) -m 'slow and not gpu and not long' --shard=$(SHARD) --durations=15
 
