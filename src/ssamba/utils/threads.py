@@ -72,7 +72,7 @@ class InterruptsHeld:
         self._before: Any = None
 
     def __enter__(self) -> InterruptsHeld:
-        # Nothing is raised between the two lines: from the end of the first on, _hold is the handler.
+        # A Ctrl-C that comes before _hold is the handler is raised here, where nothing has begun.
         if _in_main_thread() and callable(before := signal.getsignal(signal.SIGINT)):
             self._before = before
             signal.signal(signal.SIGINT, self._hold)

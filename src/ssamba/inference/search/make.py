@@ -11,7 +11,7 @@ from ssamba.inference.model import Encoder
 from ssamba.inference.search import store
 from ssamba.inference.search.build import IN_MEMORY, IndexOptions, Work, update_index
 from ssamba.inference.search.query import Index
-from ssamba.inference.search.space import StoredModel, load_stored, weights_digest
+from ssamba.inference.search.space import load_stored
 from ssamba.models.pretrained.load import ModelSource, model_names
 from ssamba.models.pretrained.weights import DEFAULT
 from ssamba.utils.errors import ConfigError
@@ -47,12 +47,9 @@ def index(
     folder, options = Path(out), IndexOptions(relative, space, approximate)
     header = store.read_index_header(folder) if store.is_index(folder) else None
     source = header.model if model is None and header is not None else model
-    if isinstance(source, Encoder):
-        if dtype is not None:
-            raise ConfigError(f"dtype '{dtype}': is for a model that is loaded here, the one given has its own")
-        stored = StoredModel(source, weights_digest(source))
-    else:
-        stored = load_stored(source, device, dtype or ("fp32" if header is None else header.dtype))
+    if isinstance(source, Encoder) and dtype is not None:
+        raise ConfigError(f"dtype '{dtype}': is for a model that is loaded here, the one given has its own")
+    stored = load_stored(source, device, dtype or ("fp32" if header is None else header.dtype))
     listed, again = list_files([os.fspath(path) for path in files])
     work = Work(batch, threads, progress)
     report = update_index(listed, folder, stored, _name(source), options, work)

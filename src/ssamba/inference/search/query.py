@@ -23,7 +23,7 @@ from ssamba.inference.search.duplicates import IndexedRecording, Pair, find_pair
 from ssamba.inference.search.match import best_offsets
 from ssamba.inference.search.nearest import Nearest, nearest_rows
 from ssamba.inference.search.pieces import PieceMeans
-from ssamba.inference.search.space import StoredModel, load_space, load_stored, weights_digest
+from ssamba.inference.search.space import StoredModel, load_space, load_stored
 from ssamba.models.pretrained.load import ModelSource
 from ssamba.utils.errors import CheckpointError, ConfigError, DataError
 
@@ -103,7 +103,8 @@ class Index:
         self._device, self._dtype = device, self.header.dtype if dtype is None else dtype
         self._model: Encoder | None = None
         if model is not None:
-            self._model = self._checked(self._stored(model), "the one given")
+            stored = model if isinstance(model, StoredModel) else load_stored(model, self._device, self._dtype)
+            self._model = self._checked(stored, "the one given")
 
     def __len__(self) -> int:
         return sum(len(block.kept) for block in self._blocks)
@@ -123,13 +124,6 @@ class Index:
                 raise ConfigError(f"{self.folder}: needs the model it was made with; {error}") from None
             self._model = self._checked(loaded, self.header.model)
         return self._model
-
-    def _stored(self, model: Encoder | StoredModel | ModelSource) -> StoredModel:
-        if isinstance(model, StoredModel):
-            return model
-        if isinstance(model, torch.nn.Module):
-            return StoredModel(model, weights_digest(model))
-        return load_stored(model, self._device, self._dtype)
 
     def _checked(self, stored: StoredModel, name: str) -> Encoder:
         if stored.digest != self.header.digest:

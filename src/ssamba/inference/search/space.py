@@ -11,13 +11,14 @@ import json
 from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from ssamba.inference.load import load
+from ssamba.inference.model import Encoder
 from ssamba.inference.search.arrays import FloatArray
 from ssamba.inference.search.columns import Level
 from ssamba.models.pretrained.load import ModelSource
@@ -25,10 +26,6 @@ from ssamba.utils.device import pick_device, pick_dtype
 from ssamba.utils.errors import CheckpointError, ConfigError
 from ssamba.utils.json_text import parse_json
 from ssamba.utils.tensor_file import read_tensors, write_tensors
-
-if TYPE_CHECKING:
-    from ssamba.inference.model import Encoder
-
 
 KINDS_OF_SPACE = ("learned", "fitted", "plain")
 """Learned on pairs of clean and degraded audio, whitened by the collection itself, or none at all."""
@@ -95,8 +92,13 @@ class StoredModel(NamedTuple):
     digest: str
 
 
-def load_stored(source: ModelSource | None, device: str = "auto", dtype: str = "fp32") -> StoredModel:
-    """``ssamba.load``, and the digest by which an index knows the model at any ``dtype``."""
+def load_stored(source: ModelSource | Encoder | None, device: str = "auto", dtype: str = "fp32") -> StoredModel:
+    """``ssamba.load``, and the digest by which an index knows the model at any ``dtype``.
+
+    A model in memory is taken as it is.
+    """
+    if isinstance(source, Encoder):
+        return StoredModel(source, weights_digest(source))
     kind = pick_dtype(dtype, pick_device(device))
     model = load(source, device)
     digest = weights_digest(model)

@@ -56,7 +56,7 @@ def run(kernel: Any, table: int, threads: int) -> None:
     if parallel is not None:
         parallel(kernel.address, table, threads, 0)
         return
-    with InterruptsHeld():
+    with InterruptsHeld():  # until all are done: they write to the caller's memory
         waiting = [_pool().submit(kernel.call, table) for _ in range(threads - 1)]
         kernel.call(table)
         for future in waiting:
