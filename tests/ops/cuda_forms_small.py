@@ -22,7 +22,7 @@ from torch import Tensor
 from triton_small import build, plain_proj
 
 from ssamba.ops.jit import nvrtc
-from ssamba.ops.mamba import gpu, gpu_inference, naive
+from ssamba.ops.mamba import gpu, gpu_inference, gpu_states, naive
 from ssamba.ops.mamba.cuda import projection, scan, scan_mma
 from ssamba.ops.mamba.cuda.scan_shape import Shape
 from ssamba.ops.mamba.cuda.sources import MMA_TYPES
@@ -100,10 +100,13 @@ def forward() -> None:
 
 
 def states(dtype: torch.dtype = torch.bfloat16) -> None:
-    """Saved states by matrix products, beside those of a lane for each channel."""
+    """Saved states by matrix products, of the states alone and of the forward, beside those of a lane for each channel.
+
+    Directions meet in the middle of the forward, so lengths are such that blocks of the second begin at any step.
+    """
     for B, L, E, R, alternating, tied in (
         (1, 5, 32, 1, True, True), (2, 8, 80, 2, False, True), (1, 41, 64, 1, True, True), (2, 33, 16, 1, True, True),
-        (2, 41, 80, 2, False, False), (1, 7, 16, 1, True, False),
+        (2, 41, 80, 2, False, False), (1, 7, 16, 1, True, False), (2, 71, 16, 2, False, False),
     ):  # fmt: skip
         with environment(SSAMBA_LPC=1):
             xz, *rest = draw(B, L, 2, E, 12, R, tied, dtype=dtype)
@@ -120,10 +123,32 @@ def states(dtype: torch.dtype = torch.bfloat16) -> None:
         off = error(found, expected.double())
         bound = 8e-3 if dtype == torch.bfloat16 else 8e-3 * HALF_SCALE
         assert off < bound, f"{(B, L, E, R, alternating, tied)}: saved states are off by {off:.1e}"
+        kept, bare = outputs_and_states(xz, tensors["p"], params, alternating)
+        off = error(kept, expected.double())
+        assert (kept[:, :, 0] == 0).all()
+        assert off < bound, f"{(B, L, E, R, alternating, tied)}: states that the forward saves are off by {off:.1e}"
+        assert torch.equal(kept, bare), "a gate is no matter of the states"
 
 
-def check_training(tensors: list[Tensor], alternating: bool, bound: float) -> None:
-    """Output and every gradient, twice; those of the packed form with that of the input product's bias."""
+def outputs_and_states(xz: Tensor, p: Tensor, params: MixerParams, alternating: bool) -> list[Tensor]:
+    """The states that the forward keeps, with the gate and without it; its output is the same as without them."""
+    found, (x, z) = [], xz.unbind(2)
+    cut = f"split=1,warps={2 + xz.shape[1] % 2},stages={3 + xz.shape[1] % 2},blocks=1,chunks=1"
+    with environment(SSAMBA_CUT=cut, SSAMBA_SKEWED=1 + xz.shape[1] % 4), a_lane_is_a_channel():
+        for gate in (z, None):
+            y, kept = scan.forward_with_states(x, gate, p, params, alternating, True)
+            # Tied decays have the same order of states either way; free ones add up another one's columns first.
+            plain = scan.forward(x, gate, p, params, alternating)
+            assert torch.equal(y, plain) if params.tied else error(y, plain.double()) < 2e-3
+            assert kept is not None
+            found.append(kept)
+    return found
+
+
+def check_training(tensors: list[Tensor], alternating: bool, bound: float, keep_states: bool = False) -> None:
+    """Output and every gradient, twice; those of the packed form with that of the input product's bias, and with
+    ``keep_states`` once more from states that the forward keeps.
+    """
     exact = [t.double().requires_grad_() for t in tensors]
     x, z = exact[0].unbind(2)
     expected = naive.bimamba_inner(x, z, MixerParams(*exact[1:]), alternating)
@@ -131,17 +156,17 @@ def check_training(tensors: list[Tensor], alternating: bool, bound: float) -> No
     weight = torch.randn(expected.shape, generator=torch.Generator().manual_seed(3)).to(tensors[0].dtype)
     truth = [expected, *torch.autograd.grad((expected * weight.double()).sum(), exact)]
     runs, biases = [], []
-    for packed in (True, True, False):
+    for packed, keep in ((True, False), (True, False), (False, False), *([(True, True)] if keep_states else [])):
         mine = [t.clone().requires_grad_() for t in tensors]
         params = MixerParams(*mine[1:])
         if packed:
             bias = torch.zeros(tensors[0].shape[2:], requires_grad=True)
-            y = gpu.bimamba_inner_packed(mine[0], params, alternating, bias)
+            y = gpu.bimamba_inner_packed(mine[0], params, alternating, bias, keep)
             *grads, dbias = torch.autograd.grad((y * weight).sum(), [*mine, bias])
             assert_sum_of_tokens(f"{where}: gradient of the bias", dbias, grads[0])
             summed, terms = truth[1].sum((0, 1)), truth[1].abs().sum((0, 1))  # terms may cancel
             assert_close(f"{where}: gradient of the bias", dbias, summed, bound, terms)
-            biases.append(dbias)
+            biases += [] if keep else [dbias]
         else:
             y = gpu.bimamba_inner(*mine[0].unbind(2), params, alternating)
             grads = torch.autograd.grad((y * weight).sum(), mine)
@@ -267,13 +292,17 @@ def backward(
         launched.append(name)
         return build(unit, name, defines, device)
 
-    nvrtc.kernel = watched
+    nvrtc.kernel, gpu_states.keeps_states = watched, lambda *_: True  # type: ignore[assignment]
     bound = 2e-2 if dtype == torch.bfloat16 else 4e-3
     for i, (B, L, E, r, R, alternating) in enumerate(cases):
         launched.clear()
-        with environment(SSAMBA_BACKWARD=backwards[i % 4], SSAMBA_SKEWED=1 + i % 4), a_lane_is_a_channel():
-            check_training(draw(B, L, 2, E, r, R, tied, dtype=dtype), alternating, bound)
-        assert launched.count("scan_backward_mma") == 3, launched
+        cut = "split=1,warps=4,stages=3,blocks=1,chunks=1"
+        chosen = environment(SSAMBA_BACKWARD=backwards[i % 4], SSAMBA_SKEWED=1 + i % 4, SSAMBA_CUT=cut)
+        with chosen, a_lane_is_a_channel():
+            check_training(draw(B, L, 2, E, r, R, tied, dtype=dtype), alternating, bound, keep_states=True)
+        assert launched.count("scan_backward_mma") == 4, launched
+        states_alone = launched.count("scan_fragments") + launched.count("scan_states") - 4 * R
+        assert states_alone == 3, f"{launched}: states are computed again but where they were kept"
 
 
 def free(cases: Sequence[tuple[int, int, int, int, int, bool]] = FREE_CASES[:3]) -> None:

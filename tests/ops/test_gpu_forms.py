@@ -147,12 +147,32 @@ def check_backward(
     monkeypatch.setenv("SSAMBA_BACKWARD", backward)
     monkeypatch.setattr("ssamba.ops.mamba.cuda.scan_shape.Shape.lanes_per_channel", lambda self: 1)
     kernels = compare_training(form, drawn(form, shape, dtype))
-    assert ("scan_backward_mma" in kernels) == backward.startswith("mma")
+    assert any(call.startswith("scan_backward_mma") for call in kernels) == backward.startswith("mma")
 
 
-def compare_training(form: Form, tensors: list[Tensor]) -> set[str]:
+@pytest.mark.parametrize("warps", [4, 8])
+@pytest.mark.parametrize("form", [*FORMS, Form(False, "both")], ids=str)
+@pytest.mark.parametrize(
+    "shape",
+    [*(sizes for _, sizes in BACKWARD_CASES[::2]), Shape(3, 46, 1, 2, 32, 16, r=12), Shape(2, 80, 1, 2, 64, 16, r=4)],
+    ids=case_id,
+)
+@pytest.mark.parametrize("dtype", list(HALVES), ids=case_id)
+def test_states_that_the_forward_keeps(
+    warps: int, form: Form, shape: Shape, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The backward starts from them as from those it computes again, which it then does not."""
+    monkeypatch.setenv("SSAMBA_CUT", f"split=1,warps={warps},stages=3,blocks=2,chunks=1")
+    monkeypatch.setattr("ssamba.ops.mamba.cuda.scan_shape.Shape.lanes_per_channel", lambda self: 1)
+    tensors = drawn(form, shape, dtype)
+    again, kept = (compare_training(form, tensors, keep) for keep in (False, True))
+    assert any("PHASE=4" in call or call.startswith("scan_states") for call in again)
+    assert not any("PHASE=4" in call or call.startswith("scan_states") for call in kept)
+
+
+def compare_training(form: Form, tensors: list[Tensor], keep_states: bool = False) -> list[str]:
     """Values and every gradient against float64, that of the input product's bias too, and the same bits twice; the
-    names of the kernels that ran.
+    kernels that ran, each with its macros.
     """
     dtype, exact = tensors[0].dtype, [t.double().requires_grad_() for t in tensors]
     expected = expected_output(form, exact)
@@ -161,10 +181,10 @@ def compare_training(form: Form, tensors: list[Tensor]) -> set[str]:
 
     def gradients() -> list[Tensor]:
         mine = [t.clone().requires_grad_() for t in (*tensors, torch.zeros_like(tensors[0][0, 0]))]
-        y = ops.bimamba_inner_packed(*mine[:-1], form.alternating, mine[-1])
+        y = ops.bimamba_inner_packed(*mine[:-1], form.alternating, mine[-1], keep_states)
         return [y, *torch.autograd.grad((y * weight).sum(), mine)]
 
-    kernels = {call.split()[0] for call in nvrtc.compile_for(gradients)[0]}
+    kernels = nvrtc.compile_for(gradients)[0]
     runs = [gradients() for _ in range(2)]
     assert_close("output", runs[0][0], expected, BOUND[dtype])
     assert_sum_of_tokens("gradient of the bias", runs[0][-1], runs[0][1])

@@ -38,6 +38,12 @@ class MambaPair(BlockPair):
         self.A_log_RKEN = empty_parameter(*of_each, e, 1 if config.decay == "tied" else n)
         self.D_RKE = empty_parameter(*of_each, e)
 
+    @classmethod
+    def pairs_that_keep_states(cls, config: Config) -> int:
+        """A third with one direction a block, whose activations are fewer, a sixth with two: a tenth more memory."""
+        one_direction = config.directions == 1
+        return config.depth // BLOCKS // (3 if one_direction else 6)
+
     @torch.no_grad()
     def reset_parameters(self, generator: Generator | None = None) -> None:
         """The reference's initialisation (docs/reference.md, "Encoder"), from an explicit generator."""
@@ -70,7 +76,7 @@ class MambaPair(BlockPair):
 
     def mix(self, xz_BLhKE: Tensor) -> Tensor:
         """Convolution, both scans and gate: see ``ops.bimamba_inner``."""
-        return ops.bimamba_inner_packed(xz_BLhKE, *self.mixer_params(), self.alternating)
+        return ops.bimamba_inner_packed(xz_BLhKE, *self.mixer_params(), self.alternating, None, self.keep_states)
 
     def gives_bias_gradient(self, like: Tensor, bias_hKE: Tensor) -> bool:
         """See ``ops.gives_bias_gradient``."""
@@ -78,7 +84,7 @@ class MambaPair(BlockPair):
 
     def mix_with_bias(self, xz_BLhKE: Tensor, bias_hKE: Tensor) -> Tensor:
         """See ``ops.bimamba_inner_packed``."""
-        return ops.bimamba_inner_packed(xz_BLhKE, *self.mixer_params(), self.alternating, bias_hKE)
+        return ops.bimamba_inner_packed(xz_BLhKE, *self.mixer_params(), self.alternating, bias_hKE, self.keep_states)
 
     def supports_deferred_gate(self, like: Tensor) -> bool:
         """See ``ops.runs_ungated``."""

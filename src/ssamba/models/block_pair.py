@@ -97,6 +97,10 @@ class BlockPair(nn.Module, ABC):
     State-dict keys are the names of the attributes, without a prefix for the mixer.
     """
 
+    keep_states = False
+    """Whether training keeps states of the mixer that its backward would otherwise compute again: see
+    ``ops.bimamba_inner_packed``. For the last pairs of a chain, whose backward comes first: their states go first."""
+
     def __init__(self, config: Config) -> None:
         super().__init__()
         d, e = config.width, config.inner
@@ -113,6 +117,11 @@ class BlockPair(nn.Module, ABC):
     @abstractmethod
     def _make_mixer(self, config: Config) -> None:
         """Create the mixer's parameters."""
+
+    @classmethod
+    def pairs_that_keep_states(cls, config: Config) -> int:
+        """How many pairs of a chain, the last ones, should ``keep_states``."""
+        return 0
 
     @abstractmethod
     def reset_parameters(self, generator: Generator | None = None) -> None:

@@ -41,7 +41,11 @@ class SSAMBAChain(TokenChain):
         d = self.config.width
         self.plan = InferencePlan()
         self.cls_token = nn.Parameter(torch.empty(1, 1, d, **of_new_weights()))
-        self.pairs = nn.ModuleList(MIXERS[self.config.encoder](self.config) for _ in range(self.config.depth // BLOCKS))
+        pair_of, count = MIXERS[self.config.encoder], self.config.depth // BLOCKS
+        pairs = [pair_of(self.config) for _ in range(count)]
+        for pair in pairs[count - pair_of.pairs_that_keep_states(self.config) :]:
+            pair.keep_states = True
+        self.pairs = nn.ModuleList(pairs)
         self.norm = nn.LayerNorm(d, eps=NORM_EPS, **of_new_weights())
 
     def _reset_layers(self, generator: Generator) -> None:

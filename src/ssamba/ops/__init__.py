@@ -75,16 +75,21 @@ def bimamba_inner(
 def bimamba_inner_packed(
     xz_BLJKE: Tensor, conv_weight_RKEW: Tensor, conv_bias_RKE: Tensor, x_proj_RKPE: Tensor, dt_proj_RKEr: Tensor,
     dt_bias_RKE: Tensor, A_log_RKEN: Tensor, D_RKE: Tensor, alternating: bool = False,
-    bias_JKE: Tensor | None = None,
+    bias_JKE: Tensor | None = None, keep_states: bool = False,
 ) -> Tensor:  # fmt: skip
     """``bimamba_inner`` of ``x = xz[:, :, 0]`` and ``z = xz[:, :, 1]``, with any strides: an input product as it is.
 
     ``bias``, for training: that product's own, where it was given ``bias.detach()``. No value changes; the gradient
     that the product then leaves out comes from here, see ``gives_bias_gradient``. J, in these names, is the legend's h.
+
+    ``keep_states``, for training in 16 bits: a GPU saves the states before every 8 steps for the backward, which
+    otherwise computes them again. They take 2 R K E N bytes for 8 tokens; no value of the output changes.
     """
     params = MixerParams(conv_weight_RKEW, conv_bias_RKE, x_proj_RKPE, dt_proj_RKEr, dt_bias_RKE, A_log_RKEN, D_RKE)
     _check_directions(alternating, A_log_RKEN)
-    return dispatch.run("bimamba_inner_packed", xz_BLJKE, params, alternating, bias_JKE, name="bimamba_inner")
+    return dispatch.run(
+        "bimamba_inner_packed", xz_BLJKE, params, alternating, bias_JKE, keep_states, name="bimamba_inner"
+    )
 
 
 def gives_bias_gradient(like: Tensor, bias_JKE: Tensor, *parameters: Tensor) -> bool:

@@ -34,22 +34,27 @@ def bimamba_inner(x_BLKE: Tensor, z_BLKE: Tensor, params: MixerParams, alternati
     directions.
     """
     params = gpu_states.rounded(x_BLKE, params)
-    return _gpu_inner(x_BLKE, z_BLKE.to(x_BLKE.dtype), *params, dispatch.gpu_backends(), alternating)[0]
+    return _gpu_inner(x_BLKE, z_BLKE.to(x_BLKE.dtype), *params, dispatch.gpu_backends(), alternating, False)[0]
 
 
 def bimamba_inner_packed(
-    xz_BLhKE: Tensor, params: MixerParams, alternating: bool = False, bias_hKE: Tensor | None = None
-) -> Tensor:
+    xz_BLhKE: Tensor, params: MixerParams, alternating: bool = False, bias_hKE: Tensor | None = None,
+    keep_states: bool = False,
+) -> Tensor:  # fmt: skip
     """``bimamba_inner`` with x and z as ``xz[:, :, 0]`` and ``xz[:, :, 1]``: an input product's output as it is.
 
     Its gradient comes back in one piece too, which saves the backward one copy of 4 E values for each token.
 
     ``bias_hKE``: as in ``naive.bimamba_inner_packed``. Its gradient is the sum over clips and tokens of that of xz, in
     float32 of the values before they are rounded: the kernels that write them add them up, and nobody reads them again.
+
+    ``keep_states``: see ``ssamba.ops.bimamba_inner_packed``. Only where the tensor-core scan saves them on the way.
     """
     params = gpu_states.rounded(xz_BLhKE, params)
     bias = bias_hKE if derivatives.wants_gradient(bias_hKE) else None
-    return _gpu_inner_packed(xz_BLhKE, bias, *params, dispatch.gpu_backends(), alternating)[0]
+    keep = keep_states and derivatives.wants_gradient(xz_BLhKE, *params)
+    keep = keep and gpu_states.keeps_states(xz_BLhKE[:, :, 0], params, alternating)
+    return _gpu_inner_packed(xz_BLhKE, bias, *params, dispatch.gpu_backends(), alternating, keep)[0]
 
 
 def _dense(x: Tensor) -> Tensor:
@@ -142,15 +147,19 @@ def _add_gradients(
     return tuple(found)
 
 
-def _forward(x: Tensor, z: Tensor, params: MixerParams, backends: str, alternating: bool) -> tuple[Tensor, Tensor]:
-    """``y_BLKE`` and the projection ``p_GBLP``, which the backward starts from."""
+def _forward(
+    x: Tensor, z: Tensor, params: MixerParams, backends: str, alternating: bool, keep_states: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``y_BLKE``, and what the backward starts from: the projection ``p_GBLP``, and states or an empty tensor."""
     x, z, params = _dense(x), _dense(z), params.contiguous()
     with torch.autocast(x.device.type, enabled=False):
-        return dispatch.kernels("mixer", x, params, backends=backends).forward(x, z, params, alternating)
+        kernels = dispatch.kernels("mixer", x, params, backends=backends)
+        y, p_GBLP, states = kernels.forward(x, z, params, alternating, keep_states)
+        return y, p_GBLP, x.new_empty(0) if states is None else states
 
 
 def _backward(
-    dy: Tensor, x: Tensor, z: Tensor, y: Tensor, p_GBLP: Tensor, params: MixerParams, backends: str,
+    dy: Tensor, x: Tensor, z: Tensor, y: Tensor, p_GBLP: Tensor, states: Tensor, params: MixerParams, backends: str,
     alternating: bool, dx: Tensor, dz: Tensor, dbias_hKE: Tensor | None = None,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Writes ``dx`` and ``dz`` (views with free strides) and returns the gradients of ``params``, in their dtypes.
@@ -162,9 +171,8 @@ def _backward(
     with torch.autocast(x.device.type, enabled=False):
         kernels = dispatch.kernels("mixer", x, params, backends=backends)
         inputs = gpu_states.ScanInputs(dy, x, z, y, p_GBLP, params, dz)
-        du, ddt, dbc, da_log, dvec, dz_sums = kernels.scan_backward(
-            *gpu_states.for_backward(kernels, inputs, alternating), alternating, sums
-        )
+        inputs, kept = gpu_states.for_backward(kernels, inputs, alternating), states if states.numel() else None
+        du, ddt, dbc, da_log, dvec, dz_sums = kernels.scan_backward(*inputs, alternating, sums, kept)
         del inputs
         dt_proj_GEr, x_proj_GPE = _product_weights(params, x.dtype)
         ddt_GTE, du_GTE = ddt.flatten(1, 2), du.flatten(1, 2)
@@ -181,26 +189,28 @@ def _backward(
 # ---- the operators of torch: their arguments are flat
 
 
-def _run_inner(x: Tensor, z: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+def _run_inner(x: Tensor, z: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     return _forward(x, z, MixerParams(*rest[:COUNT]), *rest[COUNT:])
 
 
-def _run_inner_packed(xz: Tensor, bias: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor]:
+def _run_inner_packed(xz: Tensor, bias: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     return _run_inner(xz[:, :, 0], xz[:, :, 1], *rest)
 
 
-def _run_backward(dy: Tensor, x: Tensor, z: Tensor, y: Tensor, p: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+def _run_backward(
+    dy: Tensor, x: Tensor, z: Tensor, y: Tensor, p: Tensor, states: Tensor, *rest: Any
+) -> tuple[Tensor, ...]:
     dx, dz = x.new_empty(x.shape), z.new_empty(z.shape)
     params, (backends, alternating) = MixerParams(*rest[:COUNT]), rest[COUNT:]
-    return (dx, dz, *_backward(dy, x, z, y, p, params, backends, alternating, dx, dz))
+    return (dx, dz, *_backward(dy, x, z, y, p, states, params, backends, alternating, dx, dz))
 
 
 def _run_backward_packed(
-    dy: Tensor, xz: Tensor, bias: Tensor | None, y: Tensor, p: Tensor, *rest: Any
+    dy: Tensor, xz: Tensor, bias: Tensor | None, y: Tensor, p: Tensor, states: Tensor, *rest: Any
 ) -> tuple[Tensor, ...]:
     dxz, dbias = _like_packed(xz, bias)
     params, (backends, alternating) = MixerParams(*rest[:COUNT]), rest[COUNT:]
-    halves = xz[:, :, 0], xz[:, :, 1], y, p, params, backends, alternating, dxz[:, :, 0], dxz[:, :, 1]
+    halves = xz[:, :, 0], xz[:, :, 1], y, p, states, params, backends, alternating, dxz[:, :, 0], dxz[:, :, 1]
     return (dxz, dbias, *_backward(dy, *halves, None if bias is None else dbias))
 
 
@@ -211,52 +221,57 @@ def _like_packed(xz: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
     return torch.empty_like(xz), xz.new_empty(0) if bias is None else bias.new_empty(bias.shape)
 
 
-def _op(name: str, inputs: str, outputs: int, run: Any) -> Any:
-    """A custom op of the tensors ``inputs``, a mixer's parameters, the backends that it may use, and the directions."""
+def _op(name: str, inputs: str, outputs: int, run: Any, more: str = "") -> Any:
+    """A custom op of the tensors ``inputs``, a mixer's parameters, the backends that it may use, the directions, and
+    ``more``.
+    """
     tensors = ", ".join(["Tensor"] * outputs)
-    schema = f"({inputs}, {SCHEMA}, str backends, bool alternating) -> ({tensors})"
+    schema = f"({inputs}, {SCHEMA}, str backends, bool alternating{more}) -> ({tensors})"
     return define_operator(f"ssamba::{name}", schema=schema)(run)
 
 
-_gpu_inner = _op("gpu_inner", "Tensor x, Tensor z", 2, _run_inner)
-_gpu_inner_packed = _op("gpu_inner_packed", "Tensor xz, Tensor? bias", 2, _run_inner_packed)
+_gpu_inner = _op("gpu_inner", "Tensor x, Tensor z", 3, _run_inner, ", bool keep_states")
+_gpu_inner_packed = _op("gpu_inner_packed", "Tensor xz, Tensor? bias", 3, _run_inner_packed, ", bool keep_states")
 _gpu_inner_backward = _op(
-    "gpu_inner_backward", "Tensor dy, Tensor x, Tensor z, Tensor y, Tensor p", 2 + COUNT, _run_backward
+    "gpu_inner_backward", "Tensor dy, Tensor x, Tensor z, Tensor y, Tensor p, Tensor states", 2 + COUNT, _run_backward
 )
 _gpu_inner_packed_backward = _op(
     "gpu_inner_packed_backward",
-    "Tensor dy, Tensor xz, Tensor? bias, Tensor y, Tensor p",
+    "Tensor dy, Tensor xz, Tensor? bias, Tensor y, Tensor p, Tensor states",
     2 + COUNT,
     _run_backward_packed,
 )
 
 
 @_gpu_inner.register_fake
-def _(x: Tensor, z: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+def _(x: Tensor, z: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     batch, length, blocks, channels = x.shape
-    x_proj_RKPE = MixerParams(*rest[:COUNT]).x_proj_RKPE
-    p_GBLP = x.new_empty(x_proj_RKPE.shape[0] * blocks, batch, length, x_proj_RKPE.shape[2])
-    return x.new_empty(batch, length, blocks, channels), p_GBLP
+    params, alternating, keep_states = MixerParams(*rest[:COUNT]), *rest[-2:]
+    p_GBLP = x.new_empty(params.directions * blocks, batch, length, params.outputs)
+    states = gpu_states.kept_sizes(x, params, alternating) if keep_states else (0,)
+    return x.new_empty(batch, length, blocks, channels), p_GBLP, x.new_empty(states)
 
 
 @_gpu_inner_packed.register_fake
-def _(xz: Tensor, bias: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor]:
+def _(xz: Tensor, bias: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     return torch.ops.ssamba.gpu_inner(xz[:, :, 0], xz[:, :, 1], *rest)
 
 
 @_gpu_inner_backward.register_fake
-def _(dy: Tensor, x: Tensor, z: Tensor, y: Tensor, p: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+def _(dy: Tensor, x: Tensor, z: Tensor, y: Tensor, p: Tensor, states: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     return (x.new_empty(x.shape), z.new_empty(z.shape), *(w.new_empty(w.shape) for w in rest[:COUNT]))
 
 
 @_gpu_inner_packed_backward.register_fake
-def _(dy: Tensor, xz: Tensor, bias: Tensor | None, y: Tensor, p: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+def _(
+    dy: Tensor, xz: Tensor, bias: Tensor | None, y: Tensor, p: Tensor, states: Tensor, *rest: Any
+) -> tuple[Tensor, ...]:
     return (*_like_packed(xz, bias), *(w.new_empty(w.shape) for w in rest[:COUNT]))
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, ctx.backends, ctx.alternating = inputs
-    ctx.mark_non_differentiable(output[1])
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    *tensors, ctx.backends, ctx.alternating, _ = inputs
+    ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*tensors, *output)  # the product after the mixer keeps its output anyway
 
@@ -271,12 +286,14 @@ def _plain_inner_packed(xz: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
     return _plain_inner(wide[:, :, 0], wide[:, :, 1], *rest).to(xz.dtype)
 
 
-def _plain_backward(dy: Tensor, x: Tensor, z: Tensor, y: Tensor, p: Tensor, *rest: Any) -> list[Tensor | None]:
+def _plain_backward(
+    dy: Tensor, x: Tensor, z: Tensor, y: Tensor, p: Tensor, states: Tensor, *rest: Any
+) -> list[Tensor | None]:
     return derivatives.gradient(_plain_inner, (x, z, *rest[:COUNT], rest[-1]), [dy])[:-1]
 
 
 def _plain_backward_packed(
-    dy: Tensor, xz: Tensor, bias: Tensor | None, y: Tensor, p: Tensor, *rest: Any
+    dy: Tensor, xz: Tensor, bias: Tensor | None, y: Tensor, p: Tensor, states: Tensor, *rest: Any
 ) -> list[Tensor | None]:
     return derivatives.gradient(_plain_inner_packed, (xz, bias, *rest[:COUNT], rest[-1]), [dy])[:-1]
 
@@ -284,14 +301,16 @@ def _plain_backward_packed(
 def _differentiate_by(operator: Any, plain: Any) -> Any:
     """The backward by ``operator``, of a forward whose plain form is ``plain``; both take two inputs, then the rest."""
 
-    def differentiate(ctx: Any, dy: Tensor | None, dp: Tensor | None) -> Any:
-        *inputs, y, p = ctx.saved_tensors
+    def differentiate(ctx: Any, dy: Tensor | None, dp: Tensor | None, dstates: Tensor | None) -> Any:
+        *inputs, y, p, states = ctx.saved_tensors
+        others = None, None, None  # the arguments that are no tensors
         if dy is None:
-            return (None,) * (len(inputs) + 2)
+            return (*(None for _ in inputs), *others)
         if derivatives.in_forward_mode():
-            return (*derivatives.gradient(plain, [*inputs, ctx.alternating], [dy], required_only=True), None)
-        found = operator(dy, *inputs[:-COUNT], y, p, *inputs[-COUNT:], ctx.backends, ctx.alternating)
-        return (*(None if given is None else d for given, d in zip(inputs, found, strict=True)), None, None)
+            found = derivatives.gradient(plain, [*inputs, ctx.alternating], [dy], required_only=True)
+            return (*found[: len(inputs)], *others)
+        found = operator(dy, *inputs[:-COUNT], y, p, states, *inputs[-COUNT:], ctx.backends, ctx.alternating)
+        return (*(None if given is None else d for given, d in zip(inputs, found, strict=True)), *others)
 
     return differentiate
 

@@ -154,11 +154,13 @@ def bimamba_inner(x_BLKE: Tensor, z_BLKE: Tensor | None, params: MixerParams, al
 
 
 def bimamba_inner_packed(
-    xz_BLhKE: Tensor, params: MixerParams, alternating: bool = False, bias_hKE: Tensor | None = None
-) -> Tensor:
+    xz_BLhKE: Tensor, params: MixerParams, alternating: bool = False, bias_hKE: Tensor | None = None,
+    keep_states: bool = False,
+) -> Tensor:  # fmt: skip
     """``bimamba_inner`` of the two inputs in one tensor.
 
     ``bias_hKE`` changes no value: xz already has it, added without a gradient (``bias.detach()``), which it gets here.
+    ``keep_states`` changes nothing here.
     """
     x_BLKE, z_BLKE = with_bias_gradient(xz_BLhKE, bias_hKE).unbind(2)
     return bimamba_inner(x_BLKE, z_BLKE, params, alternating)

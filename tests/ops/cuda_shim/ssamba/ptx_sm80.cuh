@@ -13,6 +13,9 @@ inline SmemAddr smem_bytes(SmemAddr addr, int bytes) { return addr + bytes; }
 template <class U> U per_thread(U v) { return v; }
 template <class U> U *kept(U *at) { return at; }
 template <int VALUES> void store_pair(T *to, unsigned v) { *(unsigned *)(to + VALUES) = v; }
+template <int VALUES> void store_quad(T *to, unsigned lo, unsigned hi) {
+  store_pair<VALUES>(to, lo); store_pair<VALUES + 2>(to, hi);
+}
 
 inline void ldmatrix_x4(unsigned *m, SmemAddr row) { load_matrices<4, false>(m, (const T *)row); }
 inline void ldmatrix_x4_trans(unsigned *m, SmemAddr row) { load_matrices<4, true>(m, (const T *)row); }

@@ -261,8 +261,9 @@ def bimamba_inner(x_BLKE: Tensor, z_BLKE: Tensor, params: MixerParams, alternati
 
 
 def bimamba_inner_packed(
-    xz_BLhKE: Tensor, params: MixerParams, alternating: bool = False, bias_hKE: Tensor | None = None
-) -> Tensor:
+    xz_BLhKE: Tensor, params: MixerParams, alternating: bool = False, bias_hKE: Tensor | None = None,
+    keep_states: bool = False,
+) -> Tensor:  # fmt: skip
     """``naive.bimamba_inner_packed``. A bias's gradient costs a pass over xz: better leave it to the input product."""
     x_BLKE, z_BLKE = naive.with_bias_gradient(xz_BLhKE, bias_hKE).unbind(2)
     return bimamba_inner(x_BLKE, z_BLKE, params, alternating)

@@ -21,12 +21,15 @@ def supports(x_BLKE: Tensor, params: MixerParams) -> str | None:
     return "the CUDA C++ scan takes neither this device nor sizes beyond its shared memory and offsets"
 
 
-def forward(x_BLKE: Tensor, z_BLKE: Tensor, params: MixerParams, alternating: bool = False) -> tuple[Tensor, Tensor]:
-    """``y_BLKE`` and the projection ``p_GBLP``, which the backward starts from. ``params`` are contiguous."""
+def forward(
+    x_BLKE: Tensor, z_BLKE: Tensor, params: MixerParams, alternating: bool = False, keep_states: bool = False
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """See ``ssamba.ops.mamba.triton.mixer.forward``."""
     params = _small_in_float32(params)
     weights = params.conv_weight_RKEW, params.conv_bias_RKE, params.x_proj_RKPE
     p_GBLP = dispatch.kernels("conv_proj", x_BLKE, *weights).conv_proj(x_BLKE, *weights, alternating=alternating)
-    return scan.forward(x_BLKE, z_BLKE, p_GBLP, params, alternating), p_GBLP
+    y_BLKE, states = scan.forward_with_states(x_BLKE, z_BLKE, p_GBLP, params, alternating, keep_states)
+    return y_BLKE, p_GBLP, states
 
 
 def supports_ungated(x_BLKE: Tensor, work: Tensor, params: MixerParams) -> bool:
@@ -61,9 +64,10 @@ def scan_backward(
     dz_BLKE: Tensor,
     alternating: bool = False,
     token_sums: bool = False,
+    states: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]:
     """See ``ssamba.ops.mamba.triton.mixer.scan_backward``."""
-    return scan.backward(dy_BLKE, x_BLKE, z_BLKE, p_GBLP, y_BLKE, params, dz_BLKE, alternating, token_sums)
+    return scan.backward(dy_BLKE, x_BLKE, z_BLKE, p_GBLP, y_BLKE, params, dz_BLKE, alternating, token_sums, states)
 
 
 def conv_backward(

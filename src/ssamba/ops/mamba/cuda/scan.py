@@ -63,11 +63,16 @@ def _forward(shape: Shape, tensors: dict[str, Tensor]) -> None:
             run((across, clips, directions * side_by_side), 128, args)
 
 
+def sizes_of_states(shape: Shape) -> tuple[int, ...]:
+    """Sizes ``GB.EN`` of the states before every ``shape.saved()`` steps, the last dimension padded."""
+    return shape.dir_blocks, shape.batch, -(-shape.length // shape.saved()), shape.width, shape.padded
+
+
 def _states(shape: Shape, tensors: dict[str, Tensor]) -> Tensor:
-    """``_GB.EN``, the state before every ``shape.saved()`` steps, its last dimension padded."""
+    """The states before every ``shape.saved()`` steps."""
     x, per_channel, steps = tensors["x"], shape.lanes_per_channel(), shape.saved()
-    count = -(-shape.length // steps)
-    states = x.new_empty(shape.dir_blocks, shape.batch, count, shape.width, shape.padded)
+    states = x.new_empty(sizes_of_states(shape))
+    count = states.shape[2]
     if scan_backward.takes_states(shape, tensors):
         scan_mma.states(shape, tensors | {"ckpt": states})
         return states
@@ -88,35 +93,49 @@ def _parameters(params: MixerParams) -> dict[str, Tensor]:
 
 def forward(x: Tensor, z: Tensor | None, p_GBLP: Tensor, params: MixerParams, alternating: bool = False) -> Tensor:
     """``y_BLKE``. Without ``z`` there is no gate; then ``scan_mma.usable`` must hold."""
+    return forward_with_states(x, z, p_GBLP, params, alternating, False)[0]
+
+
+def forward_with_states(
+    x: Tensor, z: Tensor | None, p_GBLP: Tensor, params: MixerParams, alternating: bool, keep_states: bool
+) -> tuple[Tensor, Tensor | None]:
+    """``forward``, and with ``keep_states``, where its kernel saves them on the way, the states that ``backward`` would
+    compute again.
+    """
     shape = Shape(x, params, alternating)
     y = x.new_empty(shape.batch, shape.length, shape.blocks, shape.width)
     tensors = {"x": x, "p": p_GBLP, "y": y, **_parameters(params)}
     if shape.directions == 2:  # each scan stops in the middle, where the second phase goes on
         sizes = shape.dir_blocks, shape.batch, shape.width, shape.states
         tensors["state"] = x.new_empty(sizes, dtype=torch.float32)
+    if z is not None:
+        tensors["z"] = z
+    keep_states = keep_states and scan_mma.forward_saves_states(scan_mma.choose_tiling(shape))
+    if keep_states and scan_mma.takes_states(shape, tensors):
+        tensors["ckpt"] = x.new_empty(sizes_of_states(shape))
     if z is None:
         scan_mma.forward(shape, tensors)
     else:
-        _forward(shape, tensors | {"z": z})
-    return y
+        _forward(shape, tensors)
+    return y, tensors.get("ckpt")
 
 
 def backward(
     dy: Tensor, x: Tensor, z: Tensor, p_GBLP: Tensor, y: Tensor, params: MixerParams, dz: Tensor,
-    alternating: bool = False, token_sums: bool = False,
+    alternating: bool = False, token_sums: bool = False, states: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]:  # fmt: skip
     """Writes ``dz``; returns ``du_GBLE``, raw ``ddt_GBLE``, and in parts that are to be added ``dBC_xGBL2N``,
     ``dA_log_xRKEN``, (dD, ddt_bias) ``_xRK2E`` and with ``token_sums`` the sums of ``dz``, ``_xKE``. ``y`` is what
-    ``forward`` returned.
+    ``forward`` returned, ``states`` what ``forward_with_states`` did, if it did.
     """
     shape = Shape(x, params, alternating)
-    dir_blocks, batch, length, width, states = shape.dir_blocks, shape.batch, shape.length, shape.width, shape.states
+    dir_blocks, batch, length, width = shape.dir_blocks, shape.batch, shape.length, shape.width
     wide: dict[str, Any] = {"device": x.device, "dtype": torch.float32}
     tensors = {"x": x, "z": z, "p": p_GBLP, "dy": dy, "y": y, "dz": dz, **_parameters(params)}
     parts, shares, run = scan_backward.launch(shape, tensors, token_sums)
-    tensors["ckpt"] = _states(shape, tensors)
+    tensors["ckpt"] = _states(shape, tensors) if states is None else states
     du, ddt = x.new_empty(dir_blocks, batch, length, width), x.new_empty(dir_blocks, batch, length, width)
-    dbc = x.new_empty(parts, dir_blocks, batch, length, 2 * states)
+    dbc = x.new_empty(parts, dir_blocks, batch, length, 2 * shape.states)
     da = torch.empty(shares, shape.directions, shape.blocks, width, shape.rates, **wide)
     dvec = torch.empty(shares, shape.directions, shape.blocks, 2 + token_sums, width, **wide)
     run(tensors | {"du": du, "ddt": ddt, "dbc": dbc, "da": da, "dvec": dvec})

@@ -100,6 +100,11 @@ def takes_states(shape: Shape, tensors: dict[str, Tensor]) -> bool:
     return shape.states == 16 and shape.lane_is_channel() and usable(shape, tensors)
 
 
+def forward_saves_states(tiling: ScanTiling) -> bool:
+    """Whether ``forward`` can write ``ckpt`` on the way, where it ``takes_states``."""
+    return tiling.state_split == 1 and tiling.chunks == 1
+
+
 def states(shape: Shape, tensors: dict[str, Tensor]) -> None:
     """Writes ``ckpt``, the states before every 8 steps, as kernels/scan_states.cu does."""
     x, count = tensors["x"], tensors["ckpt"].shape[2]
@@ -127,20 +132,25 @@ def chunk_ends(shape: Shape, chunks: int, x: Tensor) -> dict[str, Tensor]:
 
 
 def forward(shape: Shape, tensors: dict[str, Tensor]) -> None:
-    """Writes ``y``. ``tensors``: by the names of ``ScanArgs``; without ``z`` there is no gate."""
+    """Writes ``y``. ``tensors``: by the names of ``ScanArgs``; without ``z`` there is no gate.
+
+    ``ckpt``, where it is given, is written, too, as by ``states``: then ``forward_saves_states`` must hold.
+    """
     x, tiling = tensors["x"], choose_tiling(shape)
     passes = [(0, tiling.chunks)] if shape.directions == 1 else [(1, tiling.chunks), (2, tiling.chunks)]
     if tiling.chunks > 1:
         passes.insert(0, (3, shape.directions * tiling.chunks - 1))  # nothing comes after the last chunk
         tensors = tensors | chunk_ends(shape, tiling.chunks, x)
     tensors = aligned(tensors)
-    args, gate = arguments(shape, tiling.chunks, tensors), "z" in tensors
+    saves = {"SAVES": 1, "DUE": -shape.length % 8 if shape.directions == 2 else 0} if "ckpt" in tensors else {}
+    count = tensors["ckpt"].shape[2] if saves else tiling.chunks
+    args, gate = arguments(shape, count, tensors), "z" in tensors
     with nvrtc.on(x):
         for phase, side_by_side in passes:
             defines = shape.defines(
                 PHASE=phase, SPLIT=tiling.state_split, WARPS=tiling.warps, STAGES=tiling.stages,
                 MIN_BLOCKS=tiling.min_blocks_per_sm, CHUNKED=int(tiling.chunks > 1), GATE=int(gate),
-                **({} if tiling.adds else {"ADDS": 0}),
+                **({} if tiling.adds else {"ADDS": 0}), **saves,
             )  # fmt: skip
             run = nvrtc.kernel(unit("scan_forward_mma.cu"), "scan_fragments", defines, x.device.index or 0)
             across, clips, directions = shape.grid(16 * tiling.warps // tiling.state_split)

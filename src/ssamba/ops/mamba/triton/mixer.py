@@ -14,13 +14,19 @@ from ssamba.ops.mamba.triton import conv, scan
 from ssamba.ops.mamba.triton.conv_backward import backward
 
 
-def forward(x_BLKE: Tensor, z_BLKE: Tensor, params: MixerParams, alternating: bool = False) -> tuple[Tensor, Tensor]:
-    """``y_BLKE`` and the projection ``p_GBLP``, which the backward starts from. ``params`` are contiguous."""
+def forward(
+    x_BLKE: Tensor, z_BLKE: Tensor, params: MixerParams, alternating: bool = False, keep_states: bool = False
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """``y_BLKE`` and the projection ``p_GBLP``, which the backward starts from. ``params`` are contiguous.
+
+    With ``keep_states`` also states of the scan that ``scan_backward`` would otherwise compute again, or None, where
+    the scan does not save them on the way, as this one.
+    """
     params = params.expanded()
     p_GBLP = conv.conv_proj(x_BLKE, params.conv_weight_RKEW, params.conv_bias_RKE, params.x_proj_RKPE, alternating)
     u_GBLE, dt_GBLE = _expand(x_BLKE, p_GBLP, params, alternating)
     inputs = u_GBLE, dt_GBLE, p_GBLP, z_BLKE, params.A_log_RKEN, params.D_RKE, params.dt_bias_RKE
-    return scan.forward(*inputs, alternating=alternating)[0], p_GBLP
+    return scan.forward(*inputs, alternating=alternating)[0], p_GBLP, None
 
 
 def scan_backward(
@@ -33,11 +39,12 @@ def scan_backward(
     dz_BLKE: Tensor,
     alternating: bool = False,
     token_sums: bool = False,
+    states: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]:
     """Writes ``dz``; returns ``du_GBLE``, ``ddt_GBLE`` of the raw dt, ``dBC_xGBL2N``, ``dA_log_xRKEN`` (of tied
     decays with one value a channel), (dD, ddt_bias) ``_xRK2E`` and, with ``token_sums``, those of ``dz`` over clips and
     tokens, ``_xKE``, added before they are rounded: these four in parts to be summed. ``y`` is what ``forward``
-    returned.
+    returned, and so are ``states``, of which this form has none.
     """
     tied, params = params.tied, params.expanded()
     u_GBLE, dt_GBLE = _expand(x_BLKE, p_GBLP, params, alternating)

@@ -10,7 +10,8 @@
 //
 // PHASE 0: one direction, the whole sequence; 1: first half, ungated output; 2: second half, mean with the other
 // direction's output, gated; 3: end states of chunks alone; 4: the states before every 8 steps, from which the
-// backward starts, in place of scan_states.cu: a lane then holds four states in a row (QUADS). SPLIT 2 gives 8 of the
+// backward starts, in place of scan_states.cu: a lane then holds four states in a row (QUADS); with SAVES the phases
+// that make outputs save them, too. SPLIT 2 gives 8 of the
 // states to each of two warps: for few channels. CHUNKED cuts each half of the time into `count` chunks that are
 // computed in parallel: for fewer still. PHASE 3 then leaves the state at the end of each chunk, as if it had begun
 // with zeros, and its sum of delta; the other phases compute their first states from these. GATE 0 leaves the gate to
@@ -134,9 +135,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan_fragments
   int first = max(lo, 0);
   w.outputs.start(a.y + y_at + e0 + 2 * q + (long long)first * sign * y_row, sign * (int)y_row, lo - first,
                   half * 8 + g, hi - first, w.on);
-#if PHASE == 4
-  w.saved = a.ckpt + (base * a.count * a.E + e0 + g) * N + 4 * q;
-  w.save_step = (long long)a.E * N;
+#if SAVES
+  w.saved.start(a.ckpt + (base * a.count * a.E + e0 + g) * N + 4 * q, a.E * N, lo, r, w.on);
 #endif
   w.begin = lo; w.hi = hi;
 #if EARLY_ARRIVAL

@@ -15,6 +15,12 @@
 
 #define GATED (GATE && (PHASE == 0 || PHASE == 2))
 #define OUTPUTS (PHASE != 3 && PHASE != 4)
+// SAVES: the states before every 8 steps go to memory. PHASE 4 does nothing else; given for other phases, with SPLIT 1
+// and without CHUNKED: 1, so that the backward needs no PHASE 4, and DUE, -L % 8, the step of a block of 8 before which
+// direction 1 saves (direction 0: before its first one).
+#ifndef SAVES
+#define SAVES (PHASE == 4)
+#endif
 #define KT ((RANK + 15) / 16)    // products of 16 values of the low-rank dt
 #define STEPS 16                 // steps of a batch
 #define HALO 4                   // steps before it that the convolution reads
@@ -35,7 +41,7 @@ static_assert(NJ * SPLIT * 8 == N, "8 states can not be split");
 #define STEP_VALUES ((WINDOW + 1) * 8)  // from a step's row to that of the next
 // QUADS: a lane's four states follow each other, so that one power and three multiplications by r give their decays,
 // and saved states are read and written eight bytes at a time.
-#define QUADS ((TIED || PHASE == 4) && NJ == 2)
+#define QUADS ((TIED || SAVES) && NJ == 2)
 #define PIECE (QUADS ? 2 : 4)    // values of B and C that a copy takes
 #define DV (TIED ? 2 : 1)        // values of a step that lanes exchange: delta or, if TIED, log2 r and r
 #define DR (DV * STEPS + 4)      // a row of them, padded

@@ -65,6 +65,9 @@ __device__ __forceinline__ void advance(WarpState &w, SmemAddr b_rows, float (*d
   constexpr int EACH = 4 / NJ, t = STEP % 8, AT = t % EACH * NJ;  // EACH: steps whose B one ldmatrix loads
   constexpr int HELD = 4 / DV;                                    // steps in d
   float *h = w.h;
+#if SAVES
+  w.saved.before<t>(h);
+#endif
   if constexpr (PHASE == 3 && t % HELD == 0)
 #pragma unroll
     for (int i = 0; i < 2; ++i) w.total[i] += TIED ? d[i][0] + d[i][2] : (d[i][0] + d[i][1]) + (d[i][2] + d[i][3]);
@@ -105,27 +108,11 @@ __device__ __forceinline__ void advance(WarpState &w, SmemAddr b_rows, float (*d
     read_deltas(d, later);
 }
 
-#if PHASE == 4
-static_assert(QUADS && SPLIT == 1, "saved are four states in a row");
-// Saves the states before the next 8 steps.
-__device__ __forceinline__ void save_states(WarpState &w) {
-#pragma unroll
-  for (int i = 0; i < 2; ++i)
-    if (w.on)
-      *(uint2 *)(w.saved + i * 8 * N) =
-          make_uint2(pack2(w.h[2 * i], w.h[2 * i + 1]), pack2(w.h[4 + 2 * i], w.h[5 + 2 * i]));
-  w.saved += w.save_step;
-}
-#endif
-
 #if SPLIT == 1
 // Block BLOCK of 8 steps of the batch at s0, and the elementwise part of the block after it.
 template <int BLOCK>
 __device__ __forceinline__ void run_block(WarpState &w, int s0, StepBlock *eight, float (*d)[4], float *gate) {
   constexpr int OTHER = BLOCK ^ 1;
-#if PHASE == 4
-  save_states(w);
-#endif
 #if EARLY_ARRIVAL
   if (BLOCK == 0) w.arrive();
 #endif
@@ -141,7 +128,7 @@ __device__ __forceinline__ void run_block(WarpState &w, int s0, StepBlock *eight
 // What is left after the last block, `eight`.
 __device__ __forceinline__ void finish(WarpState &w, const StepBlock &eight, const float *gate) {
 #if PHASE == 4
-  save_states(w);
+  w.saved.save(w.h);
 #elif PHASE != 3
   w.outputs.store(eight.sum, gate);
 #endif

@@ -3,6 +3,7 @@
 
 #include "ssamba/mma_copies.cuh"
 #include "ssamba/mma_outputs.cuh"
+#include "ssamba/mma_saved_states.cuh"
 
 #if STAGES < 3
 #error "the current batch, the next one, whose elementwise part is computed ahead, and one being copied need 3 stages"
@@ -33,9 +34,8 @@ struct WarpState {
 #endif
   float total[2];           // PHASE 3: sums of delta (TIED: of log2 r)
   float *delta, *delta_at;  // where this lane reads delta (TIED: log2 r and r), and where it writes it
-#if PHASE == 4
-  T *saved;            // where this lane's states of its first channel go
-  long long save_step;
+#if SAVES
+  SavedStates saved;
 #endif
   Outputs outputs;              // of the eight steps (with SPLIT 2: of the batch) before the current ones
   int begin, hi, lane, half;    // begin: of the first batch, which may lie before the first step

@@ -27,6 +27,10 @@ template <class U> __device__ __forceinline__ U *kept(U *at) {
 template <int VALUES> __device__ __forceinline__ void store_pair(T *to, unsigned v) {
   asm volatile("st.global.b32 [%0+%2], %1;" ::"l"(to), "r"(v), "n"(2 * VALUES) : "memory");
 }
+// Four values.
+template <int VALUES> __device__ __forceinline__ void store_quad(T *to, unsigned lo, unsigned hi) {
+  asm volatile("st.global.v2.b32 [%0+%3], {%1, %2};" ::"l"(to), "r"(lo), "r"(hi), "n"(2 * VALUES) : "memory");
+}
 
 // 8 x 8 matrices of 16-bit values: lane l gives the address of row l % 8 of matrix l / 8.
 __device__ __forceinline__ void ldmatrix_x4(unsigned *m, SmemAddr row) {
