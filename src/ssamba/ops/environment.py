@@ -15,6 +15,7 @@ SSAMBA_GATE         pieces, five integers (fixed)          tile of the product w
 SSAMBA_STATES       given, forward, backward (both)        where states are rounded up: :func:`rounded_states`
 SSAMBA_FP32         form,name=integer,... (by size)        float32 products on a GPU: :func:`fp32_products`
 SSAMBA_BIAS         mixer, product (mixer)                 the input product's bias on a GPU: :func:`bias_gradient`
+SSAMBA_OVERLAP      0, 1 (1)                               kernels start before others end: :func:`overlaps_launches`
 TRITON_INTERPRET    0, 1 (0)                               Triton's own, for tests: :func:`interprets_triton`
 ==================  =====================================  ===========================================================
 
@@ -173,6 +174,11 @@ def bias_gradient() -> str:
     if given not in ("mixer", "product"):
         raise ValueError(f"SSAMBA_BIAS: there is no {given!r}; use mixer or product")
     return given
+
+
+def overlaps_launches() -> bool:
+    """``SSAMBA_OVERLAP``: whether a GPU may start a kernel's blocks while the kernel before it ends; 0 forbids it."""
+    return os.environ.get("SSAMBA_OVERLAP", "1") != "0"
 
 
 def interprets_triton() -> bool:

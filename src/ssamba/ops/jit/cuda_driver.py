@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ssamba.ops import environment
+
 
 class Unavailable(RuntimeError):
     """NVRTC or the driver cannot be loaded, or does not know this GPU."""
@@ -43,6 +45,24 @@ def _check(code: int, what: str) -> None:
         raise RuntimeError(f"{what} failed: {(text.value or b'unknown error').decode()} ({code})")
 
 
+class _LaunchAttribute(ctypes.Structure):
+    """``CUlaunchAttribute``: its value is a union of 64 bytes."""
+
+    _fields_ = [("id", ctypes.c_int), ("pad", ctypes.c_char * 4), ("value", ctypes.c_int), ("rest", ctypes.c_char * 60)]
+
+
+class _LaunchConfig(ctypes.Structure):
+    """``CUlaunchConfig``."""
+
+    _fields_ = [
+        ("grid", ctypes.c_uint * 3), ("block", ctypes.c_uint * 3), ("shared", ctypes.c_uint),
+        ("stream", ctypes.c_void_p), ("attributes", ctypes.POINTER(_LaunchAttribute)), ("count", ctypes.c_uint),
+    ]  # fmt: skip
+
+
+_PROGRAMMATIC_STREAM_SERIALIZATION = 6  # of CUlaunchAttributeID
+
+
 class Kernel:
     """One kernel function of one cubin, loaded on the current device."""
 
@@ -53,10 +73,14 @@ class Kernel:
         found = driver().cuModuleGetFunction(ctypes.byref(self._function), self._module, name.encode())
         _check(found, f"cuModuleGetFunction({name})")
 
-    def __call__(self, grid: tuple[int, int, int], threads: int, args: ctypes.Structure, shared: int = 0) -> None:
+    def __call__(
+        self, grid: tuple[int, int, int], threads: int, args: ctypes.Structure, shared: int = 0, waits: bool = False
+    ) -> None:
         """Launches on torch's current stream; ``args`` is the kernel's only parameter, passed by value.
 
-        ``shared`` is the kernel's dynamic shared memory in bytes. Raises RuntimeError when the launch fails.
+        ``shared`` is the kernel's dynamic shared memory in bytes. ``waits``: the kernel itself waits for the one before
+        it in the stream (``wait_for_kernel_before``, compute capability 9.0 and above) before it reads or writes
+        global memory, so its blocks may start while that one ends. Raises RuntimeError when the launch fails.
         """
         if shared > self._shared:
             max_dynamic_shared_size_bytes = 8  # of CUfunction_attribute
@@ -65,8 +89,13 @@ class Kernel:
             self._shared = shared
         params = (ctypes.c_void_p * 1)(ctypes.addressof(args))
         stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
-        launched = driver().cuLaunchKernel(self._function, *grid, threads, 1, 1, shared, stream, params, None)
-        _check(launched, "cuLaunchKernel")
+        if waits and environment.overlaps_launches() and torch.cuda.get_device_capability()[0] >= 9:
+            attribute = _LaunchAttribute(_PROGRAMMATIC_STREAM_SERIALIZATION, b"", 1)
+            config = _LaunchConfig(grid, (threads, 1, 1), shared, stream, ctypes.pointer(attribute), 1)
+            launched = driver().cuLaunchKernelEx(ctypes.byref(config), self._function, params, None)
+        else:
+            launched = driver().cuLaunchKernel(self._function, *grid, threads, 1, 1, shared, stream, params, None)
+        _check(launched, "launching a kernel")
 
 
 TensorMap = ctypes.c_uint64 * 16

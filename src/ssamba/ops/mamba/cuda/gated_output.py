@@ -100,4 +100,4 @@ def _launch(args: ctypes.Structure, y_TX: Tensor, stream_Td: Tensor, more_shared
         run = nvrtc.kernel(unit("gated_output_sm90.cu"), "gated_output", macros, device)
         shared = _STAGES * 2 * _CHANNELS * (2 * width + _TOKENS) + more_shared
         pairs = min(-(-rows // (2 * _TOKENS)), torch.cuda.get_device_properties(device).multi_processor_count // 2)
-        run((2 * pairs, 1, 1), _THREADS, args, shared)
+        run((2 * pairs, 1, 1), _THREADS, args, shared, True)

@@ -163,5 +163,5 @@ def conv_proj(
         macros += defines(RUNS=1)
     with nvrtc.on(x_BLKE):
         run = nvrtc.kernel(unit(file), "conv_proj", macros, x_BLKE.device.index or 0)
-        run(grid, 32 * tiling.warps, args, tiling.shared_bytes(directions, outputs))
+        run(grid, 32 * tiling.warps, args, tiling.shared_bytes(directions, outputs), True)
     return p

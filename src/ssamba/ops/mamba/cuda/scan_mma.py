@@ -115,7 +115,7 @@ def states(shape: Shape, tensors: dict[str, Tensor]) -> None:
     with nvrtc.on(x):
         run = nvrtc.kernel(unit("scan_forward_mma.cu"), "scan_fragments", defines, x.device.index or 0)
         args = arguments(shape, count, aligned(tensors))
-        run((across, clips, directions), 32 * warps, args, _shared(shape, tiling, 4, gate=False))
+        run((across, clips, directions), 32 * warps, args, _shared(shape, tiling, 4, gate=False), True)
 
 
 def aligned(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -154,6 +154,5 @@ def forward(shape: Shape, tensors: dict[str, Tensor]) -> None:
             )  # fmt: skip
             run = nvrtc.kernel(unit("scan_forward_mma.cu"), "scan_fragments", defines, x.device.index or 0)
             across, clips, directions = shape.grid(16 * tiling.warps // tiling.state_split)
-            run(
-                (across, clips, directions * side_by_side), 32 * tiling.warps, args, _shared(shape, tiling, phase, gate)
-            )
+            grid, shared = (across, clips, directions * side_by_side), _shared(shape, tiling, phase, gate)
+            run(grid, 32 * tiling.warps, args, shared, True)

@@ -176,6 +176,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) conv_proj(cons
   const T *x = a.x + b * a.xb + k * a.xk;
   StageCopies copies;
 #ifdef RUNS
+  wait_for_kernel_before();
   copies.start(a, x, k, t0);
   copies.copy(stages[0]);              // first, for what follows needs none of it
 #else
@@ -200,6 +201,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) conv_proj(cons
   bool within = first >= REACH && first + ROWS - 1 + REACH < a.clip;  // all tokens and neighbours are of one clip
   unsigned there = neighbours(t0 + warp_row, a.clip, g, sign);
 #ifndef RUNS
+  wait_for_kernel_before();
   copies.start(a, x, k, t0);
   copies.copy(stages[0]);
 #endif

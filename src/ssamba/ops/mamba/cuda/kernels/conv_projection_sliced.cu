@@ -100,6 +100,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) conv_proj(cons
   int k = blockIdx.y, b = blockIdx.z, t0 = blockIdx.x * TOKENS;
   int r = warp % DIRS, slice = warp / DIRS % SLICES, warp_row = warp / (DIRS * SLICES) * ROWS;
   int sign = REVERSED(r, k) ? -1 : 1;
+  wait_for_kernel_before();
   StageCopies copies(a, b, k, t0);
 #pragma unroll
   for (int i = 0; i < STAGES - 1; ++i) copies.copy(stages[i]);

@@ -240,6 +240,7 @@ extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(THREADS, 
     }
     fence_mbarrier_init();
   }
+  wait_for_kernel_before();
 #if !NEXT
   for (int i = threadIdx.x; i < X / 8; i += THREADS) ((uint4 *)(raw + BIAS_AT))[i] = ((const uint4 *)a.bz)[i];
 #endif

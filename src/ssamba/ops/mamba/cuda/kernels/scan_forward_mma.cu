@@ -105,6 +105,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan_fragments
   for (int i = thread; i < MIXED; i += THREADS)
 #pragma unroll
     for (int stage = 0; stage < STAGES; ++stage) ((uint4 *)stages[stage].low)[i] = make_uint4(0, 0, 0, 0);
+  wait_for_kernel_before();
 
   long long ch = dir_block * a.E + e0 + g;
   load_channel_params(w.c, a, ch, q);
