@@ -14,8 +14,13 @@ from ssamba.ops.mamba.triton import conv, scan
 from ssamba.ops.mamba.triton.conv_backward import backward
 
 
-def forward(x_BLKE: Tensor, z_BLKE: Tensor, params: MixerParams, alternating: bool = False) -> tuple[Tensor, Tensor]:
-    """``y_BLKE`` and the projection ``p_GBLP``, which the backward starts from. ``params`` are contiguous."""
+def forward(
+    x_BLKE: Tensor, z_BLKE: Tensor, params: MixerParams, alternating: bool = False, work: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """``y_BLKE`` and the projection ``p_GBLP``, which the backward starts from. ``params`` are contiguous.
+
+    ``work`` is memory that other forms put the projection in; here that has its own.
+    """
     params = params.expanded()
     p_GBLP = conv.conv_proj(x_BLKE, params.conv_weight_RKEW, params.conv_bias_RKE, params.x_proj_RKPE, alternating)
     u_GBLE, dt_GBLE = _expand(x_BLKE, p_GBLP, params, alternating)
