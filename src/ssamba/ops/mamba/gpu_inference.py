@@ -74,7 +74,7 @@ def _run_with_work(x: Tensor, z: Tensor | None, work: Tensor, *rest: Any) -> Ten
     z = z if z is None or z.stride(-1) == 1 else z.contiguous()
     with torch.autocast(x.device.type, enabled=False):
         kernels = dispatch.kernels("mixer", x, params, backends=backends)
-        return kernels.forward(x, z, params, alternating, work)[0]
+        return kernels.forward(x, z, params, alternating, work=work)[0]
 
 
 inner_with_work = define_operator(
