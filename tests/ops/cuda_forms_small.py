@@ -3,9 +3,10 @@ test_gpu_kernels_on_cpu.py.
 
 Values and every gradient against float64, and the same bits twice. ``forward``: the tensor-core scan in its tilings;
 ``states``: its saved states; ``training``: forward and backward in each tiling of the backward, in float32 and
-bfloat16; ``half``: float16 in the forward, its saved states and training; ``overflow``: what float16 does not hold;
-``chunks``: float32 in chunks of time; ``backward`` and, with more sizes, ``backwards``: the same
-where the backward is computed by tensor cores; ``free`` and ``frees``: that with free decays.
+bfloat16; ``work``: the projection in the caller's memory; ``half``: float16 in the forward, its saved states and
+training; ``overflow``: what float16 does not hold; ``chunks``: float32 in chunks of time; ``backward`` and, with more
+sizes, ``backwards``: the same where the backward is computed by tensor cores; ``free`` and ``frees``: that with free
+decays.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ def check_forward(tensors: list[Tensor], alternating: bool) -> None:
         params[2] = params[2].to(dtype)
         work = torch.full((*x16.shape[:2], 4 * x16.shape[2] * x16.shape[3]), float("nan"), dtype=dtype)
         expected = naive.bimamba_ungated(x, work, MixerParams(*(p.double() for p in params)), alternating)
-        found = error(gpu_inference.ungated(x16, work, *params, alternating), expected)
+        found = error(gpu_inference.inner_with_work(x16, None, work, *params, "cuda", alternating), expected)
         assert found < 1e-2 * scale, f"{where}: without a gate off by {found:.1e}"
 
 
@@ -97,6 +98,63 @@ def forward() -> None:
             if split == 1:
                 check_forward(draw(1, 33, 2, 16, 4, 2, False, states=8), False)
                 check_forward(draw(1, 15, 2, 16, 4, 1, True, states=8), True)
+
+
+@torch.no_grad()
+def work() -> None:
+    """The projection in memory that is there, with the gate and without it: the same bits, and no more is written.
+
+    Where it does not fit, or has another dtype, or is made by kernels that take no memory, that memory stays as it is.
+    """
+    for (tied, alternating, R), dtype in (((False, False, 2), torch.bfloat16), ((True, True, 1), torch.float16)):
+        xz, *rest = draw(2, 9, 2, 32, 4, R, tied, dtype=dtype)
+        params = MixerParams(*rest)
+        count, nan = 2 * R * 2 * 9 * params.outputs, float("nan")
+        x, bare = xz[:, :, 0].contiguous(), params._replace(x_proj_RKPE=params.x_proj_RKPE.to(dtype))
+        own = gpu.bimamba_inner_packed(xz, params, alternating)
+        ungated = gpu_inference.inner_with_work(x, None, x[:0], *bare, "cuda", alternating)
+        fits = torch.full((count + 8,), nan, dtype=dtype)
+        other = torch.float16 if dtype == torch.bfloat16 else torch.bfloat16
+        refused = [fits[: count - 1], fits[1:], fits.repeat(2)[::2], fits.to(other), fits.float(), fits[:0]]
+        for memory, written in ((fits.clone(), count), *((memory, 0) for memory in refused)):
+            for gated, expected in ((True, own), (False, ungated)):
+                memory.fill_(nan)
+                found = (
+                    gpu_inference.bimamba_inner_with_work(xz, memory, params, alternating)
+                    if gated
+                    else gpu_inference.inner_with_work(x, None, memory, *bare, "cuda", alternating)
+                )
+                assert torch.equal(found, expected)
+                assert torch.isfinite(memory[:written]).all()
+                assert memory[written:].isnan().all()
+        for arguments in ((*xz.unbind(2), fits.clone()), (x, None, fits.clone())):
+            arguments = (*arguments, *bare, "cuda", alternating)
+            torch.library.opcheck(
+                gpu_inference.inner_with_work, arguments, test_utils=("test_schema", "test_faketensor")
+            )
+    check_work_in_a_graph(xz, params, count)
+    xz, params = xz.float(), MixerParams(*rest)  # the stand-in for Triton's projection takes no memory
+    fits = fits.float()
+    found = gpu_inference.bimamba_inner_with_work(xz, fits, params, True)
+    assert torch.equal(found, gpu.bimamba_inner_packed(xz, params, True))
+    assert fits.isnan().all()
+
+
+def check_work_in_a_graph(xz: Tensor, params: MixerParams, count: int) -> None:
+    """Memory that is read before, given to the mixer and then written to, as a pair's step does."""
+
+    def step(xz: Tensor, memory: Tensor, *params: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        memory = memory * 2
+        before = memory.sum()
+        y = gpu_inference.bimamba_inner_with_work(xz, memory, MixerParams(*params), True)
+        memory[: y.numel()] = y.flatten()
+        return before, y, memory[: y.numel()] + 1
+
+    memory = torch.ones(max(count, xz.numel()), dtype=xz.dtype)
+    built = torch.compile(step, fullgraph=True, backend="aot_eager")
+    found = [run(xz, memory, *params) for run in (step, built)]
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    assert (memory == 1).all()
 
 
 def states(dtype: torch.dtype = torch.bfloat16) -> None:
@@ -221,7 +279,8 @@ def overflow() -> None:
         x = xz[:, :, 0].contiguous()
         with environment(SSAMBA_CUT=cut), torch.no_grad():
             found = gpu.bimamba_inner_packed(xz, params, True)
-            ungated = gpu_inference.ungated(x, x.clone(), *params._replace(x_proj_RKPE=params.x_proj_RKPE.half()), True)
+            bare = params._replace(x_proj_RKPE=params.x_proj_RKPE.half())
+            ungated = gpu_inference.inner_with_work(x, None, x.clone(), *bare, "cuda", True)
         assert torch.isfinite(found).all(), cut
         assert torch.isfinite(ungated).all(), cut
         bare = ungated.double() * torch.nn.functional.silu(xz[:, :, 1].double())
@@ -352,7 +411,7 @@ def main(part: str) -> None:
     nvrtc.kernel, scan.usable, conv.conv_proj = build, lambda *_: True, plain_proj  # type: ignore[assignment]
     projection.usable = lambda x, *_: x.dtype in MMA_TYPES and x.shape[-1] % 16 == 0  # type: ignore[assignment]
     parts = {"forward": forward, "states": states, "training": training, "half": half, "overflow": overflow}
-    parts["chunks"] = chunks
+    parts |= {"chunks": chunks, "work": work}
     parts |= {"backward": backward, "backwards": lambda: backward(CASES)}
     parts |= {"free": free, "frees": frees}
     parts[part]()

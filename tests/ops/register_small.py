@@ -47,6 +47,7 @@ def results() -> list[Tensor]:
         found += [gpu_norm.layer_norm(x, 1e-5)]
         found += gpu_norm.add_layer_norm(x.clone(), residual.clone(), inplace=True)
         product, scale, shift, *others = pair_weights(24, 2, 2, torch.float32)
+        found.append(gpu_inference.bimamba_inner_with_work(xz, torch.zeros_like(xz), MixerParams(*params)))
         found += gpu_inference.prepare_weights([product], [scale], [shift], others, torch.float16)
         tensors = [draw(*shape) for shape in ((70, 40), (70, 24), (40, 24), (40,), (24, 40), (70, 24))]
         gpu_inference.gated_output_(*tensors, 1e-5, 2.0)

@@ -73,7 +73,7 @@ def outputs(xz: Tensor, params: MixerParams, alternating: bool) -> list[Tensor]:
     bare = params._replace(x_proj_RKPE=params.x_proj_RKPE.to(x.dtype))
     found = [
         gpu.bimamba_inner_packed(xz, params, alternating),
-        gpu_inference.ungated(x, work, *bare, alternating),
+        gpu_inference.inner_with_work(x, None, work, *bare, "cuda", alternating),
     ]
     if Shape(x, params, alternating).states == 16:
         found.append(saved(x, params, alternating))

@@ -207,6 +207,16 @@ def test_the_deferred_gate_is_the_plain_forms_alone_on_a_cpu() -> None:
         torch.testing.assert_close(y * torch.nn.functional.silu(z), ops.bimamba_inner(x, z, *params))
 
 
+@pytest.mark.parametrize("backend", ["auto", "reference", "cpu"])
+def test_the_mixer_leaves_memory_alone_that_only_a_gpu_uses(backend: str) -> None:
+    x, z, *params = inner()
+    xz, work = torch.stack([x, z], 2), torch.full((10_000,), float("nan"))
+    with ops.use_backend(backend):
+        found = ops.bimamba_inner_with_work(xz, work, *params)
+        assert torch.equal(found, ops.bimamba_inner_packed(xz, *params))
+    assert work.isnan().all()
+
+
 def test_a_pairs_weights_come_back_in_order() -> None:
     _, _, *params = inner()
     in_proj, norm_weight, norm_bias, out_proj = (

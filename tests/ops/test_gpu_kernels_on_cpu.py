@@ -25,6 +25,7 @@ def test_small_sizes(form: str) -> None:
         "states",
         "overflow",
         "chunks",
+        "work",
         "backward",
         *(pytest.param(p, marks=pytest.mark.slow) for p in ("forward", "training", "half", "backwards")),
     ],

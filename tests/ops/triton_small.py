@@ -105,7 +105,10 @@ def check_ungated(B: int, L: int, K: int, E: int, r: int, R: int) -> None:
     params[2] = params[2].bfloat16()
     work = torch.full((B, L, 2 * K * R * E), float("nan")).bfloat16()
     expected = naive.bimamba_ungated(x.double(), work, MixerParams(*params).to(torch.float64))
-    error = float((gpu_inference.ungated(x, work, *params, False).double() - expected).norm() / expected.norm())
+    usable, projection.usable = projection.usable, lambda *_: True  # type: ignore[assignment]
+    found = gpu_inference.inner_with_work(x, None, work, *params, "cuda", False)
+    projection.usable = usable
+    error = float((found.double() - expected).norm() / expected.norm())
     assert error < 8e-3, f"without a gate {(B, L, K, E, r, R)}: off by {error:.1e}"
     assert not work.isnan().all()
 
@@ -242,16 +245,21 @@ def check_ops() -> None:
     inner, inner_packed = torch.ops.ssamba.gpu_inner.default, torch.ops.ssamba.gpu_inner_packed.default
     backward = torch.ops.ssamba.gpu_inner_backward.default
     backward_packed = torch.ops.ssamba.gpu_inner_packed_backward.default
-    y, p = inner(x, z, *params, "triton", False)
-    torch.library.opcheck(inner, (x, z, *params, "triton", False), test_utils=tests)
+    y, p, states = inner(x, z, *params, "triton", False, False)
+    torch.library.opcheck(inner, (x, z, *params, "triton", False, False), test_utils=tests)
+    with_work = torch.ops.ssamba.gpu_inner_with_work_.default
+    work = torch.full_like(xz, float("nan"))
+    torch.library.opcheck(with_work, (x, z, work, *params, "triton", False), test_utils=tests)
+    assert torch.equal(with_work(x, z, work, *params, "triton", False), y)
+    assert work.isnan().all()  # the portable projection has memory of its own
     for bias in (None, torch.zeros(2, 2, 6)):
-        torch.library.opcheck(inner_packed, (xz, bias, *params, "triton", False), test_utils=tests)
-        torch.library.opcheck(backward_packed, (y, xz, bias, y, p, *params, "triton", False), test_utils=tests)
-    torch.library.opcheck(backward, (y, x, z, y, p, *params, "triton", False), test_utils=tests)
+        torch.library.opcheck(inner_packed, (xz, bias, *params, "triton", False, False), test_utils=tests)
+        torch.library.opcheck(backward_packed, (y, xz, bias, y, p, states, *params, "triton", False), test_utils=tests)
+    torch.library.opcheck(backward, (y, x, z, y, p, states, *params, "triton", False), test_utils=tests)
 
 
 def check_traced() -> None:
-    """The operators of a deferred gate in a graph: what they write to is declared, what stays as it is comes back."""
+    """The operators of inference in a graph: what they write to is declared, what stays as it is comes back."""
     y, stream, *weights = (torch.randn(s) for s in ((70, 40), (70, 24), (40, 24), (40,), (24, 40)))
 
     def gate(y: Tensor, stream: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 import os
 import sys
 from collections.abc import Callable
 from importlib.machinery import ModuleSpec
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 os.environ["SSAMBA_BACKEND"] = "gpu"
 
@@ -74,16 +76,26 @@ def stand_for_a_gpu(kernel: Callable[..., Callable[..., None]]) -> None:
 def walk() -> None:
     """One clip of 10 s in one pass; and so many that the gate is deferred."""
     launched: list[str] = []
+    written: list[tuple[str, int]] = []  # where norms and projections go
 
     def stand_in(unit: nvrtc.Unit, name: str, defines: tuple[str, ...], device: int) -> Callable[..., None]:
-        return lambda *_: launched.append(name)
+        def run(grid: tuple[int, ...], threads: int, args: Any, *_: int) -> None:
+            launched.append(name)
+            if name in ("add_layer_norm", "conv_proj"):
+                written.append((name, args.out if name == "add_layer_norm" else args.p))
+
+        return run
 
     stand_for_a_gpu(stand_in)
     for dtype in ("bf16", "fp16"):
         model = ssamba.load("tiny", "cpu", dtype=dtype)
         launched.clear()
+        written.clear()
         model.embed(np.zeros(160000, dtype=np.float32), 16000)
         assert {"add_layer_norm", "prepare_weights", "scan_fragments"} <= set(launched), launched
+        pairs = [(last, now) for last, now in itertools.pairwise(written) if now[0] == "conv_proj"]
+        assert len(pairs) == model.n_layers, written
+        assert all(last == ("add_layer_norm", now[1]) for last, now in pairs), written  # in the norm's memory
         assert launched.count("prepare_weights") == 1, launched  # of all pairs
         launched.clear()
         model.plan = model.plan._replace(defer_gate_min_tokens=512)  # as with 16,384 tokens
@@ -140,6 +152,13 @@ def check_values(kernel: Callable[..., Callable[..., None]], allowed: float, def
         assert error(found) < allowed * plain[dtype], (
             f"{dtype}: off by {error(found):.2e}, the plain form {plain[dtype]:.2e}"
         )
+        if (
+            defer_from > 1
+        ):  # whoever keeps the tokens finds them as they were, though the mixer writes to a norm's memory
+            tokens = of_type.embed_patches(features)
+            kept = tokens.clone()
+            assert error(of_type.encode_tokens(tokens)) < allowed * plain[dtype]
+            assert torch.equal(tokens, kept)
 
 
 def main(form: str) -> None:

@@ -95,9 +95,9 @@ class MambaPair(BlockPair):
         same = like.dtype == self.in_proj_hKEd.dtype and like.dtype in (torch.bfloat16, torch.float16)
         return like.is_cuda and same
 
-    def mix_prepared(self, xz_BLhKE: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
-        """See ``ops.bimamba_inner``."""
-        return ops.bimamba_inner_packed(xz_BLhKE, *MixerParams(*weights), self.alternating)
+    def mix_prepared(self, xz_BLhKE: Tensor, work: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
+        """See ``ops.bimamba_inner_with_work``."""
+        return ops.bimamba_inner_with_work(xz_BLhKE, work, *weights, alternating=self.alternating)
 
     @staticmethod
     def weights_of_pairs(pairs: Sequence[BlockPair], dtype: torch.dtype) -> list[PairWeights]:

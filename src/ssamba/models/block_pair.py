@@ -165,8 +165,8 @@ class BlockPair(nn.Module, ABC):
         """Whether inference with products of ``like`` goes through ``inference_weights`` and ``mix_prepared``."""
         return False
 
-    def mix_prepared(self, xz_BLhKE: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
-        """``mix`` with the mixer's weights of ``inference_weights``."""
+    def mix_prepared(self, xz_BLhKE: Tensor, work: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
+        """``mix`` with the mixer's weights of ``inference_weights``; ``work`` as for ``mix_without_gate``."""
         raise NotImplementedError(f"{type(self).__name__} takes no prepared weights")
 
     # ---- the step
@@ -305,12 +305,14 @@ class BlockPair(nn.Module, ABC):
     ) -> ResidualState:
         """The step from the normalised input: with few tokens the launches of ``_folded_input`` and casts count.
 
-        With ``fuse_next_norm`` as ``_step_with_deferred_gate``.
+        With ``fuse_next_norm`` as ``_step_with_deferred_gate``. After the input product nobody reads the input, which
+        is the mixer's memory then: a norm wrote it, to new memory, to that of a pair's output, or where ``inplace``
+        allows it.
         """
         weight_hKEd, bias_hKE, out_proj_dKE, mixer = self._ready_weights(normal_BLd.dtype, prepared)
         xz_BLhKE = self._input(normal_BLd, weight_hKEd, bias_hKE)
         del weight_hKEd, bias_hKE  # not needed by the mixer, which is where memory peaks
-        y_BLKE = self.mix_prepared(xz_BLhKE, mixer)
+        y_BLKE = self.mix_prepared(xz_BLhKE, normal_BLd, mixer)
         del xz_BLhKE
         y_BLX, out_proj_dX = y_BLKE.flatten(2), out_proj_dKE.flatten(1)
         if not fuse_next_norm or stream_BLd.dtype != y_BLX.dtype:

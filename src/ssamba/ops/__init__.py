@@ -92,6 +92,19 @@ def bimamba_inner_packed(
     )
 
 
+def bimamba_inner_with_work(xz_BLJKE: Tensor, work: Tensor, *parameters: Tensor, alternating: bool = False) -> Tensor:
+    """Of ``BlockPair`` alone: ``bimamba_inner_packed`` in inference, with memory of any size that may be overwritten.
+
+    A GPU's form puts its projection there, ``naive.bimamba_inner_with_work``; others leave ``work`` as it is.
+    """
+    params = MixerParams(*parameters)
+    _check_directions(alternating, params.A_log_RKEN)
+    form = dispatch.find("bimamba_inner_with_work", xz_BLJKE, work, params, alternating)
+    if form is None:
+        return bimamba_inner_packed(xz_BLJKE, *params, alternating)
+    return form.bimamba_inner_with_work(xz_BLJKE, work, params, alternating)
+
+
 def gives_bias_gradient(like: Tensor, bias_JKE: Tensor, *parameters: Tensor) -> bool:
     """Whether ``bimamba_inner_packed`` of a product of ``like`` should give the gradient of that product's bias.
 

@@ -111,6 +111,12 @@ def _mixer_on_gpu(x: Tensor, *rest: Any) -> str | None:
     return _mixer_limits(x, *rest)
 
 
+def _inference_on_gpu(xz: Tensor, work: Tensor, params: MixerParams, *_: Any) -> str | None:
+    if derivatives.wants_gradient(xz, work, *params):
+        return _NO_GRADIENT
+    return _mixer_limits(xz, params) if xz.is_cuda else "the tensors are not on a GPU"
+
+
 def _norm_on_gpu(x: Tensor, *_: Any) -> str | None:
     return None if x.is_cuda and x.dtype in _DTYPES else _ON_GPU_ONLY
 
@@ -205,7 +211,8 @@ TABLE: dict[str, dict[str, Entry]] = {
     "selective_scan": {"reference": _PLAIN, "cpu": Entry(_CPU, _scan_limits)},
     "bimamba_inner": _MIXER,
     "bimamba_inner_packed": _MIXER,
-    # Inference with a deferred gate, where a form for it exists.
+    # Inference in memory that the caller no longer needs, and with a deferred gate, where a form for it exists.
+    "bimamba_inner_with_work": {"reference": _PLAIN, "gpu": Entry(_GPU_INFERENCE, _inference_on_gpu)},
     "bimamba_ungated": {"reference": _PLAIN, "gpu": Entry(_GPU_INFERENCE, _ungated_on_gpu)},
     "ready_weights_of_pairs": {"reference": _PLAIN, "gpu": Entry(_GPU_INFERENCE, _weights_on_gpu)},
     "gated_output_": {"reference": _PLAIN, "gpu": Entry(_GPU_INFERENCE, _output_on_gpu)},

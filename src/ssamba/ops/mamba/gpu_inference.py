@@ -1,7 +1,8 @@
-"""The mixer's inside without its gate, in inference: z need not be in memory while the scan is.
+"""The mixer's inside in inference: its projection lies where the caller has memory that it no longer needs.
 
-x, z and y together are the most that a pass over long input holds. A caller that makes z later, a part at a time, has
-room for all clips at once, and with them the GPU is full.
+Without its gate, z need not be in memory while the scan is: x, z and y together are the most that a pass over long
+input holds. A caller that makes z later, a part at a time, has room for all clips at once, and with them the GPU is
+full.
 """
 
 from __future__ import annotations
@@ -53,25 +54,40 @@ def bimamba_ungated(x_BLKE: Tensor, work: Tensor, params: MixerParams, alternati
     params = gpu_states.rounded(x_BLKE, params)
     if not mixer.supports_ungated(x_BLKE, work, params):
         return None
-    return ungated(x_BLKE, work, *params, alternating)
+    return inner_with_work(x_BLKE, None, work, *params, "cuda", alternating)
 
 
-def _run_ungated(x: Tensor, work: Tensor, *rest: Any) -> Tensor:
-    *params, alternating = rest
+def bimamba_inner_with_work(xz_BLhKE: Tensor, work: Tensor, params: MixerParams, alternating: bool = False) -> Tensor:
+    """``naive.bimamba_inner_with_work``: the bits of ``gpu.bimamba_inner_packed``, and the projection in ``work``.
+
+    Where it does not fit, or kernels make it that take no memory for it, it has its own, and ``work`` stays as it is.
+    """
+    params = gpu_states.rounded(xz_BLhKE, params)
+    halves = xz_BLhKE[:, :, 0], xz_BLhKE[:, :, 1]
+    return inner_with_work(*halves, work, *params, dispatch.gpu_backends(), alternating)
+
+
+def _run_with_work(x: Tensor, z: Tensor | None, work: Tensor, *rest: Any) -> Tensor:
+    *tensors, backends, alternating = rest
+    params = MixerParams(*tensors).contiguous()
+    x = x if x.stride(-1) == 1 else x.contiguous()
+    z = z if z is None or z.stride(-1) == 1 else z.contiguous()
     with torch.autocast(x.device.type, enabled=False):
-        return mixer.forward_ungated(x, work, MixerParams(*params), alternating)
+        kernels = dispatch.kernels("mixer", x, params, backends=backends)
+        return kernels.forward(x, z, params, alternating, work=work)[0]
 
 
-ungated = define_operator(
-    "ssamba::gpu_inner_ungated_",
+inner_with_work = define_operator(
+    "ssamba::gpu_inner_with_work_",
     mutates_args=("work",),
-    schema=f"(Tensor x, Tensor(a!) work, {SCHEMA}, bool alternating) -> Tensor",
-)(_run_ungated)
-"""The custom op of ``bimamba_ungated``: it takes what ``supports_ungated`` took."""
+    schema=f"(Tensor x, Tensor? z, Tensor(a!) work, {SCHEMA}, str backends, bool alternating) -> Tensor",
+)(_run_with_work)
+"""The custom op of ``bimamba_inner_with_work`` and, for what ``supports_ungated`` took, without z, of
+``bimamba_ungated``."""
 
 
-@ungated.register_fake
-def _(x: Tensor, work: Tensor, *rest: Any) -> Tensor:
+@inner_with_work.register_fake
+def _(x: Tensor, z: Tensor | None, work: Tensor, *rest: Any) -> Tensor:
     return x.new_empty(x.shape)
 
 

@@ -166,6 +166,11 @@ def bimamba_inner_packed(
     return bimamba_inner(x_BLKE, z_BLKE, params, alternating)
 
 
+def bimamba_inner_with_work(xz_BLhKE: Tensor, work: Tensor, params: MixerParams, alternating: bool = False) -> Tensor:
+    """``bimamba_inner_packed``. ``work`` is memory for the fast forms: this one does not touch it."""
+    return bimamba_inner_packed(xz_BLhKE, params, alternating)
+
+
 def with_bias_gradient(xz_BLhKE: Tensor, bias_hKE: Tensor | None) -> Tensor:
     """xz as it is, differentiable as if ``bias_hKE``, of which xz has the value, were added here."""
     return xz_BLhKE if bias_hKE is None else xz_BLhKE + (bias_hKE - bias_hKE.detach()).to(xz_BLhKE.dtype)

@@ -6,6 +6,8 @@ Triton's.
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 
 from ssamba.ops import dispatch
@@ -22,36 +24,41 @@ def supports(x_BLKE: Tensor, params: MixerParams) -> str | None:
 
 
 def forward(
-    x_BLKE: Tensor, z_BLKE: Tensor, params: MixerParams, alternating: bool = False, keep_states: bool = False
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """See ``ssamba.ops.mamba.triton.mixer.forward``."""
+    x_BLKE: Tensor, z_BLKE: Tensor | None, params: MixerParams, alternating: bool = False, keep_states: bool = False,
+    work: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
+    """See ``ssamba.ops.mamba.triton.mixer.forward``.
+
+    Without ``z`` there is no gate; then ``supports_ungated`` must hold. The projection is written to ``work`` where it
+    fits and CUDA C++ makes it.
+    """
     params = _small_in_float32(params)
     weights = params.conv_weight_RKEW, params.conv_bias_RKE, params.x_proj_RKPE
-    p_GBLP = dispatch.kernels("conv_proj", x_BLKE, *weights).conv_proj(x_BLKE, *weights, alternating=alternating)
+    kernels = dispatch.kernels("conv_proj", x_BLKE, *weights)
+    room_GBLP = _room(work, x_BLKE, params) if kernels is projection else None
+    options = {} if room_GBLP is None else {"out": room_GBLP}
+    p_GBLP = kernels.conv_proj(x_BLKE, *weights, alternating=alternating, **options)
     y_BLKE, states = scan.forward_with_states(x_BLKE, z_BLKE, p_GBLP, params, alternating, keep_states)
     return y_BLKE, p_GBLP, states
 
 
+def _room(work: Tensor | None, x_BLKE: Tensor, params: MixerParams) -> Tensor | None:
+    """``work`` as memory for ``p_GBLP``, at an address that every kernel reads as it reads fresh memory; or None."""
+    if work is None or work.dtype != x_BLKE.dtype or not work.is_contiguous() or work.data_ptr() % 16:
+        return None
+    directions, blocks, outputs = params.x_proj_RKPE.shape[:3]
+    sizes = directions * blocks, *x_BLKE.shape[:2], outputs
+    count = math.prod(sizes)
+    return work.view(-1)[:count].view(sizes) if work.numel() >= count else None
+
+
 def supports_ungated(x_BLKE: Tensor, work: Tensor, params: MixerParams) -> bool:
-    """Whether ``forward_ungated`` takes these tensors: it needs the scan by matrix products of tensor cores."""
+    """Whether ``forward`` takes these tensors without a gate: that needs the scan by products of tensor cores."""
     if supports(x_BLKE, params) is not None or not projection.usable(
         x_BLKE, params.conv_weight_RKEW, params.x_proj_RKPE
     ):
         return False
     return scan_mma.usable(Shape(x_BLKE, params), {"x": x_BLKE, "p": work})
-
-
-def forward_ungated(x_BLKE: Tensor, work: Tensor, params: MixerParams, alternating: bool = False) -> Tensor:
-    """``y_BLKE`` without a gate. The projection is written to ``work`` where it fits."""
-    params = _small_in_float32(params.contiguous())
-    directions, blocks, outputs = params.x_proj_RKPE.shape[:3]
-    sizes = (directions * blocks, *x_BLKE.shape[:2], outputs)
-    count = sizes[0] * sizes[1] * sizes[2] * sizes[3]
-    fits = work.dtype == x_BLKE.dtype and work.is_contiguous() and work.numel() >= count
-    out = work.view(-1)[:count].view(sizes) if fits else None
-    weights = params.conv_weight_RKEW, params.conv_bias_RKE, params.x_proj_RKPE
-    p_GBLP = projection.conv_proj(x_BLKE, *weights, out, alternating)
-    return scan.forward(x_BLKE, None, p_GBLP, params, alternating)
 
 
 def scan_backward(

@@ -15,12 +15,14 @@ from ssamba.ops.mamba.triton.conv_backward import backward
 
 
 def forward(
-    x_BLKE: Tensor, z_BLKE: Tensor, params: MixerParams, alternating: bool = False, keep_states: bool = False
-) -> tuple[Tensor, Tensor, Tensor | None]:
+    x_BLKE: Tensor, z_BLKE: Tensor, params: MixerParams, alternating: bool = False, keep_states: bool = False,
+    work: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
     """``y_BLKE`` and the projection ``p_GBLP``, which the backward starts from. ``params`` are contiguous.
 
     With ``keep_states`` also states of the scan that ``scan_backward`` would otherwise compute again, or None, where
-    the scan does not save them on the way, as this one.
+    the scan does not save them on the way, as this one. ``work`` is memory that other forms put the projection in; here
+    that has its own.
     """
     params = params.expanded()
     p_GBLP = conv.conv_proj(x_BLKE, params.conv_weight_RKEW, params.conv_bias_RKE, params.x_proj_RKPE, alternating)
