@@ -38,7 +38,7 @@ def forward(
     room_GBLP = _room(work, x_BLKE, params) if kernels is projection else None
     options = {} if room_GBLP is None else {"out": room_GBLP}
     p_GBLP = kernels.conv_proj(x_BLKE, *weights, alternating=alternating, **options)
-    y_BLKE, states = scan.forward_with_states(x_BLKE, z_BLKE, p_GBLP, params, alternating, keep_states)
+    y_BLKE, states = scan.forward(x_BLKE, z_BLKE, p_GBLP, params, alternating, keep_states)
     return y_BLKE, p_GBLP, states
 
 

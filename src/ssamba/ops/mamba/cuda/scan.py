@@ -91,16 +91,13 @@ def _parameters(params: MixerParams) -> dict[str, Tensor]:
     return {n: v.float() for n, v in zip(names, (*params[:2], *params[3:]), strict=True)}
 
 
-def forward(x: Tensor, z: Tensor | None, p_GBLP: Tensor, params: MixerParams, alternating: bool = False) -> Tensor:
-    """``y_BLKE``. Without ``z`` there is no gate; then ``scan_mma.usable`` must hold."""
-    return forward_with_states(x, z, p_GBLP, params, alternating, False)[0]
+def forward(
+    x: Tensor, z: Tensor | None, p_GBLP: Tensor, params: MixerParams, alternating: bool = False,
+    keep_states: bool = False,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    """``y_BLKE``. Without ``z`` there is no gate; then ``scan_mma.usable`` must hold.
 
-
-def forward_with_states(
-    x: Tensor, z: Tensor | None, p_GBLP: Tensor, params: MixerParams, alternating: bool, keep_states: bool
-) -> tuple[Tensor, Tensor | None]:
-    """``forward``, and with ``keep_states``, where its kernel saves them on the way, the states that ``backward`` would
-    compute again.
+    With ``keep_states``, where its kernel saves them on the way, also the states that ``backward`` would compute again.
     """
     shape = Shape(x, params, alternating)
     y = x.new_empty(shape.batch, shape.length, shape.blocks, shape.width)
@@ -126,7 +123,7 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]:  # fmt: skip
     """Writes ``dz``; returns ``du_GBLE``, raw ``ddt_GBLE``, and in parts that are to be added ``dBC_xGBL2N``,
     ``dA_log_xRKEN``, (dD, ddt_bias) ``_xRK2E`` and with ``token_sums`` the sums of ``dz``, ``_xKE``. ``y`` is what
-    ``forward`` returned, ``states`` what ``forward_with_states`` did, if it did.
+    ``forward`` returned, ``states`` the states that it kept.
     """
     shape = Shape(x, params, alternating)
     dir_blocks, batch, length, width = shape.dir_blocks, shape.batch, shape.length, shape.width
