@@ -1,0 +1,141 @@
+// Convolution, SiLU and projection as in conv_projection.cu with ENDS, for GPUs with tensor maps (compute capability
+// 9.0): copies cost no instructions of the warps, and no barrier of the block is left in the loop.
+//
+// One thread sends for a stage: a box of x and one of the projection's weights for each direction, of EC = 64 channels.
+// They write rows of 128 bytes, swizzled, without the bank conflicts that 16-byte copies of threads have, and zeros for
+// tokens and channels that do not exist. A lane's run is four tokens, so ldmatrix reads every fourth token: the map
+// splits tokens into RUN-th ones (of a box: all first tokens of runs, then all second ones, ...), so that what it reads
+// is eight adjacent rows.
+//
+// A warp goes on to the next stage as soon as that is there (`full`). Whichever warp is the last to leave a stage sends
+// for what comes there next, so warps may be up to STAGES - 1 stages apart and none waits for a stage to be free. Taps
+// and biases of all channels, halved, are in shared memory from the beginning.
+//
+// Given: those of conv_projection.cu, CHANNELS (E rounded up to EC), STAGES (2 or more).
+
+#define ROWS 32
+#define EC 64
+#define XR EC                          // rows are swizzled instead of padded
+#define THREADS (32 * WARPS)
+#define RUNS 1
+#define ENDS 1
+#define EXACT_TILES 1                  // the last eight outputs may be read alone
+#include "ssamba/conv_projection_bulk_args.cuh"
+#include "ssamba/conv_projection_runs.cuh"
+#include "ssamba/ptx_sm90.cuh"
+
+#define TOKENS (ROWS * WARPS / DIRS)
+#define GROUPS (TOKENS / RUN + 2)      // runs of a block, with one before and one after them
+#define X_BYTES (GROUPS * RUN * EC * 2)
+#define W_BYTES ((P + 7) / 8 * 1024)
+#define STAGE (X_BYTES + DIRS * W_BYTES)
+#define TAPS_AT (STAGES * STAGE)
+#define BIAS_AT (TAPS_AT + DIRS * CHANNELS * W * 4)
+#define BARS_AT (BIAS_AT + DIRS * CHANNELS * 4)  // of each stage: an mbarrier, then counters of warps
+static_assert(X_BYTES % 1024 == 0, "the swizzle repeats every 1,024 bytes");
+#ifndef UNROLL
+#define UNROLL 4
+#endif
+
+// Sends for EC channels from e0 on; for one thread.
+__device__ __forceinline__ void send(const ConvProjectionBulkArgs &a, SmemAddr stage, SmemAddr full, int e0) {
+  mbarrier_expect_tx(full, X_BYTES + DIRS * P * EC * 2);
+  tma_load_5d(stage, &a.x, e0, (int)(blockIdx.x * (TOKENS / RUN)) - 1, 0, blockIdx.y, blockIdx.z, full);
+#pragma unroll
+  for (int r = 0; r < DIRS; ++r)
+    tma_load_2d(smem_bytes(stage, X_BYTES + r * W_BYTES), &a.w, e0, (r * a.K + blockIdx.y) * P, full);
+}
+
+// Stores the sums of a warp's tokens, from token t0 on.
+__device__ __forceinline__ void store(const ConvProjectionBulkArgs &a, const float (*sum)[NT][4], int r, int t0, int g,
+                                      int q, int sign) {
+#pragma unroll
+  for (int n = 0; n < ROWS / 8; ++n) {
+    int t = t0 + ROW_TOKEN(n, g, sign);
+    if (t < a.L) {
+      T *to = a.p + (((long long)(r * a.K + blockIdx.y) * a.B + blockIdx.z) * a.L + t) * P + 2 * q;
+#pragma unroll
+      for (int j = 0; j < NT; ++j) {
+        const float *two = sum[n / 2][j] + n % 2 * 2;
+        if (j * 8 + 2 * q < P) *(unsigned *)(to + j * 8) = pack2_finite(two[0], two[1]);
+      }
+    }
+  }
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
+    conv_proj(const __grid_constant__ ConvProjectionBulkArgs a) {
+  SMEM_BYTES_1024(raw);
+  SmemAddr shared = smem_addr((const T *)raw), bars = smem_bytes(shared, BARS_AT);
+  int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, q = lane % 4;
+  int k = blockIdx.y, warp_row = warp / DIRS * ROWS, t0 = blockIdx.x * TOKENS + warp_row;
+  int r = warp % DIRS, sign = REVERSED(r, k) ? -1 : 1;
+  if (threadIdx.x == 0) {
+#pragma unroll
+    for (int s = 0; s < STAGES; ++s) {
+      mbarrier_init(smem_bytes(bars, 8 * s), 1);
+      ((int *)(raw + BARS_AT + 8 * STAGES))[s] = 0;
+    }
+    fence_mbarrier_init();
+#pragma unroll
+    for (int s = 0; s < STAGES; ++s)
+      if (s * EC < a.E) send(a, smem_bytes(shared, s * STAGE), smem_bytes(bars, 8 * s), s * EC);
+  }
+#pragma unroll 1
+  for (int i = threadIdx.x; i < DIRS * CHANNELS; i += THREADS) {
+    int channel = i % CHANNELS;
+    long long from = (long long)(i / CHANNELS * a.K + k) * a.E + channel;
+    bool there = channel < a.E;
+    float4 four = there ? *(const float4 *)(a.conv_w + from * W) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    float bias = there ? a.conv_b[from] : 0.0f;
+    ((float4 *)(raw + TAPS_AT))[i] = make_float4(0.5f * four.x, 0.5f * four.y, 0.5f * four.z, 0.5f * four.w);
+    ((float *)(raw + BIAS_AT))[i] = 0.5f * bias;
+  }
+  float sum[HALVES][NT][4];
+#pragma unroll
+  for (int i = 0; i < HALVES * NT * 4; ++i) sum[i / (NT * 4)][i / 4 % NT][i % 4] = 0.0f;
+  // This lane's rows for ldmatrix in a stage; the 16 bytes at which it reads are swizzled by the row.
+  int x_at[W], w_row = lane / 16 * 8 + lane % 8;
+#pragma unroll
+  for (int i = 0; i < W; ++i) {
+    int token = RUN + warp_row + run_token(lane, sign, run_slot(lane, i)), row = token % RUN * GROUPS + token / RUN;
+    x_at[i] = row * 128 + ((run_part(lane) / 8 ^ row % 8) << 4);
+  }
+  int w_at = X_BYTES + r * W_BYTES + w_row * 128 + ((lane / 8 % 2 ^ w_row % 8) << 4);
+  int first = t0 % a.clip;
+  bool within = first >= REACH && first + ROWS - 1 + REACH < a.clip;  // all tokens and neighbours are of one clip
+  unsigned there = neighbours(t0, a.clip, g, sign);
+  const float *tap = (const float *)(raw + TAPS_AT) + (r * CHANNELS + q * 2) * W;
+  const float *bias = (const float *)(raw + BIAS_AT) + r * CHANNELS + q * 2;
+  __syncthreads();
+  int now = 0, parity = 0;
+#pragma unroll 1
+  for (int e0 = 0; e0 < a.E; e0 += EC) {
+    SmemAddr stage = smem_bytes(shared, now * STAGE), full = smem_bytes(bars, 8 * now);
+    mbarrier_wait(full, parity);
+#pragma unroll UNROLL
+    for (int tile = 0; tile < EC; tile += 16) {
+      if (e0 + tile >= a.E) break;
+      unsigned x[W][4], u[HALVES][4];
+#pragma unroll
+      for (int i = 0; i < 3; ++i) ldmatrix_x4(x[i], smem_bytes(stage, x_at[i]) ^ tile * 2);
+      ldmatrix_x2(x[3], smem_bytes(stage, x_at[3]) ^ tile * 2);
+      if (within) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half)
+          convolve_run<true>(u, x, half, tap + (tile + half * 8) * W, bias + tile + half * 8, there);
+      } else {
+#pragma unroll
+        for (int half = 0; half < 2; ++half)
+          convolve_run<false>(u, x, half, tap + (tile + half * 8) * W, bias + tile + half * 8, there);
+      }
+      project(sum, u, smem_bytes(stage, w_at) ^ tile * 2);
+    }
+    tap += EC * W; bias += EC;
+    __syncwarp();
+    if (lane == 0 && last_of_round(smem_bytes(bars, 8 * STAGES + 4 * now), WARPS) && e0 + STAGES * EC < a.E)
+      send(a, stage, full, e0 + STAGES * EC);
+    if (++now == STAGES) { now = 0; parity ^= 1; }
+  }
+  store(a, sum, r, t0, g, q, sign);
+}
