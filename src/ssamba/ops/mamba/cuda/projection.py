@@ -204,7 +204,7 @@ def conv_proj(
     elif tiling.taps == "near":
         grid = grid[0], sequences * blocks, 1
     elif tiling.taps == "bulk":
-        macros += defines(STAGES=tiling.stages, CHANNELS=_whole(width), UNROLL=tiling.unroll)
+        macros += defines(STAGES=tiling.stages, CHANNELS=_whole(width), PART=width % 64, UNROLL=tiling.unroll)
         file = "conv_projection_bulk.cu"
     else:
         macros += defines(RUNS=1, **({"ENDS": 1} if tiling.taps == "ends" else {}))

@@ -11,7 +11,8 @@
 // for what comes there next, so warps may be up to STAGES - 1 stages apart and none waits for a stage to be free. Taps
 // and biases of all channels, halved, are in shared memory from the beginning.
 //
-// Given: those of conv_projection.cu, CHANNELS (E rounded up to EC), STAGES (2 or more).
+// Given: those of conv_projection.cu, CHANNELS (E rounded up to EC), PART (E % EC), STAGES (2 or more), and UNROLL,
+// groups of 16 channels in the loop's body.
 
 #define ROWS 32
 #define EC 64
@@ -33,9 +34,6 @@
 #define BIAS_AT (TAPS_AT + DIRS * CHANNELS * W * 4)
 #define BARS_AT (BIAS_AT + DIRS * CHANNELS * 4)  // of each stage: an mbarrier, then counters of warps
 static_assert(X_BYTES % 1024 == 0, "the swizzle repeats every 1,024 bytes");
-#ifndef UNROLL
-#define UNROLL 4
-#endif
 
 // Sends for EC channels from e0 on; for one thread.
 __device__ __forceinline__ void send(const ConvProjectionBulkArgs &a, SmemAddr stage, SmemAddr full, int e0) {
@@ -44,6 +42,25 @@ __device__ __forceinline__ void send(const ConvProjectionBulkArgs &a, SmemAddr s
 #pragma unroll
   for (int r = 0; r < DIRS; ++r)
     tma_load_2d(smem_bytes(stage, X_BYTES + r * W_BYTES), &a.w, e0, (r * a.K + blockIdx.y) * P, full);
+}
+
+// Computes with the EC channels of a stage.
+template <bool WITHIN>
+__device__ __forceinline__ void channels(float (*sum)[NT][4], const ConvProjectionBulkArgs &a, int e0, SmemAddr stage,
+                                         const int *x_at, int w_at, const float *tap, const float *bias,
+                                         unsigned there) {
+#pragma unroll UNROLL
+  for (int tile = 0; tile < EC; tile += 16) {
+    if (PART && e0 + tile >= a.E) break;
+    unsigned x[W][4], u[HALVES][4];
+#pragma unroll
+    for (int i = 0; i < 3; ++i) ldmatrix_x4(x[i], smem_bytes(stage, x_at[i]) ^ tile * 2);
+    ldmatrix_x2(x[3], smem_bytes(stage, x_at[3]) ^ tile * 2);
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+      convolve_run<WITHIN>(u, x, half, tap + (tile + half * 8) * W, bias + tile + half * 8, there);
+    project(sum, u, smem_bytes(stage, w_at) ^ tile * 2);
+  }
 }
 
 // Stores the sums of a warp's tokens, from token t0 on.
@@ -113,24 +130,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
   for (int e0 = 0; e0 < a.E; e0 += EC) {
     SmemAddr stage = smem_bytes(shared, now * STAGE), full = smem_bytes(bars, 8 * now);
     mbarrier_wait(full, parity);
-#pragma unroll UNROLL
-    for (int tile = 0; tile < EC; tile += 16) {
-      if (e0 + tile >= a.E) break;
-      unsigned x[W][4], u[HALVES][4];
-#pragma unroll
-      for (int i = 0; i < 3; ++i) ldmatrix_x4(x[i], smem_bytes(stage, x_at[i]) ^ tile * 2);
-      ldmatrix_x2(x[3], smem_bytes(stage, x_at[3]) ^ tile * 2);
-      if (within) {
-#pragma unroll
-        for (int half = 0; half < 2; ++half)
-          convolve_run<true>(u, x, half, tap + (tile + half * 8) * W, bias + tile + half * 8, there);
-      } else {
-#pragma unroll
-        for (int half = 0; half < 2; ++half)
-          convolve_run<false>(u, x, half, tap + (tile + half * 8) * W, bias + tile + half * 8, there);
-      }
-      project(sum, u, smem_bytes(stage, w_at) ^ tile * 2);
-    }
+    if (within) channels<true>(sum, a, e0, stage, x_at, w_at, tap, bias, there);
+    else channels<false>(sum, a, e0, stage, x_at, w_at, tap, bias, there);
     tap += EC * W; bias += EC;
     __syncwarp();
     if (lane == 0 && last_of_round(smem_bytes(bars, 8 * STAGES + 4 * now), WARPS) && e0 + STAGES * EC < a.E)
