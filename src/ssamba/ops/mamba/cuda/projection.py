@@ -190,8 +190,9 @@ def conv_proj(
     tiling = choose_tiling(sequences * blocks, tokens_each, outputs, directions, limit, width)
     if not tiling.slices and tiling.taps == "bulk" and not _takes_maps(x_BLKE, tokens_each):
         tiling = tiling._replace(taps="ends", stages=2)
-    if tiling.taps != "bulk" and max(x_BLKE.stride(1), blocks * outputs * width) * 2 * (tiling.tokens(directions) + 8) >= 2**31:
-        tiling = tiling._replace(taps="near")  # the other forms step by 32-bit distances
+    reach = max(x_BLKE.stride(1), blocks * outputs * width) * 2 * (tiling.tokens(directions) + 8)
+    if tiling.taps in ("runs", "ends") and reach >= 2**31:
+        tiling = tiling._replace(taps="near")  # these step by 32-bit distances
     macros = defines(
         DTYPE=DTYPE_CODES[x_BLKE.dtype], P=outputs, DIRS=directions, WARPS=tiling.warps, MIN_BLOCKS=tiling.blocks,
         ALTERNATING=int(alternating),

@@ -27,8 +27,8 @@ template <bool WITHIN> __device__ __forceinline__ unsigned masked(unsigned two, 
 __device__ __forceinline__ int run_slot(int lane, int i) { return 2 * i + lane / 16 - REACH; }
 __device__ __forceinline__ int run_part(int lane) { return lane / 8 % 2 * 8; }
 
-// u = silu(conv(x)) of two channels of a lane's run, with their taps and biases, as registers 2 half and 2 half + 1 of the
-// matrix a of each product. x[i]: slot 2 i - 3 of the first eight channels, of the others, slot 2 i - 2.
+// u = silu(conv(x)) of two channels of a lane's run, with their taps and biases, as registers 2 half and 2 half + 1 of
+// the matrix a of each product. x[i]: slot 2 i - 3 of the first eight channels, of the others, slot 2 i - 2.
 template <bool WITHIN>
 __device__ __forceinline__ void convolve_run(unsigned (*u)[4], const unsigned (*x)[4], int half, const float *tap,
                                              const float *bias, unsigned there) {

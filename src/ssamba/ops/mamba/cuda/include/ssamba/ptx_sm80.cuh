@@ -55,7 +55,8 @@ __device__ __forceinline__ float tanh_approx(float v) {
 }
 
 // v += a x of two values, if `there` is not zero.
-__device__ __forceinline__ void fma2_where(unsigned there, float a0, float x0, float &v0, float a1, float x1, float &v1) {
+__device__ __forceinline__ void fma2_where(unsigned there, float a0, float x0, float &v0, float a1, float x1,
+                                           float &v1) {
   asm("{.reg .pred p; setp.ne.u32 p, %2, 0;\n@p fma.rn.ftz.f32 %0, %3, %4, %0;\n@p fma.rn.ftz.f32 %1, %5, %6, %1;}"
       : "+f"(v0), "+f"(v1) : "r"(there), "f"(a0), "f"(x0), "f"(a1), "f"(x1));
 }
@@ -144,6 +145,7 @@ __device__ __forceinline__ void mbarrier_wait(SmemAddr at, int parity) {
 // 0 again. Reads of the others before their arrivals come before what the last one does.
 __device__ __forceinline__ bool last_of_round(SmemAddr at, int count) {
   unsigned before;
-  asm volatile("atom.acq_rel.cta.shared::cta.inc.u32 %0, [%1], %2;" : "=r"(before) : "r"(at), "r"(count - 1) : "memory");
+  asm volatile("atom.acq_rel.cta.shared::cta.inc.u32 %0, [%1], %2;"
+               : "=r"(before) : "r"(at), "r"(count - 1) : "memory");
   return before == count - 1;
 }
