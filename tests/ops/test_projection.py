@@ -11,6 +11,7 @@ from ssamba.ops.jit import nvrtc
 from ssamba.ops.jit.limits import dynamic_limit
 from ssamba.ops.mamba.cuda import projection
 from ssamba.ops.mamba.cuda.projection import ProjectionTiling, choose_tiling
+from ssamba.ops.mamba.cuda.sources import defines, unit
 
 LIMIT = 227 * 1024
 
@@ -82,6 +83,19 @@ def test_what_no_kernel_takes_is_refused(given: str, message: str, monkeypatch: 
     with pytest.raises(ValueError, match=message) as refused:
         choose_tiling(2, 513, 44, 2, LIMIT)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(("dtype", "directions", "width"), [(1, 1, 768), (2, 2, 400)])
+def test_the_form_with_tensor_maps_compiles(dtype: int, directions: int, width: int) -> None:
+    try:
+        nvrtc.version()
+    except nvrtc.Unavailable:
+        pytest.skip("nvidia-cuda-nvrtc is not installed; where it has a wheel, '.[dev]' brings it")
+    macros = defines(
+        DTYPE=dtype, P=56, DIRS=directions, WARPS=8, MIN_BLOCKS=2, ALTERNATING=directions % 2, STAGES=2,
+        CHANNELS=-(-width // 64) * 64, PART=width % 64, UNROLL=1,
+    )  # fmt: skip
+    assert nvrtc.compile_unit(unit("conv_projection_bulk.cu"), macros, (9, 0))
 
 
 @NEEDS_TRITON

@@ -188,7 +188,7 @@ def conv_proj(
     sequences, tokens_each = (1, batch * length) if together else (batch, length)
     limit = dynamic_limit(x_BLKE.device.index or 0) if x_BLKE.is_cuda else _SHARED_MAX
     tiling = choose_tiling(sequences * blocks, tokens_each, outputs, directions, limit, width)
-    if not tiling.slices and tiling.taps == "bulk" and not _takes_maps(x_BLKE, tokens_each):
+    if not tiling.slices and tiling.taps == "bulk" and (p.data_ptr() % 16 or not _takes_maps(x_BLKE, tokens_each)):
         tiling = tiling._replace(taps="ends", stages=2)
     reach = max(x_BLKE.stride(1), blocks * outputs * width) * 2 * (tiling.tokens(directions) + 8)
     if tiling.taps in ("runs", "ends") and reach >= 2**31:

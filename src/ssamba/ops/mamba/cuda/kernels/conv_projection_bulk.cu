@@ -33,6 +33,8 @@
 #define TAPS_AT (STAGES * STAGE)
 #define BIAS_AT (TAPS_AT + DIRS * CHANNELS * W * 4)
 #define BARS_AT (BIAS_AT + DIRS * CHANNELS * 4)  // of each stage: an mbarrier, then counters of warps
+#define OUT_RUN (RUN * P * 2 + 16)     // bytes of a run's results at the end
+static_assert(WARPS * ROWS / RUN * OUT_RUN <= STAGES * STAGE, "results take the place of stages");
 static_assert(X_BYTES % 1024 == 0, "the swizzle repeats every 1,024 bytes");
 
 // Sends for EC channels from e0 on; for one thread.
@@ -42,6 +44,33 @@ __device__ __forceinline__ void send(const ConvProjectionBulkArgs &a, SmemAddr s
 #pragma unroll
   for (int r = 0; r < DIRS; ++r)
     tma_load_2d(smem_bytes(stage, X_BYTES + r * W_BYTES), &a.w, e0, (r * a.K + blockIdx.y) * P, full);
+}
+
+// Puts half of all taps and biases into shared memory; a thread's loads of four channels are under way at once.
+#define TAPS_AT_ONCE 4
+__device__ __forceinline__ void put_taps(const ConvProjectionBulkArgs &a, int k, char *raw) {
+#pragma unroll 1
+  for (int i0 = threadIdx.x; i0 < DIRS * CHANNELS; i0 += TAPS_AT_ONCE * THREADS) {
+    float4 taps[TAPS_AT_ONCE];
+    float biases[TAPS_AT_ONCE];
+#pragma unroll
+    for (int n = 0; n < TAPS_AT_ONCE; ++n) {
+      int i = i0 + n * THREADS, channel = i % CHANNELS;
+      long long from = (long long)(i / CHANNELS * a.K + k) * a.E + channel;
+      bool there = i < DIRS * CHANNELS && (!PART || channel < a.E);
+      taps[n] = there ? *(const float4 *)(a.conv_w + from * W) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+      biases[n] = there ? a.conv_b[from] : 0.0f;
+    }
+#pragma unroll
+    for (int n = 0; n < TAPS_AT_ONCE; ++n) {
+      int i = i0 + n * THREADS;
+      if (i < DIRS * CHANNELS) {
+        float4 four = taps[n];
+        ((float4 *)(raw + TAPS_AT))[i] = make_float4(0.5f * four.x, 0.5f * four.y, 0.5f * four.z, 0.5f * four.w);
+        ((float *)(raw + BIAS_AT))[i] = 0.5f * biases[n];
+      }
+    }
+  }
 }
 
 // Computes with the EC channels of a stage.
@@ -63,20 +92,26 @@ __device__ __forceinline__ void channels(float (*sum)[NT][4], const ConvProjecti
   }
 }
 
-// Stores the sums of a warp's tokens, from token t0 on.
-__device__ __forceinline__ void store(const ConvProjectionBulkArgs &a, const float (*sum)[NT][4], int r, int t0, int g,
-                                      int q, int sign) {
+// Stores the sums of a warp's tokens, from token t0 on, in pieces of 16 bytes: they meet in `own`, its part of shared
+// memory, where 16 bytes after every run keep them free of bank conflicts. Runs exist or do not, as a whole.
+__device__ __forceinline__ void store(const ConvProjectionBulkArgs &a, const float (*sum)[NT][4], char *own, int r,
+                                      int t0, int lane, int sign) {
+  int g = lane / 4, q = lane % 4;
 #pragma unroll
-  for (int n = 0; n < ROWS / 8; ++n) {
-    int t = t0 + ROW_TOKEN(n, g, sign);
-    if (t < a.L) {
-      T *to = a.p + (((long long)(r * a.K + blockIdx.y) * a.B + blockIdx.z) * a.L + t) * P + 2 * q;
+  for (int n = 0; n < RUN; ++n)
 #pragma unroll
-      for (int j = 0; j < NT; ++j) {
-        const float *two = sum[n / 2][j] + n % 2 * 2;
-        if (j * 8 + 2 * q < P) *(unsigned *)(to + j * 8) = pack2_finite(two[0], two[1]);
-      }
+    for (int j = 0; j < NT; ++j) {
+      const float *two = sum[n / 2][j] + n % 2 * 2;
+      int at = g * OUT_RUN + (sign > 0 ? n : RUN - 1 - n) * P * 2 + (j * 8 + 2 * q) * 2;
+      if (j * 8 + 2 * q < P) *(unsigned *)(own + at) = pack2_finite(two[0], two[1]);
     }
+  __syncwarp();
+  T *to = a.p + (((long long)(r * a.K + blockIdx.y) * a.B + blockIdx.z) * a.L + t0) * P;
+  int pieces = min(ROWS, a.L - t0) / RUN * (P / 2);  // P / 2 of a run; none where a.L <= t0
+#pragma unroll
+  for (int i = 0; i < (ROWS / RUN * (P / 2) + 31) / 32; ++i) {
+    int piece = i * 32 + lane;
+    if (piece < pieces) ((uint4 *)to)[piece] = *(const uint4 *)(own + piece * 16 + piece / (P / 2) * 16);
   }
 }
 
@@ -98,16 +133,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
     for (int s = 0; s < STAGES; ++s)
       if (s * EC < a.E) send(a, smem_bytes(shared, s * STAGE), smem_bytes(bars, 8 * s), s * EC);
   }
-#pragma unroll 1
-  for (int i = threadIdx.x; i < DIRS * CHANNELS; i += THREADS) {
-    int channel = i % CHANNELS;
-    long long from = (long long)(i / CHANNELS * a.K + k) * a.E + channel;
-    bool there = channel < a.E;
-    float4 four = there ? *(const float4 *)(a.conv_w + from * W) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-    float bias = there ? a.conv_b[from] : 0.0f;
-    ((float4 *)(raw + TAPS_AT))[i] = make_float4(0.5f * four.x, 0.5f * four.y, 0.5f * four.z, 0.5f * four.w);
-    ((float *)(raw + BIAS_AT))[i] = 0.5f * bias;
-  }
+  put_taps(a, k, raw);
   float sum[HALVES][NT][4];
 #pragma unroll
   for (int i = 0; i < HALVES * NT * 4; ++i) sum[i / (NT * 4)][i / 4 % NT][i % 4] = 0.0f;
@@ -138,5 +164,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
       send(a, stage, full, e0 + STAGES * EC);
     if (++now == STAGES) { now = 0; parity ^= 1; }
   }
-  store(a, sum, r, t0, g, q, sign);
+  __syncthreads();                       // nobody reads a stage any more, and none is on its way
+  store(a, sum, raw + warp * (ROWS / RUN * OUT_RUN), r, t0, lane, sign);
 }
