@@ -17,6 +17,11 @@ CASES = (
     (3, 37, 2, 144, 10, 2, False), (1, 1, 1, 48, 96, 1, False), (2, 129, 2, 64, 28, 1, True),
 )  # fmt: skip
 """B, L, K, E, P, R and whether directions alternate."""
+BULK_CASES = (
+    (4, 37, 2, 144, 56, 1, True), (1, 72, 2, 400, 44, 2, False), (5, 4, 1, 80, 80, 1, True),
+    (40, 1, 2, 16, 44, 1, True), (8, 33, 1, 208, 10, 2, False),
+)  # fmt: skip
+"""Tokens in runs of four: those that tensor maps take."""
 GPU_CASES = (
     (1, 513, 2, 384, 44, 1, True), (1, 513, 2, 384, 44, 2, False), (2, 129, 2, 768, 56, 2, False),
     (1, 513, 2, 1536, 80, 1, False), (1, 300, 2, 1536, 80, 2, False), (64, 7, 1, 80, 28, 1, True),

@@ -11,6 +11,7 @@ from ssamba.ops.jit import nvrtc
 from ssamba.ops.jit.limits import dynamic_limit
 from ssamba.ops.mamba.cuda import projection
 from ssamba.ops.mamba.cuda.projection import ProjectionTiling, choose_tiling
+from ssamba.ops.mamba.cuda.sources import defines, unit
 
 LIMIT = 227 * 1024
 
@@ -43,6 +44,15 @@ def test_four_blocks_share_a_multiprocessor() -> None:
     assert ProjectionTiling(4, 4, taps="runs").shared_bytes(1, 34) == bare + 14 * 144 - 1280
 
 
+def test_all_taps_and_two_stages_share_a_multiprocessor() -> None:
+    """With tensor maps: rows of whole 128 bytes, and the taps of all channels beside the stages."""
+    bulk = ProjectionTiling(8, 2, taps="bulk")
+    assert bulk.shared_bytes(1, 56, 768) == 2 * (128 * 264 + 7 * 1024 + 12) + 768 * 20
+    for warps, blocks, outputs, width in ((8, 2, 56, 768), (4, 4, 44, 384), (8, 1, 80, 1536)):
+        tiling = ProjectionTiling(warps, blocks, taps="bulk")
+        assert blocks * (tiling.shared_bytes(1, outputs, width) + 1024) <= 228 * 1024
+
+
 def test_the_environment_names_the_form(monkeypatch: pytest.MonkeyPatch) -> None:
     for given, tiling in (("8,2", ProjectionTiling(8, 2)), ("4,1,slices=4", ProjectionTiling(4, 1, 4))):
         monkeypatch.setenv("SSAMBA_PROJ", given)
@@ -52,6 +62,8 @@ def test_the_environment_names_the_form(monkeypatch: pytest.MonkeyPatch) -> None
     assert choose_tiling(1, 100_000, 56, 1, LIMIT) == ProjectionTiling(8, 2, taps="near")
     monkeypatch.setenv("SSAMBA_PROJ", "stages=3")
     assert choose_tiling(1, 100, 44, 1, LIMIT).stages == 3
+    monkeypatch.setenv("SSAMBA_PROJ", "8,1,taps=bulk,stages=3,unroll=4")
+    assert choose_tiling(1, 100_000, 80, 1, LIMIT, 1536) == ProjectionTiling(8, 1, stages=3, taps="bulk", unroll=4)
 
 
 @pytest.mark.parametrize(
@@ -60,8 +72,9 @@ def test_the_environment_names_the_form(monkeypatch: pytest.MonkeyPatch) -> None
         ("1,4", "1 warps; use a multiple of 2"), ("0,4", "0 warps"), ("4,1,slices=4", "use a multiple of 8"),
         ("64,1", "up to 32"), ("4,4,rows=16", "add slices"), ("8,1,slices=4,rows=8", "16 or 32 rows"),
         ("8,1,slices=4,stages=1", "2 stages"), ("8,1,slices=4,channels=32", "64 or 128"),
-        ("8,1,slices=-1", "0 or more"), ("4,1,taps=core", "near, runs"), ("8,1,name=2", "name"),
-        ("8,1,slices=4,stages=20", "bytes of shared memory"),
+        ("8,1,slices=-1", "0 or more"), ("4,1,taps=core", "near, runs, ends, bulk"), ("8,1,name=2", "name"),
+        ("8,1,slices=4,stages=20", "bytes of shared memory"), ("8,1,taps=runs,stages=3", "add slices"),
+        ("8,1,taps=bulk,stages=30", "bytes of shared memory"), ("8,1,taps=bulk,unroll=3", "1, 2 or 4"),
     ],
 )  # fmt: skip
 def test_what_no_kernel_takes_is_refused(given: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,6 +83,19 @@ def test_what_no_kernel_takes_is_refused(given: str, message: str, monkeypatch: 
     with pytest.raises(ValueError, match=message) as refused:
         choose_tiling(2, 513, 44, 2, LIMIT)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(("dtype", "directions", "width"), [(1, 1, 768), (2, 2, 400)])
+def test_the_form_with_tensor_maps_compiles(dtype: int, directions: int, width: int) -> None:
+    try:
+        nvrtc.version()
+    except nvrtc.Unavailable:
+        pytest.skip("nvidia-cuda-nvrtc is not installed; where it has a wheel, '.[dev]' brings it")
+    macros = defines(
+        DTYPE=dtype, P=56, DIRS=directions, WARPS=8, MIN_BLOCKS=2, ALTERNATING=directions % 2, STAGES=2,
+        CHANNELS=-(-width // 64) * 64, PART=width % 64, UNROLL=1,
+    )  # fmt: skip
+    assert nvrtc.compile_unit(unit("conv_projection_bulk.cu"), macros, (9, 0))
 
 
 @NEEDS_TRITON
@@ -84,7 +110,7 @@ def test_values_in_emulation(part: str) -> None:
     "launch",
     [
         "default", "4", "4,slices=4,rows=16,stages=6", "4,slices=2,rows=32,stages=4",
-        "8,slices=8,rows=16,stages=2,channels=128", "4,taps=runs",
+        "8,slices=8,rows=16,stages=2,channels=128", "4,taps=runs", "4,taps=ends", "4,taps=bulk,unroll=4",
     ],
 )  # fmt: skip
 def test_values_on_a_gpu(launch: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -102,24 +102,33 @@ TensorMap = ctypes.c_uint64 * 16
 """``CUtensorMap``: 128 bytes. As a kernel's parameter it lies at a multiple of 64 bytes (ssamba/tensor_map.cuh)."""
 
 
-def make_tensor_map_2d(matrix: Tensor, height: int, width: int) -> ctypes.Array[ctypes.c_uint64]:
-    """The tensor map for bulk copies of ``height x width`` boxes of a contiguous bfloat16 matrix.
+def make_tensor_map(
+    address: int, sizes: tuple[int, ...], strides: tuple[int, ...], box: tuple[int, ...]
+) -> ctypes.Array[ctypes.c_uint64]:
+    """The tensor map for bulk copies of boxes of an array of 16-bit values, of up to five dimensions.
 
-    In shared memory a row of a box is ``width`` values, at most 128 bytes, with the 128-byte swizzle; elements beyond
-    the matrix are read as zeros. Raises RuntimeError when the driver refuses the sizes or the address.
+    ``sizes`` and ``box`` begin with the innermost dimension, whose values are adjacent; ``strides`` are those of the
+    others, in bytes. In shared memory a row of a box is at most 128 bytes, with the 128-byte swizzle; elements beyond
+    the array are read as zeros. Raises RuntimeError when the driver refuses the sizes or the address.
     """
-    rows, columns = matrix.shape
+    rank = len(sizes)
     memory = ctypes.create_string_buffer(128 + 64)
-    address = (ctypes.addressof(memory) + 63) // 64 * 64
-    sizes, box = (ctypes.c_uint64 * 2)(columns, rows), (ctypes.c_uint32 * 2)(width, height)
-    stride, steps = (ctypes.c_uint64 * 1)(2 * columns), (ctypes.c_uint32 * 2)(1, 1)
+    place = (ctypes.addressof(memory) + 63) // 64 * 64
+    of_sizes, of_box = (ctypes.c_uint64 * rank)(*sizes), (ctypes.c_uint32 * rank)(*box)
+    of_strides, steps = (ctypes.c_uint64 * (rank - 1))(*strides), (ctypes.c_uint32 * rank)(*[1] * rank)
     bfloat16, no_interleave, swizzle_128b, l2_promotion_256b = 9, 0, 3, 3
     made = driver().cuTensorMapEncodeTiled(
-        ctypes.c_void_p(address), bfloat16, 2, ctypes.c_void_p(matrix.data_ptr()), sizes, stride, box, steps,
+        ctypes.c_void_p(place), bfloat16, rank, ctypes.c_void_p(address), of_sizes, of_strides, of_box, steps,
         no_interleave, swizzle_128b, l2_promotion_256b, 0,
     )  # fmt: skip
-    _check(made, f"describing a matrix of {rows} x {columns}")
-    return TensorMap.from_buffer_copy(ctypes.string_at(address, 128))
+    _check(made, f"describing an array of {' x '.join(map(str, reversed(sizes)))}")
+    return TensorMap.from_buffer_copy(ctypes.string_at(place, 128))
+
+
+def make_tensor_map_2d(matrix: Tensor, height: int, width: int) -> ctypes.Array[ctypes.c_uint64]:
+    """The tensor map for bulk copies of ``height x width`` boxes of a contiguous matrix, as ``make_tensor_map``."""
+    rows, columns = matrix.shape
+    return make_tensor_map(matrix.data_ptr(), (columns, rows), (2 * columns,), (width, height))
 
 
 def on(x: Tensor) -> Any:

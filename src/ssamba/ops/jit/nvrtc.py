@@ -19,12 +19,21 @@ from pathlib import Path
 import torch
 
 from ssamba.ops.jit import kernel_cache
-from ssamba.ops.jit.cuda_driver import Kernel, TensorMap, Unavailable, driver, make_tensor_map_2d, on, open_library
+from ssamba.ops.jit.cuda_driver import (
+    Kernel,
+    TensorMap,
+    Unavailable,
+    driver,
+    make_tensor_map,
+    make_tensor_map_2d,
+    on,
+    open_library,
+)
 from ssamba.utils.threads import ThreadPool
 
 __all__ = [
     "Kernel", "Sources", "TensorMap", "Unavailable", "Unit", "available", "compile_for", "compile_unit", "cubin",
-    "defines", "kernel", "make_tensor_map_2d", "multiplies_bfloat16", "on", "version",
+    "defines", "kernel", "make_tensor_map", "make_tensor_map_2d", "multiplies_bfloat16", "on", "version",
 ]  # fmt: skip
 
 _OPTIONS = ("--std=c++17", "--use_fast_math")

@@ -36,6 +36,10 @@ inline unsigned movmatrix_trans(unsigned m) {
   });
 }
 
+inline void fma2_where(unsigned there, float a0, float x0, float &v0, float a1, float x1, float &v1) {
+  if (there) { v0 += a0 * x0; v1 += a1 * x1; }
+}
+
 inline unsigned pack2_finite(float lo, float hi) {
 #if DTYPE == 2
   if (fabsf(lo) > 65504.0f) lo = copysignf(65504.0f, lo);  // NaN stays
@@ -123,4 +127,11 @@ inline void mbarrier_wait(SmemAddr at, int parity) {
     if (finish_a_copy && fibers::idle > 2L * fibers::blocks * fibers::threads) finish_a_copy();
     if (mbarrier(at)->phase == parity) fibers::poll();
   }
+}
+
+inline bool last_of_round(SmemAddr at, int count) {
+  unsigned &arrived = *(unsigned *)at;
+  if ((int)++arrived < count) return false;
+  arrived = 0;
+  return true;
 }

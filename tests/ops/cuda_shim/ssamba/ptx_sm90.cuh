@@ -3,6 +3,8 @@
 // As late as they may: products, at the wait for them; copies (where fibers.h says so), when all threads wait.
 #pragma once
 
+#include <functional>
+
 #include "ssamba/ptx_sm80.cuh"
 #include "ssamba/tensor_map.cuh"
 
@@ -127,13 +129,50 @@ struct BoxCopy {
     mbarrier(barrier)->settle();
   }
 };
-static std::vector<BoxCopy> under_way;
+struct Array {  // the same of five dimensions, the innermost first, which has stride 1
+  const T *values;
+  long long strides[4];  // in bytes
+  unsigned sizes[5], box[5];
+};
+struct Box5Copy {
+  SmemAddr to, barrier;
+  Array from;
+  int at[5];
+
+  void finish() const {
+    unsigned count = 1, bytes;
+    for (unsigned n : from.box) count *= n;
+    bytes = count * 2;
+    for (unsigned i = 0; i < count; ++i) {
+      const char *source = (const char *)from.values;
+      bool within = true;
+      for (unsigned d = 0, rest = i; d < 5; rest /= from.box[d++]) {
+        long long index = at[d] + (long long)(rest % from.box[d]);
+        within = within && index >= 0 && index < from.sizes[d];
+        source += index * (d ? from.strides[d - 1] : 2);
+      }
+      *(T *)swizzled(to + i * 2) = within ? *(const T *)source : 0;
+    }
+    mbarrier(barrier)->bytes -= bytes;
+    mbarrier(barrier)->settle();
+  }
+};
+static std::vector<std::function<void()>> under_way;  // copies
+
+template <class Copy> void start(const Copy &copy) {
+  if (fibers::skewed < 3) copy.finish();
+  else under_way.push_back([copy] { copy.finish(); });
+}
 
 inline void tma_load_2d_to(int block, SmemAddr to, const TensorMap *map, int column, int row, SmemAddr barrier) {
   BoxCopy copy = {in_block(to, block), in_block(barrier, block), {}, column, row};
   memcpy(&copy.from, map, sizeof(Matrix));
-  if (fibers::skewed < 3) copy.finish();
-  else under_way.push_back(copy);
+  start(copy);
+}
+inline void tma_load_5d(SmemAddr to, const TensorMap *map, int i0, int i1, int i2, int i3, int i4, SmemAddr barrier) {
+  Box5Copy copy = {to, barrier, {}, {i0, i1, i2, i3, i4}};
+  memcpy(&copy.from, map, sizeof(Array));
+  start(copy);
 }
 inline void tma_load_2d(SmemAddr to, const TensorMap *map, int column, int row, SmemAddr barrier) {
   tma_load_2d_to(fibers::rank(), to, map, column, row, barrier);
@@ -144,7 +183,7 @@ inline void tma_load_2d_multicast(SmemAddr to, const TensorMap *map, int column,
 
 static void finish_first() {
   if (under_way.empty()) return;
-  under_way.front().finish();
+  under_way.front()();
   under_way.erase(under_way.begin());
   fibers::idle = 0;
 }

@@ -56,6 +56,21 @@ CONV_PROJECTION_ARGS = c_struct(
 )
 """``w``: the projection [R, K, P, E]; B sequences of L tokens, each made of clips of ``clip`` tokens."""
 
+CONV_PROJECTION_BULK_ARGS = c_struct(
+    "ConvProjectionBulkArgs",
+    [
+        ("TensorMap", "x w"),
+        ("const float *", "conv_w conv_b"),
+        ("T *", "p"),
+        ("int", "B L K E clip"),
+    ],
+    ["ssamba/types.cuh", "ssamba/tensor_map.cuh"],
+    {"TensorMap": TensorMap},
+    alignment=64,
+)
+"""Tensor maps of x [B, K, 4, L / 4, E], the third one a token's place in its run of four, and of the projection
+[R K P, E]; the rest as above."""
+
 
 def _gated_output_args(name: str, maps: str, biases: str, out: str) -> CStruct:
     fields = [("TensorMap", maps), ("const T *", biases), ("Stream *", "stream"), ("T *", out)]
@@ -75,6 +90,7 @@ HEADERS = (
     ("ssamba/scan_args.cuh", SCAN_ARGS.header),
     ("ssamba/conv_backward_args.cuh", CONV_BACKWARD_ARGS.header),
     ("ssamba/conv_projection_args.cuh", CONV_PROJECTION_ARGS.header),
+    ("ssamba/conv_projection_bulk_args.cuh", CONV_PROJECTION_BULK_ARGS.header),
     ("ssamba/gated_output_args.cuh", GATED_OUTPUT_ARGS.header),
     ("ssamba/gated_output_next_args.cuh", GATED_OUTPUT_NEXT_ARGS.header),
 )

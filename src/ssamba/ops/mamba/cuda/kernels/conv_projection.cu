@@ -8,7 +8,8 @@
 //
 // With RUNS a lane's four tokens are a run, so x is read once for them (conv_projection_runs.cuh).
 //
-// Given: P outputs, DIRS directions, ALTERNATING, WARPS of a block, MIN_BLOCKS of a multiprocessor; perhaps RUNS.
+// Given: P outputs, DIRS directions, ALTERNATING, WARPS of a block, MIN_BLOCKS of a multiprocessor; perhaps RUNS, and
+// ENDS with it.
 
 #define ROWS 32                        // tokens of a warp
 #define EC 64                          // channels at a time

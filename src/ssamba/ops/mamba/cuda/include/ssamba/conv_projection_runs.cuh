@@ -8,6 +8,8 @@
 
 #include "ssamba/conv_projection_tile.cuh"
 
+// With ENDS a tap for which a clip has no token is left out of the sum by a predicate, not multiplied by a zero: the
+// values are those of other warps, unpacked once. (A sum of -0 then stays -0.)
 #define RUN (ROWS / 8)                 // tokens of a lane
 static_assert(RUN == W, "the rows of all taps are four quadruples of registers");
 
@@ -25,6 +27,44 @@ template <bool WITHIN> __device__ __forceinline__ unsigned masked(unsigned two, 
 __device__ __forceinline__ int run_slot(int lane, int i) { return 2 * i + lane / 16 - REACH; }
 __device__ __forceinline__ int run_part(int lane) { return lane / 8 % 2 * 8; }
 
+// u = silu(conv(x)) of two channels of a lane's run, with their taps and biases, as registers 2 half and 2 half + 1 of
+// the matrix a of each product. x[i]: slot 2 i - 3 of the first eight channels, of the others, slot 2 i - 2.
+template <bool WITHIN>
+__device__ __forceinline__ void convolve_run(unsigned (*u)[4], const unsigned (*x)[4], int half, const float *tap,
+                                             const float *bias, unsigned there) {
+  const float4 *from = (const float4 *)tap;
+  float4 t0 = from[0], t1 = from[1];
+  float2 b = *(const float2 *)bias;
+#pragma unroll
+  for (int n = 0; n < RUN; ++n) {
+#if ENDS
+    float v0 = b.x, v1 = b.y, of0[W] = {t0.w, t0.z, t0.y, t0.x}, of1[W] = {t1.w, t1.z, t1.y, t1.x};
+#pragma unroll
+    for (int d = 0; d < W; ++d) {
+      int slot = n - d + REACH;
+      unsigned two = x[slot / 2][slot % 2 * 2 + half];
+      if (WITHIN || d == 0) {
+        v0 += of0[d] * low_half(two); v1 += of1[d] * high_half(two);
+      } else {
+        fma2_where(there & 1u << (W * n + d), of0[d], low_half(two), v0, of1[d], high_half(two), v1);
+      }
+    }
+#else
+    unsigned two[W];
+#pragma unroll
+    for (int d = 0; d < W; ++d) {
+      int slot = n - d + REACH;
+      two[d] = masked<WITHIN>(x[slot / 2][slot % 2 * 2 + half], n, d, there);
+    }
+    float v0 = b.x + t0.w * low_half(two[0]) + t0.z * low_half(two[1]) + t0.y * low_half(two[2]);
+    float v1 = b.y + t1.w * high_half(two[0]) + t1.z * high_half(two[1]) + t1.y * high_half(two[2]);
+    v0 += t0.x * low_half(two[3]); v1 += t1.x * high_half(two[3]);
+#endif
+    silu2_of_halves(v0, v1);
+    u[n / 2][2 * half + n % 2] = pack2_finite(v0, v1);
+  }
+}
+
 struct __align__(16) Taps {            // of EC channels, halved
   float tap[EC * W], bias[EC];
 
@@ -35,7 +75,7 @@ struct __align__(16) Taps {            // of EC channels, halved
   // u = silu(conv(x)) of the 16 channels from `tile` on, as the matrix a of a product.
   __device__ __forceinline__ void convolve(unsigned (*u)[4], const SmemAddr *x_row, int tile, int lane, bool within,
                                            unsigned there) const {
-    unsigned x[W][4];                  // x[i]: slot 2 i - 3 of the first eight channels, of the others, slot 2 i - 2
+    unsigned x[W][4];
 #pragma unroll
     for (int i = 0; i < 3; ++i) ldmatrix_x4(x[i], smem_offset(x_row[i], tile));
     ldmatrix_x2(x[3], smem_offset(x_row[3], tile));
@@ -48,23 +88,7 @@ struct __align__(16) Taps {            // of EC channels, halved
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       int channel = tile + half * 8 + lane % 4 * 2;
-      const float4 *from = (const float4 *)(tap + channel * W);
-      float4 t0 = from[0], t1 = from[1];
-      float2 b = *(const float2 *)(bias + channel);
-#pragma unroll
-      for (int n = 0; n < RUN; ++n) {
-        unsigned two[W];
-#pragma unroll
-        for (int d = 0; d < W; ++d) {
-          int slot = n - d + REACH;
-          two[d] = masked<WITHIN>(x[slot / 2][slot % 2 * 2 + half], n, d, there);
-        }
-        float v0 = b.x + t0.w * low_half(two[0]) + t0.z * low_half(two[1]) + t0.y * low_half(two[2]);
-        float v1 = b.y + t1.w * high_half(two[0]) + t1.z * high_half(two[1]) + t1.y * high_half(two[2]);
-        v0 += t0.x * low_half(two[3]); v1 += t1.x * high_half(two[3]);
-        silu2_of_halves(v0, v1);
-        u[n / 2][2 * half + n % 2] = pack2_finite(v0, v1);
-      }
+      convolve_run<WITHIN>(u, x, half, tap + channel * W, bias + channel, there);
     }
   }
 };

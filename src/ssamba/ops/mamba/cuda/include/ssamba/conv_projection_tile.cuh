@@ -9,7 +9,9 @@
 #define W 4
 #define REACH (W - 1)
 #define HALVES (ROWS / 16)             // products of 16 tokens of a warp
+#ifndef XR
 #define XR (EC + 8)                    // a row in shared memory, padded against bank conflicts
+#endif
 #define NT ((P + 15) / 16 * 2)         // tiles of 8 outputs, an even number
 
 // Which of a warp's tokens row n * 8 + g of its products is.
@@ -65,6 +67,14 @@ __device__ __forceinline__ void project(float (*sum)[NT][4], unsigned (*u)[4], S
 #pragma unroll
   for (int j = 0; j < NT; j += 2) {
     unsigned m[4];
+#if EXACT_TILES
+    if (j * 8 + 8 >= P) {                // nobody reads the other sums
+      ldmatrix_x2(m, smem_offset(w_row, j * 8 * XR));
+#pragma unroll
+      for (int h = 0; h < HALVES; ++h) mma_m16n8k16(sum[h][j], u[h][0], u[h][1], u[h][2], u[h][3], m[0], m[1]);
+      continue;
+    }
+#endif
     ldmatrix_x4(m, smem_offset(w_row, j * 8 * XR));
 #pragma unroll
     for (int h = 0; h < HALVES; ++h) {

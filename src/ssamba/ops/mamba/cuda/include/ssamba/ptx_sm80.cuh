@@ -68,6 +68,13 @@ __device__ __forceinline__ float tanh_approx(float v) {
   float r; asm("tanh.approx.f32 %0, %1;" : "=f"(r) : "f"(v)); return r;
 }
 
+// v += a x of two values, if `there` is not zero.
+__device__ __forceinline__ void fma2_where(unsigned there, float a0, float x0, float &v0, float a1, float x1,
+                                           float &v1) {
+  asm("{.reg .pred p; setp.ne.u32 p, %2, 0;\n@p fma.rn.ftz.f32 %0, %3, %4, %0;\n@p fma.rn.ftz.f32 %1, %5, %6, %1;}"
+      : "+f"(v0), "+f"(v1) : "r"(there), "f"(a0), "f"(x0), "f"(a1), "f"(x1));
+}
+
 // As pack2, but float16 values beyond +-65504 become +-65504, in the same instruction: in a product over zeros an
 // infinity would make NaN of everything that it meets. bfloat16 has the range of float32.
 __device__ __forceinline__ unsigned pack2_finite(float lo, float hi) {
@@ -147,3 +154,12 @@ __device__ __forceinline__ void mbarrier_wait(SmemAddr at, int parity) {
                ::"r"(at), "r"(parity) : "memory");
 }
 #undef MBARRIER_WAIT
+
+// Counts an arrival in shared memory, where 0 is at first; whether it was the last of COUNT, after which it counts from
+// 0 again. Reads of the others before their arrivals come before what the last one does.
+__device__ __forceinline__ bool last_of_round(SmemAddr at, int count) {
+  unsigned before;
+  asm volatile("atom.acq_rel.cta.shared::cta.inc.u32 %0, [%1], %2;"
+               : "=r"(before) : "r"(at), "r"(count - 1) : "memory");
+  return before == count - 1;
+}

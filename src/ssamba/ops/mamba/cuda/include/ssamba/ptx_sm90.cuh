@@ -85,7 +85,14 @@ __device__ __forceinline__ void tma_load_2d(SmemAddr to, const TensorMap *map, i
   asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];"
                ::"r"(to), "l"(map), "r"(column), "r"(row), "r"(barrier) : "memory");
 }
-// The same to both blocks of a cluster of two, and counted by the barriers of both.
+// The same of five dimensions.
+__device__ __forceinline__ void tma_load_5d(SmemAddr to, const TensorMap *map, int i0, int i1, int i2, int i3, int i4,
+                                            SmemAddr barrier) {
+  asm volatile("cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes"
+               " [%0], [%1, {%2, %3, %4, %5, %6}], [%7];"
+               ::"r"(to), "l"(map), "r"(i0), "r"(i1), "r"(i2), "r"(i3), "r"(i4), "r"(barrier) : "memory");
+}
+// Of a matrix, to both blocks of a cluster of two, and counted by the barriers of both.
 __device__ __forceinline__ void tma_load_2d_multicast(SmemAddr to, const TensorMap *map, int column, int row,
                                                       SmemAddr barrier) {
   asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster"
