@@ -21,7 +21,7 @@ from ssamba.ops import dispatch
 from ssamba.ops.jit import nvrtc
 from ssamba.ops.layer_norm import cuda as layer_norm
 from ssamba.ops.layer_norm import gpu as gpu_norm
-from ssamba.ops.mamba import gpu, gpu_inference
+from ssamba.ops.mamba import gpu, gpu_inference, gpu_states
 from ssamba.ops.mamba.cuda import gated_output, projection, scan, weights
 from ssamba.ops.mamba.cuda.sources import MMA_TYPES
 from ssamba.ops.mamba.params import MixerParams
@@ -62,6 +62,9 @@ def visit_units(kernel: Callable[[nvrtc.Unit, str, tuple[str, ...]], object], ev
     nvrtc.kernel = stand_in
     scan.usable, conv.conv_proj = (lambda *_: True), plain_proj  # type: ignore[assignment]
     projection.usable = lambda x, *_: x.dtype in MMA_TYPES  # type: ignore[assignment]
+    gpu_states.keeps_states = lambda *_: True  # type: ignore[assignment]
+    projection._takes_maps = lambda x, tokens_each: tokens_each % 4 == 0  # type: ignore[assignment]
+    nvrtc.make_tensor_map = nvrtc.make_tensor_map_2d = lambda *_: nvrtc.TensorMap()
     projection._MAX_SLICED_BLOCKS = 0  # inputs are short so that this is; visit_projections has the form of few tokens
     for name in ("add_parts", "copy_padded", "join_products"):  # Triton's, which its interpreter would run for minutes
         dispatch.TABLE[name].pop("triton", None)
@@ -84,7 +87,6 @@ def visit_units(kernel: Callable[[nvrtc.Unit, str, tuple[str, ...]], object], ev
             work = torch.zeros_like(x)
             x = x[:, :, 0].contiguous()
             assert gpu_inference.bimamba_ungated(x, work, MixerParams(*parameters)) is not None
-        nvrtc.make_tensor_map_2d = lambda *_: nvrtc.TensorMap()
         torch.cuda.get_device_properties = lambda _: SimpleNamespace(multi_processor_count=132)  # type: ignore[assignment]
         for (width, wide), dtype in itertools.product(((192, False), (192, True), (64, False)), MMA_TYPES):
             shapes = (5, 4 * width), (5, width), (4 * width, width), (4 * width,), (width, 4 * width), (5, width)
@@ -97,10 +99,12 @@ def visit_units(kernel: Callable[[nvrtc.Unit, str, tuple[str, ...]], object], ev
 
 
 def train(tensors: list[Tensor], alternating: bool = False) -> None:
-    """Forward and backward, without and with the gradient of the input product's bias."""
+    """Forward and backward, without and with the gradient of the input product's bias and states that are kept."""
     bias = torch.zeros(tensors[0].shape[2:], requires_grad=True)
     for of_product in ([], [bias]):
-        y = gpu.bimamba_inner_packed(tensors[0], MixerParams(*tensors[1:]), alternating, *of_product)
+        keep = tensors[0].shape[-1] == SIZES["tiny"][0] and tensors[0].dtype == torch.bfloat16 and bool(of_product)
+        bias_or_none = of_product[0] if of_product else None
+        y = gpu.bimamba_inner_packed(tensors[0], MixerParams(*tensors[1:]), alternating, bias_or_none, keep)
         torch.autograd.grad(y.float().sum(), [*tensors, *of_product])
 
 

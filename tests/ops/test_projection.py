@@ -28,11 +28,27 @@ def test_few_tokens_are_sliced_and_many_are_not() -> None:
     assert choose_tiling(2, 513, 80, 2, 101_376).stages == 2  # less shared memory: fewer stages
     assert choose_tiling(2, 513, 80, 2, 48 * 1024) == ProjectionTiling(8, 1)  # or none of this
     for sequences, tokens in ((2, 4 * 22016), (128, 513)):
-        assert choose_tiling(sequences, tokens, 44, 2, LIMIT) == ProjectionTiling(4, 4)
+        assert choose_tiling(sequences, tokens, 44, 2, LIMIT) == ProjectionTiling(4, 4, taps="runs")
         assert choose_tiling(sequences, tokens, 80, 1, LIMIT) == ProjectionTiling(4, 3)
         assert choose_tiling(sequences, tokens, 80, 2, LIMIT) == ProjectionTiling(4, 3, taps="runs")
         assert choose_tiling(sequences, tokens, 56, 1, LIMIT) == ProjectionTiling(8, 2, taps="runs")
         assert choose_tiling(sequences, tokens, 56, 1, 64 * 1024) == ProjectionTiling(4, 4)
+
+
+def test_many_tokens_are_copied_by_tensor_maps() -> None:
+    """Where there are such, and they fit: blocks of so many warps that they end in few rounds."""
+    bulk = {"taps": "bulk", "unroll": 4}
+    for tokens, of_tiny, of_base in (
+        (64 * 513, ProjectionTiling(8, 2, **bulk), ProjectionTiling(8, 1, **bulk)),
+        (4 * 22017, ProjectionTiling(4, 4, **bulk), ProjectionTiling(12, 1, taps="bulk")),
+    ):
+        assert choose_tiling(2, tokens, 44, 1, LIMIT, 384, maps=True) == of_tiny
+        assert choose_tiling(2, tokens, 44, 2, LIMIT, 384, maps=True) == ProjectionTiling(8, 2, **bulk)
+        assert choose_tiling(2, tokens, 56, 1, LIMIT, 768, maps=True) == ProjectionTiling(8, 2, **bulk)
+        assert choose_tiling(2, tokens, 80, 1, LIMIT, 1536, maps=True) == of_base
+        assert choose_tiling(2, tokens, 80, 2, LIMIT, 1536, maps=True) == ProjectionTiling(8, 1, **bulk)
+        assert choose_tiling(2, tokens, 56, 1, 90_000, 768, maps=True) == ProjectionTiling(8, 2, taps="runs")
+    assert choose_tiling(2, 516, 44, 1, LIMIT, 384, maps=True).slices == 4
 
 
 def test_four_blocks_share_a_multiprocessor() -> None:
@@ -72,7 +88,7 @@ def test_the_environment_names_the_form(monkeypatch: pytest.MonkeyPatch) -> None
         ("1,4", "1 warps; use a multiple of 2"), ("0,4", "0 warps"), ("4,1,slices=4", "use a multiple of 8"),
         ("64,1", "up to 32"), ("4,4,rows=16", "add slices"), ("8,1,slices=4,rows=8", "16 or 32 rows"),
         ("8,1,slices=4,stages=1", "2 stages"), ("8,1,slices=4,channels=32", "64 or 128"),
-        ("8,1,slices=-1", "0 or more"), ("4,1,taps=core", "near, runs, ends, bulk"), ("8,1,name=2", "name"),
+        ("8,1,slices=-1", "0 or more"), ("4,1,taps=core", "near, runs, bulk"), ("8,1,name=2", "name"),
         ("8,1,slices=4,stages=20", "bytes of shared memory"), ("8,1,taps=runs,stages=3", "add slices"),
         ("8,1,taps=bulk,stages=30", "bytes of shared memory"), ("8,1,taps=bulk,unroll=3", "1, 2 or 4"),
     ],
@@ -110,7 +126,7 @@ def test_values_in_emulation(part: str) -> None:
     "launch",
     [
         "default", "4", "4,slices=4,rows=16,stages=6", "4,slices=2,rows=32,stages=4",
-        "8,slices=8,rows=16,stages=2,channels=128", "4,taps=runs", "4,taps=ends", "4,taps=bulk,unroll=4",
+        "8,slices=8,rows=16,stages=2,channels=128", "4,taps=runs", "4,taps=bulk,unroll=4",
     ],
 )  # fmt: skip
 def test_values_on_a_gpu(launch: str, monkeypatch: pytest.MonkeyPatch) -> None:

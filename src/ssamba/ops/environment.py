@@ -113,7 +113,7 @@ def projection_launch() -> dict[str, int | str]:
 
     ``4,1,slices=4,rows=16`` gives ``{"warps": 4, "blocks": 1, "slices": 4, "rows": 16}``; the names are those of
     ``ProjectionTiling``, and the first two, warps of a block and blocks of a multiprocessor, may stand without theirs.
-    ``taps=runs`` (``near``, ``ends``, ``bulk``) names no integer. Raises ValueError when it cannot be parsed.
+    ``taps=runs`` (``near``, ``bulk``) names no integer. Raises ValueError when it cannot be parsed.
     """
     parts = [part.strip() for part in os.environ.get("SSAMBA_PROJ", "").split(",") if part.strip()]
     named = [part if "=" in part else f"{name}={part}" for name, part in zip(("warps", "blocks"), parts, strict=False)]

@@ -10,8 +10,6 @@ inline SmemAddr smem_addr(const T *at) { return (SmemAddr)at; }
 inline SmemAddr smem_offset(SmemAddr addr, int values) { return addr + values * (int)sizeof(T); }
 inline SmemAddr smem_bytes(SmemAddr addr, int bytes) { return addr + bytes; }
 
-inline void wait_for_kernel_before() {}
-
 template <class U> U per_thread(U v) { return v; }
 template <class U> U *kept(U *at) { return at; }
 template <int VALUES> void store_pair(T *to, unsigned v) { *(unsigned *)(to + VALUES) = v; }

@@ -24,11 +24,13 @@ _MAX_SLICED_BLOCKS = 264
 """Up to two blocks of the sliced form for each multiprocessor of an H100: beyond, they read the weights too often."""
 
 
-_TAPS = ("near", "runs", "ends", "bulk")
-"""How many tokens are convolved: x read at each tap's distance, or once for a lane's run of four tokens; ``ends``: such
-runs, with predicates instead of zeros where clips end; ``bulk``: the same, copied by tensor maps."""
+_TAPS = ("near", "runs", "bulk")
+"""How many tokens are convolved: x read at each tap's distance, or once for a lane's run of four tokens; ``bulk``: the
+latter, x and weights copied by tensor maps."""
 _RUN = 4
 """Tokens of a lane's run."""
+_TWELVE_WARPS = 1.32
+"""Time of a round of blocks of twelve warps, for one of eight: ``bulk``, base."""
 
 
 class ProjectionTiling(NamedTuple):
@@ -98,44 +100,54 @@ def _whole(width: int) -> int:
     return -(-width // 64) * 64
 
 
-def _of_many_tokens(sequences: int, tokens_each: int, outputs: int, directions: int) -> ProjectionTiling:
+def _of_many_tokens(sequences: int, tokens_each: int, outputs: int, directions: int, maps: bool) -> ProjectionTiling:
+    def rounds(tiling: ProjectionTiling) -> int:
+        count = sequences * -(-tokens_each // tiling.tokens(directions))
+        return -(-count // (tiling.blocks * _MULTIPROCESSORS))
+
+    if maps:
+        eight = ProjectionTiling(8, 1 if outputs > 64 else 2, taps="bulk", unroll=4)
+        if outputs <= 48 and directions == 1 and rounds(eight) > 1:
+            return ProjectionTiling(4, 4, taps="bulk", unroll=4)
+        twelve = ProjectionTiling(12, 1, taps="bulk")
+        wide = outputs > 64 and directions == 1
+        return twelve if wide and rounds(twelve) * _TWELVE_WARPS < rounds(eight) else eight
     if outputs <= 48:
-        return ProjectionTiling(4, 4)
+        return ProjectionTiling(4, 4, taps="runs")
     if outputs <= 64:  # with four warps and the other form, three blocks fit where two rounds need four
         return ProjectionTiling(8, 2, taps="runs")
     small = ProjectionTiling(4, 3, taps="near" if directions == 1 else "runs")
     large = ProjectionTiling(8, 1, taps="runs")
-    rounds = (
-        -(-sequences * -(-tokens_each // tiling.tokens(directions)) // (tiling.blocks * _MULTIPROCESSORS))
-        for tiling in (small, large)
-    )
-    return large if directions == 1 and next(rounds) >= next(rounds) else small
+    return large if directions == 1 and rounds(small) >= rounds(large) else small
 
 
 def choose_tiling(
-    sequences: int, tokens_each: int, outputs: int, directions: int, limit: int, width: int = 0
+    sequences: int, tokens_each: int, outputs: int, directions: int, limit: int, width: int = 0, maps: bool = False
 ) -> ProjectionTiling:
     """The tiling for ``sequences`` (those of all mixers) of ``tokens_each``, of ``width`` channels.
 
-    ``limit``: bytes of shared memory.
+    ``limit``: bytes of shared memory. ``maps``: whether tensor maps can be used, as ``bulk`` does.
 
     ``SSAMBA_PROJ`` replaces some values, for measurements (``environment.projection_launch``). Raises ValueError for
     values that no kernel takes.
     """
     given: dict[str, Any] = environment.projection_launch()
-    tiling = _of_many_tokens(sequences, tokens_each, outputs, directions)
-    if tiling.shared_bytes(directions, outputs) > limit:
-        tiling = ProjectionTiling(4, 4) if outputs <= 64 else ProjectionTiling(8, 1)
+
+    def fits(tiling: ProjectionTiling) -> bool:
+        return tiling.shared_bytes(directions, outputs, width) <= limit
+
+    candidates = [_of_many_tokens(sequences, tokens_each, outputs, directions, by_maps) for by_maps in (maps, False)]
     if sequences * -(-tokens_each // 16) <= _MAX_SLICED_BLOCKS:
         sliced = ProjectionTiling(4 * directions, 1, slices=4, rows=16, stages=6)
-        while sliced.stages > 2 and sliced.shared_bytes(directions, outputs) > limit:
-            sliced = sliced._replace(stages=sliced.stages - 1)
-        tiling = sliced if sliced.shared_bytes(directions, outputs) <= limit else tiling
+        candidates = [sliced._replace(stages=stages) for stages in range(sliced.stages, 1, -1)] + candidates
+    last = ProjectionTiling(4, 4) if outputs <= 64 else ProjectionTiling(8, 1)
+    tiling = next(filter(fits, candidates), last)
     if "warps" in given:  # these name a form, and what they leave out is the other form's default
         tiling = ProjectionTiling(0, 0)
     tiling = tiling._replace(**given)
     tiling.check(directions)
-    if given and (shared := tiling.shared_bytes(directions, outputs, width)) > limit:
+    if given and not fits(tiling):
+        shared = tiling.shared_bytes(directions, outputs, width)
         raise ValueError(f"SSAMBA_PROJ: {shared} bytes of shared memory; use fewer stages or warps for {limit} here")
     return tiling
 
@@ -171,7 +183,7 @@ def _maps(x_BLKE: Tensor, proj_RKPE: Tensor, sequences: int, tokens: int) -> lis
 
 def _takes_maps(x_BLKE: Tensor, tokens_each: int) -> bool:
     """Whether the device has tensor maps, and sequences end with a run: no map ends inside one."""
-    return tokens_each % _RUN == 0 and (not x_BLKE.is_cuda or torch.cuda.get_device_capability(x_BLKE.device) >= (9, 0))
+    return tokens_each % _RUN == 0 and x_BLKE.is_cuda and torch.cuda.get_device_capability(x_BLKE.device) >= (9, 0)
 
 
 def conv_proj(
@@ -187,12 +199,13 @@ def conv_proj(
     together = x_BLKE.stride(0) == length * x_BLKE.stride(1) and batch * length < 2**31
     sequences, tokens_each = (1, batch * length) if together else (batch, length)
     limit = dynamic_limit(x_BLKE.device.index or 0) if x_BLKE.is_cuda else _SHARED_MAX
-    tiling = choose_tiling(sequences * blocks, tokens_each, outputs, directions, limit, width)
-    if not tiling.slices and tiling.taps == "bulk" and (p.data_ptr() % 16 or not _takes_maps(x_BLKE, tokens_each)):
-        tiling = tiling._replace(taps="ends", stages=2)
+    maps = p.data_ptr() % 16 == 0 and _takes_maps(x_BLKE, tokens_each)
+    tiling = choose_tiling(sequences * blocks, tokens_each, outputs, directions, limit, width, maps)
+    if tiling.taps == "bulk" and not maps:  # asked for
+        tiling = tiling._replace(taps="runs", stages=2)
     reach = max(x_BLKE.stride(1), blocks * outputs * width) * 2 * (tiling.tokens(directions) + 8)
-    if tiling.taps in ("runs", "ends") and reach >= 2**31:
-        tiling = tiling._replace(taps="near")  # these step by 32-bit distances
+    if tiling.taps == "runs" and reach >= 2**31:
+        tiling = tiling._replace(taps="near")  # the other form steps by 32-bit distances
     macros = defines(
         DTYPE=DTYPE_CODES[x_BLKE.dtype], P=outputs, DIRS=directions, WARPS=tiling.warps, MIN_BLOCKS=tiling.blocks,
         ALTERNATING=int(alternating),
@@ -208,15 +221,15 @@ def conv_proj(
         macros += defines(STAGES=tiling.stages, CHANNELS=_whole(width), PART=width % 64, UNROLL=tiling.unroll)
         file = "conv_projection_bulk.cu"
     else:
-        macros += defines(RUNS=1, **({"ENDS": 1} if tiling.taps == "ends" else {}))
+        macros += defines(RUNS=1)
     args: Any
     if file == "conv_projection_bulk.cu":
-        maps = _maps(x_BLKE, proj, sequences, tiling.tokens(directions))
-        args = CONV_PROJECTION_BULK_ARGS.ctype(*maps, *addresses[2:])
+        of_x, of_weights = _maps(x_BLKE, proj, sequences, tiling.tokens(directions))
+        args = CONV_PROJECTION_BULK_ARGS.ctype(of_x, of_weights, *addresses[2:])
     else:
         args = CONV_PROJECTION_ARGS.ctype(*addresses, *x_BLKE.stride()[:3])
     args.B, args.L, args.K, args.E, args.clip = sequences, tokens_each, blocks, width, length
     with nvrtc.on(x_BLKE):
         run = nvrtc.kernel(unit(file), "conv_proj", macros, x_BLKE.device.index or 0)
-        run(grid, 32 * tiling.warps, args, tiling.shared_bytes(directions, outputs, width), True)
+        run(grid, 32 * tiling.warps, args, tiling.shared_bytes(directions, outputs, width), not tiling.slices)
     return p

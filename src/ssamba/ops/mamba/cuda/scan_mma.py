@@ -155,4 +155,4 @@ def forward(shape: Shape, tensors: dict[str, Tensor]) -> None:
             run = nvrtc.kernel(unit("scan_forward_mma.cu"), "scan_fragments", defines, x.device.index or 0)
             across, clips, directions = shape.grid(16 * tiling.warps // tiling.state_split)
             grid, shared = (across, clips, directions * side_by_side), _shared(shape, tiling, phase, gate)
-            run(grid, 32 * tiling.warps, args, shared, True)
+            run(grid, 32 * tiling.warps, args, shared, tiling.chunks == 1)  # with few clips a wait costs more

@@ -8,12 +8,12 @@
 //
 // With RUNS a lane's four tokens are a run, so x is read once for them (conv_projection_runs.cuh).
 //
-// Given: P outputs, DIRS directions, ALTERNATING, WARPS of a block, MIN_BLOCKS of a multiprocessor; perhaps RUNS, and
-// ENDS with it.
+// Given: P outputs, DIRS directions, ALTERNATING, WARPS of a block, MIN_BLOCKS of a multiprocessor; perhaps RUNS.
 
 #define ROWS 32                        // tokens of a warp
 #define EC 64                          // channels at a time
 #define THREADS (32 * WARPS)
+#include "ssamba/programmatic_launch.cuh"
 #ifdef RUNS
 #include "ssamba/conv_projection_runs.cuh"
 #define BEFORE RUN                     // rows before a block's first token, a multiple of RUN

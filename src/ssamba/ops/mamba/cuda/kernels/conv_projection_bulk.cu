@@ -1,4 +1,4 @@
-// Convolution, SiLU and projection as in conv_projection.cu with ENDS, for GPUs with tensor maps (compute capability
+// Convolution, SiLU and projection as in conv_projection.cu with RUNS, for GPUs with tensor maps (compute capability
 // 9.0): copies cost no instructions of the warps, and no barrier of the block is left in the loop.
 //
 // One thread sends for a stage: a box of x and one of the projection's weights for each direction, of EC = 64 channels.
@@ -19,11 +19,11 @@
 #define XR EC                          // rows are swizzled instead of padded
 #define THREADS (32 * WARPS)
 #define RUNS 1
-#define ENDS 1
 #define EXACT_TILES 1                  // the last eight outputs may be read alone
 #include "ssamba/conv_projection_bulk_args.cuh"
 #include "ssamba/conv_projection_runs.cuh"
 #include "ssamba/ptx_sm90.cuh"
+#include "ssamba/programmatic_launch.cuh"
 
 #define TOKENS (ROWS * WARPS / DIRS)
 #define GROUPS (TOKENS / RUN + 2)      // runs of a block, with one before and one after them

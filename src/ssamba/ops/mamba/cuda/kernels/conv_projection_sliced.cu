@@ -9,6 +9,7 @@
 
 #define THREADS (32 * WARPS)
 #include "ssamba/conv_projection_tile.cuh"
+#include "ssamba/programmatic_launch.cuh"
 
 #define TOKENS (ROWS * WARPS / (DIRS * SLICES))
 #define FRAGMENTS (HALVES * NT)        // of 16 tokens and 8 outputs: four values a lane

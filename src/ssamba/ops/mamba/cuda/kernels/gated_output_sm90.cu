@@ -13,6 +13,7 @@
 // weights and stores x, the product, in its place (needs JOIN).
 
 #include "ssamba/gated_output_tile.cuh"
+#include "ssamba/programmatic_launch.cuh"
 
 // A consumer warp group.
 struct ConsumerGroup {

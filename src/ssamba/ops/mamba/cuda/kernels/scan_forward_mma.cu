@@ -22,6 +22,7 @@
 // functions a lane where eight states take eight. A lane then holds four states in a row (QUADS).
 
 #include "ssamba/mma_mainloop.cuh"
+#include "ssamba/programmatic_launch.cuh"
 
 // The directions meet where a batch of direction 0 ends. The first batch of direction 1 begins before its first step,
 // so that one of its batches ends there, too: so the states are never updated by steps after the end of a half.

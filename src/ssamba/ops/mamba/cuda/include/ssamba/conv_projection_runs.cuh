@@ -3,24 +3,18 @@
 //
 // Row n * 8 + g of a warp's products is token 4 g + n (in a reversed direction 4 g + 3 - n). d taps before it is row
 // 8 (n - d) + g of the same lane: `slots` n - d, -3 to 3, are all that it needs, matrices of 8 x 8 for ldmatrix. In
-// shared memory 16 bytes after every four rows keep them free of bank conflicts.
+// shared memory 16 bytes after every four rows keep them free of bank conflicts. A tap for which a clip has no token is
+// left out of the sum by a predicate, so values are unpacked once there, too.
 #pragma once
 
 #include "ssamba/conv_projection_tile.cuh"
 
-// With ENDS a tap for which a clip has no token is left out of the sum by a predicate, not multiplied by a zero: the
-// values are those of other warps, unpacked once. (A sum of -0 then stays -0.)
 #define RUN (ROWS / 8)                 // tokens of a lane
 static_assert(RUN == W, "the rows of all taps are four quadruples of registers");
 
 // The token, from the warp's first one on, that this lane addresses for ldmatrix in a slot.
 __device__ __forceinline__ int run_token(int lane, int sign, int slot) {
   return lane % 8 * RUN + (sign > 0 ? slot : RUN - 1 - slot);
-}
-
-// Zero instead of a pair of channels d taps before row n where its clip has no such token.
-template <bool WITHIN> __device__ __forceinline__ unsigned masked(unsigned two, int n, int d, unsigned there) {
-  return WITHIN || there >> (W * n + d) & 1 ? two : 0;
 }
 
 // Four addresses: of two slots each, of 16 channels.
@@ -37,7 +31,6 @@ __device__ __forceinline__ void convolve_run(unsigned (*u)[4], const unsigned (*
   float2 b = *(const float2 *)bias;
 #pragma unroll
   for (int n = 0; n < RUN; ++n) {
-#if ENDS
     float v0 = b.x, v1 = b.y, of0[W] = {t0.w, t0.z, t0.y, t0.x}, of1[W] = {t1.w, t1.z, t1.y, t1.x};
 #pragma unroll
     for (int d = 0; d < W; ++d) {
@@ -49,17 +42,6 @@ __device__ __forceinline__ void convolve_run(unsigned (*u)[4], const unsigned (*
         fma2_where(there & 1u << (W * n + d), of0[d], low_half(two), v0, of1[d], high_half(two), v1);
       }
     }
-#else
-    unsigned two[W];
-#pragma unroll
-    for (int d = 0; d < W; ++d) {
-      int slot = n - d + REACH;
-      two[d] = masked<WITHIN>(x[slot / 2][slot % 2 * 2 + half], n, d, there);
-    }
-    float v0 = b.x + t0.w * low_half(two[0]) + t0.z * low_half(two[1]) + t0.y * low_half(two[2]);
-    float v1 = b.y + t1.w * high_half(two[0]) + t1.z * high_half(two[1]) + t1.y * high_half(two[2]);
-    v0 += t0.x * low_half(two[3]); v1 += t1.x * high_half(two[3]);
-#endif
     silu2_of_halves(v0, v1);
     u[n / 2][2 * half + n % 2] = pack2_finite(v0, v1);
   }

@@ -15,16 +15,6 @@ __device__ __forceinline__ SmemAddr smem_offset(SmemAddr addr, int values) { ret
 // By so many bytes: what all threads add alike is part of the instruction, too.
 __device__ __forceinline__ SmemAddr smem_bytes(SmemAddr addr, int bytes) { return addr + bytes; }
 
-// Programmatic dependent launch, before the first access to global memory: waits until the kernel before this one in the
-// stream has ended and what it wrote is there, then lets the blocks of the next one start when all of this one's have.
-// Does nothing in a kernel that is launched without the attribute, and before compute capability 9.0.
-__device__ __forceinline__ void wait_for_kernel_before() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
-}
-
 // The same value in a register of the thread: the compiler would compute one that all threads have again and again.
 template <class U> __device__ __forceinline__ U per_thread(U v) {
   return __shfl_sync(0xffffffffu, v, threadIdx.x % 32);
