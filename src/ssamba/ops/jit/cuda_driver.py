@@ -79,8 +79,8 @@ class Kernel:
         """Launches on torch's current stream; ``args`` is the kernel's only parameter, passed by value.
 
         ``shared`` is the kernel's dynamic shared memory in bytes. ``waits``: the kernel itself waits for the one before
-        it in the stream (``wait_for_kernel_before``, compute capability 9.0 and above) before it reads or writes
-        global memory, so its blocks may start while that one ends. Raises RuntimeError when the launch fails.
+        it in the stream (``wait_for_kernel_before``, compute capability 9.0 and above) before it touches what that one
+        may use, so its blocks may start while that one ends. Raises RuntimeError when the launch fails.
         """
         if shared > self._shared:
             max_dynamic_shared_size_bytes = 8  # of CUfunction_attribute

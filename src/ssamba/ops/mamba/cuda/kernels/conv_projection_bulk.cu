@@ -37,10 +37,12 @@
 static_assert(WARPS * ROWS / RUN * OUT_RUN <= STAGES * STAGE, "results take the place of stages");
 static_assert(X_BYTES % 1024 == 0, "the swizzle repeats every 1,024 bytes");
 
-// Sends for EC channels from e0 on; for one thread.
-__device__ __forceinline__ void send(const ConvProjectionBulkArgs &a, SmemAddr stage, SmemAddr full, int e0) {
-  mbarrier_expect_tx(full, X_BYTES + DIRS * P * EC * 2);
+// Sends for EC channels from e0 on; for one thread. Weights first: they do not come from the kernel before.
+__device__ __forceinline__ void send_x(const ConvProjectionBulkArgs &a, SmemAddr stage, SmemAddr full, int e0) {
   tma_load_5d(stage, &a.x, e0, (int)(blockIdx.x * (TOKENS / RUN)) - 1, 0, blockIdx.y, blockIdx.z, full);
+}
+__device__ __forceinline__ void send_weights(const ConvProjectionBulkArgs &a, SmemAddr stage, SmemAddr full, int e0) {
+  mbarrier_expect_tx(full, X_BYTES + DIRS * P * EC * 2);
 #pragma unroll
   for (int r = 0; r < DIRS; ++r)
     tma_load_2d(smem_bytes(stage, X_BYTES + r * W_BYTES), &a.w, e0, (r * a.K + blockIdx.y) * P, full);
@@ -122,7 +124,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
   int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, q = lane % 4;
   int k = blockIdx.y, warp_row = warp / DIRS * ROWS, t0 = blockIdx.x * TOKENS + warp_row;
   int r = warp % DIRS, sign = REVERSED(r, k) ? -1 : 1;
-  wait_for_kernel_before();
   if (threadIdx.x == 0) {
 #pragma unroll
     for (int s = 0; s < STAGES; ++s) {
@@ -132,7 +133,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
     fence_mbarrier_init();
 #pragma unroll
     for (int s = 0; s < STAGES; ++s)
-      if (s * EC < a.E) send(a, smem_bytes(shared, s * STAGE), smem_bytes(bars, 8 * s), s * EC);
+      if (s * EC < a.E) send_weights(a, smem_bytes(shared, s * STAGE), smem_bytes(bars, 8 * s), s * EC);
+    wait_for_kernel_before();  // what other threads read is weights, and they write when x has come
+#pragma unroll
+    for (int s = 0; s < STAGES; ++s)
+      if (s * EC < a.E) send_x(a, smem_bytes(shared, s * STAGE), smem_bytes(bars, 8 * s), s * EC);
   }
   put_taps(a, k, raw);
   float sum[HALVES][NT][4];
@@ -162,7 +167,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
     tap += EC * W; bias += EC;
     __syncwarp();
     if (lane == 0 && last_of_round(smem_bytes(bars, 8 * STAGES + 4 * now), WARPS) && e0 + STAGES * EC < a.E)
-      send(a, stage, full, e0 + STAGES * EC);
+      send_weights(a, stage, full, e0 + STAGES * EC), send_x(a, stage, full, e0 + STAGES * EC);
     if (++now == STAGES) { now = 0; parity ^= 1; }
   }
   __syncthreads();                       // nobody reads a stage any more, and none is on its way

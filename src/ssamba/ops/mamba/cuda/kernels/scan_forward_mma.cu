@@ -111,10 +111,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan_fragments
   for (int i = thread; i < MIXED; i += THREADS)
 #pragma unroll
     for (int stage = 0; stage < STAGES; ++stage) ((uint4 *)stages[stage].low)[i] = make_uint4(0, 0, 0, 0);
-  wait_for_kernel_before();
 
   long long ch = dir_block * a.E + e0 + g;
   load_channel_params(w.c, a, ch, q);
+  wait_for_kernel_before();
   w.total[0] = w.total[1] = 0.0f;
   long long state_at = (base * a.E + e0 + g) * N + half * 8 + q * 2;
   load_states(w, a, ch, state_at, half, q);
