@@ -65,26 +65,3 @@ def test_a_pass() -> None:
     states = 4 * BATCH * 2 * 2 * (2 * WIDTH) * STATES
     _, found = peak(lambda: model.encode_tokens(given.clone(), own=True))
     assert found < activations + states + 7 * 2**20, found
-
-
-@pytest.mark.parametrize("decay", ["free", "tied"])
-@torch.no_grad()
-def test_a_pass_with_alternating_scans(decay: str) -> None:
-    """y takes the place of z: xz, the norm and the stream are all that is there, and weights."""
-    model = SSAMBA(Config(width=WIDTH, depth=4, decay=decay, scan="alternating")).to("cuda", torch.bfloat16).eval()
-    given = torch.randn(BATCH, LENGTH, WIDTH, generator=torch.Generator().manual_seed(1)).to("cuda", torch.bfloat16)
-    activations = 2 * BATCH * LENGTH * (8 + 1 + 1) * WIDTH
-    _, found = peak(lambda: model.encode_tokens(given.clone(), own=True))
-    assert found < activations + 14 * 2**20, found
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@torch.no_grad()
-def test_y_over_the_gate(dtype: torch.dtype) -> None:
-    """The same bits, of many clips and of one in chunks."""
-    for batch, length in ((BATCH, LENGTH), (1, 4109), (4, 513)):
-        xz, *params = inputs(Shape(batch, length, 1, 2, 2 * WIDTH, STATES, r=RANK), dtype)
-        own = ops.bimamba_inner_packed(xz, *params, True)
-        found = ops.bimamba_inner_with_work(xz, xz[:0], *params, alternating=True)
-        assert torch.equal(found, own)
-        assert found.data_ptr() == xz[:, :, 1].data_ptr()

@@ -95,8 +95,7 @@ def bimamba_inner_packed(
 def bimamba_inner_with_work(xz_BLJKE: Tensor, work: Tensor, *parameters: Tensor, alternating: bool = False) -> Tensor:
     """Of ``BlockPair`` alone: ``bimamba_inner_packed`` in inference, with memory of any size that may be overwritten.
 
-    A GPU's form puts its projection there, and its result may take a half of xz, ``naive.bimamba_inner_with_work``;
-    others leave both as they are.
+    A GPU's form puts its projection there, ``naive.bimamba_inner_with_work``; others leave ``work`` as it is.
     """
     params = MixerParams(*parameters)
     _check_directions(alternating, params.A_log_RKEN)

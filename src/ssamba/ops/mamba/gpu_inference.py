@@ -61,17 +61,10 @@ def bimamba_inner_with_work(xz_BLhKE: Tensor, work: Tensor, params: MixerParams,
     """``naive.bimamba_inner_with_work``: the bits of ``gpu.bimamba_inner_packed``, and the projection in ``work``.
 
     Where it does not fit, or kernels make it that take no memory for it, it has its own, and ``work`` stays as it is.
-    y takes the place of z where the kernels of one direction can write it there (not while a graph is traced: they look
-    at addresses).
     """
-    params, backends = gpu_states.rounded(xz_BLhKE, params), dispatch.gpu_backends()
-    x_BLKE, z_BLKE = xz_BLhKE[:, :, 0], xz_BLhKE[:, :, 1]
-    if not torch.compiler.is_compiling() and "cuda" in backends.split(","):
-        params = params.contiguous()
-        if mixer.supports_over_gate(x_BLKE, z_BLKE, params):
-            inner_over_gate(x_BLKE, z_BLKE, work, *params, alternating)
-            return z_BLKE
-    return inner_with_work(x_BLKE, z_BLKE, work, *params, backends, alternating)
+    params = gpu_states.rounded(xz_BLhKE, params)
+    halves = xz_BLhKE[:, :, 0], xz_BLhKE[:, :, 1]
+    return inner_with_work(*halves, work, *params, dispatch.gpu_backends(), alternating)
 
 
 def _run_with_work(x: Tensor, z: Tensor | None, work: Tensor, *rest: Any) -> Tensor:
@@ -96,23 +89,6 @@ inner_with_work = define_operator(
 @inner_with_work.register_fake
 def _(x: Tensor, z: Tensor | None, work: Tensor, *rest: Any) -> Tensor:
     return x.new_empty(x.shape)
-
-
-@define_operator(
-    "ssamba::gpu_inner_over_gate_",
-    mutates_args=("z", "work"),
-    schema=f"(Tensor x, Tensor(a!) z, Tensor(b!) work, {SCHEMA}, bool alternating) -> ()",
-)
-def inner_over_gate(x: Tensor, z: Tensor, work: Tensor, *rest: Any) -> None:
-    """The custom op of ``bimamba_inner_with_work`` where y is written over z (``mixer.supports_over_gate``)."""
-    *tensors, alternating = rest
-    with torch.autocast(x.device.type, enabled=False):
-        mixer.forward(x, z, MixerParams(*tensors), alternating, work=work, over_gate=True)
-
-
-@inner_over_gate.register_fake
-def _(x: Tensor, z: Tensor, work: Tensor, *rest: Any) -> None:
-    return None
 
 
 # ---- a pair's weights, as the kernels read them

@@ -167,9 +167,7 @@ def bimamba_inner_packed(
 
 
 def bimamba_inner_with_work(xz_BLhKE: Tensor, work: Tensor, params: MixerParams, alternating: bool = False) -> Tensor:
-    """``bimamba_inner_packed``, whose result may be a part of xz: both xz and ``work`` are memory for the fast forms,
-    which this one does not touch.
-    """
+    """``bimamba_inner_packed``. ``work`` is memory for the fast forms: this one does not touch it."""
     return bimamba_inner_packed(xz_BLhKE, params, alternating)
 
 

@@ -25,12 +25,12 @@ def supports(x_BLKE: Tensor, params: MixerParams) -> str | None:
 
 def forward(
     x_BLKE: Tensor, z_BLKE: Tensor | None, params: MixerParams, alternating: bool = False, keep_states: bool = False,
-    work: Tensor | None = None, over_gate: bool = False,
+    work: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
     """See ``ssamba.ops.mamba.triton.mixer.forward``.
 
     Without ``z`` there is no gate; then ``supports_ungated`` must hold. The projection is written to ``work`` where it
-    fits and CUDA C++ makes it. With ``over_gate`` y is written over z; then ``supports_over_gate`` must hold.
+    fits and CUDA C++ makes it.
     """
     params = _small_in_float32(params)
     weights = params.conv_weight_RKEW, params.conv_bias_RKE, params.x_proj_RKPE
@@ -38,7 +38,7 @@ def forward(
     room_GBLP = _room(work, x_BLKE, params) if kernels is projection else None
     options = {} if room_GBLP is None else {"out": room_GBLP}
     p_GBLP = kernels.conv_proj(x_BLKE, *weights, alternating=alternating, **options)
-    y_BLKE, states = scan.forward(x_BLKE, z_BLKE, p_GBLP, params, alternating, keep_states, over_gate)
+    y_BLKE, states = scan.forward(x_BLKE, z_BLKE, p_GBLP, params, alternating, keep_states)
     return y_BLKE, p_GBLP, states
 
 
@@ -59,15 +59,6 @@ def supports_ungated(x_BLKE: Tensor, work: Tensor, params: MixerParams) -> bool:
     ):
         return False
     return scan_mma.usable(Shape(x_BLKE, params), {"x": x_BLKE, "p": work})
-
-
-def supports_over_gate(x_BLKE: Tensor, z_BLKE: Tensor, params: MixerParams) -> bool:
-    """Whether ``forward`` may write y over z: in the scan by tensor cores each step reads z before it writes y there,
-    but where two directions meet.
-    """
-    if params.directions != 1 or supports(x_BLKE, params) is not None:
-        return False
-    return scan_mma.usable(Shape(x_BLKE, params), {"x": x_BLKE, "z": z_BLKE, "y": z_BLKE, "p": x_BLKE})
 
 
 def scan_backward(

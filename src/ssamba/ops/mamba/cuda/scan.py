@@ -93,15 +93,14 @@ def _parameters(params: MixerParams) -> dict[str, Tensor]:
 
 def forward(
     x: Tensor, z: Tensor | None, p_GBLP: Tensor, params: MixerParams, alternating: bool = False,
-    keep_states: bool = False, over_gate: bool = False,
+    keep_states: bool = False,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """``y_BLKE``. Without ``z`` there is no gate; then ``scan_mma.usable`` must hold.
 
     With ``keep_states``, where its kernel saves them on the way, also the states that ``backward`` would compute again.
-    With ``over_gate`` y takes the place of z; then ``scan_mma.usable`` must hold, of one direction.
     """
     shape = Shape(x, params, alternating)
-    y = z if over_gate and z is not None else x.new_empty(shape.batch, shape.length, shape.blocks, shape.width)
+    y = x.new_empty(shape.batch, shape.length, shape.blocks, shape.width)
     tensors = {"x": x, "p": p_GBLP, "y": y, **_parameters(params)}
     if shape.directions == 2:  # each scan stops in the middle, where the second phase goes on
         sizes = shape.dir_blocks, shape.batch, shape.width, shape.states

@@ -134,8 +134,7 @@ def chunk_ends(shape: Shape, chunks: int, x: Tensor) -> dict[str, Tensor]:
 def forward(shape: Shape, tensors: dict[str, Tensor]) -> None:
     """Writes ``y``. ``tensors``: by the names of ``ScanArgs``; without ``z`` there is no gate.
 
-    ``ckpt``, where it is given, is written, too, as by ``states``: then ``forward_saves_states`` must hold. With one
-    direction ``y`` may be ``z`` itself.
+    ``ckpt``, where it is given, is written, too, as by ``states``: then ``forward_saves_states`` must hold.
     """
     x, tiling = tensors["x"], choose_tiling(shape)
     passes = [(0, tiling.chunks)] if shape.directions == 1 else [(1, tiling.chunks), (2, tiling.chunks)]
@@ -144,7 +143,6 @@ def forward(shape: Shape, tensors: dict[str, Tensor]) -> None:
         tensors = tensors | chunk_ends(shape, tiling.chunks, x)
     tensors = aligned(tensors)
     saves = {"SAVES": 1, "DUE": -shape.length % 8 if shape.directions == 2 else 0} if "ckpt" in tensors else {}
-    over_gate = {"OVER_GATE": 1} if tensors["y"] is tensors.get("z") else {}
     count = tensors["ckpt"].shape[2] if saves else tiling.chunks
     args, gate = arguments(shape, count, tensors), "z" in tensors
     with nvrtc.on(x):
@@ -152,7 +150,7 @@ def forward(shape: Shape, tensors: dict[str, Tensor]) -> None:
             defines = shape.defines(
                 PHASE=phase, SPLIT=tiling.state_split, WARPS=tiling.warps, STAGES=tiling.stages,
                 MIN_BLOCKS=tiling.min_blocks_per_sm, CHUNKED=int(tiling.chunks > 1), GATE=int(gate),
-                **({} if tiling.adds else {"ADDS": 0}), **saves, **(over_gate if phase == 0 else {}),
+                **({} if tiling.adds else {"ADDS": 0}), **saves,
             )  # fmt: skip
             run = nvrtc.kernel(unit("scan_forward_mma.cu"), "scan_fragments", defines, x.device.index or 0)
             across, clips, directions = shape.grid(16 * tiling.warps // tiling.state_split)

@@ -20,12 +20,7 @@
 // TIED: a channel has one rate, and state n decays with r^(n + 1). r is computed once for a channel and step, in the
 // elementwise part; a lane raises it to its first state's power and multiplies on, so that a step takes two special
 // functions a lane where eight states take eight. A lane then holds four states in a row (QUADS).
-//
-// OVER_GATE: y has the strides of z, so it may take its place: a block has read z at a step before it writes y there.
 
-#ifndef OVER_GATE
-#define OVER_GATE 0
-#endif
 #include "ssamba/mma_mainloop.cuh"
 #include "ssamba/programmatic_launch.cuh"
 
@@ -132,12 +127,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) scan_fragments
 #endif
   // Step s is token t_first + sign s.
   int t_first = back ? a.L - 1 : 0, sign = back ? -1 : 1;
-#if OVER_GATE
-  static_assert(GATED && PHASE == 0, "where directions meet, z is read after y is written");
-  long long y_row = a.zt, y_at = b * a.zb + k * a.zk + t_first * y_row;
-#else
   long long y_row = (long long)a.K * a.E, y_at = ((long long)b * a.L * a.K + k) * a.E + t_first * y_row;
-#endif
   w.copies = {
       a.x + b * a.xb + k * a.xk + e_block + t_first * a.xt + (long long)(lo * sign) * a.xt,
       a.z + b * a.zb + k * a.zk + e_block + t_first * a.zt + (long long)(lo * sign) * a.zt,
