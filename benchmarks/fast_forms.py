@@ -177,7 +177,8 @@ def main() -> None:
     print(f"| case | {' | '.join(options.forms)} | {PEER} | goal |")
     print("|---" * (len(options.forms) + 3) + "|")
     for case, (_, goal) in cases.items():
-        print(f"| {case} | {' | '.join(cells[case, f] for f in options.forms)} | {of_peers.get(case, f'{peers[case]:.2f}')} | {goal} |")
+        of_peer = of_peers.get(case, f"{peers[case]:.2f}")
+        print(f"| {case} | {' | '.join(cells[case, f] for f in options.forms)} | {of_peer} | {goal} |")
 
 
 if __name__ == "__main__":

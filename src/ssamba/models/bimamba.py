@@ -40,9 +40,8 @@ class MambaPair(BlockPair):
 
     @classmethod
     def pairs_that_keep_states(cls, config: Config) -> int:
-        """A third with one direction a block, which takes an eighth more memory in training. With two directions a pair
-        has twice as many states, and those of the last pair alone are as good as free: its backward comes first, and has
-        to have room for them anyway.
+        """A third with one direction a block, which takes an eighth more memory in training. With two, which have twice
+        as many states, the last pair alone: its backward comes first, and needs room for them anyway.
         """
         pairs = config.depth // BLOCKS
         return pairs // 3 if config.directions == 1 else min(pairs, 1)
