@@ -27,6 +27,7 @@ import json
 import os
 import struct
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -83,10 +84,16 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def _cubin(call: tuple[dict[str, Any], str, Any, tuple[str, ...]]) -> bytes:
+    _, arch, source, defines = call
+    return compile_unit(source, defines, ARCHITECTURES[arch])
+
+
 def snapshot(compile_too: bool) -> dict[str, Any]:
     """All units: ``"name MACRO=1 ..."`` -> digests. Compiling takes minutes."""
     units: dict[str, Any] = {}
     result: dict[str, Any] = {"units": units}
+    calls: list[tuple[dict[str, Any], str, Any, tuple[str, ...]]] = []
     if compile_too:
         if nvrtc_folder() is None:
             raise SystemExit("nvidia-cuda-nvrtc is not installed; where it has a wheel, '.[dev]' brings it")
@@ -99,10 +106,11 @@ def snapshot(compile_too: bool) -> dict[str, Any]:
         text += source.source + "".join(part for header in source.headers for part in header)
         unit: dict[str, Any] = {"source": sha256(text.encode())}
         units[" ".join((name, *defines))] = unit
-        for arch, capability in ARCHITECTURES.items() if compile_too else ():
-            if arch != "sm_90a" and source.path.name in HOPPER_ONLY:
-                continue
-            cubin = compile_unit(source, defines, capability)
+        for arch in ARCHITECTURES if compile_too else ():
+            if arch == "sm_90a" or source.path.name not in HOPPER_ONLY:
+                calls.append((unit, arch, source, defines))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for (unit, arch, *_), cubin in zip(calls, pool.map(_cubin, calls), strict=True):
             unit[arch] = {"bytes": len(cubin), "cubin": sha256(cubin), "code": code_digest(cubin)}
     return result
 
