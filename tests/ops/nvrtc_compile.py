@@ -21,7 +21,7 @@ from ssamba.ops import dispatch
 from ssamba.ops.jit import nvrtc
 from ssamba.ops.layer_norm import cuda as layer_norm
 from ssamba.ops.layer_norm import gpu as gpu_norm
-from ssamba.ops.mamba import gpu, gpu_inference, gpu_states
+from ssamba.ops.mamba import gpu, gpu_inference
 from ssamba.ops.mamba.cuda import gated_output, projection, scan, weights
 from ssamba.ops.mamba.cuda.sources import MMA_TYPES
 from ssamba.ops.mamba.params import MixerParams
@@ -62,7 +62,6 @@ def visit_units(kernel: Callable[[nvrtc.Unit, str, tuple[str, ...]], object], ev
     nvrtc.kernel = stand_in
     scan.usable, conv.conv_proj = (lambda *_: True), plain_proj  # type: ignore[assignment]
     projection.usable = lambda x, *_: x.dtype in MMA_TYPES  # type: ignore[assignment]
-    gpu_states.keeps_states = lambda *_: True  # type: ignore[assignment]
     projection._takes_maps = lambda x, tokens_each: tokens_each % 4 == 0  # type: ignore[assignment]
     nvrtc.make_tensor_map = nvrtc.make_tensor_map_2d = lambda *_: nvrtc.TensorMap()
     projection._MAX_SLICED_BLOCKS = 0  # inputs are short so that this is; visit_projections has the form of few tokens
@@ -100,11 +99,10 @@ def visit_units(kernel: Callable[[nvrtc.Unit, str, tuple[str, ...]], object], ev
 
 def train(tensors: list[Tensor], alternating: bool = False) -> None:
     """Forward and backward, without and with the gradient of the input product's bias and states that are kept."""
-    bias = torch.zeros(tensors[0].shape[2:], requires_grad=True)
-    for of_product in ([], [bias]):
-        keep = tensors[0].shape[-1] == SIZES["tiny"][0] and tensors[0].dtype == torch.bfloat16 and bool(of_product)
-        bias_or_none = of_product[0] if of_product else None
-        y = gpu.bimamba_inner_packed(tensors[0], MixerParams(*tensors[1:]), alternating, bias_or_none, keep)
+    params, bias = MixerParams(*tensors[1:]), torch.zeros(tensors[0].shape[2:], requires_grad=True)
+    keep = tensors[0].shape[-1] == SIZES["tiny"][0] and tensors[0].dtype == torch.bfloat16
+    for arguments, of_product in (((), []), ((bias, keep), [bias])):
+        y = gpu.bimamba_inner_packed(tensors[0], params, alternating, *arguments)
         torch.autograd.grad(y.float().sum(), [*tensors, *of_product])
 
 

@@ -52,8 +52,8 @@ def bimamba_inner_packed(
     """
     params = gpu_states.rounded(xz_BLhKE, params)
     bias = bias_hKE if derivatives.wants_gradient(bias_hKE) else None
-    keep = keep_states and derivatives.wants_gradient(xz_BLhKE, *params)
-    keep = keep and gpu_states.keeps_states(xz_BLhKE[:, :, 0], params, alternating)
+    # Not in a traced graph: whether the forward saves them depends on addresses.
+    keep = keep_states and derivatives.wants_gradient(xz_BLhKE, *params) and not torch.compiler.is_compiling()
     return _gpu_inner_packed(xz_BLhKE, bias, *params, dispatch.gpu_backends(), alternating, keep)[0]
 
 
@@ -246,10 +246,9 @@ _gpu_inner_packed_backward = _op(
 @_gpu_inner.register_fake
 def _(x: Tensor, z: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     batch, length, blocks, channels = x.shape
-    params, alternating, keep_states = MixerParams(*rest[:COUNT]), *rest[-2:]
+    params = MixerParams(*rest[:COUNT])
     p_GBLP = x.new_empty(params.directions * blocks, batch, length, params.outputs)
-    states = gpu_states.kept_sizes(x, params, alternating) if keep_states else (0,)
-    return x.new_empty(batch, length, blocks, channels), p_GBLP, x.new_empty(states)
+    return x.new_empty(batch, length, blocks, channels), p_GBLP, x.new_empty(0)
 
 
 @_gpu_inner_packed.register_fake

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ssamba.ops import dispatch, environment
 from ssamba.ops.mamba import naive
-from ssamba.ops.mamba.cuda import mixer, scan, scan_backward, scan_mma
+from ssamba.ops.mamba.cuda import mixer, scan_backward
 from ssamba.ops.mamba.cuda.scan_shape import Shape
 from ssamba.ops.mamba.cuda.sources import MMA_TYPES
 from ssamba.ops.mamba.params import MixerParams
@@ -58,22 +58,6 @@ def _takes_sizes(x_BLKE: Tensor, params: MixerParams) -> bool:
     if "cuda" not in dispatch.gpu_backends().split(",") or environment.gpu_scan() == "triton":
         return False
     return params.rank % 4 == 0 and params.rank <= 64 and environment.lanes_per_channel() is None
-
-
-def keeps_states(x_BLKE: Tensor, params: MixerParams, alternating: bool) -> bool:
-    """Whether the forward can save the states of the scan on the way: one of 16 states, all of whose steps a warp has.
-
-    Not while a graph is traced: the forward looks at addresses before it does.
-    """
-    if torch.compiler.is_compiling() or params.states != STATES or not _takes_sizes(x_BLKE, params):
-        return False
-    shape = Shape(x_BLKE, params, alternating)
-    return shape.lane_is_channel() and scan_mma.forward_saves_states(scan_mma.choose_tiling(shape))
-
-
-def kept_sizes(x_BLKE: Tensor, params: MixerParams, alternating: bool) -> tuple[int, ...]:
-    """Sizes of the states that are saved: before every 8 steps."""
-    return scan.sizes_of_states(Shape(x_BLKE, params, alternating))
 
 
 def _has_cuda(x: Tensor) -> bool:
